@@ -1,0 +1,35 @@
+# `make demo` and `make test` are the two commands a newcomer types; both build .venv if it is not there.
+PYTHON ?= python3
+UV := .venv/bin/uv
+BIN := .venv/bin
+BACKEND := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
+
+.PHONY: install demo test test-slow check bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(UV) pip install --quiet --python $(BIN)/python $(BACKEND) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/antiphon run demo
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m pytest -m bench -s tests/bench
+
+clean:
+	rm -rf .venv build *.egg-info

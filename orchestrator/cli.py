@@ -1,0 +1,209 @@
+"""`antiphon`: parses the command line first, imports what is heavy afterwards.
+
+Exit codes: 0 done, 1 failed, 2 the user's mistake, 75 preempted (saved; run it again).
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import cli_cluster
+
+FAILED, MISTAKE, PREEMPTED = 1, 2, 75
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Audio taggers that teach each other, on Ray.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at a data set without training.")
+app.add_typer(data_app, name="data")
+app.add_typer(cli_cluster.app, name="cluster")
+
+RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
+
+console = Console(stderr=True)
+
+
+def main() -> None:
+    """The command line; turns the user's mistakes into one line and exit code 2."""
+    try:
+        app()
+    except ValueError as mistake:
+        console.print(f"[red]mistake:[/] {' '.join(str(mistake).split())}", highlight=False, soft_wrap=True)
+        raise SystemExit(MISTAKE) from None
+
+
+@contextmanager
+def only_json(wanted: bool) -> Iterator[Any]:
+    """With --json, whatever anybody prints goes to stderr, and what is emitted here is the only line on stdout."""
+    if not wanted:
+        yield lambda _: None
+        return
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield lambda value: os.write(stdout, (json.dumps(value) + "\n").encode())
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    settings: SetOption = None,
+    workers: Annotated[int, typer.Option(help="Data-parallel workers; must divide train.shards.")] = 1,
+    storage: Annotated[str, typer.Option(help="Where runs go: a folder or s3://bucket/prefix.")] = "runs",
+    tracking: Annotated[str, typer.Option(help="MLflow URI, or none; default: SQLite beside the runs.")] = "",
+    address: Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")] = "",
+    local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its phases.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a recipe: its models teach each other as its schedule says."""
+    from orchestrator.recipe import load_recipe
+    from orchestrator.run import Failed, Request, check
+    from orchestrator.run import run as run_recipe
+
+    command = shlex.join(["antiphon", *sys.argv[1:]])
+    request = Request(load_recipe(recipe, settings), command, storage, tracking, workers, address, local)
+    with only_json(as_json) as emit:
+        if dry_run:
+            _dry_run(request.recipe, check(request), emit, as_json)
+            return
+        from orchestrator.progress import progress
+        from orchestrator.results import table
+        from orchestrator.tracking import ui_command
+
+        try:
+            outcome = run_recipe(request, show=lambda place: progress(place.spool, console))
+        except (Failed, RuntimeError) as error:
+            console.print(f"[red]failed:[/] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(FAILED) from None
+        emit(outcome)
+        if outcome["mistake"]:
+            raise ValueError(outcome["error"])
+        if outcome["models"]:
+            console.print(table(outcome))
+        console.print(f"report    {outcome['report']}", highlight=False, soft_wrap=True)
+        if ui := ui_command(outcome["tracking"]):
+            console.print(f"tracking  {ui}", highlight=False, soft_wrap=True)
+        if outcome["status"] == "preempted":
+            raise typer.Exit(PREEMPTED)
+
+
+def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
+    """The resolved recipe and who learns from whom, when; as JSON the recipe alone, for `python -m workloads`."""
+    from orchestrator.recipe import resolve
+
+    resolved = resolve(recipe)
+    emit(resolved)
+    if as_json:
+        return
+    typer.echo(json.dumps(resolved, indent=1))
+    shown = Table(title=f"{recipe.name}: {len(phases)} phases, {sum(phase.steps for phase in phases)} steps")
+    for column in ("phase", "steps", "learns", "edges"):
+        shown.add_column(column)
+    for number, phase in enumerate(phases):
+        edges = ", ".join(f"{edge.teacher} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
+        shown.add_row(str(number), f"{phase.start}-{phase.end}", ", ".join(phase.trains), edges or "labels only")
+    Console().print(shown)
+
+
+@app.command()
+def recipes(as_json: JsonOption = False) -> None:
+    """List the shipped recipes."""
+    from orchestrator.recipe import header, shipped_names
+
+    with only_json(as_json) as emit:
+        emit({"recipes": [{"name": name, "header": header(name)} for name in shipped_names()]})
+        if not as_json:
+            for name in shipped_names():
+                typer.echo(f"{name}\n  " + "\n  ".join(header(name)))
+
+
+@data_app.command("check")
+def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOption = False) -> None:
+    """Decode a recipe's data set into the cache and say what is in it, without training."""
+    from orchestrator.recipe import load_recipe
+    from orchestrator.storage import FsspecFiles
+    from workloads.corpus import prepare
+
+    loaded = load_recipe(recipe, settings)
+    with only_json(as_json) as emit:
+        found = prepare(loaded, FsspecFiles()).summary()
+        emit(found)
+        if not as_json:
+            typer.echo(f"fingerprint {found['fingerprint']}")
+            typer.echo("clips       " + ", ".join(f"{name} {count}" for name, count in found['clips'].items()))
+            typer.echo(f"tags        {', '.join(found['tags'])}")
+            typer.echo(f"quarantined {len(found['quarantined'])}")
+            for broken in found["quarantined"]:
+                typer.echo(f"  {broken['clip_id']}  {broken['path']}: {broken['reason']}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A published tagger: RUN/models/NAME, anywhere.")],
+    data: Annotated[str, typer.Option(help="A recipe whose data set (and test fold) to score on.")],
+    settings: SetOption = None,
+    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a tagger on a part of a recipe's data set."""
+    from orchestrator.evaluate import evaluate_checkpoint
+    from orchestrator.recipe import load_recipe
+
+    loaded = load_recipe(data, settings)
+    with only_json(as_json) as emit:
+        scores = evaluate_checkpoint(checkpoint, loaded, part)
+        emit(scores)
+        if not as_json:
+            for name, value in scores["scores"].items():
+                typer.echo(f"{name:10} {value:.4f}")
+
+
+@app.command()
+def tag(
+    checkpoint: Annotated[str, typer.Argument(help="A published tagger: RUN/models/NAME, anywhere.")],
+    files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, mp3; local or URIs.")],
+    top: Annotated[int, typer.Option(help="How many tags a file.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what can be heard in files."""
+    from orchestrator.evaluate import tag_files
+
+    with only_json(as_json) as emit:
+        heard, broken = tag_files(checkpoint, files, top=top)
+        emit({"files": heard, "broken": broken})
+        for name, tags in {} if as_json else heard.items():
+            typer.echo(name)
+            for label, probability in tags:
+                typer.echo(f"  {probability:6.3f}  {label}")
+        for name, reason in broken.items():
+            console.print(f"{name}: {reason}", highlight=False)
+        if broken:
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URI: STORAGE/RUN_ID.")],
+    out: Annotated[str, typer.Option(help="Where to write it; default: ./RUN_ID.html.")] = "",
+) -> None:
+    """Write a run's report anew from its records, finished or not."""
+    from orchestrator.evaluate import rewrite_report
+
+    typer.echo(rewrite_report(run, out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What can be done with a published run: score a tagger, tag files, write the report anew."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import storage
+from orchestrator.report import write_report
+from workloads.config import Recipe
+from workloads.spool import read_spool
+
+
+def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
+    """Scores of a published tagger on the train, val or test part of a recipe's data set.
+
+    Raises ValueError for an unknown part, a folder that holds no tagger, or a data set with other tags.
+    """
+    import torch
+
+    from workloads import metrics
+    from workloads.corpus import prepare
+    from workloads.predict import load_tagger, predict_clips
+
+    if part not in ("train", "val", "test"):
+        raise ValueError(f"--part {part!r}: must be train, val or test")
+    with tempfile.TemporaryDirectory() as scratch:
+        tagger, state = load_tagger(storage.fetch(uri, Path(scratch)))
+    torch.set_num_threads(recipe.train.threads)
+    recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
+    prepared = prepare(recipe, storage.FsspecFiles(), rate=tagger.clip_rate)
+    if prepared.corpus.tags != tagger.tags:
+        raise ValueError(
+            f"checkpoint {uri!r}: knows the tags {', '.join(tagger.tags)}; "
+            f"the data set has {', '.join(prepared.corpus.tags)}"
+        )
+    clips = getattr(prepared.splits, part)
+    if not clips:
+        raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
+    logits_NC, y_NC = predict_clips(tagger, clips, prepared)
+    return {
+        "checkpoint": uri,
+        "model": state["name"],
+        "part": part,
+        "clips": len(clips),
+        "scores": metrics.score(logits_NC, y_NC, recipe.data.labels),
+        "per_tag": metrics.per_tag(logits_NC, y_NC, tagger.tags, recipe.data.labels),
+    }
+
+
+def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The `top` most likely tags of each file with probabilities; files that could not be heard, with reasons."""
+    from workloads.audio import BrokenClip
+    from workloads.predict import load_tagger, tag_file
+
+    if top < 1:
+        raise ValueError(f"--top {top}: must be 1 or more")
+    opener = storage.FsspecFiles()
+    with tempfile.TemporaryDirectory() as scratch:
+        tagger, state = load_tagger(storage.fetch(uri, Path(scratch)))
+    heard, broken = {}, {}
+    for name in files:
+        try:
+            with opener.open(name) as file:
+                heard[name] = tag_file(tagger, state, file, top=top)
+        except FileNotFoundError:
+            broken[name] = "not found"
+        except BrokenClip as reason:
+            broken[name] = str(reason)
+    return heard, broken
+
+
+def rewrite_report(run: str, out: str) -> str:
+    """Write the report of a run, finished or not, from what its folder or URI holds; returns the file's path."""
+    recipe_uri = storage.join(run, "recipe.json")
+    if not storage.exists(recipe_uri):
+        raise ValueError(f"run {run!r}: no recipe.json there; give a run's folder or URI, STORAGE/RUN_ID")
+    with tempfile.TemporaryDirectory() as scratch:
+        spool = Path(scratch) / "spool.jsonl"
+        spool.write_text(storage.get_text(storage.join(run, "spool.jsonl")))
+        records = read_spool(spool)
+    start = records[0]
+    target = Path(out or f"{start['run_id']}.html")
+    recipe = json.loads(storage.get_text(recipe_uri))
+    write_report(records, recipe, run_id=start["run_id"], command=start["tags"]["command"], out=target)
+    return str(target.resolve())

@@ -1,0 +1,247 @@
+"""The driver of one training run: check, record, launch, watch, sum up. The worker's side is `worker.py`."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator import results, storage, tracking
+from orchestrator.recipe import flatten, resolve
+from orchestrator.results import Place
+from workloads import roles
+from workloads.clips import read_corpus, split
+from workloads.config import Recipe
+from workloads.spool import Spool
+
+TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the tracker to catch up
+RETRIES = 3  # worker failures that Ray answers by starting the group again
+
+
+@dataclass(frozen=True)
+class Request:
+    """One `antiphon run`, as the user typed it."""
+
+    recipe: Recipe
+    command: str
+    storage: str = "runs"
+    tracking: str = ""  # MLflow URI; empty: SQLite beside the runs, "none": nowhere
+    workers: int = 1
+    address: str = ""  # of a Ray cluster; empty: a local one, for this run
+    local: bool = False  # in this process, without Ray
+
+
+class Failed(Exception):
+    """The run ended without its result; the message says why and where the log is."""
+
+
+def check(request: Request) -> tuple[roles.Phase, ...]:
+    """Refuse the user's mistakes before anything is started or written; returns the run's phases."""
+    recipe = request.recipe
+    if request.address.startswith("ray://"):
+        raise ValueError(
+            f"--address {request.address!r}: Ray Client connections break long runs; submit the command as a job "
+            "(`ray job submit --address http://HEAD:8265 -- antiphon run ...`) or give HOST:PORT on a cluster node"
+        )
+    if request.workers < 1:
+        raise ValueError(f"--workers {request.workers}: must be 1 or more")
+    if request.local and request.workers > 1:
+        raise ValueError(f"--workers {request.workers}: --local runs in this process alone; leave one of the two out")
+    if request.local and request.address:
+        raise ValueError(f"--address {request.address!r}: --local runs without Ray; leave one of the two out")
+    if recipe.train.shards % request.workers:
+        raise ValueError(
+            f"--workers {request.workers}: train.shards = {recipe.train.shards} must divide among them; "
+            f"--set train.shards={request.workers} (the global batch is shards x shard_size clips)"
+        )
+    return roles.plan(recipe)
+
+
+def run(request: Request, *, show: Callable[[Place], AbstractContextManager[None]]) -> dict[str, Any]:
+    """The whole run; returns its outcome, the object that --json prints.
+
+    `show` opens a context in which the spool's progress is shown. Raises ValueError for the user's mistakes and
+    `Failed` when the run broke; in both cases what was recorded so far stays.
+    """
+    began = time.time()
+    check(request)
+    split(read_corpus(request.recipe.data, storage.FsspecFiles()), request.recipe.data)
+    storage.probe(request.storage)
+    place = _place(request)
+    storage.put_text(storage.join(place.uri, "recipe.json"), json.dumps(resolve(request.recipe), indent=1))
+    with Spool(place.spool) as spool:
+        spool.append(_run_record(request, place))
+        replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+        try:
+            with show(place):
+                (_run_locally if request.local else _run_on_ray)(request, place, spool, replayer)
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+            (place.folder / "error.log").write_text(traceback.format_exc())
+            spool.append({"kind": "end", "status": "failed", "error": reason})
+            if isinstance(error, ValueError | RuntimeError):
+                raise
+            raise Failed(f"{reason.splitlines()[-1]} (all of it: {place.folder / 'error.log'})") from error
+        finally:
+            _wait_for_tracking(replayer)
+            outcome = results.conclude(place, request.command, seconds=time.time() - began)
+    return outcome
+
+
+def _place(request: Request) -> Place:
+    run_id = f"{request.recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    if storage.is_local(request.storage):
+        folder = storage.local_path(request.storage) / run_id
+        uri, home = str(folder), folder.parent
+    else:
+        uri = storage.join(request.storage, run_id)
+        home = Path("~/.cache/antiphon/runs").expanduser()
+        folder = home / run_id
+    folder.mkdir(parents=True)
+    return Place(run_id, uri, folder, request.tracking or tracking.sqlite_uri(home))
+
+
+def _run_record(request: Request, place: Place) -> dict[str, Any]:
+    recipe = request.recipe
+    return {
+        "kind": "run",
+        "run_id": place.run_id,
+        "experiment": "antiphon",
+        "name": recipe.name,
+        "params": flatten(resolve(recipe)),
+        "tags": {
+            "git_commit": _git_commit(),
+            "schedule": recipe.schedule.kind,
+            "command": request.command,
+            "storage": place.uri,
+            "workers": str(request.workers),
+        },
+        "resume_from": 0,
+    }
+
+
+def _git_commit() -> str:
+    """The commit of the code that runs; empty for an installed copy."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
+
+
+def _run_locally(request: Request, place: Place, spool: Spool, replayer: Any) -> None:
+    """The loop in this process. Torch is imported only here."""
+    from workloads.session import LocalSession
+    from workloads.train import loop, set_up
+
+    def publish(folder: Path, name: str) -> str:
+        from orchestrator.worker import publish_checkpoint
+
+        if name.startswith("checkpoints/"):
+            return publish_checkpoint(place.uri, folder)
+        return storage.publish(folder, storage.join(place.uri, name))
+
+    replayer.wait_started()
+    stop = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, _on_sigterm(stop.set):
+        session = LocalSession(
+            work_dir=Path(scratch),
+            spool=spool,
+            publish=publish,
+            device=request.recipe.train.device,
+            should_stop=stop.is_set,
+        )
+        try:
+            run = set_up(request.recipe, session, files=storage.FsspecFiles())
+        except ValueError as mistake:
+            spool.append({"kind": "end", "status": "failed", "error": str(mistake), "mistake": True})
+            return
+        try:
+            spool.append({"kind": "end", "status": loop(run), "error": ""})
+        except ValueError as error:  # from here on it is not the user's mistake
+            raise RuntimeError(f"step {run.step}: {error}") from error
+
+
+def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> None:
+    """One TorchTrainer with all models in every worker."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.worker import SpoolCallback, stop_mark, train_worker
+
+    _connect(ray, request)
+    try:
+        replayer.wait_started()
+        # The type checker sees the first generation of these classes, the interpreter the second.
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"recipe": resolve(request.recipe), "run_uri": place.uri},
+            scaling_config=ScalingConfig(num_workers=request.workers, use_gpu=request.recipe.train.device == "cuda"),
+            run_config=RunConfig(
+                name=place.run_id,
+                failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
+                callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
+                **_ray_storage(request),
+            ),
+        )
+        with _on_sigterm(lambda: storage.put_text(stop_mark(place.uri), "")):
+            trainer.fit()
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, request: Request) -> None:
+    """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
+    need = request.workers
+    if request.address:
+        ray.init(address=request.address, log_to_driver=False)
+        resource = "GPU" if request.recipe.train.device == "cuda" else "CPU"
+        have = ray.cluster_resources().get(resource, 0)
+        if have < need:
+            raise ValueError(
+                f"--workers {need}: the cluster at {request.address} has {have:g} {resource}s; ask for fewer"
+            )
+    else:
+        cpus = max(os.cpu_count() or 1, need + 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+
+
+def _ray_storage(request: Request) -> dict[str, Any]:
+    """Ray keeps its own notes in the same run folder as our checkpoints: it insists on owning the folder it reports."""
+    if storage.is_local(request.storage):
+        return {"storage_path": str(storage.local_path(request.storage))}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = storage.filesystem(request.storage)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+@contextmanager
+def _on_sigterm(ask: Callable[[], Any]) -> Iterator[None]:
+    """Within this context SIGTERM asks the run to save and stop; afterwards it means what it meant before."""
+    before = signal.signal(signal.SIGTERM, lambda *_: ask())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait_for_tracking(replayer: Any) -> None:
+    """Give the tracker time to catch up; what it has not delivered stays in the spool."""
+    code = replayer.wait(timeout_s=TRACKING_GRACE_S)
+    if code is None:
+        print("tracking is still catching up in the background; nothing is lost", file=sys.stderr)
+    elif code != 0:
+        print(f"tracking: {replayer.explanation()}", file=sys.stderr)

@@ -1,0 +1,85 @@
+"""What every test may ask for."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.recipe import load_recipe
+from workloads.config import Recipe
+from workloads.files import LocalFiles
+from workloads.session import LocalSession
+from workloads.spool import Spool
+from workloads.train import Run, set_up
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+pytest_plugins = ["tests.servers"]
+
+SMALL_VIT = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'
+SMALL_MN = '{family="mn", width=0.1, bn_momentum=0.1}'
+TWO_SMALL = (f"models.cnn.arch={SMALL_MN}", f"models.vit.arch={SMALL_VIT}")
+SMALL_MODELS = {
+    "generations": (f"models.cnn0.arch={SMALL_MN}", f"models.vit1.arch={SMALL_VIT}", f"models.cnn1.arch={SMALL_MN}"),
+    "control-same-family": (f"models.teacher.arch={SMALL_VIT}", f"models.vit.arch={SMALL_VIT}"),
+}
+
+
+@pytest.fixture(scope="session")
+def esc10() -> Path:
+    """The folder of real audio in ESC-50's layout; tests that need it skip where it does not exist."""
+    default = Path(__file__).parents[1].parent / "shared" / "data" / "esc10"
+    folder = Path(os.environ.get("ANTIPHON_ESC10", default))
+    if not (folder / "meta" / "esc50.csv").is_file():
+        pytest.skip(f"no real audio at {folder}; set ANTIPHON_ESC10 to a folder in ESC-50's layout")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tests run beside each other on few cores; results on one thread are also the same everywhere."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
+    """Any shipped recipe, made small: a second of sound, models of a few thousand weights, ten steps or so."""
+    cache = tmp_path_factory.getbasetemp() / "clips"
+
+    def make(name: str = "demo", *settings: str) -> Recipe:
+        sizes = [
+            f"data.cache={cache}",
+            "data.synthetic_clips=100",
+            "data.clip_seconds=1.0",
+            "train.threads=1",
+            "train.shard_size=8",
+            "train.log_every=1",
+            "train.eval_every=4",
+            "train.checkpoint_every=100",
+        ]
+        return load_recipe(name, [*sizes, *(SMALL_MODELS.get(name, TWO_SMALL)), *settings])
+
+    return make
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Run]:
+    """Set up a run in this process; spool and checkpoints lie in a folder of its own, `run.session.work_dir`."""
+
+    def begin(recipe: Recipe, **options: Any) -> Run:
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        spool = Spool(folder / "spool.jsonl")
+
+        def keep(finished: Path, name: str) -> str:
+            return str(shutil.move(finished, folder / name))
+
+        session = LocalSession(work_dir=folder, spool=spool, publish=keep, **options)
+        return set_up(recipe, session, files=LocalFiles())
+
+    return begin

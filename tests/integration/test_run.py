@@ -1,0 +1,275 @@
+"""`antiphon run` as a user runs it: a real process, real Ray, real MLflow. One Ray run serves many tests."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from workloads.config import Data
+from workloads.spool import read_spool
+
+SMALL = [
+    "data.synthetic_clips=100",
+    "data.clip_seconds=1.0",
+    "train.threads=1",
+    "train.shard_size=8",
+    "train.log_every=1",
+    "train.eval_every=4",
+    'models.cnn.arch={family="mn", width=0.1, bn_momentum=0.1}',
+    'models.vit.arch={family="vit", dim=16, depth=1, heads=2, pool="avg"}',
+]
+TURNS = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2"]
+
+
+ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
+
+
+def antiphon(*arguments: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ANTIPHON, *arguments], capture_output=True, text=True, env={**os.environ, **(env or {})}, **options
+    )
+
+
+def settings(values: list[str]) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def outcome_of(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("\n") == 1, f"not one line: {done.stdout!r}"
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def ray_run(home) -> dict:
+    cache = f"data.cache={home}/clips"
+    return outcome_of(
+        antiphon("run", "demo", "--json", "--storage", f"{home}/runs", *settings([*SMALL, *TURNS, cache]))
+    )
+
+
+@pytest.fixture(scope="module")
+def local_run(home) -> dict:
+    cache = f"data.cache={home}/clips"
+    return outcome_of(
+        antiphon("run", "demo", "--local", "--json", "--storage", f"{home}/runs", *settings([*SMALL, *TURNS, cache]))
+    )
+
+
+def records(outcome: dict) -> list[dict]:
+    return read_spool(Path(outcome["report"]).parent / "spool.jsonl")
+
+
+def test_the_json_line_says_what_came_out(ray_run):
+    assert ray_run["status"] == "done"
+    assert (ray_run["resumed_from_step"], ray_run["steps_run"]) == (0, 9)
+    assert ray_run["run_id"].startswith("demo-")
+    assert ray_run["seconds"] > 0
+    for name, params in (("cnn", 57_090), ("vit", 8_010)):
+        row = ray_run["models"][name]
+        assert (row["params"], row["steps_taught"], row["steps_learned"]) == (params, 3, 6)
+        assert set(row) >= {"val", "test", "checkpoint", "weights_sha256"}
+        assert (Path(row["checkpoint"]) / "weights.safetensors").is_file()
+
+
+def test_both_doors_give_the_same_bits(ray_run, local_run):
+    def losses(outcome):
+        return [(record["step"], record["values"]) for record in records(outcome) if record["kind"] == "metrics"]
+
+    assert len(losses(local_run)) > 9
+    assert losses(ray_run) == losses(local_run)
+    for name, row in local_run["models"].items():
+        assert ray_run["models"][name]["weights_sha256"] == row["weights_sha256"]
+        assert ray_run["models"][name]["test"] == row["test"]
+
+
+def test_mlflow_has_the_whole_run(ray_run):
+    script = """
+import json, sys
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri=sys.argv[1])
+runs = client.search_runs(["1"], f"tags.`antiphon.run_id` = '{sys.argv[2]}'")
+run, = runs
+history = client.get_metric_history(run.info.run_id, "cnn/loss")
+print(json.dumps([run.info.status, run.data.params, run.data.tags, [[m.step, m.value] for m in history]]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, ray_run["tracking"], ray_run["run_id"]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    status, params, tags, history = json.loads(done.stdout.splitlines()[-1])
+    assert status == "FINISHED"
+    assert params["models.cnn.arch.width"] == "0.1"
+    assert tags["schedule"] == "alternate"
+    said = [
+        [record["step"], record["values"]["cnn/loss"]]
+        for record in records(ray_run)
+        if record["kind"] == "metrics" and "cnn/loss" in record["values"]
+    ]
+    assert sorted(history) == said
+
+
+def test_evaluate_repeats_the_runs_own_score(ray_run, home):
+    name = ray_run["models"]["cnn"]["checkpoint"]
+    values = settings([*SMALL, f"data.cache={home}/clips"])
+    scored = outcome_of(antiphon("evaluate", name, "--data", "demo", "--json", *values))
+    assert scored["clips"] == 20
+    assert scored["scores"] == pytest.approx(ray_run["models"]["cnn"]["test"], abs=1e-6)
+
+
+def test_tag_hears_a_file_and_names_the_one_it_cannot(ray_run, tmp_path):
+    from workloads import synthetic
+
+    data = Data(synthetic_clips=100, clip_seconds=1.0)
+    clip = synthetic.clips(data)[0]
+    soundfile.write(tmp_path / "clip.flac", synthetic.render(clip.clip_id, data, 22_050).numpy(), 22_050)
+    (tmp_path / "torn.wav").write_bytes(b"RIFF")
+    name = ray_run["models"]["vit"]["checkpoint"]
+    done = antiphon("tag", name, f"{tmp_path}/clip.flac", f"{tmp_path}/torn.wav", "--top", "3", "--json")
+    assert done.returncode == 1  # one file was not heard
+    answer = json.loads(done.stdout)
+    tags = answer["files"][f"{tmp_path}/clip.flac"]
+    assert len(tags) == 3
+    assert all(0 < probability < 1 for _, probability in tags)
+    assert sorted(tags, key=lambda entry: -entry[1]) == tags
+    assert list(answer["broken"]) == [f"{tmp_path}/torn.wav"]
+
+
+def test_report_can_be_written_again(ray_run, tmp_path):
+    done = antiphon("report", str(Path(ray_run["report"]).parent), "--out", f"{tmp_path}/again.html")
+    assert done.returncode == 0, done.stderr
+    assert ray_run["models"]["cnn"]["weights_sha256"] in (tmp_path / "again.html").read_text()
+
+
+def test_workers_share_the_shards_and_storage_is_an_object_store(s3_server, home):
+    """20 steps, dropout off: 2 workers x 1 shard, writing to S3, against 1 worker x 2 shards in one process."""
+    import boto3
+
+    s3 = boto3.client("s3", endpoint_url=s3_server.endpoint, **keys(s3_server.env))
+    s3.create_bucket(Bucket="runs-here")
+    steady = ["train.shards=2", "models.cnn.arch.dropout=0.0", f"data.cache={home}/clips", "train.checkpoint_every=20"]
+    values = settings([*SMALL, *steady, "schedule.burn_in=12", "schedule.period=4", "schedule.turns=2"])
+    two = outcome_of(
+        antiphon("run", "demo", "--json", "--workers", "2", "--storage", "s3://runs-here/x", *values, env=s3_server.env)
+    )
+    one = outcome_of(antiphon("run", "demo", "--local", "--json", "--storage", f"{home}/runs", *values))
+    script = """
+import sys
+import time
+from pathlib import Path
+from orchestrator import storage
+from workloads import checkpoint
+state = []
+for number, uri in enumerate(sys.argv[1:3]):
+    folder = storage.fetch(uri, Path(sys.argv[3]) / str(number))
+    checkpoint.read_state(folder)
+    state.append({name: checkpoint.read_tensors(folder, name) for name in ("cnn", "vit")})
+for name in ("cnn", "vit"):
+    keys = [key for key in state[0][name] if key.startswith("model.")]
+    worst = max((state[0][name][key].float() - state[1][name][key].float()).abs().max().item() for key in keys)
+    print(name, len(keys), worst)
+"""
+    folders = [
+        f"{run}/checkpoints/step-00000020"
+        for run in (f"s3://runs-here/x/{two['run_id']}", f"{home}/runs/{one['run_id']}")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *folders, str(home)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **s3_server.env},
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        name, compared, worst = line.split()
+        assert int(compared) > 10
+        assert float(worst) < 1e-5, f"{name} differs by {worst}"
+    assert two["report"].startswith("s3://runs-here/x/")
+    assert s3.head_object(Bucket="runs-here", Key=f"x/{two['run_id']}/report.html")["ContentLength"] > 1000
+    again = antiphon("report", f"s3://runs-here/x/{two['run_id']}", "--out", f"{home}/s3.html", env=s3_server.env)
+    assert again.returncode == 0, again.stderr
+
+
+def keys(env: dict[str, str]) -> dict[str, str]:
+    return {
+        "aws_access_key_id": env["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": env["AWS_SECRET_ACCESS_KEY"],
+        "region_name": "us-east-1",
+    }
+
+
+def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, home, tmp_path):
+    import boto3
+
+    from workloads import synthetic
+
+    s3 = boto3.client("s3", endpoint_url=s3_server.endpoint, **keys(s3_server.env))
+    s3.create_bucket(Bucket="audio")
+    data = Data(synthetic_clips=60, clip_seconds=1.0)
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["clip_id", "path", "tags", "fold"])
+        for clip in synthetic.clips(data):
+            name = f"{clip.clip_id.replace(':', '-')}.wav"
+            soundfile.write(tmp_path / name, synthetic.render(clip.clip_id, data, 16_000).numpy(), 16_000)
+            s3.upload_file(str(tmp_path / name), "audio", f"clips/{name}")
+            rows.writerow([clip.clip_id, f"clips/{name}", ";".join(clip.tags), clip.fold])
+    s3.upload_file(str(tmp_path / "manifest.csv"), "audio", "manifest.csv")
+    for part in Path(local_run["models"]["cnn"]["checkpoint"]).iterdir():
+        s3.upload_file(str(part), "audio", f"cnn/{part.name}")
+    values = [
+        "data.format=manifest",
+        "data.manifest=s3://audio/manifest.csv",
+        "data.root=s3://audio",
+        "data.labels=multi",
+    ]
+    values += ["models.cnn.init=s3://audio/cnn", "schedule.burn_in=0", "schedule.period=2", "schedule.turns=2"]
+    values += [f"data.cache={tmp_path}/clips"]
+    done = antiphon(
+        "run", "demo", "--local", "--json", "--storage", f"{home}/runs", *settings([*SMALL, *values]), env=s3_server.env
+    )
+    assert outcome_of(done)["steps_run"] == 4
+
+
+def test_sigterm_saves_and_says_preempted(home):
+    long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000"]
+    command = [ANTIPHON, "run", "demo", "--local", "--json", "--storage", f"{home}/cut"]
+    process = subprocess.Popen(
+        [*command, *settings([*SMALL, *long])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        spool = wait_for_spool(Path(home) / "cut", process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 75, err[-2000:]
+    outcome = json.loads(out)
+    assert outcome["status"] == "preempted"
+    saved = [record for record in read_spool(spool) if record["kind"] == "checkpoint"]
+    assert saved[-1]["step"] == outcome["steps_run"] > 0
+    assert (spool.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
+
+
+def wait_for_spool(folder: Path, process) -> Path:
+    """The run's spool once it holds a metric: the loop is at work."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        for spool in folder.glob("*/spool.jsonl"):
+            if any(record["kind"] == "metrics" for record in read_spool(spool)):
+                return spool
+        time.sleep(0.1)
+    raise AssertionError("no step within two minutes")

@@ -1,0 +1,296 @@
+"""The report says what the spool says, opens without a network, and also tells of runs that went wrong."""
+
+import html
+import html.parser
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.pictures import LEAST_SHARE
+from orchestrator.report import write_report
+from orchestrator.story import Story
+
+TAGS = ["dog", "rain", "<b>sea</b> & waves", "crying baby", "clock tick"]
+BURN_IN, PERIOD = 40, 30
+EDGES = {
+    ("vit", "cnn"): {"weight": 0.2, "temperature": 1.0},
+    ("cnn", "vit"): {"weight": 0.5, "temperature": 2.0},
+}
+Record = dict[str, Any]
+
+
+class Page(html.parser.HTMLParser):
+    """A page's tables, texts by element id, figures, and everything it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.tables: dict[str, list[list[str]]] = {}
+        self.figures: dict[str, Record] = {}
+        self.tags: list[str] = []
+        self._open: list[tuple[str, dict[str, str | None]]] = []
+        self._table: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "data", "action", "srcset")]
+        if tag == "table":
+            self._table = self.tables.setdefault(attributes.get("id") or "", [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._table[-1].append("")
+        if tag not in ("meta", "br", "link"):
+            self._open.append((tag, attributes))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self._open[-1] if self._open else ("", {})
+        if tag == "script" and "data-figure" in attributes:
+            self.figures[str(attributes["data-figure"])] = json.loads(data)
+        elif tag != "script" and any(element in ("td", "th") for element, _ in self._open):
+            self._table[-1][-1] += data
+        for _, attributes in self._open:
+            if attributes.get("id"):
+                self.texts[str(attributes["id"])] = self.texts.get(str(attributes["id"]), "") + data
+
+
+def recipe(labels: str) -> Record:
+    models = {"cnn": {"arch": {"family": "mn", "width": 0.3}}, "vit": {"arch": {"family": "vit", "dim": 96}}}
+    edges = [{"teacher": teacher, "student": student, **more} for (teacher, student), more in EDGES.items()]
+    about = "CNN & Transformer <i>alternate</i>"
+    return {"name": "demo", "about": about, "data": {"labels": labels}, "models": models, "edges": edges}
+
+
+def told(*, labels: str = "single", turns: int = 8) -> list[Record]:
+    """The records of a whole alternating run, as the loop writes them; losses fall, scores rise, seed 0."""
+    numbers = random.Random(0)
+    tags = {"git_commit": "0123abcd", "schedule": "alternate"}
+    start = {"run_id": "demo-1", "experiment": "antiphon", "name": "demo", "params": {}, "tags": tags}
+    records: list[Record] = [{"kind": "run", **start, "resume_from": 0}]
+    broken = [{"clip_id": "17", "path": "audio/<script>alert(1)</script>.wav", "reason": "no samples"}]
+    clips = {"train": 240, "val": 60, "test": 100}
+    data = {"fingerprint": "5eed" * 16, "tags": TAGS, "labels": labels, "clips": clips, "quarantined": broken}
+    records.append({"kind": "data", **data})
+    plan = [(BURN_IN, ["cnn", "vit"], [])]
+    plan += [(PERIOD, [student], [edge]) for edge in list(EDGES)[::-1] * turns for student in [edge[1]]][:turns]
+    step = 0
+    for index, (steps, trains, edges) in enumerate(plan):
+        records.append(_phase(index, plan, step, steps, trains, edges))
+        for at in range(step + 10, step + steps + 1, 10):
+            records.append({"kind": "metrics", "step": at, "values": _values(numbers, at, trains, edges)})
+            if at % 50 == 0:
+                scores = {f"{model}/val/{_metric(labels)}": 1 - math.exp(-at / 150) * 0.8 for model in ("cnn", "vit")}
+                scores |= {f"{model}/val/log_loss": math.exp(-at / 200) * 1.5 for model in ("cnn", "vit")}
+                records.append({"kind": "metrics", "step": at, "values": scores})
+        step += steps
+        records.append({"kind": "checkpoint", "step": step, "name": f"step-{step:08d}", "seconds": 0.2})
+    records.append({"kind": "result", "steps": step, "models": {m: _row(m, labels, numbers) for m in ("cnn", "vit")}})
+    records.append({"kind": "end", "status": "done", "error": ""})
+    return [{"t": 1_795_000_000_000 + 700 * number, **record} for number, record in enumerate(records)]
+
+
+def _phase(index: int, plan: list[Any], step: int, steps: int, trains: list[str], edges: list[Any]) -> Record:
+    usual = {"tau_mode": "teacher_only", "source": "live", "view": "same", "gate": "always", "shuffled": False}
+    full = [{"teacher": pair[0], "student": pair[1], **EDGES[pair], **usual} for pair in edges]
+    numbers = {"index": index, "of": len(plan), "steps": steps, "total": sum(phase[0] for phase in plan)}
+    return {"kind": "phase", "step": step, **numbers, "trains": trains, "edges": full, "snapshots": {}}
+
+
+def _values(numbers: random.Random, at: int, trains: list[str], edges: list[Any]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for model in trains:
+        loss = 1.6 * math.exp(-at / 180) + numbers.uniform(0, 0.1)
+        values |= {f"{model}/loss": loss, f"{model}/label_loss": loss * 0.9, f"{model}/own_step": at}
+    for teacher, student in edges:
+        key = f"{teacher}-to-{student}"
+        values |= {f"{key}/kd_loss": 1.4 * math.exp(-at / 200), f"{key}/weight": EDGES[teacher, student]["weight"]}
+        values |= {f"{key}/teacher_entropy": 1.2 * math.exp(-at / 400), f"{key}/agreement": 1 - math.exp(-at / 160)}
+    return values
+
+
+def _metric(labels: str) -> str:
+    return "accuracy" if labels == "single" else "mAP"
+
+
+def _row(model: str, labels: str, numbers: random.Random) -> Record:
+    size = len(TAGS)
+    score = {"cnn": 0.83125, "vit": 0.77}[model]
+    row: Record = {"params": 718378, "steps_taught": 120, "steps_learned": 1160}
+    row |= {"val": {_metric(labels): score + 0.01}, "test": {_metric(labels): score, "log_loss": 0.6123}}
+    row |= {"checkpoint": f"/runs/demo-1/models/{model}", "weights_sha256": "ab" * 32}
+    row["per_tag"] = {tag: round(numbers.uniform(0.5, 1.0), 3) for tag in TAGS}
+    if labels == "single":
+        row["confusion"] = [[16 if a == b else numbers.randint(0, 2) for b in range(size)] for a in range(size)]
+    else:
+        row["cooccurrence"] = [[0.8 if a == b else numbers.uniform(0, 0.3) for b in range(size)] for a in range(size)]
+    return row
+
+
+def _page(records: list[Record], folder: Path, *, labels: str = "single", command: str = "antiphon run demo") -> Page:
+    out = folder / "report.html"
+    write_report(records, recipe(labels), run_id="demo-1", command=command, out=out)
+    assert list(folder.iterdir()) == [out]
+    return Page(out.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return _page(
+        told(), tmp_path_factory.mktemp("report"), command='antiphon run demo --set train.seed=1 && echo "<x>"'
+    )
+
+
+def test_the_headline_has_the_spools_numbers(page: Page) -> None:
+    head, cnn, vit = page.tables["headline"]
+    assert head[4:6] == ["validation accuracy", "test accuracy"]
+    expected = [
+        "cnn",
+        "mn",
+        "1,160",
+        "120",
+        "0.8413",
+        "0.8313",
+        "log_loss 0.6123",
+        "718,378",
+        "/runs/demo-1/models/cnn",
+    ]
+    expected[5] = f"{0.83125:.4f}"
+    expected[4] = f"{0.84125:.4f}"
+    assert cnn == expected
+    assert vit[4:6] == ["0.7800", "0.7700"]
+    assert page.texts["status"].strip() == "Done after step 280 of 280."
+
+
+def test_the_page_loads_nothing(page: Page) -> None:
+    assert page.loads == []
+    assert page.tags.count("meta") == 3  # one of them forbids the browser to load anything
+    assert not {"link", "img", "iframe", "object", "base"} & set(page.tags)
+
+
+def test_what_came_from_outside_is_text(page: Page) -> None:
+    assert page.tables["quarantined"][1] == ["17", "audio/<script>alert(1)</script>.wav", "no samples"]
+    assert page.texts["commands"] == 'git checkout 0123abcd\nantiphon run demo --set train.seed=1 && echo "<x>"'
+    assert json.loads(page.texts["recipe"]) == recipe("single")
+    assert page.figures["tags"]["data"][0]["y"].count("&lt;b&gt;sea&lt;/b&gt; &amp; waves") == 1
+    assert "i" not in page.tags  # the recipe's own markup
+
+
+def test_data_is_counted(page: Page) -> None:
+    rows = dict(page.tables["data"])
+    assert rows["train clips"] == "240"
+    assert rows["fingerprint"] == "5eed" * 16
+
+
+def test_curves_are_the_spools_and_break_where_the_model_rests(page: Page) -> None:
+    story = Story(told(), recipe("single"))
+    loss, label_loss, kd_loss, score, val_loss = page.figures["curves-vit"]["data"]
+    names = [trace["name"] for trace in (loss, label_loss, kd_loss, score, val_loss)]
+    assert names == ["loss", "label loss", "kd loss from cnn", "accuracy", "validation log loss"]
+    drawn = [(x, y) for x, y in zip(loss["x"], loss["y"], strict=True) if y is not None]
+    assert drawn == story.curves["vit/loss"]
+    assert list(zip(score["x"], score["y"], strict=True)) == story.curves["vit/val/accuracy"]
+    # burn-in and the first turn (to step 70) join; then the cnn learns until 100
+    assert loss["x"][5:9] == [60, 70, 110, 110]
+    assert loss["y"][7] is None
+    assert loss["y"].count(None) == 3
+
+
+def test_the_background_shows_the_roles(page: Page) -> None:
+    shapes = page.figures["curves-cnn"]["layout"]["shapes"]
+    assert [(shape["x0"], shape["x1"]) for shape in shapes[:3]] == [(0, 40), (40, 70), (70, 100)]
+    named = [note["text"] for note in page.figures["curves-cnn"]["layout"]["annotations"]]
+    assert named == ["learns"] + ["teaches", "learns"] * 4
+    blocks = {trace["name"]: trace for trace in page.figures["roles"]["data"]}
+    assert sorted(zip(blocks["teaches"]["y"], blocks["teaches"]["base"], strict=True))[:2] == [
+        ("cnn", 40),
+        ("cnn", 100),
+    ]
+
+
+def test_every_edge_has_its_four_curves(page: Page) -> None:
+    traces = page.figures["edges"]["data"]
+    assert len(traces) == 8
+    weights = {trace["name"]: {y for y in trace["y"] if y is not None} for trace in traces if trace["xaxis"] == "x2"}
+    assert weights == {"vit → cnn": {0.2}, "cnn → vit": {0.5}}
+
+
+def test_tags_and_confusion_are_the_results(page: Page) -> None:
+    result = Story(told(), recipe("single")).results
+    for trace in page.figures["tags"]["data"]:
+        assert dict(zip(map(html.unescape, trace["y"]), trace["x"], strict=True)) == result[trace["name"]]["per_tag"]
+    heat = page.figures["matrix-vit"]["data"][0]
+    assert heat["text"] == [[str(count) for count in row] for row in result["vit"]["confusion"]]
+    assert heat["x"] == heat["y"]
+    assert [html.unescape(tag) for tag in heat["x"]] == TAGS
+    assert heat["z"][0][0] == pytest.approx(16 / sum(result["vit"]["confusion"][0]))
+
+
+def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:
+    records = told(labels="multi")
+    records[-2]["models"]["cnn"]["cooccurrence"][1] = [math.nan] * len(TAGS)  # a tag without test clips
+    del records[-2]["models"]["cnn"]["per_tag"]["rain"]
+    page = _page(records, tmp_path, labels="multi")
+    assert page.tables["headline"][0][5] == "test mAP"
+    heat = page.figures["matrix-cnn"]["data"][0]
+    assert heat["z"][0] == records[-2]["models"]["cnn"]["cooccurrence"][0]
+    assert heat["z"][1] == [None] * len(TAGS)
+    (bars,) = (trace for trace in page.figures["tags"]["data"] if trace["name"] == "cnn")
+    assert bars["x"][bars["y"].index("rain")] is None
+
+
+def test_many_turns_are_shaded_but_not_all_named(tmp_path: Path) -> None:
+    figure = _page(told(turns=40), tmp_path).figures["curves-cnn"]
+    assert len(figure["layout"]["shapes"]) == 41
+    assert "annotations" not in figure["layout"]
+    assert PERIOD / (BURN_IN + 40 * PERIOD) < LEAST_SHARE
+
+
+def test_steps_done_twice_count_once_as_done_last() -> None:
+    records = [{"kind": "metrics", "t": 1, "step": at, "values": {"cnn/loss": at + 0.5}} for at in (10, 20, 30)]
+    again = [{"kind": "metrics", "t": 2, "step": at, "values": {"cnn/loss": float(at)}} for at in (20, 30, 40)]
+    assert Story(records + again, recipe("single")).curves == {
+        "cnn/loss": [(10, 10.5), (20, 20.0), (30, 30.0), (40, 40.0)]
+    }
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (
+            {},
+            "Unfinished: it is still running or was killed; its last record came after step 150 of 280.",
+        ),
+        (
+            {"status": "failed", "error": "disk <full>"},
+            "Failed after step 150 of 280: disk <full>",
+        ),
+        ({"status": "preempted", "error": ""}, "Preempted after step 150 of 280: saved, and to be run again."),
+    ],
+)
+def test_a_run_that_did_not_end_well_says_so(tmp_path: Path, end: Record, said: str) -> None:
+    records = [record for record in told() if record["kind"] != "result" and record.get("step", 0) <= 150][:-1]
+    records += [{"kind": "end", "t": records[-1]["t"] + 1, **end}] if end else []
+    page = _page(records, tmp_path)
+    assert said in " ".join(page.texts["status"].split())
+    _, cnn, _ = page.tables["headline"]
+    assert cnn[2:6] == ["150", "-", f"{1 - math.exp(-1) * 0.8:.4f}", "-"]
+    assert "curves-cnn" in page.figures
+    assert "tags" not in page.figures
+
+
+def test_a_run_that_never_began_has_a_report(tmp_path: Path) -> None:
+    first = told()[0]
+    page = _page([first, {"kind": "end", "t": first["t"], "status": "failed", "error": "no data"}], tmp_path)
+    assert page.texts["status"].strip() == "Failed after step 0: no data"
+    assert page.figures == {}
+    assert page.tables["headline"][1][2:6] == ["-", "-", "-", "-"]

@@ -1,0 +1,162 @@
+"""Averages against closed forms, and continuation after a restart bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from workloads.averaging import WeightAverage, build_average
+from workloads.config import Average
+
+
+def one_weight(value: float = 0.0) -> nn.Linear:
+    model = nn.Linear(1, 1, bias=False)
+    return set_weight(model, value)
+
+
+def set_weight(model: nn.Linear, value: float) -> nn.Linear:
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def wander(model: nn.Module, step: int) -> None:
+    """A step of training in miniature: weights move, running statistics and the counter too."""
+    torch.manual_seed(step)
+    model.train()(torch.randn(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter)
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_none_delivers_the_last_weights_as_a_copy() -> None:
+    model = one_weight(1.0)
+    average = build_average(Average(kind="none"), model)
+    set_weight(model, 3.0)
+    average.update(model)
+    delivered = average.delivered(model)
+    set_weight(model, 4.0)
+    assert delivered["weight"].item() == 3.0
+    assert average.candidate(model) is model
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_ema_equals_the_closed_form(decay: float) -> None:
+    model = one_weight(100.0)
+    average = build_average(Average(kind="ema", decay=decay), model)
+    values = [float(step * step) for step in range(1, 40)]
+    expected = values[0]
+    for updates, value in enumerate(values):
+        average.update(set_weight(model, value))
+        if updates:
+            kept = min(decay, (1 + updates) / (10 + updates))
+            expected = kept * expected + (1 - kept) * value
+    assert average.delivered(model)["weight"].item() == pytest.approx(expected, rel=1e-5)
+    assert model.weight.item() == values[-1]
+
+
+def test_ema_averages_running_statistics_and_copies_counters() -> None:
+    model = small_net()
+    average = build_average(Average(kind="ema", decay=0.99), model)
+    means = []
+    for step in range(7):
+        wander(model, step)
+        average.update(model)
+        means.append(model[1].running_mean.clone())
+    expected = means[0]
+    for updates, mean in enumerate(means[1:], start=1):
+        expected = torch.lerp(expected, mean, 1 - (1 + updates) / (10 + updates))
+    delivered = average.delivered(model)
+    torch.testing.assert_close(delivered["1.running_mean"], expected)
+    assert delivered["1.num_batches_tracked"].item() == 7
+
+
+def test_ema_is_scored_as_a_frozen_module_of_its_own() -> None:
+    model = small_net()
+    average = build_average(Average(kind="ema", decay=0.9), model)
+    for step in range(3):
+        wander(model, step)
+        average.update(model)
+    candidate = average.candidate(model)
+    assert not candidate.training
+    assert not any(parameter.requires_grad for parameter in candidate.parameters())
+    assert equal(dict(candidate.state_dict()), average.delivered(model))
+    assert not equal(dict(model.state_dict()), average.delivered(model))
+
+
+def test_best_is_the_mean_of_the_k_best() -> None:
+    model = one_weight()
+    average = build_average(Average(kind="best", best=2), model)
+    for score, value in [(0.5, 1.0), (0.9, 2.0), (0.1, 3.0), (0.7, 4.0), (0.6, 5.0)]:
+        average.validated(score, set_weight(model, value))
+    assert average.delivered(model)["weight"].item() == 3.0  # of 2 and 4
+    assert average.scalars() == {"kind": "best", "scores": [0.9, 0.7]}
+    assert average.candidate(model) is model
+
+
+def test_best_of_equal_scores_keeps_the_earlier() -> None:
+    model = one_weight()
+    average = build_average(Average(kind="best", best=1), model)
+    for value in (1.0, 2.0):
+        average.validated(0.5, set_weight(model, value))
+    assert average.delivered(model)["weight"].item() == 1.0
+
+
+def test_best_takes_counters_from_the_best() -> None:
+    model = small_net()
+    average = build_average(Average(kind="best", best=2), model)
+    for step, score in enumerate([0.1, 0.9, 0.5]):
+        wander(model, step)
+        average.validated(score, model)
+    assert average.delivered(model)["1.num_batches_tracked"].item() == 2
+
+
+def test_best_delivers_the_last_weights_before_any_validation() -> None:
+    model = one_weight(1.0)
+    average = build_average(Average(kind="best"), model)
+    assert average.delivered(set_weight(model, 2.0))["weight"].item() == 2.0
+
+
+def train_on(average: WeightAverage, model: nn.Module, steps: range) -> None:
+    for step in steps:
+        wander(model, step)
+        average.update(model)
+        if step % 3 == 0:
+            average.validated((step * 7 % 10) / 10, model)
+
+
+@pytest.mark.parametrize("kind", ["none", "ema", "best"])
+def test_a_restart_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    settings = Average(kind=kind, decay=0.97, best=2)
+    model, twin = small_net(), small_net()
+    straight = build_average(settings, model)
+    train_on(straight, model, range(10))
+    save_file({name: tensor.contiguous() for name, tensor in straight.tensors().items()}, tmp_path / "a.safetensors")
+    scalars = json.loads(json.dumps(straight.scalars()))
+
+    twin.load_state_dict(model.state_dict())
+    resumed = build_average(settings, twin)
+    resumed.load(load_file(tmp_path / "a.safetensors"), scalars)
+    train_on(straight, model, range(10, 20))
+    train_on(resumed, twin, range(10, 20))
+    assert equal(straight.delivered(model), resumed.delivered(twin))
+    assert straight.scalars() == resumed.scalars()
+    assert equal(straight.tensors(), resumed.tensors())
+
+
+def test_a_checkpoint_of_another_kind_is_refused() -> None:
+    model = one_weight()
+    scalars = build_average(Average(kind="ema"), model).scalars()
+    with pytest.raises(ValueError, match=r"average\.kind = 'best': the checkpoint was made with 'ema'"):
+        build_average(Average(kind="best"), model).load({}, scalars)

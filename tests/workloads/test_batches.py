@@ -1,0 +1,217 @@
+"""Batches: their make-up depends on recipe, step and index alone; mixing and masking reach audio and labels alike."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from workloads.audio import build_front_end
+from workloads.augment import apply_view, draw_view, mask_mel
+from workloads.cache import ClipCache
+from workloads.clips import Clip, Corpus, read_corpus
+from workloads.config import Augment, Data, FrontEnd, Model, Recipe, Train, ViT
+from workloads.data import Batches, Shard, evaluation_batch
+from workloads.files import LocalFiles
+from workloads.schedules import Mutual
+
+AUGMENT = Augment(roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)
+MIXED = replace(AUGMENT, mixup=0.7)
+
+
+def make_recipe(
+    data: Data, *, augment: Augment = AUGMENT, seed: int = 0, shard_size: int = 8, shards: int = 2
+) -> Recipe:
+    return Recipe(
+        name="test",
+        data=data,
+        augment=augment,
+        models={"ast": Model(arch=ViT(family="vit"), front_end=FrontEnd(kind="logmel64"))},
+        schedule=Mutual(kind="mutual", burn_in=0, steps=1),
+        train=Train(seed=seed, shard_size=shard_size, shards=shards),
+    )
+
+
+@pytest.fixture(scope="module")
+def real(esc10: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, ClipCache, Data]:
+    """Forty real recordings, four of each tag, and the cache that holds them; clips of 2 s are cut from 5 s."""
+    data = Data(format="esc50", root=str(esc10), clip_seconds=2.0)
+    corpus = read_corpus(data, LocalFiles())
+    by_tag: dict[tuple[str, ...], list[Clip]] = {}
+    for clip in corpus.clips:
+        by_tag.setdefault(clip.tags, []).append(clip)
+    corpus = replace(corpus, clips=tuple(clip for clips in by_tag.values() for clip in clips[:4]))
+    cache = ClipCache(tmp_path_factory.mktemp("cache"), rate=16_000, limit_gb=1.0)
+    assert cache.prepare(corpus.clips, data, LocalFiles()) == []
+    return corpus, cache, data
+
+
+@pytest.fixture
+def build(real: tuple[Corpus, ClipCache, Data]) -> Callable[..., Batches]:
+    corpus, cache, data = real
+
+    def build_batches(**settings: object) -> Batches:
+        return Batches(corpus.clips, corpus, cache, make_recipe(data, **settings))
+
+    return build_batches
+
+
+def same(a: Shard, b: Shard) -> bool:
+    tensors = zip((a.x_BT, a.y_BC, a.masks_B4), (b.x_BT, b.y_BC, b.masks_B4), strict=True)
+    return a.clip_ids == b.clip_ids and all(torch.equal(one, other) for one, other in tensors)
+
+
+def test_a_shard_is_the_same_whoever_loads_it_and_in_whatever_order(build: Callable[..., Batches]) -> None:
+    one_worker, other_worker = build(augment=MIXED), build(augment=MIXED)
+    halves = [one_worker.shard(step, index) for step in range(4) for index in range(2)]
+    places = [(step, index) for step in range(4) for index in range(2)]
+    for place in (5, 0, 7, 3, 2, 6, 1, 4):
+        assert same(halves[place], other_worker.shard(*places[place]))
+
+
+def test_two_shards_of_8_are_the_halves_of_one_of_16(build: Callable[..., Batches]) -> None:
+    halves, whole = build(augment=MIXED), build(augment=MIXED, shard_size=16, shards=1)
+    for step in (0, 1, 2, 5):
+        first, second, batch = halves.shard(step, 0), halves.shard(step, 1), whole.shard(step, 0)
+        assert first.clip_ids + second.clip_ids == batch.clip_ids
+        assert torch.equal(torch.cat((first.x_BT, second.x_BT)), batch.x_BT)
+        assert torch.equal(torch.cat((first.y_BC, second.y_BC)), batch.y_BC)
+
+
+def test_an_epoch_has_every_clip_at_most_once_and_drops_the_incomplete_batch(build: Callable[..., Batches]) -> None:
+    batches = build()
+    assert batches.steps_per_epoch == 2, "40 clips in batches of 16"
+    epochs = []
+    for epoch in range(3):
+        shards = [batches.shard(2 * epoch + step, index) for step in range(2) for index in range(2)]
+        assert {shard.view for shard in shards} == {epoch}
+        ids = [clip_id for shard in shards for clip_id in shard.clip_ids]
+        assert len(set(ids)) == 32
+        epochs.append(ids)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_runs_seed_changes_the_order_and_no_view(build: Callable[..., Batches]) -> None:
+    by_seed = []
+    for seed in (0, 1):
+        shard = build(seed=seed, shard_size=40, shards=1).shard(0, 0)
+        by_seed.append(dict(zip(shard.clip_ids, shard.x_BT, strict=True)))
+    assert list(by_seed[0]) != list(by_seed[1])
+    assert all(torch.equal(x_T, by_seed[1][clip_id]) for clip_id, x_T in by_seed[0].items())
+
+
+def test_a_shard_holds_the_views_of_its_clips(
+    build: Callable[..., Batches], real: tuple[Corpus, ClipCache, Data]
+) -> None:
+    corpus, cache, _ = real
+    shard = build().shard(2, 1)
+    for row, clip_id in enumerate(shard.clip_ids):
+        view = draw_view(AUGMENT, clip_id, 1)
+        assert torch.equal(shard.x_BT[row], apply_view(cache.load(clip_id), view, length=32_000))
+        assert shard.masks_B4[row].tolist() == pytest.approx(view.masks)
+        (clip,) = [clip for clip in corpus.clips if clip.clip_id == clip_id]
+        assert torch.equal(shard.y_BC[row], torch.from_numpy(corpus.targets([clip])[0]))
+
+
+def test_waveform_mixup_mixes_views_and_labels_of_partners_from_the_whole_batch(
+    build: Callable[..., Batches],
+) -> None:
+    mixed, plain = build(augment=MIXED), build()
+    batch_ids = [clip_id for index in range(2) for clip_id in plain.shard(0, index).clip_ids]
+    x_BT = torch.cat([plain.shard(0, index).x_BT for index in range(2)])
+    y_BC = torch.cat([plain.shard(0, index).y_BC for index in range(2)])
+    from_other_shard = 0
+    for index in range(2):
+        shard = mixed.shard(0, index)
+        for row, clip_id in enumerate(shard.clip_ids):
+            view, at = draw_view(MIXED, clip_id, 0), 8 * index + row
+            partner, weight = int(view.partner * 16), view.mix_weight
+            assert batch_ids[at] == clip_id
+            expected_T = weight * x_BT[at] + (1 - weight) * x_BT[partner]
+            assert torch.allclose(shard.x_BT[row], expected_T, atol=1e-6)
+            assert torch.allclose(shard.y_BC[row], weight * y_BC[at] + (1 - weight) * y_BC[partner], atol=1e-6)
+            from_other_shard += weight != 1 and partner // 8 != index
+    assert from_other_shard > 0, "some partner must come from the other shard for this test to mean anything"
+
+
+def test_mel_mixup_mixes_log_mels_before_the_masks(build: Callable[..., Batches]) -> None:
+    on_mel, plain = build(augment=replace(MIXED, mixup_on="mel")), build()
+    front_end = build_front_end("logmel64", clip_rate=16_000)
+    batch_BMF = torch.cat([front_end(plain.shard(0, index).x_BT) for index in range(2)])
+    shard = on_mel.shard(0, 0)
+    assert torch.equal(shard.x_BT, plain.shard(0, 0).x_BT), "waveforms stay apart"
+    views = [draw_view(MIXED, clip_id, 0) for clip_id in shard.clip_ids]
+    assert any(view.mix_weight != 1 for view in views)
+    expected = []
+    for row, view in enumerate(views):
+        partner_MF = batch_BMF[int(view.partner * 16)]
+        expected.append(view.mix_weight * batch_BMF[row] + (1 - view.mix_weight) * partner_MF)
+    expected_BMF = mask_mel(torch.stack(expected), shard.masks_B4, value=front_end.mask_value)
+    assert torch.allclose(shard.mel(front_end), expected_BMF, atol=1e-4)
+    assert torch.equal(shard.y_BC, build(augment=MIXED).shard(0, 0).y_BC)
+
+
+def test_models_with_the_same_kind_of_front_end_share_one_computation(build: Callable[..., Batches]) -> None:
+    shard = build().shard(0, 0)
+    first, twin, other = (build_front_end(kind, clip_rate=16_000) for kind in ("logmel64", "logmel64", "kaldi128"))
+    mel_BMF = shard.mel(first)
+    assert shard.mel(twin) is mel_BMF
+    assert shard.mel(other).shape[1] == 128
+    assert (mel_BMF == first.mask_value).any()
+    assert not mel_BMF.requires_grad
+
+
+@pytest.mark.parametrize("mixup_on", ["waveform", "mel"])
+def test_the_clean_view_keeps_crop_and_mixture_and_nothing_else(build: Callable[..., Batches], mixup_on: str) -> None:
+    noisy = build(augment=replace(MIXED, mixup_on=mixup_on)).shard(1, 0)
+    quiet = build(augment=Augment(mixup=0.7, mixup_on=mixup_on)).shard(1, 0)
+    clean = noisy.clean()
+    assert same(clean, quiet)
+    assert not same(noisy, clean)
+    assert clean is noisy.clean(), "built once"
+    assert clean.clean() is clean
+    front_end = build_front_end("logmel64", clip_rate=16_000)
+    assert torch.equal(clean.mel(front_end), quiet.mel(front_end))
+
+
+def test_a_shard_on_another_device_takes_everything_along(build: Callable[..., Batches]) -> None:
+    moved = build(augment=replace(MIXED, mixup_on="mel")).shard(0, 0).to("meta")
+    tensors = [moved.x_BT, moved.y_BC, moved.masks_B4, moved.partner_x_BT, moved.mix_weight_B, moved.clean().x_BT]
+    assert {tensor.device.type for tensor in tensors if tensor is not None} == {"meta"}
+
+
+def test_fewer_clips_than_a_batch_is_refused(build: Callable[..., Batches]) -> None:
+    with pytest.raises(ValueError, match=r"train.shard_size x train.shards = 42.*only 40"):
+        build(shard_size=21, shards=2)
+
+
+def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(tmp_path: Path) -> None:
+    """A tag with 10 clips and one with 90: each clip of the rare one must come up nine times as often."""
+    data = Data(format="manifest", root=str(tmp_path), manifest="unused.csv", clip_seconds=0.1, sampling="balanced")
+    clips = [Clip(f"c{n:02}", f"{n}.wav", ("rare" if n < 10 else "common",), 1, str(n)) for n in range(100)]
+    for clip in clips:
+        soundfile.write(tmp_path / clip.path, np.zeros(1600), 16_000)
+    corpus = Corpus(tuple(clips), ("common", "rare"), "single")
+    cache = ClipCache(tmp_path / "cache", rate=16_000, limit_gb=1.0)
+    assert cache.prepare(clips, data, LocalFiles()) == []
+    batches = Batches(clips, corpus, cache, make_recipe(data, augment=Augment(), shard_size=50, shards=1))
+    assert batches.steps_per_epoch == 2
+    drawn = Counter(clip_id for step in range(40) for clip_id in batches.shard(step, 0).clip_ids)
+    rare = sum(drawn[f"c{n:02}"] for n in range(10))
+    # 2000 draws, a fair coin each: four standard errors
+    assert rare == pytest.approx(1000, abs=4 * np.sqrt(2000 / 4))
+
+
+def test_evaluation_hears_clips_in_order_without_augmentation(real: tuple[Corpus, ClipCache, Data]) -> None:
+    corpus, cache, data = real
+    recipe = make_recipe(data, augment=MIXED)
+    batch = evaluation_batch(corpus.clips[10:26], corpus, cache, recipe)
+    assert batch.clip_ids == tuple(clip.clip_id for clip in corpus.clips[10:26])
+    assert torch.equal(batch.y_BC, torch.from_numpy(corpus.targets(corpus.clips[10:26])))
+    start_T = cache.load(corpus.clips[17].clip_id)[:32_000]
+    assert torch.equal(batch.x_BT[7], start_T)
+    assert not batch.masks_B4.any()

@@ -1,0 +1,188 @@
+"""Reading metadata, and cutting it so that no recording is on two sides."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from workloads.clips import Clip, Corpus, read_corpus, split
+from workloads.config import Data
+from workloads.files import LocalFiles
+
+ROWS = "clip_id,path,tags,fold,source\nb,b.wav,dog;rain,1,s1\na,a.wav,rain,2,s2\n"
+
+
+def manifest(folder: Path, text: str, *, labels: str = "multi") -> Data:
+    file = folder / "clips.csv"
+    file.write_text(text)
+    return Data(format="manifest", root=str(folder), manifest=str(file), labels=labels)
+
+
+def made_corpus(*, labels: str, sources: int = 60, per_source: int = 3, tags: int = 4) -> Corpus:
+    names = [f"tag{number}" for number in range(tags)]
+    clips = []
+    for source in range(sources):
+        for take in range(per_source):
+            own = (names[source % tags],) if labels == "single" else (names[source % tags], names[take % tags])
+            clips.append(Clip(f"{source}-{take}", f"{source}-{take}.wav", own, 1 + source % 5, f"s{source}"))
+    return Corpus(tuple(clips), tuple(names), labels)
+
+
+def test_esc50_layout_maps_the_categories_that_occur(esc10: Path) -> None:
+    corpus = read_corpus(Data(format="esc50", root=str(esc10)), LocalFiles())
+    assert len(corpus.clips) == 400
+    assert len(corpus.tags) == 10
+    assert list(corpus.tags) == sorted(corpus.tags)
+    dog = next(clip for clip in corpus.clips if clip.clip_id == "1-100032-A")
+    assert dog == Clip("1-100032-A", "audio/1-100032-A.ogg", ("dog",), 1, "100032")
+    y_NC = corpus.targets(corpus.clips)
+    assert y_NC.dtype == np.float32
+    assert y_NC.sum(axis=0).tolist() == [40] * 10
+    assert y_NC[corpus.clips.index(dog)].tolist() == [float(tag == "dog") for tag in corpus.tags]
+
+
+@pytest.mark.parametrize("test_fold", [1, 5])
+def test_esc10_splits_keep_recordings_whole_and_slices_partition_the_training_folds(
+    esc10: Path, test_fold: int
+) -> None:
+    data = Data(format="esc50", root=str(esc10), test_fold=test_fold)
+    corpus = read_corpus(data, LocalFiles())
+    validated: Counter[str] = Counter()
+    for val_slice in range(10):
+        parts = split(corpus, replace(data, val_slice=val_slice))
+        sources = [{clip.source for clip in part} for part in (parts.train, parts.val, parts.test)]
+        assert sum(map(len, sources)) == len(set().union(*sources))
+        assert {clip.fold for clip in parts.test} == {test_fold}
+        assert len(parts.test) == 80
+        assert len(parts.train) + len(parts.val) == 320
+        assert {tag for clip in parts.val for tag in clip.tags} == set(corpus.tags), "every class steers"
+        validated.update(clip.clip_id for clip in parts.val)
+    assert len(validated) == 320
+    assert set(validated.values()) == {1}
+
+
+def test_split_seed_changes_the_slices_and_nothing_else_does(esc10: Path) -> None:
+    data = Data(format="esc50", root=str(esc10))
+    corpus = read_corpus(data, LocalFiles())
+    assert split(corpus, data) == split(corpus, replace(data, sampling="balanced"))
+    assert split(corpus, data).val != split(corpus, replace(data, split_seed=1)).val
+    assert split(corpus, data).test == split(corpus, replace(data, split_seed=1)).test
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+def test_slices_of_many_clips_per_recording_partition_too(labels: str) -> None:
+    corpus, data = made_corpus(labels=labels), Data(labels=labels, val_share=0.25)
+    slices = [split(corpus, replace(data, val_slice=val_slice)) for val_slice in range(4)]
+    seen = [clip.clip_id for parts in slices for clip in parts.val]
+    assert sorted(seen) == sorted(clip.clip_id for clip in corpus.clips if clip.fold != 1)
+    for parts in slices:
+        assert not {clip.source for clip in parts.train} & {clip.source for clip in parts.val}
+        assert len(parts.val) == 36, "12 of the 48 recordings"
+
+
+def test_an_unknown_fold_lists_the_folds() -> None:
+    with pytest.raises(ValueError, match=r"test_fold = 7.*1, 2, 3, 4, 5"):
+        split(made_corpus(labels="single"), Data(test_fold=7))
+
+
+def test_a_recording_in_the_test_fold_and_outside_is_refused() -> None:
+    corpus = made_corpus(labels="single")
+    torn = replace(corpus, clips=(replace(corpus.clips[0], fold=2), *corpus.clips[1:]))
+    with pytest.raises(ValueError, match=r"source s0 is in the test fold 1 and in others"):
+        split(torn, Data())
+
+
+def test_more_slices_than_recordings_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"val_share = 0.02: that makes 50 slices"):
+        split(made_corpus(labels="multi"), Data(labels="multi", val_share=0.02))
+
+
+def test_a_manifest_is_read_whatever_the_order_of_its_rows(tmp_path: Path) -> None:
+    corpus = read_corpus(manifest(tmp_path, ROWS), LocalFiles())
+    assert corpus.clips == (
+        Clip("a", "a.wav", ("rain",), 2, "s2"),
+        Clip("b", "b.wav", ("dog", "rain"), 1, "s1"),
+    )
+    assert corpus.tags == ("dog", "rain")
+    assert corpus.targets(corpus.clips).tolist() == [[0, 1], [1, 1]]
+    header, first, second, _ = ROWS.split("\n")
+    turned = read_corpus(manifest(tmp_path, "\n".join([header, second, first])), LocalFiles())
+    assert turned == corpus
+    assert turned.fingerprint() == corpus.fingerprint()
+
+
+def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
+    from_csv = read_corpus(manifest(tmp_path, ROWS), LocalFiles())
+    table = pyarrow.table(
+        {
+            "clip_id": ["b", "a"],
+            "path": ["b.wav", "a.wav"],
+            "tags": [["dog", "rain"], ["rain"]],
+            "fold": [1, 2],
+            "source": ["s1", "s2"],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "clips.parquet")
+    data = Data(format="manifest", root=str(tmp_path), manifest=str(tmp_path / "clips.parquet"), labels="multi")
+    assert read_corpus(data, LocalFiles()) == from_csv
+
+
+def test_without_folds_sources_are_dealt_by_name(tmp_path: Path) -> None:
+    rows = [f"c{number},c{number}.wav,t,s{number // 2}" for number in range(400)]
+    header = "clip_id,path,tags,source"
+    clips = read_corpus(manifest(tmp_path, "\n".join([header, *rows])), LocalFiles()).clips
+    fold_of = {clip.source: clip.fold for clip in clips}
+    assert all(clip.fold == fold_of[clip.source] for clip in clips)
+    assert set(fold_of.values()) == {1, 2, 3, 4, 5}
+    assert min(Counter(fold_of.values()).values()) > 20, "of 200 sources in 5 folds"
+    fewer = read_corpus(manifest(tmp_path, "\n".join([header, *rows[:100]])), LocalFiles()).clips
+    assert all(clip.fold == fold_of[clip.source] for clip in fewer), "more rows move no old ones"
+    assert [fold_of[f"s{number}"] for number in range(6)] == [3, 3, 4, 2, 3, 5]
+
+
+def test_a_missing_source_is_the_clip_itself(tmp_path: Path) -> None:
+    (clip,) = read_corpus(manifest(tmp_path, "clip_id,path,tags\na,a.wav,t\n"), LocalFiles()).clips
+    assert clip.source == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "message"),
+    [
+        ("clip_id,tags\na,t\n", "multi", "no column path; it has clip_id, tags"),
+        ("clip_id,path,tags\n", "multi", "holds no clips"),
+        ("clip_id,path,tags\na,a.wav,t\na,b.wav,t\n", "multi", "row 2: clip_id 'a' is that of row 1"),
+        ("clip_id,path,tags\na,a.wav,t\nb,b.wav, ;\n", "multi", "row 2: the clip has no tag"),
+        ("clip_id,path,tags\na,,t\n", "multi", "row 1: path is empty"),
+        ("clip_id,path,tags\na,a.wav,t;u\n", "single", "row 1: 2 tags .*labels = 'single'; set it to 'multi'"),
+        ("clip_id,path,tags,fold\na,a.wav,t,one\n", "multi", "row 1: fold = 'one': must be a whole number"),
+    ],
+)
+def test_mistakes_in_a_manifest_name_row_and_fix(tmp_path: Path, text: str, labels: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_corpus(manifest(tmp_path, text, labels=labels), LocalFiles())
+
+
+def test_a_data_set_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"esc50.csv: no such file; check data.root"):
+        read_corpus(Data(format="esc50", root=str(tmp_path)), LocalFiles())
+    with pytest.raises(ValueError, match=r"clips.json.*must end in .csv or .parquet"):
+        read_corpus(Data(format="manifest", manifest="clips.json"), LocalFiles())
+
+
+@pytest.mark.parametrize("change", [{"clip_id": "z"}, {"path": "z"}, {"tags": ("z",)}, {"fold": 9}, {"source": "z"}])
+def test_the_fingerprint_changes_with_everything_a_result_depends_on(change: dict) -> None:
+    corpus = made_corpus(labels="single")
+    changed = replace(corpus, clips=(replace(corpus.clips[0], **change), *corpus.clips[1:]))
+    assert changed.fingerprint() != corpus.fingerprint()
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_root_lies(tmp_path: Path) -> None:
+    found = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        found.append(read_corpus(manifest(tmp_path / name, ROWS), LocalFiles()).fingerprint())
+    assert found[0] == found[1]

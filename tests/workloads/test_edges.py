@@ -1,0 +1,110 @@
+"""Losses along an edge, against numbers worked out by hand and against the formulas' known relatives."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from workloads.config import Edge
+from workloads.edges import Lesson, kd_loss, label_loss, open_gate, student_loss
+
+STUDENT = torch.tensor([[0.2, -1.0, 0.5], [1.5, 0.3, -0.7]], dtype=torch.float64).float()
+TEACHER = torch.tensor([[1.0, 0.1, -2.0], [-0.5, 0.4, 0.9]])
+Y = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+
+
+def edge(**changes) -> Edge:
+    return Edge(teacher="cnn", student="vit", **changes)
+
+
+def test_single_label_kd_is_the_categorical_kl_with_tau_on_the_teacher_only():
+    p = (TEACHER / 2.0).softmax(1)
+    expected = (p * (p.log() - STUDENT.softmax(1).log())).sum(1)
+    torch.testing.assert_close(kd_loss(STUDENT, TEACHER, edge(temperature=2.0), labels="single"), expected)
+
+
+def test_tempering_both_sides_is_hintons_form():
+    p, q = (TEACHER / 3.0).softmax(1), (STUDENT / 3.0).softmax(1)
+    expected = 9.0 * (p * (p.log() - q.log())).sum(1)
+    both = edge(temperature=3.0, tau_mode="both")
+    torch.testing.assert_close(kd_loss(STUDENT, TEACHER, both, labels="single"), expected)
+
+
+def test_multi_label_kd_has_both_halves_of_the_bernoulli_kl():
+    # one clip, one tag: p = sigmoid(0) = 1/2, q = sigmoid(ln 3) = 3/4
+    value = kd_loss(torch.tensor([[math.log(3.0)]]), torch.tensor([[0.0]]), edge(), labels="multi")
+    assert value.item() == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), abs=1e-6)
+
+
+def test_multi_label_kd_has_the_gradient_of_bce_against_the_teachers_probabilities():
+    tau = 1.7
+    mine, other = STUDENT.clone().requires_grad_(), STUDENT.clone().requires_grad_()
+    kd_loss(mine, TEACHER, edge(temperature=tau), labels="multi").mean().backward()
+    F.binary_cross_entropy_with_logits(other, (TEACHER / tau).sigmoid()).backward()
+    torch.testing.assert_close(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+def test_kd_is_zero_at_agreement_and_finite_at_extremes(labels):
+    assert kd_loss(TEACHER, TEACHER, edge(), labels=labels).abs().max() < 1e-6
+    extreme = torch.tensor([[500.0, -500.0, 0.0]])
+    assert torch.isfinite(kd_loss(-extreme, extreme, edge(), labels=labels)).all()
+
+
+def test_kd_is_fp32_whatever_comes_in():
+    assert kd_loss(STUDENT.bfloat16(), TEACHER.bfloat16(), edge(), labels="multi").dtype == torch.float32
+    assert label_loss(STUDENT.bfloat16(), Y, labels="single").dtype == torch.float32
+
+
+def test_label_loss_smooths_towards_the_middle_for_several_tags_and_evenly_for_one():
+    multi = label_loss(STUDENT, Y, labels="multi", smoothing=0.1)
+    torch.testing.assert_close(
+        multi, F.binary_cross_entropy_with_logits(STUDENT, Y * 0.9 + 0.05, reduction="none").mean(1)
+    )
+    single = label_loss(STUDENT, Y, labels="single", smoothing=0.1)
+    torch.testing.assert_close(single, F.cross_entropy(STUDENT, Y.argmax(1), label_smoothing=0.1, reduction="none"))
+
+
+def test_labels_weigh_what_the_open_edges_leave():
+    first = Lesson(edge(), 0.3, TEACHER)
+    second = Lesson(Edge(teacher="dymn", student="vit", temperature=2.0), 0.2, TEACHER.flip(0))
+    loss, parts = student_loss(STUDENT, Y, [first, second], labels="single", smoothing=0.0)
+    expected = (
+        0.5 * label_loss(STUDENT, Y, labels="single")
+        + 0.3 * kd_loss(STUDENT, TEACHER, first.edge, labels="single")
+        + 0.2 * kd_loss(STUDENT, TEACHER.flip(0), second.edge, labels="single")
+    ).mean()
+    torch.testing.assert_close(loss, expected)
+    assert parts["cnn-to-vit/weight"].item() == pytest.approx(0.3)
+    alone, _ = student_loss(STUDENT, Y, [], labels="single", smoothing=0.0)
+    torch.testing.assert_close(alone, F.cross_entropy(STUDENT, Y.argmax(1)))
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+def test_the_better_teacher_is_heard_on_its_clips_only(labels):
+    gated = edge(gate="better_on_clip")
+    student = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
+    teacher = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    y = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    assert open_gate(gated, student, teacher, y, labels=labels).tolist() == [1.0, 0.0, 0.0]  # the tie is closed
+    loss, parts = student_loss(student, y, [Lesson(gated, 0.5, teacher)], labels=labels, smoothing=0.0)
+    own = label_loss(student, y, labels=labels)
+    kd = kd_loss(student, teacher, gated, labels=labels)
+    torch.testing.assert_close(loss, (0.5 * own[0] + 0.5 * kd[0] + own[1] + own[2]) / 3)
+    assert parts["cnn-to-vit/weight"].item() == pytest.approx(0.5 / 3)
+
+
+def test_switokd_silences_a_lagging_teacher_far_behind():
+    # the clip's tag is the first; the leader says (.5, .5, 0), so e_t = 1
+    leader = torch.tensor([[0.5, 0.5, 1e-9]]).repeat(3, 1).log()
+    lagging = torch.tensor([[0.2, 1e-9, 0.8], [0.3, 0.7, 1e-9], [0.9, 0.1, 1e-9]]).log()
+    y = torch.tensor([[1.0, 0.0, 0.0]]).repeat(3, 1)
+    # gap 1.6 > delta 1.6 - exp(-1/2.6) = 0.92: closed; gap 0.4 < 1.4 - exp(-1/2.4) = 0.74: open; the third leads: open
+    assert open_gate(edge(gate="switokd"), leader, lagging, y, labels="single").tolist() == [0.0, 1.0, 1.0]
+
+
+def test_a_shuffled_teacher_speaks_of_another_clip():
+    plain, _ = student_loss(STUDENT, Y, [Lesson(edge(), 0.5, TEACHER.roll(1, 0))], labels="single", smoothing=0.0)
+    shuffled, _ = student_loss(STUDENT, Y, [Lesson(edge(shuffled=True), 0.5, TEACHER)], labels="single", smoothing=0.0)
+    torch.testing.assert_close(shuffled, plain)

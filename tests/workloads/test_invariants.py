@@ -1,0 +1,257 @@
+"""What must hold whatever the schedule (the list in the design), on the real loop with small models."""
+
+import copy
+
+import pytest
+import torch
+
+from orchestrator.recipe import shipped_names
+from workloads.edges import Lesson, student_loss
+from workloads.roles import edge_weights
+from workloads.train import loop, train_step
+
+SCHEDULES = ("one-way", "generations", "alternate", "mutual", "gated", "per-sample")
+SHORT = {
+    "one-way": ("schedule.teacher_steps=3", "schedule.steps=3"),
+    "control-same-family": ("schedule.teacher_steps=3", "schedule.steps=3"),
+    "control-shuffled-teacher": ("schedule.teacher_steps=3", "schedule.steps=3"),
+    "generations": ("schedule.steps=3",),
+    "mutual": ("schedule.burn_in=3", "schedule.steps=3", "schedule.ramp=0"),
+    "gated": ("schedule.burn_in=3", "schedule.steps=3", "schedule.ramp=0"),
+    "per-sample": ("schedule.burn_in=3", "schedule.steps=3", "schedule.ramp=0"),
+}
+TURNS = ("schedule.burn_in=3", "schedule.period=3", "schedule.turns=2")  # demo, alternate and what extends them
+SYNTHETIC = [name for name in shipped_names() if not name.startswith("esc10")]
+
+
+def short(tiny, name, *settings):
+    return tiny(name, *SHORT.get(name, TURNS), *settings)
+
+
+def walk_to_teaching(run):
+    """Take the run's steps until the first phase with edges; returns it, entered, with its sources."""
+    for phase in run.phases:
+        sources = run.team.enter(phase)
+        if phase.edges:
+            return phase, sources
+        while run.step < phase.end:
+            train_step(run, phase, sources)
+            run.step += 1
+    raise AssertionError("no phase has edges")
+
+
+def gradients(run, names):
+    """Catch each model's gradients as the backward leaves them, before clipping and the optimizer see them."""
+    caught = {name: {} for name in names}
+    for name in names:
+        for key, parameter in run.team.members[name].tagger.named_parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda p, name=name, key=key: caught[name].__setitem__(key, p.grad.clone())
+            )
+    return caught
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_each_gradient_is_that_of_the_models_own_loss_with_teachers_as_constants(tiny, start, name):
+    run = start(short(tiny, name, "models.cnn.arch.dropout=0.0") if name != "generations" else short(tiny, name))
+    phase, sources = walk_to_teaching(run)
+    for member in run.team.members.values():  # dropout off: the test draws its own forwards
+        for module in member.tagger.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    before = {key: copy.deepcopy(member.tagger) for key, member in run.team.members.items()}
+    shard = run.batches.shard(run.step, 0)
+    weights = edge_weights(run.recipe, phase, run.step, run.scores)
+    caught = gradients(run, phase.trains)
+    train_step(run, phase, sources)
+
+    # every model says its piece once, as it stood before the step: those that learn in training mode, others in eval
+    said = {key: tagger(shard.mel(tagger.front_end)) for key, tagger in before.items()}
+    for name_ in phase.trains:
+        lessons = [
+            Lesson(edge, weights[edge.key], said[edge.teacher].detach())
+            for edge in phase.edges
+            if edge.student == name_
+        ]
+        loss, _ = student_loss(said[name_], shard.y_BC, lessons, labels=run.recipe.data.labels, smoothing=0.0)
+        own = torch.autograd.grad(loss, before[name_].parameters())
+        assert caught[name_].keys() == dict(before[name_].named_parameters()).keys()
+        for (key, _), expected in zip(before[name_].named_parameters(), own, strict=True):
+            torch.testing.assert_close(caught[name_][key], expected, rtol=1e-4, atol=1e-7, msg=f"{name_}.{key}")
+
+
+@pytest.mark.parametrize("name", ["one-way", "generations", "alternate"])
+def test_a_model_that_only_teaches_stands_still(tiny, start, name):
+    run = start(short(tiny, name))
+    phase, sources = walk_to_teaching(run)
+    (teacher,) = phase.teachers
+    assert teacher not in phase.trains
+    tagger = run.team.members[teacher].tagger
+    state = copy.deepcopy(tagger.state_dict())
+    train_step(run, phase, sources)
+    assert not tagger.training
+    assert all(parameter.grad is None for parameter in tagger.parameters())
+    after = tagger.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in state.items())
+    (student,) = phase.trains
+    moved = run.team.members[student]
+    assert moved.tagger.training
+    assert moved.own_step > 0
+
+
+def test_a_snapshot_teaches_as_it_was_while_its_model_learns_on(tiny, start):
+    recipe = short(tiny, "mutual", "edges.0.source=snapshot", "schedule.steps=4", "schedule.exchange=2")
+    run = start(recipe)
+    phase, sources = walk_to_teaching(run)
+    shard = run.batches.shard(0, 0)
+    first = sources["cnn-to-vit"].logits(shard, {})
+    for _ in range(2):
+        train_step(run, phase, sources)
+        run.step += 1
+    torch.testing.assert_close(sources["cnn-to-vit"].logits(shard, {}), first, rtol=0, atol=0)
+    retaken = run.team.enter(run.phases[2])
+    assert not torch.equal(retaken["cnn-to-vit"].logits(shard, {}), first)
+
+
+def test_an_ema_teacher_speaks_with_its_averaged_weights(tiny, start):
+    run = start(short(tiny, "mutual", "edges.0.source=ema"))
+    phase, sources = walk_to_teaching(run)
+    train_step(run, phase, sources)
+    shard = run.batches.shard(0, 0)
+    member = run.team.members["cnn"]
+    averaged = member.average.candidate(member.tagger)
+    said = sources["cnn-to-vit"].logits(shard, {})
+    with torch.no_grad():
+        torch.testing.assert_close(said, averaged(shard.mel(averaged.front_end)))
+        assert not torch.allclose(said, copy.deepcopy(member.tagger).eval()(shard.mel(averaged.front_end)))
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_every_shipped_recipe_runs_to_its_end_with_the_steps_it_planned(tiny, start, name):
+    run = start(short(tiny, name))
+    assert loop(run) == "done"
+    result = spool_of(run)[-1]
+    assert result["kind"] == "result"
+    assert result["steps"] == run.phases[-1].end
+    for model, row in result["models"].items():
+        learned = sum(phase.steps for phase in run.phases if model in phase.trains)
+        taught = sum(phase.steps for phase in run.phases if model in phase.teachers)
+        assert (row["steps_learned"], row["steps_taught"]) == (learned, taught)
+        assert 0 <= row["test"]["mAP"] <= 1
+
+
+def test_only_the_models_a_phase_needs_are_in_memory(tiny, start):
+    run = start(short(tiny, "generations"))
+    seen = []
+    for phase in run.phases:
+        run.team.enter(phase)
+        seen.append(sorted(run.team.members))
+    assert seen == [["cnn0"], ["cnn0", "vit1"], ["cnn1", "vit1"]]
+
+
+def test_a_parked_model_comes_back_bit_for_bit(tiny, start):
+    run = start(short(tiny, "control-no-teacher"))
+    burn_in, first, second = run.phases
+    sources = run.team.enter(burn_in)
+    train_step(run, burn_in, sources)
+    before = {key: tensor.clone() for key, tensor in run.team.members["cnn"].tensors().items()}
+    run.team.enter(first)  # edges closed: the cnn is not needed while the vit learns
+    assert "cnn" not in run.team.members
+    run.team.enter(second)
+    after = run.team.members["cnn"].tensors()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_what_is_learned_depends_on_shards_not_on_turns(tiny, start):
+    """Two shards in one worker: buffers are the mean of both shards' and gradients the mean of both losses'."""
+    run = start(short(tiny, "control-no-teacher", "train.shards=2", "models.cnn.arch.dropout=0.0"))
+    phase = run.phases[0]
+    sources = run.team.enter(phase)
+    start_from = copy.deepcopy(run.team.members["cnn"].tagger)
+    caught = gradients(run, ["cnn"])
+    train_step(run, phase, sources)
+
+    buffers, grads = [], []
+    for index in range(2):
+        alone = copy.deepcopy(start_from)
+        shard = run.batches.shard(0, index)
+        loss, _ = student_loss(alone(shard.mel(alone.front_end)), shard.y_BC, [], labels="multi", smoothing=0.0)
+        grads.append(torch.autograd.grad(loss, alone.parameters()))
+        buffers.append({key: value for key, value in alone.state_dict().items() if "running" in key})
+    now = run.team.members["cnn"].tagger.state_dict()
+    assert buffers[0]
+    for key in buffers[0]:
+        torch.testing.assert_close(now[key], (buffers[0][key] + buffers[1][key]) / 2)
+    for (key, _), first, second in zip(start_from.named_parameters(), *grads, strict=True):
+        torch.testing.assert_close(caught["cnn"][key], (first + second) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_dropout_depends_on_step_and_shard_only(tiny, start):
+    recipe = short(tiny, "control-no-teacher", "models.cnn.arch.dropout=0.5")
+    losses = []
+    for disturb in (False, True):
+        run = start(recipe)
+        sources = run.team.enter(run.phases[0])
+        if disturb:
+            torch.manual_seed(12345)
+            torch.rand(7)
+        losses.append(train_step(run, run.phases[0], sources, wants_log=True)["cnn/loss"])
+    assert losses[0] == losses[1]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tiny, start):
+    recipe = short(
+        tiny, "alternate", "edges.0.source=snapshot", "train.checkpoint_every=2", "models.cnn.arch.dropout=0.2"
+    )
+    whole = start(recipe)
+    assert loop(whole) == "done"
+    stops = iter([False] * 4 + [True])
+    cut = start(recipe, should_stop=lambda: next(stops))
+    assert loop(cut) == "preempted"
+    resumed = start(recipe, restore_from=cut.session.work_dir / "checkpoints" / "step-00000005")
+    assert resumed.step == 5
+    assert loop(resumed) == "done"
+    expected, got = spool_of(whole)[-1]["models"], spool_of(resumed)[-1]["models"]
+    for model in recipe.models:
+        assert got[model]["weights_sha256"] == expected[model]["weights_sha256"]
+        assert got[model]["test"] == expected[model]["test"]
+    assert spool_of(resumed)[-1]["resumed_from_step"] == 5
+
+
+def test_models_hear_the_same_clips_through_front_ends_of_their_own(tiny, start):
+    recipe = short(
+        tiny,
+        "mutual",
+        'models.cnn.front_end={kind="efficientat128"}',
+        'models.vit.front_end={kind="kaldi128"}',
+        "augment.mixup=0.5",
+        "augment.roll=0.5",
+    )
+    assert recipe.rate == 32_000
+    run = start(recipe)
+    run.team.enter(run.phases[0])
+    shard = run.batches.shard(0, 0)
+    assert shard.x_BT.shape == (8, 32_000)
+    shapes = [shard.mel(member.tagger.front_end).shape for member in run.team.members.values()]
+    assert shapes == [(8, 128, 100), (8, 128, 98)]
+    assert loop(run) == "done"
+
+
+def test_bf16_runs_and_keeps_losses_and_weights_in_fp32(tiny, start):
+    run = start(short(tiny, "mutual", "train.precision=bf16"))
+    phase, sources = walk_to_teaching(run)
+    exact = start(short(tiny, "mutual"))
+    walk_to_teaching(exact)
+    stats = train_step(run, phase, sources, wants_log=True)
+    assert all(torch.isfinite(torch.tensor(value)) for value in stats.values())
+    assert {parameter.dtype for parameter in run.team.members["vit"].tagger.parameters()} == {torch.float32}
+    spoken = run.team.members["vit"].tagger
+    with torch.no_grad(), run.team.autocast():
+        assert spoken(run.batches.shard(0, 0).mel(spoken.front_end)).dtype == torch.bfloat16
+
+
+def spool_of(run):
+    from workloads.spool import read_spool
+
+    return read_spool(run.session.work_dir / "spool.jsonl")

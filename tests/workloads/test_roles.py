@@ -1,0 +1,125 @@
+"""Schedules become phases: who learns, who teaches, for how long."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from orchestrator.recipe import load_recipe, shipped_names
+from workloads.roles import edge_weights, own_steps, plan, smooth_scores
+
+
+def phases_of(name: str, *settings: str):
+    return plan(load_recipe(name, list(settings)))
+
+
+def test_alternate_takes_turns_after_the_burn_in():
+    phases = phases_of("demo", "schedule.burn_in=7", "schedule.period=5", "schedule.turns=4")
+    assert [(phase.start, phase.steps, phase.trains) for phase in phases] == [
+        (0, 7, ("cnn", "vit")),
+        (7, 5, ("vit",)),
+        (12, 5, ("cnn",)),
+        (17, 5, ("vit",)),
+        (22, 5, ("cnn",)),
+    ]
+    assert phases[0].edges == ()
+    assert [phase.teachers for phase in phases[1:]] == [("cnn",), ("vit",), ("cnn",), ("vit",)]
+
+
+def test_alternate_without_burn_in_has_no_empty_phase():
+    assert phases_of("demo", "schedule.burn_in=0")[0].trains == ("vit",)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_phases_of_every_shipped_recipe_join_without_gap_and_train_every_model(name):
+    recipe = load_recipe(name, ["data.root=somewhere"])
+    phases = plan(recipe)
+    assert phases[0].start == 0
+    assert all(before.end == after.start for before, after in pairwise(phases))
+    assert set(own_steps(phases)) == set(recipe.models)
+    assert all(steps > 0 for steps in own_steps(phases).values())
+
+
+def test_the_control_gives_each_model_as_many_steps_as_the_recipe():
+    taught, control = phases_of("esc10", "data.root=x"), phases_of("esc10-control", "data.root=x")
+    assert own_steps(taught) == own_steps(control)
+    assert any(phase.edges for phase in taught)
+    assert not any(phase.edges for phase in control)
+
+
+def test_one_way_trains_teachers_first_and_freezes_them():
+    first, second = phases_of("one-way")
+    assert (first.trains, first.edges) == (("cnn",), ())
+    assert (second.trains, second.teachers) == (("vit",), ("cnn",))
+    (only,) = phases_of("one-way", "schedule.teacher_steps=0")
+    assert own_steps((only,)) == {"vit": 180, "cnn": 0}
+
+
+def test_generations_need_only_two_models_at_a_time():
+    assert [phase.needs for phase in phases_of("generations")] == [("cnn0",), ("vit1", "cnn0"), ("cnn1", "vit1")]
+
+
+def test_mutual_retakes_snapshots_at_every_exchange():
+    phases = phases_of("mutual", "schedule.steps=100", "schedule.exchange=40", "schedule.burn_in=10")
+    assert [(phase.start, phase.steps) for phase in phases] == [(0, 10), (10, 40), (50, 40), (90, 20)]
+
+
+def test_weights_ramp_up_from_the_first_taught_step():
+    recipe = load_recipe("mutual", ["schedule.burn_in=10", "schedule.ramp=4"])
+    phase = plan(recipe)[1]
+    weights = [edge_weights(recipe, phase, step, {})["cnn-to-vit"] for step in range(10, 16)]
+    assert weights == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+
+
+def test_the_ramp_goes_on_across_turns():
+    recipe = load_recipe("demo", ["schedule.burn_in=0", "schedule.period=2", "schedule.ramp=8"])
+    phases = plan(recipe)
+    assert edge_weights(recipe, phases[2], 4, {}) == {"cnn-to-vit": 0.5 * 5 / 8}
+
+
+def test_gated_weights_follow_the_lead_and_keep_the_floor():
+    recipe = load_recipe("gated", ["schedule.ramp=0", "schedule.floor=0.3", "schedule.margin=0.1"])
+    phase = plan(recipe)[1]
+    assert edge_weights(recipe, phase, 100, {})["cnn-to-vit"] == 0.5  # nothing validated yet
+    even = edge_weights(recipe, phase, 100, {"cnn": 0.6, "vit": 0.6})
+    assert even == pytest.approx({"cnn-to-vit": 0.5 * 0.65, "vit-to-cnn": 0.2 * 0.65})
+    ahead = edge_weights(recipe, phase, 100, {"cnn": 0.7, "vit": 0.6})
+    assert ahead["cnn-to-vit"] == pytest.approx(0.5 * (0.3 + 0.7 / (1 + math.exp(-1))))
+    assert edge_weights(recipe, phase, 100, {"cnn": 0.0, "vit": 1.0})["cnn-to-vit"] == pytest.approx(0.15, abs=1e-4)
+
+
+def test_scores_are_smoothed_for_gated_only():
+    gated = load_recipe("gated", ["schedule.smoothing=0.9"])
+    assert smooth_scores(gated, {"cnn": 0.5}, {"cnn": 1.0, "vit": 0.2}) == pytest.approx({"cnn": 0.55, "vit": 0.2})
+    assert smooth_scores(load_recipe("demo"), {"cnn": 0.5}, {"cnn": 1.0}) == {"cnn": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("demo", "schedule.turns=3", "multiple of the 2 models"),
+        ("demo", 'schedule.order=["cnn"]', "must name each model once: cnn, vit"),
+        ("one-way", 'schedule.teachers=["dog"]', "no model named 'dog'; the models are cnn, vit"),
+        ("one-way", 'schedule.teachers=["vit"]', "cnn-to-vit: never open under schedule one_way"),
+        ("generations", 'schedule.order=["cnn0", "vit1"]', "models cnn1: neither learn nor teach"),
+        ("per-sample", "edges.0.gate=always", "per_sample needs gate = 'better_on_clip'"),
+        ("mutual", "edges.0.view=clean", "teaches with its training forward"),
+        ("one-way", "edges.0.source=ema", ""),
+        ("generations", "edges.0.source=ema", "set models.cnn0.average.kind = 'ema'"),
+    ],
+)
+def test_schedules_that_cannot_work_are_refused_with_the_fix(name, setting, words):
+    if not words:  # the demo's models keep an average, so this one is fine
+        assert phases_of(name, setting)
+        return
+    with pytest.raises(ValueError, match=r"schedule|edges|models") as caught:
+        phases_of(name, setting)
+    assert words in str(caught.value)
+
+
+def test_weights_into_one_student_cannot_exceed_one():
+    settings = [
+        'edges=[{teacher="cnn0", student="cnn1", weight=0.6}, {teacher="vit1", student="cnn1", weight=0.6}]',
+    ]
+    with pytest.raises(ValueError, match=r"edges into cnn1: weights sum to 1.2; at most 1"):
+        phases_of("generations", *settings)

@@ -1,0 +1,215 @@
+"""From a file to a waveform and from waveforms to log-mels. Knows no clips, no augmentation and no models.
+
+Axes: B batch, T samples, M mel bands, F frames.
+"""
+
+import io
+import re
+from fractions import Fraction
+from typing import BinaryIO
+
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from workloads.config import FRONT_ENDS
+
+SHORTEST_SHARE = 0.95  # of what a file's header promises; with less the file was cut short
+SHORTEST_SECONDS = 0.05  # what the longest analysis window needs
+
+
+class BrokenClip(Exception):
+    """A file that holds no usable audio; the message is the reason."""
+
+
+def decode(file: BinaryIO) -> tuple[Tensor, int]:
+    """The samples of an open audio file, channels averaged: (x_T float32 in about -1 to 1, rate in Hz).
+
+    Raises BrokenClip for what libsndfile cannot read, for files without samples or cut short, and for samples that are
+    NaN or infinite.
+    """
+    # Read whole: libsndfile seeks back and forth, which is slow through an object store.
+    raw = io.BytesIO(file.read())
+    try:
+        with soundfile.SoundFile(raw) as sound:
+            x_TC = sound.read(dtype="float32", always_2d=True)
+            promised, rate = _promised_samples(sound), sound.samplerate
+    except soundfile.SoundFileError as error:
+        reason = str(getattr(error, "error_string", error)).strip()
+        raise BrokenClip(f"cannot be decoded ({reason or 'format not recognised'})") from error
+    if len(x_TC) < SHORTEST_SHARE * promised:
+        raise BrokenClip(f"cut short: {len(x_TC)} of {promised} samples")
+    if len(x_TC) == 0:
+        raise BrokenClip("holds no samples")
+    x_T = torch.from_numpy(x_TC).mean(dim=1)
+    if not bool(torch.isfinite(x_T).all()):
+        raise BrokenClip("holds samples that are NaN or infinite")
+    return x_T, rate
+
+
+def _promised_samples(sound: soundfile.SoundFile) -> int:
+    """How many samples the header speaks of.
+
+    For WAV libsndfile silently corrects the number to what is there and leaves both byte counts in its log. Counts of
+    2 GB and more are what programs write that stream into a pipe, so they promise nothing.
+    """
+    found = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    if not found or int(found[1]) >= 2**31 - 1:
+        return sound.frames
+    return round(sound.frames * int(found[1]) / max(1, int(found[2])))
+
+
+def resample(x_T: Tensor, *, orig: int, new: int) -> Tensor:
+    """The same sound at another rate in Hz, by a windowed sinc that removes what the new rate cannot hold."""
+    # The sinc table grows with the terms of the ratio: 44099 to 32000 Hz would take gigabytes. All usual rates are
+    # exact below 1000, and for the others the pitch is off by less than a millionth.
+    ratio = Fraction(orig, new).limit_denominator(1000)
+    return x_T if ratio == 1 else torchaudio.functional.resample(x_T, ratio.numerator, ratio.denominator)
+
+
+def fit(x_T: Tensor, length: int, offset: int = 0) -> Tensor:
+    """`length` samples from `offset` on, with zeros on the right where the clip ends before."""
+    cut_T = x_T[offset : offset + length]
+    return nn.functional.pad(cut_T, (0, length - cut_T.shape[0]))
+
+
+class LogMel(nn.Module):
+    """Waveforms at `clip_rate` to natural-log mel spectra, not normalised.
+
+    A front end is fixed: its filterbanks are buffers outside the state dict. `mean` and `std` are the kind's own
+    normalisation, (mel - mean) / std; `mask_value` is what masked cells of the un-normalised mel hold.
+    """
+
+    kind: str
+    bands: int
+    hop: int
+    mean: float
+    std: float
+    mask_value: float
+    hann_W: Tensor
+    banks_MK: Tensor
+
+    def __init__(self, *, clip_rate: int) -> None:
+        super().__init__()
+        self.clip_rate = clip_rate
+        self.rate = FRONT_ENDS[self.kind]
+        self.resample = torchaudio.transforms.Resample(clip_rate, self.rate)
+
+    def frames(self, seconds: float) -> int:
+        """How many frames a clip of so many seconds has."""
+        if seconds < SHORTEST_SECONDS:
+            raise ValueError(f"clip_seconds = {seconds}: a {self.kind} spectrum needs {SHORTEST_SECONDS} s or more")
+        length = round(seconds * self.clip_rate)
+        return self._frames(-(-length * self.rate // self.clip_rate))  # resampling rounds up
+
+    def forward(self, x_BT: Tensor) -> Tensor:
+        """x_BT at `clip_rate` to mel_BMF, both float32, also inside autocast: half precision spoils powers and logs."""
+        with torch.autocast(x_BT.device.type, enabled=False):
+            return self._log_mel(self.resample(x_BT.float()))
+
+    def _frames(self, length: int) -> int:
+        raise NotImplementedError
+
+    def _log_mel(self, x_BT: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _keep_out_of_state(self) -> None:
+        """Make every buffer, torchaudio's too, absent from the state dict: constants are no weights."""
+        for module in self.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer, persistent=False)
+
+
+class LogMel64(LogMel):
+    """64 bands, 50 to 8000 Hz, at 16 kHz, exactly 100 frames per second: the light front end."""
+
+    kind, bands, hop = "logmel64", 64, 160
+    mean, std, mask_value = -5.0, 4.0, -5.0
+
+    def __init__(self, *, clip_rate: int) -> None:
+        super().__init__(clip_rate=clip_rate)
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            self.rate, n_fft=512, win_length=400, hop_length=self.hop, f_min=50.0, f_max=8000.0, n_mels=self.bands
+        )
+        self._keep_out_of_state()
+
+    def _frames(self, length: int) -> int:
+        return length // self.hop
+
+    def _log_mel(self, x_BT: Tensor) -> Tensor:
+        # A centred transform has one frame more, centred on the end of the clip.
+        return torch.log(self.mel(x_BT)[..., : self._frames(x_BT.shape[-1])] + 1e-5)
+
+
+class Kaldi128(LogMel):
+    """AST's and PSLA's front end: `torchaudio.compliance.kaldi.fbank`, for a batch (reference/cmkd.md 2.3).
+
+    Settings as AST calls it: htk_compat, hanning, no dither, 25 ms every 10 ms, 128 bands from 20 Hz, mean of the
+    waveform removed; fbank's own defaults remove each frame's mean and pre-emphasise by 0.97.
+    """
+
+    kind, bands, hop = "kaldi128", 128, 160
+    mean, std, mask_value = -4.2677393, 2 * 4.5689974, 0.0
+    window, n_fft = 400, 512
+
+    def __init__(self, *, clip_rate: int) -> None:
+        super().__init__(clip_rate=clip_rate)
+        self.register_buffer("hann_W", torch.hann_window(self.window, periodic=False))
+        self.register_buffer("banks_MK", _kaldi_banks(self.n_fft, self.rate, low=20.0, high=0.0))
+        self._keep_out_of_state()
+
+    def _frames(self, length: int) -> int:
+        return 1 + (length - self.window) // self.hop
+
+    def _log_mel(self, x_BT: Tensor) -> Tensor:
+        # In float64, or the last bit of the mean would depend on how many clips are in the batch.
+        x_BT = x_BT - x_BT.mean(dim=1, keepdim=True, dtype=torch.float64).float()
+        frames_BFW = x_BT.unfold(1, self.window, self.hop)
+        frames_BFW = frames_BFW - frames_BFW.mean(dim=2, keepdim=True)
+        before_BFW = torch.cat((frames_BFW[..., :1], frames_BFW[..., :-1]), dim=2)
+        windowed_BFW = (frames_BFW - 0.97 * before_BFW) * self.hann_W
+        power_BFK = torch.fft.rfft(windowed_BFW, n=self.n_fft).abs().square()
+        mel_BMF = self.banks_MK @ power_BFK.transpose(1, 2)
+        return mel_BMF.clamp(min=torch.finfo(torch.float32).eps).log()
+
+
+class EfficientAT128(LogMel):
+    """EfficientAT's and PaSST's front end, its evaluation filterbank (reference/efficientat.md section 3)."""
+
+    kind, bands, hop = "efficientat128", 128, 320
+    mean, std, mask_value = -4.5, 5.0, 0.0
+    window, n_fft = 800, 1024
+
+    def __init__(self, *, clip_rate: int) -> None:
+        super().__init__(clip_rate=clip_rate)
+        self.register_buffer("hann_W", torch.hann_window(self.window, periodic=False))
+        self.register_buffer("banks_MK", _kaldi_banks(self.n_fft, self.rate, low=0.0, high=15_000.0))
+        self._keep_out_of_state()
+
+    def _frames(self, length: int) -> int:
+        return 1 + (length - 1) // self.hop  # pre-emphasis takes one sample
+
+    def _log_mel(self, x_BT: Tensor) -> Tensor:
+        emphasised_BT = x_BT[:, 1:] - 0.97 * x_BT[:, :-1]
+        spectrum_BKF = torch.stft(
+            emphasised_BT, self.n_fft, self.hop, self.window, self.hann_W, center=True, return_complex=True
+        )
+        return torch.log(self.banks_MK @ spectrum_BKF.abs().square() + 1e-5)
+
+
+def _kaldi_banks(n_fft: int, rate: int, *, low: float, high: float) -> Tensor:
+    """Kaldi's 128 triangular bands over the n_fft // 2 + 1 bins; the last bin, Nyquist, belongs to none."""
+    banks_MK, _ = get_mel_banks(128, n_fft, float(rate), low, high, 100.0, -500.0, 1.0)
+    return nn.functional.pad(banks_MK, (0, 1))
+
+
+KINDS: dict[str, type[LogMel]] = {end.kind: end for end in (LogMel64, Kaldi128, EfficientAT128)}
+
+
+def build_front_end(kind: str, *, clip_rate: int) -> LogMel:
+    """The front end of this kind for waveforms at `clip_rate` Hz."""
+    if kind not in KINDS:
+        raise ValueError(f"front_end.kind = {kind!r}: no such front end; known are {', '.join(KINDS)}")
+    return KINDS[kind](clip_rate=clip_rate)

@@ -1,0 +1,100 @@
+"""Views of a clip: which one is drawn, and what it does to a waveform and to a log-mel.
+
+Every draw is keyed by (view_seed, clip_id, view, purpose), so a view can be replayed by anybody who knows its key.
+Mixing belongs to `data.py`, which knows the other clips; this file only draws partner and weight.
+
+Axes: B batch, T samples, M mel bands, F frames, 4 = (time start, time width, mel start, mel width).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workloads.config import Augment
+from workloads.keyed import keyed_generator
+
+
+@dataclass(frozen=True)
+class View:
+    """How one view of a clip differs from the clip."""
+
+    crop: float = 0.0  # where a longer clip is cut: 0 its start, towards 1 its end
+    roll: float = 0.0  # shift to the right, as a share of the cut clip, wrapped around
+    gain_db: float = 0.0
+    partner: float = 0.0  # position in the pool of partners, as a share of it
+    mix_weight: float = 1.0  # of the clip itself; 1 is not mixed
+    time_start: float = 0.0  # masks: shares of the duration and of the mel scale
+    time_width: float = 0.0
+    mel_start: float = 0.0
+    mel_width: float = 0.0
+
+    @property
+    def masks(self) -> tuple[float, float, float, float]:
+        return self.time_start, self.time_width, self.mel_start, self.mel_width
+
+
+def clean_view() -> View:
+    """The view that changes nothing: the start of the clip."""
+    return View()
+
+
+def draw_view(augment: Augment, clip_id: str, view: int) -> View:
+    """View number `view` of a clip.
+
+    Each purpose has a generator of its own: switching one augmentation on does not move another's draws.
+    """
+
+    def uniform(purpose: str) -> list[float]:
+        return keyed_generator(augment.view_seed, clip_id, view, purpose).random(2).tolist()
+
+    def mask(purpose: str, widest: float) -> tuple[float, float]:
+        width, start = uniform(purpose)
+        return start * (1 - width * widest), width * widest
+
+    drawn: dict[str, float] = {"crop": uniform("crop")[0]}
+    if augment.roll:
+        drawn["roll"] = augment.roll * (2 * uniform("roll")[0] - 1)
+    if augment.gain_db:
+        drawn["gain_db"] = augment.gain_db * (2 * uniform("gain")[0] - 1)
+    if augment.mixup:
+        drawn["partner"], drawn["mix_weight"] = _mixup(augment, clip_id, view)
+    if augment.mask_time:
+        drawn["time_start"], drawn["time_width"] = mask("mask_time", augment.mask_time)
+    if augment.mask_mel:
+        drawn["mel_start"], drawn["mel_width"] = mask("mask_mel", augment.mask_mel)
+    return View(**drawn)
+
+
+def _mixup(augment: Augment, clip_id: str, view: int) -> tuple[float, float]:
+    generator = keyed_generator(augment.view_seed, clip_id, view, "mixup")
+    chance, partner = generator.random(2).tolist()
+    # Drawn even when unused: the partner and weight of a mixed clip must not depend on how often clips are mixed.
+    weight = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))
+    return (partner, weight) if chance < augment.mixup else (0.0, 1.0)
+
+
+def apply_view(x_T: Tensor, view: View, *, length: int) -> Tensor:
+    """A whole stored clip to `length` samples of this view: cut or zero-padded on the right, rolled, amplified."""
+    spare = x_T.shape[-1] - length
+    if spare > 0:
+        start = int(view.crop * (spare + 1))
+        x_T = x_T[start : start + length]
+    elif spare < 0:
+        x_T = torch.nn.functional.pad(x_T, (0, -spare))
+    shift = round(view.roll * length)
+    if shift:
+        x_T = torch.roll(x_T, shift)
+    return x_T * 10 ** (view.gain_db / 20) if view.gain_db else x_T
+
+
+def mask_mel(mel_BMF: Tensor, masks_B4: Tensor, *, value: float) -> Tensor:
+    """A copy in which the cells whose centre lies in the clip's time or mel mask hold `value`."""
+    _, bands, frames = mel_BMF.shape
+
+    def covered(cells: int, first: int) -> Tensor:
+        centre_C = (torch.arange(cells, device=mel_BMF.device) + 0.5) / cells
+        start_B1, width_B1 = masks_B4[:, first : first + 1], masks_B4[:, first + 1 : first + 2]
+        return (centre_C >= start_B1) & (centre_C < start_B1 + width_B1)
+
+    return mel_BMF.masked_fill(covered(frames, 0)[:, None, :] | covered(bands, 2)[:, :, None], value)

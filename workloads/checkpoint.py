@@ -1,0 +1,84 @@
+"""One checkpoint is one directory: safetensors, JSON, and a marker written last, without which it does not exist.
+
+Knows nothing of where the directory goes afterwards (`orchestrator/storage.py` does) nor of what the tensors mean.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, load_file, save_file
+from torch import Tensor
+
+from workloads.files import MARKER, Opener
+
+
+def write(
+    folder: Path,
+    *,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: dict[str, Any],
+    files: Mapping[str, Path] | None = None,
+) -> Path:
+    """Write `<name>.safetensors` for each entry, `state.json`, ready-made files, then the marker; returns the folder.
+
+    `tensors` maps a file's stem to its tensors; `files` maps a stem to an existing safetensors file to take along.
+    """
+    folder.mkdir(parents=True)
+    for stem, named in tensors.items():
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, folder / f"{stem}.safetensors"
+        )
+    for stem, path in (files or {}).items():
+        shutil.copyfile(path, folder / f"{stem}.safetensors")
+    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    temporary = folder / f".{MARKER}"
+    temporary.write_text(json.dumps({"files": digests}, indent=1))
+    os.replace(temporary, folder / MARKER)
+    return folder
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The checkpoint's `state.json`, after every file's digest has been compared; ValueError where one differs."""
+    marker = folder / MARKER
+    if not marker.is_file():
+        raise ValueError(f"checkpoint {folder}: no {MARKER}, so it was never finished; choose another")
+    for name, digest in json.loads(marker.read_text())["files"].items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise ValueError(f"checkpoint {folder}: {name} is missing or differs from its SHA-256; choose another")
+    return json.loads((folder / "state.json").read_text())
+
+
+def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU."""
+    return load_file(folder / f"{stem}.safetensors")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a state dict: names sorted, raw bytes; equal exactly when every bit is."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(name.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_weights(files: Opener, uri: str) -> dict[str, Tensor]:
+    """A model's weights from one safetensors file, or from a published tagger's folder, wherever they lie."""
+    target = uri if uri.endswith(".safetensors") else files.join(uri, "weights.safetensors")
+    with files.open(target) as file:
+        return load(file.read())

@@ -1,0 +1,263 @@
+"""What a run is made of: frozen values, checked when they are built.
+
+Knows no file format (`orchestrator/recipe.py` does) and imports nothing heavy: parsing a recipe must not cost torch.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from workloads.checked import Checked
+from workloads.schedules import Schedule
+
+FRONT_ENDS = {"logmel64": 16_000, "kaldi128": 16_000, "efficientat128": 32_000}  # kind -> its sample rate in Hz
+Value = TypeVar("Value")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Checked):
+    """Which clips, how they are cut into train, validation and test, and where the decoded ones are kept."""
+
+    format: Literal["synthetic", "esc50", "manifest"] = "synthetic"
+    root: str = ""  # folder URI; paths in the metadata are relative to it
+    manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
+    labels: Literal["single", "multi"] = "single"
+    clip_seconds: float = 5.0
+    test_fold: int = 1
+    val_share: float = 0.1  # of the training folds, whole source recordings
+    val_slice: int = 0  # which of the 1 / val_share slices validates
+    split_seed: int = 0
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    max_broken_share: float = 0.05  # more quarantined clips than this stops the run
+    cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips, shared by the runs of a node
+    cache_gb: float = 20.0
+    synthetic_clips: int = 400
+    synthetic_seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._require(self.clip_seconds > 0, "clip_seconds", "must be above 0 seconds")
+        self._require(0 < self.val_share <= 0.5, "val_share", "must be above 0 and at most 0.5 of the training folds")
+        slices = round(1 / self.val_share)
+        self._require(0 <= self.val_slice < slices, "val_slice", f"must be 0 to {slices - 1} at this val_share")
+        self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
+        self._require(self.cache_gb > 0, "cache_gb", "must be above 0")
+        if self.format == "synthetic":
+            self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten a fold")
+        if self.format == "esc50":
+            self._require(bool(self.root), "root", "format esc50 needs the data set's folder: --set data.root=DIR")
+        if self.format == "manifest":
+            self._require(bool(self.manifest), "manifest", "format manifest needs --set data.manifest=FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment(Checked):
+    """How a view of a clip differs from the clip; every draw is keyed by (view_seed, clip_id, view, purpose)."""
+
+    view_seed: int = 0
+    roll: float = 0.0  # largest shift, as a share of the clip, wrapped around
+    gain_db: float = 0.0  # largest change of level, up or down
+    mixup: float = 0.0  # probability that a clip is mixed with a partner
+    mixup_alpha: float = 1.0  # weight ~ Beta(alpha, alpha)
+    mixup_on: Literal["waveform", "mel"] = "waveform"
+    mask_time: float = 0.0  # widest time mask, as a share of the duration
+    mask_mel: float = 0.0  # widest frequency mask, as a share of the mel scale
+
+    def __post_init__(self) -> None:
+        for name in ("roll", "mixup", "mask_time", "mask_mel"):
+            self._require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
+        self._require(self.gain_db >= 0, "gain_db", "must be 0 dB or more")
+        self._require(self.mixup_alpha > 0, "mixup_alpha", "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEnd(Checked):
+    """Waveform to log-mel, and the model's own normalisation of it; without mean and std the kind's own are used."""
+
+    kind: Literal["logmel64", "kaldi128", "efficientat128"] = "logmel64"
+    mean: float | None = None
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        self._require(self.std is None or self.std > 0, "std", "must be above 0")
+
+    @property
+    def rate(self) -> int:
+        return FRONT_ENDS[self.kind]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MN(Checked):
+    """MobileNetV3-Large at any width, as EfficientAT uses it (reference/efficientat.md section 1)."""
+
+    family: Literal["mn"]
+    width: float = 1.0
+    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
+    dropout: float = 0.2
+    bn_momentum: float = 0.01
+
+    def __post_init__(self) -> None:
+        self._require(self.width > 0, "width", "must be above 0")
+        self._require(set(self.strides) <= {1, 2}, "strides", "each must be 1 or 2")
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require(0 < self.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT(Checked):
+    """timm's ViT in AST's form: one channel, square patches with a stride of their own (reference/cmkd.md 2.1)."""
+
+    family: Literal["vit"]
+    dim: int = 192
+    depth: int = 12
+    heads: int = 3
+    patch: int = 16
+    stride: int = 16
+    pool: Literal["token", "avg"] = "token"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._require(self.depth > 0, "depth", "must be above 0")
+        self._require(self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
+        self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Checked):
+    """AdamW and its learning-rate curve, counted in the model's own steps."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of the model's own steps, linear
+    decay: Literal["cosine", "constant"] = "cosine"
+    clip_norm: float = 1.0  # largest gradient norm; 0 leaves gradients alone
+
+    def __post_init__(self) -> None:
+        self._require(self.lr > 0, "lr", "must be above 0")
+        self._require(0 <= self.warmup < 1, "warmup", "must be a share of the steps, 0 up to 1")
+        self._require(self.clip_norm >= 0, "clip_norm", "must be 0 (off) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average(Checked):
+    """Which weights are delivered: the last, their moving average, or the mean of the best at validation."""
+
+    kind: Literal["none", "ema", "best"] = "none"
+    decay: float = 0.99  # of the moving average, per own step
+    best: int = 3  # how many of the best validated weights are averaged
+
+    def __post_init__(self) -> None:
+        self._require(0 <= self.decay < 1, "decay", "must be 0 up to 1")
+        self._require(self.best >= 1, "best", "must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Checked):
+    """One named model of a run: what it is, what it hears, how it learns."""
+
+    arch: MN | ViT
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    average: Average = field(default_factory=Average)
+    init: str = ""  # URI of a checkpoint of ours or of a safetensors file in the family's own key names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge(Checked):
+    """Who teaches whom, and how (loss: `edges.py`)."""
+
+    teacher: str
+    student: str
+    weight: float = 0.5  # of the teacher's term; labels weigh 1 minus the sum over the student's open edges
+    temperature: float = 1.0
+    tau_mode: Literal["teacher_only", "both"] = "teacher_only"
+    view: Literal["same", "clean"] = "same"
+    source: Literal["live", "snapshot", "ema"] = "live"
+    gate: Literal["always", "better_on_clip", "switokd"] = "always"
+    shuffled: bool = False  # a control: the teacher speaks about the wrong clip
+
+    def __post_init__(self) -> None:
+        self._require(self.teacher != self.student, "student", "a model cannot be its own teacher")
+        self._require(0 <= self.weight <= 1, "weight", "must be between 0 and 1")
+        self._require(self.temperature > 0, "temperature", "must be above 0")
+
+    @property
+    def key(self) -> str:
+        return f"{self.teacher}-to-{self.student}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Checked):
+    """The loop's own settings."""
+
+    seed: int = 0  # order, initial weights, dropout; views have a seed of their own
+    shard_size: int = 32  # clips that pass a model at once; batch norm sees one shard
+    shards: int = 1  # shards in the global batch; must divide among the workers
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 2
+    label_smoothing: float = 0.0
+    log_every: int = 10  # steps
+    eval_every: int = 100
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("shard_size", "shards", "threads", "log_every", "eval_every", "checkpoint_every"):
+            self._require(getattr(self, name) > 0, name, "must be above 0")
+        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "must be 0 up to 1")
+
+    @property
+    def batch_size(self) -> int:
+        return self.shard_size * self.shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Checked):
+    """A whole run. Which edges are open when is the schedule's business (`roles.py`)."""
+
+    name: str
+    about: str = ""
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    models: dict[str, Model]
+    edges: tuple[Edge, ...] = ()
+    schedule: Schedule
+    train: Train = field(default_factory=Train)
+
+    def __post_init__(self) -> None:
+        self._require(bool(self.models), "models", "needs at least one model")
+        for name in self.models:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"models.{name}: a name is a small letter, then small letters, digits or _")
+        for edge in self.edges:
+            self.known_models("edges", (edge.teacher, edge.student))
+        if len({edge.key for edge in self.edges}) < len(self.edges):
+            raise ValueError("edges: two edges join the same teacher and student; keep one")
+        kinds = {model.front_end.kind for model in self.models.values()}
+        if self.augment.mixup and self.augment.mixup_on == "mel" and len(kinds) > 1:
+            raise ValueError(
+                f"augment.mixup_on = 'mel': the models' front ends differ ({', '.join(sorted(kinds))}); "
+                "mel-mixup needs one shared front end, use 'waveform'"
+            )
+
+    def known_models(self, where: str, names: tuple[str, ...]) -> None:
+        """Refuse a name that is not among the models, listing those that are."""
+        for name in names:
+            if name not in self.models:
+                raise ValueError(f"{where}: no model named {name!r}; the models are {', '.join(self.models)}")
+
+    @property
+    def rate(self) -> int:
+        """The rate in Hz at which clips are cached: the highest that any model's front end needs."""
+        return max(model.front_end.rate for model in self.models.values())
+
+
+def restore(kind: type[Value], values: object) -> Value:
+    """Plain values, as `asdict` and JSON give them, back to the frozen value; ValueError where they do not fit."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_python(values)

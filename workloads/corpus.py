@@ -1,0 +1,69 @@
+"""A run's data, ready to train on: clips read, decoded once, the broken ones set aside, the rest cut into splits."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from workloads import checkpoint
+from workloads.cache import Broken, ClipCache, check_share
+from workloads.clips import Corpus, Splits, read_corpus, split
+from workloads.config import Recipe
+from workloads.files import Opener
+from workloads.tagger import Tagger, build_tagger
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Corpus (without its broken clips), splits, and the cache that holds every clip at the run's rate."""
+
+    recipe: Recipe
+    corpus: Corpus
+    splits: Splits
+    cache: ClipCache
+    broken: tuple[Broken, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """What the report says about the data."""
+        return {
+            "fingerprint": self.corpus.fingerprint(),
+            "tags": list(self.corpus.tags),
+            "labels": self.corpus.labels,
+            "clips": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
+            "quarantined": [vars(broken) for broken in self.broken],
+        }
+
+    def make_tagger(self, name: str, files: Opener) -> Tagger:
+        """A model of the recipe with its first weights, which depend on the run's seed, its name and `init` only."""
+        recipe, model = self.recipe, self.recipe.models[name]
+        tagger = build_tagger(
+            model,
+            name=name,
+            tags=self.corpus.tags,
+            labels=recipe.data.labels,
+            clip_seconds=recipe.data.clip_seconds,
+            clip_rate=recipe.rate,
+            seed=recipe.train.seed,
+        )
+        if model.init:
+            left_out = tagger.load_initial(checkpoint.read_weights(files, model.init))
+            if left_out:
+                log.warning("models.%s.init: %s start afresh: they do not fit this run", name, ", ".join(left_out))
+        return tagger
+
+
+def prepare(recipe: Recipe, files: Opener, *, rate: int | None = None) -> Prepared:
+    """Read and decode the recipe's data set, at the rate its models need unless another is given.
+
+    Raises ValueError for metadata that cannot be read, an unknown test fold, or too many broken clips.
+    """
+    data = recipe.data
+    corpus = read_corpus(data, files)
+    cache = ClipCache(Path(data.cache).expanduser(), rate=rate or recipe.rate, limit_gb=data.cache_gb)
+    broken = cache.prepare(corpus.clips, data, files)
+    check_share(broken, len(corpus.clips), data.max_broken_share)
+    lost = {entry.clip_id for entry in broken}
+    corpus = replace(corpus, clips=tuple(clip for clip in corpus.clips if clip.clip_id not in lost))
+    return Prepared(recipe, corpus, split(corpus, data), cache, tuple(broken))

@@ -1,0 +1,158 @@
+"""Batches: which clips come together, in which views, mixed how. Knows no models.
+
+What is in a shard depends on the recipe, the step and the shard's index only, never on who loads it.
+
+Axes: B clips of a shard, T samples, M mel bands, F frames, C tags, 4 = masks (time start, width, mel start, width).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workloads.audio import LogMel
+from workloads.augment import View, apply_view, clean_view, draw_view, mask_mel
+from workloads.cache import ClipCache
+from workloads.clips import Clip, Corpus
+from workloads.config import Recipe
+from workloads.keyed import keyed_generator
+
+
+@dataclass(eq=False)
+class Shard:
+    """Clips that pass the models together, as one view of each; `partner_x_BT` only where log-mels are mixed."""
+
+    clip_ids: tuple[str, ...]
+    view: int
+    x_BT: Tensor
+    y_BC: Tensor
+    masks_B4: Tensor
+    partner_x_BT: Tensor | None = None
+    mix_weight_B: Tensor | None = None
+    make_clean: Callable[[], "Shard"] | None = None  # None: it is clean already
+    _mels: dict[str, Tensor] = field(default_factory=dict)
+    _clean: "Shard | None" = None
+
+    def mel(self, front_end: LogMel) -> Tensor:
+        """The log-mels mel_BMF, mixed and masked; computed once for all models that share a kind of front end."""
+        if front_end.kind not in self._mels:
+            with torch.no_grad():
+                mel_BMF = front_end(self.x_BT)
+                if self.partner_x_BT is not None and self.mix_weight_B is not None:
+                    mel_BMF = torch.lerp(front_end(self.partner_x_BT), mel_BMF, self.mix_weight_B[:, None, None])
+                self._mels[front_end.kind] = mask_mel(mel_BMF, self.masks_B4, value=front_end.mask_value)
+        return self._mels[front_end.kind]
+
+    def clean(self) -> "Shard":
+        """The same clips, crops and mixtures without roll, gain and masks; loaded when first asked for."""
+        if self.make_clean is None:
+            return self
+        if self._clean is None:
+            self._clean = self.make_clean().to(self.x_BT.device)
+        return self._clean
+
+    def to(self, device: torch.device | str) -> "Shard":
+        """This shard with its tensors on `device`."""
+        return replace(
+            self,
+            x_BT=self.x_BT.to(device, non_blocking=True),
+            y_BC=self.y_BC.to(device, non_blocking=True),
+            masks_B4=self.masks_B4.to(device, non_blocking=True),
+            partner_x_BT=None if self.partner_x_BT is None else self.partner_x_BT.to(device, non_blocking=True),
+            mix_weight_B=None if self.mix_weight_B is None else self.mix_weight_B.to(device, non_blocking=True),
+            _mels={},
+            _clean=None,
+        )
+
+
+class Batches:
+    """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step."""
+
+    def __init__(self, clips: Sequence[Clip], corpus: Corpus, cache: ClipCache, recipe: Recipe) -> None:
+        size = recipe.train.batch_size
+        if len(clips) < size:
+            raise ValueError(
+                f"train.shard_size x train.shards = {size}: a batch needs as many clips, and only {len(clips)} are in "
+                "the training split; lower one of the two"
+            )
+        assert cache.rate == recipe.rate, "clips are cached at the highest rate that a model of the run needs"
+        self.clips = clips
+        self.cache = cache
+        self.recipe = recipe
+        self.length = round(recipe.data.clip_seconds * recipe.rate)
+        self.steps_per_epoch = len(clips) // size
+        self._y_NC = torch.from_numpy(corpus.targets(clips))
+        self._ordered: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+
+    def shard(self, step: int, index: int) -> Shard:
+        """Shard `index` of the global batch of `step`; steps count from 0."""
+        assert 0 <= index < self.recipe.train.shards, f"shard {index} of {self.recipe.train.shards}"
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size, each = self.recipe.train.batch_size, self.recipe.train.shard_size
+        rows = self._order(epoch)[place * size : (place + 1) * size].tolist()
+        own = rows[index * each : (index + 1) * each]
+        views = {row: self._view(row, epoch) for row in own}
+        partners = [row if views[row].mix_weight == 1 else rows[int(views[row].partner * size)] for row in own]
+        views |= {row: self._view(row, epoch) for row in partners if row not in views}
+        return self._load(own, partners, views, epoch, clean=False)
+
+    def _view(self, row: int, epoch: int) -> View:
+        return draw_view(self.recipe.augment, self.clips[row].clip_id, epoch)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Positions of the clips in this epoch's order, which depends on the run's seed and the epoch."""
+        if self._ordered[0] != epoch:
+            generator = keyed_generator(self.recipe.train.seed, "order", epoch)
+            if self.recipe.data.sampling == "balanced":
+                order = generator.choice(len(self.clips), size=len(self.clips), p=self._balance())
+            else:
+                order = generator.permutation(len(self.clips))
+            self._ordered = (epoch, order)
+        return self._ordered[1]
+
+    def _balance(self) -> NDArray[np.float64]:
+        """Chance of each clip: the sum over its tags of 1 / (clips with that tag), so rare tags come up more often."""
+        y_NC = self._y_NC.double().numpy()
+        weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
+        return weight_N / weight_N.sum()
+
+    def _load(self, own: list[int], partners: list[int], views: dict[int, View], epoch: int, *, clean: bool) -> Shard:
+        """Clips and their partners, each in its own view, mixed as the first one's view says."""
+        heard = {row: self._hear(row, View(crop=view.crop) if clean else view) for row, view in views.items()}
+        x_BT = torch.stack([heard[row] for row in own])
+        weight_B = torch.tensor([views[row].mix_weight for row in own])
+        shard = Shard(
+            clip_ids=tuple(self.clips[row].clip_id for row in own),
+            view=epoch,
+            x_BT=x_BT,
+            y_BC=torch.lerp(self._y_NC[partners], self._y_NC[own], weight_B[:, None]),
+            masks_B4=torch.tensor([(clean_view() if clean else views[row]).masks for row in own]),
+            make_clean=None if clean else partial(self._load, own, partners, views, epoch, clean=True),
+        )
+        augment = self.recipe.augment
+        if augment.mixup:
+            partner_x_BT = torch.stack([heard[row] for row in partners])
+            if augment.mixup_on == "mel":
+                shard.partner_x_BT, shard.mix_weight_B = partner_x_BT, weight_B
+            else:
+                shard.x_BT = torch.lerp(partner_x_BT, x_BT, weight_B[:, None])
+        return shard
+
+    def _hear(self, row: int, view: View) -> Tensor:
+        return apply_view(self.cache.load(self.clips[row].clip_id), view, length=self.length)
+
+
+def evaluation_batch(clips: Sequence[Clip], corpus: Corpus, cache: ClipCache, recipe: Recipe) -> Shard:
+    """These clips as they are, cut or padded to clip_seconds; view 0."""
+    length = round(recipe.data.clip_seconds * cache.rate)
+    return Shard(
+        clip_ids=tuple(clip.clip_id for clip in clips),
+        view=0,
+        x_BT=torch.stack([apply_view(cache.load(clip.clip_id), clean_view(), length=length) for clip in clips]),
+        y_BC=torch.from_numpy(corpus.targets(clips)),
+        masks_B4=torch.zeros(len(clips), 4),
+    )

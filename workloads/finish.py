@@ -1,0 +1,66 @@
+"""What a run delivers: each model's averaged weights as a tagger of its own, scored once on validation and test."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from workloads import checkpoint, metrics
+from workloads.config import Recipe
+from workloads.corpus import Prepared
+from workloads.predict import predict_clips
+from workloads.session import Session
+from workloads.team import Team
+
+
+def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> dict[str, dict[str, Any]]:
+    """Score and publish every model; returns the result table's rows by name.
+
+    The hash covers the last trained weights, also where an average is what is delivered. The test fold is read here
+    and nowhere else.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name in recipe.models:
+        member = team.member(name)
+        digest = checkpoint.weights_digest(member.tagger.state_dict())
+        member.tagger.load_state_dict(member.average.delivered(member.tagger))
+        tagger = member.tagger.eval()
+        row: dict[str, Any] = {
+            "params": tagger.num_parameters,
+            "steps_taught": team.taught[name],
+            "steps_learned": member.own_step,
+        }
+        labels = recipe.data.labels
+        for part, clips in (("val", prepared.splits.val), ("test", prepared.splits.test)):
+            logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
+            row[part] = metrics.score(logits_NC, y_NC, labels)
+        row["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.corpus.tags, labels)
+        matrix, compare = (
+            ("confusion", metrics.confusion) if labels == "single" else ("cooccurrence", metrics.cooccurrence)
+        )
+        row[matrix] = _numbers(compare(logits_NC, y_NC))
+        row["weights_sha256"] = digest
+        if session.rank == 0:
+            state = {
+                "kind": "tagger",
+                "name": name,
+                "recipe": recipe.name,
+                "model": asdict(recipe.models[name]),
+                "tags": list(prepared.corpus.tags),
+                "labels": labels,
+                "clip_seconds": recipe.data.clip_seconds,
+                "clip_rate": recipe.rate,
+                "val": row["val"],
+                "test": row["test"],
+            }
+            folder = checkpoint.write(session.work_dir / name, tensors={"weights": tagger.state_dict()}, state=state)
+            row["checkpoint"] = session.deliver(folder)
+        rows[name] = row
+        team.dismiss(name)
+    return rows
+
+
+def _numbers(matrix_CC: Tensor) -> list[list[float | None]]:
+    """A matrix for JSON, which knows no NaN: None where a tag has no clips."""
+    return [[None if math.isnan(value) else value for value in row] for row in matrix_CC.tolist()]

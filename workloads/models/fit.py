@@ -1,0 +1,31 @@
+"""Do these weights fit this model? Knows names and shapes, no family."""
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+SHOWN = 6  # names in a message; a wrong file has hundreds
+
+
+def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collection[str] = ()) -> None:
+    """Raise ValueError naming every kind of misfit between `weights` and the model's state, less `without`."""
+    needed = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in without}
+    problems = {
+        "unknown": [name for name in weights if name not in needed],
+        "missing": [name for name in needed if name not in weights],
+        "wrong shape": [
+            f"{name} is {tuple(weights[name].shape)}, must be {tuple(shape)}"
+            for name, shape in needed.items()
+            if name in weights and weights[name].shape != shape
+        ],
+    }
+    said = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    if said:
+        raise ValueError(
+            f"initial weights do not fit {type(model).__name__}; {'; '.join(said)}. Check `arch` and `init`"
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,87 @@
+"""What a trained tagger says: over a whole set of clips, or about one file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from workloads import audio, checkpoint, metrics
+from workloads.clips import Clip
+from workloads.config import Model, restore
+from workloads.corpus import Prepared
+from workloads.data import evaluation_batch
+from workloads.session import Session, gather
+from workloads.tagger import Tagger, build_tagger
+
+
+def predict_clips(
+    tagger: Tagger, clips: Sequence[Clip], prepared: Prepared, session: Session | None = None
+) -> tuple[Tensor, Tensor]:
+    """logits_NC and y_NC over clips in their order; a run's workers share the batches and all get the whole.
+
+    Leaves the tagger in the mode in which it came.
+    """
+    was_training, mine = tagger.training, {}
+    device = next(tagger.parameters()).device
+    size = prepared.recipe.train.shard_size
+    batches = [clips[start : start + size] for start in range(0, len(clips), size)]
+    first, stride = (session.rank, session.world_size) if session else (0, 1)
+    tagger.eval()
+    for number in range(first, len(batches), stride):
+        shard = evaluation_batch(batches[number], prepared.corpus, prepared.cache, prepared.recipe)
+        with torch.no_grad():
+            mine[number] = tagger.tag(shard.x_BT.to(device)).float().cpu()
+    tagger.train(was_training)
+    shares = gather(session, mine) if session else [mine]
+    parts = {number: logits for share in shares for number, logits in share.items()}
+    y_NC = torch.from_numpy(prepared.corpus.targets(clips))
+    return torch.cat([parts[number] for number in sorted(parts)]), y_NC
+
+
+def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: Prepared, session: Session) -> dict[str, float]:
+    """A tagger's scores on clips (`metrics.score`)."""
+    logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
+    return metrics.score(logits_NC, y_NC, prepared.corpus.labels)
+
+
+def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
+    """A published tagger, ready to listen, and what its checkpoint says of it (scores, recipe, tags).
+
+    Raises ValueError if the folder is unfinished, damaged, or holds no tagger.
+    """
+    state = checkpoint.read_state(folder)
+    if state.get("kind") != "tagger":
+        raise ValueError(f"checkpoint {folder}: holds a training state, not a tagger; taggers are under models/NAME")
+    tagger = build_tagger(
+        restore(Model, state["model"]),
+        name=state["name"],
+        tags=tuple(state["tags"]),
+        labels=state["labels"],
+        clip_seconds=state["clip_seconds"],
+        clip_rate=state["clip_rate"],
+        seed=0,
+    )
+    tagger.load_state_dict(checkpoint.read_tensors(folder, "weights"))
+    return tagger.eval(), state
+
+
+def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int) -> list[tuple[str, float]]:
+    """The most likely tags of one file with their probabilities, best first.
+
+    A file longer than the tagger's clip is heard in consecutive windows (the last one padded) whose probabilities are
+    averaged. Raises `audio.BrokenClip` for a file without sound.
+    """
+    x_T, rate = audio.decode(file)
+    x_T = audio.resample(x_T, orig=rate, new=state["clip_rate"])
+    length = round(state["clip_seconds"] * state["clip_rate"])
+    windows_BT = torch.stack([audio.fit(x_T[start:], length) for start in range(0, len(x_T), length)])
+    with torch.no_grad():
+        logits_BC = tagger.tag(windows_BT)
+    probabilities = logits_BC.softmax(1) if state["labels"] == "single" else logits_BC.sigmoid()
+    mean_C = probabilities.mean(0)
+    best = mean_C.topk(min(top, len(mean_C)))
+    return [
+        (state["tags"][index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]

@@ -1,0 +1,81 @@
+"""A tagger: front end, the model's own normalisation, and a backbone. Knows no training, no teachers and no data set.
+
+Axes: B clips, T samples, M mel bands, F frames, C tags.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from workloads.audio import build_front_end
+from workloads.config import Model
+from workloads.keyed import keyed_seed
+from workloads.models import adapt_weights, build_backbone
+
+
+class Tagger(nn.Module):
+    """A model of a run: from a clip of `clip_seconds` at `clip_rate` Hz to one logit for each of `tags`."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        tags: tuple[str, ...],
+        labels: Literal["single", "multi"],
+        clip_seconds: float,
+        clip_rate: int,
+    ) -> None:
+        super().__init__()
+        self.model, self.tags, self.labels = model, tags, labels
+        self.clip_seconds, self.clip_rate = clip_seconds, clip_rate
+        self.front_end = build_front_end(model.front_end.kind, clip_rate=clip_rate)
+        self.mean = self.front_end.mean if model.front_end.mean is None else model.front_end.mean
+        self.std = self.front_end.std if model.front_end.std is None else model.front_end.std
+        self.backbone = build_backbone(
+            model.arch, bands=self.front_end.bands, frames=self.front_end.frames(clip_seconds), num_classes=len(tags)
+        )
+
+    def forward(self, mel_BMF: Tensor) -> Tensor:
+        """Logits_BC of this model's own log-mel, masked where the view says so but un-normalised."""
+        return self.backbone((mel_BMF - self.mean) / self.std)
+
+    def tag(self, x_BT: Tensor) -> Tensor:
+        """Logits_BC of waveforms at `clip_rate`; in eval mode only."""
+        assert not self.training, "a model in training mode would learn from the clips it tags: call eval() first"
+        return self(self.front_end(x_BT))
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.backbone.parameters())
+
+    def load_initial(self, state: dict[str, Tensor]) -> tuple[str, ...]:
+        """Start from a state dict in the family's key names or from a whole tagger's; returns the names left out.
+
+        Raises ValueError naming the tensors that are unknown, missing or of the wrong shape.
+        """
+        prefix = "backbone."
+        if any(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        weights, dropped = adapt_weights(state, self.backbone, family=self.model.arch.family)
+        self.backbone.load_state_dict(self.backbone.state_dict() | weights)
+        return dropped
+
+
+def build_tagger(
+    model: Model,
+    *,
+    name: str,
+    tags: tuple[str, ...],
+    labels: Literal["single", "multi"],
+    clip_seconds: float,
+    clip_rate: int,
+    seed: int,
+) -> Tagger:
+    """A tagger whose first weights depend on the run's `seed` and the model's `name` only.
+
+    The global random state is left as it was, so models do not move each other's weights.
+    """
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: only its generator is touched
+        torch.default_generator.manual_seed(keyed_seed(seed, name, "weights"))
+        return Tagger(model, tags=tags, labels=labels, clip_seconds=clip_seconds, clip_rate=clip_rate)

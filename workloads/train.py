@@ -1,0 +1,246 @@
+"""THE training loop. It reads phases and knows nothing else about methods.
+
+A new method is a new schedule, edge field or teacher source, never a second loop.
+
+One step: every model of the phase that learns runs its shards, hears its teachers, then takes one optimizer step.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workloads import checkpoint, metrics, roles
+from workloads.buffers import BufferMean
+from workloads.config import Recipe
+from workloads.corpus import Prepared, prepare
+from workloads.data import Batches, Shard
+from workloads.edges import Lesson, TeacherSource, student_loss
+from workloads.files import LocalFiles, Opener
+from workloads.finish import finish
+from workloads.keyed import keyed_seed
+from workloads.predict import score_clips
+from workloads.session import Session, gather
+from workloads.spool import stamped
+from workloads.team import Team
+
+
+@dataclass
+class Run:
+    """What the loop holds. `step`, `scores` and the team make up a checkpoint; the rest follows from the recipe."""
+
+    recipe: Recipe
+    session: Session
+    phases: tuple[roles.Phase, ...]
+    prepared: Prepared
+    batches: Batches
+    team: Team
+    shards: range  # of the global batch, this worker's own
+    step: int = 0
+    scores: dict[str, float] = field(default_factory=dict)  # smoothed validation scores: they may steer weights
+    pending: list[dict[str, Any]] = field(default_factory=list)  # spool records since the last report
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Something to say with the next report."""
+        self.pending.append(stamped(kind, **fields))
+
+
+def train(recipe: Recipe, session: Session, *, files: Opener | None = None) -> str:
+    """Run a recipe to its end in this worker; returns "done", or "preempted" (saved, to be run again).
+
+    The user's mistakes (unusable data, shards that do not divide) are ValueErrors of `set_up`: none comes later.
+    """
+    return loop(set_up(recipe, session, files=files or LocalFiles()))
+
+
+def loop(run: Run) -> str:
+    """Every phase, every step; evaluates, saves and reports on the way."""
+    recipe, session, resumed_from = run.recipe, run.session, run.step
+    for index, phase in enumerate(run.phases):
+        if phase.end <= run.step:
+            continue
+        sources = run.team.enter(phase, resumed=phase.start < run.step)
+        run.note("phase", **_phase_fields(run, index))
+        while run.step < phase.end:
+            wants_log = run.step == 0 or (run.step + 1) % recipe.train.log_every == 0
+            stats = train_step(run, phase, sources, wants_log=wants_log)
+            run.step += 1
+            if stats:
+                _log(run, stats)
+            if run.step % recipe.train.eval_every == 0:
+                _validate(run)
+            stopping = session.should_stop()
+            if stopping or run.step == phase.end or run.step % recipe.train.checkpoint_every == 0:
+                _save(run)
+            elif wants_log:
+                _report(run)
+            if stopping:
+                return "preempted"
+    models = finish(recipe, run.team, run.prepared, session)
+    run.note("result", steps=run.step, resumed_from_step=resumed_from, models=models)
+    _report(run)
+    return "done"
+
+
+def train_step(
+    run: Run, phase: roles.Phase, sources: dict[str, TeacherSource], *, wants_log: bool = False
+) -> dict[str, float]:
+    """One step of every model that learns in this phase; returns metrics, means over all shards, if they are wanted.
+
+    The losses of several students are summed: one backward, then one optimizer step each. Teachers are constants.
+    """
+    train = run.recipe.train
+    weights = roles.edge_weights(run.recipe, phase, run.step, run.scores)
+    students = [run.team.members[name] for name in phase.trains]
+    buffers = BufferMean([student.tagger for student in students], shards=train.shards, session=run.session)
+    stats: list[dict[str, float]] = []
+    for index in run.shards:
+        shard = run.batches.shard(run.step, index).to(run.session.device)
+        with run.team.synchronised(phase.trains, last=index == run.shards[-1]):
+            spoken = _forward(run, phase, shard, seed=keyed_seed(train.seed, "dropout", run.step, index))
+            said = {source: source.logits(shard, spoken) for source in dict.fromkeys(sources.values())}
+            losses = []
+            for name in phase.trains:
+                edges = [edge for edge in phase.edges if edge.student == name]
+                lessons = [Lesson(edge, weights[edge.key], said[sources[edge.key]]) for edge in edges]
+                loss, parts = student_loss(
+                    spoken[name],
+                    shard.y_BC,
+                    lessons,
+                    labels=run.recipe.data.labels,
+                    smoothing=train.label_smoothing,
+                )
+                losses.append(loss)
+                if wants_log:
+                    stats.append(_stats(run.recipe, name, loss, parts, spoken[name], lessons))
+            (torch.stack(losses).sum() / len(run.shards)).backward()
+        buffers.after_shard()
+    buffers.finish()
+    for student in students:
+        student.step()
+    for name in {edge.teacher for edge in phase.edges if weights[edge.key] > 0}:
+        run.team.taught[name] += 1
+    return _gathered(run, phase, stats) if wants_log else {}
+
+
+def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
+    """Everything before the first step: data decoded, models planned, the session's newest checkpoint taken up."""
+    torch.set_num_threads(recipe.train.threads)
+    each, left = divmod(recipe.train.shards, session.world_size)
+    if left:
+        raise ValueError(
+            f"train.shards = {recipe.train.shards}: must be a multiple of the {session.world_size} workers; "
+            "set train.shards or --workers"
+        )
+    phases = roles.plan(recipe)
+    prepared = prepare(recipe, files)
+    run = Run(
+        recipe=recipe,
+        session=session,
+        phases=phases,
+        prepared=prepared,
+        batches=Batches(prepared.splits.train, prepared.corpus, prepared.cache, recipe),
+        team=Team(recipe, session, phases, lambda name: prepared.make_tagger(name, files)),
+        shards=range(session.rank * each, (session.rank + 1) * each),
+    )
+    run.note("data", **prepared.summary())
+    folder = session.restore()
+    if folder is not None:
+        state = checkpoint.read_state(folder)
+        run.team.load(folder, state)
+        run.step, run.scores = state["step"], state["scores"]
+    return run
+
+
+def _forward(run: Run, phase: roles.Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:
+    """The training forward of every model that learns: logits_BC by name. Dropout depends on step and shard only."""
+    spoken = {}
+    for name in phase.trains:
+        member = run.team.members[name]
+        torch.manual_seed(seed)
+        mel_BMF = shard.mel(member.tagger.front_end)
+        with run.team.autocast():
+            spoken[name] = member.forward(mel_BMF).float()
+    return spoken
+
+
+def _stats(
+    recipe: Recipe, name: str, loss: Tensor, parts: dict[str, Tensor], logits_BC: Tensor, lessons: list[Lesson]
+) -> dict[str, float]:
+    stats = {f"{name}/loss": loss.item()}
+    for key, value in parts.items():
+        stats[key if "/" in key else f"{name}/{key}"] = value.item()
+    labels = recipe.data.labels
+    for lesson in lessons:
+        key, teacher_BC = lesson.edge.key, lesson.teacher_BC
+        stats[f"{key}/agreement"] = metrics.agreement(logits_BC.detach(), teacher_BC, labels)
+        stats[f"{key}/teacher_entropy"] = metrics.teacher_entropy(teacher_BC, lesson.edge.temperature, labels)
+    return stats
+
+
+def _gathered(run: Run, phase: roles.Phase, stats: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of every key over all shards of all workers; each learner's own step, rate and gradient norm."""
+    everyone = [entry for entries in gather(run.session, stats) for entry in entries]
+    means = {}
+    for key in dict.fromkeys(key for entry in everyone for key in entry):
+        values = [entry[key] for entry in everyone if key in entry]
+        means[key] = sum(values) / len(values)
+    for name in phase.trains:
+        member = run.team.members[name]
+        means[f"{name}/own_step"] = member.own_step
+        means[f"{name}/lr"] = member.last_lr
+        means[f"{name}/grad_norm"] = member.grad_norm
+    return means
+
+
+def _validate(run: Run) -> None:
+    """Score the models in memory on the validation slice; rank 0's numbers count, since weights may follow them."""
+    values: dict[str, float] = {}
+    primary: dict[str, float] = {}
+    for name, member in run.team.members.items():
+        own = score_clips(member.candidate, run.prepared.splits.val, run.prepared, run.session)
+        scores = gather(run.session, own)[0]
+        primary[name] = scores[metrics.primary(run.recipe.data.labels)]
+        member.average.validated(primary[name], member.tagger)
+        values |= {f"{name}/val/{key}": value for key, value in scores.items()}
+    run.scores = roles.smooth_scores(run.recipe, run.scores, primary)
+    _log(run, values)
+
+
+def _log(run: Run, values: dict[str, float]) -> None:
+    run.note("metrics", step=run.step, values=values)
+
+
+def _save(run: Run) -> None:
+    """Write a checkpoint on rank 0 and hand it to the session with the records up to here."""
+    folder = None
+    if run.session.rank == 0:
+        began = time.perf_counter()
+        state = {"step": run.step, "scores": run.scores, "recipe": run.recipe.name}
+        folder = run.team.save(run.session.work_dir / f"step-{run.step:08d}", state)
+        seconds = round(time.perf_counter() - began, 4)
+        run.note("checkpoint", step=run.step, name=folder.name, seconds=seconds)
+    _report(run, folder)
+
+
+def _report(run: Run, folder: Path | None = None) -> None:
+    run.session.report(run.pending if run.session.rank == 0 else [], folder)
+    run.pending = []
+
+
+def _phase_fields(run: Run, index: int) -> dict[str, Any]:
+    phase = run.phases[index]
+    snapshots = run.team.snapshots.items()
+    return {
+        "step": phase.start,
+        "index": index,
+        "of": len(run.phases),
+        "steps": phase.steps,
+        "total": run.phases[-1].end,
+        "trains": list(phase.trains),
+        "edges": [{"key": edge.key, **vars(edge)} for edge in phase.edges],
+        "snapshots": {name: checkpoint.weights_digest(tagger.state_dict()) for name, tagger in snapshots},
+    }
