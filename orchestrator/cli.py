@@ -143,7 +143,7 @@ def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
         emit(found)
         if not as_json:
             typer.echo(f"fingerprint {found['fingerprint']}")
-            typer.echo("clips       " + ", ".join(f"{name} {count}" for name, count in found['clips'].items()))
+            typer.echo("clips       " + ", ".join(f"{name} {count}" for name, count in found["clips"].items()))
             typer.echo(f"tags        {', '.join(found['tags'])}")
             typer.echo(f"quarantined {len(found['quarantined'])}")
             for broken in found["quarantined"]:

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cluster import stack
 from orchestrator import results, storage, tracking
 from orchestrator.recipe import flatten, resolve
 from orchestrator.results import Place
@@ -175,13 +176,14 @@ def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> 
     """One TorchTrainer with all models in every worker."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    address = _join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from orchestrator.worker import SpoolCallback, stop_mark, train_worker
 
-    _connect(ray, request)
+    _connect(ray, request, address)
     try:
         replayer.wait_started()
         # The type checker sees the first generation of these classes, the interpreter the second.
@@ -202,20 +204,27 @@ def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> 
         ray.shutdown()
 
 
-def _connect(ray: Any, request: Request) -> None:
+def _connect(ray: Any, request: Request, address: str) -> None:
     """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
     need = request.workers
-    if request.address:
-        ray.init(address=request.address, log_to_driver=False)
+    if address:
+        ray.init(address=address, log_to_driver=False)
         resource = "GPU" if request.recipe.train.device == "cuda" else "CPU"
         have = ray.cluster_resources().get(resource, 0)
         if have < need:
-            raise ValueError(
-                f"--workers {need}: the cluster at {request.address} has {have:g} {resource}s; ask for fewer"
-            )
+            raise ValueError(f"--workers {need}: the cluster at {address} has {have:g} {resource}s; ask for fewer")
     else:
         cpus = max(os.cpu_count() or 1, need + 1)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+
+
+def _join_stack(address: str) -> str:
+    """The address to join; `auto` prefers the stack of `antiphon cluster up`, whose token Ray then finds."""
+    for service, state in stack.status():
+        if service.name == "ray" and state == "up" and address in ("auto", service.address):
+            os.environ.update(service.client_env)
+            return service.address
+    return address
 
 
 def _ray_storage(request: Request) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,14 @@ class S3Server:
     endpoint: str
     env: dict[str, str]
     folder: Path
+
+    def client(self) -> Any:
+        """A boto3 client with the server's credentials."""
+        import boto3
+
+        keys = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY"}
+        credentials = {argument: self.env[name] for argument, name in keys.items()}
+        return boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1", **credentials)
 
 
 @pytest.fixture(scope="session")

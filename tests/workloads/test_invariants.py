@@ -1,6 +1,8 @@
 """What must hold whatever the schedule (the list in the design), on the real loop with small models."""
 
 import copy
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,7 +65,11 @@ def test_each_gradient_is_that_of_the_models_own_loss_with_teachers_as_constants
     shard = run.batches.shard(run.step, 0)
     weights = edge_weights(run.recipe, phase, run.step, run.scores)
     caught = gradients(run, phase.trains)
+    forwards = Counter()
+    for key, member in run.team.members.items():
+        member.tagger.register_forward_hook(lambda *_, key=key: forwards.update([key]))
     train_step(run, phase, sources)
+    assert forwards == dict.fromkeys(phase.needs, 1)  # also a model that learns and teaches speaks once
 
     # every model says its piece once, as it stood before the step: those that learn in training mode, others in eval
     said = {key: tagger(shard.mel(tagger.front_end)) for key, tagger in before.items()}
@@ -238,11 +244,77 @@ def test_models_hear_the_same_clips_through_front_ends_of_their_own(tiny, start)
     assert loop(run) == "done"
 
 
+def test_roles_change_at_checkpoints_and_are_told(tiny, start):
+    run = start(short(tiny, "demo"))
+    loop(run)
+    told = [record for record in spool_of(run) if record["kind"] in ("phase", "checkpoint")]
+    assert [(record["kind"], record["step"]) for record in told] == [
+        ("phase", 0),
+        ("checkpoint", 3),
+        ("phase", 3),
+        ("checkpoint", 6),
+        ("phase", 6),
+        ("checkpoint", 9),
+    ]
+    assert [record["trains"] for record in told if record["kind"] == "phase"] == [["cnn", "vit"], ["vit"], ["cnn"]]
+    assert told[2]["edges"][0]["key"] == "cnn-to-vit"
+
+
+def test_learning_rates_count_the_models_own_steps(tiny, start):
+    run = start(short(tiny, "demo", "models.cnn.optimizer.lr=0.5", "models.cnn.optimizer.warmup=0.5"))
+    loop(run)
+    rates = {
+        record["step"]: record["values"]["cnn/lr"]
+        for record in spool_of(run)
+        if record["kind"] == "metrics" and "cnn/lr" in record["values"]
+    }
+    # six own steps in all: three of burn-in, none while the vit learns (4 to 6), three more; warm-up over three
+    assert list(rates) == [1, 2, 3, 7, 8, 9]
+    assert rates == pytest.approx({1: 0.125, 2: 0.25, 3: 0.375, 7: 0.5, 8: 0.375, 9: 0.125})
+
+
+def test_the_test_fold_steers_nothing(tiny, start):
+    ends = []
+    for clips in (slice(None), slice(0, 12)):
+        run = start(short(tiny, "gated", "train.eval_every=1"))
+        splits = run.prepared.splits
+        run.prepared = replace(run.prepared, splits=replace(splits, test=splits.test[clips]))
+        loop(run)
+        ends.append(spool_of(run)[-1]["models"])
+    assert ends[0]["cnn"]["test"] != ends[1]["cnn"]["test"]
+    for name in ("cnn", "vit"):
+        assert ends[0][name]["weights_sha256"] == ends[1][name]["weights_sha256"]
+        assert ends[0][name]["val"] == ends[1][name]["val"]
+
+
+def test_validation_steers_the_gated_weights(tiny, start):
+    run = start(short(tiny, "gated", "train.eval_every=1", "schedule.margin=0.01"))
+    loop(run)
+    weights = {
+        record["values"]["cnn-to-vit/weight"]
+        for record in spool_of(run)
+        if record["kind"] == "metrics" and "cnn-to-vit/weight" in record["values"]
+    }
+    assert len(weights) > 1
+    assert all(0.5 * 0.3 <= weight <= 0.5 for weight in weights)
+
+
+def test_a_teacher_may_hear_the_clean_clip(tiny, start):
+    noisy = ("augment.gain_db=20", "augment.roll=1.0", "edges.0.view=clean")
+    run = start(short(tiny, "one-way", *noisy))
+    _, sources = walk_to_teaching(run)
+    shard = run.batches.shard(run.step, 0)
+    teacher = run.team.members["cnn"].tagger
+    with torch.no_grad():
+        torch.testing.assert_close(
+            sources["cnn-to-vit"].logits(shard, {}), teacher(shard.clean().mel(teacher.front_end))
+        )
+    assert not torch.equal(shard.clean().x_BT, shard.x_BT)
+
+
 def test_bf16_runs_and_keeps_losses_and_weights_in_fp32(tiny, start):
     run = start(short(tiny, "mutual", "train.precision=bf16"))
     phase, sources = walk_to_teaching(run)
-    exact = start(short(tiny, "mutual"))
-    walk_to_teaching(exact)
     stats = train_step(run, phase, sources, wants_log=True)
     assert all(torch.isfinite(torch.tensor(value)) for value in stats.values())
     assert {parameter.dtype for parameter in run.team.members["vit"].tagger.parameters()} == {torch.float32}

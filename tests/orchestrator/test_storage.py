@@ -1,0 +1,95 @@
+"""Publishing folders, locally and on S3: parts first, the marker last and only once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from orchestrator import storage
+from workloads import checkpoint
+
+
+@pytest.fixture(params=["local", "s3"])
+def home(request, tmp_path, monkeypatch) -> str:
+    if request.param == "local":
+        return str(tmp_path / "runs")
+    server = request.getfixturevalue("s3_server")
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{tmp_path.name.replace('_', '-').lower()}"
+    server.client().create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/runs"
+
+
+def folder(tmp_path, step: int):
+    name = f"step-{step:08d}"
+    return checkpoint.write(
+        tmp_path / "made" / name, tensors={"cnn": {"w": torch.full((3,), step)}}, state={"step": step}
+    )
+
+
+def test_a_published_folder_comes_back_whole(home, tmp_path):
+    storage.probe(home)
+    made = folder(tmp_path, 7)
+    uri = storage.publish(made, storage.join(home, "checkpoints", made.name))
+    back = storage.fetch(uri, tmp_path / "back")
+    assert checkpoint.read_state(back) == {"step": 7}
+    assert torch.equal(checkpoint.read_tensors(back, "cnn")["w"], torch.full((3,), 7))
+    assert storage.committed(storage.join(home, "checkpoints")) == [made.name]
+    assert storage.publish(made, uri) == uri  # again changes nothing
+
+
+def test_without_its_marker_a_folder_is_not_there(home, tmp_path):
+    storage.probe(home)
+    made = folder(tmp_path, 7)
+    (made / "COMMITTED.json").rename(tmp_path / "marker")
+    storage.put_text(storage.join(home, "checkpoints", made.name, "cnn.safetensors"), "half")
+    assert storage.committed(storage.join(home, "checkpoints")) == []
+    with pytest.raises(ValueError, match="never finished"):
+        storage.fetch(storage.join(home, "checkpoints", made.name), tmp_path / "back")
+
+
+def test_only_the_newest_are_kept(home, tmp_path):
+    storage.probe(home)
+    for step in (1, 2, 3):
+        made = folder(tmp_path, step)
+        storage.publish(made, storage.join(home, "checkpoints", made.name))
+    storage.keep_last(storage.join(home, "checkpoints"), 2)
+    assert storage.committed(storage.join(home, "checkpoints")) == ["step-00000002", "step-00000003"]
+    assert not storage.exists(storage.join(home, "checkpoints", "step-00000001", "cnn.safetensors"))
+
+
+def test_the_second_exclusive_create_loses(home):
+    storage.probe(home)
+    mark = storage.join(home, "attempt-1")
+    assert storage.create_exclusively(mark, b"first")
+    assert not storage.create_exclusively(mark, b"second")
+    assert storage.get_text(mark) == "first"
+
+
+def test_storage_that_cannot_be_written_is_told_with_the_fix(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        storage.probe(str(tmp_path / "file" / "below"))
+
+
+def test_a_missing_bucket_is_told_before_anything_starts(s3_server):
+    script = "from orchestrator import storage\nstorage.probe('s3://no-such-bucket/x')"
+    env = {**os.environ, **s3_server.env}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert "ValueError: storage 's3://no-such-bucket/x': cannot be written" in done.stderr
+
+
+def test_files_know_whether_they_changed(tmp_path):
+    files = storage.FsspecFiles()
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"one")
+    before = files.identity(str(path))
+    assert files.open(str(path)).read() == b"one"
+    path.write_bytes(b"other")
+    assert files.identity(str(path)) != before
+    assert files.join("s3://b/x", "y.wav") == "s3://b/x/y.wav"
+    assert files.join("s3://b/x", "s3://c/y.wav") == "s3://c/y.wav"
+    assert files.join("", "y.wav") == "y.wav"

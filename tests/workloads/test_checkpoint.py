@@ -1,0 +1,63 @@
+"""A checkpoint is whole or it is refused."""
+
+import json
+
+import pytest
+import torch
+
+from workloads import checkpoint
+from workloads.files import LocalFiles
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tensors = {"cnn": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}}
+    return checkpoint.write(tmp_path / "step", tensors=tensors, state={"step": 3})
+
+
+def test_what_was_written_comes_back(saved):
+    assert checkpoint.read_state(saved) == {"step": 3}
+    back = checkpoint.read_tensors(saved, "cnn")
+    assert torch.equal(back["a"], torch.arange(6.0).view(2, 3))
+    assert torch.equal(back["b"], torch.tensor([1, 2]))
+
+
+def test_without_its_marker_it_does_not_exist(saved):
+    (saved / "COMMITTED.json").unlink()
+    with pytest.raises(ValueError, match="never finished"):
+        checkpoint.read_state(saved)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_one_wrong_byte_is_refused(saved, damage):
+    path = saved / "cnn.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"cnn.safetensors is missing or differs"):
+        checkpoint.read_state(saved)
+
+
+def test_an_existing_folder_is_never_written_over(saved):
+    with pytest.raises(FileExistsError):
+        checkpoint.write(saved, tensors={}, state={})
+    assert json.loads((saved / "state.json").read_text()) == {"step": 3}
+
+
+def test_digest_sees_every_bit_and_no_order():
+    first = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}
+    assert checkpoint.weights_digest(first) == checkpoint.weights_digest(dict(reversed(first.items())))
+    flipped = {**first, "a": torch.tensor([1.0, torch.nextafter(torch.tensor(2.0), torch.tensor(3.0))])}
+    assert checkpoint.weights_digest(first) != checkpoint.weights_digest(flipped)
+    assert checkpoint.weights_digest(first) != checkpoint.weights_digest({"c": first["a"], "b": first["b"]})
+
+
+def test_weights_come_from_a_folder_or_a_single_file(tmp_path):
+    folder = checkpoint.write(tmp_path / "cnn", tensors={"weights": {"x": torch.ones(2)}}, state={})
+    for uri in (str(folder), str(folder / "weights.safetensors")):
+        assert torch.equal(checkpoint.read_weights(LocalFiles(), uri)["x"], torch.ones(2))
