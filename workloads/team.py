@@ -88,8 +88,12 @@ class Member:
             parts[part][rest] = tensor
         self.tagger.load_state_dict(parts["model"])
         slots: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.tagger.parameters())
         for name, tensor in parts["optimizer"].items():
             index, slot = name.split(".", 1)
+            parameter = parameters[int(index)]
+            if tensor.shape == parameter.shape:  # laid out in memory like its parameter, as it was when it was made
+                tensor = torch.empty_like(parameter).copy_(tensor)
             slots.setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.average.load(parts["average"], scalars["average"])

@@ -8,6 +8,7 @@ Axes: B clips, M mel bands, F frames, C tags.
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3
 from torchvision.ops import SqueezeExcitation
@@ -57,6 +58,7 @@ class MobileNet(MobileNetV3):
         for module in self.modules():
             if isinstance(module, SqueezeExcitation):
                 _init_like_linear(module)
+        self.to(memory_format=torch.channels_last)  # depthwise convolutions: a training step takes 0.55-0.6 of the time
 
     def forward(self, mel_BMF: Tensor) -> Tensor:
         return super().forward(mel_BMF.unsqueeze(1))
