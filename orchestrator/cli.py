@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import cli_cluster
@@ -36,7 +37,7 @@ def main() -> None:
     try:
         app()
     except ValueError as mistake:
-        console.print(f"[red]mistake:[/] {' '.join(str(mistake).split())}", highlight=False, soft_wrap=True)
+        console.print(f"[red]mistake:[/] {escape(' '.join(str(mistake).split()))}", highlight=False, soft_wrap=True)
         raise SystemExit(MISTAKE) from None
 
 
@@ -70,7 +71,7 @@ def run(
 ) -> None:
     """Train a recipe: its models teach each other as its schedule says."""
     from orchestrator.recipe import load_recipe
-    from orchestrator.run import Failed, Request, check
+    from orchestrator.run import Request, check
     from orchestrator.run import run as run_recipe
 
     command = shlex.join(["antiphon", *sys.argv[1:]])
@@ -83,11 +84,7 @@ def run(
         from orchestrator.results import table
         from orchestrator.tracking import ui_command
 
-        try:
-            outcome = run_recipe(request, show=lambda place: progress(place.spool, console))
-        except (Failed, RuntimeError) as error:
-            console.print(f"[red]failed:[/] {error}", highlight=False, soft_wrap=True)
-            raise typer.Exit(FAILED) from None
+        outcome = run_recipe(request, show=lambda place: progress(place.spool, console))
         emit(outcome)
         if outcome["mistake"]:
             raise ValueError(outcome["error"])
@@ -96,8 +93,9 @@ def run(
         console.print(f"report    {outcome['report']}", highlight=False, soft_wrap=True)
         if ui := ui_command(outcome["tracking"]):
             console.print(f"tracking  {ui}", highlight=False, soft_wrap=True)
-        if outcome["status"] == "preempted":
-            raise typer.Exit(PREEMPTED)
+        if outcome["error"]:
+            console.print(f"[red]failed:[/] {escape(outcome['error'])}", highlight=False, soft_wrap=True)
+        raise typer.Exit({"done": 0, "failed": FAILED, "preempted": PREEMPTED}[outcome["status"]])
 
 
 def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:

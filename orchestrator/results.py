@@ -1,10 +1,12 @@
 """What a run leaves behind for people: the outcome, the report, the table. Reads the spool, changes nothing in it."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.table import Table
 
 from orchestrator import storage
@@ -25,7 +27,7 @@ class Place:
         return self.folder / "spool.jsonl"
 
 
-def conclude(place: Place, command: str, *, seconds: float) -> dict[str, Any]:
+def conclude(place: Place, command: str) -> dict[str, Any]:
     """Write the report and publish the run's records; returns the outcome (the object that --json prints)."""
     from orchestrator.report import write_report  # Plotly costs a second; a mistake should be told before that
 
@@ -33,7 +35,7 @@ def conclude(place: Place, command: str, *, seconds: float) -> dict[str, Any]:
     recipe = json.loads(storage.get_text(storage.join(place.uri, "recipe.json")))
     report = place.folder / "report.html"
     write_report(records, recipe, run_id=place.run_id, command=command, out=report)
-    outcome = _outcome(place, records, seconds)
+    outcome = _outcome(place, records)
     (place.folder / "outcome.json").write_text(json.dumps(outcome, indent=1))
     if not storage.is_local(place.uri):
         for path in (place.spool, report, place.folder / "outcome.json"):
@@ -41,7 +43,7 @@ def conclude(place: Place, command: str, *, seconds: float) -> dict[str, Any]:
     return outcome
 
 
-def _outcome(place: Place, records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:
     end = records[-1]
     result: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "result"), {})
     steps = [record["step"] for record in records if record["kind"] in ("metrics", "checkpoint")]
@@ -51,8 +53,8 @@ def _outcome(place: Place, records: list[dict[str, Any]], seconds: float) -> dic
         "run_id": place.run_id,
         "status": end["status"],
         "error": end["error"],
-        "mistake": end.get("mistake", False),
-        "seconds": round(seconds, 1),
+        "mistake": end["mistake"],
+        "seconds": round(time.time() - psutil.Process().create_time(), 1),  # of the whole command
         "report": storage.join(place.uri, "report.html"),
         "tracking": place.tracking,
         "resumed_from_step": resumed_from,

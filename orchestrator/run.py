@@ -3,12 +3,12 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -43,10 +43,6 @@ class Request:
     local: bool = False  # in this process, without Ray
 
 
-class Failed(Exception):
-    """The run ended without its result; the message says why and where the log is."""
-
-
 def check(request: Request) -> tuple[roles.Phase, ...]:
     """Refuse the user's mistakes before anything is started or written; returns the run's phases."""
     recipe = request.recipe
@@ -70,12 +66,11 @@ def check(request: Request) -> tuple[roles.Phase, ...]:
 
 
 def run(request: Request, *, show: Callable[[Place], AbstractContextManager[None]]) -> dict[str, Any]:
-    """The whole run; returns its outcome, the object that --json prints.
+    """The whole run; returns its outcome, the object that --json prints, also of a run that failed.
 
-    `show` opens a context in which the spool's progress is shown. Raises ValueError for the user's mistakes and
-    `Failed` when the run broke; in both cases what was recorded so far stays.
+    `show` opens a context in which the spool's progress is shown. Raises ValueError for the user's mistakes that can
+    be seen before anything starts.
     """
-    began = time.time()
     check(request)
     split(read_corpus(request.recipe.data, storage.FsspecFiles()), request.recipe.data)
     storage.probe(request.storage)
@@ -84,20 +79,27 @@ def run(request: Request, *, show: Callable[[Place], AbstractContextManager[None
     with Spool(place.spool) as spool:
         spool.append(_run_record(request, place))
         replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+        launch = _run_locally if request.local else _run_on_ray
         try:
             with show(place):
-                (_run_locally if request.local else _run_on_ray)(request, place, spool, replayer)
-        except Exception as error:
-            reason = str(error).strip() or type(error).__name__
+                launch(request, place, spool, replayer)
+        except BaseException as error:
             (place.folder / "error.log").write_text(traceback.format_exc())
-            spool.append({"kind": "end", "status": "failed", "error": reason})
-            if isinstance(error, ValueError | RuntimeError):
+            spool.append(_end("failed", _reason(error), mistake=isinstance(error, ValueError)))
+            if not isinstance(error, Exception):
                 raise
-            raise Failed(f"{reason.splitlines()[-1]} (all of it: {place.folder / 'error.log'})") from error
-        finally:
-            _wait_for_tracking(replayer)
-            outcome = results.conclude(place, request.command, seconds=time.time() - began)
-    return outcome
+    _wait_for_tracking(replayer)
+    return results.conclude(place, request.command)
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line; of Ray's, which carry a worker's whole traceback, the last one."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines) if len(lines) <= 3 else lines[-1]
+
+
+def _end(status: str, error: str = "", *, mistake: bool = False) -> dict[str, Any]:
+    return {"kind": "end", "status": status, "error": error, "mistake": mistake}
 
 
 def _place(request: Request) -> Place:
@@ -147,9 +149,10 @@ def _run_locally(request: Request, place: Place, spool: Spool, replayer: Any) ->
     def publish(folder: Path, name: str) -> str:
         from orchestrator.worker import publish_checkpoint
 
-        if name.startswith("checkpoints/"):
-            return publish_checkpoint(place.uri, folder)
-        return storage.publish(folder, storage.join(place.uri, name))
+        state = name.startswith("checkpoints/")
+        uri = publish_checkpoint(place.uri, folder) if state else storage.publish(folder, storage.join(place.uri, name))
+        shutil.rmtree(folder)
+        return uri
 
     replayer.wait_started()
     stop = threading.Event()
@@ -161,15 +164,12 @@ def _run_locally(request: Request, place: Place, spool: Spool, replayer: Any) ->
             device=request.recipe.train.device,
             should_stop=stop.is_set,
         )
+        run = set_up(request.recipe, session, files=storage.FsspecFiles())
         try:
-            run = set_up(request.recipe, session, files=storage.FsspecFiles())
-        except ValueError as mistake:
-            spool.append({"kind": "end", "status": "failed", "error": str(mistake), "mistake": True})
-            return
-        try:
-            spool.append({"kind": "end", "status": loop(run), "error": ""})
-        except ValueError as error:  # from here on it is not the user's mistake
+            status = loop(run)
+        except ValueError as error:  # once the loop runs, it is not the user's mistake
             raise RuntimeError(f"step {run.step}: {error}") from error
+    spool.append(_end(status))
 
 
 def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> None:
@@ -208,14 +208,14 @@ def _connect(ray: Any, request: Request, address: str) -> None:
     """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
     need = request.workers
     if address:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         resource = "GPU" if request.recipe.train.device == "cuda" else "CPU"
         have = ray.cluster_resources().get(resource, 0)
         if have < need:
             raise ValueError(f"--workers {need}: the cluster at {address} has {have:g} {resource}s; ask for fewer")
     else:
         cpus = max(os.cpu_count() or 1, need + 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 def _join_stack(address: str) -> str:

@@ -1,5 +1,6 @@
 """What Ray Train runs in each worker: a session that reports through Ray, and the loop, which knows no Ray."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,11 @@ class RaySession:
             self._stop = gather(self, seen)[0]
         return self._stop
 
+    def close(self, status: str, error: str = "", *, mistake: bool = False) -> None:
+        """The last word: it waits for the uploads before it, after which the scratch folder may go."""
+        ray.train.report({"records": [{"kind": "end", "status": status, "error": error, "mistake": mistake}]})
+        shutil.rmtree(self.work_dir)
+
 
 class SpoolCallback(UserCallback):
     """In Ray's controller, on the driver's node: rank 0's records go to the spool as they arrive."""
@@ -84,10 +90,9 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         run = set_up(recipe, session, files=storage.FsspecFiles())
     except ValueError as mistake:
-        session.report([{"kind": "end", "status": "failed", "error": str(mistake), "mistake": True}])
-        return
-    status = loop(run)
-    session.report([{"kind": "end", "status": status, "error": ""}])
+        session.close("failed", str(mistake), mistake=True)
+    else:
+        session.close(loop(run))
 
 
 def publish_checkpoint(run_uri: str, folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.recipe import load_recipe
+from tests import small
 from workloads.config import Recipe
 from workloads.files import LocalFiles
 from workloads.session import LocalSession
@@ -20,12 +21,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 pytest_plugins = ["tests.servers"]
 
-SMALL_VIT = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'
-SMALL_MN = '{family="mn", width=0.1, bn_momentum=0.1}'
-TWO_SMALL = (f"models.cnn.arch={SMALL_MN}", f"models.vit.arch={SMALL_VIT}")
 SMALL_MODELS = {
-    "generations": (f"models.cnn0.arch={SMALL_MN}", f"models.vit1.arch={SMALL_VIT}", f"models.cnn1.arch={SMALL_MN}"),
-    "control-same-family": (f"models.teacher.arch={SMALL_VIT}", f"models.vit.arch={SMALL_VIT}"),
+    "generations": (f"models.cnn0.arch={small.MN}", f"models.vit1.arch={small.VIT}", f"models.cnn1.arch={small.MN}"),
+    "control-same-family": (f"models.teacher.arch={small.VIT}", f"models.vit.arch={small.VIT}"),
 }
 
 
@@ -53,17 +51,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
     cache = tmp_path_factory.getbasetemp() / "clips"
 
     def make(name: str = "demo", *settings: str) -> Recipe:
-        sizes = [
-            f"data.cache={cache}",
-            "data.synthetic_clips=100",
-            "data.clip_seconds=1.0",
-            "train.threads=1",
-            "train.shard_size=8",
-            "train.log_every=1",
-            "train.eval_every=4",
-            "train.checkpoint_every=100",
-        ]
-        return load_recipe(name, [*sizes, *(SMALL_MODELS.get(name, TWO_SMALL)), *settings])
+        sizes = [*small.SIZES, f"data.cache={cache}", "train.checkpoint_every=100"]
+        return load_recipe(name, [*sizes, *(SMALL_MODELS.get(name, small.TWO_MODELS)), *settings])
 
     return make
 

@@ -5,6 +5,7 @@ Axes: B batch, T samples, M mel bands, F frames.
 
 import io
 import re
+from abc import ABC, abstractmethod
 from fractions import Fraction
 from typing import BinaryIO
 
@@ -75,7 +76,7 @@ def fit(x_T: Tensor, length: int, offset: int = 0) -> Tensor:
     return nn.functional.pad(cut_T, (0, length - cut_T.shape[0]))
 
 
-class LogMel(nn.Module):
+class LogMel(nn.Module, ABC):
     """Waveforms at `clip_rate` to natural-log mel spectra, not normalised.
 
     A front end is fixed: its filterbanks are buffers outside the state dict. `mean` and `std` are the kind's own
@@ -109,11 +110,11 @@ class LogMel(nn.Module):
         with torch.autocast(x_BT.device.type, enabled=False):
             return self._log_mel(self.resample(x_BT.float()))
 
-    def _frames(self, length: int) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _frames(self, length: int) -> int: ...
 
-    def _log_mel(self, x_BT: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _log_mel(self, x_BT: Tensor) -> Tensor: ...
 
     def _keep_out_of_state(self) -> None:
         """Make every buffer, torchaudio's too, absent from the state dict: constants are no weights."""

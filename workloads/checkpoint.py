@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
@@ -78,7 +79,13 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def read_weights(files: Opener, uri: str) -> dict[str, Tensor]:
-    """A model's weights from one safetensors file, or from a published tagger's folder, wherever they lie."""
+    """A model's weights from one safetensors file, or from a published tagger's folder, wherever they lie.
+
+    Raises ValueError where there is no such file, or it is none of safetensors.
+    """
     target = uri if uri.endswith(".safetensors") else files.join(uri, "weights.safetensors")
-    with files.open(target) as file:
-        return load(file.read())
+    try:
+        with files.open(target) as file:
+            return load(file.read())
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ValueError(f"init = {uri!r}: {target} is missing or not a safetensors file ({error})") from None

@@ -137,6 +137,8 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         )
     phases = roles.plan(recipe)
     prepared = prepare(recipe, files)
+    for name in recipe.models:
+        prepared.make_tagger(name, files)  # once for its mistakes: the first phase may come without this model
     run = Run(
         recipe=recipe,
         session=session,

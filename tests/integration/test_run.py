@@ -12,19 +12,11 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from tests import small
 from workloads.config import Data
 from workloads.spool import read_spool
 
-SMALL = [
-    "data.synthetic_clips=100",
-    "data.clip_seconds=1.0",
-    "train.threads=1",
-    "train.shard_size=8",
-    "train.log_every=1",
-    "train.eval_every=4",
-    'models.cnn.arch={family="mn", width=0.1, bn_momentum=0.1}',
-    'models.vit.arch={family="vit", dim=16, depth=1, heads=2, pool="avg"}',
-]
+SMALL = [*small.SIZES, *small.TWO_MODELS]
 TURNS = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2"]
 
 
@@ -229,6 +221,33 @@ def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, 
         "run", "demo", "--local", "--json", "--storage", f"{home}/runs", *settings([*SMALL, *values]), env=s3_server.env
     )
     assert outcome_of(done)["steps_run"] == 4
+
+
+def test_a_mistake_that_only_a_worker_can_see_ends_the_run_at_once(home, tmp_path):
+    """The first weights are of another family: told as the user's mistake, not retried, and with a report."""
+    from safetensors.torch import save_file
+    from torch import ones
+
+    save_file({"stranger": ones(2)}, tmp_path / "w.safetensors")
+    values = settings([*SMALL, *TURNS, f"data.cache={home}/clips", f"models.vit.init={tmp_path}/w.safetensors"])
+    done = antiphon("run", "demo", "--json", "--tracking", "none", "--storage", f"{tmp_path}/runs", *values)
+    assert done.returncode == 2, done.stderr[-2000:]
+    outcome = json.loads(done.stdout)
+    assert outcome["status"] == "failed"
+    assert "stranger" in outcome["error"]
+    assert "stranger" in done.stderr.splitlines()[-1]
+    assert Path(outcome["report"]).is_file()
+
+
+def test_tracking_that_cannot_start_stops_the_run(home, tmp_path):
+    values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
+    nowhere = ["--tracking", "http://127.0.0.1:9", "--storage", f"{tmp_path}/runs"]
+    done = antiphon("run", "demo", "--local", "--json", *nowhere, *values)
+    assert done.returncode == 1
+    outcome = json.loads(done.stdout)
+    assert outcome["steps_run"] == 0
+    assert "tracking could not start" in outcome["error"]
+    assert "--tracking none" in outcome["error"]
 
 
 def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
