@@ -38,7 +38,8 @@ class Member:
         self.tagger = tagger.to(session.device).eval()
         self.total_steps = total_steps
         self.own_step = 0
-        self.grad_norm, self.last_lr = 0.0, 0.0  # of the newest step, for the log
+        self.grad_norm = torch.zeros(())  # of the newest step, for the log; read there, or every step would wait for it
+        self.last_lr = 0.0
         self.average = build_average(model.average, self.tagger)
         self._settings = model.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -61,7 +62,7 @@ class Member:
     def step(self) -> None:
         """One optimizer step on the gradients at hand."""
         limit = self._settings.clip_norm or math.inf
-        self.grad_norm = float(nn.utils.clip_grad_norm_(self.tagger.parameters(), limit))
+        self.grad_norm = nn.utils.clip_grad_norm_(self.tagger.parameters(), limit)
         self.last_lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_lr

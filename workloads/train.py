@@ -194,7 +194,7 @@ def _gathered(run: Run, phase: roles.Phase, stats: list[dict[str, float]]) -> di
         member = run.team.members[name]
         means[f"{name}/own_step"] = member.own_step
         means[f"{name}/lr"] = member.last_lr
-        means[f"{name}/grad_norm"] = member.grad_norm
+        means[f"{name}/grad_norm"] = member.grad_norm.item()
     return means
 
 
