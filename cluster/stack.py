@@ -63,11 +63,11 @@ def up(
             rgw.check_installed()
         if server is not None:
             book.check("s3", {"server": server})  # before minutes are spent on the others
+        if server is not None:
+            S3_SERVERS[str(server)](book)  # first: what is started after it inherits its environment
         _ensure_ray(book, cpus)
         if mlflow or "mlflow" in book.services:
             _ensure_mlflow(book)
-        if server is not None:
-            S3_SERVERS[str(server)](book)
         for name in tuple(book.services):
             _settle(book, name)
         return Stack(folder=folder, services=tuple(book.services.values()), launched=tuple(book.launched))
@@ -129,6 +129,7 @@ def _ensure_ray(book: Book, cpus: int | None) -> None:
         with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    s3_env = book.services["s3"].client_env if "s3" in book.services else {}
 
     def program(ports: tuple[int, ...], scratch: Path) -> Program:
         gcs, dashboard, agent, metrics, client = ports
@@ -151,7 +152,7 @@ def _ensure_ray(book: Book, cpus: int | None) -> None:
         return Program(
             command=start + [f"--{name}={value}" for name, value in options.items()],
             probes=(told, f"http://127.0.0.1:{dashboard}/api/gcs_healthz", f"http://127.0.0.1:{agent}/api/healthz"),
-            process_env={**auth, **QUIET, **CHECKSUMS},
+            process_env={**auth, **QUIET, **CHECKSUMS, **s3_env},  # workers get their keys from the head's environment
             client_env=auth,
         )
 

@@ -30,6 +30,7 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", h
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
 
 console = Console(stderr=True)
+_emitted: list[int] = []  # bytes of the one JSON line, once it is out
 
 
 def main() -> None:
@@ -37,6 +38,8 @@ def main() -> None:
     try:
         app()
     except ValueError as mistake:
+        if "--json" in sys.argv and not _emitted:
+            print(json.dumps({"status": "failed", "mistake": True, "error": str(mistake)}))
         console.print(f"[red]mistake:[/] {escape(' '.join(str(mistake).split()))}", highlight=False, soft_wrap=True)
         raise SystemExit(MISTAKE) from None
 
@@ -50,7 +53,7 @@ def only_json(wanted: bool) -> Iterator[Any]:
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield lambda value: os.write(stdout, (json.dumps(value) + "\n").encode())
+        yield lambda value: _emitted.append(os.write(stdout, (json.dumps(value) + "\n").encode()))
     finally:
         sys.stdout.flush()
         os.dup2(stdout, 1)
@@ -63,7 +66,9 @@ def run(
     settings: SetOption = None,
     workers: Annotated[int, typer.Option(help="Data-parallel workers; must divide train.shards.")] = 1,
     storage: Annotated[str, typer.Option(help="Where runs go: a folder or s3://bucket/prefix.")] = "runs",
-    tracking: Annotated[str, typer.Option(help="MLflow URI, or none; default: SQLite beside the runs.")] = "",
+    tracking: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow URI, or none; default: SQLite beside the runs.")
+    ] = "",
     address: Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")] = "",
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its phases.")] = False,

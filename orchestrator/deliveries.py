@@ -85,7 +85,7 @@ def _add_metrics(record: dict[str, Any], to: Delivery) -> None:
 
 def _add_checkpoint(record: dict[str, Any], to: Delivery) -> None:
     to.points.append(Point("checkpoint_seconds", record["seconds"], record["t"], record["step"]))
-    to.tags["antiphon.checkpoint"] = record["uri"] if "uri" in record else record["name"]
+    to.tags["antiphon.checkpoint"] = record["name"]
 
 
 def _add_result(record: dict[str, Any], to: Delivery) -> None:

@@ -35,6 +35,8 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
             f"checkpoint {uri!r}: knows the tags {', '.join(tagger.tags)}; "
             f"the data set has {', '.join(prepared.corpus.tags)}"
         )
+    if recipe.data.labels != tagger.labels:
+        raise ValueError(f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}")
     clips = getattr(prepared.splits, part)
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
@@ -76,6 +78,8 @@ def rewrite_report(run: str, out: str) -> str:
     recipe_uri = storage.join(run, "recipe.json")
     if not storage.exists(recipe_uri):
         raise ValueError(f"run {run!r}: no recipe.json there; give a run's folder or URI, STORAGE/RUN_ID")
+    if not storage.exists(storage.join(run, "spool.jsonl")):
+        raise ValueError(f"run {run!r}: has no records there yet; they come with the first checkpoint")
     with tempfile.TemporaryDirectory() as scratch:
         spool = Path(scratch) / "spool.jsonl"
         spool.write_text(storage.get_text(storage.join(run, "spool.jsonl")))

@@ -1,15 +1,15 @@
 """The progress bar: follows a run's spool and shows who learns and who teaches right now."""
 
+import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from workloads.spool import read_spool
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 LOOK_S = 0.5
 
@@ -31,21 +31,26 @@ def progress(spool: Path, console: Console) -> Iterator[None]:
 
 def _follow(spool: Path, bar: Progress, stop: threading.Event) -> None:
     task = bar.add_task("starting", total=None)
-    size = 0
-    while not stop.wait(LOOK_S):
-        if spool.stat().st_size == size:
-            continue
-        size = spool.stat().st_size
-        _show(bar, task, read_spool(spool))
-    _show(bar, task, read_spool(spool))
+    with spool.open("rb") as file:
+        while not stop.wait(LOOK_S):
+            _show(bar, task, _whole_lines(file))
+        _show(bar, task, _whole_lines(file))
 
 
-def _show(bar: Progress, task: Any, records: list[dict[str, Any]]) -> None:
-    phases = [record for record in records if record["kind"] == "phase"]
-    if not phases:
-        return
-    steps = [record["step"] for record in records if record["kind"] in ("metrics", "checkpoint")]
-    bar.update(task, description=roles(phases[-1]), completed=max(steps, default=0), total=phases[-1]["total"])
+def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
+    """What was written since the last look; a line that is still being written waits."""
+    text = file.read()
+    whole = text.rfind(b"\n") + 1
+    file.seek(whole - len(text), os.SEEK_CUR)
+    return [json.loads(line) for line in text[:whole].splitlines()]
+
+
+def _show(bar: Progress, task: TaskID, records: list[dict[str, Any]]) -> None:
+    for record in records:
+        if record["kind"] == "phase":
+            bar.update(task, description=roles(record), total=record["total"])
+        if record["kind"] in ("metrics", "checkpoint"):
+            bar.update(task, completed=record["step"])
 
 
 def roles(phase: dict[str, Any]) -> str:

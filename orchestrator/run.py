@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def run(request: Request, *, show: Callable[[Place], AbstractContextManager[None
     be seen before anything starts.
     """
     check(request)
+    request = replace(request, recipe=_absolute(request.recipe))
     split(read_corpus(request.recipe.data, storage.FsspecFiles()), request.recipe.data)
     storage.probe(request.storage)
     place = _place(request)
@@ -100,6 +101,18 @@ def _reason(error: BaseException) -> str:
 
 def _end(status: str, error: str = "", *, mistake: bool = False) -> dict[str, Any]:
     return {"kind": "end", "status": status, "error": error, "mistake": mistake}
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Local paths made absolute: Ray gives every worker a working folder of its own."""
+
+    def here(uri: str) -> str:
+        return str(storage.local_path(uri)) if uri and storage.is_local(uri) else uri
+
+    data = recipe.data
+    data = replace(data, root=here(data.root), manifest=here(data.manifest), cache=here(data.cache))
+    models = {name: replace(model, init=here(model.init)) for name, model in recipe.models.items()}
+    return replace(recipe, data=data, models=models)
 
 
 def _place(request: Request) -> Place:
@@ -135,10 +148,12 @@ def _run_record(request: Request, place: Place) -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    """The commit of the code that runs; empty for an installed copy."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip()
+    """The commit of the code that runs; empty for an installed copy, or where there is no git."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _run_locally(request: Request, place: Place, spool: Spool, replayer: Any) -> None:
@@ -147,13 +162,21 @@ def _run_locally(request: Request, place: Place, spool: Spool, replayer: Any) ->
     from workloads.train import loop, set_up
 
     def publish(folder: Path, name: str) -> str:
-        from orchestrator.worker import publish_checkpoint
+        from orchestrator.worker import publish_checkpoint, share_spool
 
-        state = name.startswith("checkpoints/")
-        uri = publish_checkpoint(place.uri, folder) if state else storage.publish(folder, storage.join(place.uri, name))
+        if name.startswith("checkpoints/"):
+            uri = publish_checkpoint(place.uri, folder)
+            share_spool(place.spool, place.uri)
+        else:
+            uri = storage.publish(folder, storage.join(place.uri, name))
         shutil.rmtree(folder)
         return uri
 
+    if request.recipe.train.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("train.device = 'cuda': this machine has no GPU that torch can use; set it to 'cpu'")
     replayer.wait_started()
     stop = threading.Event()
     with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, _on_sigterm(stop.set):
@@ -185,20 +208,22 @@ def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> 
 
     _connect(ray, request, address)
     try:
-        replayer.wait_started()
-        # The type checker sees the first generation of these classes, the interpreter the second.
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"recipe": resolve(request.recipe), "run_uri": place.uri},
-            scaling_config=ScalingConfig(num_workers=request.workers, use_gpu=request.recipe.train.device == "cuda"),
-            run_config=RunConfig(
-                name=place.run_id,
-                failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
-                callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
-                **_ray_storage(request),
-            ),
-        )
         with _on_sigterm(lambda: storage.put_text(stop_mark(place.uri), "")):
+            replayer.wait_started()
+            # The type checker sees the first generation of these classes, the interpreter the second.
+            trainer = TorchTrainer(
+                train_worker,
+                train_loop_config={"recipe": resolve(request.recipe), "run_uri": place.uri},
+                scaling_config=ScalingConfig(
+                    num_workers=request.workers, use_gpu=request.recipe.train.device == "cuda"
+                ),
+                run_config=RunConfig(
+                    name=place.run_id,
+                    failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
+                    callbacks=[SpoolCallback(str(place.spool), place.uri)],  # type: ignore[list-item]
+                    **_ray_storage(request),
+                ),
+            )
             trainer.fit()
     finally:
         ray.shutdown()
@@ -207,20 +232,22 @@ def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> 
 def _connect(ray: Any, request: Request, address: str) -> None:
     """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
     need = request.workers
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        resource = "GPU" if request.recipe.train.device == "cuda" else "CPU"
-        have = ray.cluster_resources().get(resource, 0)
-        if have < need:
-            raise ValueError(f"--workers {need}: the cluster at {address} has {have:g} {resource}s; ask for fewer")
+        ray.init(address=address, **options)
     else:
-        cpus = max(os.cpu_count() or 1, need + 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, need + 1), include_dashboard=False, **options)
+    resource = "GPU" if request.recipe.train.device == "cuda" else "CPU"
+    have = ray.cluster_resources().get(resource, 0)
+    if have < need:
+        where = f"the cluster at {address}" if address else "this machine"
+        ray.shutdown()
+        raise ValueError(f"--workers {need}: {where} has {have:g} {resource}s; ask for fewer, or another train.device")
 
 
 def _join_stack(address: str) -> str:
     """The address to join; `auto` prefers the stack of `antiphon cluster up`, whose token Ray then finds."""
-    for service, state in stack.status():
+    for service, state in stack.status() if address else ():
         if service.name == "ray" and state == "up" and address in ("auto", service.address):
             os.environ.update(service.client_env)
             return service.address

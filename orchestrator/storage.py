@@ -5,6 +5,8 @@ Credentials and endpoints come from the process environment (AWS_*), never as ar
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -45,17 +47,30 @@ class FsspecFiles:
 
     def open(self, uri: str) -> BinaryIO:
         fs, path = filesystem(uri)
-        return cast(BinaryIO, fs.open(path, "rb"))
+        with _as_os_error(uri):
+            return cast(BinaryIO, fs.open(path, "rb"))
 
     def identity(self, uri: str) -> str:
         fs, path = filesystem(uri)
-        info = fs.info(path)
+        with _as_os_error(uri):
+            info = fs.info(path)
         stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
         return f"{info['size']}:{stamp}"
 
     def join(self, root: str, path: str) -> str:
         absolute = "://" in path or path.startswith("/")
         return path if absolute or not root else join(root, path)
+
+
+@contextmanager
+def _as_os_error(uri: str) -> Iterator[None]:
+    """Whatever a store raises (no credentials, no route) as an OSError of one line; a missing file stays one."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{uri}: {' '.join(str(error).split())}") from error
 
 
 def create_exclusively(uri: str, data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
 from orchestrator import storage
 from orchestrator.recipe import parse
 from workloads.session import gather
-from workloads.spool import Spool
+from workloads.spool import Spool, stamped
 from workloads.train import loop, set_up
 
 KEPT = 2  # newest checkpoints of a run that stay: one may be in use while the other is written
-STOP_EVERY = 5  # calls of should_stop between two looks at the storage
+STOP_EVERY = 5  # calls of should_stop between two questions to rank 0
+LOOK_S = 1.0  # rank 0 looks into the storage at most this often
+REPORT_S = 1.0  # Ray takes one report per poll of its controller: more would queue up behind each other
 
 
 class RaySession:
@@ -32,10 +35,18 @@ class RaySession:
         self.device = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
         self.work_dir = Path(tempfile.mkdtemp(prefix=f"antiphon-{self.rank}-"))
         self._run_uri, self._asked, self._stop = run_uri, 0, False
+        self._looked = self._sent = time.monotonic()
+        self._held: list[dict[str, Any]] = []
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
+        """Records wait for a checkpoint or for their time; rank 0 decides, so that all workers do the same."""
+        self._held += records
+        if not gather(self, checkpoint is not None or time.monotonic() - self._sent > REPORT_S)[0]:
+            return
+        self._sent = time.monotonic()
+        held, self._held = self._held, []
         ray.train.report(
-            {"records": records},
+            {"records": held},
             checkpoint=Checkpoint.from_directory(str(checkpoint)) if checkpoint else None,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._upload,
@@ -60,27 +71,37 @@ class RaySession:
         """Whether the driver left its wish in the run's folder; all workers hear rank 0's answer."""
         self._asked += 1
         if self._asked % STOP_EVERY == 0 and not self._stop:
-            seen = self.rank == 0 and storage.exists(stop_mark(self._run_uri))
-            self._stop = gather(self, seen)[0]
+            self._stop = gather(self, self._stop_wanted())[0]
         return self._stop
 
+    def _stop_wanted(self) -> bool:
+        if self.rank or time.monotonic() - self._looked < LOOK_S:
+            return False
+        self._looked = time.monotonic()
+        try:
+            return storage.exists(stop_mark(self._run_uri))
+        except OSError:  # a store that is away for a moment must not end the training; the next look comes
+            return False
+
     def close(self, status: str, error: str = "", *, mistake: bool = False) -> None:
-        """The last word: it waits for the uploads before it, after which the scratch folder may go."""
-        ray.train.report({"records": [{"kind": "end", "status": status, "error": error, "mistake": mistake}]})
-        shutil.rmtree(self.work_dir)
+        """The last word; a report without ASYNC waits for the uploads before it."""
+        end = stamped("end", status=status, error=error, mistake=mistake)
+        ray.train.report({"records": [*self._held, end]})
 
 
 class SpoolCallback(UserCallback):
     """In Ray's controller, on the driver's node: rank 0's records go to the spool as they arrive."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, run_uri: str) -> None:
+        self._path, self._run_uri = path, run_uri
         self._spool: Spool | None = None  # opened where the callback runs, not where it is made
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         self._spool = self._spool or Spool(Path(self._path))
         for record in metrics[0]["records"]:
             self._spool.append(record)
+        if checkpoint is not None:
+            share_spool(Path(self._path), self._run_uri)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -88,11 +109,20 @@ def train_worker(config: dict[str, Any]) -> None:
     recipe = parse(config["recipe"])
     session = RaySession(config["run_uri"], recipe.train.device)
     try:
-        run = set_up(recipe, session, files=storage.FsspecFiles())
-    except ValueError as mistake:
-        session.close("failed", str(mistake), mistake=True)
-    else:
-        session.close(loop(run))
+        try:
+            run = set_up(recipe, session, files=storage.FsspecFiles())
+        except ValueError as mistake:
+            session.close("failed", str(mistake), mistake=True)
+        else:
+            session.close(loop(run))
+    finally:
+        shutil.rmtree(session.work_dir)
+
+
+def share_spool(path: Path, run_uri: str) -> None:
+    """Let the spool travel with the checkpoints, where they go elsewhere."""
+    if not storage.is_local(run_uri):
+        storage.put_text(storage.join(run_uri, "spool.jsonl"), path.read_text())
 
 
 def publish_checkpoint(run_uri: str, folder: Path) -> str:

@@ -59,16 +59,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Run]:
-    """Set up a run in this process; spool and checkpoints lie in a folder of its own, `run.session.work_dir`."""
+    """Set up a run in this process; spool and checkpoints lie in the folder above `run.session.work_dir`."""
 
     def begin(recipe: Recipe, **options: Any) -> Run:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         spool = Spool(folder / "spool.jsonl")
 
         def keep(finished: Path, name: str) -> str:
+            (folder / name).parent.mkdir(exist_ok=True)
             return str(shutil.move(finished, folder / name))
 
-        session = LocalSession(work_dir=folder, spool=spool, publish=keep, **options)
+        session = LocalSession(work_dir=folder / "scratch", spool=spool, publish=keep, **options)
         return set_up(recipe, session, files=LocalFiles())
 
     return begin

@@ -1,4 +1,4 @@
-"""`python -m workloads RESOLVED.json [FOLDER]`: train a resolved recipe in this process, with torch and nothing else.
+"""`python -m workloads RESOLVED.json [FOLDER]`: train a resolved recipe in this process, without Ray and MLflow.
 
 It takes what `antiphon run RECIPE --dry-run --json` prints, and leaves spool, checkpoints and taggers in FOLDER.
 """
@@ -9,24 +9,36 @@ import sys
 from pathlib import Path
 
 from workloads.config import Recipe, restore
+from workloads.files import LocalFiles
 from workloads.session import LocalSession
 from workloads.spool import Spool
-from workloads.train import train
+from workloads.train import loop, set_up
 
 
 def main(arguments: list[str]) -> int:
-    """Train; exit code 0 when done, 2 for a wrong call."""
+    """Train; exit code 0 when done, 2 for the user's mistake."""
     if len(arguments) not in (1, 2):
         print(__doc__, file=sys.stderr)
         return 2
     recipe = restore(Recipe, json.loads(Path(arguments[0]).read_text()))
     folder = Path(arguments[1] if len(arguments) == 2 else recipe.name)
+    if folder.exists():
+        print(f"{folder}: exists; name another folder, or move that one away", file=sys.stderr)
+        return 2
 
     def keep(finished: Path, name: str) -> str:
+        (folder / name).parent.mkdir(exist_ok=True)
         return str(shutil.move(finished, folder / name))
 
     with Spool(folder / "spool.jsonl") as spool:
-        train(recipe, LocalSession(work_dir=folder, spool=spool, publish=keep, device=recipe.train.device))
+        session = LocalSession(work_dir=folder / "scratch", spool=spool, publish=keep, device=recipe.train.device)
+        try:
+            run = set_up(recipe, session, files=LocalFiles())
+        except ValueError as mistake:
+            print(mistake, file=sys.stderr)
+            return 2
+        loop(run)
+    shutil.rmtree(folder / "scratch")
     return 0
 
 

@@ -37,7 +37,7 @@ def decode(file: BinaryIO) -> tuple[Tensor, int]:
         with soundfile.SoundFile(raw) as sound:
             x_TC = sound.read(dtype="float32", always_2d=True)
             promised, rate = _promised_samples(sound), sound.samplerate
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, MemoryError) as error:  # a header may claim more samples than fit anywhere
         reason = str(getattr(error, "error_string", error)).strip()
         raise BrokenClip(f"cannot be decoded ({reason or 'format not recognised'})") from error
     if len(x_TC) < SHORTEST_SHARE * promised:

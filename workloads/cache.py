@@ -106,8 +106,9 @@ class ClipCache:
             uri = opener.join(data.root, clip.path)
             try:
                 identity = opener.identity(uri)
-            except FileNotFoundError:
-                return Broken(clip.clip_id, clip.path, "not found")
+            except OSError as error:
+                missing = isinstance(error, FileNotFoundError)
+                return Broken(clip.clip_id, clip.path, "not found" if missing else f"cannot be read ({error})")
         key = hashlib.sha256(json.dumps([uri, identity, self.rate, FORMAT]).encode()).hexdigest()
         return _Job(clip, uri, self.folder / f"{key}.npy", data, opener)
 
@@ -127,6 +128,8 @@ class ClipCache:
             broken = Broken(job.clip.clip_id, job.clip.path, str(error))
             _write_whole(verdict, json.dumps(asdict(broken)).encode())
             return broken
+        except OSError as error:  # of the place, not of the file: no verdict is kept
+            return Broken(job.clip.clip_id, job.clip.path, f"cannot be read ({error})")
         stored = io.BytesIO()
         np.save(stored, (x_T * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy())
         _write_whole(job.target, stored.getvalue())

@@ -78,14 +78,18 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_weights(files: Opener, uri: str) -> dict[str, Tensor]:
-    """A model's weights from one safetensors file, or from a published tagger's folder, wherever they lie.
+def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+    """A model's weights from one safetensors file, or from a published tagger's folder together with its tags.
 
     Raises ValueError where there is no such file, or it is none of safetensors.
     """
-    target = uri if uri.endswith(".safetensors") else files.join(uri, "weights.safetensors")
+    bare = uri.endswith(".safetensors")
     try:
-        with files.open(target) as file:
-            return load(file.read())
-    except (FileNotFoundError, SafetensorError) as error:
-        raise ValueError(f"init = {uri!r}: {target} is missing or not a safetensors file ({error})") from None
+        with files.open(uri if bare else files.join(uri, "weights.safetensors")) as file:
+            weights = load(file.read())
+        if bare:
+            return weights, None
+        with files.open(files.join(uri, "state.json")) as file:
+            return weights, tuple(json.load(file)["tags"])
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"init = {uri!r}: neither a safetensors file nor a tagger's folder ({error})") from None

@@ -80,6 +80,8 @@ def read_corpus(data: Data, opener: Opener) -> Corpus:
         found = _read_manifest(data, opener)
     found.sort(key=lambda clip: clip.clip_id)
     tags = sorted({tag for clip in found for tag in clip.tags})
+    if not tags:
+        raise ValueError(f"{data.manifest}: no clip has a tag (column tags); training and scoring need them")
     return Corpus(tuple(found), tuple(tags), data.labels)
 
 
@@ -106,7 +108,7 @@ def _read_manifest(data: Data, opener: Opener) -> list[Clip]:
     else:
         raise ValueError(f"data.manifest = {uri!r}: must end in .csv or .parquet")
     clips = []
-    for where, row in _checked_rows(rows, uri, required=("clip_id", "path", "tags")):
+    for where, row in _checked_rows(rows, uri, required=("clip_id", "path")):
         clip_id, path = _cell(row, "clip_id", where), _cell(row, "path", where)
         source = row.get("source") or clip_id
         fold = _fold(row["fold"], where) if row.get("fold") else _dealt_fold(source)
@@ -120,6 +122,8 @@ def _content(uri: str, opener: Opener) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise ValueError(f"{uri}: no such file; check data.root and data.manifest") from None
+    except OSError as error:
+        raise ValueError(f"{uri}: cannot be read ({error}); check the address and the credentials") from None
 
 
 def _csv_rows(uri: str, opener: Opener) -> list[dict[str, str]]:
@@ -165,9 +169,9 @@ def _fold(text: str, where: str) -> int:
 
 
 def _tags(row: Mapping[str, str], column: str, where: str, data: Data) -> tuple[str, ...]:
-    tags = tuple(sorted({tag.strip() for tag in (row[column] or "").split(";")} - {""}))
-    if not tags:
-        raise ValueError(f"{where}: the clip has no tag; name one or more in column {column}, or leave the row out")
+    tags = tuple(sorted({tag.strip() for tag in (row.get(column) or "").split(";")} - {""}))
+    if not tags and data.labels == "single":
+        raise ValueError(f"{where}: the clip has no tag; name one in column {column}, or leave the row out")
     if data.labels == "single" and len(tags) > 1:
         raise ValueError(
             f"{where}: {len(tags)} tags ({'; '.join(tags)}), but data.labels = 'single'; set it to 'multi'"

@@ -119,7 +119,8 @@ class ViT(Checked):
 
     def __post_init__(self) -> None:
         self._require(self.depth > 0, "depth", "must be above 0")
-        self._require(self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
+        self._require(self.heads > 0, "heads", "must be above 0")
+        self._require(self.dim > 0 and self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
         self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
         self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
         self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
@@ -138,6 +139,8 @@ class Optimizer(Checked):
 
     def __post_init__(self) -> None:
         self._require(self.lr > 0, "lr", "must be above 0")
+        self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "each must be 0 up to 1")
+        self._require(self.weight_decay >= 0, "weight_decay", "must be 0 or more")
         self._require(0 <= self.warmup < 1, "warmup", "must be a share of the steps, 0 up to 1")
         self._require(self.clip_norm >= 0, "clip_norm", "must be 0 (off) or more")
 

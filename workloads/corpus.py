@@ -1,6 +1,5 @@
 """A run's data, ready to train on: clips read, decoded once, the broken ones set aside, the rest cut into splits."""
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from workloads.clips import Corpus, Splits, read_corpus, split
 from workloads.config import Recipe
 from workloads.files import Opener
 from workloads.tagger import Tagger, build_tagger
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,7 @@ class Prepared:
             seed=recipe.train.seed,
         )
         if model.init:
-            left_out = tagger.load_initial(checkpoint.read_weights(files, model.init))
-            if left_out:
-                log.warning("models.%s.init: %s start afresh: they do not fit this run", name, ", ".join(left_out))
+            tagger.load_initial(*checkpoint.read_weights(files, model.init))
         return tagger
 
 

@@ -54,7 +54,9 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
                 "val": row["val"],
                 "test": row["test"],
             }
-            folder = checkpoint.write(session.work_dir / name, tensors={"weights": tagger.state_dict()}, state=state)
+            folder = checkpoint.write(
+                session.work_dir / "models" / name, tensors={"weights": tagger.state_dict()}, state=state
+            )
             row["checkpoint"] = session.deliver(folder)
         rows[name] = row
         team.dismiss(name)

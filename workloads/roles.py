@@ -69,7 +69,8 @@ def edge_weights(recipe: Recipe, phase: Phase, step: int, scores: Mapping[str, f
     if isinstance(schedule, Gated) and scores:
         for edge in phase.edges:
             lead = (scores[edge.teacher] - scores[edge.student]) / schedule.margin
-            weights[edge.key] *= schedule.floor + (1 - schedule.floor) / (1 + math.exp(-lead))
+            share = 0.5 * (1 + math.tanh(lead / 2))  # the logistic function, without its overflow
+            weights[edge.key] *= schedule.floor + (1 - schedule.floor) * share
     return weights
 
 
@@ -81,6 +82,8 @@ def smooth_scores(recipe: Recipe, scores: Mapping[str, float], new: Mapping[str,
 
 def _one_way(recipe: Recipe, schedule: OneWay) -> list[Phase]:
     recipe.known_models("schedule.teachers", schedule.teachers)
+    if not schedule.teachers or set(schedule.teachers) == set(recipe.models):
+        raise ValueError(f"schedule.teachers = {list(schedule.teachers)}: name one or more models, and leave a student")
     students = tuple(name for name in recipe.models if name not in schedule.teachers)
     edges = tuple(edge for edge in recipe.edges if edge.teacher in schedule.teachers and edge.student in students)
     first = schedule.teacher_steps
@@ -164,6 +167,10 @@ def _check(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
     opened = {edge.key for phase in phases for edge in phase.edges}
     if closed := [edge.key for edge in recipe.edges if edge.key not in opened]:
         raise ValueError(f"edges {', '.join(closed)}: never open under schedule {kind}; remove them or change it")
+    totals = own_steps(phases)
+    for name in sorted({name for phase in phases for name in phase.teachers}):
+        if not totals[name] and not recipe.models[name].init:
+            raise ValueError(f"models.{name}: teaches but never learns; give it weights (init) or steps of its own")
     for phase in phases:
         for student in phase.trains:
             total = sum(edge.weight for edge in phase.edges if edge.student == student)

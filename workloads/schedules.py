@@ -17,6 +17,7 @@ class OneWay(Checked):
     ramp: int = 0
 
     def __post_init__(self) -> None:
+        self._require(len(set(self.teachers)) == len(self.teachers), "teachers", "must name each model once")
         self._require(self.teacher_steps >= 0, "teacher_steps", "must be 0 or more")
         self._require(self.steps > 0, "steps", "must be above 0")
 
@@ -33,6 +34,7 @@ class Generations(Checked):
     def __post_init__(self) -> None:
         self._require(self.steps > 0, "steps", "must be above 0")
         self._require(len(self.order) >= 2, "order", "needs two models or more")
+        self._require(len(set(self.order)) == len(self.order), "order", "must name each model once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ class Tagger(nn.Module):
         super().__init__()
         self.model, self.tags, self.labels = model, tags, labels
         self.clip_seconds, self.clip_rate = clip_seconds, clip_rate
+        self.started_afresh: tuple[str, ...] = ()  # what first weights did not bring
         self.front_end = build_front_end(model.front_end.kind, clip_rate=clip_rate)
         self.mean = self.front_end.mean if model.front_end.mean is None else model.front_end.mean
         self.std = self.front_end.std if model.front_end.std is None else model.front_end.std
@@ -49,17 +50,19 @@ class Tagger(nn.Module):
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.backbone.parameters())
 
-    def load_initial(self, state: dict[str, Tensor]) -> tuple[str, ...]:
-        """Start from a state dict in the family's key names or from a whole tagger's; returns the names left out.
+    def load_initial(self, state: dict[str, Tensor], tags: tuple[str, ...] | None = None) -> None:
+        """Start from a state dict in the family's key names or from a whole tagger's, which told these `tags` apart.
 
-        Raises ValueError naming the tensors that are unknown, missing or of the wrong shape.
+        What does not fit (a head for other tags) stays as it was drawn and is named in `started_afresh`. Raises
+        ValueError naming the tensors that are unknown, missing or of the wrong shape.
         """
         prefix = "backbone."
         if any(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        weights, dropped = adapt_weights(state, self.backbone, family=self.model.arch.family)
+        other_tags = tags is not None and tags != self.tags
+        weights, dropped = adapt_weights(state, self.backbone, family=self.model.arch.family, other_classes=other_tags)
         self.backbone.load_state_dict(self.backbone.state_dict() | weights)
-        return dropped
+        self.started_afresh = dropped
 
 
 def build_tagger(

@@ -70,8 +70,8 @@ def loop(run: Run) -> str:
             run.step += 1
             if stats:
                 _log(run, stats)
-            if run.step % recipe.train.eval_every == 0:
-                _validate(run)
+            if run.step == phase.end or run.step % recipe.train.eval_every == 0:
+                _validate(run, phase)
             stopping = session.should_stop()
             if stopping or run.step == phase.end or run.step % recipe.train.checkpoint_every == 0:
                 _save(run)
@@ -136,9 +136,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
             "set train.shards or --workers"
         )
     phases = roles.plan(recipe)
-    prepared = prepare(recipe, files)
-    for name in recipe.models:
-        prepared.make_tagger(name, files)  # once for its mistakes: the first phase may come without this model
+    prepared, afresh = _prepared_alike(recipe, session, files)
     run = Run(
         recipe=recipe,
         session=session,
@@ -148,13 +146,38 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         team=Team(recipe, session, phases, lambda name: prepared.make_tagger(name, files)),
         shards=range(session.rank * each, (session.rank + 1) * each),
     )
-    run.note("data", **prepared.summary())
+    run.note("data", **prepared.summary(), started_afresh=afresh)
     folder = session.restore()
     if folder is not None:
         state = checkpoint.read_state(folder)
         run.team.load(folder, state)
         run.step, run.scores = state["step"], state["scores"]
     return run
+
+
+def _prepared_alike(recipe: Recipe, session: Session, files: Opener) -> tuple[Prepared, dict[str, list[str]]]:
+    """The run's data, the same for every worker, and what of each model's `init` does not fit it.
+
+    A mistake that one worker alone can see (a file that only its node lacks) is raised by all of them: they would wait
+    for it for ever. Every model is built once, for its mistakes: the first phase may come without it.
+    """
+    mistake, fingerprint, afresh = "", "", {}
+    try:
+        prepared = prepare(recipe, files)
+        fingerprint = prepared.corpus.fingerprint()
+        taggers = {name: prepared.make_tagger(name, files) for name in recipe.models}
+        afresh = {name: list(tagger.started_afresh) for name, tagger in taggers.items() if tagger.started_afresh}
+    except ValueError as error:
+        mistake = str(error)
+    answers = gather(session, (mistake, fingerprint))
+    for text, _ in answers:
+        if text:
+            raise ValueError(text)
+    if len({fingerprint for _, fingerprint in answers}) > 1:
+        raise ValueError(
+            "data.root: the workers do not see the same clips; compare `antiphon data check` on their nodes"
+        )
+    return prepared, afresh
 
 
 def _forward(run: Run, phase: roles.Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:
@@ -198,11 +221,12 @@ def _gathered(run: Run, phase: roles.Phase, stats: list[dict[str, float]]) -> di
     return means
 
 
-def _validate(run: Run) -> None:
-    """Score the models in memory on the validation slice; rank 0's numbers count, since weights may follow them."""
+def _validate(run: Run, phase: roles.Phase) -> None:
+    """Score those that learn on the validation slice; rank 0's numbers count, since weights may follow them."""
     values: dict[str, float] = {}
     primary: dict[str, float] = {}
-    for name, member in run.team.members.items():
+    for name in phase.trains:
+        member = run.team.members[name]
         own = score_clips(member.candidate, run.prepared.splits.val, run.prepared, run.session)
         scores = gather(run.session, own)[0]
         primary[name] = scores[metrics.primary(run.recipe.data.labels)]

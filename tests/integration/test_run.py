@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import soundfile
 
@@ -223,14 +224,56 @@ def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, 
     assert outcome_of(done)["steps_run"] == 4
 
 
+def test_a_killed_worker_starts_again_from_the_newest_checkpoint(home, tmp_path):
+    values = settings(
+        [*SMALL, f"data.cache={home}/clips", "schedule.burn_in=120", "schedule.period=60", "schedule.turns=2"]
+    )
+    command = ["run", "demo", "--json", "--tracking", "none", *values]
+    whole = outcome_of(antiphon(*command, "--local", "--storage", f"{tmp_path}/whole"))
+    process = subprocess.Popen(
+        [ANTIPHON, *command, "--storage", f"{tmp_path}/cut"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for_spool(tmp_path / "cut", process, kind="checkpoint")
+        (worker,) = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(child.cmdline())
+        ]
+        worker.kill()
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err[-2000:]
+    outcome = json.loads(out)
+    assert outcome["resumed_from_step"] >= 60
+    assert outcome["resumed_from_step"] + outcome["steps_run"] == 240
+    for name, row in whole["models"].items():
+        assert outcome["models"][name]["weights_sha256"] == row["weights_sha256"]
+
+
+def test_paths_may_be_relative_to_where_the_user_stands(esc10, home, tmp_path):
+    values = [*small.SIZES, "models.cnn.arch={family='mn', width=0.1}", f"models.vit.arch={small.VIT}"]
+    values += [*TURNS, f"data.cache={home}/clips", f"data.root={os.path.relpath(esc10, tmp_path)}"]
+    done = antiphon(
+        "run", "esc10", "--json", "--tracking", "none", "--storage", "runs", *settings(values), cwd=tmp_path
+    )
+    assert outcome_of(done)["models"]["cnn"]["test"]["accuracy"] > 0
+    assert (tmp_path / "runs").is_dir()
+
+
 def test_a_mistake_that_only_a_worker_can_see_ends_the_run_at_once(home, tmp_path):
     """The first weights are of another family: told as the user's mistake, not retried, and with a report."""
     from safetensors.torch import save_file
     from torch import ones
 
     save_file({"stranger": ones(2)}, tmp_path / "w.safetensors")
-    values = settings([*SMALL, *TURNS, f"data.cache={home}/clips", f"models.vit.init={tmp_path}/w.safetensors"])
-    done = antiphon("run", "demo", "--json", "--tracking", "none", "--storage", f"{tmp_path}/runs", *values)
+    values = settings([*SMALL, *TURNS, f"data.cache={home}/clips", "models.vit.init=w.safetensors"])
+    where = ["--tracking", "none", "--storage", "runs"]  # Ray's workers stand elsewhere; relative paths still hold
+    done = antiphon("run", "demo", "--json", *where, *values, cwd=tmp_path)
     assert done.returncode == 2, done.stderr[-2000:]
     outcome = json.loads(done.stdout)
     assert outcome["status"] == "failed"
@@ -252,11 +295,14 @@ def test_tracking_that_cannot_start_stops_the_run(home, tmp_path):
 
 def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
     env = {"HOME": str(tmp_path)}  # the stack's default folder is in the home folder
-    up = antiphon("cluster", "up", "--no-mlflow", "--cpus", "2", "--json", env=env)
+    up = antiphon("cluster", "up", "--no-mlflow", "--s3", "moto", "--cpus", "2", "--json", env=env)
     try:
         assert up.returncode == 0, up.stderr[-2000:]
+        env |= json.loads(up.stdout)["environment"]  # what `eval "$(antiphon cluster up)"` sets
+        make = "import boto3; boto3.client('s3').create_bucket(Bucket='joined')"
+        subprocess.run([sys.executable, "-c", make], check=True, env={**os.environ, **env})
         values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
-        where = ["--address", "auto", "--storage", f"{home}/runs"]
+        where = ["--address", "auto", "--storage", "s3://joined/runs", "--tracking", "none"]
         assert outcome_of(antiphon("run", "demo", "--json", *where, *values, env=env))["status"] == "done"
         many = ["--workers", "4", "--set", "train.shards=4"]
         crowd = antiphon("run", "demo", *where, *values, *many, env=env)
@@ -267,14 +313,15 @@ def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
     assert down.returncode == 0, down.stderr
 
 
-def test_sigterm_saves_and_says_preempted(home):
+@pytest.mark.parametrize("door", [["--local"], []], ids=["local", "ray"])
+def test_sigterm_saves_and_says_preempted(home, tmp_path, door):
     long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000"]
-    command = [ANTIPHON, "run", "demo", "--local", "--json", "--storage", f"{home}/cut"]
+    command = [ANTIPHON, "run", "demo", *door, "--json", "--tracking", "none", "--storage", f"{tmp_path}/cut"]
     process = subprocess.Popen(
         [*command, *settings([*SMALL, *long])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        spool = wait_for_spool(Path(home) / "cut", process)
+        spool = wait_for_spool(tmp_path / "cut", process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
     finally:
@@ -287,13 +334,13 @@ def test_sigterm_saves_and_says_preempted(home):
     assert (spool.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
 
 
-def wait_for_spool(folder: Path, process) -> Path:
-    """The run's spool once it holds a metric: the loop is at work."""
+def wait_for_spool(folder: Path, process, *, kind: str = "metrics") -> Path:
+    """The run's spool once it holds such a record."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
         for spool in folder.glob("*/spool.jsonl"):
-            if any(record["kind"] == "metrics" for record in read_spool(spool)):
+            if any(record["kind"] == kind for record in read_spool(spool)):
                 return spool
         time.sleep(0.1)
     raise AssertionError("no step within two minutes")

@@ -51,6 +51,14 @@ def test_mistakes_are_one_line_and_exit_2(arguments, told, tmp_path):
     assert list(tmp_path.iterdir()) == []  # nothing was begun
 
 
+def test_a_mistake_with_json_is_an_object_too():
+    done = antiphon("run", "dmeo", "--json")
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["mistake"]) == ("failed", True)
+    assert "recipe 'dmeo'" in answer["error"]
+
+
 def test_dry_run_prints_recipe_and_phases():
     done = antiphon("run", "demo", "--dry-run", "--set", "schedule.turns=2")
     assert done.returncode == 0
@@ -72,11 +80,12 @@ def test_what_a_dry_run_prints_trains_without_the_orchestrator(tmp_path):
     (tmp_path / "resolved.json").write_text(done.stdout)
     assert json.loads(done.stdout)["schedule"]["turns"] == 2
     command = [sys.executable, "-m", "workloads", "resolved.json", "out"]
-    trained = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()}
-    )
+    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "out" / "models" / "vit" / "weights.safetensors").is_file()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "out: exists" in again.stderr
 
 
 def test_recipes_are_listed_with_their_headers():

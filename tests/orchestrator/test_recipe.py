@@ -73,6 +73,9 @@ def test_flattening_keeps_every_value_under_its_path():
         ),
         ("data.format=esc50", "data.root = '': format esc50 needs the data set's folder"),
         ("data.val_share=0.7", "data.val_share = 0.7: must be above 0 and at most 0.5"),
+        ("models.vit.arch.heads=0", "models.vit.arch.heads = 0: must be above 0"),
+        ("models.cnn.optimizer.betas=[1.0, 0.9]", "models.cnn.optimizer.betas = (1.0, 0.9): each must be 0 up to 1"),
+        ("models.cnn.optimizer.weight_decay=-1", "weight_decay = -1.0: must be 0 or more"),
         ("train.precision=fp8", "train.precision = 'fp8'"),
     ],
 )

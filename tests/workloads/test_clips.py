@@ -155,7 +155,8 @@ def test_a_missing_source_is_the_clip_itself(tmp_path: Path) -> None:
         ("clip_id,tags\na,t\n", "multi", "no column path; it has clip_id, tags"),
         ("clip_id,path,tags\n", "multi", "holds no clips"),
         ("clip_id,path,tags\na,a.wav,t\na,b.wav,t\n", "multi", "row 2: clip_id 'a' is that of row 1"),
-        ("clip_id,path,tags\na,a.wav,t\nb,b.wav, ;\n", "multi", "row 2: the clip has no tag"),
+        ("clip_id,path,tags\na,a.wav,t\nb,b.wav, ;\n", "single", "row 2: the clip has no tag"),
+        ("clip_id,path\na,a.wav\n", "multi", "no clip has a tag"),
         ("clip_id,path,tags\na,,t\n", "multi", "row 1: path is empty"),
         ("clip_id,path,tags\na,a.wav,t;u\n", "single", "row 1: 2 tags .*labels = 'single'; set it to 'multi'"),
         ("clip_id,path,tags,fold\na,a.wav,t,one\n", "multi", "row 1: fold = 'one': must be a whole number"),
@@ -186,3 +187,10 @@ def test_the_fingerprint_does_not_depend_on_where_the_root_lies(tmp_path: Path) 
         (tmp_path / name).mkdir()
         found.append(read_corpus(manifest(tmp_path / name, ROWS), LocalFiles()).fingerprint())
     assert found[0] == found[1]
+
+
+def test_a_clip_with_none_of_the_tags_is_a_negative_where_several_are_allowed(tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text("clip_id,path,tags\na,a.wav,t\nb,b.wav,\n")
+    corpus = read_corpus(Data(format="manifest", manifest=str(manifest), labels="multi"), LocalFiles())
+    assert corpus.targets(corpus.clips).tolist() == [[1.0], [0.0]]

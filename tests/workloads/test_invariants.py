@@ -215,7 +215,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, start):
     stops = iter([False] * 4 + [True])
     cut = start(recipe, should_stop=lambda: next(stops))
     assert loop(cut) == "preempted"
-    resumed = start(recipe, restore_from=cut.session.work_dir / "checkpoints" / "step-00000005")
+    resumed = start(recipe, restore_from=cut.session.work_dir.parent / "checkpoints" / "step-00000005")
     assert resumed.step == 5
     assert loop(resumed) == "done"
     expected, got = spool_of(whole)[-1]["models"], spool_of(resumed)[-1]["models"]
@@ -315,15 +315,16 @@ def test_a_teacher_may_hear_the_clean_clip(tiny, start):
 def test_bf16_runs_and_keeps_losses_and_weights_in_fp32(tiny, start):
     run = start(short(tiny, "mutual", "train.precision=bf16"))
     phase, sources = walk_to_teaching(run)
+    said = {}
+    for name, member in run.team.members.items():
+        member.tagger.register_forward_hook(lambda *args, name=name: said.__setitem__(name, args[2].dtype))
     stats = train_step(run, phase, sources, wants_log=True)
     assert all(torch.isfinite(torch.tensor(value)) for value in stats.values())
     assert {parameter.dtype for parameter in run.team.members["vit"].tagger.parameters()} == {torch.float32}
-    spoken = run.team.members["vit"].tagger
-    with torch.no_grad(), run.team.autocast():
-        assert spoken(run.batches.shard(0, 0).mel(spoken.front_end)).dtype == torch.bfloat16
+    assert said == {"cnn": torch.bfloat16, "vit": torch.bfloat16}
 
 
 def spool_of(run):
     from workloads.spool import read_spool
 
-    return read_spool(run.session.work_dir / "spool.jsonl")
+    return read_spool(run.session.work_dir.parent / "spool.jsonl")

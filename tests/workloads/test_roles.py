@@ -51,7 +51,7 @@ def test_one_way_trains_teachers_first_and_freezes_them():
     first, second = phases_of("one-way")
     assert (first.trains, first.edges) == (("cnn",), ())
     assert (second.trains, second.teachers) == (("vit",), ("cnn",))
-    (only,) = phases_of("one-way", "schedule.teacher_steps=0")
+    (only,) = phases_of("one-way", "schedule.teacher_steps=0", "models.cnn.init=weights.safetensors")
     assert own_steps((only,)) == {"vit": 180, "cnn": 0}
 
 
@@ -85,6 +85,8 @@ def test_gated_weights_follow_the_lead_and_keep_the_floor():
     assert even == pytest.approx({"cnn-to-vit": 0.5 * 0.65, "vit-to-cnn": 0.2 * 0.65})
     ahead = edge_weights(recipe, phase, 100, {"cnn": 0.7, "vit": 0.6})
     assert ahead["cnn-to-vit"] == pytest.approx(0.5 * (0.3 + 0.7 / (1 + math.exp(-1))))
+    far = load_recipe("gated", ["schedule.ramp=0", "schedule.floor=0.3", "schedule.margin=0.0001"])
+    assert edge_weights(far, phase, 100, {"cnn": 0.0, "vit": 1.0}) == {"cnn-to-vit": 0.15, "vit-to-cnn": 0.2}
     assert edge_weights(recipe, phase, 100, {"cnn": 0.0, "vit": 1.0})["cnn-to-vit"] == pytest.approx(0.15, abs=1e-4)
 
 
@@ -100,6 +102,10 @@ def test_scores_are_smoothed_for_gated_only():
         ("demo", "schedule.turns=3", "multiple of the 2 models"),
         ("demo", 'schedule.order=["cnn"]', "must name each model once: cnn, vit"),
         ("one-way", 'schedule.teachers=["dog"]', "no model named 'dog'; the models are cnn, vit"),
+        ("one-way", "schedule.teachers=[]", "name one or more models, and leave a student"),
+        ("one-way", 'schedule.teachers=["cnn", "vit"]', "name one or more models, and leave a student"),
+        ("one-way", 'schedule.teachers=["cnn", "cnn"]', "must name each model once"),
+        ("one-way", "schedule.teacher_steps=0", "models.cnn: teaches but never learns; give it weights (init)"),
         ("one-way", 'schedule.teachers=["vit"]', "cnn-to-vit: never open under schedule one_way"),
         ("generations", 'schedule.order=["cnn0", "vit1"]', "models cnn1: neither learn nor teach"),
         ("per-sample", "edges.0.gate=always", "per_sample needs gate = 'better_on_clip'"),

@@ -96,20 +96,24 @@ def test_every_parameter_counts_once() -> None:
 def test_initial_weights_of_a_whole_tagger_or_of_its_backbone() -> None:
     for arch in (SMALL_MN, SMALL_VIT):
         source, target = make(Model(arch=arch)), make(Model(arch=arch), seed=1)
-        assert target.load_initial(source.state_dict()) == ()
+        target.load_initial(source.state_dict())
+        assert target.started_afresh == ()
         assert same_weights(source, target)
         target = make(Model(arch=arch), seed=1)
-        assert target.load_initial(source.backbone.state_dict()) == ()
+        target.load_initial(source.backbone.state_dict())
+        assert target.started_afresh == ()
         assert same_weights(source, target)
 
 
 @pytest.mark.parametrize(
     ("arch", "head"), [(SMALL_MN, "backbone.classifier.3."), (SMALL_VIT, "backbone.head.")], ids=["mn", "vit"]
 )
-def test_initial_weights_of_other_tags_leave_the_head_fresh(arch: MN | ViT, head: str) -> None:
+@pytest.mark.parametrize("other", [("a", "b"), ("a", "b", "c")], ids=["fewer", "as many"])
+def test_initial_weights_of_other_tags_leave_the_head_fresh(arch: MN | ViT, head: str, other: tuple[str, ...]) -> None:
     model = Model(arch=arch)
-    source, target, fresh = make(model, tags=("a", "b"), seed=1), make(model), make(model)
-    assert target.load_initial(source.state_dict()) == tuple(f"{head[9:]}{part}" for part in ("weight", "bias"))
+    source, target, fresh = make(model, tags=other, seed=1), make(model), make(model)
+    target.load_initial(source.state_dict(), other)
+    assert target.started_afresh == tuple(f"{head[9:]}{part}" for part in ("weight", "bias"))
     for name, tensor in target.state_dict().items():
         expected = fresh if name.startswith(head) else source
         assert torch.equal(tensor, expected.state_dict()[name]), name
@@ -118,7 +122,8 @@ def test_initial_weights_of_other_tags_leave_the_head_fresh(arch: MN | ViT, head
 def test_initial_weights_of_longer_clips_fit_a_transformer() -> None:
     model = Model(arch=SMALL_VIT)
     source, target = make(model, seconds=3.0), make(model, seconds=1.0)
-    assert target.load_initial(source.state_dict()) == ()
+    target.load_initial(source.state_dict())
+    assert target.started_afresh == ()
     assert target.eval().tag(torch.zeros(1, 16_000)).isfinite().all()
 
 

@@ -33,10 +33,13 @@ def build_backbone(arch: MN | ViT, *, bands: int, frames: int, num_classes: int)
 
 
 def adapt_weights(
-    state: dict[str, Tensor], backbone: nn.Module, *, family: str
+    state: dict[str, Tensor], backbone: nn.Module, *, family: str, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Fit foreign initial weights to the backbone: what to load, and the names that were dropped on purpose."""
-    return _family(family).adapt_weights(state, backbone)
+    """Fit foreign initial weights to the backbone: what to load, and the names that were dropped on purpose.
+
+    The head is dropped when it tells another number of classes apart, or `other_classes` in the same number.
+    """
+    return _family(family).adapt_weights(state, backbone, other_classes=other_classes)
 
 
 def _family(name: str) -> ModuleType:

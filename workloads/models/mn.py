@@ -69,9 +69,11 @@ def build(arch: MN, *, bands: int, frames: int, num_classes: int) -> MobileNet:
     return MobileNet(arch, num_classes=num_classes)
 
 
-def adapt_weights(state: dict[str, Tensor], model: MobileNet) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def adapt_weights(
+    state: dict[str, Tensor], model: MobileNet, *, other_classes: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Take a state dict in our own key names; the last layer is dropped when it tells other classes apart."""
-    other_classes = HEAD[0] in state and len(state[HEAD[0]]) != model.classifier[3].out_features
+    other_classes |= HEAD[0] in state and len(state[HEAD[0]]) != model.classifier[3].out_features
     dropped = HEAD if other_classes else ()
     weights = {name: tensor for name, tensor in state.items() if name not in dropped}
     require_fit(weights, model, without=dropped)

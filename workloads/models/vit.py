@@ -78,14 +78,16 @@ def build(arch: ViT, *, bands: int, frames: int, num_classes: int) -> AudioTrans
     return AudioTransformer(arch, bands=bands, frames=frames, num_classes=num_classes)
 
 
-def adapt_weights(state: dict[str, Tensor], model: AudioTransformer) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def adapt_weights(
+    state: dict[str, Tensor], model: AudioTransformer, *, other_classes: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Fit a timm ViT or DeiT (distilled too) or a state dict of ours to the model, as AST does.
 
     The stem is summed to one channel, positions are cut or stretched per axis, the distillation token goes, and the
     head goes when it tells another number of classes apart. Returns what to load and the names dropped. A state
     without `grid` comes from images and must be square. Anything else that does not fit is a ValueError naming it.
     """
-    other_classes = HEAD[0] in state and len(state[HEAD[0]]) != model.num_classes
+    other_classes |= HEAD[0] in state and len(state[HEAD[0]]) != model.num_classes
     missing_head = HEAD if other_classes else ()
     dropped = tuple(
         name for name in state if name in missing_head or name == DISTILLED or name.startswith("head_dist.")
