@@ -39,7 +39,7 @@ def running(folder: Path) -> stack.Stack:
         options = ["--cpus", "1", "--s3", "moto", "--folder", str(folder), "--json"]
         started = subprocess.run([sys.executable, "-c", run, "up", *options], cwd=ROOT, capture_output=True, text=True)
         assert started.returncode == 0, started.stderr
-        assert json.loads(started.stdout.splitlines()[-1])["launched"] == ["ray", "mlflow", "s3"]
+        assert json.loads(started.stdout.splitlines()[-1])["launched"] == ["s3", "ray", "mlflow"]
     return stack.up(folder)
 
 
@@ -63,7 +63,7 @@ def test_the_token_is_needed_and_nobody_elses_to_read(running: stack.Stack) -> N
     token = Path(environment["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600
     assert (running.folder / "stack.json").stat().st_mode & 0o777 == 0o600
-    gcs_probe = next(probe for probe in running.services[0].probes if probe.endswith("gcs_healthz"))
+    gcs_probe = next(probe for service in running.services for probe in service.probes if probe.endswith("gcs_healthz"))
     version = gcs_probe.replace("gcs_healthz", "cluster_status")
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(version, timeout=10)
@@ -111,7 +111,7 @@ def test_down_ends_every_process_of_the_stack_and_no_other(running: stack.Stack)
     processes = [process for service in running.services for process in members(service)]
     assert len(processes) > 10  # a Ray head alone is a dozen
     with subprocess.Popen(look_alike, stdin=subprocess.PIPE) as stranger:
-        assert stack.down(running.folder) == ("s3", "mlflow", "ray")
+        assert stack.down(running.folder) == ("mlflow", "ray", "s3")
         assert stranger.poll() is None
         stranger.kill()
     assert not any(lives(process) for process in processes)
