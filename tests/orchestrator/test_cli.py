@@ -62,7 +62,7 @@ def test_a_mistake_with_json_is_an_object_too():
 def test_dry_run_prints_recipe_and_phases():
     done = antiphon("run", "demo", "--dry-run", "--set", "schedule.turns=2")
     assert done.returncode == 0
-    assert "3 phases, 120 steps" in done.stdout
+    assert "3 phases, 240 steps" in done.stdout
     assert "cnn -> vit (0.5)" in done.stdout
 
 
