@@ -152,7 +152,8 @@ def _ensure_ray(book: Book, cpus: int | None) -> None:
         return Program(
             command=start + [f"--{name}={value}" for name, value in options.items()],
             probes=(told, f"http://127.0.0.1:{dashboard}/api/gcs_healthz", f"http://127.0.0.1:{agent}/api/healthz"),
-            process_env={**auth, **QUIET, **CHECKSUMS, **s3_env},  # workers get their keys from the head's environment
+            # Workers get keys and priority from the head; at Ray's own nice 15 they starve on shared machines.
+            process_env={**auth, **QUIET, **CHECKSUMS, **s3_env, "RAY_worker_niceness": "0"},
             client_env=auth,
         )
 

@@ -199,6 +199,8 @@ def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> 
     """One TorchTrainer with all models in every worker."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Ray starts workers at nice 15: on a shared machine one of two threads starves and the other waits for it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     address = _join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
