@@ -26,7 +26,7 @@ def shipped_names() -> list[str]:
 
 
 def header(name: str) -> list[str]:
-    """The comment lines that open a shipped recipe: its command, its minutes, its measured score."""
+    """The comment lines that open a shipped recipe: its command, and what was measured of it."""
     lines = (SHIPPED / f"{name}.toml").read_text().splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return [line.lstrip("# ") for line in lines[:end]]
