@@ -99,7 +99,6 @@ def test_scores_are_smoothed_for_gated_only():
 @pytest.mark.parametrize(
     ("name", "setting", "words"),
     [
-        ("demo", "schedule.turns=3", "multiple of the 2 models"),
         ("demo", 'schedule.order=["cnn"]', "must name each model once: cnn, vit"),
         ("one-way", 'schedule.teachers=["dog"]', "no model named 'dog'; the models are cnn, vit"),
         ("one-way", "schedule.teachers=[]", "name one or more models, and leave a student"),
