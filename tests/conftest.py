@@ -1,7 +1,6 @@
 """What every test may ask for."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ from orchestrator.recipe import load_recipe
 from tests import small
 from workloads.config import Recipe
 from workloads.files import LocalFiles
-from workloads.session import LocalSession
+from workloads.session import FolderShelf, LocalSession
 from workloads.spool import Spool
 from workloads.train import Run, set_up
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.servers", "tests.faults", "tests.desk"]
 
 SMALL_MODELS = {
     "generations": (f"models.cnn0.arch={small.MN}", f"models.vit1.arch={small.VIT}", f"models.cnn1.arch={small.MN}"),
@@ -61,15 +60,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
 def start(tmp_path: Path) -> Callable[..., Run]:
     """Set up a run in this process; spool and checkpoints lie in the folder above `run.session.work_dir`."""
 
-    def begin(recipe: Recipe, **options: Any) -> Run:
+    def begin(recipe: Recipe, *, shelf_of: Run | None = None, **options: Any) -> Run:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         spool = Spool(folder / "spool.jsonl")
-
-        def keep(finished: Path, name: str) -> str:
-            (folder / name).parent.mkdir(exist_ok=True)
-            return str(shutil.move(finished, folder / name))
-
-        session = LocalSession(work_dir=folder / "scratch", spool=spool, publish=keep, **options)
+        shelf = FolderShelf(shelf_of.session.work_dir.parent if shelf_of else folder)
+        session = LocalSession(work_dir=folder / "scratch", spool=spool, shelf=shelf, **options)
         return set_up(recipe, session, files=LocalFiles())
 
     return begin

@@ -1,5 +1,12 @@
-"""S3 servers for tests, started on free ports and stopped by pid; a plugin: `pytest_plugins` in tests/conftest.py."""
+"""Servers for tests, started on free ports and stopped by pid; a plugin: `pytest_plugins` in tests/conftest.py."""
 
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +15,8 @@ from typing import Any
 import pytest
 
 from cluster import rgw, stack
-from cluster.book import Book
-from cluster.services import wait_until_up
+from cluster.book import Book, Program, free_ports
+from cluster.services import leader, wait_until_up
 
 
 @dataclass(frozen=True)
@@ -55,3 +62,119 @@ def _served(folder: Path, kind: str) -> Iterator[S3Server]:
         book = Book(folder)  # read again: a test may have restarted something
         for name in reversed(tuple(book.services)):
             book.stop(name)
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL server on loopback that trusts whoever connects."""
+
+    bin: Path
+    port: int
+
+    def database(self, name: str) -> str:
+        """SQLAlchemy's URI of a new, empty database; the driver is named, or SQLAlchemy would take psycopg 3."""
+        where = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "mlflow"]
+        subprocess.run([self.bin / "createdb", *where, name], check=True, capture_output=True)
+        return f"postgresql+psycopg2://mlflow@127.0.0.1:{self.port}/{name}"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL from the system's packages; skips where it, or its Python driver, is not installed."""
+    found = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)]
+    programs = next((Path(path).resolve().parent for path in found if path), None)
+    if programs is None:
+        pytest.skip("no initdb in PATH nor in /usr/lib/postgresql; on Debian: apt-get install postgresql")
+    pytest.importorskip("psycopg2", reason="no psycopg2; uv pip install 'antiphon[postgres]'")
+    # Not below pytest's folder, which is closed to the user that the server runs as: root it refuses.
+    home = Path(tempfile.mkdtemp(prefix="antiphon-pg-", dir="/tmp"))
+    nobody = pwd.getpwnam("nobody")
+    user: dict[str, Any] = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    as_owner: dict[str, Any] = {"cwd": home, "check": True, "stdout": subprocess.DEVNULL, **user}
+    if os.geteuid() == 0:
+        os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    else:
+        as_owner = {key: value for key, value in as_owner.items() if key not in user}
+    data, (port,) = home / "data", free_ports(1)
+    listen = f"-p {port} -h 127.0.0.1 -k {home} -c fsync=off"
+    try:
+        initdb = [programs / "initdb", "-D", data, "-U", "mlflow", "--auth=trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run([*initdb, "--locale=C.UTF-8"], **as_owner)
+        subprocess.run([programs / "pg_ctl", "-D", data, "-o", listen, "-l", home / "log", "-w", "start"], **as_owner)
+        yield Postgres(programs, port)
+    finally:
+        if (data / "postmaster.pid").is_file():  # pg_ctl reads the pid there
+            subprocess.run([programs / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop"], **as_owner)
+        shutil.rmtree(home)
+
+
+class MlflowServer:
+    """An MLflow server that keeps its address, its database and its artifacts however often it is killed."""
+
+    def __init__(self, home: Path, store: str, s3: S3Server | None) -> None:
+        self.name = home.name
+        self._book, self._store, self._s3 = Book(home), store, s3
+        self._folder = home / "artifacts"  # or the bucket called like `home`
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        return self._book.services["mlflow"].address
+
+    def start(self) -> None:
+        """Start it, or start it again on its old port; returns once it answers."""
+        service = self._book.ensure("mlflow", self._program, num_ports=1, settings={})
+        wait_until_up(service, deadline_s=120)
+
+    def _program(self, ports: tuple[int, ...], scratch: Path) -> Program:
+        address = f"http://127.0.0.1:{ports[0]}"
+        artifacts = f"s3://{self.name}/proxied" if self._s3 else str(self._folder)
+        store = ["--backend-store-uri", self._store, "--artifacts-destination", artifacts]
+        serve = ["--host", "127.0.0.1", "--port", str(ports[0]), "--workers", "1"]
+        return Program(
+            command=[sys.executable, "-m", "mlflow", "server", *store, *serve],
+            address=address,
+            probes=(f"{address}/health",),
+            process_env={
+                **stack.QUIET,
+                **(self._s3.env if self._s3 else {}),
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
+        )
+
+    def artifacts(self) -> list[str]:
+        """The paths of all artifacts, as their store has them."""
+        if self._s3 is None:
+            return [str(path) for path in self._folder.rglob("*") if path.is_file()]
+        pages = self._s3.client().get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server and the workers that it forked; after SIGKILL it is reaped."""
+        service = self._book.services["mlflow"]
+        if leader(service) is None:
+            return
+        os.killpg(service.pid, number)  # the book starts every service as the leader of a group of its own
+        if number == signal.SIGKILL:
+            os.waitpid(service.pid, 0)
+
+    def stop(self) -> None:
+        """End it for good, and at once: nobody waits for its answers any more."""
+        self.signal(signal.SIGKILL)
+        self._book.stop("mlflow")
+
+
+@pytest.fixture(scope="module", params=["postgres-s3", pytest.param("sqlite", marks=pytest.mark.faults)])
+def mlflow_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """MLflow as teams have it, PostgreSQL and S3 behind the server, and on SQLite and a folder."""
+    home = tmp_path_factory.mktemp("mlflow")
+    store, s3 = f"sqlite:///{home}/mlflow.db", None
+    if request.param == "postgres-s3":
+        s3 = request.getfixturevalue("s3_server")
+        s3.client().create_bucket(Bucket=home.name)
+        store = request.getfixturevalue("postgres").database(home.name)
+    server = MlflowServer(home, store, s3)
+    try:
+        yield server
+    finally:
+        server.stop()

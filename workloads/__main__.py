@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workloads.config import Recipe, restore
 from workloads.files import LocalFiles
-from workloads.session import LocalSession
+from workloads.session import FolderShelf, LocalSession
 from workloads.spool import Spool
 from workloads.train import loop, set_up
 
@@ -26,12 +26,10 @@ def main(arguments: list[str]) -> int:
         print(f"{folder}: exists; name another folder, or move that one away", file=sys.stderr)
         return 2
 
-    def keep(finished: Path, name: str) -> str:
-        (folder / name).parent.mkdir(exist_ok=True)
-        return str(shutil.move(finished, folder / name))
-
     with Spool(folder / "spool.jsonl") as spool:
-        session = LocalSession(work_dir=folder / "scratch", spool=spool, publish=keep, device=recipe.train.device)
+        session = LocalSession(
+            work_dir=folder / "scratch", spool=spool, shelf=FolderShelf(folder), device=recipe.train.device
+        )
         try:
             run = set_up(recipe, session, files=LocalFiles())
         except ValueError as mistake:

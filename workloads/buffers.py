@@ -1,5 +1,7 @@
 """Batch norm across shards: what is learned depends on the shards, not on how many workers or turns they took."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,7 +17,7 @@ class BufferMean:
         self._alone = shards == 1  # one shard in all: its buffers are the mean already
         self._shards, self._session = shards, session
         self._buffers, self._counters = _saved_buffers(taggers)
-        self._start = [] if self._alone else [buffer.clone() for buffer in (*self._buffers, *self._counters)]
+        self._start = [buffer.clone() for buffer in (*self._buffers, *self._counters)]
         self._sums = [] if self._alone else [torch.zeros_like(buffer) for buffer in self._buffers]
 
     def after_shard(self) -> None:
@@ -27,10 +29,19 @@ class BufferMean:
         for buffer, start in zip((*self._buffers, *self._counters), self._start, strict=True):
             buffer.copy_(start)
 
-    def finish(self) -> None:
-        """Set the buffers to their mean; a step counts once, however many shards it had."""
-        if self._alone or not self._buffers:
-            return
+    def finish(self, *, undo: Sequence[Tagger] = ()) -> None:
+        """Set the buffers to their mean; a step counts once, however many shards it had.
+
+        Those of the taggers in `undo`, whose numbers went bad, are put back to what they were before the step.
+        """
+        if not self._alone and self._buffers:
+            self._take_mean()
+        bad = {buffer.data_ptr() for buffers in _saved_buffers(undo) for buffer in buffers}
+        for buffer, start in zip((*self._buffers, *self._counters), self._start, strict=True):
+            if buffer.data_ptr() in bad:
+                buffer.copy_(start)
+
+    def _take_mean(self) -> None:
         flat = torch.cat([total.reshape(-1) for total in self._sums])
         if self._session.world_size > 1:
             dist.all_reduce(flat)
@@ -42,7 +53,7 @@ class BufferMean:
             counter += 1
 
 
-def _saved_buffers(taggers: list[Tagger]) -> tuple[list[Tensor], list[Tensor]]:
+def _saved_buffers(taggers: Sequence[Tagger]) -> tuple[list[Tensor], list[Tensor]]:
     """Batch norm's running statistics and its integer step counters; filterbanks are not saved with a model."""
     running: list[Tensor] = []
     counters: list[Tensor] = []

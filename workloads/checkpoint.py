@@ -28,15 +28,15 @@ def write(
 ) -> Path:
     """Write `<name>.safetensors` for each entry, `state.json`, ready-made files, then the marker; returns the folder.
 
-    `tensors` maps a file's stem to its tensors; `files` maps a stem to an existing safetensors file to take along.
+    `tensors` maps a file's stem to its tensors; `files` maps a file's name to an existing file to take along.
     """
     folder.mkdir(parents=True)
     for stem, named in tensors.items():
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, folder / f"{stem}.safetensors"
         )
-    for stem, path in (files or {}).items():
-        shutil.copyfile(path, folder / f"{stem}.safetensors")
+    for name, path in (files or {}).items():
+        shutil.copyfile(path, folder / name)
     (folder / "state.json").write_text(json.dumps(state, indent=1))
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     temporary = folder / f".{MARKER}"

@@ -207,9 +207,11 @@ class Train(Checked):
     log_every: int = 10  # steps
     eval_every: int = 100
     checkpoint_every: int = 200
+    keep_last: int = 2  # checkpoints that stay, besides each model's best
+    bad_numbers: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; a skipped step counts
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "shards", "threads", "log_every", "eval_every", "checkpoint_every"):
+        for name in ("shard_size", "shards", "threads", "log_every", "eval_every", "checkpoint_every", "keep_last"):
             self._require(getattr(self, name) > 0, name, "must be above 0")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "must be 0 up to 1")
 

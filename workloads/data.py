@@ -91,14 +91,23 @@ class Batches:
     def shard(self, step: int, index: int) -> Shard:
         """Shard `index` of the global batch of `step`; steps count from 0."""
         assert 0 <= index < self.recipe.train.shards, f"shard {index} of {self.recipe.train.shards}"
-        epoch, place = divmod(step, self.steps_per_epoch)
-        size, each = self.recipe.train.batch_size, self.recipe.train.shard_size
-        rows = self._order(epoch)[place * size : (place + 1) * size].tolist()
+        epoch, rows = self._rows(step)
+        size, each = len(rows), self.recipe.train.shard_size
         own = rows[index * each : (index + 1) * each]
         views = {row: self._view(row, epoch) for row in own}
         partners = [row if views[row].mix_weight == 1 else rows[int(views[row].partner * size)] for row in own]
         views |= {row: self._view(row, epoch) for row in partners if row not in views}
         return self._load(own, partners, views, epoch, clean=False)
+
+    def clip_ids(self, step: int) -> list[str]:
+        """Which clips the global batch of `step` holds."""
+        return [self.clips[row].clip_id for row in self._rows(step)[1]]
+
+    def _rows(self, step: int) -> tuple[int, list[int]]:
+        """The epoch of a step, and the positions of its batch's clips."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size = self.recipe.train.batch_size
+        return epoch, self._order(epoch)[place * size : (place + 1) * size].tolist()
 
     def _view(self, row: int, epoch: int) -> View:
         return draw_view(self.recipe.augment, self.clips[row].clip_id, epoch)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 MARKER = "COMMITTED.json"  # the file that makes a folder a checkpoint, written last
+HISTORY = "records.jsonl"  # in a checkpoint: everything the run has said up to there
 
 
 class Opener(Protocol):

@@ -30,6 +30,7 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
             "params": tagger.num_parameters,
             "steps_taught": team.taught[name],
             "steps_learned": member.own_step,
+            "steps_skipped": member.skipped,
         }
         labels = recipe.data.labels
         for part, clips in (("val", prepared.splits.val), ("test", prepared.splits.test)):

@@ -16,12 +16,16 @@ from workloads.session import Session, gather
 from workloads.tagger import Tagger, build_tagger
 
 
+class BadNumbers(RuntimeError):
+    """A loss, a gradient or logits that are not finite, with which a run cannot go on."""
+
+
 def predict_clips(
     tagger: Tagger, clips: Sequence[Clip], prepared: Prepared, session: Session | None = None
 ) -> tuple[Tensor, Tensor]:
     """logits_NC and y_NC over clips in their order; a run's workers share the batches and all get the whole.
 
-    Leaves the tagger in the mode in which it came.
+    Leaves the tagger in the mode in which it came. Raises BadNumbers where a logit is not finite.
     """
     was_training, mine = tagger.training, {}
     device = next(tagger.parameters()).device
@@ -36,8 +40,14 @@ def predict_clips(
     tagger.train(was_training)
     shares = gather(session, mine) if session else [mine]
     parts = {number: logits for share in shares for number, logits in share.items()}
-    y_NC = torch.from_numpy(prepared.corpus.targets(clips))
-    return torch.cat([parts[number] for number in sorted(parts)]), y_NC
+    logits_NC = torch.cat([parts[number] for number in sorted(parts)])
+    lost = [clip.clip_id for clip, fine in zip(clips, logits_NC.isfinite().all(1), strict=True) if not fine]
+    if lost:
+        raise BadNumbers(
+            f"the model's logits of {len(lost)} of {len(clips)} clips are not finite ({lost[0]} is the first): its "
+            "weights have diverged, or these clips are broken; lower the learning rate, or look at them"
+        )
+    return logits_NC, torch.from_numpy(prepared.corpus.targets(clips))
 
 
 def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: Prepared, session: Session) -> dict[str, float]:

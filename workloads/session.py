@@ -3,6 +3,7 @@
 The loop knows only `Session`. `LocalSession` trains without Ray, for instance on a bare GPU machine.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from workloads.files import MARKER
 from workloads.spool import Spool
 
 
@@ -20,6 +22,7 @@ class Session(Protocol):
     world_size: int
     device: torch.device
     work_dir: Path  # this worker's scratch folder
+    attempt: int  # the how manieth time somebody works on this run
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
         """Hand over spool records and, if any, a finished checkpoint folder, which then belongs to the session."""
@@ -29,13 +32,57 @@ class Session(Protocol):
         """Publish a finished tagger folder and return its URI; called by rank 0 only."""
         ...
 
-    def restore(self) -> Path | None:
-        """The newest committed checkpoint of this run as a local folder, or None for a fresh start."""
+    def checkpoints(self) -> list[str]:
+        """The names of this run's committed checkpoints, the one to go on from first."""
+        ...
+
+    def fetch(self, name: str) -> Path:
+        """A committed checkpoint as a local folder; whether it is whole is the caller's question."""
         ...
 
     def should_stop(self) -> bool:
         """Whether the run was asked to save and stop."""
         ...
+
+
+class Shelf(Protocol):
+    """Where one attempt of a run keeps what it makes. `publish` and `deliver` consume the folder they are given."""
+
+    attempt: int
+
+    def publish(self, folder: Path) -> None: ...
+
+    def deliver(self, folder: Path) -> str: ...
+
+    def names(self) -> list[str]: ...
+
+    def fetch(self, name: str, work_dir: Path) -> Path: ...
+
+
+class FolderShelf:
+    """A shelf that is one local folder, for a run that nobody else works on."""
+
+    attempt = 1
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def publish(self, folder: Path) -> None:
+        self._move(folder, "checkpoints")
+
+    def deliver(self, folder: Path) -> str:
+        return self._move(folder, "models")
+
+    def names(self) -> list[str]:
+        found = (self._folder / "checkpoints").glob(f"*/{MARKER}")
+        return sorted((marker.parent.name for marker in found), reverse=True)
+
+    def fetch(self, name: str, work_dir: Path) -> Path:
+        return self._folder / "checkpoints" / name
+
+    def _move(self, folder: Path, where: str) -> str:
+        (self._folder / where).mkdir(parents=True, exist_ok=True)
+        return str(shutil.move(folder, self._folder / where / folder.name))
 
 
 class LocalSession:
@@ -49,27 +96,25 @@ class LocalSession:
         *,
         work_dir: Path,
         spool: Spool,
-        publish: Callable[[Path, str], str],
+        shelf: Shelf,
         device: str = "cpu",
-        restore_from: Path | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.work_dir = work_dir
         self.device = torch.device(device)
+        self.attempt = shelf.attempt
         self.should_stop = should_stop
-        self._spool, self._publish, self._restore_from = spool, publish, restore_from
+        self.deliver, self.checkpoints = shelf.deliver, shelf.names
+        self._spool, self._shelf = spool, shelf
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
-        if checkpoint is not None:
-            self._publish(checkpoint, f"checkpoints/{checkpoint.name}")
         for record in records:
             self._spool.append(record)
+        if checkpoint is not None:
+            self._shelf.publish(checkpoint)
 
-    def deliver(self, folder: Path) -> str:
-        return self._publish(folder, f"models/{folder.name}")
-
-    def restore(self) -> Path | None:
-        return self._restore_from
+    def fetch(self, name: str) -> Path:
+        return self._shelf.fetch(name, self.work_dir)
 
 
 def gather(session: Session, value: Any) -> list[Any]:

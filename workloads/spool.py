@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-KINDS = ("run", "data", "phase", "metrics", "checkpoint", "result", "end")
-DURABLE = ("run", "checkpoint", "result", "end")  # after these the file must survive a power cut; 1.4 ms each
+KINDS = ("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine", "result", "closed", "end")
+DURABLE = ("run", "start", "bad", "checkpoint", "result", "closed", "end")  # survive a power cut; 1.4 ms each
 
 
 def stamped(kind: str, **fields: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from workloads import checkpoint, roles
 from workloads.averaging import build_average
 from workloads.config import Model, Optimizer, Recipe
 from workloads.edges import Frozen, Peer, TeacherSource
+from workloads.files import HISTORY
 from workloads.session import Session
 from workloads.tagger import Tagger
 
@@ -38,6 +39,7 @@ class Member:
         self.tagger = tagger.to(session.device).eval()
         self.total_steps = total_steps
         self.own_step = 0
+        self.skipped = 0  # of its own steps, for numbers that were not finite
         self.grad_norm = torch.zeros(())  # of the newest step, for the log; read there, or every step would wait for it
         self.last_lr = 0.0
         self.average = build_average(model.average, self.tagger)
@@ -59,17 +61,24 @@ class Member:
         """The weights that would be delivered now, as far as they can be scored: the moving average or the last."""
         return cast(Tagger, self.average.candidate(self.tagger))
 
-    def step(self) -> None:
-        """One optimizer step on the gradients at hand."""
+    def clip_gradients(self) -> Tensor:
+        """Bring the gradients down to the largest norm that is allowed; returns the norm they had."""
         limit = self._settings.clip_norm or math.inf
         self.grad_norm = nn.utils.clip_grad_norm_(self.tagger.parameters(), limit)
+        return self.grad_norm
+
+    def step(self, *, skip: bool = False) -> None:
+        """One optimizer step on the gradients at hand; a skipped one counts, so that budgets and curves hold."""
         self.last_lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.own_step += 1
-        self.average.update(self.tagger)
+        if skip:
+            self.skipped += 1
+        else:
+            self.optimizer.step()
+            self.average.update(self.tagger)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as flat tensors."""
@@ -79,7 +88,7 @@ class Member:
         return state | {f"average.{name}": tensor for name, tensor in self.average.tensors().items()}
 
     def scalars(self) -> dict[str, Any]:
-        return {"own_step": self.own_step, "average": self.average.scalars()}
+        return {"own_step": self.own_step, "skipped": self.skipped, "average": self.average.scalars()}
 
     def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         """Take up the state that `tensors` and `scalars` gave."""
@@ -98,7 +107,7 @@ class Member:
             slots.setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.average.load(parts["average"], scalars["average"])
-        self.own_step = scalars["own_step"]
+        self.own_step, self.skipped = scalars["own_step"], scalars["skipped"]
 
 
 class Team:
@@ -190,8 +199,8 @@ class Team:
                     stack.enter_context(forward.no_sync())
             yield
 
-    def save(self, folder: Path, state: dict[str, Any]) -> Path:
-        """Write the whole team as one checkpoint; `state` is the loop's own."""
+    def save(self, folder: Path, state: dict[str, Any], *, history: Path) -> Path:
+        """Write the whole team as one checkpoint; `state` and the file of records are the loop's own."""
         tensors = {name: member.tensors() for name, member in self.members.items()}
         tensors |= {f"snapshot-{name}": tagger.state_dict() for name, tagger in self.snapshots.items()}
         state = state | {
@@ -199,8 +208,8 @@ class Team:
             "members": {name: member.scalars() for name, member in self.members.items()} | self._parked,
             "snapshots": sorted(self.snapshots),
         }
-        parked = {name: self._folder / f"{name}.safetensors" for name in self._parked}
-        return checkpoint.write(folder, tensors=tensors, state=state, files=parked)
+        parked = {f"{name}.safetensors": self._folder / f"{name}.safetensors" for name in self._parked}
+        return checkpoint.write(folder, tensors=tensors, state=state, files={HISTORY: history, **parked})
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take up a saved team: everyone waits on disk until a phase needs them."""

@@ -6,11 +6,13 @@ One step: every model of the phase that learns runs its shards, hears its teache
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from workloads import checkpoint, metrics, roles
@@ -19,18 +21,23 @@ from workloads.config import Recipe
 from workloads.corpus import Prepared, prepare
 from workloads.data import Batches, Shard
 from workloads.edges import Lesson, TeacherSource, student_loss
-from workloads.files import LocalFiles, Opener
+from workloads.files import HISTORY, LocalFiles, Opener
 from workloads.finish import finish
 from workloads.keyed import keyed_seed
-from workloads.predict import score_clips
+from workloads.predict import BadNumbers, score_clips
+from workloads.resume import newest_whole
 from workloads.session import Session, gather
-from workloads.spool import stamped
+from workloads.spool import Spool, read_spool, stamped
+from workloads.stats import averaged, own_numbers, stats_of
 from workloads.team import Team
+
+VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # what a checkpoint's numbers came from
 
 
 @dataclass
 class Run:
-    """What the loop holds. `step`, `scores` and the team make up a checkpoint; the rest follows from the recipe."""
+    """What the loop holds. `step`, the scores, the history and the team make up a checkpoint; the rest follows from the
+    recipe."""
 
     recipe: Recipe
     session: Session
@@ -41,11 +48,17 @@ class Run:
     shards: range  # of the global batch, this worker's own
     step: int = 0
     scores: dict[str, float] = field(default_factory=dict)  # smoothed validation scores: they may steer weights
+    validated: dict[str, tuple[int, float]] = field(default_factory=dict)  # model -> own step, primary score
     pending: list[dict[str, Any]] = field(default_factory=list)  # spool records since the last report
+    history: Spool = field(init=False)  # all of them, which travel with the checkpoints
+
+    def __post_init__(self) -> None:
+        self.history = Spool(self.session.work_dir / HISTORY)
 
     def note(self, kind: str, **fields: Any) -> None:
         """Something to say with the next report."""
         self.pending.append(stamped(kind, **fields))
+        self.history.append(self.pending[-1])
 
 
 def train(recipe: Recipe, session: Session, *, files: Opener | None = None) -> str:
@@ -59,6 +72,7 @@ def train(recipe: Recipe, session: Session, *, files: Opener | None = None) -> s
 def loop(run: Run) -> str:
     """Every phase, every step; evaluates, saves and reports on the way."""
     recipe, session, resumed_from = run.recipe, run.session, run.step
+    _report(run)  # how it starts is worth knowing even if the first step fails
     for index, phase in enumerate(run.phases):
         if phase.end <= run.step:
             continue
@@ -96,7 +110,7 @@ def train_step(
     weights = roles.edge_weights(run.recipe, phase, run.step, run.scores)
     students = [run.team.members[name] for name in phase.trains]
     buffers = BufferMean([student.tagger for student in students], shards=train.shards, session=run.session)
-    stats: list[dict[str, float]] = []
+    totals, stats = torch.zeros(len(students), device=run.session.device), []
     for index in run.shards:
         shard = run.batches.shard(run.step, index).to(run.session.device)
         with run.team.synchronised(phase.trains, last=index == run.shards[-1]):
@@ -115,15 +129,40 @@ def train_step(
                 )
                 losses.append(loss)
                 if wants_log:
-                    stats.append(_stats(run.recipe, name, loss, parts, spoken[name], lessons))
+                    stats.append(stats_of(run.recipe, name, loss, parts, spoken[name], lessons))
             (torch.stack(losses).sum() / len(run.shards)).backward()
+        totals += torch.stack(losses).detach()
         buffers.after_shard()
-    buffers.finish()
-    for student in students:
-        student.step()
+    bad = _bad_numbers(run, phase, totals)
+    buffers.finish(undo=[run.team.members[name].tagger for name in bad])
+    for name in phase.trains:
+        run.team.members[name].step(skip=name in bad)
     for name in {edge.teacher for edge in phase.edges if weights[edge.key] > 0}:
         run.team.taught[name] += 1
-    return _gathered(run, phase, stats) if wants_log else {}
+    return averaged(stats, run.session) | own_numbers(run.team, phase.trains) if wants_log else {}
+
+
+def _bad_numbers(run: Run, phase: roles.Phase, totals: Tensor) -> list[str]:
+    """The students whose loss (`totals`, in their order) or gradient is not finite; the same on every worker.
+
+    They skip this step, said with the batch's clips, or BadNumbers ends the run: `train.bad_numbers` decides.
+    """
+    if run.session.world_size > 1:
+        dist.all_reduce(totals)  # gradients are everybody's already; a loss is one worker's
+    norms = torch.stack([run.team.members[name].clip_gradients() for name in phase.trains])
+    sound = (totals.isfinite() & norms.isfinite()).tolist()
+    bad = [name for name, fine in zip(phase.trains, sound, strict=True) if not fine]
+    if bad:
+        policy, clip_ids = run.recipe.train.bad_numbers, run.batches.clip_ids(run.step)
+        run.note("bad", step=run.step, models=bad, policy=policy, clip_ids=clip_ids)
+        if policy == "stop":
+            _report(run)
+            raise BadNumbers(
+                f"step {run.step}: loss or gradient of {', '.join(bad)} is not finite; bad-numbers.json in the run's "
+                "folder names the batch's clips; look at them, lower the learning rate, or set "
+                "train.bad_numbers = 'skip'"
+            )
+    return bad
 
 
 def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
@@ -146,13 +185,25 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         team=Team(recipe, session, phases, lambda name: prepared.make_tagger(name, files)),
         shards=range(session.rank * each, (session.rank + 1) * each),
     )
+    _take_up(run, prepared.corpus.fingerprint())
     run.note("data", **prepared.summary(), started_afresh=afresh)
-    folder = session.restore()
+    return run
+
+
+def _take_up(run: Run, fingerprint: str) -> None:
+    """Go on from the newest checkpoint that is whole, if there is any, and say from where."""
+    folder, state, damaged = newest_whole(run.session)
     if folder is not None:
-        state = checkpoint.read_state(folder)
+        if state["data"] != fingerprint:
+            raise ValueError(
+                "data.root: its clips are not those with which this run began; bring them back, or start a new run"
+            )
         run.team.load(folder, state)
         run.step, run.scores = state["step"], state["scores"]
-    return run
+        run.validated = {name: (own_step, score) for name, (own_step, score) in state["validated"].items()}
+        for record in read_spool(folder / HISTORY):
+            run.history.append(record)
+    run.note("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
 
 
 def _prepared_alike(recipe: Recipe, session: Session, files: Opener) -> tuple[Prepared, dict[str, list[str]]]:
@@ -192,35 +243,6 @@ def _forward(run: Run, phase: roles.Phase, shard: Shard, *, seed: int) -> dict[s
     return spoken
 
 
-def _stats(
-    recipe: Recipe, name: str, loss: Tensor, parts: dict[str, Tensor], logits_BC: Tensor, lessons: list[Lesson]
-) -> dict[str, float]:
-    stats = {f"{name}/loss": loss.item()}
-    for key, value in parts.items():
-        stats[key if "/" in key else f"{name}/{key}"] = value.item()
-    labels = recipe.data.labels
-    for lesson in lessons:
-        key, teacher_BC = lesson.edge.key, lesson.teacher_BC
-        stats[f"{key}/agreement"] = metrics.agreement(logits_BC.detach(), teacher_BC, labels)
-        stats[f"{key}/teacher_entropy"] = metrics.teacher_entropy(teacher_BC, lesson.edge.temperature, labels)
-    return stats
-
-
-def _gathered(run: Run, phase: roles.Phase, stats: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of every key over all shards of all workers; each learner's own step, rate and gradient norm."""
-    everyone = [entry for entries in gather(run.session, stats) for entry in entries]
-    means = {}
-    for key in dict.fromkeys(key for entry in everyone for key in entry):
-        values = [entry[key] for entry in everyone if key in entry]
-        means[key] = sum(values) / len(values)
-    for name in phase.trains:
-        member = run.team.members[name]
-        means[f"{name}/own_step"] = member.own_step
-        means[f"{name}/lr"] = member.last_lr
-        means[f"{name}/grad_norm"] = member.grad_norm.item()
-    return means
-
-
 def _validate(run: Run, phase: roles.Phase) -> None:
     """Score those that learn on the validation slice; rank 0's numbers count, since weights may follow them."""
     values: dict[str, float] = {}
@@ -231,6 +253,7 @@ def _validate(run: Run, phase: roles.Phase) -> None:
         scores = gather(run.session, own)[0]
         primary[name] = scores[metrics.primary(run.recipe.data.labels)]
         member.average.validated(primary[name], member.tagger)
+        run.validated[name] = (member.own_step, primary[name])
         values |= {f"{name}/val/{key}": value for key, value in scores.items()}
     run.scores = roles.smooth_scores(run.recipe, run.scores, primary)
     _log(run, values)
@@ -245,11 +268,25 @@ def _save(run: Run) -> None:
     folder = None
     if run.session.rank == 0:
         began = time.perf_counter()
-        state = {"step": run.step, "scores": run.scores, "recipe": run.recipe.name}
-        folder = run.team.save(run.session.work_dir / f"step-{run.step:08d}", state)
+        name = f"step-{run.step:08d}-attempt-{run.session.attempt}"
+        folder = run.team.save(run.session.work_dir / name, _state(run), history=run.history.path)
         seconds = round(time.perf_counter() - began, 4)
-        run.note("checkpoint", step=run.step, name=folder.name, seconds=seconds)
+        run.note("checkpoint", step=run.step, name=name, seconds=seconds)
     _report(run, folder)
+
+
+def _state(run: Run) -> dict[str, Any]:
+    """What a checkpoint says of itself and the loop; `best_for` are validation scores of exactly these weights."""
+    own_steps = {name: member.own_step for name, member in run.team.members.items()}
+    return {
+        "step": run.step,
+        "scores": run.scores,
+        "validated": run.validated,
+        "best_for": {name: score for name, (at, score) in run.validated.items() if own_steps.get(name, at) == at},
+        "data": run.prepared.corpus.fingerprint(),
+        "recipe": asdict(run.recipe),
+        "versions": {package: version(package) for package in VERSIONS},
+    }
 
 
 def _report(run: Run, folder: Path | None = None) -> None:

@@ -215,7 +215,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, start):
     stops = iter([False] * 4 + [True])
     cut = start(recipe, should_stop=lambda: next(stops))
     assert loop(cut) == "preempted"
-    resumed = start(recipe, restore_from=cut.session.work_dir.parent / "checkpoints" / "step-00000005")
+    resumed = start(recipe, shelf_of=cut)
     assert resumed.step == 5
     assert loop(resumed) == "done"
     expected, got = spool_of(whole)[-1]["models"], spool_of(resumed)[-1]["models"]

@@ -1,0 +1,45 @@
+"""The table of what went wrong on purpose and what came of it; a plugin: `pytest_plugins` in tests/conftest.py."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from workloads.spool import read_spool
+
+ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+COLUMNS = ("fault", "what the user sees", "seconds to recover", "steps repeated", "equal at the end")
+
+
+@pytest.fixture(scope="session")
+def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """Adds one row to the table at the end of the session; leave out what a fault does not have."""
+    rows = pytestconfig.stash.setdefault(ROWS, [])
+
+    def add(
+        *, fault: str, seen: str, seconds: float | None = None, repeated: int | None = None, equal: bool | None = None
+    ) -> None:
+        words = {True: "yes, bit for bit", False: "no", None: "-"}
+        numbers = ("-" if seconds is None else f"{seconds:.1f}", "-" if repeated is None else str(repeated))
+        rows.append((fault, seen, *numbers, words[equal]))
+
+    return add
+
+
+def recovery(spool: Path) -> dict[str, float | int]:
+    """Of a run's last interruption: seconds from its last sign of life to the next step, and steps done twice."""
+    records = [record for record in read_spool(spool) if record["kind"] in ("start", "metrics")]
+    again = max(number for number, record in enumerate(records) if record["kind"] == "start")
+    start, next_step = records[again], records[again + 1]
+    before = max((record for record in records[:again] if record["kind"] == "metrics"), key=lambda record: record["t"])
+    return {"seconds": (next_step["t"] - before["t"]) / 1000, "repeated": max(before["step"] - start["step"], 0)}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table as Markdown, ready for the README."""
+    rows = config.stash.get(ROWS, [])
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    for row in [COLUMNS, ("---",) * len(COLUMNS), *rows]:
+        terminalreporter.write_line(f"| {' | '.join(row)} |")
