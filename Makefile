@@ -4,7 +4,7 @@ UV := .venv/bin/uv
 BIN := .venv/bin
 BACKEND := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 
-.PHONY: install demo test test-slow check bench clean
+.PHONY: install demo test test-slow test-faults check bench clean
 
 install: .venv/installed
 
@@ -22,6 +22,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+test-faults: install
+	$(BIN)/python -m pytest -m faults -s
 
 check: install
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import cli_cluster
+from orchestrator import cli_cluster, cli_track
 
 FAILED, MISTAKE, PREEMPTED = 1, 2, 75
 
@@ -24,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Audio tagger
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set without training.")
 app.add_typer(data_app, name="data")
 app.add_typer(cli_cluster.app, name="cluster")
+app.add_typer(cli_track.app, name="track")
 
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
@@ -42,6 +43,11 @@ def main() -> None:
             print(json.dumps({"status": "failed", "mistake": True, "error": str(mistake)}))
         console.print(f"[red]mistake:[/] {escape(' '.join(str(mistake).split()))}", highlight=False, soft_wrap=True)
         raise SystemExit(MISTAKE) from None
+    except OSError as error:  # a disk or a store that is full or away: nobody's mistake, and no reason for a traceback
+        if "--json" in sys.argv and not _emitted:
+            print(json.dumps({"status": "failed", "mistake": False, "error": str(error)}))
+        console.print(f"[red]failed:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True)
+        raise SystemExit(FAILED) from None
 
 
 @contextmanager
@@ -70,6 +76,12 @@ def run(
         str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow URI, or none; default: SQLite beside the runs.")
     ] = "",
     address: Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")] = "",
+    run_id: Annotated[str, typer.Option("--run-id", help="The new run's name; default: made of recipe and time.")] = "",
+    resume: Annotated[
+        str,
+        typer.Option(metavar="ID|auto", help="Go on with a run; auto: this recipe's newest unfinished one, if any."),
+    ] = "",
+    patience: Annotated[float, typer.Option(help="Seconds to wait for a storage that went away.")] = 300.0,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its phases.")] = False,
     as_json: JsonOption = False,
@@ -80,7 +92,18 @@ def run(
     from orchestrator.run import run as run_recipe
 
     command = shlex.join(["antiphon", *sys.argv[1:]])
-    request = Request(load_recipe(recipe, settings), command, storage, tracking, workers, address, local)
+    request = Request(
+        load_recipe(recipe, settings),
+        command,
+        storage=storage,
+        tracking=tracking,
+        workers=workers,
+        address=address,
+        local=local,
+        run_id=run_id,
+        resume=resume,
+        patience_s=patience,
+    )
     with only_json(as_json) as emit:
         if dry_run:
             _dry_run(request.recipe, check(request), emit, as_json)

@@ -30,6 +30,7 @@ class Delivery:
     points: list[Point] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)  # result rows of taggers to register
     status: tuple[str, int | None] | None = None
     bad: list[str] = field(default_factory=list)  # records that are not what they should be, in words
 
@@ -59,9 +60,13 @@ def _add_run(record: dict[str, Any], to: Delivery) -> None:
     to.params = record["params"] | to.params
     to.tags |= {f"resumed.{key}": value for key, value in changed.items()}
     to.tags |= record["tags"] | {RUN_ID_TAG: record["run_id"], "antiphon.status": "running", "antiphon.error": ""}
-    if record["resume_from"]:
-        to.tags["antiphon.resumed_from"] = str(record["resume_from"])
     to.status = ("RUNNING", None)
+
+
+def _add_start(record: dict[str, Any], to: Delivery) -> None:
+    to.tags["antiphon.attempt"] = str(record["attempt"])
+    if record["step"]:
+        to.tags["antiphon.resumed_from"] = str(record["step"])
 
 
 def _add_data(record: dict[str, Any], to: Delivery) -> None:
@@ -83,6 +88,10 @@ def _add_metrics(record: dict[str, Any], to: Delivery) -> None:
     to.points += [Point(key, float(value), record["t"], record["step"]) for key, value in record["values"].items()]
 
 
+def _add_bad(record: dict[str, Any], to: Delivery) -> None:
+    to.tags["antiphon.bad_numbers"] = f"step {record['step']}: {', '.join(record['models'])}"
+
+
 def _add_checkpoint(record: dict[str, Any], to: Delivery) -> None:
     to.points.append(Point("checkpoint_seconds", record["seconds"], record["t"], record["step"]))
     to.tags["antiphon.checkpoint"] = record["name"]
@@ -90,6 +99,7 @@ def _add_checkpoint(record: dict[str, Any], to: Delivery) -> None:
 
 def _add_result(record: dict[str, Any], to: Delivery) -> None:
     # validation scores are left out: the curve `<model>/val/...` is there already, and may be of other weights
+    to.models |= record["models"]
     for model, result in record["models"].items():
         values = {f"{model}/test/{metric}": value for metric, value in result["test"].items()}
         values |= {f"{model}/{name}": result[name] for name in ("params", "steps_taught", "steps_learned")}
@@ -104,10 +114,14 @@ def _add_end(record: dict[str, Any], to: Delivery) -> None:
 
 _ADD = {
     "run": _add_run,
+    "start": _add_start,
     "data": _add_data,
     "phase": _add_phase,
     "metrics": _add_metrics,
+    "machine": _add_metrics,  # its step is a time, so that the samples of two attempts never share one
+    "bad": _add_bad,
     "checkpoint": _add_checkpoint,
     "result": _add_result,
+    "closed": lambda record, to: None,  # the workers' last word; the driver's `end` repeats it
     "end": _add_end,
 }

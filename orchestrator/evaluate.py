@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator import storage
 from orchestrator.report import write_report
+from orchestrator.runs import history
 from workloads.config import Recipe
 from workloads.spool import read_spool
 
@@ -78,14 +79,24 @@ def rewrite_report(run: str, out: str) -> str:
     recipe_uri = storage.join(run, "recipe.json")
     if not storage.exists(recipe_uri):
         raise ValueError(f"run {run!r}: no recipe.json there; give a run's folder or URI, STORAGE/RUN_ID")
-    if not storage.exists(storage.join(run, "spool.jsonl")):
+    records = _records(run)
+    if not records:
         raise ValueError(f"run {run!r}: has no records there yet; they come with the first checkpoint")
+    run_id = run.rstrip("/").rsplit("/", 1)[-1]
+    starts = [record for record in records if record["kind"] == "run"]
+    command = starts[0]["tags"]["command"] if starts else f"antiphon run RECIPE --resume {run_id}"
+    target = Path(out or f"{run_id}.html")
+    recipe = json.loads(storage.get_text(recipe_uri))
+    write_report(records, recipe, run_id=run_id, command=command, out=target)
+    return str(target.resolve())
+
+
+def _records(run: str) -> list[dict[str, Any]]:
+    """A run's records: its published spool, or what its last checkpoint carries if it never came to publish one."""
+    uri = storage.join(run, "spool.jsonl")
+    if not storage.exists(uri):
+        return history(run)
     with tempfile.TemporaryDirectory() as scratch:
         spool = Path(scratch) / "spool.jsonl"
-        spool.write_text(storage.get_text(storage.join(run, "spool.jsonl")))
-        records = read_spool(spool)
-    start = records[0]
-    target = Path(out or f"{start['run_id']}.html")
-    recipe = json.loads(storage.get_text(recipe_uri))
-    write_report(records, recipe, run_id=start["run_id"], command=start["tags"]["command"], out=target)
-    return str(target.resolve())
+        spool.write_text(storage.get_text(uri))
+        return read_spool(spool)

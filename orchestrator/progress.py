@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 LOOK_S = 0.5
@@ -47,10 +48,21 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
 
 def _show(bar: Progress, task: TaskID, records: list[dict[str, Any]]) -> None:
     for record in records:
+        if record["kind"] == "start":
+            _tell_start(bar, record)
+        if record["kind"] == "bad":
+            bar.console.print(f"[red]step {record['step']}: numbers of {', '.join(record['models'])} are not finite[/]")
         if record["kind"] == "phase":
             bar.update(task, description=roles(record), total=record["total"])
         if record["kind"] in ("metrics", "checkpoint"):
             bar.update(task, completed=record["step"])
+
+
+def _tell_start(bar: Progress, start: dict[str, Any]) -> None:
+    for words in start["damaged"]:
+        bar.console.print(f"[red]damaged:[/] {escape(words)}", highlight=False, soft_wrap=True)
+    if start["damaged"] or start["step"]:
+        bar.console.print(f"attempt {start['attempt']} goes on from step {start['step']}", highlight=False)
 
 
 def roles(phase: dict[str, Any]) -> str:

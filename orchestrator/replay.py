@@ -134,9 +134,9 @@ def follow(cursor: Cursor, destination: Destination, *, writer: Writer, old_byte
             time.sleep(RETRY_S)
 
 
-def deliver(cursor: Cursor, destination: Destination) -> None:
+def deliver(cursor: Cursor, destination: Destination, *, at_once: bool = False) -> None:
     """Hand over everything that is there. Raises Away; what was acknowledged before stays so."""
-    while lines := cursor.ahead(LINES):
+    while lines := cursor.ahead(sys.maxsize if at_once else LINES):
         records = [_record(line) for line in lines]
         destination.accept([record for record in records if record is not None])
         cursor.acknowledge(lines)

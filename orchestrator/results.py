@@ -1,15 +1,16 @@
 """What a run leaves behind for people: the outcome, the report, the table. Reads the spool, changes nothing in it."""
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.table import Table
 
 from orchestrator import storage
+from orchestrator.attempts import seconds_since_boot
 from workloads.spool import read_spool
 
 
@@ -27,38 +28,48 @@ class Place:
         return self.folder / "spool.jsonl"
 
 
-def conclude(place: Place, command: str) -> dict[str, Any]:
-    """Write the report and publish the run's records; returns the outcome (the object that --json prints)."""
+def conclude(place: Place, command: str, *, publish: bool) -> dict[str, Any]:
+    """The run's outcome, the object that --json prints; with `publish` also written, with report and records.
+
+    The outcome is written last, since it says whether the run is done.
+    """
     from orchestrator.report import write_report  # Plotly costs a second; a mistake should be told before that
 
     records = read_spool(place.spool)
-    recipe = json.loads(storage.get_text(storage.join(place.uri, "recipe.json")))
-    report = place.folder / "report.html"
-    write_report(records, recipe, run_id=place.run_id, command=command, out=report)
     outcome = _outcome(place, records)
-    (place.folder / "outcome.json").write_text(json.dumps(outcome, indent=1))
+    if not publish:
+        return outcome
+    recipe = json.loads(storage.get_text(storage.join(place.uri, "recipe.json")))
+    write_report(records, recipe, run_id=place.run_id, command=command, out=place.folder / "report.html")
+    bad = [record for record in records if record["kind"] == "bad"]
+    if bad:
+        (place.folder / "bad-numbers.json").write_text(json.dumps(bad, indent=1))
     if not storage.is_local(place.uri):
-        for path in (place.spool, report, place.folder / "outcome.json"):
-            storage.put_text(storage.join(place.uri, path.name), path.read_text())
+        for name in ("spool.jsonl", "report.html", "bad-numbers.json"):
+            if (place.folder / name).exists():
+                storage.put_text(storage.join(place.uri, name), (place.folder / name).read_text())
+    storage.put_text(storage.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
     return outcome
 
 
 def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:
     end = records[-1]
-    result: dict[str, Any] = next((record for record in reversed(records) if record["kind"] == "result"), {})
-    steps = [record["step"] for record in records if record["kind"] in ("metrics", "checkpoint")]
-    resumed_from = result.get("resumed_from_step", 0)
+    starts = [number for number, record in enumerate(records) if record["kind"] == "start"]
+    attempt = records[starts[-1] :] if starts else []
+    result: dict[str, Any] = next((record for record in attempt if record["kind"] == "result"), {})
+    resumed_from = attempt[0]["step"] if attempt else 0
+    last = max((record["step"] for record in attempt if record["kind"] in ("metrics", "checkpoint")), default=0)
     shown = ("params", "steps_taught", "steps_learned", "val", "test", "checkpoint", "weights_sha256")
     return {
         "run_id": place.run_id,
         "status": end["status"],
         "error": end["error"],
         "mistake": end["mistake"],
-        "seconds": round(time.time() - psutil.Process().create_time(), 1),  # of the whole command
+        "seconds": round(time.clock_gettime(time.CLOCK_BOOTTIME) - seconds_since_boot(os.getpid()), 1),
         "report": storage.join(place.uri, "report.html"),
         "tracking": place.tracking,
         "resumed_from_step": resumed_from,
-        "steps_run": result.get("steps", max(steps, default=0)) - resumed_from,
+        "steps_run": max(result.get("steps", last) - resumed_from, 0),
         "models": {name: {key: row[key] for key in shown} for name, row in result.get("models", {}).items()},
     }
 

@@ -1,33 +1,34 @@
 """The driver of one training run: check, record, launch, watch, sum up. The worker's side is `worker.py`."""
 
-import json
 import os
-import secrets
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cluster import stack
-from orchestrator import results, storage, tracking
-from orchestrator.recipe import flatten, resolve
+from orchestrator import machine, results, storage, tracking
+from orchestrator.attempts import Attempt, Driver, ask_to_stop, beating, is_driven_by
+from orchestrator.recipe import resolve
 from orchestrator.results import Place
+from orchestrator.runs import open_run, recovered, run_record
+from orchestrator.shelf import InBackground, RunShelf
 from workloads import roles
 from workloads.clips import read_corpus, split
 from workloads.config import Recipe
-from workloads.spool import Spool
+from workloads.spool import Spool, read_spool
 
+Show = Callable[[Place], AbstractContextManager[None]]
 TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the tracker to catch up
 RETRIES = 3  # worker failures that Ray answers by starting the group again
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own idea of the newest checkpoint; ours is the shelf's
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Request:
     workers: int = 1
     address: str = ""  # of a Ray cluster; empty: a local one, for this run
     local: bool = False  # in this process, without Ray
+    run_id: str = ""  # of a new run; empty: one is made up
+    resume: str = ""  # the id of a run to go on with, or "auto"
+    patience_s: float = 300.0  # how long a store that went away is waited for
 
 
 def check(request: Request) -> tuple[roles.Phase, ...]:
@@ -51,8 +55,18 @@ def check(request: Request) -> tuple[roles.Phase, ...]:
             f"--address {request.address!r}: Ray Client connections break long runs; submit the command as a job "
             "(`ray job submit --address http://HEAD:8265 -- antiphon run ...`) or give HOST:PORT on a cluster node"
         )
+    for option, uri in (("--storage", request.storage), ("--tracking", request.tracking)):
+        if urlsplit(uri).password is not None:
+            raise ValueError(
+                f"{option}: its URI holds a password, which would stand in the run's records; give it by environment "
+                "variables instead (AWS_*, MLFLOW_TRACKING_USERNAME and _PASSWORD, PGPASSWORD)"
+            )
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
+    if request.run_id and request.resume:
+        raise ValueError(f"--run-id {request.run_id!r}: names a new run, --resume an old one; leave one of the two out")
+    if request.patience_s < 0:
+        raise ValueError(f"--patience {request.patience_s:g}: must be 0 seconds or more")
     if request.local and request.workers > 1:
         raise ValueError(f"--workers {request.workers}: --local runs in this process alone; leave one of the two out")
     if request.local and request.address:
@@ -65,7 +79,7 @@ def check(request: Request) -> tuple[roles.Phase, ...]:
     return roles.plan(recipe)
 
 
-def run(request: Request, *, show: Callable[[Place], AbstractContextManager[None]]) -> dict[str, Any]:
+def run(request: Request, *, show: Show) -> dict[str, Any]:
     """The whole run; returns its outcome, the object that --json prints, also of a run that failed.
 
     `show` opens a context in which the spool's progress is shown. Raises ValueError for the user's mistakes that can
@@ -75,22 +89,54 @@ def run(request: Request, *, show: Callable[[Place], AbstractContextManager[None
     request = replace(request, recipe=_absolute(request.recipe))
     split(read_corpus(request.recipe.data, storage.FsspecFiles()), request.recipe.data)
     storage.probe(request.storage)
-    place = _place(request)
-    storage.put_text(storage.join(place.uri, "recipe.json"), json.dumps(resolve(request.recipe), indent=1))
+    driver = Driver()
+    opened = open_run(
+        request.recipe,
+        home=request.storage,
+        run_id=request.run_id,
+        resume=request.resume,
+        tracked=request.tracking,
+        driver=driver,
+        patience_s=request.patience_s,
+    )
+    place = opened.place
+    if opened.outcome is not None:  # done already: then nothing is left to do
+        return opened.outcome
+    assert opened.attempt is not None
+    with beating(place.uri, driver):
+        replayer = _drive(request, place, opened.attempt, show)
+        _wait_for_tracking(replayer)
+
+        def conclude() -> dict[str, Any]:
+            mine = is_driven_by(place.uri, driver)  # else somebody else has resumed it by now
+            return results.conclude(place, request.command, publish=mine)
+
+        return storage.patiently(conclude, what=place.uri, patience_s=request.patience_s)
+
+
+def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
+    """Record what happens until the run has ended, one way or another; returns the replayer."""
+    place.folder.mkdir(parents=True, exist_ok=True)
     with Spool(place.spool) as spool:
-        spool.append(_run_record(request, place))
+        missing = recovered(place)
+        spool.append(run_record(request.recipe, place, command=request.command, workers=request.workers))
+        for record in missing:
+            spool.append(record)
         replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
         launch = _run_locally if request.local else _run_on_ray
         try:
-            with show(place):
-                launch(request, place, spool, replayer)
+            with show(place), machine.sampling(spool):
+                end = launch(request, place, attempt, spool, replayer)
+            spool.append(end)
         except BaseException as error:
-            (place.folder / "error.log").write_text(traceback.format_exc())
-            spool.append(_end("failed", _reason(error), mistake=isinstance(error, ValueError)))
+            try:
+                (place.folder / "error.log").write_text(traceback.format_exc())
+                spool.append(_end("failed", _reason(error), mistake=isinstance(error, ValueError)))
+            except OSError as full:
+                raise OSError(f"{_reason(error)}; `--resume {place.run_id}` goes on once that is mended") from full
             if not isinstance(error, Exception):
                 raise
-    _wait_for_tracking(replayer)
-    return results.conclude(place, request.command)
+    return replayer
 
 
 def _reason(error: BaseException) -> str:
@@ -115,62 +161,10 @@ def _absolute(recipe: Recipe) -> Recipe:
     return replace(recipe, data=data, models=models)
 
 
-def _place(request: Request) -> Place:
-    run_id = f"{request.recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    if storage.is_local(request.storage):
-        folder = storage.local_path(request.storage) / run_id
-        uri, home = str(folder), folder.parent
-    else:
-        uri = storage.join(request.storage, run_id)
-        home = Path("~/.cache/antiphon/runs").expanduser()
-        folder = home / run_id
-    folder.mkdir(parents=True)
-    return Place(run_id, uri, folder, request.tracking or tracking.sqlite_uri(home))
-
-
-def _run_record(request: Request, place: Place) -> dict[str, Any]:
-    recipe = request.recipe
-    return {
-        "kind": "run",
-        "run_id": place.run_id,
-        "experiment": "antiphon",
-        "name": recipe.name,
-        "params": flatten(resolve(recipe)),
-        "tags": {
-            "git_commit": _git_commit(),
-            "schedule": recipe.schedule.kind,
-            "command": request.command,
-            "storage": place.uri,
-            "workers": str(request.workers),
-        },
-        "resume_from": 0,
-    }
-
-
-def _git_commit() -> str:
-    """The commit of the code that runs; empty for an installed copy, or where there is no git."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists() or not shutil.which("git"):
-        return ""
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _run_locally(request: Request, place: Place, spool: Spool, replayer: Any) -> None:
+def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool, replayer: Any) -> dict[str, Any]:
     """The loop in this process. Torch is imported only here."""
     from workloads.session import LocalSession
     from workloads.train import loop, set_up
-
-    def publish(folder: Path, name: str) -> str:
-        from orchestrator.worker import publish_checkpoint, share_spool
-
-        if name.startswith("checkpoints/"):
-            uri = publish_checkpoint(place.uri, folder)
-            share_spool(place.spool, place.uri)
-        else:
-            uri = storage.publish(folder, storage.join(place.uri, name))
-        shutil.rmtree(folder)
-        return uri
 
     if request.recipe.train.device == "cuda":
         import torch
@@ -179,23 +173,26 @@ def _run_locally(request: Request, place: Place, spool: Spool, replayer: Any) ->
             raise ValueError("train.device = 'cuda': this machine has no GPU that torch can use; set it to 'cpu'")
     replayer.wait_started()
     stop = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, _on_sigterm(stop.set):
+    shelf = RunShelf(attempt, keep_last=request.recipe.train.keep_last, patience_s=request.patience_s)
+    shelf.collect_garbage()
+    with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, InBackground(shelf) as background:
         session = LocalSession(
             work_dir=Path(scratch),
             spool=spool,
-            publish=publish,
+            shelf=background,
             device=request.recipe.train.device,
             should_stop=stop.is_set,
         )
-        run = set_up(request.recipe, session, files=storage.FsspecFiles())
-        try:
-            status = loop(run)
-        except ValueError as error:  # once the loop runs, it is not the user's mistake
-            raise RuntimeError(f"step {run.step}: {error}") from error
-    spool.append(_end(status))
+        with _on_sigterm(stop.set):
+            run = set_up(request.recipe, session, files=storage.FsspecFiles())
+            try:
+                status = loop(run)
+            except ValueError as error:  # once the loop runs, it is not the user's mistake
+                raise RuntimeError(f"step {run.step}: {error}") from error
+    return _end(status)
 
 
-def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> None:
+def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, replayer: Any) -> dict[str, Any]:
     """One TorchTrainer with all models in every worker."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -206,29 +203,40 @@ def _run_on_ray(request: Request, place: Place, spool: Spool, replayer: Any) -> 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from orchestrator.worker import SpoolCallback, stop_mark, train_worker
+    from orchestrator.worker import SpoolCallback, train_worker
 
+    storage.delete(storage.join(place.uri, RAY_SNAPSHOT))
+    said_before = len(read_spool(place.spool))
     _connect(ray, request, address)
     try:
-        with _on_sigterm(lambda: storage.put_text(stop_mark(place.uri), "")):
+        with _on_sigterm(lambda: ask_to_stop(place.uri, attempt.driver)):
             replayer.wait_started()
             # The type checker sees the first generation of these classes, the interpreter the second.
             trainer = TorchTrainer(
                 train_worker,
-                train_loop_config={"recipe": resolve(request.recipe), "run_uri": place.uri},
+                train_loop_config={
+                    "recipe": resolve(request.recipe),
+                    "run_uri": place.uri,
+                    "driver": asdict(attempt.driver),
+                    "patience_s": request.patience_s,
+                },
                 scaling_config=ScalingConfig(
                     num_workers=request.workers, use_gpu=request.recipe.train.device == "cuda"
                 ),
                 run_config=RunConfig(
                     name=place.run_id,
                     failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
-                    callbacks=[SpoolCallback(str(place.spool), place.uri)],  # type: ignore[list-item]
+                    callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
                     **_ray_storage(request),
                 ),
             )
             trainer.fit()
     finally:
         ray.shutdown()
+    closed = [record for record in read_spool(place.spool)[said_before:] if record["kind"] == "closed"]
+    if not closed:
+        raise RuntimeError("the workers ended without saying how")
+    return _end(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
 
 
 def _connect(ray: Any, request: Request, address: str) -> None:

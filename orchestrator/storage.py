@@ -3,16 +3,22 @@
 Credentials and endpoints come from the process environment (AWS_*), never as arguments.
 """
 
+import io
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 
+from orchestrator.patience import may_pass, patiently, refusal, say, words
 from workloads.files import MARKER
+
+READING_S = 60.0  # how long data are waited for; what a run writes has the user's own --patience
+# Who repeats is `patiently`. Botocore's repetitions inside s3fs's would hold one call to a server that hangs for 7 min.
+S3_OPTIONS = {"use_listings_cache": False, "config_kwargs": {"retries": {"max_attempts": 0}}}
 
 # Newer AWS SDKs send checksums that older S3 servers answer with 411; every process that talks S3 needs these.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -22,7 +28,7 @@ os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 def filesystem(uri: str) -> tuple[Any, str]:
     """The file system of a URI and the path within it; a plain path is a local one. ValueError for unknown schemes."""
     try:
-        options = {"use_listings_cache": False} if uri.startswith("s3://") else {}
+        options = S3_OPTIONS if uri.startswith("s3://") else {}
         fs, path = fsspec.core.url_to_fs(os.path.expanduser(uri), **options)
     except (ValueError, ImportError) as error:
         raise ValueError(f"URI {uri!r}: {error}; use a local path or an installed scheme such as s3://") from None
@@ -47,13 +53,13 @@ class FsspecFiles:
 
     def open(self, uri: str) -> BinaryIO:
         fs, path = filesystem(uri)
-        with _as_os_error(uri):
+        if is_local(uri):
             return cast(BinaryIO, fs.open(path, "rb"))
+        return io.BytesIO(patiently(lambda: fs.cat_file(path), what=uri, patience_s=READING_S))
 
     def identity(self, uri: str) -> str:
         fs, path = filesystem(uri)
-        with _as_os_error(uri):
-            info = fs.info(path)
+        info = patiently(lambda: fs.info(path), what=uri, patience_s=READING_S)
         stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
         return f"{info['size']}:{stamp}"
 
@@ -62,29 +68,35 @@ class FsspecFiles:
         return path if absolute or not root else join(root, path)
 
 
-@contextmanager
-def _as_os_error(uri: str) -> Iterator[None]:
-    """Whatever a store raises (no credentials, no route) as an OSError of one line; a missing file stays one."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{uri}: {' '.join(str(error).split())}") from error
-
-
 def create_exclusively(uri: str, data: bytes) -> bool:
     """Write a small object that must not exist yet; False if it does. Locally by O_EXCL, on S3 by If-None-Match."""
     fs, path = filesystem(uri)
     try:
         if is_local(uri):
-            with open(path, "xb") as file:
-                file.write(data)
+            fs.makedirs(os.path.dirname(path), exist_ok=True)
+            _link_exclusively(data, path)
         else:
             fs.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
+    except OSError as error:
+        if refusal(error)[0] != "PreconditionFailed":  # as Ceph says it, without the detail that s3fs looks for
+            raise
+        return False
     return True
+
+
+def _link_exclusively(data: bytes, path: str) -> None:
+    """All of it or nothing, also if this process is killed: written aside, then linked under its name."""
+    aside = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(aside, path)
+    finally:
+        Path(aside).unlink(missing_ok=True)
 
 
 def probe(uri: str) -> None:
@@ -101,9 +113,8 @@ def probe(uri: str) -> None:
         first, second = create_exclusively(mark, b"1"), create_exclusively(mark, b"2")
         fs.rm_file(filesystem(mark)[1])
     except Exception as error:  # every store words its refusals in exceptions of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"storage {uri!r}: cannot be written ({reason}); check the address, bucket and credentials"
+            f"storage {uri!r}: cannot be written ({words(error)}); check the address, bucket and credentials"
         ) from None
     if not first or second:
         raise ValueError(
@@ -111,32 +122,52 @@ def probe(uri: str) -> None:
         )
 
 
-def publish(folder: Path, uri: str) -> str:
+def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambda: None) -> str:
     """Copy a finished checkpoint folder to a URI, its marker last; returns the URI.
 
-    A published folder is never rewritten: when its marker exists already, a repeated step ends here.
+    `before_commit` is called between the parts and the marker; what it raises leaves the folder without one. A folder
+    that is published already with the same content stays; with other content it is replaced.
     """
     fs, path = filesystem(uri)
+    marker = (folder / MARKER).read_bytes()
     if fs.exists(join(path, MARKER)):
-        return uri
+        if fs.cat_file(join(path, MARKER)) == marker:
+            return uri
+        remove(uri)
     fs.makedirs(path, exist_ok=True)
     for part in sorted(folder.iterdir()):
         if part.name != MARKER:
             fs.put_file(str(part), join(path, part.name))
-    create_exclusively(join(uri, MARKER), (folder / MARKER).read_bytes())
+    before_commit()
+    create_exclusively(join(uri, MARKER), marker)
     return uri
 
 
 def put_text(uri: str, text: str) -> None:
+    """Write a small file, in place of one that is there; readers see the old one or the new one, never half of it."""
     fs, path = filesystem(uri)
-    if is_local(uri):
-        fs.makedirs(os.path.dirname(path), exist_ok=True)
-    fs.pipe_file(path, text.encode())
+    if not is_local(uri):
+        fs.pipe_file(path, text.encode())
+        return
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    aside = Path(path).with_name(f".{uuid.uuid4().hex}")
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def get_text(uri: str) -> str:
     fs, path = filesystem(uri)
     return fs.cat_file(path).decode()
+
+
+def delete(uri: str) -> None:
+    """Remove one file, if it is there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm_file(path)
 
 
 def exists(uri: str) -> bool:
@@ -157,18 +188,49 @@ def fetch(uri: str, folder: Path) -> Path:
     return folder
 
 
+def names(uri: str) -> list[str]:
+    """The names of what lies directly below a URI, sorted; nothing where there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        entries = fs.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+
+
 def committed(uri: str) -> list[str]:
     """The names of the finished folders directly below a URI, sorted."""
-    fs, path = filesystem(uri)
-    if not fs.exists(path):
-        return []
-    names = sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
-    return [name for name in names if fs.exists(join(path, name, MARKER))]
+    return [name for name in names(uri) if exists(join(uri, name, MARKER))]
 
 
-def keep_last(uri: str, count: int) -> None:
-    """Remove all but the newest finished folders; the marker goes first, so that no half-removed one can be found."""
+def remove(uri: str) -> None:
+    """Remove a folder; its marker goes first, so that a half-removed one cannot be taken for whole."""
     fs, path = filesystem(uri)
-    for name in committed(uri)[:-count]:
-        fs.rm_file(join(path, name, MARKER))
-        fs.rm(join(path, name), recursive=True)
+    if fs.exists(join(path, MARKER)):
+        fs.rm_file(join(path, MARKER))
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def forget_uploads(uri: str) -> None:
+    """Give up what was begun to upload below a URI and never ended: S3 shows it in no listing and keeps it for ever.
+
+    To be called where nobody uploads. A store that does not let us is left as it is, with a word about it.
+    """
+    if not uri.startswith("s3://"):
+        return
+    fs, path = filesystem(uri)
+    bucket, prefix = path.split("/", 1)
+    try:
+        for begun in fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/").get("Uploads", []):
+            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=begun["Key"], UploadId=begun["UploadId"])
+    except OSError as error:
+        if may_pass(error):
+            raise
+        say(f"{uri}: parts of interrupted uploads may be left there ({words(error)})")
+
+
+def changed(uri: str) -> datetime:
+    """When a file was last written, by the store's clock."""
+    fs, path = filesystem(uri)
+    return cast(datetime, fs.modified(path))

@@ -79,6 +79,16 @@ class Story:
         return next(self._all("run"), {})
 
     @property
+    def starts(self) -> list[dict[str, Any]]:
+        """One record for each time that the run began or went on, in order; from which step, past which damage."""
+        return sorted(self._all("start"), key=lambda record: record["attempt"])
+
+    @property
+    def bad(self) -> list[dict[str, Any]]:
+        """The steps at which numbers were not finite."""
+        return list(self._all("bad"))
+
+    @property
     def results(self) -> dict[str, dict[str, Any]]:
         """The result row of each model; empty for a run without a result."""
         rows: dict[str, dict[str, Any]] = self._last("result").get("models", {})

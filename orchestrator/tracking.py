@@ -1,8 +1,8 @@
-"""Tracking: what a run says reaches MLflow without the run ever waiting for it. The only user of mlflow.
+"""Tracking: what a run says reaches MLflow without the run ever waiting for it. The user of mlflow, with `registry.py`.
 
 The driver's side starts a process of its own (`python -m orchestrator.tracking SPOOL URI`), which reads the spool
-and replays it. MLflow is imported in that process alone; importing this module is cheap. What the records mean to
-MLflow is in `deliveries.py`. Why not log directly: reference/storage.md 2.1.
+and replays it. MLflow is imported in that process alone (and by `antiphon track replay`); importing this module is
+cheap. What the records mean to MLflow is in `deliveries.py`. Why not log directly: reference/storage.md 2.1.
 """
 
 import argparse
@@ -33,8 +33,10 @@ CLIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # loses points silently
+    "MLFLOW_LOGGING_LEVEL": "ERROR",  # the log is for what did not arrive
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # else a registered model takes the user's own uv.lock along
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -96,11 +98,10 @@ def start_replayer(spool: Path, uri: str, *, log: Path) -> Replayer | NullTracki
         return NullTracking()
     spool = spool.resolve()
     assert spool.stat().st_size, "write the run record first"
-    root = str(Path(__file__).parents[1])
     me = psutil.Process()
     command = [sys.executable, "-m", "orchestrator.tracking", str(spool), uri, f"--old-bytes={spool.stat().st_size}"]
     command += [f"--writer-pid={me.pid}", f"--writer-started={me.create_time()}"]
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -142,14 +143,20 @@ class MlflowRun:
 
     def __init__(self, uri: str, run_record: dict[str, Any]) -> None:
         self.held: defaultdict[str, set[int]] = defaultdict(set)  # curve -> its steps
+        self.points_sent = self.points_held = 0
         with _away():
             from mlflow import MlflowClient
+
+            from orchestrator.registry import Registry
 
             self.client = MlflowClient(tracking_uri=uri)
             experiment = self._experiment(run_record["experiment"], _artifacts(uri))
             run = self._find(experiment, run_record["run_id"]) or self._create(experiment, run_record)
             self.run_id: str = run.info.run_id
+            self.registry = Registry(self.client, run, run_record)
             self.params: dict[str, str] = dict(run.data.params)
+            self.tags: dict[str, str] = dict(run.data.tags)
+            self.status = (run.info.status, run.info.end_time)
             for key in run.data.metrics:
                 self.held[key] = {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
 
@@ -163,6 +170,8 @@ class MlflowRun:
             self._send_tags(parcel.tags)
             self._send_points(parcel.points)
             self._set_status(parcel.status)
+        for model, row in parcel.models.items():  # last: everything else has arrived while this is tried again
+            self.registry.add(model, row)
 
     def lost_writer(self, end_ms: int) -> None:
         """Say of a run that its driver is gone and never said how it ended."""
@@ -185,8 +194,7 @@ class MlflowRun:
 
     def _find(self, experiment: str, run_id: str) -> Any:
         which = f"tags.`{RUN_ID_TAG}` = '{run_id}'"
-        found = self.client.search_runs([experiment], which, order_by=["attributes.start_time ASC"])
-        return found[0] if found else None
+        return next(iter(self.client.search_runs([experiment], which, order_by=["attributes.start_time ASC"])), None)
 
     def _create(self, experiment: str, record: dict[str, Any]) -> Any:
         tags = {RUN_ID_TAG: record["run_id"]}
@@ -205,8 +213,10 @@ class MlflowRun:
     def _send_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        for some in _parts([RunTag(key, cut(value, TAG_LENGTH)) for key, value in tags.items()], 100):
+        fresh = {key: cut(value, TAG_LENGTH) for key, value in tags.items()}.items() - self.tags.items()
+        for some in _parts([RunTag(key, value) for key, value in sorted(fresh)], 100):
             self.client.log_batch(self.run_id, tags=some)
+        self.tags |= dict(fresh)
 
     def _send_points(self, points: list[Point]) -> None:
         from mlflow.entities import Metric
@@ -219,15 +229,18 @@ class MlflowRun:
             self.client.log_batch(self.run_id, metrics=some)
         for key, step in fresh:
             self.held[key].add(step)
+        self.points_sent += len(fresh)
+        self.points_held += len(points) - len(fresh)
 
     def _set_status(self, status: tuple[str, int | None] | None) -> None:
-        if status is None:
+        if status is None or status == self.status:
             return
         name, end_ms = status
-        if end_ms is None:
-            self.client.update_run(self.run_id, status=name)
-        else:
+        if end_ms:
             self.client.set_terminated(self.run_id, name, end_ms)
+        else:
+            self.client.update_run(self.run_id, status=name)
+        self.status = status
 
 
 @contextmanager
@@ -268,8 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     with args.spool.open("rb") as file:
-        run_record = json.loads(file.readline())
-    run = MlflowRun(args.uri, run_record)
+        run = MlflowRun(args.uri, json.loads(file.readline()))
     with suppress(BrokenPipeError):  # the driver may be gone already
         os.write(1, f"{STARTED} {run.run_id}\n".encode())
     os.dup2(2, 1)  # nobody reads that pipe from here on
@@ -278,8 +290,8 @@ def _replay(args: argparse.Namespace) -> int:
     writer = Writer(pid=args.writer_pid, started=args.writer_started)
     code = follow(cursor, run, writer=writer, old_bytes=args.old_bytes, grace_s=args.grace)
     if code:
-        again = shlex.join([sys.executable, "-m", "orchestrator.tracking", str(args.spool), args.uri])
-        say(f"gave up; the spool {args.spool} is complete and can be replayed with: {again}")
+        again = shlex.join(["antiphon", "track", "replay", str(args.spool.parent)])
+        say(f"gave up; the spool {args.spool} is complete; once MLflow is reachable, deliver it with: {again}")
     return code
 
 

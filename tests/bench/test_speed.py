@@ -3,7 +3,9 @@
 Both doors run the same recipe in turns on the same machine; the ratio of their medians is what can be compared.
 """
 
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,14 +23,22 @@ SETTINGS = ["schedule.burn_in=60", "schedule.period=30", "schedule.turns=2", "tr
 pytestmark = pytest.mark.bench
 
 
+def spool_of(arguments: list[str], folder: Path, *, env: dict[str, str] | None = None) -> list[dict]:
+    """The records of one run, which keeps its things below `folder`."""
+    command = [ANTIPHON, "run", *arguments, "--json", "--tracking", "none"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **(env or {}), "HOME": str(folder)}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (spool,) = folder.rglob(f"{json.loads(done.stdout)['run_id']}/spool.jsonl")
+    return read_spool(spool)
+
+
 def measured(folder: Path, *door: str) -> dict[str, float]:
     """One run: optimizer steps per second from its first logged step on, seconds to that, seconds a checkpoint."""
     words = [word for value in SETTINGS for word in ("--set", value)]
     began = time.time()
-    command = [ANTIPHON, "run", "demo", "--json", "--tracking", "none", "--storage", str(folder), *door, *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    records = read_spool(Path(json.loads(done.stdout)["report"]).parent / "spool.jsonl")
+    records = spool_of(["demo", "--storage", str(folder / "runs"), *door, *words], folder)
     steps = [record for record in records if record["kind"] == "metrics"]
     seconds = (steps[-1]["t"] - steps[0]["t"]) / 1000
     return {
@@ -57,3 +67,32 @@ def test_ray_against_the_bare_loop(tmp_path, capsys):
             )
         print(f"  ratio of steps/s, ray to bare: {ratio:.3f}")
     assert all(run["steps/s"] > 0 for several in runs.values() for run in several)
+
+
+def test_checkpoints_on_an_object_store(rgw_server, tmp_path, capsys):
+    """The mutual recipe's one long phase, with a checkpoint every 40 steps and with one at its end, in turns."""
+    rgw_server.client().create_bucket(Bucket="bench")
+    steady = ["schedule.burn_in=0", "schedule.steps=240", "train.log_every=1", "train.eval_every=1000"]
+    where = ["mutual", "--local", "--storage", "s3://bench/runs", *(word for v in steady for word in ("--set", v))]
+    taken: dict[int, list[float]] = {40: [], 240: []}
+    pauses: list[float] = []
+    for _ in range(PAIRS):
+        for every, seconds in taken.items():
+            records = spool_of([*where, "--set", f"train.checkpoint_every={every}"], tmp_path, env=rgw_server.env)
+            at = [
+                record["t"] / 1000
+                for record in records
+                if record["kind"] == "metrics" and "cnn/loss" in record["values"]
+            ]
+            assert len(at) == 240
+            seconds.append(at[-1] - at[0])
+            gaps = [later - earlier for earlier, later in itertools.pairwise(at)]
+            saved = [record["step"] for record in records if record["kind"] == "checkpoint" and record["step"] < 240]
+            pauses += [gaps[step - 1] - statistics.median(gaps) for step in saved]
+    ratios = [often / once for often, once in zip(taken[40], taken[240], strict=True)]
+    with capsys.disabled():
+        print(
+            f"\n240 steps with 5 checkpoints on S3 against none: "
+            f"median ratio of {PAIRS} pairs {statistics.median(ratios):.3f}"
+        )
+        print(f"  all {[round(ratio, 3) for ratio in ratios]}, longest single pause {max(pauses) * 1000:.0f} ms")

@@ -173,8 +173,8 @@ for name in ("cnn", "vit"):
     print(name, len(keys), worst)
 """
     folders = [
-        f"{run}/checkpoints/step-00000020"
-        for run in (f"s3://runs-here/x/{two['run_id']}", f"{home}/runs/{one['run_id']}")
+        f"s3://runs-here/x/{two['run_id']}/checkpoints/step-00000020-attempt-2",
+        f"{home}/runs/{one['run_id']}/checkpoints/step-00000020-attempt-1",
     ]
     done = subprocess.run(
         [sys.executable, "-c", script, *folders, str(home)],

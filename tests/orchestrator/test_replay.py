@@ -149,9 +149,10 @@ def test_values_beyond_mlflows_limit_are_cut_with_a_note() -> None:
 
 def test_a_resumed_run_keeps_its_parameters_and_tags_what_changed() -> None:
     first = {"kind": "run", "t": 1, "run_id": "r", "params": {"train.lr": "1", "train.threads": "2"}, "tags": {}}
-    again = first | {"params": {"train.lr": "1", "train.threads": "4"}, "resume_from": 200}
+    again = first | {"params": {"train.lr": "1", "train.threads": "4"}}
     end = {"kind": "end", "t": 5, "status": "preempted", "error": "signal"}
-    parcel = delivery([first | {"resume_from": 0}, end, again])
+    parcel = delivery([first, end, again, {"kind": "start", "t": 6, "attempt": 2, "step": 200, "damaged": []}])
+    assert not parcel.bad
     assert parcel.params == {"train.lr": "1", "train.threads": "2"}
     assert parcel.tags["resumed.train.threads"] == "4"
     assert "resumed.train.lr" not in parcel.tags

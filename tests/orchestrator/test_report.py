@@ -76,7 +76,7 @@ def told(*, labels: str = "single", turns: int = 8) -> list[Record]:
     numbers = random.Random(0)
     tags = {"git_commit": "0123abcd", "schedule": "alternate"}
     start = {"run_id": "demo-1", "experiment": "antiphon", "name": "demo", "params": {}, "tags": tags}
-    records: list[Record] = [{"kind": "run", **start, "resume_from": 0}]
+    records: list[Record] = [{"kind": "run", **start}, {"kind": "start", "step": 0, "attempt": 1, "damaged": []}]
     broken = [{"clip_id": "17", "path": "audio/<script>alert(1)</script>.wav", "reason": "no samples"}]
     clips = {"train": 240, "val": 60, "test": 100}
     data = {"fingerprint": "5eed" * 16, "tags": TAGS, "labels": labels, "clips": clips, "quarantined": broken}
@@ -183,6 +183,18 @@ def test_what_came_from_outside_is_text(page: Page) -> None:
     assert json.loads(page.texts["recipe"]) == recipe("single")
     assert page.figures["tags"]["data"][0]["y"].count("&lt;b&gt;sea&lt;/b&gt; &amp; waves") == 1
     assert "i" not in page.tags  # the recipe's own markup
+
+
+def test_interruptions_and_bad_numbers_are_told_where_there_were_any(page: Page, tmp_path: Path) -> None:
+    assert "attempts" not in page.tables
+    assert "bad" not in page.tables
+    records = told()
+    again = {"kind": "start", "step": 100, "attempt": 3, "damaged": ["step-00000110-attempt-1: <vit> differs"]}
+    bad = {"kind": "bad", "step": 120, "models": ["vit"], "policy": "skip", "clip_ids": ["1-2", "3-4"]}
+    after = [{"t": records[-1]["t"], **record} for record in (again, bad)]
+    shown = _page([*records[:-2], *after, *records[-2:]], tmp_path).tables
+    assert shown["attempts"][1:] == [["1", "0", "nothing"], ["3", "100", "step-00000110-attempt-1: <vit> differs"]]
+    assert shown["bad"][1:] == [["120", "vit", "skipped", "1-2, 3-4"]]
 
 
 def test_data_is_counted(page: Page) -> None:

@@ -11,18 +11,6 @@ from orchestrator import storage
 from workloads import checkpoint
 
 
-@pytest.fixture(params=["local", "s3"])
-def home(request, tmp_path, monkeypatch) -> str:
-    if request.param == "local":
-        return str(tmp_path / "runs")
-    server = request.getfixturevalue("s3_server")
-    for name, value in server.env.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"bucket-{tmp_path.name.replace('_', '-').lower()}"
-    server.client().create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/runs"
-
-
 def folder(tmp_path, step: int):
     name = f"step-{step:08d}"
     return checkpoint.write(
@@ -49,16 +37,6 @@ def test_without_its_marker_a_folder_is_not_there(home, tmp_path):
     assert storage.committed(storage.join(home, "checkpoints")) == []
     with pytest.raises(ValueError, match="never finished"):
         storage.fetch(storage.join(home, "checkpoints", made.name), tmp_path / "back")
-
-
-def test_only_the_newest_are_kept(home, tmp_path):
-    storage.probe(home)
-    for step in (1, 2, 3):
-        made = folder(tmp_path, step)
-        storage.publish(made, storage.join(home, "checkpoints", made.name))
-    storage.keep_last(storage.join(home, "checkpoints"), 2)
-    assert storage.committed(storage.join(home, "checkpoints")) == ["step-00000002", "step-00000003"]
-    assert not storage.exists(storage.join(home, "checkpoints", "step-00000001", "cnn.safetensors"))
 
 
 def test_the_second_exclusive_create_loses(home):

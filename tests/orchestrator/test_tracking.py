@@ -25,7 +25,6 @@ RUN = {
     "name": "demo",
     "params": {f"models.cnn.p{n}": str(n) for n in range(150)} | {"models.cnn.init": "", "about": "é" * 7000},
     "tags": {"git_commit": "0123abc", "schedule": "alternate"},
-    "resume_from": 0,
 }
 RESULT = {
     "kind": "result",
@@ -37,7 +36,7 @@ RESULT = {
             "steps_learned": 10,
             "val": {"accuracy": 0.75},
             "test": {"accuracy": 0.8, "log_loss": 0.61},
-            "checkpoint": "s3://bucket/cnn",
+            "checkpoint": "/no/such/run/models/cnn",
             "weights_sha256": "ab12",
             "per_tag": {"dog": 0.9},
         }
@@ -151,7 +150,8 @@ def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Pa
         assert f'"end": {spool.path.stat().st_size},' not in offset.read_text(), "it was killed too late to prove much"
         # the run itself was preempted too and goes on from an earlier checkpoint: steps 1100 to 1199 come twice
         spool.append({"kind": "end", "status": "preempted", "error": ""})
-        spool.append(RUN | {"resume_from": 1100, "params": {"models.cnn.p1": "changed"}})
+        spool.append(RUN | {"params": {"models.cnn.p1": "changed"}})
+        spool.append({"kind": "start", "attempt": 2, "step": 1100, "damaged": []})
         second = _start(spool.path, uri, replayers)
         assert second.wait_started() == run_id
         _metrics(spool, range(1100, 1300))
@@ -167,19 +167,24 @@ def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Pa
     assert run.info.status == "FINISHED"
     assert run.data.params["models.cnn.p1"] == "1"
     assert run.data.tags["resumed.models.cnn.p1"] == "changed"
+    assert (run.data.tags["antiphon.attempt"], run.data.tags["antiphon.resumed_from"]) == ("2", "1100")
 
 
 def test_every_record_finds_its_place(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool.jsonl") as spool:
         spool.append(RUN)
+        spool.append({"kind": "start", "attempt": 1, "step": 0, "damaged": []})
         clips = {"train": 80, "val": 20, "test": 25}
         broken = [{"clip_id": "7", "path": "7.wav", "reason": "empty"}]
         data = {"fingerprint": "f00d", "tags": ["dog", "rain"], "labels": "single", "clips": clips}
         spool.append({"kind": "data", **data, "quarantined": broken})
         spool.append({"kind": "phase", "step": 0, "index": 0, "of": 2, "steps": 40, "trains": ["cnn"], "edges": []})
         spool.append({"kind": "metrics", "step": 10, "values": {"cnn/loss": float("nan"), "cnn-to-vit/kd_loss": 0.25}})
-        spool.append({"kind": "checkpoint", "step": 20, "uri": "/runs/1/step-20", "seconds": 0.5})
+        spool.append({"kind": "bad", "step": 12, "models": ["cnn", "vit"], "policy": "skip", "clip_ids": ["3", "8"]})
+        spool.append({"kind": "machine", "step": 178, "values": {"system/cpu_utilization_percentage": 97.5}})
+        spool.append({"kind": "checkpoint", "step": 20, "name": "step-20", "seconds": 0.5})
         spool.append(RESULT)
+        spool.append({"kind": "closed", "status": "failed", "error": "disk full", "mistake": False})
         spool.append({"kind": "end", "status": "failed", "error": "disk full"})
     _replay_by_hand(spool.path, sqlite_uri(tmp_path))
     client, run = _run(sqlite_uri(tmp_path))
@@ -190,6 +195,7 @@ def test_every_record_finds_its_place(tmp_path: Path) -> None:
     assert run.data.metrics == {
         "phase": 0.0,
         "cnn-to-vit/kd_loss": 0.25,
+        "system/cpu_utilization_percentage": 97.5,
         "checkpoint_seconds": 0.5,
         "cnn/test/accuracy": 0.8,
         "cnn/test/log_loss": 0.61,
@@ -201,8 +207,14 @@ def test_every_record_finds_its_place(tmp_path: Path) -> None:
     assert run.data.params["models.cnn.init"] == ""
     assert run.data.params["about"].endswith("[cut: 7000 characters, all of them in the resolved recipe]")
     expected = {"git_commit": "0123abc", "data.fingerprint": "f00d", "data.quarantined": "1", "data.clips.val": "20"}
-    expected |= {"antiphon.error": "disk full", "antiphon.status": "failed", "cnn.checkpoint": "s3://bucket/cnn"}
+    expected |= {
+        "antiphon.error": "disk full",
+        "antiphon.status": "failed",
+        "cnn.checkpoint": "/no/such/run/models/cnn",
+    }
+    expected |= {"antiphon.checkpoint": "step-20", "antiphon.bad_numbers": "step 12: cnn, vit", "antiphon.attempt": "1"}
     assert expected.items() <= run.data.tags.items()
+    assert "antiphon.resumed_from" not in run.data.tags
     assert (run.info.run_name, run.info.status) == ("demo", "FAILED")
     assert (run.info.start_time, run.info.end_time) == (record["run"]["t"], record["end"]["t"])
     assert run.info.artifact_uri.startswith((tmp_path / "artifacts").as_uri())

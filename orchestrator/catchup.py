@@ -1,0 +1,82 @@
+"""Delivering a run's records to MLflow afterwards, in this process: what `antiphon track replay` does.
+
+Finds the records and where they belong; the sending is `tracking.py`'s. MLflow is imported by the call, not before.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from orchestrator import storage, tracking
+from orchestrator.replay import Cursor, deliver
+
+LOCK_S = 5.0  # a replayer that is about to finish is waited for
+SILENT_S = 120.0  # a driver that lives appends a sample of its machine every ten seconds
+
+
+def replay_run(run: str, uri: str = "") -> dict[str, Any]:
+    """Deliver all records of a run, a folder or URI, to the MLflow at `uri` (empty: where the run was tracked).
+
+    Returns run, mlflow_run_id, tracking, points_sent, and points_held, which MLflow had already. Raises ValueError for
+    the user's mistakes, `replay.Away` when MLflow does not take everything; repeating it is safe then and later.
+    """
+    with _spool(run) as spool:
+        with spool.open("rb") as file:
+            record = json.loads(file.readline())
+        uri = uri or _tracked(run, record)
+        os.environ.update(tracking.CLIENT)
+        destination = tracking.MlflowRun(uri, record)
+        cursor = Cursor(spool, f"{uri} {destination.run_id}")
+        deliver(cursor, destination, at_once=True)  # so that a finished run is not shown as running meanwhile
+        silent_s = time.time() - cursor.last["t"] / 1000
+        if storage.is_local(run) and cursor.last["kind"] != "end" and silent_s > SILENT_S:
+            destination.lost_writer(cursor.last["t"])
+    return {
+        "run": record["run_id"],
+        "mlflow_run_id": destination.run_id,
+        "tracking": uri,
+        "points_sent": destination.points_sent,
+        "points_held": destination.points_held,
+    }
+
+
+@contextmanager
+def _spool(run: str) -> Iterator[Path]:
+    """The run's records as a local file that nobody else delivers meanwhile; a copy where it lies elsewhere."""
+    uri = storage.join(run, "spool.jsonl")
+    if not storage.exists(uri):
+        raise ValueError(
+            f"run {run!r}: no spool.jsonl there; give a run's folder or URI, STORAGE/RUN_ID. A run in an object store "
+            "has it once it has ended; until then its driver's machine has, in ~/.cache/antiphon/runs/RUN_ID"
+        )
+    if not storage.is_local(run):
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+            copy = Path(scratch) / "spool.jsonl"
+            copy.write_text(storage.get_text(uri))
+            yield copy
+        return
+    spool = storage.local_path(run) / "spool.jsonl"
+    try:
+        with FileLock(f"{spool}.lock", timeout=LOCK_S):
+            yield spool
+    except Timeout:
+        raise ValueError(
+            f"run {run!r}: its own replayer still works on it, see {spool.with_name('tracking.log')}; wait for that"
+        ) from None
+
+
+def _tracked(run: str, record: dict[str, Any]) -> str:
+    """Where the run said it was tracked: in its outcome, else at its start."""
+    outcome = storage.join(run, "outcome.json")
+    uri = json.loads(storage.get_text(outcome))["tracking"] if storage.exists(outcome) else ""
+    uri = uri or record["tags"].get("tracking", "")
+    if uri in ("", tracking.NONE):
+        raise ValueError(f"run {run!r}: was not tracked anywhere; say where its records shall go: --tracking URI")
+    return str(uri)

@@ -1,0 +1,131 @@
+"""How busy the driver's machine is while a run goes on: samples for the spool, named as MLflow names its own.
+
+Knows the operating system's counters and the form of a record; who reads them does not matter here. Workers on other
+machines are not sampled: Ray's own dashboard shows those.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from workloads.spool import Spool
+
+PRIME_S = 0.1  # a share of CPU time is one of a stretch of time; this is the first sample's
+MB = 1e6
+
+Sampler = Callable[[], dict[str, float]]
+
+
+@contextmanager
+def sampling(spool: Spool, *, every_s: float = 10.0) -> Iterator[None]:
+    """Within this context a `machine` record is appended every `every_s` seconds, the first one at once.
+
+    A record's `step` is the time in whole `every_s` since the epoch: it goes on growing when a run is resumed, wherever
+    that happens. Leave the context before the `end` record is written: a spool ends with that.
+    """
+    stop = threading.Event()
+    thread = threading.Thread(target=_sample, args=(spool, every_s, stop), daemon=True, name="machine")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _sample(spool: Spool, every_s: float, stop: threading.Event) -> None:
+    samplers = [_processor(), _disk(spool.path.parent), _network(), *_gpus()]
+    stop.wait(PRIME_S)
+    while True:
+        values = {f"system/{name}": round(value, 1) for sampler in samplers for name, value in sampler().items()}
+        with suppress(OSError):  # a full disk: the run itself will say so
+            spool.append({"kind": "machine", "step": int(time.time() // every_s), "values": values})
+        if stop.wait(every_s):
+            return
+
+
+def _processor() -> Sampler:
+    psutil.cpu_percent()  # the next call, by the same thread, covers the time since this one
+
+    def sample() -> dict[str, float]:
+        memory = psutil.virtual_memory()
+        return {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / MB,
+            "system_memory_usage_percentage": memory.used / memory.total * 100,
+        }
+
+    return sample
+
+
+def _disk(folder: Path) -> Sampler:
+    """The disk that the run's own files are on: the one that can fill up."""
+
+    def sample() -> dict[str, float]:
+        disk = psutil.disk_usage(os.fspath(folder))
+        return {
+            "disk_usage_percentage": disk.percent,
+            "disk_usage_megabytes": disk.used / MB,
+            "disk_available_megabytes": disk.free / MB,
+        }
+
+    return sample
+
+
+def _network() -> Sampler:
+    first = psutil.net_io_counters()
+
+    def sample() -> dict[str, float]:
+        now = psutil.net_io_counters()
+        return {
+            "network_receive_megabytes": (now.bytes_recv - first.bytes_recv) / MB,
+            "network_transmit_megabytes": (now.bytes_sent - first.bytes_sent) / MB,
+        }
+
+    return sample
+
+
+def _gpus() -> list[Sampler]:
+    """One sampler a GPU; none without NVIDIA's driver or `nvidia-ml-py`, which MLflow's own metrics need as well."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        return [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def _gpu(nvml: Any, index: int) -> Sampler:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+
+    def memory() -> dict[str, float]:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle)
+        return {"memory_usage_percentage": found.used / found.total * 100, "memory_usage_megabytes": found.used / MB}
+
+    def utilization() -> dict[str, float]:
+        return {"utilization_percentage": nvml.nvmlDeviceGetUtilizationRates(handle).gpu}
+
+    def power() -> dict[str, float]:
+        watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+        limit = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+        return {"power_usage_watts": watts, "power_usage_percentage": watts / limit * 100}
+
+    def sample() -> dict[str, float]:
+        values: dict[str, float] = {}
+        for some in (memory, utilization, power):
+            try:
+                values |= some()
+            except nvml.NVMLError:  # not every card tells everything
+                continue
+        return {f"gpu_{index}_{name}": value for name, value in values.items()}
+
+    return sample

@@ -1,0 +1,170 @@
+"""Which run a command is about: a new one, or one to go on with. Owns the run folder's first files."""
+
+import hashlib
+import json
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator import storage, tracking
+from orchestrator.attempts import Attempt, Driver, take_over
+from orchestrator.recipe import flatten, resolve
+from orchestrator.results import Place
+from orchestrator.shelf import ordered
+from workloads.config import Recipe
+from workloads.files import HISTORY, MARKER
+from workloads.spool import read_spool
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+AUTO = "auto"
+PLACES = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that this process may drive now, as `attempt`; or one that is done, with its `outcome`."""
+
+    place: Place
+    attempt: Attempt | None = None
+    outcome: dict[str, Any] | None = None
+
+
+def open_run(
+    recipe: Recipe, *, home: str, run_id: str, resume: str, tracked: str, driver: Driver, patience_s: float
+) -> Opened:
+    """Begin a run (`run_id` or a name of its own), or take one up again: `resume` is its id, or "auto".
+
+    Raises ValueError for an id that exists, one that does not, another recipe, and a run that is still being driven.
+    """
+
+    def patient(call: Any) -> Any:
+        return storage.patiently(call, what=f"storage {home!r}", patience_s=patience_s)
+
+    if resume == AUTO:
+        resume = patient(lambda: _newest_unfinished(recipe, home))
+        if not resume:
+            print(f"--resume auto: no unfinished run of this recipe under {home}; starting afresh", file=sys.stderr)
+    if resume:
+        place = _place(home, resume, tracked)
+        patient(lambda: _check_same(recipe, place))
+        outcome = patient(lambda: _finished(place.uri))
+        if outcome is not None:
+            total = outcome["resumed_from_step"] + outcome["steps_run"]
+            return Opened(place, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
+        return Opened(place, patient(lambda: take_over(place.uri, driver)))
+    run_id = run_id or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    place = _place(home, run_id, tracked)
+    text = json.dumps(resolve(recipe), indent=1).encode()
+    if not patient(lambda: storage.create_exclusively(storage.join(place.uri, "recipe.json"), text)):
+        raise ValueError(
+            f"--run-id {run_id!r}: there is such a run under {home!r}; `--resume {run_id}` goes on with it, or choose "
+            "another id"
+        )
+    return Opened(place, patient(lambda: take_over(place.uri, driver)))
+
+
+def history(run_uri: str) -> list[dict[str, Any]]:
+    """Everything the run said up to its last checkpoint, which carries it; the driver's own records are not in it."""
+    checkpoints = storage.join(run_uri, "checkpoints")
+    for name in ordered(storage.committed(checkpoints)):
+        try:
+            digest = json.loads(storage.get_text(storage.join(checkpoints, name, MARKER)))["files"][HISTORY]
+            text = storage.get_text(storage.join(checkpoints, name, HISTORY)).encode()
+        except (ValueError, KeyError, FileNotFoundError):  # damaged: whoever resumes says so, loudly
+            continue
+        if hashlib.sha256(text).hexdigest() == digest:
+            return [json.loads(line) for line in text.splitlines()]
+    return []
+
+
+def recovered(place: Place) -> list[dict[str, Any]]:
+    """What this machine's spool lacks of the run's history: it may be lost, or behind the last checkpoint."""
+    known = {json.dumps(record) for record in read_spool(place.spool)} if place.spool.exists() else set()
+    return [record for record in history(place.uri) if json.dumps(record) not in known]
+
+
+def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> dict[str, Any]:
+    """What a run's spool begins with, and what every attempt adds anew."""
+    return {
+        "kind": "run",
+        "run_id": place.run_id,
+        "experiment": "antiphon",
+        "name": recipe.name,
+        "params": flatten(resolve(recipe)),
+        "tags": {
+            "git_commit": _git_commit(),
+            "schedule": recipe.schedule.kind,
+            "command": command,
+            "storage": place.uri,
+            "tracking": place.tracking,
+            "workers": str(workers),
+        },
+    }
+
+
+def _git_commit() -> str:
+    """The commit of the code that runs; empty for an installed copy, or where there is no git."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _place(home: str, run_id: str, tracked: str) -> Place:
+    if not NAME.fullmatch(run_id):
+        raise ValueError(
+            f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', and begin with a letter or digit"
+        )
+    if storage.is_local(home):
+        local = storage.local_path(home)
+        uri = str(local / run_id)
+    else:
+        local = Path("~/.cache/antiphon/runs").expanduser()
+        uri = storage.join(home, run_id)
+    return Place(run_id, uri, local / run_id, tracked or tracking.sqlite_uri(local))
+
+
+def _newest_unfinished(recipe: Recipe, home: str) -> str:
+    """The id of the newest run of this very recipe that is not done; empty if there is none."""
+    found = []
+    for run_id in storage.names(home):
+        uri = storage.join(home, run_id)
+        recipe_uri = storage.join(uri, "recipe.json")
+        if storage.exists(recipe_uri) and not _differences(recipe, recipe_uri) and _finished(uri) is None:
+            found.append((storage.changed(recipe_uri), run_id))
+    return max(found, default=(None, ""))[1]
+
+
+def _check_same(recipe: Recipe, place: Place) -> None:
+    uri = storage.join(place.uri, "recipe.json")
+    if not storage.exists(uri):
+        raise ValueError(
+            f"--resume {place.run_id!r}: no such run at {place.uri}; check --storage, or leave --resume out"
+        )
+    if differences := _differences(recipe, uri):
+        key, was, now = differences[0]
+        raise ValueError(
+            f"--resume {place.run_id!r}: it began with {key} = {was}, and this command says {now}; a run keeps its "
+            "recipe: repeat the command it began with, or start a new run"
+        )
+
+
+def _differences(recipe: Recipe, uri: str) -> list[tuple[str, str, str]]:
+    """(key, its value there, its value here) of everything that makes another run; where the data lies does not."""
+    there, here = flatten(json.loads(storage.get_text(uri))), flatten(resolve(recipe))
+    keys = sorted((there.keys() | here.keys()) - {*PLACES})
+    return [(key, there.get(key, "-"), here.get(key, "-")) for key in keys if there.get(key) != here.get(key)]
+
+
+def _finished(run_uri: str) -> dict[str, Any] | None:
+    """The outcome of a run that is done, else None."""
+    uri = storage.join(run_uri, "outcome.json")
+    outcome: dict[str, Any] = json.loads(storage.get_text(uri)) if storage.exists(uri) else {}
+    return outcome if outcome.get("status") == "done" else None

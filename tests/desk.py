@@ -1,0 +1,200 @@
+"""A user at a real S3 server: runs `antiphon` there, and looks at what came of it without our own code; a plugin."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests import killed, small
+from tests.proxy import Proxy
+from workloads import checkpoint
+from workloads.spool import read_spool
+
+PLAN = ["schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.checkpoint_every=4"]
+CHECKPOINTS = "runs/r/checkpoints/"
+
+
+def command(cache: Path, *, tracking: str = "none") -> list[str]:
+    """A run of 36 steps; `tracking` empty is the default, SQLite."""
+    values = [*small.SIZES, *small.TWO_MODELS, *PLAN, f"data.cache={cache}"]
+    where = ["--tracking", tracking] if tracking else []
+    return ["run", "demo", "--json", *where, *(word for value in values for word in ("--set", value))]
+
+
+@dataclass
+class Desk:
+    """One user with an empty home folder and a bucket of his own; his run is called `r`."""
+
+    server: Any
+    bucket: str
+    home: Path
+    cache: Path
+
+    def antiphon(self, *more: str, env: dict[str, str] | None = None) -> int:
+        """Run the command line with what is said in addition; the exit code."""
+        process = self.begin(*more, env=env)
+        process.join()
+        return process.exitcode
+
+    def begin(self, *more: str, env: dict[str, str] | None = None) -> Any:
+        """The same, without waiting for its end."""
+        which = [] if "--resume" in more else ["--run-id", "r"]
+        where = [] if "--storage" in more else ["--storage", f"s3://{self.bucket}/runs"]
+        arguments = [*command(self.cache), "--local", *which, *where, *more]
+        return killed.begin(arguments, self.home / "out", env={**self.env, **(env or {})})
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**self.server.env, "HOME": str(self.home)}
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        return killed.outcome(self.home / "out")
+
+    @property
+    def said(self) -> str:
+        return (self.home / "out.err").read_text()
+
+    @property
+    def last_line(self) -> str:
+        return self.said.strip().splitlines()[-1]
+
+    @property
+    def spool(self) -> Path:
+        return self.home / ".cache/antiphon/runs/r/spool.jsonl"
+
+    def saved(self) -> int:
+        """How many checkpoints the run says it has written (they may still be on their way)."""
+        records = read_spool(self.spool) if self.spool.exists() else []
+        return len([record for record in records if record["kind"] == "checkpoint"])
+
+    def objects(self) -> list[str]:
+        """The keys of all objects in the bucket."""
+        pages = self.server.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def checkpoints(self) -> dict[str, list[str]]:
+        """What lies in each checkpoint's folder, finished or not."""
+        found: dict[str, list[str]] = {}
+        for key in self.objects():
+            if key.startswith(CHECKPOINTS):
+                name, file = key.removeprefix(CHECKPOINTS).split("/")
+                found.setdefault(name, []).append(file)
+        return found
+
+    def check_whole(self, name: str) -> None:
+        """Fetch a checkpoint and compare its digests."""
+        folder = self.home / "fetched" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in self.checkpoints()[name]:
+            self.server.client().download_file(self.bucket, f"{CHECKPOINTS}{name}/{file}", str(folder / file))
+        assert checkpoint.read_state(folder)["step"] == int(name.split("-")[1])
+
+    def check_ended_like(self, undisturbed: dict[str, Any]) -> None:
+        """The same bits as an undisturbed run, every step recorded, only whole checkpoints left."""
+        assert self.outcome["status"] == "done"
+        for name, row in undisturbed["models"].items():
+            assert self.outcome["models"][name] | {"checkpoint": ""} == row | {"checkpoint": ""}
+        total = undisturbed["steps_run"]
+        assert self.outcome["resumed_from_step"] + self.outcome["steps_run"] == total
+        body = self.server.client().get_object(Bucket=self.bucket, Key="runs/r/spool.jsonl")["Body"].read()
+        records = [json.loads(line) for line in body.splitlines()]
+        assert {record["step"] for record in records if record["kind"] == "metrics"} == set(range(1, total + 1))
+        assert self.checkpoints()
+        for name in self.checkpoints():
+            self.check_whole(name)
+
+    def steps_repeated(self) -> int:
+        """How far the run was when it ended for the first time, less where it went on."""
+        records = read_spool(self.spool)
+        start = max(number for number, record in enumerate(records) if record["kind"] == "start")
+        before = [record["step"] for record in records[:start] if record["kind"] == "metrics"]
+        return max(before) - records[start]["step"]
+
+    def went_on(self, since: float) -> float:
+        """Seconds from an instant (of time.time) to the next training step, as the run itself recorded it."""
+        after = [record["t"] / 1000 - since for record in read_spool(self.spool) if record["kind"] == "metrics"]
+        return min(seconds for seconds in after if seconds > 0)
+
+
+@pytest.fixture(scope="session")
+def desk_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("desk-clips")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(desk_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The outcome of the desk's run where nothing goes wrong, in a local folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    where = ["--local", "--storage", str(folder / "runs"), "--run-id", "r"]
+    assert killed.antiphon([*command(desk_cache), *where], folder / "out") == 0
+    return killed.outcome(folder / "out")
+
+
+@pytest.fixture
+def desk(rgw_server: Any, desk_cache: Path, tmp_path: Path) -> Desk:
+    bucket = tmp_path.name.replace("_", "-").lower()[-60:].strip("-")
+    rgw_server.client().create_bucket(Bucket=bucket)
+    return Desk(rgw_server, bucket, tmp_path, desk_cache)
+
+
+@pytest.fixture
+def proxy(rgw_server: Any) -> Iterator[Proxy]:
+    """A line to the S3 server that can be disturbed; for those who go `through` it."""
+    with Proxy(rgw_server.endpoint) as line:
+        yield line
+
+
+def through(proxy: Proxy) -> dict[str, str]:
+    return {"AWS_ENDPOINT_URL": proxy.endpoint}
+
+
+def wait_for(condition: Callable[[], bool], process: Any) -> None:
+    """Return once it is so; fail where the process ends before that, or needs more than five minutes."""
+    watched, deadline = psutil.Process(process.pid), time.monotonic() + 300
+    while not condition():
+        assert watched.is_running(), "the run has ended"
+        assert watched.status() != psutil.STATUS_ZOMBIE, "the run has ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def leaks(secret: str, *folders: Path) -> list[Path]:
+    """The files in which a secret can be read."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def publish_200_mb(env: dict[str, str], run_uri: str, home: Path, step: int) -> None:
+    """In a process of its own: take the run over, commit a checkpoint of 200 MB, fetch it and verify it.
+
+    Writes MB per second, up and down, to `home`/out.
+    """
+    os.environ.update(env)
+    import torch
+
+    from orchestrator.attempts import Driver, take_over
+    from orchestrator.shelf import RunShelf
+
+    attempt = take_over(run_uri, Driver())
+    shelf = RunShelf(attempt, keep_last=9, patience_s=60)
+    shelf.collect_garbage()
+    name = f"step-{step:08d}-attempt-{attempt.number}"
+    weights = {"w": torch.rand(50_000_000, generator=torch.Generator().manual_seed(step))}
+    folder = checkpoint.write(home / name, tensors={"vit": weights}, state={"step": step, "best_for": {}})
+    began = time.perf_counter()
+    shelf.publish(folder)
+    up = time.perf_counter()
+    fetched = shelf.fetch(name, home)
+    down = time.perf_counter()
+    checkpoint.read_state(fetched)
+    assert torch.equal(checkpoint.read_tensors(fetched, "vit")["w"], weights["w"])
+    shutil.rmtree(fetched)
+    (home / "out").write_text(json.dumps({"up": 200 / (up - began), "down": 200 / (down - up)}))

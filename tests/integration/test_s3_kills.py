@@ -1,0 +1,121 @@
+"""Killed in the middle of an upload to a real S3 server: half a checkpoint is none, and nothing of it stays."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests import killed
+from tests.desk import Desk, command, publish_200_mb, through, wait_for
+from workloads.files import MARKER
+
+pytestmark = pytest.mark.faults
+
+
+def half_saved(desk: Desk) -> str:
+    """The name of the one checkpoint that was not finished, which yet has some of its files."""
+    (half,) = [name for name, files in desk.checkpoints().items() if MARKER not in files]
+    return half
+
+
+def test_killed_in_mid_upload(desk, proxy, undisturbed, fault_table):
+    proxy.hold_at("step-00000008-attempt-1/vit.safetensors")
+    run = desk.begin(env=through(proxy))
+    wait_for(proxy.held.is_set, run)
+    run.kill()
+    run.join()
+    assert run.exitcode == -9
+    half = half_saved(desk)
+    since = time.time()
+    assert desk.antiphon("--resume", "r") == 0, desk.said
+    assert desk.outcome["resumed_from_step"] == 4
+    repeated = desk.steps_repeated()
+    assert half not in desk.checkpoints()
+    desk.check_ended_like(undisturbed)
+    fault_table(
+        fault="S3: run killed (SIGKILL) in mid-upload; then `--resume`",
+        seen="nothing; what was uploaded by half is removed",
+        seconds=desk.went_on(since),
+        repeated=repeated,
+        equal=True,
+    )
+
+
+def test_killed_in_mid_upload_on_ray(desk, proxy, undisturbed, fault_table):
+    """Driver, controller, worker and Ray's own processes die while the worker uploads the second checkpoint."""
+    antiphon = [str(Path(sys.executable).with_name("antiphon")), *command(desk.cache)]
+    antiphon += ["--storage", f"s3://{desk.bucket}/runs"]
+    env = {**os.environ, **desk.env}
+    proxy.hold_at("step-00000008-attempt-2/vit.safetensors")
+    with (desk.home / "ray.err").open("w") as errors:
+        run = subprocess.Popen([*antiphon, "--run-id", "r"], env=env | through(proxy), stdout=errors, stderr=errors)
+    everybody = [psutil.Process(run.pid)]
+    try:
+        wait_for(proxy.held.is_set, run)
+    finally:
+        everybody += everybody[0].children(recursive=True)
+        for process in everybody:
+            process.kill()
+        run.wait()
+    psutil.wait_procs(everybody, timeout=10)
+    half = half_saved(desk)
+    since = time.time()
+    done = subprocess.run([*antiphon, "--resume", "r"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (desk.home / "out").write_text(done.stdout)
+    repeated = desk.steps_repeated()
+    assert half not in desk.checkpoints()
+    desk.check_ended_like(undisturbed)
+    fault_table(
+        fault="S3, on Ray: driver, controller and worker killed in mid-upload; then `--resume`",
+        seen="nothing; what was uploaded by half is removed",
+        seconds=desk.went_on(since),
+        repeated=repeated,
+        equal=True,
+    )
+
+
+def test_a_large_checkpoint(desk, proxy, fault_table):
+    """200 MB go up in parts of 50: straight, over a line that breaks, and over one where the process dies."""
+    publish(desk, step=1, env={})
+    straight = desk.outcome
+    proxy.cut_at("partNumber=2")
+    publish(desk, step=2, env=through(proxy))
+    assert proxy.closed_at
+    assert unfinished_uploads(desk) == 0
+    proxy.hold_at("partNumber=3")
+    dying = begin_publishing(desk, step=3, env=through(proxy))
+    wait_for(proxy.held.is_set, dying)
+    dying.kill()
+    dying.join()
+    assert unfinished_uploads(desk) == 1
+    publish(desk, step=4, env={})
+    assert unfinished_uploads(desk) == 0
+    assert {name: len(files) for name, files in desk.checkpoints().items()} == {
+        f"step-0000000{step}-attempt-{step}": 3 for step in (1, 2, 4)
+    }
+    print(f"\n200 MB through RunShelf: {straight['up']:.0f} MB/s up, {straight['down']:.0f} MB/s down")
+    fault_table(
+        fault="S3: 200 MB checkpoint; line cut, and process killed, in mid-upload",
+        seen="nothing; that part is repeated, and no parts are left behind",
+        equal=True,
+    )
+
+
+def begin_publishing(desk: Desk, *, step: int, env: dict[str, str]) -> Any:
+    return killed.forked(publish_200_mb, {**desk.env, **env}, f"s3://{desk.bucket}/runs/r", desk.home, step)
+
+
+def publish(desk: Desk, *, step: int, env: dict[str, str]) -> None:
+    process = begin_publishing(desk, step=step, env=env)
+    process.join()
+    assert process.exitcode == 0
+
+
+def unfinished_uploads(desk: Desk) -> int:
+    return len(desk.server.client().list_multipart_uploads(Bucket=desk.bucket).get("Uploads", []))

@@ -1,0 +1,78 @@
+"""The S3 credentials of a run are in the environment of its processes and nowhere else that anybody looks."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.desk import command, leaks
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """For Ray's session folder: the path of a UNIX socket holds about 100 bytes."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def family(run: Any) -> set[int]:
+    """The pids of a process and all that it has started."""
+    try:
+        process = psutil.Process(run.pid)
+        return {process.pid, *(child.pid for child in process.children(recursive=True))}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+@pytest.mark.faults
+def test_the_secret_is_found_nowhere(desk, short):
+    secret = desk.server.env["AWS_SECRET_ACCESS_KEY"]
+    antiphon = [str(Path(sys.executable).with_name("antiphon")), *command(desk.cache, tracking="")]
+    folders = {"RAY_TMPDIR": str(short), "TMPDIR": str(short)}
+    with (desk.home / "out").open("wb") as out, (desk.home / "out.err").open("wb") as errors:
+        run = subprocess.Popen(
+            [*antiphon, "--storage", f"s3://{desk.bucket}/runs", "--run-id", "r"],
+            env={**os.environ, **desk.env, **folders},
+            stdout=out,
+            stderr=errors,
+        )
+    seen: set[bytes] = set()
+    try:
+        while run.poll() is None:
+            seen |= {command_line(pid) for pid in family(run)}
+            time.sleep(0.2)
+    finally:
+        run.kill()
+    assert run.returncode == 0, desk.said
+
+    assert any(b"RayTrainWorker" in line for line in seen)
+    assert any(b"orchestrator.tracking" in line for line in seen)
+    assert not [line for line in seen if secret.encode() in line]
+
+    objects = desk.home / "objects"
+    for key in desk.objects():
+        (objects / key).parent.mkdir(parents=True, exist_ok=True)
+        desk.server.client().download_file(desk.bucket, key, str(objects / key))
+    for name in ("objects/runs/r/spool.jsonl", ".cache/antiphon/runs/mlflow.db", ".cache/antiphon/runs/r/tracking.log"):
+        assert (desk.home / name).is_file()
+    assert list(short.glob("ray/session_*/logs/*worker*"))
+    assert leaks(secret, desk.home, short) == []
+
+    planted = [objects / "runs/r/planted", short / "planted"]  # the search can find it
+    for path in planted:
+        path.write_bytes(b"\0before" + secret.encode() + b"after\0")
+    assert leaks(secret, desk.home, short) == planted

@@ -1,0 +1,130 @@
+"""A run's checkpoints: which one to go on from, which stay, what a killed save leaves, who may not commit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from s3fs import S3FileSystem
+
+from orchestrator import storage
+from orchestrator.attempts import Attempt, Driver, Superseded, take_next
+from orchestrator.shelf import InBackground, RunShelf
+from workloads import checkpoint
+
+
+def shelf(attempt: Attempt, *, keep_last: int = 2) -> RunShelf:
+    return RunShelf(attempt, keep_last=keep_last, patience_s=0)
+
+
+def saved(tmp_path: Path, name: str, best_for: dict[str, float] | None = None) -> Path:
+    state = {"step": 0, "best_for": best_for or {}}
+    return checkpoint.write(tmp_path / "made" / name, tensors={"cnn": {"w": torch.ones(3)}}, state=state)
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+@pytest.fixture
+def first(home, driver) -> Attempt:
+    return take_next(start(home, driver), driver)
+
+
+def start(home: str, driver: Driver) -> str:
+    from orchestrator.attempts import take_over
+
+    run = storage.join(home, "run")
+    take_over(run, driver)
+    return run
+
+
+def test_the_newest_and_each_models_best_stay(first, tmp_path):
+    kept = shelf(first)
+    scores = [("cnn", 0.5), ("vit", 0.9), ("cnn", 0.7), ("cnn", 0.7), ("vit", 0.2), ("cnn", 0.1)]
+    for step, (model, score) in enumerate(scores, start=1):
+        kept.publish(saved(tmp_path, f"step-{step:08d}-attempt-2", {model: score}))
+    assert [name[:13] for name in kept.names()] == [f"step-{step:08d}" for step in (6, 5, 3, 2)]
+    assert not (tmp_path / "made" / "step-00000006-attempt-2").exists()  # consumed
+
+
+def test_an_attempt_goes_on_from_what_the_newest_one_committed(first, driver, tmp_path):
+    """Attempt 3 went on from step 10; that attempt 2 committed step 20 in the meantime is not its past."""
+    shelf(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
+    second = shelf(take_next(first.run_uri, driver))
+    second.publish(saved(tmp_path, "step-00000015-attempt-3"))
+    storage.publish(
+        saved(tmp_path, "step-00000020-attempt-2"),
+        storage.join(first.run_uri, "checkpoints", "step-00000020-attempt-2"),
+    )
+    assert second.names() == ["step-00000015-attempt-3", "step-00000020-attempt-2", "step-00000010-attempt-2"]
+
+
+def test_an_older_attempt_never_commits(first, driver, tmp_path):
+    old = shelf(first)
+    take_next(first.run_uri, driver)
+    with pytest.raises(Superseded):
+        old.publish(saved(tmp_path, "step-00000020-attempt-2"))
+    with pytest.raises(Superseded):
+        old.deliver(saved(tmp_path, "cnn"))
+    assert old.names() == []
+    assert storage.committed(storage.join(first.run_uri, "models")) == []
+
+
+def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, driver, tmp_path, monkeypatch):
+    old = shelf(first)
+    real = storage.filesystem
+
+    def slow(uri: str):
+        fs, path = real(uri)
+        if path.endswith("step-00000020-attempt-2"):  # the upload has begun
+            monkeypatch.setattr(storage, "filesystem", real)
+            take_next(first.run_uri, driver)
+        return fs, path
+
+    monkeypatch.setattr(storage, "filesystem", slow)
+    with pytest.raises(Superseded):
+        old.publish(saved(tmp_path, "step-00000020-attempt-2"))
+    assert old.names() == []
+
+
+def test_what_a_killed_save_left_is_collected(first, driver, tmp_path):
+    shelf(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
+    torn = storage.join(first.run_uri, "checkpoints", "step-00000020-attempt-2")
+    storage.put_text(storage.join(torn, "cnn.safetensors"), "half of it")
+    after = shelf(take_next(first.run_uri, driver))
+    after.collect_garbage()
+    assert after.names() == ["step-00000010-attempt-2"]
+    assert storage.names(storage.join(first.run_uri, "checkpoints")) == ["step-00000010-attempt-2"]
+
+
+def test_a_tagger_of_an_older_attempt_is_replaced_if_it_differs(first, driver, tmp_path):
+    shelf(first).deliver(saved(tmp_path, "cnn", {"cnn": 0.1}))
+    uri = shelf(take_next(first.run_uri, driver)).deliver(saved(tmp_path, "cnn", {"cnn": 0.2}))
+    folder = storage.fetch(uri, tmp_path / "back")
+    assert checkpoint.read_state(folder)["best_for"] == {"cnn": 0.2}
+
+
+def test_a_store_that_stays_away_is_told_in_one_line(monkeypatch, tmp_path, capfd):
+    """Nothing listens there: the call is repeated until the patience ends."""
+    for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    S3FileSystem.clear_instance_cache()  # clients remember the endpoint with which they were made
+    away = RunShelf(Attempt("s3://nowhere/run", 1, Driver()), keep_last=2, patience_s=3)
+    with pytest.raises(OSError, match=r"s3://nowhere/run/checkpoints.*127\.0\.0\.1:9") as told:
+        away.names()
+    assert "\n" not in str(told.value)
+    assert "trying again" in capfd.readouterr().err
+    S3FileSystem.clear_instance_cache()
+
+
+def test_uploads_in_the_background_are_there_at_the_end_and_their_failure_is_not_lost(first, driver, tmp_path):
+    with InBackground(shelf(first)) as background:
+        background.publish(saved(tmp_path, "step-00000010-attempt-2"))
+        background.publish(saved(tmp_path, "step-00000020-attempt-2"))
+    assert len(shelf(first).names()) == 2
+    take_next(first.run_uri, driver)
+    with pytest.raises(Superseded), InBackground(shelf(first)) as background:
+        background.publish(saved(tmp_path, "step-00000030-attempt-2"))
