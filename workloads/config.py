@@ -104,6 +104,27 @@ class MN(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DyMN(Checked):
+    """MN with blocks that choose their weights clip by clip (reference/efficientat.md section 2)."""
+
+    family: Literal["dymn"]
+    width: float = 1.0
+    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
+    dropout: float = 0.2
+    bn_momentum: float = 0.01
+    temperature: float = 30.0  # of the choice of kernels, at the beginning; 1 for weights that are trained already
+    cooled_after: float = 0.145  # share of the model's own steps at which it is 1: 29 of EfficientAT's 200 epochs
+
+    def __post_init__(self) -> None:
+        self._require(self.width > 0, "width", "must be above 0")
+        self._require(set(self.strides) <= {1, 2}, "strides", "each must be 1 or 2")
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require(0 < self.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")
+        self._require(self.temperature >= 1, "temperature", "must be 1 or more")
+        self._require(0 <= self.cooled_after <= 1, "cooled_after", "must be a share of the steps, 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ViT(Checked):
     """timm's ViT in AST's form: one channel, square patches with a stride of their own (reference/cmkd.md 2.1)."""
 
@@ -162,7 +183,7 @@ class Average(Checked):
 class Model(Checked):
     """One named model of a run: what it is, what it hears, how it learns."""
 
-    arch: MN | ViT
+    arch: MN | DyMN | ViT
     front_end: FrontEnd = field(default_factory=FrontEnd)
     optimizer: Optimizer = field(default_factory=Optimizer)
     average: Average = field(default_factory=Average)

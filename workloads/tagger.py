@@ -46,6 +46,12 @@ class Tagger(nn.Module):
         assert not self.training, "a model in training mode would learn from the clips it tags: call eval() first"
         return self(self.front_end(x_BT))
 
+    def set_progress(self, own_step: int, total: int) -> None:
+        """Tell a backbone that changes as it learns how far it is; most do not ask."""
+        tell = getattr(self.backbone, "set_progress", None)
+        if tell is not None:
+            tell(own_step, total)
+
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.backbone.parameters())

@@ -73,6 +73,7 @@ class Member:
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_lr
         self.own_step += 1
+        self.tagger.set_progress(self.own_step, self.total_steps)
         if skip:
             self.skipped += 1
         else:

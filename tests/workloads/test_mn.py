@@ -128,5 +128,5 @@ def test_misfits_are_named() -> None:
 
 
 def test_unknown_family_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'resnet'.*mn, vit"):
+    with pytest.raises(ValueError, match=r"'resnet'.*mn, dymn, vit"):
         adapt_weights({}, nn.Identity(), family="resnet")

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from torch import Tensor, nn
 
-from workloads.config import MN, ViT
+from workloads.config import MN, DyMN, ViT
 
 
 def _mn() -> ModuleType:
@@ -18,16 +18,22 @@ def _mn() -> ModuleType:
     return mn
 
 
+def _dymn() -> ModuleType:
+    from workloads.models import dymn
+
+    return dymn
+
+
 def _vit() -> ModuleType:
     from workloads.models import vit
 
     return vit
 
 
-FAMILIES: dict[str, Callable[[], ModuleType]] = {"mn": _mn, "vit": _vit}
+FAMILIES: dict[str, Callable[[], ModuleType]] = {"mn": _mn, "dymn": _dymn, "vit": _vit}
 
 
-def build_backbone(arch: MN | ViT, *, bands: int, frames: int, num_classes: int) -> nn.Module:
+def build_backbone(arch: MN | DyMN | ViT, *, bands: int, frames: int, num_classes: int) -> nn.Module:
     """Build the family's network for mel_BMF of `bands` x `frames`; it returns logits_BC with C = `num_classes`."""
     return _family(arch.family).build(arch, bands=bands, frames=frames, num_classes=num_classes)
 

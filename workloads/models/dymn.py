@@ -1,0 +1,214 @@
+"""DyMN: MobileNetV3-Large whose blocks choose their weights clip by clip (reference/efficientat.md section 2).
+
+Every block looks at its input once (`Context`); from that it mixes the kernels of its convolutions, bends its
+activation and gates frequency and time. Knows no front end and no training, but for `set_progress`, which cools the
+choice of kernels down from "all of them a little" to "one of them".
+
+Axes: B clips, M mel bands, F frames, C channels (or tags, in logits_BC), H context, K kernels.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.ops.misc import Conv2dNormActivation
+
+from workloads.config import DyMN
+from workloads.models.fit import require_fit
+from workloads.models.mn import BLOCKS
+
+HEAD = ("classifier.3.weight", "classifier.3.bias")
+KERNELS = 4
+PIECES = 2  # of the bent activation
+channels = InvertedResidualConfig.adjust_channels  # the nearest multiple of 8, of a width
+
+
+class DynamicConv(nn.Module):
+    """A convolution whose kernel is a mixture of `KERNELS`, weighed for every clip by softmax(Linear(h) / temperature).
+
+    Pointwise ones are a batched matrix product, depthwise ones one convolution with the batch folded into its groups:
+    equal to a convolution for each clip of its own.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, context: int, kernel: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        self.depthwise = kernel > 1
+        assert not self.depthwise or inputs == outputs
+        self.kernel, self.stride, self.outputs = kernel, stride, outputs
+        shape = (outputs, 1 if self.depthwise else inputs, kernel, kernel)
+        self.weight = nn.Parameter(torch.empty(KERNELS, *shape))
+        self.choice = nn.Linear(context, KERNELS)
+        for single in self.weight:
+            nn.init.kaiming_normal_(single, mode="fan_out")
+
+    def forward(self, x_BCMF: Tensor, h_BH: Tensor, temperature: Tensor) -> Tensor:
+        share_BK = (self.choice(h_BH) / temperature).softmax(dim=1)
+        kernels = (share_BK @ self.weight.flatten(1)).view(len(x_BCMF), *self.weight.shape[1:])
+        batch, _, bands, frames = x_BCMF.shape
+        if not self.depthwise:
+            y_BCN = kernels.view(batch, self.outputs, -1) @ x_BCMF.flatten(2)
+            return y_BCN.view(batch, self.outputs, bands, frames)
+        folded = x_BCMF.reshape(1, -1, bands, frames)
+        y = F.conv2d(
+            folded, kernels.flatten(0, 1), stride=self.stride, padding=self.kernel // 2, groups=folded.shape[1]
+        )
+        return y.view(batch, self.outputs, *y.shape[2:])
+
+
+class Context(nn.Module):
+    """What a block sees of its input: h_BH, and gates for every band and every frame of the block's output."""
+
+    def __init__(self, inputs: int, expanded: int, *, context: int, stride: int, momentum: float) -> None:
+        super().__init__()
+        self.look = Conv2dNormActivation(
+            inputs, context, kernel_size=1, norm_layer=_norm(momentum), activation_layer=nn.Hardswish
+        )
+        self.pool_bands: nn.Module = nn.AvgPool2d((3, 1), (stride, 1), (1, 0)) if stride > 1 else nn.Identity()
+        self.pool_frames: nn.Module = nn.AvgPool2d((1, 3), (1, stride), (0, 1)) if stride > 1 else nn.Identity()
+        self.bands, self.frames = nn.Conv2d(context, expanded, 1), nn.Conv2d(context, expanded, 1)
+
+    def forward(self, x_BCMF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bands = x_BCMF.shape[2]
+        both = torch.cat([x_BCMF.mean(3, keepdim=True), x_BCMF.mean(2).unsqueeze(3)], dim=2)
+        seen_BHL1 = self.look(both)
+        of_bands, of_frames = seen_BHL1[:, :, :bands], seen_BHL1[:, :, bands:].transpose(2, 3)
+        gates = (self.bands(self.pool_bands(of_bands)).sigmoid(), self.frames(self.pool_frames(of_frames)).sigmoid())
+        return seen_BHL1.mean((2, 3)), *gates
+
+
+class DynamicReLU(nn.Module):
+    """The larger of two straight lines, whose slopes and offsets every clip chooses for every channel."""
+
+    def __init__(self, num_channels: int, *, context: int) -> None:
+        super().__init__()
+        self.lines = nn.Linear(context, 2 * PIECES * num_channels)
+
+    def forward(self, x_BCMF: Tensor, h_BH: Tensor) -> Tensor:
+        theta = (2 * self.lines(h_BH).sigmoid() - 1).view(*x_BCMF.shape[:2], 2 * PIECES, 1, 1)
+        first, second = theta[:, :, 0] + 1, theta[:, :, 1]  # it starts near the identity
+        return torch.maximum(x_BCMF * first + theta[:, :, 2] * 0.5, x_BCMF * second + theta[:, :, 3] * 0.5)
+
+
+class DynamicBlock(nn.Module):
+    """An inverted residual block with dynamic convolutions, activation and gates; no squeeze-and-excitation."""
+
+    def __init__(self, row: InvertedResidualConfig, *, width: float, momentum: float) -> None:
+        super().__init__()
+        context = _clip(channels(row.expanded_channels // 4, 1), channels(32, width), channels(128, width))
+        norm = _norm(momentum)
+        activation = nn.Hardswish if row.use_hs else nn.ReLU
+        self.residual = row.stride == 1 and row.input_channels == row.out_channels
+        self.context = Context(
+            row.input_channels, row.expanded_channels, context=context, stride=row.stride, momentum=momentum
+        )
+        self.expand = (
+            DynamicConv(row.input_channels, row.expanded_channels, context=context)
+            if row.expanded_channels != row.input_channels
+            else None
+        )
+        self.expand_norm = nn.Sequential(norm(row.expanded_channels), activation()) if self.expand else None
+        self.depthwise = DynamicConv(
+            row.expanded_channels, row.expanded_channels, context=context, kernel=row.kernel, stride=row.stride
+        )
+        self.depthwise_norm = norm(row.expanded_channels)
+        self.relu = DynamicReLU(row.expanded_channels, context=context)
+        self.project = DynamicConv(row.expanded_channels, row.out_channels, context=context)
+        self.project_norm = norm(row.out_channels)
+
+    def forward(self, x_BCMF: Tensor, temperature: Tensor) -> Tensor:
+        h_BH, bands_BCM1, frames_BC1F = self.context(x_BCMF)
+        y = x_BCMF
+        if self.expand is not None and self.expand_norm is not None:
+            y = self.expand_norm(self.expand(y, h_BH, temperature))
+        y = self.relu(self.depthwise_norm(self.depthwise(y, h_BH, temperature)), h_BH)
+        y = self.project_norm(self.project(y * bands_BCM1 * frames_BC1F, h_BH, temperature))
+        return x_BCMF + y if self.residual else y
+
+
+class DynamicMobileNet(nn.Module):
+    """mel_BMF (normalised, any size) to logits_BC; `features` gives the last map, `classifier` is the two-layer head.
+
+    The temperature is saved with the weights: it belongs to how the kernels are mixed.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, arch: DyMN, *, num_classes: int) -> None:
+        super().__init__()
+        strides = {"1": 1} | {f"s{index}": stride for index, stride in enumerate(arch.strides)}
+        rows = [
+            InvertedResidualConfig(*row, stride=strides[stride], dilation=1, width_mult=arch.width)
+            for *row, stride in BLOCKS
+        ]
+        norm, width = _norm(arch.bn_momentum), rows[-1].out_channels
+        self.stem = Conv2dNormActivation(
+            1, rows[0].input_channels, stride=2, norm_layer=norm, activation_layer=nn.Hardswish
+        )
+        self.blocks = nn.ModuleList(DynamicBlock(row, width=arch.width, momentum=arch.bn_momentum) for row in rows)
+        self.last = Conv2dNormActivation(
+            width, 6 * width, kernel_size=1, norm_layer=norm, activation_layer=nn.Hardswish
+        )
+        penultimate = channels(1280, arch.width)
+        self.classifier = nn.Sequential(
+            nn.Linear(6 * width, penultimate),
+            nn.Hardswish(),
+            nn.Dropout(arch.dropout),
+            nn.Linear(penultimate, num_classes),
+        )
+        self.hottest, self.cooled_after = arch.temperature, arch.cooled_after
+        self.register_buffer("temperature", torch.tensor(float(arch.temperature)))
+        for module in self.modules():
+            _init(module)
+
+    def set_progress(self, own_step: int, total: int) -> None:
+        """Cool down on a straight line from `temperature` to 1, which is reached after `cooled_after` of all steps."""
+        done = min(1.0, own_step / max(1.0, self.cooled_after * total))
+        self.temperature.fill_(self.hottest + (1.0 - self.hottest) * done)
+
+    def features(self, mel_BMF: Tensor) -> Tensor:
+        """The last map, x_BCMF with C = 6 c(160)."""
+        x_BCMF = self.stem(mel_BMF.unsqueeze(1))
+        for block in self.blocks:
+            x_BCMF = block(x_BCMF, self.temperature)
+        return self.last(x_BCMF)
+
+    def forward(self, mel_BMF: Tensor) -> Tensor:
+        return self.classifier(self.features(mel_BMF).mean((2, 3)))
+
+
+def build(arch: DyMN, *, bands: int, frames: int, num_classes: int) -> DynamicMobileNet:
+    """Build DyMN; `bands` and `frames` are free because it pools over whatever map is left."""
+    return DynamicMobileNet(arch, num_classes=num_classes)
+
+
+def adapt_weights(
+    state: dict[str, Tensor], model: DynamicMobileNet, *, other_classes: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Take a state dict in our own key names; the last layer is dropped when it tells other classes apart."""
+    other_classes |= HEAD[0] in state and len(state[HEAD[0]]) != model.classifier[3].out_features
+    dropped = HEAD if other_classes else ()
+    weights = {name: tensor for name, tensor in state.items() if name not in dropped}
+    require_fit(weights, model, without=dropped)
+    return weights, dropped
+
+
+def _norm(momentum: float) -> partial[nn.BatchNorm2d]:
+    return partial(nn.BatchNorm2d, eps=1e-3, momentum=momentum)
+
+
+def _clip(value: int, low: int, high: int) -> int:
+    return max(low, min(value, high))
+
+
+def _init(module: nn.Module) -> None:
+    """As MobileNetV3's: Kaiming for convolutions, N(0, 0.01) for dense layers; dynamic kernels have theirs already."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, 0, 0.01)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
