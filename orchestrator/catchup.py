@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from orchestrator import storage, tracking
 from orchestrator.replay import Cursor, deliver
+from orchestrator.runs import records_of
 
 LOCK_S = 5.0  # a replayer that is about to finish is waited for
 SILENT_S = 120.0  # a driver that lives appends a sample of its machine every ten seconds
@@ -50,16 +51,12 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
 @contextmanager
 def _spool(run: str) -> Iterator[Path]:
     """The run's records as a local file that nobody else delivers meanwhile; a copy where it lies elsewhere."""
-    uri = storage.join(run, "spool.jsonl")
-    if not storage.exists(uri):
-        raise ValueError(
-            f"run {run!r}: no spool.jsonl there; give a run's folder or URI, STORAGE/RUN_ID. A run in an object store "
-            "has it once it has ended; until then its driver's machine has, in ~/.cache/antiphon/runs/RUN_ID"
-        )
+    if not storage.exists(storage.join(run, "spool.jsonl")):
+        raise ValueError(f"run {run!r}: no spool.jsonl there; give a run's folder or URI, STORAGE/RUN_ID")
     if not storage.is_local(run):
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
             copy = Path(scratch) / "spool.jsonl"
-            copy.write_text(storage.get_text(uri))
+            copy.write_text("".join(json.dumps(record) + "\n" for record in records_of(run)))
             yield copy
         return
     spool = storage.local_path(run) / "spool.jsonl"

@@ -8,9 +8,8 @@ from typing import Any
 
 from orchestrator import storage
 from orchestrator.report import write_report
-from orchestrator.runs import history
+from orchestrator.runs import records_of
 from workloads.config import Recipe
-from workloads.spool import read_spool
 
 
 def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def rewrite_report(run: str, out: str) -> str:
     recipe_uri = storage.join(run, "recipe.json")
     if not storage.exists(recipe_uri):
         raise ValueError(f"run {run!r}: no recipe.json there; give a run's folder or URI, STORAGE/RUN_ID")
-    records = _records(run)
+    records = records_of(run)
     if not records:
         raise ValueError(f"run {run!r}: has no records there yet; they come with the first checkpoint")
     run_id = run.rstrip("/").rsplit("/", 1)[-1]
@@ -89,14 +88,3 @@ def rewrite_report(run: str, out: str) -> str:
     recipe = json.loads(storage.get_text(recipe_uri))
     write_report(records, recipe, run_id=run_id, command=command, out=target)
     return str(target.resolve())
-
-
-def _records(run: str) -> list[dict[str, Any]]:
-    """A run's records: its published spool, or what its last checkpoint carries if it never came to publish one."""
-    uri = storage.join(run, "spool.jsonl")
-    if not storage.exists(uri):
-        return history(run)
-    with tempfile.TemporaryDirectory() as scratch:
-        spool = Path(scratch) / "spool.jsonl"
-        spool.write_text(storage.get_text(uri))
-        return read_spool(spool)

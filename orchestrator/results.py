@@ -45,11 +45,18 @@ def conclude(place: Place, command: str, *, publish: bool) -> dict[str, Any]:
     if bad:
         (place.folder / "bad-numbers.json").write_text(json.dumps(bad, indent=1))
     if not storage.is_local(place.uri):
-        for name in ("spool.jsonl", "report.html", "bad-numbers.json"):
+        share_spool(place)
+        for name in ("report.html", "bad-numbers.json"):
             if (place.folder / name).exists():
                 storage.put_text(storage.join(place.uri, name), (place.folder / name).read_text())
     storage.put_text(storage.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
     return outcome
+
+
+def share_spool(place: Place) -> None:
+    """Put what was recorded so far where the run's other things are: at its beginning, that it began and how."""
+    if not storage.is_local(place.uri):
+        storage.put_text(storage.join(place.uri, "spool.jsonl"), place.spool.read_text())
 
 
 def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
         spool.append(run_record(request.recipe, place, command=request.command, workers=request.workers))
         for record in missing:
             spool.append(record)
+        results.share_spool(place)
         replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
         launch = _run_locally if request.local else _run_on_ray
         try:

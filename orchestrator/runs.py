@@ -7,6 +7,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -81,6 +82,18 @@ def history(run_uri: str) -> list[dict[str, Any]]:
         if hashlib.sha256(text).hexdigest() == digest:
             return [json.loads(line) for line in text.splitlines()]
     return []
+
+
+def records_of(run_uri: str) -> list[dict[str, Any]]:
+    """All that can be read of a run where it is stored: its spool, and what its last checkpoint says beyond that."""
+    uri, records = storage.join(run_uri, "spool.jsonl"), []
+    if storage.exists(uri):
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+            copy = Path(scratch) / "spool.jsonl"
+            copy.write_text(storage.get_text(uri))
+            records = read_spool(copy)
+    known = {json.dumps(record) for record in records}
+    return records + [record for record in history(run_uri) if json.dumps(record) not in known]
 
 
 def recovered(place: Place) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ class MlflowServer:
     def start(self) -> None:
         """Start it, or start it again on its old port; returns once it answers."""
         service = self._book.ensure("mlflow", self._program, num_ports=1, settings={})
-        wait_until_up(service, deadline_s=120)
+        wait_until_up(service, deadline_s=stack.START_S)
 
     def _program(self, ports: tuple[int, ...], scratch: Path) -> Program:
         address = f"http://127.0.0.1:{ports[0]}"

@@ -95,7 +95,7 @@ def _check_all_there(uri: str, spool: Path, run_id: str) -> Any:
     return run
 
 
-def _until(happened: Callable[[], Any], what: str, *, seconds: float = 120.0) -> None:
+def _until(happened: Callable[[], Any], what: str, *, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
@@ -322,7 +322,7 @@ class Started:
 
     def ended(self) -> int:
         """Its exit code."""
-        return self.process.wait(timeout=180)
+        return self.process.wait(timeout=300)
 
     def kill(self) -> None:
         """End it and its replayer, which would live on, as a reboot does."""
