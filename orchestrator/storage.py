@@ -134,7 +134,8 @@ def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambd
         if fs.cat_file(join(path, MARKER)) == marker:
             return uri
         remove(uri)
-    fs.makedirs(path, exist_ok=True)
+    if is_local(uri):  # s3fs would make the bucket
+        fs.makedirs(path, exist_ok=True)
     for part in sorted(folder.iterdir()):
         if part.name != MARKER:
             fs.put_file(str(part), join(path, part.name))

@@ -136,6 +136,21 @@ def test_a_server_that_does_not_come_back_in_time(desk, kill_server, undisturbed
 
 
 @pytest.mark.faults
+def test_a_request_that_is_never_answered(desk, proxy, undisturbed, fault_table):
+    proxy.hold_at("step-00000004-attempt-1/cnn.safetensors")
+    assert desk.antiphon(env=through(proxy)) == 0, desk.said
+    assert proxy.held.is_set()
+    desk.check_ended_like(undisturbed)
+    fault_table(
+        fault="S3: an upload stands still for ever",
+        seen="nothing; after 15 s that upload is repeated",
+        seconds=desk.went_on(proxy.closed_at),
+        repeated=0,
+        equal=True,
+    )
+
+
+@pytest.mark.faults
 def test_slow_answers(desk, proxy, undisturbed, fault_table):
     proxy.delay_s = 0.1
     assert desk.antiphon(env=through(proxy)) == 0, desk.said
