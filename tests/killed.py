@@ -150,5 +150,5 @@ def _half_file(_: Any, source: str, target: str, **__: Any) -> None:
 
 
 def _only_the_marker(uri: str) -> None:
-    (Path(uri) / "COMMITTED.json").unlink()
+    (Path(uri) / "COMMITTED.json").unlink(missing_ok=True)
     os.kill(os.getpid(), signal.SIGKILL)
