@@ -271,7 +271,7 @@ def _ray_storage(request: Request) -> dict[str, Any]:
         return {"storage_path": str(storage.local_path(request.storage))}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    fs, path = storage.filesystem(request.storage)
+    fs, path = storage.filesystem(request.storage, patience_s=request.patience_s)
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 

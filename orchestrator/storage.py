@@ -17,22 +17,37 @@ from orchestrator.patience import may_pass, patiently, refusal, say, words
 from workloads.files import MARKER
 
 READING_S = 60.0  # how long data are waited for; what a run writes has the user's own --patience
-# Who repeats is `patiently`. Botocore's repetitions inside s3fs's would hold one call to a server that hangs for 7 min.
-S3_OPTIONS = {"use_listings_cache": False, "config_kwargs": {"retries": {"max_attempts": 0}}}
-
 # Newer AWS SDKs send checksums that older S3 servers answer with 411; every process that talks S3 needs these.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path within it; a plain path is a local one. ValueError for unknown schemes."""
+def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
+    """The file system of a URI and the path within it; a plain path is a local one. ValueError for unknown schemes.
+
+    With `patience_s` it repeats by itself for about so long, for those who know nothing of `patiently`.
+    """
+    options: dict[str, Any] = {}
+    if uri.startswith("s3://"):
+        retries = {"mode": "standard", "total_max_attempts": _attempts(patience_s)}
+        options = {"use_listings_cache": False, "config_kwargs": {"retries": retries}}
     try:
-        options = S3_OPTIONS if uri.startswith("s3://") else {}
         fs, path = fsspec.core.url_to_fs(os.path.expanduser(uri), **options)
     except (ValueError, ImportError) as error:
         raise ValueError(f"URI {uri!r}: {error}; use a local path or an installed scheme such as s3://") from None
     return fs, path
+
+
+def _attempts(patience_s: float) -> int:
+    """How often botocore must try to fill that time; between two tries it sleeps random() * min(2**n, 20) seconds.
+
+    One by default: its tries inside s3fs's own would hold each call to a server that hangs for seven minutes.
+    """
+    attempts, waited = 1, 0.0
+    while waited < patience_s:
+        waited += min(2 ** (attempts - 1), 20) / 2
+        attempts += 1
+    return attempts
 
 
 def join(uri: str, *parts: str) -> str:

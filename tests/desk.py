@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,10 +47,24 @@ class Desk:
 
     def begin(self, *more: str, env: dict[str, str] | None = None) -> Any:
         """The same, without waiting for its end."""
+        arguments = self._arguments("--local", *more)
+        return killed.begin(arguments, self.home / "out", env={**self.env, **(env or {})})
+
+    def begin_on_ray(self, *more: str, env: dict[str, str] | None = None, tracking: str = "none") -> Any:
+        """The same through Ray, as a user starts it."""
+        antiphon = str(Path(sys.executable).with_name("antiphon"))
+        with (self.home / "out").open("wb") as out, (self.home / "out.err").open("wb") as errors:
+            return subprocess.Popen(
+                [antiphon, *self._arguments(*more, tracking=tracking)],
+                env={**os.environ, **self.env, **(env or {})},
+                stdout=out,
+                stderr=errors,
+            )
+
+    def _arguments(self, *more: str, tracking: str = "none") -> list[str]:
         which = [] if "--resume" in more else ["--run-id", "r"]
         where = [] if "--storage" in more else ["--storage", f"s3://{self.bucket}/runs"]
-        arguments = [*command(self.cache), "--local", *which, *where, *more]
-        return killed.begin(arguments, self.home / "out", env={**self.env, **(env or {})})
+        return [*command(self.cache, tracking=tracking), *which, *where, *more]
 
     @property
     def env(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from cluster.book import Book
 from cluster.services import wait_until_up
 from tests.desk import Desk, leaks, through, wait_for
 from workloads.files import MARKER
+from workloads.spool import read_spool
 
 
 @pytest.fixture
@@ -108,6 +109,32 @@ def test_a_server_that_is_killed_and_comes_back(desk, kill_server, undisturbed, 
         repeated=0,
         equal=True,
     )
+
+
+@pytest.mark.faults
+def test_a_server_that_is_killed_and_comes_back_on_ray(desk, kill_server, undisturbed, fault_table):
+    run = desk.begin_on_ray()
+    try:
+        wait_for(lambda: desk.saved() >= 2, run)
+        kill_server()
+        start_server(desk.server)
+        back = time.time()
+        assert run.wait() == 0, desk.said
+    finally:
+        run.kill()
+    desk.check_ended_like(undisturbed)
+    fault_table(
+        fault="S3, on Ray: all daemons killed (SIGKILL), started again",
+        seen="nothing; uploads wait in the background",
+        seconds=max(0.0, ended(desk) - back),
+        repeated=0,
+        equal=True,
+    )
+
+
+def ended(desk: Desk) -> float:
+    """When the run had its last word (time.time)."""
+    return read_spool(desk.spool)[-1]["t"] / 1000
 
 
 @pytest.mark.faults

@@ -1,17 +1,13 @@
 """Killed in the middle of an upload to a real S3 server: half a checkpoint is none, and nothing of it stays."""
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from tests import killed
-from tests.desk import Desk, command, publish_200_mb, through, wait_for
+from tests.desk import Desk, publish_200_mb, through, wait_for
 from workloads.files import MARKER
 
 pytestmark = pytest.mark.faults
@@ -48,12 +44,8 @@ def test_killed_in_mid_upload(desk, proxy, undisturbed, fault_table):
 
 def test_killed_in_mid_upload_on_ray(desk, proxy, undisturbed, fault_table):
     """Driver, controller, worker and Ray's own processes die while the worker uploads the second checkpoint."""
-    antiphon = [str(Path(sys.executable).with_name("antiphon")), *command(desk.cache)]
-    antiphon += ["--storage", f"s3://{desk.bucket}/runs"]
-    env = {**os.environ, **desk.env}
     proxy.hold_at("step-00000008-attempt-2/vit.safetensors")
-    with (desk.home / "ray.err").open("w") as errors:
-        run = subprocess.Popen([*antiphon, "--run-id", "r"], env=env | through(proxy), stdout=errors, stderr=errors)
+    run = desk.begin_on_ray(env=through(proxy))
     everybody = [psutil.Process(run.pid)]
     try:
         wait_for(proxy.held.is_set, run)
@@ -65,9 +57,7 @@ def test_killed_in_mid_upload_on_ray(desk, proxy, undisturbed, fault_table):
     psutil.wait_procs(everybody, timeout=10)
     half = half_saved(desk)
     since = time.time()
-    done = subprocess.run([*antiphon, "--resume", "r"], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (desk.home / "out").write_text(done.stdout)
+    assert desk.begin_on_ray("--resume", "r").wait() == 0, desk.said
     repeated = 8 - desk.outcome["resumed_from_step"]  # at least: uploads run behind the training
     assert repeated == 4
     assert half not in desk.checkpoints()

@@ -1,8 +1,5 @@
 """The S3 credentials of a run are in the environment of its processes and nowhere else that anybody looks."""
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.desk import command, leaks
+from tests.desk import leaks
 
 
 @pytest.fixture
@@ -41,15 +38,7 @@ def command_line(pid: int) -> bytes:
 @pytest.mark.faults
 def test_the_secret_is_found_nowhere(desk, short):
     secret = desk.server.env["AWS_SECRET_ACCESS_KEY"]
-    antiphon = [str(Path(sys.executable).with_name("antiphon")), *command(desk.cache, tracking="")]
-    folders = {"RAY_TMPDIR": str(short), "TMPDIR": str(short)}
-    with (desk.home / "out").open("wb") as out, (desk.home / "out.err").open("wb") as errors:
-        run = subprocess.Popen(
-            [*antiphon, "--storage", f"s3://{desk.bucket}/runs", "--run-id", "r"],
-            env={**os.environ, **desk.env, **folders},
-            stdout=out,
-            stderr=errors,
-        )
+    run = desk.begin_on_ray(tracking="", env={"RAY_TMPDIR": str(short), "TMPDIR": str(short)})
     seen: set[bytes] = set()
     try:
         while run.poll() is None:
