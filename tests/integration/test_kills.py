@@ -79,6 +79,7 @@ def test_killed_at_random_points(command, whole, tmp_path, kills, fault_table):
     while died < kills:  # a run may be done before it comes to its last killing point
         died += killed_again_and_again(command, whole, tmp_path / str(seed), seed=seed, kills=min(3, kills - died))
         seed += 1
+    assert died == kills  # each run was compared with the whole one at its end
     fault_table(
         fault=f"process killed {kills} times: mid-step, mid-line, mid-file, around the marker",
         seen="nothing; `--resume auto` goes on",

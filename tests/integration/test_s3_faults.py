@@ -125,7 +125,7 @@ def test_a_server_that_is_killed_and_comes_back_on_ray(desk, kill_server, undist
     desk.check_ended_like(undisturbed)
     fault_table(
         fault="S3, on Ray: all daemons killed (SIGKILL), started again",
-        seen="nothing; uploads wait in the background",
+        seen="nothing; it trains on, uploads wait (seconds: to the end of the run)",
         seconds=max(0.0, ended(desk) - back),
         repeated=0,
         equal=True,
