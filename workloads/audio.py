@@ -123,16 +123,19 @@ class LogMel(nn.Module, ABC):
                 module.register_buffer(name, buffer, persistent=False)
 
 
-class LogMel64(LogMel):
-    """64 bands, 50 to 8000 Hz, at 16 kHz, exactly 100 frames per second: the light front end."""
+class PlainLogMel(LogMel):
+    """torchaudio's mel spectrogram, logged, with exactly one frame per hop; its subclasses only set the sizes."""
 
-    kind, bands, hop = "logmel64", 64, 160
-    mean, std, mask_value = -5.0, 4.0, -5.0
+    n_fft: int
+    window: int
+    low: float
+    high: float
 
     def __init__(self, *, clip_rate: int) -> None:
         super().__init__(clip_rate=clip_rate)
+        sizes = {"n_fft": self.n_fft, "win_length": self.window, "hop_length": self.hop}
         self.mel = torchaudio.transforms.MelSpectrogram(
-            self.rate, n_fft=512, win_length=400, hop_length=self.hop, f_min=50.0, f_max=8000.0, n_mels=self.bands
+            self.rate, **sizes, f_min=self.low, f_max=self.high, n_mels=self.bands
         )
         self._keep_out_of_state()
 
@@ -142,6 +145,22 @@ class LogMel64(LogMel):
     def _log_mel(self, x_BT: Tensor) -> Tensor:
         # A centred transform has one frame more, centred on the end of the clip.
         return torch.log(self.mel(x_BT)[..., : self._frames(x_BT.shape[-1])] + 1e-5)
+
+
+class LogMel64(PlainLogMel):
+    """64 bands, 50 to 8000 Hz, at 16 kHz, exactly 100 frames per second: the light front end."""
+
+    kind, bands, hop = "logmel64", 64, 160
+    n_fft, window, low, high = 512, 400, 50.0, 8000.0
+    mean, std, mask_value = -5.0, 4.0, -5.0
+
+
+class LogMel40(PlainLogMel):
+    """40 bands every 20 ms from windows of 40 ms: what keyword spotters on small devices hear (reference/tkd.md 5)."""
+
+    kind, bands, hop = "logmel40", 40, 320
+    n_fft, window, low, high = 1024, 640, 20.0, 7600.0
+    mean, std, mask_value = -5.0, 4.0, -5.0
 
 
 class Kaldi128(LogMel):
@@ -200,13 +219,37 @@ class EfficientAT128(LogMel):
         return torch.log(self.banks_MK @ spectrum_BKF.abs().square() + 1e-5)
 
 
+class CED64(LogMel):
+    """CED's front end: 64 bands in decibels, nothing below 120 dB under the loudest cell (reference/ced.md 6.1).
+
+    The floor is each clip's own. CED takes it from the batch, so that a clip's spectrum depends on its neighbours.
+    """
+
+    kind, bands, hop = "ced64", 64, 160
+    mean, std, mask_value = 0.0, 1.0, 0.0
+
+    def __init__(self, *, clip_rate: int) -> None:
+        super().__init__(clip_rate=clip_rate)
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            self.rate, n_fft=512, win_length=512, hop_length=self.hop, f_min=0.0, f_max=8000.0, n_mels=self.bands
+        )
+        self.decibel = torchaudio.transforms.AmplitudeToDB(top_db=120)
+        self._keep_out_of_state()
+
+    def _frames(self, length: int) -> int:
+        return 1 + length // self.hop
+
+    def _log_mel(self, x_BT: Tensor) -> Tensor:
+        return self.decibel(self.mel(x_BT).unsqueeze(1)).squeeze(1)  # with four axes the floor is per clip
+
+
 def _kaldi_banks(n_fft: int, rate: int, *, low: float, high: float) -> Tensor:
     """Kaldi's 128 triangular bands over the n_fft // 2 + 1 bins; the last bin, Nyquist, belongs to none."""
     banks_MK, _ = get_mel_banks(128, n_fft, float(rate), low, high, 100.0, -500.0, 1.0)
     return nn.functional.pad(banks_MK, (0, 1))
 
 
-KINDS: dict[str, type[LogMel]] = {end.kind: end for end in (LogMel64, Kaldi128, EfficientAT128)}
+KINDS: dict[str, type[LogMel]] = {end.kind: end for end in (LogMel64, Kaldi128, EfficientAT128, CED64, LogMel40)}
 
 
 def build_front_end(kind: str, *, clip_rate: int) -> LogMel:

@@ -7,10 +7,17 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from workloads.architectures import Arch
 from workloads.checked import Checked
 from workloads.schedules import Schedule
 
-FRONT_ENDS = {"logmel64": 16_000, "kaldi128": 16_000, "efficientat128": 32_000}  # kind -> its sample rate in Hz
+FRONT_ENDS = {  # kind -> its sample rate in Hz
+    "logmel64": 16_000,
+    "kaldi128": 16_000,
+    "efficientat128": 32_000,
+    "ced64": 16_000,
+    "logmel40": 16_000,
+}
 Value = TypeVar("Value")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -74,77 +81,18 @@ class Augment(Checked):
 class FrontEnd(Checked):
     """Waveform to log-mel, and the model's own normalisation of it; without mean and std the kind's own are used."""
 
-    kind: Literal["logmel64", "kaldi128", "efficientat128"] = "logmel64"
+    kind: Literal["logmel64", "kaldi128", "efficientat128", "ced64", "logmel40"] = "logmel64"
     mean: float | None = None
     std: float | None = None
+    frames: int = 0  # cut to so many, or fill up as AST does (1024 for a clip of 10 s); 0: as many as the clip has
 
     def __post_init__(self) -> None:
         self._require(self.std is None or self.std > 0, "std", "must be above 0")
+        self._require(self.frames >= 0, "frames", "must be above 0, or 0 for as many as the clip has")
 
     @property
     def rate(self) -> int:
         return FRONT_ENDS[self.kind]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MN(Checked):
-    """MobileNetV3-Large at any width, as EfficientAT uses it (reference/efficientat.md section 1)."""
-
-    family: Literal["mn"]
-    width: float = 1.0
-    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
-    dropout: float = 0.2
-    bn_momentum: float = 0.01
-
-    def __post_init__(self) -> None:
-        self._require(self.width > 0, "width", "must be above 0")
-        self._require(set(self.strides) <= {1, 2}, "strides", "each must be 1 or 2")
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
-        self._require(0 < self.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DyMN(Checked):
-    """MN with blocks that choose their weights clip by clip (reference/efficientat.md section 2)."""
-
-    family: Literal["dymn"]
-    width: float = 1.0
-    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
-    dropout: float = 0.2
-    bn_momentum: float = 0.01
-    temperature: float = 30.0  # of the choice of kernels, at the beginning; 1 for weights that are trained already
-    cooled_after: float = 0.145  # share of the model's own steps at which it is 1: 29 of EfficientAT's 200 epochs
-
-    def __post_init__(self) -> None:
-        self._require(self.width > 0, "width", "must be above 0")
-        self._require(set(self.strides) <= {1, 2}, "strides", "each must be 1 or 2")
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
-        self._require(0 < self.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")
-        self._require(self.temperature >= 1, "temperature", "must be 1 or more")
-        self._require(0 <= self.cooled_after <= 1, "cooled_after", "must be a share of the steps, 0 to 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViT(Checked):
-    """timm's ViT in AST's form: one channel, square patches with a stride of their own (reference/cmkd.md 2.1)."""
-
-    family: Literal["vit"]
-    dim: int = 192
-    depth: int = 12
-    heads: int = 3
-    patch: int = 16
-    stride: int = 16
-    pool: Literal["token", "avg"] = "token"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._require(self.depth > 0, "depth", "must be above 0")
-        self._require(self.heads > 0, "heads", "must be above 0")
-        self._require(self.dim > 0 and self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
-        self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
-        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +131,7 @@ class Average(Checked):
 class Model(Checked):
     """One named model of a run: what it is, what it hears, how it learns."""
 
-    arch: MN | DyMN | ViT
+    arch: Arch
     front_end: FrontEnd = field(default_factory=FrontEnd)
     optimizer: Optimizer = field(default_factory=Optimizer)
     average: Average = field(default_factory=Average)

@@ -12,6 +12,7 @@ from workloads.audio import build_front_end
 from workloads.config import Model
 from workloads.keyed import keyed_seed
 from workloads.models import adapt_weights, build_backbone
+from workloads.models.backbone import Outputs
 
 
 class Tagger(nn.Module):
@@ -34,12 +35,26 @@ class Tagger(nn.Module):
         self.mean = self.front_end.mean if model.front_end.mean is None else model.front_end.mean
         self.std = self.front_end.std if model.front_end.std is None else model.front_end.std
         self.backbone = build_backbone(
-            model.arch, bands=self.front_end.bands, frames=self.front_end.frames(clip_seconds), num_classes=len(tags)
+            model.arch,
+            bands=self.front_end.bands,
+            frames=model.front_end.frames or self.front_end.frames(clip_seconds),
+            num_classes=len(tags),
         )
 
     def forward(self, mel_BMF: Tensor) -> Tensor:
         """Logits_BC of this model's own log-mel, masked where the view says so but un-normalised."""
-        return self.backbone((mel_BMF - self.mean) / self.std)
+        return self.backbone(self.normalised(mel_BMF))
+
+    def outputs(self, mel_BMF: Tensor) -> Outputs:
+        """Logits, embedding and temporal sequence, from the same log-mel as `forward`."""
+        return self.backbone.outputs(self.normalised(mel_BMF))
+
+    def normalised(self, mel_BMF: Tensor) -> Tensor:
+        """What the backbone reads: as many frames as it was built for where the recipe says how many, normalised."""
+        if frames := self.model.front_end.frames:
+            missing = frames - mel_BMF.shape[-1]  # a negative number cuts
+            mel_BMF = nn.functional.pad(mel_BMF, (0, missing), value=self.front_end.mask_value)
+        return (mel_BMF - self.mean) / self.std
 
     def tag(self, x_BT: Tensor) -> Tensor:
         """Logits_BC of waveforms at `clip_rate`; in eval mode only."""

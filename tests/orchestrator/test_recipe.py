@@ -58,7 +58,10 @@ def test_flattening_keeps_every_value_under_its_path():
         ("a.b", "--set 'a.b': must look like a.b=value"),
         ("train.seeds=3", "train.seeds: unknown key"),
         ("train.seed=x", "train.seed = 'x': input should be a valid integer"),
-        ("models.cnn.arch.family=foo", "models.cnn.arch.family = 'foo': must be one of 'mn', 'dymn', 'vit'"),
+        (
+            "models.cnn.arch.family=foo",
+            "models.cnn.arch.family = 'foo': must be one of 'mn', 'dymn', 'efficientnet', 'vit', 'ast', 'ced'",
+        ),
         ("models.cnn.arch.width=-1", "models.cnn.arch.width = -1.0: must be above 0"),
         ("models.cnn.arch.widht=1", "models.cnn.arch.widht: unknown key"),
         ("edges.0.weight=2", "edges.0.weight = 2.0: must be between 0 and 1"),

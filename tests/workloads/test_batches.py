@@ -10,11 +10,12 @@ import pytest
 import soundfile
 import torch
 
+from workloads.architectures import ViT
 from workloads.audio import build_front_end
 from workloads.augment import apply_view, draw_view, mask_mel
 from workloads.cache import ClipCache
 from workloads.clips import Clip, Corpus, read_corpus
-from workloads.config import Augment, Data, FrontEnd, Model, Recipe, Train, ViT
+from workloads.config import Augment, Data, FrontEnd, Model, Recipe, Train
 from workloads.data import Batches, Shard, evaluation_batch
 from workloads.files import LocalFiles
 from workloads.schedules import Mutual

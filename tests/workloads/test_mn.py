@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-from workloads.config import MN
+from workloads.architectures import MN
 from workloads.models import adapt_weights, build_backbone
 
 
@@ -128,5 +128,5 @@ def test_misfits_are_named() -> None:
 
 
 def test_unknown_family_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'resnet'.*mn, dymn, vit"):
+    with pytest.raises(ValueError, match=r"'resnet'.*mn, dymn, efficientnet, vit, ast, ced, ondevice"):
         adapt_weights({}, nn.Identity(), family="resnet")

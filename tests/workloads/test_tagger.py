@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from workloads.config import MN, FrontEnd, Model, ViT
+from workloads.architectures import MN, ViT
+from workloads.config import FrontEnd, Model
 from workloads.tagger import Tagger, build_tagger
 
 TAGS = ("dog", "rain", "saw")

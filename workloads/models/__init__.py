@@ -4,42 +4,24 @@ A backbone maps a normalised log-mel to logits; it knows no front end, no tags a
 imported when the family is asked for: torchvision and timm cost seconds. Each offers `build` and `adapt_weights`.
 """
 
-from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from workloads.config import MN, DyMN, ViT
+from workloads.architectures import Arch
+from workloads.models.backbone import Backbone
 
-
-def _mn() -> ModuleType:
-    from workloads.models import mn
-
-    return mn
+FAMILIES = ("mn", "dymn", "efficientnet", "vit", "ast", "ced", "ondevice")
 
 
-def _dymn() -> ModuleType:
-    from workloads.models import dymn
-
-    return dymn
-
-
-def _vit() -> ModuleType:
-    from workloads.models import vit
-
-    return vit
-
-
-FAMILIES: dict[str, Callable[[], ModuleType]] = {"mn": _mn, "dymn": _dymn, "vit": _vit}
-
-
-def build_backbone(arch: MN | DyMN | ViT, *, bands: int, frames: int, num_classes: int) -> nn.Module:
-    """Build the family's network for mel_BMF of `bands` x `frames`; it returns logits_BC with C = `num_classes`."""
+def build_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:
+    """Build the family's network for mel_BMF of `bands` x `frames`; its logits_BC have C = `num_classes`."""
     return _family(arch.family).build(arch, bands=bands, frames=frames, num_classes=num_classes)
 
 
 def adapt_weights(
-    state: dict[str, Tensor], backbone: nn.Module, *, family: str, other_classes: bool = False
+    state: dict[str, Tensor], backbone: Backbone, *, family: str, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Fit foreign initial weights to the backbone: what to load, and the names that were dropped on purpose.
 
@@ -51,4 +33,4 @@ def adapt_weights(
 def _family(name: str) -> ModuleType:
     if name not in FAMILIES:
         raise ValueError(f"family = {name!r}: no such model family; the families are {', '.join(FAMILIES)}")
-    return FAMILIES[name]()
+    return import_module(f"workloads.models.{name}")

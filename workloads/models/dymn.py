@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops.misc import Conv2dNormActivation
 
-from workloads.config import DyMN
-from workloads.models.fit import require_fit
-from workloads.models.mn import BLOCKS
+from workloads.architectures import DyMN
+from workloads.models.backbone import Backbone, Outputs
+from workloads.models.fit import fit_head
+from workloads.models.mn import block_rows, channels
 
 HEAD = ("classifier.3.weight", "classifier.3.bias")
 KERNELS = 4
 PIECES = 2  # of the bent activation
-channels = InvertedResidualConfig.adjust_channels  # the nearest multiple of 8, of a width
 
 
 class DynamicConv(nn.Module):
@@ -127,7 +127,7 @@ class DynamicBlock(nn.Module):
         return x_BCMF + y if self.residual else y
 
 
-class DynamicMobileNet(nn.Module):
+class DynamicMobileNet(Backbone):
     """mel_BMF (normalised, any size) to logits_BC; `features` gives the last map, `classifier` is the two-layer head.
 
     The temperature is saved with the weights: it belongs to how the kernels are mixed.
@@ -137,11 +137,7 @@ class DynamicMobileNet(nn.Module):
 
     def __init__(self, arch: DyMN, *, num_classes: int) -> None:
         super().__init__()
-        strides = {"1": 1} | {f"s{index}": stride for index, stride in enumerate(arch.strides)}
-        rows = [
-            InvertedResidualConfig(*row, stride=strides[stride], dilation=1, width_mult=arch.width)
-            for *row, stride in BLOCKS
-        ]
+        rows = block_rows(arch.width, arch.strides)
         norm, width = _norm(arch.bn_momentum), rows[-1].out_channels
         self.stem = Conv2dNormActivation(
             1, rows[0].input_channels, stride=2, norm_layer=norm, activation_layer=nn.Hardswish
@@ -174,8 +170,10 @@ class DynamicMobileNet(nn.Module):
             x_BCMF = block(x_BCMF, self.temperature)
         return self.last(x_BCMF)
 
-    def forward(self, mel_BMF: Tensor) -> Tensor:
-        return self.classifier(self.features(mel_BMF).mean((2, 3)))
+    def outputs(self, mel_BMF: Tensor) -> Outputs:
+        x_BCMF = self.features(mel_BMF)
+        embedding_BD = x_BCMF.mean((2, 3))
+        return Outputs(self.classifier(embedding_BD), embedding_BD, x_BCMF.mean(2).transpose(1, 2))
 
 
 def build(arch: DyMN, *, bands: int, frames: int, num_classes: int) -> DynamicMobileNet:
@@ -187,11 +185,7 @@ def adapt_weights(
     state: dict[str, Tensor], model: DynamicMobileNet, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Take a state dict in our own key names; the last layer is dropped when it tells other classes apart."""
-    other_classes |= HEAD[0] in state and len(state[HEAD[0]]) != model.classifier[3].out_features
-    dropped = HEAD if other_classes else ()
-    weights = {name: tensor for name, tensor in state.items() if name not in dropped}
-    require_fit(weights, model, without=dropped)
-    return weights, dropped
+    return fit_head(state, model, head=HEAD, other_classes=other_classes)
 
 
 def _norm(momentum: float) -> partial[nn.BatchNorm2d]:

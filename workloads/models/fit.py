@@ -7,6 +7,21 @@ from torch import Tensor, nn
 SHOWN = 6  # names in a message; a wrong file has hundreds
 
 
+def fit_head(
+    state: dict[str, Tensor], model: nn.Module, *, head: tuple[str, ...], other_classes: bool
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state without its `head` tensors where these tell other classes apart; ValueError where the rest misfits.
+
+    The rows of the first tensor in `head` tell the number of classes. Returns what to load and the names dropped.
+    """
+    wanted = len(model.state_dict()[head[0]])
+    other_classes |= head[0] in state and len(state[head[0]]) != wanted
+    dropped = head if other_classes else ()
+    weights = {name: tensor for name, tensor in state.items() if name not in dropped}
+    require_fit(weights, model, without=dropped)
+    return weights, dropped
+
+
 def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collection[str] = ()) -> None:
     """Raise ValueError naming every kind of misfit between `weights` and the model's state, less `without`."""
     needed = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in without}

@@ -1,11 +1,13 @@
 """MN: MobileNetV3-Large at any width, as EfficientAT trains it (reference/efficientat.md section 1).
 
 The network is torchvision's; what differs is written here: one input channel, a plain sigmoid as the
-squeeze-and-excitation gate, batch norm's momentum, strides. Knows no front end and no training.
+squeeze-and-excitation gate, gates over bands and frames, three heads, batch norm's momentum, strides. Knows no front
+end and no training.
 
-Axes: B clips, M mel bands, F frames, C tags.
+Axes: B clips, M mel bands, F frames, C tags; of maps x_BDMF the D are channels.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,10 +15,19 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3
 from torchvision.ops import SqueezeExcitation
 
-from workloads.config import MN
-from workloads.models.fit import require_fit
+from workloads.architectures import MN
+from workloads.models.backbone import Backbone, Outputs
+from workloads.models.fit import fit_head
 
-HEAD = ("classifier.3.weight", "classifier.3.bias")
+HEADS = {  # what tells classes apart; the first one's rows are a multiple of the classes
+    "mlp": ("classifier.3.weight", "classifier.3.bias"),
+    "fully_convolutional": tuple(
+        f"classifier.{name}"
+        for name in ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked")
+    ),
+    "attention": ("classifier.project.bias", "classifier.project.weight", "classifier.mix"),
+}
+ATTENTION_HEADS = 4
 # in, kernel, expanded, out, squeeze-and-excitation, activation, stride (a letter: taken from `strides`)
 BLOCKS: tuple[tuple[int, int, int, int, bool, str, str], ...] = (
     (16, 3, 16, 16, False, "RE", "1"),
@@ -35,49 +46,135 @@ BLOCKS: tuple[tuple[int, int, int, int, bool, str, str], ...] = (
     (160, 5, 960, 160, True, "HS", "1"),
     (160, 5, 960, 160, True, "HS", "1"),
 )
+JOINS: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "avg": torch.mean, "add": torch.sum, "min": torch.amin}
+channels = InvertedResidualConfig.adjust_channels  # the nearest multiple of 8, of a width
 
 
-class MobileNet(MobileNetV3):
-    """mel_BMF (normalised, any size) to logits_BC; `features` gives the maps, `classifier` is the two-layer head."""
+def block_rows(width: float, strides: tuple[int, ...]) -> list[InvertedResidualConfig]:
+    """The block table at a width, with its free strides filled in."""
+    known = {"1": 1} | {f"s{index}": stride for index, stride in enumerate(strides)}
+    return [InvertedResidualConfig(*row, stride=known[stride], dilation=1, width_mult=width) for *row, stride in BLOCKS]
 
-    def __init__(self, arch: MN, *, num_classes: int) -> None:
-        strides = {"1": 1} | {f"s{index}": stride for index, stride in enumerate(arch.strides)}
-        blocks = [
-            InvertedResidualConfig(*row, stride=strides[stride], dilation=1, width_mult=arch.width)
-            for *row, stride in BLOCKS
-        ]
-        super().__init__(
-            blocks,
-            last_channel=InvertedResidualConfig.adjust_channels(1280, arch.width),
+
+class AxisGate(nn.Module):
+    """Squeeze-and-excitation over one axis of x_BDMF: the means over the other two say how much of each is kept."""
+
+    def __init__(self, axis: int, size: int) -> None:
+        super().__init__()
+        self.axis, self.others = axis, [other for other in (1, 2, 3) if other != axis]
+        squeezed = channels(size // 4, 1)
+        self.fc1, self.fc2 = nn.Linear(size, squeezed), nn.Linear(squeezed, size)
+
+    def forward(self, x_BDMF: Tensor) -> Tensor:
+        gate = self.fc2(self.fc1(x_BDMF.mean(self.others)).relu()).sigmoid()
+        shape = [len(x_BDMF), 1, 1, 1]
+        shape[self.axis] = x_BDMF.shape[self.axis]
+        return x_BDMF * gate.view(shape)
+
+
+class ConcurrentGates(nn.Module):
+    """One gate per axis, all on the same input, their results joined cell by cell."""
+
+    def __init__(self, sizes: dict[str, int], join: str) -> None:
+        super().__init__()
+        self.axes = nn.ModuleDict({axis: AxisGate(1 + "cft".index(axis), size) for axis, size in sizes.items()})
+        self.join = JOINS[join]
+
+    def forward(self, x_BDMF: Tensor) -> Tensor:
+        return self.join(torch.stack([gate(x_BDMF) for gate in self.axes.values()]), dim=0)
+
+
+class AttentionPool(nn.Module):
+    """PSLA's head: per tag, a few learned weightings of time, mixed; bands are averaged first.
+
+    Weights are sigmoids brought to a sum of 1 over time, the scores they weigh stay linear.
+    """
+
+    def __init__(self, inputs: int, num_classes: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(inputs, 2 * ATTENTION_HEADS * num_classes)
+        self.mix = nn.Parameter(torch.full((ATTENTION_HEADS,), 1 / ATTENTION_HEADS))
+
+    def forward(self, x_BDMF: Tensor) -> Tensor:
+        both = self.project(x_BDMF.mean(2).transpose(1, 2)).unflatten(2, (2, ATTENTION_HEADS, -1))
+        weights, scores = both.unbind(2)  # B, time, heads, C
+        weights = weights.sigmoid().clamp(1e-7, 1 - 1e-7)
+        pooled_BHC = (weights * scores).sum(1) / weights.sum(1)
+        return torch.einsum("bhc,h->bc", pooled_BHC, self.mix)
+
+
+class MobileNet(Backbone):
+    """mel_BMF (normalised, any size unless frames are gated) to logits_BC; `features` gives the map, then the head."""
+
+    def __init__(self, arch: MN, *, bands: int, frames: int, num_classes: int) -> None:
+        super().__init__()
+        rows = block_rows(arch.width, arch.strides)
+        net = MobileNetV3(
+            rows,
+            last_channel=channels(1280, arch.width),
             num_classes=num_classes,
             block=partial(InvertedResidual, se_layer=SqueezeExcitation),  # its own gate is the plain sigmoid
             norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=arch.bn_momentum),
             dropout=arch.dropout,
         )
+        self.head, self.features = arch.head, net.features
         self.features[0][0] = _one_channel(self.features[0][0])
+        if arch.se_axes != ("c",):
+            self._gate_axes(arch, rows, bands, frames)
+        self.classifier = _head(arch.head, net, 6 * rows[-1].out_channels, num_classes)
         for module in self.modules():
-            if isinstance(module, SqueezeExcitation):
-                _init_like_linear(module)
-        self.to(memory_format=torch.channels_last)  # depthwise convolutions: a training step takes 0.55-0.6 of the time
+            _init_like_linear(module)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a training step takes 0.55-0.6 of the time
 
-    def forward(self, mel_BMF: Tensor) -> Tensor:
-        return super().forward(mel_BMF.unsqueeze(1))
+    def _gate_axes(self, arch: MN, rows: list[InvertedResidualConfig], bands: int, frames: int) -> None:
+        """Put gates over the wanted axes where torchvision has one over channels."""
+        sides = [_halved(bands, 2), _halved(frames, 2)]
+        for row, block in zip(rows, self.features[1:-1], strict=True):
+            sides = [_halved(side, row.stride) for side in sides]
+            sizes = {"c": row.expanded_channels, "f": sides[0], "t": sides[1]}
+            for index, layer in enumerate(block.block):
+                if isinstance(layer, SqueezeExcitation):
+                    wanted: dict[str, int] = {axis: sizes[axis] for axis in arch.se_axes}
+                    block.block[index] = ConcurrentGates(wanted, arch.se_join) if wanted else nn.Identity()
+
+    def outputs(self, mel_BMF: Tensor) -> Outputs:
+        x_BDMF = self.features(mel_BMF.unsqueeze(1))
+        embedding_BD = x_BDMF.mean((2, 3))
+        if self.head == "mlp":
+            logits_BC = self.classifier(embedding_BD)
+        elif self.head == "attention":
+            logits_BC = self.classifier(x_BDMF)
+        else:
+            logits_BC = self.classifier(x_BDMF).mean((2, 3))
+        return Outputs(logits_BC, embedding_BD, x_BDMF.mean(2).transpose(1, 2))
 
 
 def build(arch: MN, *, bands: int, frames: int, num_classes: int) -> MobileNet:
-    """Build MN; `bands` and `frames` are free because it pools over whatever map is left."""
-    return MobileNet(arch, num_classes=num_classes)
+    """Build MN; it takes any number of frames unless `se_axes` gates them."""
+    return MobileNet(arch, bands=bands, frames=frames, num_classes=num_classes)
 
 
 def adapt_weights(
     state: dict[str, Tensor], model: MobileNet, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take a state dict in our own key names; the last layer is dropped when it tells other classes apart."""
-    other_classes |= HEAD[0] in state and len(state[HEAD[0]]) != model.classifier[3].out_features
-    dropped = HEAD if other_classes else ()
-    weights = {name: tensor for name, tensor in state.items() if name not in dropped}
-    require_fit(weights, model, without=dropped)
-    return weights, dropped
+    """Take a state dict in our own key names; what tells other classes apart is dropped."""
+    return fit_head(state, model, head=HEADS[model.head], other_classes=other_classes)
+
+
+def _halved(side: int, stride: int) -> int:
+    """What a convolution that keeps its input's size at stride 1 leaves of a side."""
+    return -(-side // stride)
+
+
+def _head(kind: str, net: MobileNetV3, inputs: int, num_classes: int) -> nn.Module:
+    """The last layers: torchvision's own two, a convolution to one map per tag, or attention over time."""
+    if kind == "attention":
+        return AttentionPool(inputs, num_classes)
+    if kind == "fully_convolutional":
+        to_tags = nn.Conv2d(inputs, num_classes, 1, bias=False)
+        nn.init.kaiming_normal_(to_tags.weight, mode="fan_out")
+        return nn.Sequential(to_tags, nn.BatchNorm2d(num_classes))
+    return net.classifier
 
 
 def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
@@ -87,7 +184,14 @@ def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def _init_like_linear(gate: SqueezeExcitation) -> None:
-    """EfficientAT writes these 1x1 convolutions as Linear, and starts Linear at N(0, 0.01)."""
-    for layer in (gate.fc1, gate.fc2):
+def _init_like_linear(module: nn.Module) -> None:
+    """EfficientAT starts Linear at N(0, 0.01), the gates' too, which torchvision writes as 1x1 convolutions."""
+    if isinstance(module, SqueezeExcitation):
+        layers = [module.fc1, module.fc2]
+    elif isinstance(module, AxisGate | AttentionPool):
+        layers = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+    else:
+        return
+    for layer in layers:
         nn.init.normal_(layer.weight, 0, 0.01)
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,135 @@
+"""What a model can be: one frozen value per family, checked when it is built. Imports nothing heavy.
+
+Where the sizes come from: reference/efficientat.md (MN, DyMN), ced.md, cmkd.md section 2 (EfficientNet, AST), tkd.md
+section 5 (the on-device ones). `workloads/models/` builds them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from workloads.checked import Checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class MN(Checked):
+    """MobileNetV3-Large at any width, as EfficientAT uses it (reference/efficientat.md section 1)."""
+
+    family: Literal["mn"]
+    width: float = 1.0
+    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
+    head: Literal["mlp", "fully_convolutional", "attention"] = "mlp"
+    se_axes: tuple[Literal["c", "f", "t"], ...] = ("c",)  # squeeze-and-excitation over channels, bands, frames
+    se_join: Literal["max", "avg", "add", "min"] = "max"  # of several axes' results
+    dropout: float = 0.2
+    bn_momentum: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require_mobile(self)
+        self._require(len(set(self.se_axes)) == len(self.se_axes), "se_axes", "must name each axis once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyMN(Checked):
+    """MN with blocks that choose their weights clip by clip (reference/efficientat.md section 2)."""
+
+    family: Literal["dymn"]
+    width: float = 1.0
+    strides: tuple[int, int, int, int] = (2, 2, 2, 2)
+    dropout: float = 0.2
+    bn_momentum: float = 0.01
+    temperature: float = 30.0  # of the choice of kernels, at the beginning; 1 for weights that are trained already
+    cooled_after: float = 0.145  # share of the model's own steps at which it is 1: 29 of EfficientAT's 200 epochs
+
+    def __post_init__(self) -> None:
+        _require_mobile(self)
+        self._require(self.temperature >= 1, "temperature", "must be 1 or more")
+        self._require(0 <= self.cooled_after <= 1, "cooled_after", "must be a share of the steps, 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNet(Checked):
+    """timm's EfficientNet with the mean of the last map as features, as CMKD uses it (reference/cmkd.md 1.2)."""
+
+    family: Literal["efficientnet"]
+    variant: Literal["b0", "b2"] = "b0"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT(Checked):
+    """timm's ViT of any size, one channel, square patches with a stride of their own (reference/cmkd.md 2.1)."""
+
+    family: Literal["vit"]
+    dim: int = 192
+    depth: int = 12
+    heads: int = 3
+    patch: int = 16
+    stride: int = 16
+    pool: Literal["token", "avg"] = "token"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._require(self.depth > 0, "depth", "must be above 0")
+        self._require(self.heads > 0, "heads", "must be above 0")
+        self._require(self.dim > 0 and self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
+        self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AST(Checked):
+    """The Audio Spectrogram Transformer: a distilled DeiT over overlapping patches (reference/cmkd.md 2.1)."""
+
+    family: Literal["ast"]
+    size: Literal["tiny", "small", "base"] = "base"
+    stride: Literal[10, 16] = 10
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CED(Checked):
+    """CED's ViT: few mel bands, positions of time and frequency apart, clips of any length (reference/ced.md 6)."""
+
+    family: Literal["ced"]
+    size: Literal["tiny", "mini", "small", "base"] = "tiny"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(Checked):
+    """The five small keyword-spotting networks that TKD teaches (reference/tkd.md section 5)."""
+
+    family: Literal["ondevice"]
+    variant: Literal["lstm_p", "tc_resnet", "crnn", "att_rnn", "mhatt_rnn"] = "att_rnn"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+
+
+Arch = MN | DyMN | EfficientNet | ViT | AST | CED | OnDevice
+
+
+def _require_mobile(arch: MN | DyMN) -> None:
+    """What MN and DyMN share."""
+    arch._require(arch.width > 0, "width", "must be above 0")
+    arch._require(set(arch.strides) <= {1, 2}, "strides", "each must be 1 or 2")
+    arch._require(0 <= arch.dropout < 1, "dropout", "must be 0 up to 1")
+    arch._require(0 < arch.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")

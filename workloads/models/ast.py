@@ -1,0 +1,75 @@
+"""AST: the Audio Spectrogram Transformer, a distilled DeiT over overlapping patches (reference/cmkd.md section 2.1).
+
+Blocks and tokens are timm's; AST's own are the stride of the patches and a head that reads the mean of the class and
+the distillation token. Knows no front end and no training.
+
+Axes: B clips, M mel bands, F frames, C tags, N tokens, D features.
+"""
+
+from functools import partial
+
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor, nn
+
+from workloads.architectures import AST
+from workloads.models.backbone import Backbone, Outputs
+from workloads.models.fit import fit_head
+from workloads.models.patches import GRID, StridedPatches, along_time, of_images, require_room
+
+PATCH, DEPTH = 16, 12
+SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # DeiT's: dimension, heads
+HEAD = ("mlp_head.1.weight", "mlp_head.1.bias", "mlp_head.0.weight", "mlp_head.0.bias")
+IMAGE_HEADS = ("head.", "head_dist.")
+
+
+class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ignore[misc]  # our forward takes no attention mask
+    """mel_BMF (normalised, of the size it was built for) to logits_BC; `grid` as in `vit.py`."""
+
+    grid: Tensor
+
+    def __init__(self, arch: AST, *, bands: int, frames: int, num_classes: int) -> None:
+        require_room(PATCH, bands=bands, frames=frames)
+        dim, heads = SIZES[arch.size]
+        super().__init__(
+            img_size=(bands, frames),
+            patch_size=PATCH,
+            in_chans=1,
+            num_classes=0,  # DeiT's two heads; AST has one over both tokens
+            embed_dim=dim,
+            depth=DEPTH,
+            num_heads=heads,
+            pos_drop_rate=arch.dropout,
+            proj_drop_rate=arch.dropout,
+            drop_path_rate=arch.drop_path,
+            embed_layer=partial(StridedPatches, stride=arch.stride),
+        )
+        self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+        self.register_buffer(GRID, torch.tensor(self.patch_embed.grid_size, dtype=torch.float32))
+
+    def outputs(self, mel_BMF: Tensor) -> Outputs:
+        tokens_BND = self.forward_features(mel_BMF)
+        embedding_BD = tokens_BND[:, :2].mean(1)
+        sequence_BPD = along_time(tokens_BND[:, 2:], self.patch_embed.grid_size)
+        return Outputs(self.mlp_head(embedding_BD), embedding_BD, sequence_BPD)
+
+
+def build(arch: AST, *, bands: int, frames: int, num_classes: int) -> SpectrogramTransformer:
+    """Build AST for exactly `bands` x `frames`; ValueError where a patch does not fit."""
+    return SpectrogramTransformer(arch, bands=bands, frames=frames, num_classes=num_classes)
+
+
+def adapt_weights(
+    state: dict[str, Tensor], model: SpectrogramTransformer, *, other_classes: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Fit timm's distilled DeiT (ImageNet) or a state dict of ours, of any clip length, to the model.
+
+    DeiT's two heads go; ours goes when it tells another number of classes apart. Returns what to load and the names
+    dropped. Anything else that does not fit is a ValueError naming it.
+    """
+    foreign = tuple(name for name in state if name.startswith(IMAGE_HEADS))
+    weights = of_images(state, model.patch_embed.grid_size, special=2, keep=2)
+    weights = {name: tensor for name, tensor in weights.items() if name not in foreign} | {GRID: model.grid}
+    other_classes |= bool(foreign) and HEAD[0] not in state
+    weights, dropped = fit_head(weights, model, head=HEAD, other_classes=other_classes)
+    return weights, (*foreign, *(name for name in dropped if name in state))

@@ -1,0 +1,29 @@
+"""What every family's network is to the rest: a normalised log-mel goes in, three things come out.
+
+Axes: B clips, M mel bands, F frames, D features, P steps in time, C tags.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Outputs(NamedTuple):
+    """What a network makes of clips: one logit per tag, one vector per clip, and one vector per step in time."""
+
+    logits_BC: Tensor
+    embedding_BD: Tensor  # what the head reads: fit for a linear probe
+    sequence_BPD: Tensor  # the deepest map that still has time, for temporal distillation (reference/tkd.md section 3)
+
+
+class Backbone(nn.Module, ABC):
+    """A family's network; `outputs` is the one thing it must define."""
+
+    @abstractmethod
+    def outputs(self, mel_BMF: Tensor) -> Outputs:
+        """Everything at once, from one pass over a normalised mel_BMF."""
+
+    def forward(self, mel_BMF: Tensor) -> Tensor:
+        """Logits_BC of a normalised mel_BMF."""
+        return self.outputs(mel_BMF).logits_BC

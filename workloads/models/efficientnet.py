@@ -1,0 +1,56 @@
+"""EfficientNet: timm's, with the mean over bands and frames of its last map as features (reference/cmkd.md 1.2).
+
+CMKD's CNN: the mean pools features, not probabilities as PSLA's does. Knows no front end and no training.
+
+Axes: B clips, M mel bands, F frames, C tags; of the map x_BDMF the D are channels.
+"""
+
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from workloads.architectures import EfficientNet
+from workloads.models.backbone import Backbone, Outputs
+from workloads.models.fit import fit_head
+
+NET, STEM = "net.", "net.conv_stem.weight"
+HEAD = ("net.classifier.weight", "net.classifier.bias")
+
+
+class MeanPooledEfficientNet(Backbone):
+    """mel_BMF (normalised, any size) to logits_BC through one linear layer."""
+
+    def __init__(self, arch: EfficientNet, *, num_classes: int) -> None:
+        super().__init__()
+        self.net: Any = timm.create_model(
+            f"efficientnet_{arch.variant}",
+            in_chans=1,
+            num_classes=num_classes,
+            drop_rate=arch.dropout,
+            drop_path_rate=arch.drop_path,
+        )
+
+    def outputs(self, mel_BMF: Tensor) -> Outputs:
+        x_BDMF = self.net.forward_features(mel_BMF.unsqueeze(1))
+        embedding_BD = x_BDMF.mean((2, 3))
+        logits_BC = self.net.forward_head(x_BDMF)
+        return Outputs(logits_BC, embedding_BD, x_BDMF.mean(2).transpose(1, 2))
+
+
+def build(arch: EfficientNet, *, bands: int, frames: int, num_classes: int) -> MeanPooledEfficientNet:
+    """Build EfficientNet; `bands` and `frames` are free because it pools over whatever map is left."""
+    return MeanPooledEfficientNet(arch, num_classes=num_classes)
+
+
+def adapt_weights(
+    state: dict[str, Tensor], model: MeanPooledEfficientNet, *, other_classes: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Fit timm's ImageNet weights or a state dict of ours: the stem is summed to one channel, as timm does it.
+
+    The head is dropped when it tells other classes apart.
+    """
+    weights = {name if name.startswith(NET) else NET + name: tensor for name, tensor in state.items()}
+    if STEM in weights and weights[STEM].ndim == 4:
+        weights[STEM] = weights[STEM].sum(dim=1, keepdim=True)
+    return fit_head(weights, model, head=HEAD, other_classes=other_classes)
