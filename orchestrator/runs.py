@@ -61,13 +61,24 @@ def open_run(
         return Opened(place, patient(lambda: take_over(place.uri, driver)))
     run_id = run_id or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = _place(home, run_id, tracked)
-    text = json.dumps(resolve(recipe), indent=1).encode()
-    if not patient(lambda: storage.create_exclusively(storage.join(place.uri, "recipe.json"), text)):
+    if not patient(lambda: _created(place, json.dumps(resolve(recipe), indent=1))):
         raise ValueError(
             f"--run-id {run_id!r}: there is such a run under {home!r}; `--resume {run_id}` goes on with it, or choose "
             "another id"
         )
     return Opened(place, patient(lambda: take_over(place.uri, driver)))
+
+
+def _created(place: Place, recipe: str) -> bool:
+    """Whether the run's folder is this driver's to begin.
+
+    An answer may get lost on its way: then the store's client asks again and is told that the recipe exists. Where it
+    is ours to the letter and nobody has taken the run up, we go on; the first attempt names its driver, once.
+    """
+    uri = storage.join(place.uri, "recipe.json")
+    if storage.create_exclusively(uri, recipe.encode()):
+        return True
+    return storage.get_text(uri) == recipe and not storage.names(storage.join(place.uri, "attempts"))
 
 
 def history(run_uri: str) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ class AxisGate(nn.Module):
 
     def forward(self, x_BDMF: Tensor) -> Tensor:
         gate = self.fc2(self.fc1(x_BDMF.mean(self.others)).relu()).sigmoid()
-        shape = [len(x_BDMF), 1, 1, 1]
+        shape = [x_BDMF.shape[0], 1, 1, 1]
         shape[self.axis] = x_BDMF.shape[self.axis]
         return x_BDMF * gate.view(shape)
 

@@ -1,0 +1,35 @@
+"""The published models by name: what each is, and the front end it was published with. Imports nothing heavy."""
+
+from workloads.architectures import AST, CED, MN, DyMN, EfficientNet, OnDevice
+from workloads.config import FrontEnd, Model
+
+SECONDS, CLASSES = 10.0, 527  # AudioSet's clips and tags, for which published sizes are given
+MN_WIDTHS = (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 3.0, 4.0)
+
+_efficientat, _ced, _kaldi = FrontEnd(kind="efficientat128"), FrontEnd(kind="ced64"), FrontEnd(kind="kaldi128")
+_ast, _small = FrontEnd(kind="kaldi128", frames=1024), FrontEnd(kind="logmel40")
+
+CATALOG: dict[str, Model] = {
+    **{
+        f"mn{round(10 * width):02}": Model(arch=MN(family="mn", width=width), front_end=_efficientat)
+        for width in MN_WIDTHS
+    },
+    **{
+        f"dymn{round(10 * width):02}": Model(arch=DyMN(family="dymn", width=width), front_end=_efficientat)
+        for width in (0.4, 1.0, 2.0)
+    },
+    "efficientnet_b0": Model(arch=EfficientNet(family="efficientnet", variant="b0"), front_end=_kaldi),
+    "efficientnet_b2": Model(arch=EfficientNet(family="efficientnet", variant="b2"), front_end=_kaldi),
+    "ast_tiny": Model(arch=AST(family="ast", size="tiny"), front_end=_ast),
+    "ast_small": Model(arch=AST(family="ast", size="small"), front_end=_ast),
+    "ast_base": Model(arch=AST(family="ast", size="base"), front_end=_ast),
+    "ced_tiny": Model(arch=CED(family="ced", size="tiny"), front_end=_ced),
+    "ced_mini": Model(arch=CED(family="ced", size="mini"), front_end=_ced),
+    "ced_small": Model(arch=CED(family="ced", size="small"), front_end=_ced),
+    "ced_base": Model(arch=CED(family="ced", size="base"), front_end=_ced),
+    "lstm_p": Model(arch=OnDevice(family="ondevice", variant="lstm_p"), front_end=_small),
+    "tc_resnet": Model(arch=OnDevice(family="ondevice", variant="tc_resnet"), front_end=_small),
+    "crnn": Model(arch=OnDevice(family="ondevice", variant="crnn"), front_end=_small),
+    "att_rnn": Model(arch=OnDevice(family="ondevice", variant="att_rnn"), front_end=_small),
+    "mhatt_rnn": Model(arch=OnDevice(family="ondevice", variant="mhatt_rnn"), front_end=_small),
+}
