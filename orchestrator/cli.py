@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import cli_cluster, cli_track
+from orchestrator import cli_cluster, cli_models, cli_plan, cli_track
 
 FAILED, MISTAKE, PREEMPTED = 1, 2, 75
 
@@ -24,7 +24,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Audio tagger
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set without training.")
 app.add_typer(data_app, name="data")
 app.add_typer(cli_cluster.app, name="cluster")
+app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_track.app, name="track")
+app.command()(cli_plan.plan)
 
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]

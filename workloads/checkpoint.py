@@ -78,8 +78,8 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """A model's weights from one safetensors file, or from a published tagger's folder together with its tags.
+def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model's weights and what is known of them: from a published tagger's folder, or one safetensors file (nothing).
 
     Raises ValueError where there is no such file, or it is none of safetensors.
     """
@@ -88,8 +88,8 @@ def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], tuple[str,
         with files.open(uri if bare else files.join(uri, "weights.safetensors")) as file:
             weights = load(file.read())
         if bare:
-            return weights, None
+            return weights, {}
         with files.open(files.join(uri, "state.json")) as file:
-            return weights, tuple(json.load(file)["tags"])
+            return weights, json.load(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"init = {uri!r}: neither a safetensors file nor a tagger's folder ({error})") from None

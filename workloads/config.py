@@ -97,13 +97,20 @@ class FrontEnd(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Checked):
-    """AdamW and its learning-rate curve, counted in the model's own steps."""
+    """Adam and its learning-rate curve, counted in the model's own steps: shares are of all the steps it will take."""
 
+    kind: Literal["adamw", "adam"] = "adamw"  # what weight_decay is: apart from the gradient, or L2 within it
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
-    warmup: float = 0.1  # share of the model's own steps, linear
-    decay: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.1  # share of the steps
+    warmup_curve: Literal["linear", "exponential"] = "linear"
+    decay: Literal["cosine", "constant", "step", "linear"] = "cosine"  # cosine begins where the warm-up ends
+    decay_from: float = 0.0  # step, linear: share of the steps at which the rate first falls
+    decay_every: float = 0.0  # step: share of the steps between one fall and the next
+    decay_factor: float = 0.5  # step: what each fall multiplies the rate by
+    decay_until: float = 1.0  # linear: share of the steps from which on the rate is at its floor
+    floor: float = 0.0  # cosine, linear: the rate at the end, as a share of lr
     clip_norm: float = 1.0  # largest gradient norm; 0 leaves gradients alone
 
     def __post_init__(self) -> None:
@@ -111,7 +118,17 @@ class Optimizer(Checked):
         self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "each must be 0 up to 1")
         self._require(self.weight_decay >= 0, "weight_decay", "must be 0 or more")
         self._require(0 <= self.warmup < 1, "warmup", "must be a share of the steps, 0 up to 1")
+        self._require(0 <= self.floor <= 1, "floor", "must be a share of lr, 0 to 1")
         self._require(self.clip_norm >= 0, "clip_norm", "must be 0 (off) or more")
+        if self.decay in ("step", "linear"):
+            after = f"must be a share of the steps from warmup = {self.warmup:g} on, below 1"
+            self._require(self.warmup <= self.decay_from < 1, "decay_from", after)
+        if self.decay == "step":
+            self._require(0 < self.decay_every <= 1, "decay_every", "must be a share of the steps above 0")
+            self._require(0 < self.decay_factor < 1, "decay_factor", "must be above 0 and below 1")
+        if self.decay == "linear":
+            ends = f"must be a share of the steps above decay_from = {self.decay_from:g}, at most 1"
+            self._require(self.decay_from < self.decay_until <= 1, "decay_until", ends)
 
 
 @dataclass(frozen=True, kw_only=True)

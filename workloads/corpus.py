@@ -9,6 +9,7 @@ from workloads.cache import Broken, ClipCache, check_share
 from workloads.clips import Corpus, Splits, read_corpus, split
 from workloads.config import Recipe
 from workloads.files import Opener
+from workloads.session import Session, gather
 from workloads.tagger import Tagger, build_tagger
 
 
@@ -45,7 +46,14 @@ class Prepared:
             seed=recipe.train.seed,
         )
         if model.init:
-            tagger.load_initial(*checkpoint.read_weights(files, model.init))
+            weights, known = checkpoint.read_weights(files, model.init)
+            heard = known["model"]["front_end"]["kind"] if known else model.front_end.kind
+            if heard != model.front_end.kind:
+                raise ValueError(
+                    f"models.{name}.init = {model.init!r}: its weights hear {heard}; set "
+                    f"models.{name}.front_end.kind = {heard!r}, or start from other weights"
+                )
+            tagger.load_initial(weights, tuple(known["tags"]) if known else None)
         return tagger
 
 
@@ -62,3 +70,40 @@ def prepare(recipe: Recipe, files: Opener, *, rate: int | None = None) -> Prepar
     lost = {entry.clip_id for entry in broken}
     corpus = replace(corpus, clips=tuple(clip for clip in corpus.clips if clip.clip_id not in lost))
     return Prepared(recipe, corpus, split(corpus, data), cache, tuple(broken))
+
+
+def prepare_together(
+    recipe: Recipe, own_steps: dict[str, int], session: Session, files: Opener
+) -> tuple[Prepared, dict[str, tuple[str, ...]]]:
+    """The run's data, the same for every worker, and what of each model's `init` does not fit it.
+
+    A mistake that one worker alone can see (a file that only its node lacks) is raised by all of them: they would wait
+    for it for ever. Every model is built once, for its mistakes: the first phase may come without it.
+    """
+    mistake, fingerprint, afresh = "", "", {}
+    try:
+        prepared = prepare(recipe, files)
+        fingerprint = prepared.corpus.fingerprint()
+        afresh = {name: prepared.make_tagger(name, files).started_afresh for name in recipe.models}
+        _require_whole_teachers(recipe, afresh, own_steps)
+    except ValueError as error:
+        mistake = str(error)
+    answers = gather(session, (mistake, fingerprint))
+    for text, _ in answers:
+        if text:
+            raise ValueError(text)
+    if len({fingerprint for _, fingerprint in answers}) > 1:
+        raise ValueError(
+            "data.root: the workers do not see the same clips; compare `antiphon data check` on their nodes"
+        )
+    return prepared, {name: dropped for name, dropped in afresh.items() if dropped}
+
+
+def _require_whole_teachers(recipe: Recipe, afresh: dict[str, tuple[str, ...]], own_steps: dict[str, int]) -> None:
+    """ValueError where a model that never learns would teach with a head that was drawn at random."""
+    for name, dropped in afresh.items():
+        if dropped and not own_steps[name]:
+            raise ValueError(
+                f"models.{name}.init = {recipe.models[name].init!r}: its head tells other tags apart than the data's, "
+                f"and {name} never learns them; give it weights for these tags, or let it learn first"
+            )

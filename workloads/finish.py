@@ -52,6 +52,12 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
                 "labels": labels,
                 "clip_seconds": recipe.data.clip_seconds,
                 "clip_rate": recipe.rate,
+                "data": {
+                    "format": recipe.data.format,
+                    "fingerprint": prepared.corpus.fingerprint(),
+                    "test_fold": recipe.data.test_fold,
+                    "clips": {part: len(getattr(prepared.splits, part)) for part in ("train", "val", "test")},
+                },
                 "val": row["val"],
                 "test": row["test"],
             }

@@ -23,13 +23,26 @@ from workloads.tagger import Tagger
 
 
 def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
-    """The rate for the step after `own_step` of `total`: linear warm-up, then a half cosine to 0, or constant."""
+    """The rate for the step after `own_step` of `total`: the warm-up's curve, then what the decay leaves of lr.
+
+    Exponential warm-up and linear decay: reference/efficientat.md section 4. Falls by steps: cmkd.md 2.4.
+    """
     warm = optimizer.warmup * total
     if own_step < warm:
+        if optimizer.warmup_curve == "exponential":
+            return optimizer.lr * math.exp(-5 * (1 - own_step / warm) ** 2)
         return optimizer.lr * (own_step + 1) / (warm + 1)
     if optimizer.decay == "constant":
         return optimizer.lr
-    return optimizer.lr * 0.5 * (1 + math.cos(math.pi * (own_step - warm) / max(1.0, total - warm)))
+    begin = optimizer.decay_from * total
+    if optimizer.decay == "step":
+        falls = (own_step - begin) / max(1.0, optimizer.decay_every * total) + 1
+        return optimizer.lr * optimizer.decay_factor ** max(0, math.floor(falls + 1e-9))  # shares are no exact numbers
+    if optimizer.decay == "linear":
+        left = 1 - min(1.0, max(0.0, (own_step - begin) / max(1.0, optimizer.decay_until * total - begin)))
+    else:
+        left = 0.5 * (1 + math.cos(math.pi * (own_step - warm) / max(1.0, total - warm)))
+    return optimizer.lr * (optimizer.floor + (1 - optimizer.floor) * left)
 
 
 class Member:
@@ -44,7 +57,8 @@ class Member:
         self.last_lr = 0.0
         self.average = build_average(model.average, self.tagger)
         self._settings = model.optimizer
-        self.optimizer = torch.optim.AdamW(
+        kind = torch.optim.AdamW if model.optimizer.kind == "adamw" else torch.optim.Adam
+        self.optimizer: torch.optim.Optimizer = kind(
             tagger.parameters(), lr=self.lr, betas=model.optimizer.betas, weight_decay=model.optimizer.weight_decay
         )
         # Batch norm's buffers are averaged over all shards by `BufferMean`, so DDP must leave them alone.

@@ -18,7 +18,7 @@ from torch import Tensor
 from workloads import checkpoint, metrics, roles
 from workloads.buffers import BufferMean
 from workloads.config import Recipe
-from workloads.corpus import Prepared, prepare
+from workloads.corpus import Prepared, prepare_together
 from workloads.data import Batches, Shard
 from workloads.edges import Lesson, TeacherSource, student_loss
 from workloads.files import HISTORY, LocalFiles, Opener
@@ -175,7 +175,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
             "set train.shards or --workers"
         )
     phases = roles.plan(recipe)
-    prepared, afresh = _prepared_alike(recipe, session, files)
+    prepared, afresh = prepare_together(recipe, roles.own_steps(phases), session, files)
     run = Run(
         recipe=recipe,
         session=session,
@@ -204,31 +204,6 @@ def _take_up(run: Run, fingerprint: str) -> None:
         for record in read_spool(folder / HISTORY):
             run.history.append(record)
     run.note("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
-
-
-def _prepared_alike(recipe: Recipe, session: Session, files: Opener) -> tuple[Prepared, dict[str, list[str]]]:
-    """The run's data, the same for every worker, and what of each model's `init` does not fit it.
-
-    A mistake that one worker alone can see (a file that only its node lacks) is raised by all of them: they would wait
-    for it for ever. Every model is built once, for its mistakes: the first phase may come without it.
-    """
-    mistake, fingerprint, afresh = "", "", {}
-    try:
-        prepared = prepare(recipe, files)
-        fingerprint = prepared.corpus.fingerprint()
-        taggers = {name: prepared.make_tagger(name, files) for name in recipe.models}
-        afresh = {name: list(tagger.started_afresh) for name, tagger in taggers.items() if tagger.started_afresh}
-    except ValueError as error:
-        mistake = str(error)
-    answers = gather(session, (mistake, fingerprint))
-    for text, _ in answers:
-        if text:
-            raise ValueError(text)
-    if len({fingerprint for _, fingerprint in answers}) > 1:
-        raise ValueError(
-            "data.root: the workers do not see the same clips; compare `antiphon data check` on their nodes"
-        )
-    return prepared, afresh
 
 
 def _forward(run: Run, phase: roles.Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:

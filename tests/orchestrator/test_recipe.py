@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from orchestrator.recipe import flatten, header, load_recipe, parse, resolve, shipped_names
+from orchestrator.recipe import SHIPPED, flatten, header, load_recipe, parse, resolve, shipped_names
+
+PAPERS = [name for name in shipped_names() if name.split("-")[0] in ("ast", "psla", "efficientat", "ced")]
 
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_shipped_recipe_survives_being_resolved(name):
-    recipe = load_recipe(name, ["data.root=x"])
+    recipe = load_recipe(name, ["data.root=x", "data.manifest=x.csv"])
     assert recipe.name == name
     assert parse(json.loads(json.dumps(resolve(recipe)))) == recipe
 
@@ -17,6 +19,28 @@ def test_every_shipped_recipe_survives_being_resolved(name):
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_shipped_recipe_opens_with_its_command(name):
     assert header(name)[0].startswith(f"antiphon run {name}")
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_papers_recipe_says_what_it_needs_and_that_nobody_trained_it(name):
+    told = header(name)
+    assert f"data.{'root' if 'esc50' in name else 'manifest'}=" in told[0]
+    assert told[1].startswith("NOT trained here. Published: ")
+    for word in ("Needs", "Hours:", "Other than there:"):
+        assert any(line.startswith(word) for line in told)
+    with pytest.raises(ValueError, match=r"needs (the data set's folder: )?--set data\.(root|manifest)="):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_value_of_a_papers_recipe_carries_its_source(name):
+    """What it is, hears and learns by; not the words that say which, where, and how often it is looked at."""
+    words = ("name", "about", "extends", "format", "teacher", "student", "device", "eval_every", "checkpoint_every")
+    free = ("#", "[", *words, "burn_in = 0", *(f'kind = "{kind}"' for kind in ("mutual", "one_way", "best")))
+    lines = [line for line in (SHIPPED / f"{name}.toml").read_text().splitlines() if line]
+    values = [line for line in lines if not line.startswith(free)]
+    assert values
+    assert [line for line in values if "  # " not in line] == []
 
 
 def test_settings_reach_tables_lists_and_text():
@@ -96,7 +120,7 @@ def test_mel_mixup_needs_one_front_end():
 
 
 def test_unknown_recipes_list_the_shipped_ones_and_circles_are_cut(tmp_path):
-    with pytest.raises(ValueError, match="shipped are alternate, control-no-teacher"):
+    with pytest.raises(ValueError, match="shipped are alternate, ast-audioset"):
         load_recipe("dmeo")
     path = tmp_path / "a.toml"
     path.write_text(f'extends = "{path}"\n')

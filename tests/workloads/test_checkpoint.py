@@ -61,9 +61,9 @@ def test_weights_come_from_a_folder_or_a_single_file(tmp_path):
     folder = checkpoint.write(
         tmp_path / "cnn", tensors={"weights": {"x": torch.ones(2)}}, state={"tags": ["dog", "rain"]}
     )
-    for uri, expected in ((str(folder), ("dog", "rain")), (str(folder / "weights.safetensors"), None)):
-        weights, tags = checkpoint.read_weights(LocalFiles(), uri)
+    for uri, expected in ((str(folder), ["dog", "rain"]), (str(folder / "weights.safetensors"), None)):
+        weights, known = checkpoint.read_weights(LocalFiles(), uri)
         assert torch.equal(weights["x"], torch.ones(2))
-        assert tags == expected
+        assert known.get("tags") == expected
     with pytest.raises(ValueError, match="neither a safetensors file nor a tagger's folder"):
         checkpoint.read_weights(LocalFiles(), str(tmp_path / "nowhere"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from orchestrator.recipe import shipped_names
+from orchestrator.recipe import load_recipe, shipped_names
 from workloads.edges import Lesson, student_loss
 from workloads.roles import edge_weights
 from workloads.train import loop, train_step
@@ -23,7 +23,8 @@ SHORT = {
     "per-sample": ("schedule.burn_in=3", "schedule.steps=3", "schedule.ramp=0"),
 }
 TURNS = ("schedule.burn_in=3", "schedule.period=3", "schedule.turns=2")  # demo, alternate and what extends them
-SYNTHETIC = [name for name in shipped_names() if not name.startswith("esc10")]
+NEEDS = ["data.root=x", "data.manifest=x.csv"]
+SYNTHETIC = [name for name in shipped_names() if load_recipe(name, NEEDS).data.format == "synthetic"]
 
 
 def short(tiny, name, *settings):

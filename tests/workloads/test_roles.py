@@ -8,6 +8,9 @@ import pytest
 from orchestrator.recipe import load_recipe, shipped_names
 from workloads.roles import edge_weights, own_steps, plan, smooth_scores
 
+DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that do not run without
+TAUGHT_BY_OTHERS = ["ced-balanced", "ced-full", "efficientat-audioset"]  # by weights that are not shipped
+
 
 def phases_of(name: str, *settings: str):
     return plan(load_recipe(name, list(settings)))
@@ -32,12 +35,20 @@ def test_alternate_without_burn_in_has_no_empty_phase():
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_phases_of_every_shipped_recipe_join_without_gap_and_train_every_model(name):
-    recipe = load_recipe(name, ["data.root=somewhere"])
+    weights = ["models.teacher.init=weights.safetensors"] if name in TAUGHT_BY_OTHERS else []
+    recipe = load_recipe(name, [*DATA, *weights])
     phases = plan(recipe)
     assert phases[0].start == 0
     assert all(before.end == after.start for before, after in pairwise(phases))
     assert set(own_steps(phases)) == set(recipe.models)
-    assert all(steps > 0 for steps in own_steps(phases).values())
+    idle = [model for model, steps in own_steps(phases).items() if steps == 0]
+    assert idle == (["teacher"] if name in TAUGHT_BY_OTHERS else [])
+
+
+@pytest.mark.parametrize("name", TAUGHT_BY_OTHERS)
+def test_a_teacher_that_never_learns_needs_weights(name):
+    with pytest.raises(ValueError, match=r"models.teacher: teaches but never learns; give it weights \(init\)"):
+        plan(load_recipe(name, DATA))
 
 
 def test_the_control_gives_each_model_as_many_steps_as_the_recipe():

@@ -35,4 +35,6 @@ def attention_maps(backbone: Backbone, mel_BMF: Tensor) -> list[Tensor]:
             layer.fused_attn = False  # type: ignore[misc]  # timm marks it final for TorchScript only
             stack.callback(layer.attn_drop.register_forward_hook(keep).remove)
         backbone.outputs(mel_BMF)
+    if len(maps[0]) != len(mel_BMF):
+        raise ValueError(f"{mel_BMF.shape[2]} frames: this network hears them in windows; ask for one window at a time")
     return maps

@@ -45,7 +45,7 @@ class ConsistentTransformer(Backbone):
         self.blocks = nn.Sequential(
             *(
                 Block(dim, heads, qkv_bias=True, proj_drop=arch.dropout, drop_path=rate, norm_layer=norm)
-                for rate in torch.linspace(0, arch.drop_path, DEPTH).tolist()
+                for rate in torch.linspace(0, arch.drop_path, DEPTH, device="cpu").tolist()
             )
         )
         self.norm = norm(dim)

@@ -37,7 +37,7 @@ def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collec
     said = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
     if said:
         raise ValueError(
-            f"initial weights do not fit {type(model).__name__}; {'; '.join(said)}. Check `arch` and `init`"
+            f"these weights do not fit {type(model).__name__}; {'; '.join(said)}. They belong to another architecture"
         )
 
 

@@ -1,9 +1,11 @@
-"""How large a model is, told without training it: parameters, multiply-adds per clip, bytes in a checkpoint.
+"""How large a model is, told without training it: parameters, multiply-adds and seconds per clip, bytes on disk.
 
 Knows no recipe and no data set: only the model's settings, how long its clips are and how many tags it tells apart.
 """
 
+import statistics
 from dataclasses import dataclass
+from timeit import Timer
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,14 +33,7 @@ def count(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int
     Multiply-adds are those of convolutions and matrix products, attention's included, as torch's counter sees them.
     Raises ValueError where the network cannot be built for such clips.
     """
-    with torch.random.fork_rng(devices=[]):  # its weights are drawn, and nobody else's draws must move
-        tagger = Tagger(
-            model,
-            tags=tuple(map(str, range(num_classes))),
-            labels="multi",  # the same network either way
-            clip_seconds=clip_seconds,
-            clip_rate=clip_rate,
-        ).eval()
+    tagger = _untrained(model, num_classes, clip_seconds, clip_rate)
     frames = model.front_end.frames or tagger.front_end.frames(clip_seconds)
     parameters = list(tagger.parameters())
     return Size(
@@ -47,6 +42,30 @@ def count(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int
         weight_bytes=sum(tensor.nbytes for tensor in tagger.state_dict().values()),
         optimizer_bytes=sum(2 * parameter.nbytes + 4 for parameter in parameters),  # the counter is one float32
     )
+
+
+def seconds_per_clip(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int, repeats: int = 7) -> float:
+    """Median seconds from the waveform of one clip to its logits, on one thread of this CPU, front end included."""
+    tagger, threads = _untrained(model, num_classes, clip_seconds, clip_rate), torch.get_num_threads()
+    x_BT = torch.zeros(1, round(clip_seconds * clip_rate)).uniform_(-0.1, 0.1)
+    torch.set_num_threads(1)
+    try:
+        timer = Timer("tag(x_BT)", globals={"tag": torch.no_grad()(tagger.tag), "x_BT": x_BT})
+        return statistics.median(timer.repeat(1 + repeats, number=1)[1:])  # the first one warms up
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _untrained(model: Model, num_classes: int, clip_seconds: float, clip_rate: int) -> Tagger:
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn, and nobody else's draws must move
+        tagger = Tagger(
+            model,
+            tags=tuple(map(str, range(num_classes))),
+            labels="multi",  # the same network either way
+            clip_seconds=clip_seconds,
+            clip_rate=clip_rate,
+        )
+    return tagger.eval()
 
 
 def _macs(backbone: Backbone, *, bands: int, frames: int) -> int:

@@ -1,0 +1,154 @@
+"""Weights under EfficientAT's names give the logits that EfficientAT's own code gave, from the waveform on."""
+
+import pytest
+import torch
+
+from tests.efficientat import case
+from tests.official import waveform
+from workloads.architectures import MN, DyMN
+from workloads.config import FrontEnd
+from workloads.official.converted import Converted
+from workloads.official.efficientat import convert, require_told
+from workloads.tagger import Tagger, build_tagger
+
+RATE = 32_000
+ARCHS = {
+    "mn10": MN(family="mn"),
+    "mn04": MN(family="mn", width=0.4),
+    "mn10_fc": MN(family="mn", head="fully_convolutional"),
+    "mn10_attention": MN(family="mn", head="attention"),
+    "mn04_fc_s2221": MN(family="mn", width=0.4, head="fully_convolutional", strides=(2, 2, 2, 1)),
+    "mn04_se_ct": MN(family="mn", width=0.4, se_axes=("c", "t")),
+    "mn04_se_none": MN(family="mn", width=0.4, se_axes=()),
+    # its own code cannot run gates over bands: recorded with one line of it repaired (the file's "what")
+    "mn04_se_cf": MN(family="mn", width=0.4, se_axes=("c", "f")),
+    "dymn10": DyMN(family="dymn", temperature=1.0),
+    "dymn04": DyMN(family="dymn", width=0.4, temperature=1.0),
+}
+
+
+def tagger_of(converted: Converted) -> Tagger:
+    tagger = build_tagger(
+        converted.model,
+        name="official",
+        tags=tuple(str(number) for number in range(converted.num_classes)),
+        labels="multi",
+        clip_seconds=converted.clip_seconds,
+        clip_rate=RATE,
+        seed=0,
+    )
+    tagger.load_initial(converted.weights)
+    assert tagger.started_afresh == ()
+    return tagger.eval()
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_logits_are_those_of_the_official_code(name):
+    state, expected_BC = case(name)
+    converted = convert(state, strides=ARCHS[name].strides)
+    assert converted.model.arch == ARCHS[name]
+    assert converted.model.front_end == FrontEnd(kind="efficientat128")
+    assert (converted.num_classes, converted.clip_seconds) == (527, 10.0)
+    with torch.no_grad():
+        logits_BC = tagger_of(converted).tag(waveform(10, RATE))
+    torch.testing.assert_close(logits_BC[:, :20], expected_BC, rtol=0, atol=1e-4)
+    # the two clips differ by far more, so what the network hears is compared, not only its biases
+    assert (expected_BC[0] - expected_BC[1]).std() > 0.01
+
+
+def test_only_constants_are_left_out():
+    assert convert(case("mn04").state).dropped == ()
+    dropped = convert(case("dymn04").state).dropped
+    assert len(dropped) == 2 * 15
+    assert {name.rsplit(".", 1)[1] for name in dropped} == {"lambdas", "init_v"}
+
+
+def test_kernels_are_chosen_at_the_temperature_they_were_trained_for():
+    tagger = tagger_of(convert(case("dymn04").state))
+    assert tagger.backbone.temperature == 1
+    with torch.no_grad():
+        cool_BC = tagger.tag(waveform(10, RATE))
+        tagger.backbone.temperature.fill_(30)
+        assert (tagger.tag(waveform(10, RATE)) - cool_BC).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["mn04", "dymn04"])
+def test_strides_are_what_is_told(name):
+    converted = convert(case(name).state, strides=(2, 2, 2, 1))
+    assert converted.model.arch.strides == (2, 2, 2, 1)
+    mel_BMF = torch.zeros(1, 128, 64)
+    with torch.no_grad():
+        assert tagger_of(converted).outputs(mel_BMF).sequence_BPD.shape[1] == 4  # 2 with the last stride of 2
+
+
+def test_a_gate_whose_length_is_none_of_the_last_map_is_refused():
+    state = case("mn04_se_cf").state
+    with pytest.raises(ValueError, match=r"a gate over 4 values; clips of 10 s have .*f 8.* there\. Check --strides"):
+        convert(state, strides=(2, 2, 2, 1))
+
+
+def without(name):
+    return lambda state: state.pop(name)
+
+
+def with_shape(name, *shape):
+    return lambda state: state.update({name: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        ("mn04", without("features.3.block.1.1.running_var"), r"missing: features\.3\.block\.1\.1\.running_var"),
+        ("mn04", without("classifier.2.bias"), r"missing: classifier\.0\.bias"),
+        ("mn04", without("classifier.5.weight"), "no head: one of classifier.5.weight"),
+        (
+            "mn04",
+            without("features.15.block.0.0.weight"),
+            "neither features.15.block.0.0.weight nor layers.14.exp_norm",
+        ),
+        ("mn04", with_shape("features.9.extra", 3), r"unknown: features\.9\.extra"),
+        (
+            "mn04",
+            with_shape("features.4.block.2.conc_se_layers.0.fc1.weight", 8, 33),
+            r"fc1\.weight is \(8, 33, 1, 1\)",
+        ),
+        ("mn04", with_shape("features.4.block.2.conc_se_layers.1.fc1.weight", 8, 8), r"unknown: .*conc_se_layers\.1"),
+        ("mn04", with_shape("features.16.0.weight", 384, 72, 1, 1), r"wrong shape: features\.16\.0\.weight"),
+        ("mn04", with_shape("features.15.block.0.0.weight"), "is a single number"),
+        ("mn04", with_shape("classifier.0.weight", 512, 384), "two tensors go by names of the same part"),
+        ("mn10_attention", with_shape("classifier.head_weight", 1, 8, 1), r"classifier\.mix is \(8,\), must be \(4,\)"),
+        ("dymn04", without("layers.7.proj_conv.weight"), r"missing: blocks\.7\.project\.weight"),
+        (
+            "dymn04",
+            with_shape("layers.0.depth_conv.weight", 1, 1, 6, 48),
+            r"blocks\.0\.depthwise\.weight is \(1, 1, 6, 48\)",
+        ),
+        ("dymn04", with_shape("layers.0.depth_act.lambdas", 4), r"layers\.0\.depth_act\.lambdas is \[0\.0, 0\.0"),
+        ("dymn04", with_shape("layers.0.block.0.0.weight", 8, 1, 3, 3), "replace_se"),
+        ("dymn04", without("classifier.5.weight"), "usual two-layer head only"),
+    ],
+)
+def test_what_does_not_fit_is_named(name, damage, told):
+    state = case(name).state
+    damage(state)
+    with pytest.raises(ValueError, match=told):
+        convert(state)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "strides", "told"),
+    [
+        ("mn10_as_fc_s2221_mAP_466.pt", (2, 2, 2, 2), "add --strides 2221"),
+        ("mn10_as_hop_15_mAP_463.pt", (2, 2, 2, 2), "another spectrogram"),
+        ("mn10_as_mels_40_mAP_453.pt", (2, 2, 2, 2), "another spectrogram"),
+    ],
+)
+def test_what_only_the_name_says_must_be_told(file_name, strides, told):
+    with pytest.raises(ValueError, match=told):
+        require_told(file_name, strides)
+
+
+def test_usual_names_need_no_telling():
+    require_told("mn10_as_fc_s2211_mAP_466.pt", (2, 2, 1, 1))
+    require_told("mn40_as_mAP_483(2).pt", (2, 2, 2, 2))
+    require_told("dymn20_as_mAP_493.pt", (2, 2, 2, 2))

@@ -1,0 +1,107 @@
+"""timm's networks: those that heard sound are imported, those that saw images are refused with a recipe for them."""
+
+import re
+import tomllib
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from tests.official import keyed_state
+from workloads.architectures import AST, Arch, EfficientNet, ViT
+from workloads.config import FrontEnd, Model, restore
+from workloads.models import build_backbone
+from workloads.official.converted import Converted
+from workloads.official.timm import convert
+from workloads.tagger import Tagger
+
+CLOSE = 2e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        ("deit_tiny_distilled_patch16_224", AST(family="ast", size="tiny")),
+        ("vit_tiny_patch16_224", ViT(family="vit", dim=192, depth=12, heads=3)),
+        ("deit_small_patch16_224", ViT(family="vit", dim=384, depth=12, heads=6)),
+        ("vit_tiny_patch16_384", ViT(family="vit", dim=192, depth=12, heads=3)),
+        ("efficientnet_b0", EfficientNet(family="efficientnet", variant="b0")),
+        ("efficientnet_b2", EfficientNet(family="efficientnet", variant="b2")),
+    ],
+)
+def test_weights_of_images_are_refused_with_a_recipe_that_takes_them(name: str, arch: Arch) -> None:
+    state = timm.create_model(name, pretrained=False).state_dict()
+    with pytest.raises(ValueError, match=r"weights of images .*put init = 'FILE'") as refused:
+        convert(state)
+    advised = re.search(r"arch = \{.*\}", str(refused.value))
+    assert advised
+    assert restore(Arch, tomllib.loads(advised[0])["arch"]) == arch
+    model = Model(arch=arch, front_end=FrontEnd(kind="kaldi128", frames=256))
+    tagger = Tagger(model, tags=("dog", "rain"), labels="multi", clip_seconds=2.5, clip_rate=16_000)
+    tagger.load_initial(state)
+    own = {name.removeprefix("net."): tensor for name, tensor in tagger.backbone.state_dict().items()}
+    same = [name for name, tensor in state.items() if name in own and own[name].shape == tensor.shape]
+    assert len(same) > 0.9 * len(state)  # all but stem, positions and heads
+    assert all(torch.equal(own[name], state[name]) for name in same)
+
+
+def on_sound(name: str, **options) -> torch.nn.Module:
+    return timm.create_model(name, pretrained=False, in_chans=1, num_classes=7, **options)
+
+
+def numbered(net: torch.nn.Module) -> dict[str, Tensor]:
+    """The network's own weights drawn anew: timm starts positions and batch norm at constants."""
+    state = keyed_state({name: list(tensor.shape) for name, tensor in net.state_dict().items()})
+    net.load_state_dict(state)
+    return state
+
+
+def rebuilt(converted: Converted, frames: int) -> torch.nn.Module:
+    arch, classes = converted.model.arch, converted.num_classes
+    model = build_backbone(arch, bands=128, frames=frames, num_classes=classes)
+    model.load_state_dict(converted.weights)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("frames", "seconds"), [(512, 5.0), (992, 10.0)])
+def test_a_vit_that_heard_sound_is_imported(frames: int, seconds: float) -> None:
+    theirs = on_sound("vit_tiny_patch16_224", img_size=(128, frames)).eval()
+    converted = convert(numbered(theirs))
+    arch = ViT(family="vit", dim=192, depth=12, heads=3)
+    assert converted.model == Model(arch=arch, front_end=FrontEnd(kind="kaldi128", frames=frames))
+    assert (converted.num_classes, converted.clip_seconds, converted.dropped) == (7, seconds, ())
+    mel_BMF = torch.randn(2, 128, frames, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(mel_BMF.unsqueeze(1))
+        torch.testing.assert_close(rebuilt(converted, frames)(mel_BMF), expected, rtol=0, atol=CLOSE)
+
+
+def test_an_efficientnet_that_heard_sound_is_imported() -> None:
+    theirs = on_sound("efficientnet_b0").eval()
+    converted = convert(numbered(theirs))
+    arch = EfficientNet(family="efficientnet", variant="b0")
+    assert converted.model == Model(arch=arch, front_end=FrontEnd(kind="kaldi128"))
+    assert (converted.num_classes, converted.clip_seconds, converted.dropped) == (7, 10.0, ())
+    mel_BMF = torch.randn(2, 128, 300, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(mel_BMF.unsqueeze(1))
+        torch.testing.assert_close(rebuilt(converted, 300)(mel_BMF), expected, rtol=1e-4, atol=CLOSE)
+
+
+def test_what_does_not_fit_timm_is_named() -> None:
+    state = on_sound("vit_tiny_patch16_224", img_size=(128, 256)).state_dict()
+    with pytest.raises(ValueError, match=r"missing: head\.weight"):
+        convert({name: tensor for name, tensor in state.items() if not name.startswith("head.")})
+    with pytest.raises(ValueError, match=r"unknown: fc_norm\.weight"):
+        convert(state | {"fc_norm.weight": torch.zeros(192)})
+    with pytest.raises(ValueError, match=r"pos_embed: 100 positions of patches .* are no 8 rows"):
+        convert(state | {"pos_embed": torch.zeros(1, 101, 192)})
+    with pytest.raises(ValueError, match=r"neither conv_stem\.weight nor patch_embed\.proj\.weight"):
+        convert({"weight": torch.zeros(3)})
+    distilled = on_sound("deit_tiny_distilled_patch16_224").state_dict()
+    with pytest.raises(ValueError, match="dist_token: a distilled DeiT has a head for each of two tokens"):
+        convert(distilled)
+    images = timm.create_model("deit_tiny_patch16_224", pretrained=False).state_dict()
+    with pytest.raises(ValueError, match="unknown: odd"):
+        convert(images | {"odd": torch.zeros(1)})  # no advice that does not work

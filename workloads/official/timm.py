@@ -1,0 +1,124 @@
+"""Weights of timm's ViT and EfficientNet in our terms (reference/cmkd.md 1.2 and 2.1).
+
+Weights of images are no tagger: their classes are not heard, and a recipe's `init` reads them as they are. What can be
+imported is a network of timm's that somebody trained on sound, with one input channel. What its state dict does not
+tell is taken for granted: AST's front end (128 bands, AudioSet's mean and deviation) with the mel scale down and time
+across, clips of 10 s where the network takes any, 64 features to an attention head, pooling as timm does it by default,
+and `efficientnet` rather than `tf_efficientnet`, which pads otherwise. Knows no files and no tags.
+"""
+
+import json
+import re
+from dataclasses import asdict
+from typing import Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+from workloads.architectures import AST, Arch, EfficientNet, ViT
+from workloads.config import FrontEnd, Model
+from workloads.models import adapt_weights, build_backbone
+from workloads.models.backbone import Backbone
+from workloads.models.efficientnet import NET
+from workloads.models.fit import require_fit
+from workloads.models.patches import GRID, POSITIONS, STEM
+from workloads.models.vit import DISTILLED
+from workloads.official.ast import WIDTHS, seconds_of
+from workloads.official.converted import Converted
+
+CONV_STEM, CONV_HEAD = "conv_stem.weight", "conv_head.weight"
+VARIANTS: dict[int, Literal["b0", "b2"]] = {1280: "b0", 1408: "b2"}  # channels of EfficientNet's last map
+PER_HEAD = 64  # features of an attention head, in all of timm's ViT and DeiT
+BANDS, FRAMES = 128, 1024  # FRAMES where the network takes any number
+
+
+def convert(state: dict[str, Tensor]) -> Converted:
+    """Take a state dict of timm's ViT or EfficientNet with one input channel; all names and shapes are checked.
+
+    Raises ValueError for weights of images, saying how a recipe starts from them, for a distilled DeiT, whose two heads
+    are none of ours, and naming what is unknown, missing or of the wrong shape.
+    """
+    arch = _arch(state)
+    channels = state[CONV_STEM if arch.family == "efficientnet" else STEM].shape[1]
+    if channels != 1:
+        _refuse_images(state, arch, channels)
+    if isinstance(arch, ViT):
+        return _vit(state, arch)
+    if isinstance(arch, EfficientNet):
+        return _efficientnet(state, arch)
+    raise ValueError(
+        f"{DISTILLED}: a distilled DeiT has a head for each of two tokens, AST one for their mean, so that its logits "
+        f"cannot be kept; {_as_init(arch)}"
+    )
+
+
+def _arch(state: dict[str, Tensor]) -> Arch:
+    """Which network it is; ValueError where it is none of ours."""
+    if _is_convolution(state, CONV_STEM) and _is_convolution(state, CONV_HEAD):
+        width = state[CONV_HEAD].shape[0]
+        if width not in VARIANTS:
+            raise ValueError(f"{CONV_HEAD} is {width} wide: known are {VARIANTS}, of timm's efficientnet_b0 and b2")
+        return EfficientNet(family="efficientnet", variant=VARIANTS[width])
+    if not _is_convolution(state, STEM):
+        raise ValueError(f"neither {CONV_STEM} nor {STEM}: these are no weights of timm's EfficientNet, ViT or DeiT")
+    dim, patch = state[STEM].shape[0], state[STEM].shape[-1]
+    if DISTILLED in state:
+        if dim not in WIDTHS:
+            raise ValueError(f"{STEM} is {dim} wide: distilled DeiTs are {WIDTHS}")
+        return AST(family="ast", size=WIDTHS[dim])
+    if dim % PER_HEAD:
+        raise ValueError(f"{STEM} is {dim} wide: must be a multiple of {PER_HEAD}, as wide as an attention head")
+    depth = len({found[1] for name in state if (found := re.match(r"blocks\.(\d+)\.", name))})
+    return ViT(family="vit", dim=dim, depth=depth, heads=dim // PER_HEAD, patch=patch, stride=patch)
+
+
+def _is_convolution(state: dict[str, Tensor], name: str) -> bool:
+    return name in state and state[name].ndim == 4
+
+
+def _refuse_images(state: dict[str, Tensor], arch: Arch, channels: int) -> NoReturn:
+    """Say what to do with weights of images; where a recipe could not start from them either, say why not."""
+    adapt_weights(state, _shapes_of(arch, FRAMES, 1), family=arch.family, other_classes=True)
+    raise ValueError(f"weights of images (a stem of {channels} channels) are no tagger; {_as_init(arch)}")
+
+
+def _as_init(arch: Arch) -> str:
+    """How a recipe starts from these weights, in TOML."""
+    values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in asdict(arch).items())
+    return (
+        f"to start from them, put init = 'FILE' in the recipe's model beside arch = {{{values}}}: "
+        "a safetensors file of timm's is read as it is"
+    )
+
+
+def _vit(state: dict[str, Tensor], arch: ViT) -> Converted:
+    """ViT, whose positions tell the number of frames."""
+    rows = BANDS // arch.patch
+    patches = state[POSITIONS].shape[1] - 1 if POSITIONS in state and state[POSITIONS].ndim == 3 else 0
+    if not rows or patches <= 0 or patches % rows:
+        raise ValueError(
+            f"{POSITIONS}: {patches} positions of patches beside the class token's are no {rows} rows, which {BANDS} "
+            f"bands have in patches of {arch.patch}"
+        )
+    frames = patches // rows * arch.patch
+    weights = state | {GRID: torch.tensor([rows, patches // rows], dtype=torch.float32)}
+    return _converted(arch, weights, classes="head.weight", frames=frames, seconds=seconds_of(frames))
+
+
+def _efficientnet(state: dict[str, Tensor], arch: EfficientNet) -> Converted:
+    """EfficientNet, which hears any number of frames."""
+    weights = {NET + name: tensor for name, tensor in state.items()}
+    return _converted(arch, weights, classes=NET + "classifier.weight", frames=0, seconds=seconds_of(FRAMES))
+
+
+def _converted(arch: Arch, weights: dict[str, Tensor], *, classes: str, frames: int, seconds: float) -> Converted:
+    """The network that these weights fit; the rows of `classes` tell how many there are."""
+    num_classes = weights[classes].shape[0] if classes in weights and weights[classes].ndim else 1
+    require_fit(weights, _shapes_of(arch, frames or FRAMES, num_classes))
+    model = Model(arch=arch, front_end=FrontEnd(kind="kaldi128", frames=frames))
+    return Converted(model, weights, num_classes, seconds, dropped=())
+
+
+def _shapes_of(arch: Arch, frames: int, num_classes: int) -> Backbone:
+    with torch.device("meta"):  # shapes without numbers
+        return build_backbone(arch, bands=BANDS, frames=frames, num_classes=num_classes)
