@@ -33,7 +33,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
             record = json.loads(file.readline())
         uri = uri or _tracked(run, record)
         os.environ.update(tracking.CLIENT)
-        destination = tracking.MlflowRun(uri, record)
+        destination = tracking.destination(spool, uri)
         cursor = Cursor(spool, f"{uri} {destination.run_id}")
         deliver(cursor, destination, at_once=True)  # so that a finished run is not shown as running meanwhile
         silent_s = time.time() - cursor.last["t"] / 1000

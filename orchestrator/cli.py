@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import cli_cluster, cli_models, cli_plan, cli_track
+from orchestrator import cli_cluster, cli_dashboard, cli_export, cli_models, cli_plan, cli_search, cli_track
 
 FAILED, MISTAKE, PREEMPTED = 1, 2, 75
 
@@ -27,6 +27,9 @@ app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_track.app, name="track")
 app.command()(cli_plan.plan)
+app.command()(cli_dashboard.dashboard)
+app.command()(cli_export.export)
+app.command()(cli_search.search)
 
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
@@ -224,10 +227,10 @@ def tag(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URI: STORAGE/RUN_ID.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's or a search's folder or URI: STORAGE/ID.")],
     out: Annotated[str, typer.Option(help="Where to write it; default: ./RUN_ID.html.")] = "",
 ) -> None:
-    """Write a run's report anew from its records, finished or not."""
+    """Write the report of a run or a search anew from its records, finished or not."""
     from orchestrator.evaluate import rewrite_report
 
     typer.echo(rewrite_report(run, out))

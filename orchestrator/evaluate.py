@@ -4,12 +4,16 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import storage
 from orchestrator.report import write_report
 from orchestrator.runs import records_of
 from workloads.config import Recipe
+
+if TYPE_CHECKING:
+    from workloads.corpus import Prepared
+    from workloads.tagger import Tagger
 
 
 def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
@@ -20,7 +24,6 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     import torch
 
     from workloads import metrics
-    from workloads.corpus import prepare
     from workloads.predict import load_tagger, predict_clips
 
     if part not in ("train", "val", "test"):
@@ -28,15 +31,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(storage.fetch(uri, Path(scratch)))
     torch.set_num_threads(recipe.train.threads)
-    recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
-    prepared = prepare(recipe, storage.FsspecFiles(), rate=tagger.clip_rate)
-    if prepared.corpus.tags != tagger.tags:
-        raise ValueError(
-            f"checkpoint {uri!r}: knows the tags {', '.join(tagger.tags)}; "
-            f"the data set has {', '.join(prepared.corpus.tags)}"
-        )
-    if recipe.data.labels != tagger.labels:
-        raise ValueError(f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}")
+    prepared = prepare_for(tagger, recipe, uri)
     clips = getattr(prepared.splits, part)
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
@@ -49,6 +44,22 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
         "scores": metrics.score(logits_NC, y_NC, recipe.data.labels),
         "per_tag": metrics.per_tag(logits_NC, y_NC, tagger.tags, recipe.data.labels),
     }
+
+
+def prepare_for(tagger: "Tagger", recipe: Recipe, uri: str) -> "Prepared":
+    """A recipe's data set as this tagger, published at `uri`, hears it; ValueError where its tags or labels differ."""
+    from workloads.corpus import prepare
+
+    recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
+    prepared = prepare(recipe, storage.FsspecFiles(), rate=tagger.clip_rate)
+    if prepared.corpus.tags != tagger.tags:
+        raise ValueError(
+            f"checkpoint {uri!r}: knows the tags {', '.join(tagger.tags)}; "
+            f"the data set has {', '.join(prepared.corpus.tags)}"
+        )
+    if recipe.data.labels != tagger.labels:
+        raise ValueError(f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}")
+    return prepared
 
 
 def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -74,10 +85,12 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
 
 
 def rewrite_report(run: str, out: str) -> str:
-    """Write the report of a run, finished or not, from what its folder or URI holds; returns the file's path."""
+    """Write the report of a run or a search, finished or not, from what its folder or URI holds; returns the path."""
+    if storage.exists(storage.join(run, "search.json")):
+        return _search_report(run, out)
     recipe_uri = storage.join(run, "recipe.json")
     if not storage.exists(recipe_uri):
-        raise ValueError(f"run {run!r}: no recipe.json there; give a run's folder or URI, STORAGE/RUN_ID")
+        raise ValueError(f"run {run!r}: no recipe.json there; give a run's or a search's folder or URI, STORAGE/ID")
     records = records_of(run)
     if not records:
         raise ValueError(f"run {run!r}: has no records there yet; they come with the first checkpoint")
@@ -87,4 +100,14 @@ def rewrite_report(run: str, out: str) -> str:
     target = Path(out or f"{run_id}.html")
     recipe = json.loads(storage.get_text(recipe_uri))
     write_report(records, recipe, run_id=run_id, command=command, out=target)
+    return str(target.resolve())
+
+
+def _search_report(uri: str, out: str) -> str:
+    from orchestrator.search_report import write_search_report
+    from orchestrator.trials import read_search
+
+    search = read_search(uri)
+    target = Path(out or f"{search.search_id}.html")
+    write_search_report(search, target)
     return str(target.resolve())

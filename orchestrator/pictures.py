@@ -79,7 +79,7 @@ def model_curves(story: Story, model: str) -> go.Figure:
     if "log_loss" in scores:
         line = _line(scores["log_loss"], "validation log loss", VALIDATION, marks=True, legend="legend")
         figure.add_trace(line, row=1, col=1)
-    _plain(figure, height=470)
+    plain(figure, height=470)
     _shade(figure, story, model)
     figure.update_layout(legend={"x": 1.01, "y": 1}, legend2={"x": 1.01, "y": 0.44})
     figure.update_yaxes(title="loss (nats)", row=1, col=1)
@@ -131,7 +131,7 @@ def edge_curves(story: Story) -> go.Figure:
             line = _line(points, edge.replace("-to-", " → "), colour)
             line.update(legendgroup=edge, showlegend=panel == 0)
             figure.add_trace(line, row=panel // 2 + 1, col=panel % 2 + 1)
-    _plain(figure, height=520)
+    plain(figure, height=520)
     figure.update_layout(legend={"orientation": "h", "y": 1.08, "yanchor": "bottom"}, margin={"t": 80})
     for panel, metric in enumerate(EDGE_PANELS):
         values = [value for edge in story.edges for _, value in story.curves.get(f"{edge}/{metric}", [])]
@@ -226,10 +226,10 @@ def _line(
 
 
 def _figure(*, height: int) -> go.Figure:
-    return _plain(go.Figure(), height=height)
+    return plain(go.Figure(), height=height)
 
 
-def _plain(figure: go.Figure, *, height: int) -> go.Figure:
+def plain(figure: go.Figure, *, height: int) -> go.Figure:
     """Transparent, without Plotly's own theme: paper, ink and grid are the page's, light or dark."""
     clear = "rgba(0,0,0,0)"
     figure.update_layout(template="none", height=height, paper_bgcolor=clear, plot_bgcolor=clear)

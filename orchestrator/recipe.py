@@ -56,6 +56,14 @@ def resolve(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe)))
 
 
+def changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """The recipe with values at dotted places replaced; ValueError where they make no recipe."""
+    values = resolve(recipe)
+    for place, value in settings.items():
+        _place_value(values, place, value, said=f"{place}={value}")
+    return parse(values)
+
+
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:
     """Nested values as `a.b.c` -> text, for tracking's parameters."""
     if isinstance(values, dict) and values:
@@ -111,6 +119,10 @@ def _set(values: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    _place_value(values, path, value, said=setting)
+
+
+def _place_value(values: dict[str, Any], path: str, value: Any, *, said: str) -> None:
     *parents, last = path.split(".")
     table: Any = values
     try:
@@ -119,7 +131,7 @@ def _set(values: dict[str, Any], setting: str) -> None:
         table[int(last) if isinstance(table, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError):
         raise ValueError(
-            f"--set {setting!r}: no such place in the recipe; `antiphon run ... --dry-run` prints it"
+            f"--set {said!r}: no such place in the recipe; `antiphon run ... --dry-run` prints it"
         ) from None
 
 

@@ -63,7 +63,8 @@ class Registry:
 
     def __init__(self, client: MlflowClient, run: Any, run_record: dict[str, Any]) -> None:
         self.client, self.run = client, run
-        self.run_id, self.recipe = run_record["run_id"], run_record["name"]
+        # a search's trial has a name of its own besides its recipe's
+        self.run_id, self.recipe = run_record["run_id"], run_record.get("recipe", run_record["name"])
 
     def add(self, model: str, row: dict[str, Any]) -> None:
         """Register a row of the run's result, once, and let `best` follow. Raises Away for what may pass.

@@ -86,7 +86,7 @@ def run(request: Request, *, show: Show) -> dict[str, Any]:
     be seen before anything starts.
     """
     check(request)
-    request = replace(request, recipe=_absolute(request.recipe))
+    request = replace(request, recipe=absolute(request.recipe))
     split(read_corpus(request.recipe.data, storage.FsspecFiles()), request.recipe.data)
     storage.probe(request.storage)
     driver = Driver()
@@ -150,7 +150,7 @@ def _end(status: str, error: str = "", *, mistake: bool = False) -> dict[str, An
     return {"kind": "end", "status": status, "error": error, "mistake": mistake}
 
 
-def _absolute(recipe: Recipe) -> Recipe:
+def absolute(recipe: Recipe) -> Recipe:
     """Local paths made absolute: Ray gives every worker a working folder of its own."""
 
     def here(uri: str) -> str:
@@ -199,7 +199,7 @@ def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray starts workers at nice 15: on a shared machine one of two threads starves and the other waits for it.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    address = _join_stack(request.address)  # before Ray is imported: it reads its token's place then
+    address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -228,7 +228,7 @@ def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, 
                     name=place.run_id,
                     failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
                     callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
-                    **_ray_storage(request),
+                    **ray_storage(request.storage, patience_s=request.patience_s),
                 ),
             )
             trainer.fit()
@@ -243,20 +243,26 @@ def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, 
 def _connect(ray: Any, request: Request, address: str) -> None:
     """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
     need = request.workers
+    have = connect(ray, address, at_least=need + 1).get("GPU" if request.recipe.train.device == "cuda" else "CPU", 0)
+    if have < need:
+        where = f"the cluster at {address}" if address else "this machine"
+        unit = "GPUs" if request.recipe.train.device == "cuda" else "CPUs"
+        ray.shutdown()
+        raise ValueError(f"--workers {need}: {where} has {have:g} {unit}; ask for fewer, or another train.device")
+
+
+def connect(ray: Any, address: str, *, at_least: int) -> dict[str, float]:
+    """Join the Ray at an address, or start a local one with `at_least` so many CPUs; returns its resources."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         ray.init(address=address, **options)
     else:
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, need + 1), include_dashboard=False, **options)
-    resource = "GPU" if request.recipe.train.device == "cuda" else "CPU"
-    have = ray.cluster_resources().get(resource, 0)
-    if have < need:
-        where = f"the cluster at {address}" if address else "this machine"
-        ray.shutdown()
-        raise ValueError(f"--workers {need}: {where} has {have:g} {resource}s; ask for fewer, or another train.device")
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, at_least), include_dashboard=False, **options)
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
 
 
-def _join_stack(address: str) -> str:
+def join_stack(address: str) -> str:
     """The address to join; `auto` prefers the stack of `antiphon cluster up`, whose token Ray then finds."""
     for service, state in stack.status() if address else ():
         if service.name == "ray" and state == "up" and address in ("auto", service.address):
@@ -265,13 +271,13 @@ def _join_stack(address: str) -> str:
     return address
 
 
-def _ray_storage(request: Request) -> dict[str, Any]:
+def ray_storage(home: str, *, patience_s: float) -> dict[str, Any]:
     """Ray keeps its own notes in the same run folder as our checkpoints: it insists on owning the folder it reports."""
-    if storage.is_local(request.storage):
-        return {"storage_path": str(storage.local_path(request.storage))}
+    if storage.is_local(home):
+        return {"storage_path": str(storage.local_path(home))}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    fs, path = storage.filesystem(request.storage, patience_s=request.patience_s)
+    fs, path = storage.filesystem(home, patience_s=patience_s)
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 

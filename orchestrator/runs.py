@@ -52,7 +52,7 @@ def open_run(
         if not resume:
             print(f"--resume auto: no unfinished run of this recipe under {home}; starting afresh", file=sys.stderr)
     if resume:
-        place = _place(home, resume, tracked)
+        place = place_of(home, resume, tracked)
         patient(lambda: _check_same(recipe, place))
         outcome = patient(lambda: _finished(place.uri))
         if outcome is not None:
@@ -60,7 +60,7 @@ def open_run(
             return Opened(place, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
         return Opened(place, patient(lambda: take_over(place.uri, driver)))
     run_id = run_id or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    place = _place(home, run_id, tracked)
+    place = place_of(home, run_id, tracked)
     if not patient(lambda: _created(place, json.dumps(resolve(recipe), indent=1))):
         raise ValueError(
             f"--run-id {run_id!r}: there is such a run under {home!r}; `--resume {run_id}` goes on with it, or choose "
@@ -122,7 +122,7 @@ def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> d
         "name": recipe.name,
         "params": flatten(resolve(recipe)),
         "tags": {
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "schedule": recipe.schedule.kind,
             "command": command,
             "storage": place.uri,
@@ -132,7 +132,7 @@ def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> d
     }
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """The commit of the code that runs; empty for an installed copy, or where there is no git."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists() or not shutil.which("git"):
@@ -141,7 +141,8 @@ def _git_commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _place(home: str, run_id: str, tracked: str) -> Place:
+def place_of(home: str, run_id: str, tracked: str) -> Place:
+    """Where the things of a run called `run_id` go; ValueError for a name that is none."""
     if not NAME.fullmatch(run_id):
         raise ValueError(
             f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', and begin with a letter or digit"
@@ -161,7 +162,11 @@ def _newest_unfinished(recipe: Recipe, home: str) -> str:
     for run_id in storage.names(home):
         uri = storage.join(home, run_id)
         recipe_uri = storage.join(uri, "recipe.json")
-        if storage.exists(recipe_uri) and not _differences(recipe, recipe_uri) and _finished(uri) is None:
+        if (
+            storage.exists(recipe_uri)
+            and not differences(recipe, json.loads(storage.get_text(recipe_uri)))
+            and _finished(uri) is None
+        ):
             found.append((storage.changed(recipe_uri), run_id))
     return max(found, default=(None, ""))[1]
 
@@ -172,17 +177,17 @@ def _check_same(recipe: Recipe, place: Place) -> None:
         raise ValueError(
             f"--resume {place.run_id!r}: no such run at {place.uri}; check --storage, or leave --resume out"
         )
-    if differences := _differences(recipe, uri):
-        key, was, now = differences[0]
+    if found := differences(recipe, json.loads(storage.get_text(uri))):
+        key, was, now = found[0]
         raise ValueError(
             f"--resume {place.run_id!r}: it began with {key} = {was}, and this command says {now}; a run keeps its "
             "recipe: repeat the command it began with, or start a new run"
         )
 
 
-def _differences(recipe: Recipe, uri: str) -> list[tuple[str, str, str]]:
+def differences(recipe: Recipe, resolved: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(key, its value there, its value here) of everything that makes another run; where the data lies does not."""
-    there, here = flatten(json.loads(storage.get_text(uri))), flatten(resolve(recipe))
+    there, here = flatten(resolved), flatten(resolve(recipe))
     keys = sorted((there.keys() | here.keys()) - {*PLACES})
     return [(key, there.get(key, "-"), here.get(key, "-")) for key in keys if there.get(key) != here.get(key)]
 

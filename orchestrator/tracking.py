@@ -22,7 +22,9 @@ import psutil
 from filelock import FileLock
 
 from orchestrator.deliveries import PARAM_LENGTH, RUN_ID_TAG, TAG_LENGTH, Delivery, Point, cut, delivery
+from orchestrator.family import Family
 from orchestrator.replay import Away, Cursor, Writer, follow, say
+from workloads.spool import read_spool
 
 NONE = "none"
 STARTED = "started"
@@ -279,9 +281,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def destination(spool: Path, uri: str) -> Family:
+    """The MLflow run that a spool's records go to, with a run of its own for every child. Raises Away."""
+
+    def birth(child: str) -> dict[str, Any]:
+        return next(record for record in read_spool(spool) if record["kind"] == "run" and record.get("child") == child)
+
+    with spool.open("rb") as file:
+        return Family(json.loads(file.readline()), lambda record: MlflowRun(uri, record), birth)
+
+
 def _replay(args: argparse.Namespace) -> int:
-    with args.spool.open("rb") as file:
-        run = MlflowRun(args.uri, json.loads(file.readline()))
+    run = destination(args.spool, args.uri)
     with suppress(BrokenPipeError):  # the driver may be gone already
         os.write(1, f"{STARTED} {run.run_id}\n".encode())
     os.dup2(2, 1)  # nobody reads that pipe from here on

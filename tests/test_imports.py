@@ -24,7 +24,7 @@ OWNERS = {
     "mlflow": {"orchestrator/tracking.py", "orchestrator/registry.py", "orchestrator/served.py"},
     "s3fs": {"orchestrator/storage.py"},
     "fsspec": {"orchestrator/storage.py", "orchestrator/served.py"},
-    "ray.tune": {"orchestrator/search.py"},
+    "ray.tune": {"orchestrator/tuning.py"},
     "ray.train": {"orchestrator/run.py", "orchestrator/worker.py"},
     "ray.job_submission": {"cluster/submit.py"},
 }

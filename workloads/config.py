@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from workloads.architectures import Arch
 from workloads.checked import Checked
 from workloads.schedules import Schedule
+from workloads.space import Search
 
 FRONT_ENDS = {  # kind -> its sample rate in Hz
     "logmel64": 16_000,
@@ -218,6 +219,7 @@ class Recipe(Checked):
     edges: tuple[Edge, ...] = ()
     schedule: Schedule
     train: Train = field(default_factory=Train)
+    search: Search | None = None  # what `antiphon search` varies; a run takes the values as they stand
 
     def __post_init__(self) -> None:
         self._require(bool(self.models), "models", "needs at least one model")
@@ -228,6 +230,8 @@ class Recipe(Checked):
             self.known_models("edges", (edge.teacher, edge.student))
         if len({edge.key for edge in self.edges}) < len(self.edges):
             raise ValueError("edges: two edges join the same teacher and student; keep one")
+        if self.search:
+            self.known_models("search.models", self.search.models)
         kinds = {model.front_end.kind for model in self.models.values()}
         if self.augment.mixup and self.augment.mixup_on == "mel" and len(kinds) > 1:
             raise ValueError(

@@ -6,6 +6,7 @@ One step: every model of the phase that learns runs its shards, hears its teache
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -70,8 +71,24 @@ def train(recipe: Recipe, session: Session, *, files: Opener | None = None) -> s
 
 
 def loop(run: Run) -> str:
-    """Every phase, every step; evaluates, saves and reports on the way."""
-    recipe, session, resumed_from = run.recipe, run.session, run.step
+    """Every phase, every step, then the models are scored and delivered."""
+    resumed_from = run.step
+    for _ in advance(run):
+        pass
+    if run.step < run.phases[-1].end:
+        return "preempted"
+    models = finish(run.recipe, run.team, run.prepared, run.session)
+    run.note("result", steps=run.step, resumed_from_step=resumed_from, models=models)
+    _report(run)
+    return "done"
+
+
+def advance(run: Run) -> Iterator[int]:
+    """Every phase, every step; evaluates, saves and reports on the way.
+
+    Hands over the number of steps done after each evaluation; a run that is asked to stop ends with fewer than planned.
+    """
+    recipe, session = run.recipe, run.session
     _report(run)  # how it starts is worth knowing even if the first step fails
     for index, phase in enumerate(run.phases):
         if phase.end <= run.step:
@@ -84,7 +101,8 @@ def loop(run: Run) -> str:
             run.step += 1
             if stats:
                 _log(run, stats)
-            if run.step == phase.end or run.step % recipe.train.eval_every == 0:
+            judged = run.step == phase.end or run.step % recipe.train.eval_every == 0
+            if judged:
                 _validate(run, phase)
             stopping = session.should_stop()
             if stopping or run.step == phase.end or run.step % recipe.train.checkpoint_every == 0:
@@ -92,11 +110,9 @@ def loop(run: Run) -> str:
             elif wants_log:
                 _report(run)
             if stopping:
-                return "preempted"
-    models = finish(recipe, run.team, run.prepared, session)
-    run.note("result", steps=run.step, resumed_from_step=resumed_from, models=models)
-    _report(run)
-    return "done"
+                return
+            if judged:
+                yield run.step
 
 
 def train_step(

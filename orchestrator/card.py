@@ -1,0 +1,40 @@
+"""The model card beside an exported file. Words what `export.py` measured and what the checkpoint says of itself."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from workloads import metrics
+
+# Hugging Face's names of licences, for what `workloads/official` says of those who published weights
+LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}
+
+
+def write_card(told: dict[str, Any], state: dict[str, Any], out: Path) -> None:
+    """Write the card to `out`: `told` is what the export found, `state` the checkpoint's own words."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["yaml"] = json.dumps  # YAML reads JSON's strings
+    origin = state.get("origin")
+    card = environment.get_template("card.md.j2").render(
+        told=told,
+        facts=told["facts"],
+        arch=state["model"]["arch"],
+        recipe=state.get("recipe"),
+        init=state["model"]["init"],
+        origin=origin,
+        licence=LICENCES.get(origin["licence"], "other") if origin else "unknown",
+        data=state.get("data"),
+        scores={part: state[part] for part in ("val", "test") if part in state},
+        primary=metrics.primary(state["labels"]),
+        machine=platform.processor() or platform.machine(),
+    )
+    out.write_text(card, encoding="utf-8")

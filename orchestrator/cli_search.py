@@ -1,0 +1,79 @@
+"""`antiphon search`, on the command line. Parses and prints; `search.py` does the work."""
+
+import json
+import shlex
+import sys
+from contextlib import nullcontext, redirect_stdout
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def search(
+    recipe: Annotated[str, typer.Argument(help="A recipe with a [search.space]: shipped, or a .toml/.json file.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")
+    ] = None,
+    storage: Annotated[str, typer.Option(help="Where searches go: a folder or s3://bucket/prefix.")] = "runs",
+    tracking: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow URI, or none; default: SQLite beside the runs.")
+    ] = "",
+    address: Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")] = "",
+    budget: Annotated[
+        str, typer.Option(help="Trials (24), time (30m, 2h) or GPU-hours (4gpuh); default: search.trials.")
+    ] = "",
+    slots: Annotated[int, typer.Option(help="Trials at once; default: as many as the cluster holds.")] = 0,
+    search_id: Annotated[str, typer.Option("--search-id", help="The new search's name.")] = "",
+    resume: Annotated[str, typer.Option(metavar="ID", help="Go on with a search.")] = "",
+    finals: Annotated[bool, typer.Option(help="Hold the winner against its control on the test fold.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")
+    ] = False,
+) -> None:
+    """Search a recipe's space: which temperature, which weights, who teaches when."""
+    from orchestrator.recipe import load_recipe
+    from orchestrator.search import SearchRequest
+    from orchestrator.search import search as run_search
+
+    request = SearchRequest(
+        load_recipe(recipe, settings),
+        shlex.join(["antiphon", *sys.argv[1:]]),
+        storage=storage,
+        tracking=tracking,
+        address=address,
+        slots=slots,
+        budget=budget,
+        search_id=search_id,
+        resume=resume,
+        finals=finals,
+    )
+    with redirect_stdout(sys.stderr):
+        outcome = run_search(request, show=lambda place: nullcontext())
+    if as_json:
+        typer.echo(json.dumps(outcome))
+    else:
+        _show(outcome)
+
+
+def _show(outcome: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title=f"{outcome['search_id']}: {outcome['completed']} of {outcome['trials']} trials done")
+    for column in ("", "value"):
+        table.add_column(column)
+    best = outcome["best"]
+    if best:
+        table.add_row("best trial", f"{best['number']:04}, objective {best['objective']:.4f}")
+        for place, value in best["settings"].items():
+            table.add_row(place, f"{value:.4g}" if isinstance(value, float) else str(value))
+    found = outcome["comparison"]
+    if found and found["low"] is not None:
+        words = "excludes the control" if found["excludes_control"] else "does not exclude the control"
+        table.add_row(
+            f"winner - control, {found['metric']}",
+            f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), {words}",
+        )
+    table.add_row("stopped, failed", f"{outcome['stopped']}, {outcome['failed']}")
+    table.add_row("seconds", f"{outcome['seconds']:.0f}, {outcome['overhead_s_per_trial']} a trial beside its training")
+    console.print(table)

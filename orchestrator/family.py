@@ -1,0 +1,62 @@
+"""A search in MLflow: one parent run, and a child of it for every trial. Knows no MLflow itself (`tracking.py` does).
+
+Records of a search's spool that carry `child` belong to that trial; a trial's last one is `closed`, since `end` ends
+the spool.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+Birth = Callable[[str], dict[str, Any]]
+PARENT_TAG = "mlflow.parentRunId"  # by this MLflow's pages nest runs
+
+
+class Family:
+    """Hands records to the parent's run or to a child's; children are made when their first record comes.
+
+    `birth` finds the `run` record of a child: a replayer that was killed goes on in the middle of the spool.
+    """
+
+    def __init__(self, record: dict[str, Any], make: Callable[[dict[str, Any]], Any], birth: Birth) -> None:
+        self._parent, self._make, self._birth = make(record), make, birth
+        self._children: dict[str, Any] = {}
+
+    @property
+    def run_id(self) -> str:
+        return str(self._parent.run_id)
+
+    @property
+    def points_sent(self) -> int:
+        return sum(run.points_sent for run in self._runs())
+
+    @property
+    def points_held(self) -> int:
+        return sum(run.points_held for run in self._runs())
+
+    def accept(self, records: Sequence[dict[str, Any]]) -> None:
+        for child, own in groupby(records, key=lambda record: record.get("child", "")):
+            self._accept(child, list(own))
+
+    def lost_writer(self, end_ms: int) -> None:
+        for run in self._runs():
+            run.lost_writer(end_ms)
+
+    def _runs(self) -> list[Any]:
+        return [*self._children.values(), self._parent]
+
+    def _accept(self, child: str, records: list[dict[str, Any]]) -> None:
+        if not child:
+            self._parent.accept(records)
+            return
+        if child not in self._children:
+            self._children[child] = self._make(self._born(self._birth(child)))
+        self._children[child].accept([self._born(record) for record in records])
+
+    def _born(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A child's record as that of a run of its own."""
+        if record["kind"] == "closed":
+            return record | {"kind": "end"}
+        if record["kind"] == "run":
+            return record | {"tags": record["tags"] | {PARENT_TAG: self.run_id}}
+        return record

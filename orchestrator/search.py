@@ -1,0 +1,215 @@
+"""A search: trials of one recipe until the budget is spent, then the best are held against a control.
+
+What a trial does is `trial.py`, who proposes is `proposals.py`, how Ray Tune runs them is `tuning.py`, what is kept is
+`search_files.py`; here is what happens one after the other.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import results, storage, tracking
+from orchestrator.proposals import planned
+from orchestrator.recipe import resolve
+from orchestrator.results import Place
+from orchestrator.run import absolute, connect, join_stack
+from orchestrator.runs import differences, place_of
+from orchestrator.search_files import Task, begin, facts_of, known_trials
+from orchestrator.search_summary import best_first, outcome_of, repeated
+from orchestrator.trial import searched, trial_recipe
+from workloads import roles
+from workloads.config import Recipe
+from workloads.space import Choices, Search
+from workloads.spool import Spool
+
+if TYPE_CHECKING:
+    from orchestrator.tuning import Crew
+
+BUDGET = re.compile(r"(?P<amount>\d+(\.\d+)?)\s*(?P<unit>|trials|s|m|h|gpuh)")
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One `antiphon search`, as the user typed it."""
+
+    recipe: Recipe
+    command: str
+    storage: str = "runs"
+    tracking: str = ""
+    address: str = ""
+    slots: int = 0  # trials at once; 0: as many as the cluster holds
+    budget: str = ""  # "24", "30m", "2h", "4gpuh"; empty: the recipe's number of trials
+    search_id: str = ""
+    resume: str = ""
+    finals: bool = True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent; zero means no limit of that kind."""
+
+    trials: int = 0
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
+
+
+def parse_budget(text: str) -> Budget:
+    """ "24" or "24 trials", "90s", "30m", "2h" of wall time, "4gpuh"; ValueError for anything else."""
+    found = BUDGET.fullmatch(text.strip())
+    if not found or float(found["amount"]) <= 0:
+        raise ValueError(f"--budget {text!r}: must be a number of trials (24), of minutes or hours (30m, 2h), or 4gpuh")
+    amount, unit = float(found["amount"]), found["unit"]
+    if unit in ("", "trials"):
+        if amount != int(amount):
+            raise ValueError(f"--budget {text!r}: trials come whole")
+        return Budget(trials=int(amount))
+    return Budget(gpu_hours=amount) if unit == "gpuh" else Budget(seconds=amount * SECONDS[unit])
+
+
+def check(request: SearchRequest) -> Budget:
+    """Refuse the user's mistakes before anything starts: every corner of the space must make a recipe that works."""
+    recipe, search = request.recipe, searched(request.recipe)
+    budget = parse_budget(request.budget) if request.budget else Budget()
+    if budget.gpu_hours and recipe.train.device != "cuda":
+        raise ValueError(f"--budget {request.budget!r}: GPU-hours need train.device = 'cuda'; give trials or time")
+    if request.search_id and request.resume:
+        raise ValueError("--search-id names a new search, --resume an old one; leave one of the two out")
+    if request.slots < 0:
+        raise ValueError(f"--slots {request.slots}: must be 1 or more")
+    for settings in _corners(search):
+        made = trial_recipe(recipe, settings)
+        if request.finals:
+            _require_control(made)
+    return budget
+
+
+def _require_control(made: Recipe) -> None:
+    """ValueError where the schedule cannot do without teachers, so that nothing could be held against the winner."""
+    try:
+        roles.plan(replace(made, edges=()))
+    except ValueError as error:
+        raise ValueError(
+            f"schedule.kind = {made.schedule.kind!r}: without edges there is no control ({error}); --no-finals "
+            "searches without one"
+        ) from None
+
+
+def _corners(search: Search) -> list[dict[str, Any]]:
+    """Settings that show whether the space makes recipes: all of a plan; else every end and choice by itself."""
+    known = planned(search)
+    if known is not None:
+        return known
+    first = {
+        place: values.choices[0] if isinstance(values, Choices) else values.low
+        for place, values in search.space.items()
+    }
+    ends = [
+        first | {place: value}
+        for place, values in search.space.items()
+        for value in (values.choices if isinstance(values, Choices) else (values.low, values.high))
+    ]
+    return [first, *ends]
+
+
+def search(request: SearchRequest, *, show: Callable[[Place], AbstractContextManager[Any]]) -> dict[str, Any]:
+    """The whole search; returns its outcome, the object that --json prints.
+
+    `show` opens a context in which its progress is shown. Raises ValueError for the user's mistakes.
+    """
+    budget = check(request)
+    request = replace(request, recipe=absolute(request.recipe))
+    storage.probe(request.storage)
+    began, place = time.time(), _open(request)
+    address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
+    import ray
+
+    from orchestrator import tuning
+
+    train = request.recipe.train
+    resources = {"CPU": float(train.threads)} | ({"GPU": 1.0} if train.device == "cuda" else {})
+    have = connect(ray, address, at_least=train.threads)
+    slots = tuning.slots(have, resources, request.slots)
+    try:
+        with Spool(place.spool) as spool, show(place):
+            spool.append(_search_record(request, place))
+            replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+            replayer.wait_started()
+            crew = tuning.Crew(request.recipe, place.uri, spool, resources=resources, slots=slots)
+            spent = crew.run_trials(known_trials(place.uri), budget)
+            finals = _finals(request.recipe, place.uri, crew) if request.finals else []
+            outcome = outcome_of(place, request.recipe, finals, slots=slots, spent=spent, began=began)
+            spool.append({"kind": "end", "status": "done", "error": "", "mistake": False})
+            results.share_spool(place)
+    finally:
+        ray.shutdown()
+    tracking_left = replayer.wait(timeout_s=30.0)
+    if tracking_left:
+        print(f"tracking: {replayer.explanation()}")
+    return outcome
+
+
+def _open(request: SearchRequest) -> Place:
+    """The place of a new search, or of the one to go on with; ValueError where it is another search, or is none."""
+    search_id = request.resume or request.search_id
+    if not search_id:
+        search_id = f"{request.recipe.name}-search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    place = place_of(request.storage, search_id, request.tracking)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "search_id": search_id,
+        "created": time.time(),
+        "command": request.command,
+        "recipe": resolve(request.recipe),
+        "tracking": place.tracking,
+    }
+    if request.resume:
+        found = differences(request.recipe, facts_of(place.uri)["recipe"])
+        if found:
+            key, was, now = found[0]
+            raise ValueError(
+                f"--resume {search_id!r}: it began with {key} = {was}, and this command says {now}; repeat the command "
+                "it began with, or start a new search"
+            )
+    elif not begin(place.uri, facts):
+        raise ValueError(f"--search-id {search_id!r}: there is such a search; `--resume {search_id}` goes on with it")
+    return place
+
+
+def _search_record(request: SearchRequest, place: Place) -> dict[str, Any]:
+    """What the search's spool begins with: the parent of its trials in MLflow."""
+    search = searched(request.recipe)
+    return {
+        "kind": "run",
+        "run_id": place.run_id,
+        "experiment": "antiphon",
+        "name": f"{request.recipe.name} search",
+        "params": {key: str(value) for key, value in vars(search).items() if key != "space"},
+        "tags": {
+            "command": request.command,
+            "storage": place.uri,
+            **{f"space.{key}": str(vars(value)) for key, value in search.space.items()},
+        },
+    }
+
+
+def _finals(recipe: Recipe, home: str, crew: "Crew") -> list[Task]:
+    """Find the best of the finalists, and hold it against the same without teachers; returns these last tasks."""
+    search, best = searched(recipe), best_first(home)
+    if not best:
+        return []
+    seeds = [recipe.train.seed + number for number in range(search.repeats)]
+    finalists = best[: search.finalists]
+    if len(finalists) > 1:
+        again = [Task("finalist", found["number"], found["settings"], seed) for found in finalists for seed in seeds]
+        crew.run_listed(again)
+        finalists = repeated(home, again)
+    winner = finalists[0]
+    tasks = [Task(kind, winner["number"], winner["settings"], seed) for kind in ("winner", "control") for seed in seeds]
+    crew.run_listed(tasks)
+    return tasks

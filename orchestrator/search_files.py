@@ -1,0 +1,85 @@
+"""What a search keeps on its storage: who it is, what each task tries, and, once, what came of it.
+
+SEARCH/search.json first, SEARCH/trials/0000/ and SEARCH/finals/NAME/ with settings.json when begun and result.json
+when over, SEARCH/outcome.json last. Whoever comes back reads these; there is no other state. `trials.py` reads them for
+people.
+"""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from orchestrator import storage
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to learn and judge: a trial, a finalist with another seed, the winner, or its control."""
+
+    kind: str  # trial, finalist, winner, control
+    number: int  # of the trial whose settings these are
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None  # None: the recipe's own
+    slot: int = 0  # of the cluster, for the timeline
+
+    @property
+    def name(self) -> str:
+        """As the search's pages call it."""
+        if self.kind == "trial":
+            return f"{self.number:04}"
+        return f"{self.kind}-{self.number:04}-seed-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        return f"{'trials' if self.kind == 'trial' else 'finals'}/{self.name}"
+
+
+def begin(home: str, facts: dict[str, Any]) -> bool:
+    """Write search.json; False where there is such a search already."""
+    return storage.create_exclusively(storage.join(home, "search.json"), json.dumps(facts, indent=1).encode())
+
+
+def facts_of(home: str) -> dict[str, Any]:
+    """What search.json says; ValueError where there is none."""
+    uri = storage.join(home, "search.json")
+    if not storage.exists(uri):
+        raise ValueError(f"search {home!r}: no search.json there; give the id of a search under --storage")
+    facts: dict[str, Any] = json.loads(storage.get_text(uri))
+    return facts
+
+
+def known_trials(home: str) -> list[tuple[Task, dict[str, Any] | None]]:
+    """Every trial that was begun, by number, with its result if it has one."""
+    found = []
+    for name in sorted(storage.names(storage.join(home, "trials"))):
+        settings = storage.join(home, "trials", name, "settings.json")
+        if storage.exists(settings):
+            said = json.loads(storage.get_text(settings))
+            task = Task("trial", said["number"], said["settings"], said["seed"])
+            found.append((task, read_result(home, task)))
+    return found
+
+
+def write_settings(home: str, task: Task, *, began: float) -> None:
+    """Say that a task is begun; a later beginning replaces an earlier one that came to nothing."""
+    said = asdict(task) | {"began": began}
+    storage.put_text(storage.join(home, task.folder, "settings.json"), json.dumps(said))
+
+
+def write_result(home: str, task: Task, result: dict[str, Any]) -> bool:
+    """Commit what came of a task; False where somebody has done so before."""
+    said = asdict(task) | {"second": None} | result
+    said |= {"ended": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+    return storage.create_exclusively(storage.join(home, task.folder, "result.json"), json.dumps(said).encode())
+
+
+def read_result(home: str, task: Task) -> dict[str, Any] | None:
+    """What came of a task, if it is over."""
+    uri = storage.join(home, task.folder, "result.json")
+    if not storage.exists(uri):
+        return None
+    result: dict[str, Any] = json.loads(storage.get_text(uri))
+    return result

@@ -1,0 +1,123 @@
+"""The parts of a search's page that are pictures: which there are, and what must be known to read them.
+
+A part that has nothing to show yet says what is missing.
+"""
+
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from orchestrator import search_pictures as pictures
+from orchestrator import search_study, search_timeline
+from orchestrator.search_words import plural
+from orchestrator.trials import STOPPED, Search
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what is to be known beside its pictures, (place, title, JSON); or why there are none."""
+
+    name: str
+    title: str
+    said: str
+    figures: tuple[tuple[str, str, Markup], ...] = ()
+
+
+def sections(search: Search, now: float) -> list[Section]:
+    """All of them, in the page's order; `now` (seconds since the epoch) ends what still runs."""
+    return [
+        _responses(search),
+        _importance(search),
+        _parallel(search),
+        _curves(search),
+        _pareto(search),
+        _timeline(search, now),
+    ]
+
+
+def _one(name: str, title: str, said: str, figure: go.Figure) -> Section:
+    return Section(name, title, said, ((f"{name}-all", "", _json(figure)),))
+
+
+def _responses(search: Search) -> Section:
+    title = "How the score responds to each parameter"
+    _, judged = search.compared
+    if not judged:
+        return Section("response", title, "No trial has been judged yet.")
+    said = (
+        "A dot is a trial; lower is better. Blue is the score at the trials' end; grey, where some were stopped early, "
+        "that of every trial at the last rung that all reached: compare like with like. "
+        "Diamonds are means of neighbours in equal numbers, with standard errors"
+    )
+    few = len(judged) < pictures.LEAST_FOR_MEANS
+    said += f"; they need {pictures.LEAST_FOR_MEANS} trials, {len(judged)} are judged." if few else "."
+    figures = [(f"response-{at}", name, _json(pictures.response(search, name))) for at, name in enumerate(search.space)]
+    for at, (across, up) in enumerate(pictures.pairs(search)):
+        figure = _json(pictures.together(search, across, up))
+        figures.append((f"together-{at}", f"{across} and {up} together", figure))
+    return Section("response", title, said, tuple(figures))
+
+
+def _importance(search: Search) -> Section:
+    title, missing = "Which parameter matters", search_study.trials_missing(search)
+    if missing > 0:
+        return Section("importance", title, f"To say it takes {plural(missing, 'more judged trial')}.")
+    found = search_study.importance(search)
+    if not found:
+        return Section("importance", title, "All scores are the same, so no parameter explains them.")
+    said = (
+        f"fANOVA: each parameter's own share of the variance of {search.metric} {search.compared[0]}, "
+        f"where {len(search.compared[1])} trials were judged. Whiskers: lowest and highest in {search_study.SUBSETS} "
+        f"random subsets of {search_study.SUBSET:.0%} of the trials; where they overlap, the order is not settled."
+    )
+    return _one("importance", title, said, pictures.importances(found))
+
+
+def _parallel(search: Search) -> Section:
+    title = "All settings at once"
+    if not search.ranked:
+        return Section("parallel", title, "No trial has come to its end with a score yet.")
+    said = "A line is a trial that came to its end; the darker, the better. Where dark lines meet, good trials agree."
+    return _one("parallel", title, said, pictures.parallel(search))
+
+
+def _curves(search: Search) -> Section:
+    title = "How trials went, rung by rung"
+    if not any(trial.history for trial in search.trials):
+        return Section("curves", title, "No trial has been judged yet; what runs now tells its rungs when it is over.")
+    said = f"{search.metric} at each rung."
+    if search.of_status(STOPPED):
+        said += f" Grey ones were stopped where they end by the scheduler ({search.settings['scheduler']})."
+    return _one("curves", title, said, pictures.curves(search))
+
+
+def _pareto(search: Search) -> Section:
+    title, second = "What a good score costs", search.settings.get("second", "")
+    if not second:
+        return Section("pareto", title, "This search has one objective; with search.second its Pareto front is here.")
+    if not pictures.front(search):
+        return Section("pareto", title, "No trial has come to its end with both objectives yet.")
+    cost = pictures.SECONDS[second]
+    said = f"{search.metric} against {cost}; both should be small. No trial beats one on the front in both."
+    return _one("pareto", title, said, pictures.pareto(search))
+
+
+def _timeline(search: Search, now: float) -> Section:
+    title, drawn = "Where the time went", search_timeline.spans(search, now=now)
+    if not drawn:
+        return Section("timeline", title, "No trial has begun.")
+    busy = search_timeline.utilisation(drawn, search.slots)
+    inside = sum(trial.loop_seconds for trial in (*search.trials, *search.finals))
+    held = sum(span.end - span.start for span in drawn if span.trial.over)
+    said = (
+        "A row is a slot of the cluster, a block a trial with its number. From the first trial's begin to the last "
+        f"one's end {plural(search.slots, 'slot')} were busy {busy or 0:.0%} of the time"
+    )
+    said += f"; {inside / held:.0%} of what finished trials held went into training loops." if held else "."
+    return _one("timeline", title, said, search_timeline.timeline(search, now=now))
+
+
+def _json(figure: go.Figure) -> Markup:
+    """A figure for a script element: nothing in it can end the element."""
+    return Markup(figure.to_json().replace("<", "\\u003c"))

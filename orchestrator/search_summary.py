@@ -1,0 +1,111 @@
+"""What a search found: the best trials, the winner against its control, what it cost. Reads results, starts nothing."""
+
+import json
+import statistics
+import time
+from typing import Any
+
+from orchestrator import storage
+from orchestrator.results import Place
+from orchestrator.search_files import Task, known_trials, read_result
+from orchestrator.trial import searched
+from workloads.config import Recipe
+
+CONFIDENCE = 0.95
+
+
+def best_first(home: str) -> list[dict[str, Any]]:
+    """The trials that came to their end, the best objective first."""
+    results = [result for _, result in known_trials(home) if result and result["status"] == "done"]
+    return sorted(results, key=lambda result: (result["objective"], result["number"]))
+
+
+def repeated(home: str, tasks: list[Task]) -> list[dict[str, Any]]:
+    """The finalists by their mean objective over all seeds that came to an end, the best first."""
+    objectives: dict[int, list[float]] = {}
+    settings = {}
+    for task in tasks:
+        result = read_result(home, task)
+        if result and result["status"] == "done":
+            objectives.setdefault(task.number, []).append(result["objective"])
+            settings[task.number] = task.settings
+    means = {number: statistics.fmean(values) for number, values in objectives.items()}
+    return [
+        {"number": number, "settings": settings[number]} for number in sorted(means, key=lambda number: means[number])
+    ]
+
+
+def outcome_of(
+    place: Place, recipe: Recipe, finals: list[Task], *, slots: int, spent: float, began: float
+) -> dict[str, Any]:
+    """The search's outcome, the object that --json prints; written last.
+
+    `spent` is the wall time of the trials since `began`, in seconds: it tells what a trial costs beside its training.
+    """
+    trials = known_trials(place.uri)
+    results = [result for _, result in trials if result is not None]
+    counted = {
+        status: sum(result["status"] == status for result in results) for status in ("done", "stopped", "failed")
+    }
+    best = best_first(place.uri)
+    fresh = [result for result in results if result["began"] >= began]
+    inside = sum(result["loop_seconds"] for result in fresh)
+    outcome = {
+        "search_id": place.run_id,
+        "status": "done",
+        "trials": len(trials),
+        "completed": counted["done"],
+        "stopped": counted["stopped"],
+        "failed": counted["failed"],
+        "seconds": round(time.time() - began, 1),
+        "slots": slots,
+        "overhead_s_per_trial": round((spent * slots - inside) / len(fresh), 2) if fresh else None,
+        "best": {key: best[0][key] for key in ("number", "settings", "objective")} if best else None,
+        "tracking": place.tracking,
+        **_against_control(recipe, place.uri, finals),
+    }
+    storage.put_text(storage.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
+    return outcome
+
+
+def _against_control(recipe: Recipe, home: str, finals: list[Task]) -> dict[str, Any]:
+    """The winner's seeds against the control's: validation objective, seed by seed, and test scores of both."""
+    results: dict[str, list[dict[str, Any]]] = {"winner": [], "control": []}
+    for task in finals:
+        result = read_result(home, task)
+        if task.kind in results and result is not None and result["status"] == "done":
+            results[task.kind].append(result)
+    control = {result["seed"]: result for result in results["control"]}
+    pairs = [(result, control[result["seed"]]) for result in results["winner"] if result["seed"] in control]
+    if not pairs:
+        return {"winner": None, "comparison": None, "test": None}
+    differences = [ours["objective"] - theirs["objective"] for ours, theirs in pairs]
+    return {
+        "winner": {key: pairs[0][0][key] for key in ("number", "settings")},
+        "comparison": {"metric": f"val {searched(recipe).metric}", **compared(differences)},
+        "test": {
+            kind: {
+                name: {metric: [result["test"][name][metric] for result in results[kind]] for metric in scores}
+                for name, scores in results[kind][0]["test"].items()
+            }
+            for kind in results
+        },
+    }
+
+
+def compared(differences: list[float]) -> dict[str, Any]:
+    """The mean difference with its 95 % interval (Student's t over the pairs); below 0 the winner is better."""
+    mean, pairs = statistics.fmean(differences), len(differences)
+    if pairs < 2:
+        return {"difference": mean, "low": None, "high": None, "pairs": pairs, "excludes_control": None}
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, pairs - 1)) * statistics.stdev(differences) / pairs**0.5
+    low, high = mean - half, mean + half
+    return {
+        "difference": mean,
+        "low": low,
+        "high": high,
+        "pairs": pairs,
+        "excludes_control": high < 0 or low > 0,
+    }

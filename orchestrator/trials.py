@@ -1,0 +1,273 @@
+"""What a search has left in its folder, as frozen values: its trials, its finals, its outcome. Draws nothing.
+
+It asks no server and no process: what is told here can be told as well long after the search. Of a search that goes on,
+a later reading reads only what was not over before (`before`).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator import storage
+from orchestrator.patience import patiently
+from workloads.space import LOWER_IS_BETTER
+
+PATIENCE_S = 5.0  # for a store that is away for a moment
+SILENT_S, SILENT_TRIALS = 900.0, 5  # without news for so long, and for so many of its longest trial: killed?
+READERS = 8  # at once: an object store takes its time for each of some hundred small files
+RUNNING, DONE, STOPPED, FAILED, INTERRUPTED = "running", "done", "stopped", "failed", "interrupted"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How a trial stood after so many steps; `objective` is to be minimised."""
+
+    step: int
+    objective: float | None
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial or final run; times in seconds since the epoch. Without a result it runs, or was interrupted."""
+
+    name: str
+    number: int
+    kind: str  # trial, finalist, winner or control
+    settings: Mapping[str, Any]
+    began: float
+    status: str
+    ended: float | None = None
+    seed: int | None = None  # None: the recipe's own
+    reason: str = ""
+    objective: float | None = None
+    second: float | None = None
+    history: tuple[Rung, ...] = ()
+    loop_seconds: float = 0.0
+    host: str = ""
+    slot: int | None = None
+    mlflow_run_id: str = ""
+    test: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.ended is not None
+
+    @property
+    def steps(self) -> int:
+        """The last rung that it reached."""
+        return self.history[-1].step if self.history else 0
+
+    @property
+    def score(self) -> float | None:
+        """How it was judged last: for a trial that was stopped, at the rung where it was."""
+        judged = [rung.objective for rung in self.history if rung.objective is not None]
+        return self.objective if self.objective is not None else judged[-1] if judged else None
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.ended is None else self.ended - self.began
+
+    def at(self, step: int) -> float | None:
+        """Its objective after so many steps; None if it was not judged there."""
+        return next((rung.objective for rung in self.history if rung.step == step), None)
+
+
+Scored = list[tuple[Trial, float]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as its folder tells it. `outcome` is None while it runs, or if it was killed."""
+
+    uri: str
+    search_id: str
+    created: float
+    command: str
+    recipe: Mapping[str, Any]
+    slots: int
+    tracking: str
+    dashboard: str
+    trials: tuple[Trial, ...]
+    finals: tuple[Trial, ...]
+    outcome: Mapping[str, Any] | None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The recipe's search table."""
+        table: Mapping[str, Any] = self.recipe["search"]
+        return table
+
+    @property
+    def space(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is varied, by dotted place: {low, high, log} or {choices}."""
+        space: Mapping[str, Mapping[str, Any]] = self.settings["space"]
+        return space
+
+    @property
+    def metric(self) -> str:
+        """What the objective is called; a metric of which more is better is taken from 1."""
+        metric = str(self.settings["metric"])
+        return f"val {metric}" if metric in LOWER_IS_BETTER else f"1 - val {metric}"
+
+    def of_status(self, *statuses: str) -> list[Trial]:
+        """The trials of these statuses, in order of their numbers."""
+        return [trial for trial in self.trials if trial.status in statuses]
+
+    @property
+    def ranked(self) -> list[Trial]:
+        """The trials that came to their end with a score, the best first: the others' scores are not comparable."""
+        scored = [trial for trial in self.of_status(DONE) if trial.objective is not None]
+        return sorted(scored, key=_objective)
+
+    @property
+    def ended(self) -> Scored:
+        """The trials that came to their end, with their scores, the best first."""
+        return [(trial, trial.objective) for trial in self.ranked if trial.objective is not None]
+
+    @property
+    def compared(self) -> tuple[str, Scored]:
+        """Where most trials can be compared, in words, and their scores there.
+
+        Scores after different numbers of steps are not comparable: where some trials were stopped, it is the last rung
+        that all of them and all that ended were judged at; else the end.
+        """
+        stopped = self.of_status(STOPPED)
+        judged = [{rung.step for rung in t.history if rung.objective is not None} for t in (*stopped, *self.ranked)]
+        common = set.intersection(*filter(None, judged)) if stopped and any(judged) else set()
+        if not common:
+            return "at the end", self.ended
+        step = max(common)
+        scores = [(trial, trial.at(step)) for trial in self.of_status(DONE, STOPPED)]
+        return f"after {step:,} steps", [(trial, score) for trial, score in scores if score is not None]
+
+    @property
+    def last_news(self) -> float:
+        """When anything was last written about a trial."""
+        times = [trial.ended or trial.began for trial in (*self.trials, *self.finals)]
+        return max(times, default=self.created)
+
+    def until(self, now: float) -> float:
+        """How long it can be said to have lasted: to its last news if it is over or has been silent for too long.
+
+        A search that was killed says nothing more; one trial may take longer than the others did.
+        """
+        if self.outcome is not None:
+            return self.last_news
+        longest = max((trial.seconds or 0.0 for trial in (*self.trials, *self.finals)), default=0.0)
+        silent = now - self.last_news > max(SILENT_S, SILENT_TRIALS * longest)
+        return self.last_news if silent else now
+
+
+def read_search(uri: str, *, before: Search | None = None) -> Search:
+    """Read a search's folder or URI, STORAGE/SEARCH_ID; what was over in `before` is taken from there.
+
+    Raises ValueError where no search is, or where one of its files is not what a search writes.
+    """
+    return patiently(lambda: _search(uri, before), what=f"search {uri}", patience_s=PATIENCE_S)
+
+
+def _search(uri: str, before: Search | None) -> Search:
+    head_uri = storage.join(uri, "search.json")
+    if not storage.exists(head_uri):
+        raise ValueError(f"search {uri!r}: no search.json there; give a search's folder or URI, STORAGE/SEARCH_ID")
+    head = _json(head_uri)
+    outcome_uri = storage.join(uri, "outcome.json")
+    outcome = _json(outcome_uri) if storage.exists(outcome_uri) else None  # before the trials: they are complete then
+    ended = outcome is not None
+    try:
+        trials = _read_all(storage.join(uri, "trials"), ended, before.trials if before else ())
+        finals = _read_all(storage.join(uri, "finals"), ended, before.finals if before else ())
+        seen = [trial.slot + 1 for trial in (*trials, *finals) if trial.slot is not None]
+        return Search(
+            uri=uri,
+            search_id=head["search_id"],
+            created=float(head["created"]),
+            command=head["command"],
+            recipe=head["recipe"],
+            slots=max([int(head.get("slots") or (outcome or {}).get("slots") or 1), *seen]),
+            tracking=head["tracking"],
+            dashboard=head.get("dashboard", ""),
+            trials=trials,
+            finals=finals,
+            outcome=outcome,
+        )
+    except (KeyError, TypeError, AttributeError) as wrong:
+        raise ValueError(
+            f"search {uri!r}: its files are not as a search writes them ({type(wrong).__name__}: {wrong})"
+        ) from None
+
+
+def _read_all(uri: str, ended: bool, before: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    known = {trial.name: trial for trial in before if trial.over}
+    with ThreadPoolExecutor(READERS) as readers:
+        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended), storage.names(uri))
+        found = [trial for trial in read if trial is not None]
+    return tuple(sorted(found, key=lambda trial: (trial.number, trial.name)))
+
+
+def _read(uri: str, name: str, ended: bool) -> Trial | None:
+    """A trial from its result, else from its settings; None for a folder that holds neither (yet)."""
+    result, settings = storage.join(uri, name, "result.json"), storage.join(uri, name, "settings.json")
+    if storage.exists(result):
+        return _finished(name, _json(result))
+    if not storage.exists(settings):
+        return None
+    begun = _json(settings)
+    return Trial(
+        name=name,
+        number=int(begun["number"]),
+        kind=begun["kind"],
+        settings=begun["settings"],
+        began=float(begun["began"]),
+        status=INTERRUPTED if ended else RUNNING,
+        seed=begun.get("seed"),
+        slot=begun.get("slot"),
+    )
+
+
+def _finished(name: str, result: dict[str, Any]) -> Trial:
+    history = [
+        Rung(int(rung["step"]), _number(rung["objective"]), rung.get("values", {}))
+        for rung in result.get("history", [])
+    ]
+    return Trial(
+        name=name,
+        number=int(result["number"]),
+        kind=result["kind"],
+        settings=result["settings"],
+        began=float(result["began"]),
+        status=result["status"],
+        ended=float(result["ended"]),
+        seed=result.get("seed"),
+        reason=result.get("reason", ""),
+        objective=_number(result.get("objective")),
+        second=_number(result.get("second")),
+        history=tuple(sorted(history, key=lambda rung: rung.step)),
+        loop_seconds=float(result.get("loop_seconds") or 0.0),
+        host=result.get("host") or "",
+        slot=result.get("slot"),
+        mlflow_run_id=result.get("mlflow_run_id") or "",
+        test=result.get("test"),
+    )
+
+
+def _json(uri: str) -> dict[str, Any]:
+    try:
+        read: dict[str, Any] = json.loads(storage.get_text(uri))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"file {uri!r}: is not JSON ({error}); it was damaged or written by something else") from None
+    return read
+
+
+def _number(value: Any) -> float | None:
+    """A score that can be compared: what is missing or not finite is none."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _objective(trial: Trial) -> float:
+    assert trial.objective is not None
+    return trial.objective

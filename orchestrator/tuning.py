@@ -1,0 +1,260 @@
+"""How Ray Tune runs a search's tasks: the only user of ray.tune.
+
+A trial is a function in one of Tune's processes, which are kept from trial to trial. What it says arrives here, in the
+driver, and goes to the search's spool; a trial that the scheduler stops at a rung is committed here, since its process
+is not asked.
+"""
+
+import itertools
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
+
+from orchestrator.patience import say
+from orchestrator.proposals import Proposals
+from orchestrator.recipe import flatten
+from orchestrator.search_files import Task, read_result, write_result
+from orchestrator.trial import learn, searched
+from workloads.config import Recipe
+from workloads.spool import Spool, stamped
+
+RETRIES = 2  # of a trial whose process or node was lost
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our own records hold what happened
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables: a line for every trial is enough
+
+
+class Source(Protocol):
+    """Who says what is done next."""
+
+    def propose(self, slot: int) -> Task | None: ...
+
+    def tell(self, number: int, objectives: list[float] | None) -> None: ...
+
+
+class Listed:
+    """Tasks that are known beforehand, one after the other."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = iter(tasks)
+
+    def propose(self, slot: int) -> Task | None:
+        task = next(self._tasks, None)
+        return None if task is None else Task(task.kind, task.number, task.settings, task.seed, slot)
+
+    def tell(self, number: int, objectives: list[float] | None) -> None:
+        pass
+
+
+def slots(have: dict[str, float], need: dict[str, float], wanted: int) -> int:
+    """How many trials the cluster holds at once; ValueError where it is none, or fewer than wanted."""
+    most = min(int(have.get(resource, 0.0) // amount) for resource, amount in need.items())
+    if most < max(1, wanted):
+        said = ", ".join(f"{amount:g} {resource}" for resource, amount in need.items())
+        raise ValueError(
+            f"--slots {max(1, wanted)}: the cluster holds {most} trials of {said} each at once; ask for fewer, or set "
+            "train.threads"
+        )
+    return wanted or most
+
+
+class Crew:
+    """Runs tasks of one search on the cluster at hand, `slots` at a time."""
+
+    def __init__(self, recipe: Recipe, home: str, spool: Spool, *, resources: dict[str, float], slots: int) -> None:
+        self._recipe, self._home, self._spool = recipe, home, spool
+        self._resources, self._slots = resources, slots
+
+    def run_trials(self, known: list[tuple[Task, dict[str, Any] | None]], budget: Any) -> float:
+        """Try what is proposed until nothing more is, or the budget is spent; returns seconds of wall time."""
+        search = searched(self._recipe)
+        proposals = Proposals(search, [task for task, _ in known], limit=budget.trials)
+        seconds = budget.seconds or (3600 * budget.gpu_hours / self._slots) or None
+        scheduler = None
+        if search.scheduler == "asha":
+            scheduler = ASHAScheduler(
+                time_attr="height", metric="objective", mode="min", max_t=search.rungs, reduction_factor=search.halving
+            )
+        return self._run(proposals, scheduler=scheduler, seconds=seconds)
+
+    def run_listed(self, tasks: list[Task]) -> float:
+        """Run tasks that are known beforehand; returns seconds of wall time."""
+        return self._run(Listed(tasks)) if tasks else 0.0
+
+    def _run(self, source: Source, *, scheduler: Any = None, seconds: float | None = None) -> float:
+        began = time.monotonic()
+        desk = Desk(source, self._recipe, self._home, self._spool, self._slots)
+        trainable = tune.with_resources(
+            tune.with_parameters(_learn, recipe=self._recipe, home=self._home), self._resources
+        )
+        with tempfile.TemporaryDirectory(
+            prefix="antiphon-"
+        ) as scratch:  # Tune's own state: ours is in the search's files
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=Asking(desk),
+                    scheduler=scheduler,
+                    num_samples=-1,
+                    max_concurrent_trials=self._slots,
+                    time_budget_s=seconds,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=RETRIES),
+                    callbacks=[Listening(desk)],
+                ),
+            )
+            tuner.fit()
+        return time.monotonic() - began
+
+
+def _learn(config: dict[str, Any], *, recipe: Recipe, home: str) -> None:
+    """A trial, in a process of Tune's."""
+    import torch
+
+    torch.set_num_threads(recipe.train.threads)
+    heights = itertools.count(1)
+
+    def report(news: dict[str, Any]) -> None:
+        objective = news["rung"]["objective"] if news["rung"] else math.inf  # of a trial that failed for good
+        tune.report({**news, "objective": objective, "height": next(heights)})
+
+    learn(recipe, Task(**config["task"]), home, report)
+
+
+class Desk:
+    """What the driver knows of the tasks that are under way: which slot, what they said."""
+
+    def __init__(self, source: Source, recipe: Recipe, home: str, spool: Spool, slots: int) -> None:
+        self.source, self.recipe, self.home, self.spool = source, recipe, home, spool
+        self._free = list(range(slots))
+        self._heard: dict[str, list[dict[str, Any]]] = {}  # task name -> rungs
+        self._began: dict[str, float] = {}
+        self._loop_seconds: dict[str, float] = {}
+
+    def begin(self) -> Task | None:
+        self._free.sort()
+        slot = self._free.pop(0)
+        task = self.source.propose(slot)
+        if task is None:
+            self._free.append(slot)
+            return None
+        self._heard[task.name], self._began[task.name] = [], time.time()
+        self._say(task, "run", **self._facts(task))
+        return task
+
+    def hear(self, task: Task, news: dict[str, Any]) -> None:
+        """A rung, and what happened up to it."""
+        for record in news["records"]:
+            if record["kind"] != "result" or task.kind == "winner":  # only a winner's models are registered
+                self.spool.append(record | {"child": task.name})
+        rung = news["rung"]
+        if rung:
+            before = [heard for heard in self._heard[task.name] if heard["step"] < rung["step"]]  # a retry tells again
+            self._heard[task.name] = [*before, rung]
+            self._loop_seconds[task.name] = news.get("loop_seconds", 0.0)
+            self._say(task, "metrics", step=rung["step"], values=rung["values"] | {"objective": rung["objective"]})
+
+    def end(self, task: Task, error: str = "") -> None:
+        """The task is over: finished, stopped at a rung, or failed for good."""
+        result = read_result(self.home, task)
+        if result is None:
+            history = self._heard[task.name]
+            status = "failed" if error else "stopped"
+            write_result(
+                self.home,
+                task,
+                {
+                    "status": status,
+                    "reason": error,
+                    "objective": history[-1]["objective"] if history and not error else None,
+                    "history": history,
+                    "began": self._began[task.name],
+                    "loop_seconds": self._loop_seconds.get(task.name, 0.0),
+                },
+            )
+            result = read_result(self.home, task)
+        assert result is not None
+        objectives = [value for value in (result["objective"], result["second"]) if value is not None]
+        if task.kind == "trial":
+            self.source.tell(task.number, objectives if result["status"] != "failed" else None)
+        self._free.append(task.slot)
+        shown = "-" if result["objective"] is None else f"{result['objective']:.4f}"
+        say(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
+        status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
+        self._say(task, "closed", status=status, error=result["reason"])
+
+    def _say(self, task: Task, kind: str, **fields: Any) -> None:
+        self.spool.append(stamped(kind, **fields, child=task.name))
+
+    def _facts(self, task: Task) -> dict[str, Any]:
+        return {
+            "experiment": "antiphon",
+            "run_id": f"{self.home.rstrip('/').rsplit('/', 1)[-1]}/{task.name}",
+            "name": task.name,
+            "recipe": self.recipe.name,
+            "params": {key: str(value) for key, value in flatten(task.settings).items()} | {"seed": str(task.seed)},
+            "tags": {"antiphon.kind": task.kind, "storage": f"{self.home}/{task.folder}"},
+        }
+
+
+class Forgotten:
+    """What Tune pickles with its own state, which is never read: a search is resumed from its own files."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Asking(Forgotten, Searcher):
+    """Tune asks here what to try."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        task = self._desk.begin()
+        return Searcher.FINISHED if task is None else {"task": asdict(task)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Heard by `Listening`, which knows the trial's task."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what is known is in the search's files."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise AssertionError("a search is resumed from its own files")
+
+
+class Listening(Forgotten, tune.Callback):
+    """Tune tells here what happens."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self._desk.hear(_task(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._desk.end(_task(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        error = trial.get_error()
+        self._desk.end(_task(trial), error=str(error).strip().splitlines()[-1] if error else "its process was lost")
+
+
+def _task(trial: Any) -> Task:
+    return Task(**trial.config["task"])

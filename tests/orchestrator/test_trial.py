@@ -1,0 +1,152 @@
+"""One trial: what it learns, how it is judged, that it never sees the test fold, and that it happens once."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.search_files import Task, known_trials, read_result
+from orchestrator.search_summary import compared
+from orchestrator.trial import judge, learn, rungs, trial_recipe
+from workloads.config import Recipe
+from workloads.space import Range, Search
+from workloads.train import advance
+
+SPACE = {"edges.0.weight": Range(low=0.1, high=0.9)}
+PLAN = ("schedule.burn_in=4", "schedule.period=2", "schedule.turns=4")  # 12 steps: rungs at 4, 8, 12
+
+
+@pytest.fixture
+def recipe(tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    def make(*settings: str, **search: Any) -> Recipe:
+        return replace(tiny("demo", *PLAN, *settings), search=Search(space=SPACE, **({"rungs": 3} | search)))
+
+    return make
+
+
+def learned(recipe: Recipe, task: Task, home: Path) -> list[dict[str, Any]]:
+    news: list[dict[str, Any]] = []
+    learn(recipe, task, str(home), news.append)
+    return news
+
+
+def test_a_trial_is_judged_at_every_rung_as_a_run_would_be(recipe, start, tmp_path) -> None:
+    made = recipe()
+    news = learned(made, Task("trial", 0, {"edges.0.weight": 0.3}), tmp_path)
+    assert [heard["rung"]["step"] for heard in news] == [4, 8, 12]
+    run = start(trial_recipe(made, {"edges.0.weight": 0.3}))
+    list(advance(run))
+    records = [json.loads(line) for line in run.history.path.read_text().splitlines()]
+    last: dict[str, float] = {}
+    for record in records:
+        if record["kind"] == "metrics":
+            last |= {key: value for key, value in record["values"].items() if "/val/" in key}
+    assert news[-1]["rung"]["values"] == last
+    assert news[-1]["rung"]["objective"] == (last["cnn/val/log_loss"] + last["vit/val/log_loss"]) / 2
+
+
+def test_settings_change_what_is_learned(recipe, tmp_path) -> None:
+    made = recipe(rungs=1)
+    low, high = (
+        learned(made, Task("trial", number, {"edges.0.weight": weight}), tmp_path)[-1]["rung"]["objective"]
+        for number, weight in enumerate((0.1, 0.9))
+    )
+    assert low != high
+
+
+def test_a_committed_trial_is_told_again_and_not_learned_again(recipe, tmp_path) -> None:
+    made, task = recipe(), Task("trial", 5, {"edges.0.weight": 0.5})
+    first = learned(made, task, tmp_path)
+    result = (tmp_path / "trials" / "0005" / "result.json").read_text()
+    again = learned(made, task, tmp_path)
+    assert [heard["rung"] for heard in again] == [heard["rung"] for heard in first]
+    assert all(heard["records"] == [] for heard in again)
+    assert (tmp_path / "trials" / "0005" / "result.json").read_text() == result
+    ((known, found),) = known_trials(str(tmp_path))
+    assert known.settings == task.settings
+    assert found is not None
+    assert found["objective"] == first[-1]["rung"]["objective"]
+    assert 0 < found["loop_seconds"] < found["ended"] - found["began"]
+
+
+def test_only_a_winner_and_its_control_hear_the_test_fold(recipe, tmp_path) -> None:
+    made = recipe(rungs=1)
+    results = {}
+    for kind in ("trial", "winner", "control"):
+        task = Task(kind, 0, {"edges.0.weight": 0.5}, seed=0)
+        news = learned(made, task, tmp_path)
+        results[kind] = read_result(str(tmp_path), task)
+        assert any(record["kind"] == "result" for record in news[-1]["records"]) is (kind != "trial")
+    assert "test" not in results["trial"]
+    assert not any("/test/" in key for key in results["trial"]["history"][-1]["values"])
+    assert set(results["winner"]["test"]) == {"cnn", "vit"}
+    assert results["winner"]["objective"] == results["trial"]["objective"], "the same seed and settings"
+    assert results["winner"]["objective"] != results["control"]["objective"], "the control has no teachers"
+
+
+def test_the_control_does_not_depend_on_what_teaches(recipe, tmp_path) -> None:
+    made = recipe(rungs=1)
+    objectives = []
+    for number, weight in enumerate((0.1, 0.9)):
+        task = Task("control", number, {"edges.0.weight": weight}, seed=0)
+        learned(made, task, tmp_path)
+        objectives.append(read_result(str(tmp_path), task)["objective"])
+    assert objectives[0] == objectives[1]
+
+
+def test_slices_are_learned_apart_and_judged_by_their_mean(recipe, tmp_path) -> None:
+    task = Task("trial", 0, {"edges.0.weight": 0.5})
+    both = learned(recipe(rungs=1, slices=2), task, tmp_path / "both")[-1]["rung"]["values"]
+    alone = [
+        learned(recipe(f"data.val_slice={number}", rungs=1), task, tmp_path / str(number))[-1]["rung"]["values"]
+        for number in range(2)
+    ]
+    assert alone[0] != alone[1]
+    assert both == pytest.approx({key: (alone[0][key] + alone[1][key]) / 2 for key in alone[0]})
+    with pytest.raises(ValueError, match=r"search\.slices = 11: data\.val_share = 0\.1 makes 10 slices"):
+        trial_recipe(recipe(rungs=1, slices=11), {})
+
+
+def test_what_can_never_work_is_a_result_with_its_reason(recipe, tmp_path) -> None:
+    made = recipe("models.cnn.optimizer.lr=1e30", rungs=1)
+    task = Task("trial", 1, {"edges.0.weight": 0.5})
+    news = learned(made, task, tmp_path)
+    result = read_result(str(tmp_path), task)
+    assert news[-1]["rung"] is None
+    assert result["status"] == "failed"
+    assert result["objective"] is None
+    assert result["reason"].startswith("BadNumbers: ")
+
+
+def test_rungs_that_judge_unequal_turns_are_refused(recipe) -> None:
+    uneven = recipe("schedule.burn_in=4", "schedule.period=3", "schedule.turns=4", rungs=2)
+    with pytest.raises(ValueError, match=r"schedule.period = 3: at step 8, .* different numbers of turns"):
+        trial_recipe(uneven, {})
+    with pytest.raises(ValueError, match=r"search.rungs = 5: must divide the schedule's 12 steps"):
+        trial_recipe(recipe(rungs=5), {})
+    assert rungs(recipe(rungs=1), recipe(rungs=1).search) == [12]
+
+
+def test_a_setting_that_makes_no_recipe_is_refused(recipe) -> None:
+    with pytest.raises(ValueError, match=r"edges\.0\.weight = 2\.0: must be between 0 and 1"):
+        trial_recipe(recipe(), {"edges.0.weight": 2})
+
+
+def test_objectives_are_turned_so_that_less_is_better(recipe) -> None:
+    values = {"cnn/val/log_loss": 0.5, "vit/val/log_loss": 0.7, "cnn/val/mAP": 0.8, "vit/val/mAP": 0.4}
+    assert judge(Search(space=SPACE), recipe(), values) == pytest.approx(0.6)
+    assert judge(Search(space=SPACE, metric="mAP"), recipe(), values) == pytest.approx(0.4)
+    assert judge(Search(space=SPACE, metric="mAP", models=("vit",)), recipe(), values) == pytest.approx(0.6)
+
+
+def test_the_interval_is_students_over_pairs() -> None:
+    found = compared([-0.03, -0.01, -0.02])
+    # mean -0.02, standard error 0.01 / sqrt(3), t(0.975, 2) = 4.302653
+    assert found["difference"] == pytest.approx(-0.02)
+    assert found["high"] == pytest.approx(-0.02 + 4.302653 * 0.01 / 3**0.5, abs=1e-6)
+    assert found["excludes_control"] is False
+    assert compared([-0.03, -0.031, -0.029])["excludes_control"] is True
+    assert compared([-0.03])["excludes_control"] is None

@@ -1,0 +1,108 @@
+"""A search's folder is read as it is: whole, half done, empty, damaged; on a disk and from an object store."""
+
+from typing import Any
+
+import pytest
+
+from orchestrator import storage
+from orchestrator.trials import Search, read_search
+from tests import searches
+
+
+def test_a_whole_search_is_read_from_a_disk_and_from_an_object_store(home: str) -> None:
+    told = searches.whole(f"{home}/search-demo-1")
+    search = read_search(f"{home}/search-demo-1")
+    assert [trial.number for trial in search.trials] == list(range(24))
+    assert [trial.status for trial in search.trials] == [entry["status"] for entry in told]
+    assert [trial.objective for trial in search.trials] == [entry["objective"] for entry in told]
+    assert [dict(trial.settings) for trial in search.trials] == [entry["settings"] for entry in told]
+    assert search.trials[0].steps == 360
+    assert search.trials[0].seconds == pytest.approx(38.0)
+    assert {(trial.kind, trial.seed) for trial in search.finals} == {
+        (kind, seed) for kind in ("winner", "control") for seed in range(3)
+    }
+    assert search.metric == "val log_loss"
+    assert search.slots == 2
+    assert search.outcome is not None
+    best = min((entry for entry in told if entry["status"] == "done"), key=lambda entry: entry["objective"])
+    assert search.ranked[0].number == best["number"] == search.outcome["best"]["number"]
+
+
+def test_a_trial_without_a_result_runs_until_the_search_has_an_outcome(tmp_path: Any) -> None:
+    uri, told = str(tmp_path), searches.results()
+    searches.put(uri, "search.json", value=searches.head())
+    for entry in told[:2]:
+        searches.begin(uri, entry)
+    searches.end(uri, told[0])
+    running = read_search(uri)
+    assert [trial.status for trial in running.trials] == ["done", "running"]
+    assert running.trials[1].slot == told[1]["slot"]
+    assert running.trials[1].seconds is None
+    searches.put(uri, "outcome.json", value=searches.outcome(told[:1], comparison=None, status="stopped"))
+    assert [trial.status for trial in read_search(uri).trials] == ["done", "interrupted"]
+
+
+def test_what_was_over_is_not_read_again(tmp_path: Any) -> None:
+    uri, told = str(tmp_path), searches.results()
+    searches.put(uri, "search.json", value=searches.head())
+    for entry in told[:2]:
+        searches.begin(uri, entry)
+    searches.end(uri, told[0])
+    before = read_search(uri)
+    storage.put_text(storage.join(uri, "trials", "0000", "result.json"), "damaged since")
+    searches.end(uri, told[1])
+    after = read_search(uri, before=before)
+    assert after.trials[0] is before.trials[0]
+    assert after.trials[1].status == "stopped"
+
+
+def test_scores_are_compared_where_the_trials_were_judged(tmp_path: Any) -> None:
+    told = searches.whole(str(tmp_path / "asha"))
+    words, scored = read_search(str(tmp_path / "asha")).compared
+    assert words == "after 120 steps"
+    assert [score for _, score in scored] == [
+        entry["history"][0]["objective"] for entry in told if entry["status"] != "failed"
+    ]
+    told = searches.whole(str(tmp_path / "all"), scheduler="none")
+    words, scored = read_search(str(tmp_path / "all")).compared
+    assert words == "at the end"
+    assert [score for _, score in scored] == sorted(entry["objective"] for entry in told if entry["status"] == "done")
+
+
+def test_a_search_that_is_silent_for_too_long_lasted_until_its_last_news(tmp_path: Any) -> None:
+    uri, told = str(tmp_path), searches.results()
+    searches.put(uri, "search.json", value=searches.head())
+    searches.begin(uri, told[0])
+    search = read_search(uri)
+    assert search.until(told[0]["began"] + 60.0) == told[0]["began"] + 60.0
+    assert search.until(told[0]["began"] + 86400.0) == told[0]["began"]
+
+
+def test_a_score_that_is_not_finite_is_none(tmp_path: Any) -> None:
+    uri, entry = str(tmp_path), searches.results()[0]
+    searches.put(uri, "search.json", value=searches.head())
+    searches.end(uri, entry | {"objective": float("nan"), "history": []})
+    search: Search = read_search(uri)
+    assert search.trials[0].objective is None
+    assert search.ranked == []
+
+
+def test_a_folder_that_holds_no_search_is_the_users_mistake(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=r"no search\.json there; give a search's folder or URI"):
+        read_search(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{half", r"result\.json.*is not JSON"),
+        ('{"number": 0}', "KeyError: 'kind'"),
+        ("[]", "are not as a search writes them"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Any, text: str, said: str) -> None:
+    uri = str(tmp_path)
+    searches.put(uri, "search.json", value=searches.head())
+    storage.put_text(storage.join(uri, "trials", "0000", "result.json"), text)
+    with pytest.raises(ValueError, match=said):
+        read_search(uri)

@@ -1,0 +1,162 @@
+"""Folders as `antiphon search` leaves them, with scores that really depend on the settings; the same at each call."""
+
+import json
+import math
+import random
+from typing import Any
+
+from orchestrator import storage
+
+BEGAN = 1_790_000_000.0
+STEPS = (120, 240, 360)
+RUNG_SECONDS = 12.0
+SPACE: dict[str, dict[str, Any]] = {
+    "edges.0.weight": {"low": 0.1, "high": 0.9, "log": False},
+    "edges.0.temperature": {"low": 1.0, "high": 4.0, "log": True},
+    "schedule": {"choices": [{"kind": "alternate", "period": period, "turns": 360 // period} for period in (60, 120)]},
+}
+Settings = dict[str, Any]
+
+
+def objective(settings: Settings, step: int, noise: float = 0.0) -> float:
+    """Log loss: best at weight 0.55, better with a higher temperature, the same whatever the schedule."""
+    weight, temperature = settings["edges.0.weight"], settings["edges.0.temperature"]
+    floor = 0.36 + 0.9 * (weight - 0.55) ** 2 + 0.05 * (math.log(4) - math.log(temperature)) ** 2
+    return floor + 0.5 * math.exp(-step / 130) + noise
+
+
+def head(*, scheduler: str = "asha", trials: int = 24, second: str = "", tracking: str = "none") -> Settings:
+    """What search.json says."""
+    search = {"searcher": "tpe", "scheduler": scheduler, "trials": trials, "rungs": 3, "slices": 2, "second": second}
+    search |= {"metric": "log_loss", "models": ["cnn", "vit"], "finalists": 2, "repeats": 3, "seed": 0, "space": SPACE}
+    return {
+        "search_id": "search-demo-1",
+        "created": BEGAN,
+        "command": "antiphon search demo --trials 24",
+        "recipe": {"name": "demo", "about": "CNN & Transformer <i>alternate</i>", "search": search},
+        "slots": 2,
+        "tracking": tracking,
+        "dashboard": "http://127.0.0.1:8265",
+    }
+
+
+def results(*, scheduler: str = "asha", trials: int = 24, failing: tuple[int, ...] = (5,)) -> list[Settings]:
+    """The result of each trial, on two slots; with a scheduler the worse half stops at each rung."""
+    draw, free, told = random.Random(0), [BEGAN + 3.0, BEGAN + 4.0], []
+    bars = [0.63, 0.50, math.inf] if scheduler != "none" else [math.inf] * 3
+    for number in range(trials):
+        settings = {
+            "edges.0.weight": round(draw.uniform(0.1, 0.9), 3),
+            "edges.0.temperature": round(math.exp(draw.uniform(0, math.log(4))), 3),
+            "schedule": draw.choice(SPACE["schedule"]["choices"]),
+        }
+        slot = free.index(min(free))
+        history = []
+        for step, bar in zip(STEPS, bars, strict=True):
+            score = objective(settings, step, draw.gauss(0, 0.006))
+            history.append({"step": step, "objective": score, "values": {"cnn/val/log_loss": score - 0.02}})
+            if score > bar:
+                break
+        entry = _result(number, settings, history, free[slot], slot)
+        if number in failing:
+            entry |= {"status": "failed", "objective": None, "second": None, "history": history[:1]}
+            entry |= {"reason": "ValueError: <script>alert('x')</script> & no clip of fold 3 could be read"}
+        elif len(history) < len(STEPS):
+            entry |= {"status": "stopped", "objective": None, "second": None}
+        free[slot] = entry["ended"] + draw.uniform(1.0, 2.5)
+        told.append(entry)
+    return told
+
+
+def _result(number: int, settings: Settings, history: list[Settings], began: float, slot: int) -> Settings:
+    seconds = RUNG_SECONDS * len(history)
+    return {
+        "number": number,
+        "kind": "trial",
+        "settings": settings,
+        "seed": None,
+        "status": "done",
+        "reason": "",
+        "objective": history[-1]["objective"],
+        "second": 4e8 + 2e8 * settings["edges.0.weight"] + 1e6 * number,
+        "history": history,
+        "began": began,
+        "ended": began + seconds + 2.0,
+        "loop_seconds": seconds,
+        "host": "node-a",
+        "slot": slot,
+        "mlflow_run_id": f"{number:032x}",
+    }
+
+
+def finals(best: Settings, *, ended: float) -> dict[str, Settings]:
+    """The winner and its control without teachers, three seeds each, by name."""
+    told = {}
+    for seed in range(3):
+        for slot, (kind, worse) in enumerate((("winner", 0.0), ("control", 0.03))):
+            score = best["objective"] + worse + 0.004 * seed
+            history = [{"step": STEPS[-1], "objective": score, "values": {}}]
+            settings = best["settings"] if kind == "winner" else {}
+            entry = _result(best["number"], {**best["settings"]}, history, ended + 45.0 * seed, slot)
+            entry |= {"kind": kind, "seed": seed, "objective": score, "settings": settings}
+            entry |= {"loop_seconds": 36.0, "ended": entry["began"] + 40.0}
+            entry |= {"test": {"cnn": {"accuracy": 0.8 - worse + 0.01 * seed}, "vit": {"accuracy": 0.7 - worse}}}
+            told[f"{kind}-{best['number']:04}-seed-{seed}"] = entry
+    return told
+
+
+def outcome(told: list[Settings], *, comparison: Settings | None, status: str = "done") -> Settings:
+    """What outcome.json says of these results."""
+    count = {name: sum(entry["status"] == name for entry in told) for name in ("done", "failed", "stopped")}
+    best = min((entry for entry in told if entry["status"] == "done"), key=lambda entry: entry["objective"])
+    best = {key: best[key] for key in ("number", "settings", "objective")}
+    spent = {"seconds": 640.0, "overhead_s_per_trial": 2.1, "slots": 2}
+    counted = {"completed": count["done"], "failed": count["failed"], "stopped": count["stopped"]}
+    ended = {"search_id": "search-demo-1", "status": status, "trials": len(told), **counted, **spent}
+    return {
+        **ended,
+        "best": best,
+        "winner": {key: best[key] for key in ("number", "settings")},
+        "comparison": comparison,
+        "test": None,
+    }
+
+
+BETTER = {"metric": "val log_loss", "difference": -0.03, "low": -0.05, "high": -0.01, "pairs": 3}
+BETTER |= {"excludes_control": True}
+
+
+def put(uri: str, *names: str, value: Settings) -> None:
+    """Write one file of a search, as a search does."""
+    assert storage.create_exclusively(storage.join(uri, *names), json.dumps(value).encode())
+
+
+def begin(uri: str, entry: Settings, *, name: str = "") -> None:
+    """Write what a search writes when a trial begins."""
+    settings = {key: entry[key] for key in ("number", "kind", "settings", "seed", "slot", "began")}
+    put(uri, *_folder(entry, name), "settings.json", value=settings)
+
+
+def end(uri: str, entry: Settings, *, name: str = "") -> None:
+    """Write what a search writes when a trial is over."""
+    put(uri, *_folder(entry, name), "result.json", value=entry)
+
+
+def _folder(entry: Settings, name: str) -> tuple[str, str]:
+    return ("finals", name) if name else ("trials", f"{entry['number']:04d}")
+
+
+def whole(uri: str, *, comparison: Settings | None = BETTER, **options: Any) -> list[Settings]:
+    """Write a search that came to its end; returns the results of its trials."""
+    told = results(**{key: options[key] for key in ("scheduler", "trials", "failing") if key in options})
+    heads = {key: options[key] for key in ("scheduler", "trials", "second", "tracking") if key in options}
+    put(uri, "search.json", value=head(**heads))
+    for entry in told:
+        begin(uri, entry)
+        end(uri, entry)
+    ended = outcome(told, comparison=comparison)
+    for name, entry in finals(ended["best"], ended=max(entry["ended"] for entry in told) + 2.0).items():
+        begin(uri, entry, name=name)
+        end(uri, entry, name=name)
+    put(uri, "outcome.json", value=ended)
+    return told

@@ -1,0 +1,72 @@
+"""What a search varies and how it judges: frozen values of a recipe's `search` table. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workloads.checked import Checked
+
+LOWER_IS_BETTER = ("log_loss", "ece")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range(Checked):
+    """Every number from `low` to `high`, both included; whole ones where both are whole."""
+
+    low: int | float
+    high: int | float
+    log: bool = False  # even steps of the logarithm, for what spans orders of magnitude
+
+    def __post_init__(self) -> None:
+        self._require(self.low < self.high, "low", f"must be below high = {self.high}")
+        self._require(not self.log or self.low > 0, "low", "must be above 0 with log = true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices(Checked):
+    """One of these values."""
+
+    choices: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        distinct = [value for number, value in enumerate(self.choices) if value not in self.choices[:number]]
+        self._require(len(distinct) == len(self.choices) >= 2, "choices", "must be two or more different values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Checked):
+    """What is varied, who proposes, how long a trial lasts, and what is best (`orchestrator/search.py`)."""
+
+    space: dict[str, Range | Choices]  # dotted places in the recipe, as --set takes them
+    searcher: Literal["grid", "random", "tpe"] = "tpe"
+    scheduler: Literal["none", "asha"] = "none"
+    trials: int = 24  # at most; a grid has as many as it has points
+    rungs: int = 1  # equal parts of a trial, at whose ends it is judged
+    halving: int = 3  # asha: one in so many goes on to the next rung
+    slices: int = 1  # of the training folds: a trial learns once for each and is judged by the mean
+    metric: Literal["log_loss", "ece", "mAP", "accuracy"] = "log_loss"
+    models: tuple[str, ...] = ()  # whose metric counts, the mean of them; empty: all
+    second: Literal["", "macs", "latency_ms"] = ""  # a second objective, of the same models; tpe only
+    finalists: int = 1  # the best so many are repeated with `repeats` seeds before one of them wins
+    repeats: int = 3  # seeds of the winner, and of its control without teachers
+    seed: int = 0  # of the proposals
+
+    def __post_init__(self) -> None:
+        self._require(bool(self.space), "space", "names no place in the recipe; there is nothing to search")
+        for name in ("trials", "rungs", "slices", "finalists", "repeats"):
+            self._require(getattr(self, name) >= 1, name, "must be 1 or more")
+        self._require(self.halving >= 2, "halving", "must be 2 or more")
+        if self.searcher == "grid":
+            ranges = [place for place, values in self.space.items() if isinstance(values, Range)]
+            self._require(not ranges, "searcher", f"a grid needs choices, and {', '.join(ranges)} is a range")
+        if self.scheduler != "none":
+            self._require(self.rungs >= 2, "rungs", f"must be 2 or more for scheduler = {self.scheduler!r} to stop at")
+            self._require(
+                self.searcher != "pbt", "scheduler", "must be 'none' with searcher = 'pbt', which stops nobody"
+            )
+        if self.second:
+            self._require(self.searcher == "tpe", "second", "needs searcher = 'tpe'")
+            self._require(self.scheduler == "none", "second", "needs scheduler = 'none': it stops by one objective")
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric in LOWER_IS_BETTER
