@@ -1,6 +1,6 @@
 """`antiphon models`: which networks there are, and those that others trained. Parses and prints.
 
-`workloads/models/catalog.py` knows the names, `imports.py` reads published weights.
+`workloads/catalog.py` knows the names, `imports.py` reads published weights.
 """
 
 import json
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from workloads.models.catalog import CATALOG, CLASSES, SECONDS
+from workloads.catalog import CATALOG, CLASSES, SECONDS
 from workloads.official import SOURCES
 
 app = typer.Typer(invoke_without_command=True)

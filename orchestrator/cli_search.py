@@ -77,3 +77,5 @@ def _show(outcome: dict[str, Any]) -> None:
     table.add_row("stopped, failed", f"{outcome['stopped']}, {outcome['failed']}")
     table.add_row("seconds", f"{outcome['seconds']:.0f}, {outcome['overhead_s_per_trial']} a trial beside its training")
     console.print(table)
+    console.print(f"report     {outcome['report']}", highlight=False, soft_wrap=True)
+    console.print(f"dashboard  antiphon dashboard {outcome['report'].removesuffix('/report.html')}", soft_wrap=True)

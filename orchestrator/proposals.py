@@ -29,7 +29,7 @@ def planned(search: Search) -> list[dict[str, Any]] | None:
     if search.searcher == "grid":
         axes = [values.choices for values in search.space.values() if isinstance(values, Choices)]
         return [dict(zip(search.space, point, strict=True)) for point in itertools.product(*axes)]
-    if search.searcher == "random":
+    if search.searcher in ("random", "pbt"):
         return [_drawn(search, number) for number in range(search.trials)]
     return None
 
@@ -73,8 +73,8 @@ class Proposals:
         yield from (number for number in range(self.total) if number not in self._begun)
 
     def _settings(self, number: int) -> dict[str, Any]:
-        if self._planned is not None:
-            return self._planned[number]
+        if self._planned is not None:  # a population's values may have changed since they were planned
+            return self._begun[number].settings if number in self._begun else self._planned[number]
         space = self._search.space
         if number in self._begun:
             settings = self._begun[number].settings

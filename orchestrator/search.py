@@ -146,12 +146,24 @@ def search(request: SearchRequest, *, show: Callable[[Place], AbstractContextMan
             outcome = outcome_of(place, request.recipe, finals, slots=slots, spent=spent, began=began)
             spool.append({"kind": "end", "status": "done", "error": "", "mistake": False})
             results.share_spool(place)
+            _write_report(place)
     finally:
         ray.shutdown()
     tracking_left = replayer.wait(timeout_s=30.0)
     if tracking_left:
         print(f"tracking: {replayer.explanation()}")
     return outcome
+
+
+def _write_report(place: Place) -> None:
+    """The search's page, as `antiphon report` writes it, beside what it tells of."""
+    from orchestrator.search_report import write_search_report
+    from orchestrator.trials import read_search
+
+    report = place.folder / "report.html"
+    write_search_report(read_search(place.uri), report)
+    if not storage.is_local(place.uri):
+        storage.put_text(storage.join(place.uri, "report.html"), report.read_text())
 
 
 def _open(request: SearchRequest) -> Place:

@@ -55,14 +55,12 @@ def curves(search: Search) -> go.Figure:
 
 
 def _rungs(trial: Trial, search: Search) -> list[tuple[int | None, float | None, str]]:
-    said = {
-        rung.step: "<br>".join(escaped(f"{key} {shown(value)}") for key, value in rung.values.items())
-        for rung in trial.history
-    }
-    return [
-        (rung.step, rung.objective, f"{heard(trial, search, at=rung.step)}<br>{said[rung.step]}")
-        for rung in trial.history
-    ]
+    """(step, score, what pointing at it shows: also each model's own)."""
+    metric, found = search.settings["metric"], list[tuple[int | None, float | None, str]]()
+    for rung in trial.history:
+        own = [escaped(f"{key} {shown(value)}") for key, value in rung.values.items() if key.endswith(f"/{metric}")]
+        found.append((rung.step, rung.objective, "<br>".join([heard(trial, search, at=rung.step), *own])))
+    return found
 
 
 def parallel(search: Search) -> go.Figure:

@@ -62,6 +62,7 @@ def outcome_of(
         "overhead_s_per_trial": round((spent * slots - inside) / len(fresh), 2) if fresh else None,
         "best": {key: best[0][key] for key in ("number", "settings", "objective")} if best else None,
         "tracking": place.tracking,
+        "report": storage.join(place.uri, "report.html"),
         **_against_control(recipe, place.uri, finals),
     }
     storage.put_text(storage.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))

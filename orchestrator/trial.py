@@ -23,6 +23,7 @@ from workloads.space import Search
 from workloads.spool import Spool, read_spool
 
 Report = Callable[[dict[str, Any]], None]
+KEPT = 3  # checkpoints of a trial: another may be about to go on from one
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,17 @@ class Rung:
     step: int
     objective: float
     values: dict[str, float]
+    records: list[dict[str, Any]]  # what happened since the rung before
+    past: bool  # whether it was reached before the trial was paused
+    end: dict[str, Any] | None  # what else the result says; None: it is not the last rung
+    kept: str  # URI of the checkpoint taken here, if any
 
     def as_dict(self) -> dict[str, Any]:
         return {"step": self.step, "objective": self.objective, "values": self.values}
 
 
 def trial_recipe(recipe: Recipe, settings: dict[str, Any], *, seed: int | None = None, slice_: int = 0) -> Recipe:
-    """The recipe that a trial learns: its values set, judged at every rung, saved nowhere in between.
+    """The recipe that a trial learns: its values set, judged at every rung, saved there only if trials pause.
 
     `slice_` counts validation slices from the recipe's own on, around the training folds.
 
@@ -50,7 +55,7 @@ def trial_recipe(recipe: Recipe, settings: dict[str, Any], *, seed: int | None =
     train = replace(
         made.train,
         eval_every=steps[0],
-        checkpoint_every=steps[-1],
+        checkpoint_every=steps[0] if search.pauses else steps[-1],
         seed=made.train.seed if seed is None else seed,
     )
     slices = round(1 / made.data.val_share)
@@ -102,38 +107,41 @@ def judge(search: Search, recipe: Recipe, values: dict[str, float]) -> float:
     return mean if search.lower_is_better else 1 - mean
 
 
-def learn(recipe: Recipe, task: Task, home: str, report: Report) -> None:
+def learn(recipe: Recipe, task: Task, home: str, report: Report, *, start: str = "") -> None:
     """Learn and judge a task of the search at `home`; `report` hears every rung and may end it by raising.
 
-    What goes wrong for good (a recipe that cannot be, numbers that are not finite) is the trial's result; what may go
-    better another time is raised.
+    It goes on from the checkpoint at `start`, another trial's, or from its own newest where trials pause. What goes
+    wrong for good (a recipe that cannot be, numbers that are not finite) is the trial's result; what may go better
+    another time is raised.
     """
     from workloads.predict import BadNumbers
 
     done = read_result(home, task)
     if done is not None:
-        for rung in done["history"]:
-            report({"rung": rung, "records": []})
+        for height, rung in enumerate(done["history"], start=1):
+            report({"rung": rung, "height": height, "records": []})
         return
     began, clock = time.time(), _Clock()
     write_settings(home, task, began=began)
     history: list[dict[str, Any]] = []
 
     def commit(status: str, reason: str = "", **more: Any) -> None:
-        objective = history[-1]["objective"] if status == "done" and history else None
+        objective = history[-1]["objective"] if status == "done" else None
         result = {"status": status, "reason": reason, "objective": objective, "history": history, "began": began}
         write_result(home, task, result | {"loop_seconds": round(clock.seconds, 3)} | more)
 
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            for rung, records, more in _climb(recipe, task, home, Path(scratch), clock):
+            for rung in climb(recipe, task, home, Path(scratch), clock, start=start):
                 history.append(rung.as_dict())
-                if more is not None:
-                    commit("done", **more)  # before it is told: whoever hears of it finds it
-                report({"rung": history[-1], "records": records, "loop_seconds": round(clock.seconds, 3)})
+                if rung.end is not None:
+                    commit("done", **rung.end)  # before it is told: whoever hears of it finds it
+                if not rung.past:
+                    kept = {"kept": rung.kept, "loop_seconds": round(clock.seconds, 3)}
+                    report({"rung": history[-1], "height": len(history), "records": rung.records, **kept})
     except (ValueError, BadNumbers) as error:
         commit("failed", f"{type(error).__name__}: {error}")
-        report({"rung": None, "records": [], "reason": str(error)})
+        report({"rung": None, "height": len(history) + 1, "records": []})
 
 
 class _Clock:
@@ -150,62 +158,61 @@ class _Clock:
             self.seconds += time.perf_counter() - began
 
 
-def _climb(
-    recipe: Recipe, task: Task, home: str, scratch: Path, clock: _Clock
-) -> Iterator[tuple[Rung, list[dict[str, Any]], dict[str, Any] | None]]:
+def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: _Clock, *, start: str) -> Iterator[Rung]:
     """Rung after rung: how it stands, what happened since, and at the end what else its result says."""
-    from workloads.session import LocalSession
-    from workloads.train import advance, loop, set_up
+    from workloads.train import advance, loop
 
-    search = searched(recipe)
-    final = task.kind in ("winner", "control")
-    runs = []
-    for number in range(1 if final else search.slices):
-        made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=number)
-        if task.kind == "control":
-            made = replace(made, edges=())
-        folder = scratch / str(number)
-        session = LocalSession(
-            work_dir=folder,
-            spool=Spool(folder / "spool.jsonl"),
-            shelf=TrialShelf(storage.join(home, task.folder)),
-            device=made.train.device,
-        )
-        runs.append(set_up(made, session, files=storage.FsspecFiles()))
-    steps = rungs(runs[0].recipe, search)
-    ways = [advance(run) for run in runs]
-    told = [0] * len(runs)
+    search, final = searched(recipe), task.kind in ("winner", "control")
+    steps = rungs(changed(recipe, task.settings), search)
+    shelf = TrialShelf(storage.join(home, task.folder), keeps=steps if search.pauses and not final else [], start=start)
+    slices = range(1 if final else search.slices)
+    runs = [_set_up(recipe, task, shelf, scratch / str(number), slice_=number) for number in slices]
+    ways, past, told = [advance(run) for run in runs], runs[0].step, runs[0].step
     for step in steps:
         for run, way in zip(runs, ways, strict=True):
             with clock.running():
                 while run.step < step:
                     next(way)
-        news = _news(scratch, told)
-        values = _mean_values(scratch, len(runs))
-        more: dict[str, Any] | None = None
+        values = _mean_values(runs, step)
+        end: dict[str, Any] | None = None
         if step == steps[-1]:
-            more = {"second": _second(search, runs[0])}
+            end = {"second": _second(search, runs[0])}
             if final:
                 loop(runs[0])  # every step is done: it scores and delivers
-                news += _news(scratch, told)
-                more["test"] = _tests(news)
-        yield Rung(step, judge(search, recipe, values), values), news, more
+                end["test"] = _tests(_said(runs[0]))
+        records = [record for record in _said(runs[0]) if told < record.get("step", record.get("steps", 0)) <= step]
+        told = max(told, step)
+        yield Rung(step, judge(search, recipe, values), values, records, past=step <= past, end=end, kept=shelf.newest)
 
 
-def _news(scratch: Path, told: list[int]) -> list[dict[str, Any]]:
-    """What the first slice's run said since the last time; the others would draw the same curves again."""
-    records = read_spool(scratch / "0" / "spool.jsonl")
-    fresh, told[0] = records[told[0] :], len(records)
-    return [record for record in fresh if record["kind"] in ("metrics", "phase", "result", "bad")]
+def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int) -> Any:
+    from workloads.session import LocalSession
+    from workloads.train import set_up
+
+    made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=slice_)
+    if task.kind == "control":
+        made = replace(made, edges=())
+    session = LocalSession(work_dir=folder, spool=Spool(folder / "spool.jsonl"), shelf=shelf, device=made.train.device)
+    run = set_up(made, session, files=storage.FsspecFiles())
+    if shelf.keeps:  # values may change at every rung: their course belongs to what was learned
+        values = {f"set/{place}": float(value) for place, value in task.settings.items()}
+        run.note("metrics", step=run.step + 1, values=values)
+    return run
 
 
-def _mean_values(scratch: Path, slices: int) -> dict[str, float]:
-    """Every model's newest validation scores, the mean over the slices."""
+def _said(run: Any) -> list[dict[str, Any]]:
+    """What a run said, also before it was paused; of the first slice's run, the others would draw the same curves."""
+    shown = ("metrics", "phase", "result", "bad")
+    return [record for record in read_spool(run.history.path) if record["kind"] in shown]
+
+
+def _mean_values(runs: list[Any], step: int) -> dict[str, float]:
+    """Every model's newest validation scores up to a step, the mean over the slices."""
     newest: list[dict[str, float]] = []
-    for number in range(slices):
+    for run in runs:
         own: dict[str, float] = {}
-        for record in read_spool(scratch / str(number) / "spool.jsonl"):
-            if record["kind"] == "metrics":
+        for record in _said(run):
+            if record["kind"] == "metrics" and record["step"] <= step:
                 own |= {key: value for key, value in record["values"].items() if "/val/" in key}
         newest.append(own)
     return {key: sum(own[key] for own in newest) / len(newest) for key in newest[0]}
@@ -235,21 +242,34 @@ def _tests(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 class TrialShelf:
-    """Where a trial keeps things: no checkpoints, and published models (of a winner and its control) at `uri`."""
+    """Where a trial keeps things, at `uri`: checkpoints of the steps in `keeps`, the newest of them; published models.
+
+    It goes on from the checkpoint at `start`, if there is one, else from its own newest.
+    """
 
     attempt = 1
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, *, keeps: list[int], start: str = "") -> None:
+        self._uri, self.keeps, self._start = uri, keeps, start
+        self.newest = ""  # URI of what was kept last
 
     def publish(self, folder: Path) -> None:
+        if int(folder.name.split("-")[1]) in self.keeps:  # its name is step-S-attempt-A
+            self.newest = storage.publish(folder, self._place(folder.name))
+            for name in storage.committed(storage.join(self._uri, "checkpoints"))[:-KEPT]:
+                storage.remove(self._place(name))
         shutil.rmtree(folder)
 
     def deliver(self, folder: Path) -> str:
         return storage.publish(folder, storage.join(self._uri, "models", folder.name))
 
     def names(self) -> list[str]:
-        return []
+        if self._start:
+            return [self._start.rsplit("/", 1)[-1]]
+        return storage.committed(storage.join(self._uri, "checkpoints"))[::-1] if self.keeps else []
 
     def fetch(self, name: str, work_dir: Path) -> Path:
-        raise AssertionError("a trial has no checkpoints")
+        return storage.fetch(self._start or self._place(name), work_dir)
+
+    def _place(self, name: str) -> str:
+        return storage.join(self._uri, "checkpoints", name)

@@ -5,27 +5,34 @@ driver, and goes to the search's spool; a trial that the scheduler stops at a ru
 is not asked.
 """
 
-import itertools
 import math
 import os
+import random
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
+from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
+from orchestrator import storage
 from orchestrator.patience import say
 from orchestrator.proposals import Proposals
 from orchestrator.recipe import flatten
+from orchestrator.run import ray_storage
 from orchestrator.search_files import Task, read_result, write_result
 from orchestrator.trial import learn, searched
 from workloads.config import Recipe
+from workloads.space import Choices, Range, Search
 from workloads.spool import Spool, stamped
 
+POINTER = "checkpoint"  # Tune moves a file that holds the URI of ours
+PATIENCE_S = 300.0  # for the store that Tune moves them through
 RETRIES = 2  # of a trial whose process or node was lost
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our own records hold what happened
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables: a line for every trial is enough
@@ -77,45 +84,82 @@ class Crew:
         search = searched(self._recipe)
         proposals = Proposals(search, [task for task, _ in known], limit=budget.trials)
         seconds = budget.seconds or (3600 * budget.gpu_hours / self._slots) or None
-        scheduler = None
-        if search.scheduler == "asha":
-            scheduler = ASHAScheduler(
-                time_attr="height", metric="objective", mode="min", max_t=search.rungs, reduction_factor=search.halving
-            )
-        return self._run(proposals, scheduler=scheduler, seconds=seconds)
+        return self._run(proposals, scheduler=_scheduler(search), seconds=seconds, at_once=search.pauses)
 
     def run_listed(self, tasks: list[Task]) -> float:
         """Run tasks that are known beforehand; returns seconds of wall time."""
         return self._run(Listed(tasks)) if tasks else 0.0
 
-    def _run(self, source: Source, *, scheduler: Any = None, seconds: float | None = None) -> float:
+    def _run(
+        self, source: Source, *, scheduler: Any = None, seconds: float | None = None, at_once: bool = False
+    ) -> float:
+        """`at_once`: the scheduler holds all tasks and lets them take turns; else they are asked for one by one."""
         began = time.monotonic()
         desk = Desk(source, self._recipe, self._home, self._spool, self._slots)
         trainable = tune.with_resources(
             tune.with_parameters(_learn, recipe=self._recipe, home=self._home), self._resources
         )
-        with tempfile.TemporaryDirectory(
-            prefix="antiphon-"
-        ) as scratch:  # Tune's own state: ours is in the search's files
+        order: dict[str, Any] = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self._slots}
+        tasks = list(iter(lambda: source.propose(0), None)) if at_once else []
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+            where: dict[str, Any] = {
+                "storage_path": scratch
+            }  # Tune's own state is never read: ours is in the search's files
+            if at_once:
+                where = ray_storage(storage.join(self._home, "tune"), patience_s=PATIENCE_S)  # pointers cross nodes
             tuner = tune.Tuner(
                 trainable,
+                param_space={"task": tune.grid_search([asdict(task) for task in tasks])} if at_once else {},
                 tune_config=tune.TuneConfig(
-                    search_alg=Asking(desk),
                     scheduler=scheduler,
-                    num_samples=-1,
-                    max_concurrent_trials=self._slots,
                     time_budget_s=seconds,
                     reuse_actors=True,
+                    trial_name_creator=lambda trial: Task(**trial.config["task"]).name,
+                    **({} if at_once else order),
                 ),
                 run_config=tune.RunConfig(
-                    storage_path=scratch,
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=RETRIES),
                     callbacks=[Listening(desk)],
+                    **where,
                 ),
             )
             tuner.fit()
         return time.monotonic() - began
+
+
+def _scheduler(search: Search) -> Any:
+    """Who stops trials, or changes them, at rungs."""
+    if search.scheduler == "none" and search.searcher != "pbt":
+        return None
+    heights: dict[str, Any] = {"time_attr": "height", "metric": "objective", "mode": "min"}
+    if search.scheduler == "asha":
+        return ASHAScheduler(**heights, max_t=search.rungs, reduction_factor=search.halving)
+    if search.scheduler == "hyperband":
+        return HyperBandScheduler(**heights, max_t=search.rungs, reduction_factor=search.halving)
+    random.seed(search.seed)  # Tune's own draws
+    return PopulationBasedTraining(
+        **heights,
+        perturbation_interval=1,
+        synch=True,  # all are compared at the same rung
+        hyperparam_mutations={"task": {"settings": {place: _domain(values) for place, values in search.space.items()}}},
+        custom_explore_fn=partial(_within, search),
+    )
+
+
+def _domain(values: Range | Choices) -> Any:
+    if isinstance(values, Choices):
+        return list(values.choices)
+    return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
+
+
+def _within(search: Search, config: dict[str, Any]) -> dict[str, Any]:
+    """Values that were changed by a factor, back within their ranges."""
+    settings = config["task"]["settings"]
+    for place, values in search.space.items():
+        if isinstance(values, Range):
+            settings[place] = min(max(settings[place], values.low), values.high)
+    return config
 
 
 def _learn(config: dict[str, Any], *, recipe: Recipe, home: str) -> None:
@@ -123,13 +167,22 @@ def _learn(config: dict[str, Any], *, recipe: Recipe, home: str) -> None:
     import torch
 
     torch.set_num_threads(recipe.train.threads)
-    heights = itertools.count(1)
 
     def report(news: dict[str, Any]) -> None:
         objective = news["rung"]["objective"] if news["rung"] else math.inf  # of a trial that failed for good
-        tune.report({**news, "objective": objective, "height": next(heights)})
+        kept = news.get("kept", "")
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as folder:
+            (Path(folder) / POINTER).write_text(kept)
+            pointer = tune.Checkpoint.from_directory(folder) if kept else None
+            tune.report({**news, "objective": objective}, checkpoint=pointer)
 
-    learn(recipe, Task(**config["task"]), home, report)
+    start = ""
+    if (given := tune.get_checkpoint()) is not None:
+        with given.as_directory() as folder:
+            start = (Path(folder) / POINTER).read_text()
+    name = tune.get_context().get_trial_name()
+    assert name is not None
+    learn(recipe, _task(config, name), home, report, start=start)
 
 
 class Desk:
@@ -142,16 +195,19 @@ class Desk:
         self._began: dict[str, float] = {}
         self._loop_seconds: dict[str, float] = {}
 
-    def begin(self) -> Task | None:
+    def ask(self) -> Task | None:
+        """The next task, for the lowest slot that is free."""
         self._free.sort()
-        slot = self._free.pop(0)
-        task = self.source.propose(slot)
-        if task is None:
-            self._free.append(slot)
-            return None
-        self._heard[task.name], self._began[task.name] = [], time.time()
-        self._say(task, "run", **self._facts(task))
+        task = self.source.propose(self._free[0])
+        if task is not None:
+            self._free.pop(0)
         return task
+
+    def begin(self, task: Task) -> None:
+        """A task's process has started; it may be the second time, after a pause or a loss."""
+        if task.name not in self._heard:
+            self._heard[task.name], self._began[task.name] = [], time.time()
+            self._say(task, "run", **self._facts(task))
 
     def hear(self, task: Task, news: dict[str, Any]) -> None:
         """A rung, and what happened up to it."""
@@ -188,7 +244,8 @@ class Desk:
         objectives = [value for value in (result["objective"], result["second"]) if value is not None]
         if task.kind == "trial":
             self.source.tell(task.number, objectives if result["status"] != "failed" else None)
-        self._free.append(task.slot)
+        if task.slot not in self._free:  # tasks that take turns share theirs
+            self._free.append(task.slot)
         shown = "-" if result["objective"] is None else f"{result['objective']:.4f}"
         say(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
         status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
@@ -226,7 +283,7 @@ class Asking(Forgotten, Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        task = self._desk.begin()
+        task = self._desk.ask()
         return Searcher.FINISHED if task is None else {"task": asdict(task)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -245,16 +302,24 @@ class Listening(Forgotten, tune.Callback):
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._desk.begin(_task(trial.config, str(trial)))
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self._desk.hear(_task(trial), result)
+        self._desk.hear(_task(trial.config, str(trial)), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._desk.end(_task(trial))
+        self._desk.end(_task(trial.config, str(trial)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         error = trial.get_error()
-        self._desk.end(_task(trial), error=str(error).strip().splitlines()[-1] if error else "its process was lost")
+        self._desk.end(
+            _task(trial.config, str(trial)),
+            error=str(error).strip().splitlines()[-1] if error else "its process was lost",
+        )
 
 
-def _task(trial: Any) -> Task:
-    return Task(**trial.config["task"])
+def _task(config: dict[str, Any], name: str) -> Task:
+    """The task of a trial of Tune's, whose name stays its own where PBT gives it another's configuration."""
+    task = Task(**config["task"])
+    return replace(task, number=int(name)) if task.kind == "trial" else task

@@ -189,6 +189,7 @@ class Train(Checked):
     shards: int = 1  # shards in the global batch; must divide among the workers
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
+    compile: bool = False  # networks go through torch.compile: minutes at the start, then faster steps
     threads: int = 2
     label_smoothing: float = 0.0
     log_every: int = 10  # steps

@@ -7,6 +7,7 @@ from typing import Any
 from workloads import checkpoint
 from workloads.cache import Broken, ClipCache, check_share
 from workloads.clips import Corpus, Splits, read_corpus, split
+from workloads.compiling import require_compiler
 from workloads.config import Recipe
 from workloads.files import Opener
 from workloads.session import Session, gather
@@ -82,6 +83,8 @@ def prepare_together(
     """
     mistake, fingerprint, afresh = "", "", {}
     try:
+        if recipe.train.compile:
+            require_compiler(session.device)
         prepared = prepare(recipe, files)
         fingerprint = prepared.corpus.fingerprint()
         afresh = {name: prepared.make_tagger(name, files).started_afresh for name in recipe.models}

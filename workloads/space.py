@@ -1,11 +1,14 @@
 """What a search varies and how it judges: frozen values of a recipe's `search` table. Imports nothing heavy."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from workloads.checked import Checked
 
 LOWER_IS_BETTER = ("log_loss", "ece")
+CHANGEABLE = re.compile(r"edges\.\d+\.(weight|temperature)|models\.\w+\.optimizer\.(lr|weight_decay)")
+SMALLEST_POPULATION = 4  # of which the worst quarter follows the best one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +40,11 @@ class Search(Checked):
     """What is varied, who proposes, how long a trial lasts, and what is best (`orchestrator/search.py`)."""
 
     space: dict[str, Range | Choices]  # dotted places in the recipe, as --set takes them
-    searcher: Literal["grid", "random", "tpe"] = "tpe"
-    scheduler: Literal["none", "asha"] = "none"
+    searcher: Literal["grid", "random", "tpe", "pbt"] = "tpe"
+    scheduler: Literal["none", "asha", "hyperband"] = "none"
     trials: int = 24  # at most; a grid has as many as it has points
     rungs: int = 1  # equal parts of a trial, at whose ends it is judged
-    halving: int = 3  # asha: one in so many goes on to the next rung
+    halving: int = 3  # asha, hyperband: one in so many goes on to the next rung
     slices: int = 1  # of the training folds: a trial learns once for each and is judged by the mean
     metric: Literal["log_loss", "ece", "mAP", "accuracy"] = "log_loss"
     models: tuple[str, ...] = ()  # whose metric counts, the mean of them; empty: all
@@ -63,9 +66,36 @@ class Search(Checked):
             self._require(
                 self.searcher != "pbt", "scheduler", "must be 'none' with searcher = 'pbt', which stops nobody"
             )
+            self._require(
+                self.searcher != "pbt", "scheduler", "must be 'none' with searcher = 'pbt', which stops nobody"
+            )
+        if self.scheduler == "hyperband":
+            self._require(
+                self.searcher != "tpe", "scheduler", "hyperband takes all trials at once, tpe one by one; use asha"
+            )
+        if self.searcher == "pbt":
+            self._check_population()
         if self.second:
             self._require(self.searcher == "tpe", "second", "needs searcher = 'tpe'")
             self._require(self.scheduler == "none", "second", "needs scheduler = 'none': it stops by one objective")
+
+    def _check_population(self) -> None:
+        self._require(self.rungs >= 2, "rungs", "must be 2 or more for searcher = 'pbt' to change values at")
+        self._require(self.slices == 1, "slices", "must be 1 with searcher = 'pbt'")
+        self._require(
+            self.trials >= SMALLEST_POPULATION, "trials", f"must be {SMALLEST_POPULATION} or more with searcher = 'pbt'"
+        )
+        fixed = [place for place in self.space if not CHANGEABLE.fullmatch(place)]
+        if fixed:
+            raise ValueError(
+                f"space: {', '.join(fixed)} cannot change while a model learns; searcher = 'pbt' varies weights and "
+                "temperatures of edges, learning rates and weight decays"
+            )
+
+    @property
+    def pauses(self) -> bool:
+        """Whether trials wait at rungs for one another, and go on from what they kept there."""
+        return self.searcher == "pbt" or self.scheduler == "hyperband"
 
     @property
     def lower_is_better(self) -> bool:

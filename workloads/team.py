@@ -48,8 +48,12 @@ def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
 class Member:
     """One model in memory: weights, optimizer, learning-rate curve, average; all counted in its own steps."""
 
-    def __init__(self, model: Model, tagger: Tagger, *, total_steps: int, session: Session, group: Any) -> None:
+    def __init__(
+        self, model: Model, tagger: Tagger, *, total_steps: int, session: Session, group: Any, compiled: bool = False
+    ) -> None:
         self.tagger = tagger.to(session.device).eval()
+        if compiled:  # in place, which leaves names as they are; copies (averages, snapshots) are not compiled
+            self.tagger.backbone.compile(dynamic=False)
         self.total_steps = total_steps
         self.own_step = 0
         self.skipped = 0  # of its own steps, for numbers that were not finite
@@ -184,6 +188,7 @@ class Team:
                 total_steps=self._totals[name],
                 session=self._session,
                 group=self._groups[name],
+                compiled=self._recipe.train.compile,
             )
             if name in self._parked:
                 member.load(checkpoint.read_tensors(self._folder, name), self._parked.pop(name))

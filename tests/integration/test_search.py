@@ -130,13 +130,46 @@ def test_a_killed_search_goes_on_with_the_same_trials(command, tmp_path) -> None
     assert {name: found["settings"] for name, found in results(home).items()} == planned
 
 
-def run_settings(command: Any, tmp_path: Path) -> dict[str, dict[str, Any]]:
+def test_a_population_changes_its_values_while_it_learns(command, tmp_path) -> None:
+    """PBT: at every rung the worst goes on from the best, with values near the best's."""
+    sets = ["search.searcher=pbt", "search.scheduler=none", "schedule.burn_in=0", "schedule.turns=12"]
+    words = command("--search-id", "s", "--no-finals", "--tracking", "none")
+    outcome = run([*words, *(word for value in sets for word in ("--set", value))])
+    home = tmp_path / "runs" / "s"
+    trials = results(home)
+    assert outcome["completed"] == len(trials) == 4
+    assert all([rung["step"] for rung in found["history"]] == [8, 16, 24] for found in trials.values())
+    began = run_settings(command, tmp_path, *sets)
+    moved = [name for name, found in trials.items() if found["settings"] != began[name]]
+    assert moved
+    for name in moved:
+        assert 0.1 <= trials[name]["settings"]["edges.0.weight"] <= 0.9
+    spool = [json.loads(line) for line in (home / "spool.jsonl").read_text().splitlines()]
+    course = [record for record in spool if "set/edges.0.weight" in record.get("values", {})]
+    assert {record["child"] for record in course} == set(trials)
+    assert any(record["step"] > 1 for record in course), "a value that was taken up at a rung"
+
+
+def test_hyperband_lets_trials_wait_and_go_on(command, tmp_path) -> None:
+    sets = ["search.scheduler=hyperband", "schedule.burn_in=0", "schedule.turns=12"]
+    words = command("--search-id", "s", "--no-finals", "--tracking", "none")
+    outcome = run([*words, *(word for value in sets for word in ("--set", value))])
+    trials = results(tmp_path / "runs" / "s")
+    assert outcome["completed"] + outcome["stopped"] == len(trials) == 4
+    assert outcome["completed"] >= 1
+    assert outcome["stopped"] >= 1
+    for found in trials.values():
+        steps = [rung["step"] for rung in found["history"]]
+        assert steps == [8, 16, 24][: len(steps)], "no rung twice, none left out"
+
+
+def run_settings(command: Any, tmp_path: Path, *more: str) -> dict[str, dict[str, Any]]:
     """The settings that the search tries, asked of the same proposals."""
     from orchestrator.proposals import planned
     from orchestrator.recipe import load_recipe
 
     words = command()
-    sets = [value for word, value in itertools.pairwise(words) if word == "--set"]
+    sets = [value for word, value in itertools.pairwise(words) if word == "--set"] + [*more]
     search = load_recipe(str(tmp_path / "tiny.toml"), sets).search
     assert search is not None
     return {f"{number:04}": settings for number, settings in enumerate(planned(search) or [])}

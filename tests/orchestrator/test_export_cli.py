@@ -1,0 +1,215 @@
+"""`antiphon export`: files and cards of a tagger that was really trained, as a user gets them."""
+
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from orchestrator import cli, export
+from tests.official import waveform
+from workloads import checkpoint
+from workloads.export import FACTS
+from workloads.predict import load_tagger
+from workloads.train import loop
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def antiphon(monkeypatch, capfd) -> Callable[..., Done]:
+    """The command line in this process; a process of its own for every mistake would take seconds."""
+
+    def call(*arguments: Any) -> Done:
+        monkeypatch.setattr(sys, "argv", ["antiphon", *map(str, arguments)])
+        monkeypatch.setattr(cli, "_emitted", [])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Done(int(end.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def trained(tiny, start) -> tuple[Path, list[str]]:
+    """The small Transformer of a short run, and what to set to have the run's data again."""
+    recipe = tiny("demo", "schedule.burn_in=10", "schedule.period=5", "schedule.turns=2", "train.eval_every=20")
+    run = start(recipe)
+    assert loop(run) == "done"
+    data = [f"data.{name}={getattr(recipe.data, name)}" for name in ("synthetic_clips", "clip_seconds", "cache")]
+    return run.session.work_dir.parent / "models" / "vit", [word for value in data for word in ("--set", value)]
+
+
+def test_a_trained_tagger_with_its_front_end(trained, antiphon, tmp_path, monkeypatch, capfd):
+    """The card's own Python, as it stands, says of a file what `antiphon tag` says of it."""
+    folder, _ = trained
+    tagger, state = load_tagger(folder)
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("clip.wav", waveform(1.0, tagger.clip_rate)[0].numpy(), tagger.clip_rate)
+    done = antiphon("tag", folder, "clip.wav", "--json")
+    heard = json.loads(done.out)["files"]["clip.wav"]
+    for to in ("onnx", "pt2"):
+        done = antiphon("export", folder, f"tagger.{to}", "--to", to, "--json")
+        assert done.code == 0, done.err
+        told = json.loads(done.out)
+        assert told["largest_difference"] < 1e-5
+        assert told["bytes"] == Path(f"tagger.{to}").stat().st_size
+        assert set(told["latency_ms"]) == {"pytorch", "file"}
+        assert told["facts"]["input"] == {"kind": "waveform", "shape": ["clips", 16_000]}
+        assert told["facts"]["weights_sha256"] == checkpoint.weights_digest(tagger.state_dict())
+        card = Path(f"tagger.{to}.md").read_text()
+        assert "license: unknown" in card
+        assert "Trained by antiphon from the recipe `demo`" in card
+        assert state["data"]["fingerprint"] in card
+        assert f"{state['test']['mAP']:.4f}" in card
+        said = snippet(card, capfd)
+        assert [tag for _, tag in said] == [tag for tag, _ in heard]
+        assert [float(p) for p, _ in said] == pytest.approx([p for _, p in heard], abs=0.002)
+
+
+def snippet(card: str, capfd) -> list[list[str]]:
+    """What the card's Python block prints, run in the present folder."""
+    code = card.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line]) < 25
+    Path("snippet.py").write_text(code)
+    capfd.readouterr()
+    runpy.run_path("snippet.py")
+    return [line.split("  ") for line in capfd.readouterr().out.splitlines()]
+
+
+def test_eight_bits_are_scored_against_the_float_file(trained, antiphon, tmp_path, monkeypatch, capfd):
+    folder, data = trained
+    monkeypatch.chdir(tmp_path)
+    done = antiphon(
+        *("export", folder, "tagger.onnx", "--to", "onnx", "--front-end", "outside", "--int8", "demo", *data, "--json")
+    )
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    int8 = told["int8"]
+    _, state = load_tagger(folder)
+    assert int8["scores"]["float"] == pytest.approx(state["test"], abs=1e-4)
+    assert int8["loss"] == int8["scores"]["float"]["mAP"] - int8["scores"]["int8"]["mAP"]
+    assert abs(int8["loss"]) < 0.1
+    assert (int8["scored_on"], int8["calibrated_on"]) == (state["data"]["clips"]["test"], 64)
+    assert int8["products"]["int8"] > 0
+    assert int8["bytes"] == Path("tagger.int8.onnx").stat().st_size
+    assert sorted(told["files"]) == ["tagger.int8.onnx", "tagger.onnx", "tagger.onnx.md"]
+    card = Path("tagger.onnx.md").read_text()
+    assert f"a loss of {int8['loss']:.4f}" in card
+    tagger, _ = load_tagger(folder)
+    soundfile.write("clip.wav", waveform(1.0, tagger.clip_rate)[0].numpy(), tagger.clip_rate)
+    heard = json.loads(antiphon("tag", folder, "clip.wav", "--json").out)["files"]["clip.wav"]
+    assert [tag for _, tag in snippet(card, capfd)] == [tag for tag, _ in heard]
+
+
+def test_the_command_tells_what_it_found(trained, antiphon, tmp_path):
+    folder, _ = trained
+    done = antiphon("export", folder, tmp_path / "tagger.pt2", "--to", "pt2", "--front-end", "outside")
+    assert done.code == 0, done.err
+    assert "goes in     log-mel, clips x 64 x 100" in done.out
+    assert f"written     {tmp_path / 'tagger.pt2.md'}" in done.out
+
+
+def test_an_imported_tagger_keeps_its_origin(trained, antiphon, tmp_path):
+    """As `antiphon models import` writes one: an origin, no scores, no data, no recipe."""
+    folder, _ = trained
+    state = checkpoint.read_state(folder)
+    origin = {"project": "who/ever", "family": "timm", "file": "vit.bin", "sha256": "ab" * 32, "imported_with": "a"}
+    kept = {name: state[name] for name in ("kind", "name", "model", "tags", "labels", "clip_seconds", "clip_rate")}
+    tensors = {"weights": checkpoint.read_tensors(folder, "weights")}
+    for licence, known in (("MIT", "license: mit"), ("GPL-3.0 (or so)", 'license_name: "GPL-3.0 (or so)"')):
+        imported = tmp_path / known.split(":")[0]
+        checkpoint.write(imported, tensors=tensors, state=kept | {"origin": origin | {"licence": licence}})
+        out = imported.with_suffix(".pt2")
+        assert antiphon("export", imported, out, "--to", "pt2").code == 0
+        card = out.with_name(out.name + ".md").read_text()
+        assert known in card
+        assert f"Licence of the weights: {licence}." in card
+        assert "antiphon has not scored them" in card
+        extra = {FACTS: ""}
+        torch.export.load(out, extra_files=extra)
+        assert json.loads(extra[FACTS])["origin"]["licence"] == licence
+
+
+@pytest.mark.parametrize(
+    ("out", "words", "says"),
+    [
+        ("a.onnx", ["--to", "tflite"], "--to 'tflite': must be onnx or pt2"),
+        ("a.pt2", ["--to", "onnx"], "must end in .onnx"),
+        ("no/a.onnx", ["--to", "onnx"], "there is no folder"),
+        ("a.onnx", ["--to", "onnx", "--front-end", "no"], "must be inside or outside"),
+        ("a.onnx", ["--to", "onnx", "--int8", "demo"], "add --front-end outside"),
+        ("a.pt2", ["--to", "pt2", "--front-end", "outside", "--int8", "demo"], "use --to onnx"),
+        ("a.onnx", ["--to", "onnx", "--set", "data.test_fold=2"], "changes the recipe of --int8"),
+        ("there.onnx", ["--to", "onnx"], "there.onnx exists already"),
+        ("carded.pt2", ["--to", "pt2"], "carded.pt2.md exists already"),
+        ("eight.onnx", ["--to", "onnx", "--front-end", "outside", "--int8", "demo"], "eight.int8.onnx exists already"),
+        ("a.onnx", ["--to", "onnx"], "checkpoint 'nowhere': no "),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(out, words, says, antiphon, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("there.onnx", "carded.pt2.md", "eight.int8.onnx"):
+        Path(name).write_text("mine")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = antiphon("export", "nowhere", out, *words)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_data_with_other_tags_are_refused(trained, antiphon, tmp_path):
+    folder, data = trained
+    state = checkpoint.read_state(folder)
+    other = checkpoint.write(
+        tmp_path / "other",
+        tensors={"weights": checkpoint.read_tensors(folder, "weights")},
+        state=state | {"tags": [f"tag{number}" for number in range(len(state["tags"]))]},
+    )
+    done = antiphon(
+        *("export", other, tmp_path / "a.onnx", "--to", "onnx", "--front-end", "outside", "--int8", "demo", *data)
+    )
+    assert done.code == 2
+    assert "knows the tags tag0" in done.err
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_without_the_onnx_packages_it_says_what_to_install(antiphon, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    done = antiphon("export", "nowhere", tmp_path / "a.onnx", "--to", "onnx")
+    assert done.code == 2
+    assert "--to onnx: needs onnxscript, not installed; pip install 'antiphon[export]'" in done.err
+
+
+def test_a_file_that_differs_is_not_left_behind(trained, antiphon, tmp_path, monkeypatch):
+    """The check fails if the file that it opens says something else."""
+    folder, _ = trained
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def shifted(*arguments: Any) -> Callable[[np.ndarray], np.ndarray]:
+        runs = genuine(*arguments)
+        return lambda heard: runs(heard) + np.float32(0.01)
+
+    import workloads.export
+
+    genuine = workloads.export.open_file
+    monkeypatch.setattr(workloads.export, "open_file", shifted)
+    wanted = export.target(str(out / "a.pt2"), to="pt2", front_end="inside", int8=False)
+    with pytest.raises(workloads.export.ExportMismatch):
+        export.export_checkpoint(str(folder), wanted, None)
+    assert list(out.iterdir()) == []
+    shutil.rmtree(out)

@@ -1,0 +1,81 @@
+"""train.compile: networks through torch.compile learn as they do without, and a machine that cannot says so at once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from workloads.spool import read_spool
+from workloads.train import loop
+
+ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
+PLAN = ("schedule.burn_in=3", "schedule.period=3", "schedule.turns=2")
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler, and none is here"
+)
+
+
+def spool_of(run):
+    return read_spool(run.session.work_dir.parent / "spool.jsonl")
+
+
+def curves(run) -> dict[tuple[int, str], float]:
+    return {
+        (record["step"], key): value
+        for record in spool_of(run)
+        if record["kind"] == "metrics"
+        for key, value in record["values"].items()
+        if key.endswith("loss")
+    }
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_run_learns_the_same_under_the_same_names(tiny, start):
+    plain, compiled = start(tiny("demo", *PLAN)), start(tiny("demo", *PLAN, "train.compile=true"))
+    assert loop(plain) == loop(compiled) == "done"
+    assert all(member.tagger.backbone._compiled_call_impl for member in compiled.team.members.values())
+    expected, found = curves(plain), curves(compiled)
+    assert len(expected) > 15
+    assert found == pytest.approx(expected, abs=1e-3)
+    for name in ("cnn", "vit"):
+        files = [run.session.work_dir.parent / "models" / name / "weights.safetensors" for run in (plain, compiled)]
+        one, other = (sorted(safe_open(file, "pt").keys()) for file in files)
+        assert one == other
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_run_resumes_with_the_same_bits(tiny, start):
+    recipe = tiny("demo", *PLAN, "train.compile=true")
+    whole = start(recipe)
+    assert loop(whole) == "done"
+    stops = iter([False] * 4 + [True])
+    cut = start(recipe, should_stop=lambda: next(stops))
+    assert loop(cut) == "preempted"
+    resumed = start(recipe, shelf_of=cut)
+    assert loop(resumed) == "done"
+    one, other = (spool_of(run)[-1]["models"] for run in (whole, resumed))
+    assert {name: row["weights_sha256"] for name, row in one.items()} == {
+        name: row["weights_sha256"] for name, row in other.items()
+    }
+
+
+def test_without_a_compiler_a_run_is_refused_before_it_trains(tmp_path):
+    command = [ANTIPHON, "run", "demo", "--local", "--tracking", "none", "--storage", str(tmp_path / "runs"), "--json"]
+    done = subprocess.run(
+        [*command, "--set", "train.compile=true", "--set", "train.threads=1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+    )
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["mistake"], told["steps_run"]) == (2, True, 0)
+    assert "train.compile = True: torch cannot compile on cpu here" in told["error"]
+    assert "install a C++ compiler" in told["error"]
