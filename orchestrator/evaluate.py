@@ -24,6 +24,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     import torch
 
     from workloads import metrics
+    from workloads.models.fold import folded
     from workloads.predict import load_tagger, predict_clips
 
     if part not in ("train", "val", "test"):
@@ -35,7 +36,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     clips = getattr(prepared.splits, part)
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
-    logits_NC, y_NC = predict_clips(tagger, clips, prepared)
+    logits_NC, y_NC = predict_clips(folded(tagger), clips, prepared)
     return {
         "checkpoint": uri,
         "model": state["name"],
@@ -65,6 +66,7 @@ def prepare_for(tagger: "Tagger", recipe: Recipe, uri: str) -> "Prepared":
 def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The `top` most likely tags of each file with probabilities; files that could not be heard, with reasons."""
     from workloads.audio import BrokenClip
+    from workloads.models.fold import folded
     from workloads.predict import load_tagger, tag_file
 
     if top < 1:
@@ -72,7 +74,7 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
     opener = storage.FsspecFiles()
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(storage.fetch(uri, Path(scratch)))
-    heard, broken = {}, {}
+    tagger, heard, broken = folded(tagger), {}, {}
     for name in files:
         try:
             with opener.open(name) as file:

@@ -118,8 +118,9 @@ def export_checkpoint(uri: str, wanted: Target, recipe: Recipe | None) -> dict[s
 def _write(tagger: Tagger, state: dict[str, Any], draft: Path, wanted: Target) -> dict[str, Any]:
     """The float file, checked; what travels in it and what it weighs."""
     facts = _facts(tagger, state, inside=wanted.front_end_inside)
-    shape = {"num_classes": len(tagger.tags), "clip_seconds": tagger.clip_seconds, "clip_rate": tagger.clip_rate}
-    size = count(tagger.model, **shape)
+    size = count(
+        tagger.model, num_classes=len(tagger.tags), clip_seconds=tagger.clip_seconds, clip_rate=tagger.clip_rate
+    )
     difference = export(tagger, draft, to=wanted.to, front_end_inside=wanted.front_end_inside, facts=facts)
     return {
         "file": wanted.path.name,

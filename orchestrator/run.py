@@ -55,12 +55,7 @@ def check(request: Request) -> tuple[roles.Phase, ...]:
             f"--address {request.address!r}: Ray Client connections break long runs; submit the command as a job "
             "(`ray job submit --address http://HEAD:8265 -- antiphon run ...`) or give HOST:PORT on a cluster node"
         )
-    for option, uri in (("--storage", request.storage), ("--tracking", request.tracking)):
-        if urlsplit(uri).password is not None:
-            raise ValueError(
-                f"{option}: its URI holds a password, which would stand in the run's records; give it by environment "
-                "variables instead (AWS_*, MLFLOW_TRACKING_USERNAME and _PASSWORD, PGPASSWORD)"
-            )
+    refuse_passwords(storage=request.storage, tracking=request.tracking)
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
     if request.run_id and request.resume:
@@ -77,6 +72,16 @@ def check(request: Request) -> tuple[roles.Phase, ...]:
             f"--set train.shards={request.workers} (the global batch is shards x shard_size clips)"
         )
     return roles.plan(recipe)
+
+
+def refuse_passwords(**uris: str) -> None:
+    """ValueError where the URI of an option holds a password."""
+    for option, uri in uris.items():
+        if urlsplit(uri).password is not None:
+            raise ValueError(
+                f"--{option}: its URI holds a password, which would stand in the run's records; give it by environment "
+                "variables instead (AWS_*, MLFLOW_TRACKING_USERNAME and _PASSWORD, PGPASSWORD)"
+            )
 
 
 def run(request: Request, *, show: Show) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def run(request: Request, *, show: Show) -> dict[str, Any]:
     assert opened.attempt is not None
     with beating(place.uri, driver):
         replayer = _drive(request, place, opened.attempt, show)
-        _wait_for_tracking(replayer)
+        wait_for_tracking(replayer)
 
         def conclude() -> dict[str, Any]:
             mine = is_driven_by(place.uri, driver)  # else somebody else has resumed it by now
@@ -291,7 +296,7 @@ def _on_sigterm(ask: Callable[[], Any]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _wait_for_tracking(replayer: Any) -> None:
+def wait_for_tracking(replayer: Any) -> None:
     """Give the tracker time to catch up; what it has not delivered stays in the spool."""
     code = replayer.wait(timeout_s=TRACKING_GRACE_S)
     if code is None:

@@ -4,7 +4,6 @@ What a trial does is `trial.py`, who proposes is `proposals.py`, how Ray Tune ru
 `search_files.py`; here is what happens one after the other.
 """
 
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -14,10 +13,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import results, storage, tracking
+from orchestrator.attempts import Driver, beating, take_over
+from orchestrator.budget import Budget, parse_budget
 from orchestrator.proposals import planned
 from orchestrator.recipe import resolve
 from orchestrator.results import Place
-from orchestrator.run import absolute, connect, join_stack
+from orchestrator.run import absolute, connect, join_stack, refuse_passwords, wait_for_tracking
 from orchestrator.runs import differences, place_of
 from orchestrator.search_files import Task, begin, facts_of, known_trials
 from orchestrator.search_summary import best_first, outcome_of, repeated
@@ -29,9 +30,6 @@ from workloads.spool import Spool
 
 if TYPE_CHECKING:
     from orchestrator.tuning import Crew
-
-BUDGET = re.compile(r"(?P<amount>\d+(\.\d+)?)\s*(?P<unit>|trials|s|m|h|gpuh)")
-SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -50,31 +48,10 @@ class SearchRequest:
     finals: bool = True
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What may be spent; zero means no limit of that kind."""
-
-    trials: int = 0
-    seconds: float = 0.0
-    gpu_hours: float = 0.0
-
-
-def parse_budget(text: str) -> Budget:
-    """ "24" or "24 trials", "90s", "30m", "2h" of wall time, "4gpuh"; ValueError for anything else."""
-    found = BUDGET.fullmatch(text.strip())
-    if not found or float(found["amount"]) <= 0:
-        raise ValueError(f"--budget {text!r}: must be a number of trials (24), of minutes or hours (30m, 2h), or 4gpuh")
-    amount, unit = float(found["amount"]), found["unit"]
-    if unit in ("", "trials"):
-        if amount != int(amount):
-            raise ValueError(f"--budget {text!r}: trials come whole")
-        return Budget(trials=int(amount))
-    return Budget(gpu_hours=amount) if unit == "gpuh" else Budget(seconds=amount * SECONDS[unit])
-
-
 def check(request: SearchRequest) -> Budget:
     """Refuse the user's mistakes before anything starts: every corner of the space must make a recipe that works."""
     recipe, search = request.recipe, searched(request.recipe)
+    refuse_passwords(storage=request.storage, tracking=request.tracking)
     budget = parse_budget(request.budget) if request.budget else Budget()
     if budget.gpu_hours and recipe.train.device != "cuda":
         raise ValueError(f"--budget {request.budget!r}: GPU-hours need train.device = 'cuda'; give trials or time")
@@ -125,7 +102,22 @@ def search(request: SearchRequest, *, show: Callable[[Place], AbstractContextMan
     budget = check(request)
     request = replace(request, recipe=absolute(request.recipe))
     storage.probe(request.storage)
-    began, place = time.time(), _open(request)
+    began, place, driver = time.time(), _open(request), Driver()
+    take_over(place.uri, driver)  # two drivers of one search would train everything twice
+    place.folder.mkdir(parents=True, exist_ok=True)
+    with beating(place.uri, driver):
+        return _drive(request, place, budget, show, began=began)
+
+
+def _drive(
+    request: SearchRequest,
+    place: Place,
+    budget: Budget,
+    show: Callable[[Place], AbstractContextManager[Any]],
+    *,
+    began: float,
+) -> dict[str, Any]:
+    """Trials, then finals, then what came of them."""
     address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
 
@@ -149,9 +141,7 @@ def search(request: SearchRequest, *, show: Callable[[Place], AbstractContextMan
             _write_report(place)
     finally:
         ray.shutdown()
-    tracking_left = replayer.wait(timeout_s=30.0)
-    if tracking_left:
-        print(f"tracking: {replayer.explanation()}")
+    wait_for_tracking(replayer)
     return outcome
 
 
@@ -172,7 +162,6 @@ def _open(request: SearchRequest) -> Place:
     if not search_id:
         search_id = f"{request.recipe.name}-search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = place_of(request.storage, search_id, request.tracking)
-    place.folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "search_id": search_id,
         "created": time.time(),

@@ -21,6 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBas
 from ray.tune.search import Searcher
 
 from orchestrator import storage
+from orchestrator.budget import Budget
 from orchestrator.patience import say
 from orchestrator.proposals import Proposals
 from orchestrator.recipe import flatten
@@ -79,7 +80,7 @@ class Crew:
         self._recipe, self._home, self._spool = recipe, home, spool
         self._resources, self._slots = resources, slots
 
-    def run_trials(self, known: list[tuple[Task, dict[str, Any] | None]], budget: Any) -> float:
+    def run_trials(self, known: list[tuple[Task, dict[str, Any] | None]], budget: Budget) -> float:
         """Try what is proposed until nothing more is, or the budget is spent; returns seconds of wall time."""
         search = searched(self._recipe)
         proposals = Proposals(search, [task for task, _ in known], limit=budget.trials)
@@ -102,11 +103,9 @@ class Crew:
         order: dict[str, Any] = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self._slots}
         tasks = list(iter(lambda: source.propose(0), None)) if at_once else []
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            where: dict[str, Any] = {
-                "storage_path": scratch
-            }  # Tune's own state is never read: ours is in the search's files
-            if at_once:
-                where = ray_storage(storage.join(self._home, "tune"), patience_s=PATIENCE_S)  # pointers cross nodes
+            where: dict[str, Any] = {"storage_path": scratch}  # Tune's own state, which is never read
+            if at_once:  # it moves pointers to our checkpoints, also from node to node
+                where = ray_storage(storage.join(self._home, "tune"), patience_s=PATIENCE_S)
             tuner = tune.Tuner(
                 trainable,
                 param_space={"task": tune.grid_search([asdict(task) for task in tasks])} if at_once else {},

@@ -1,29 +1,30 @@
 """What forms of a network cost: `make bench`. Asserts that they say the same; prints times and asserts none of them.
 
-Forms run in turns in one process on one thread; the ratio of their medians is what can be compared.
+Forms run in turns in one process on one thread; the median of the turns' ratios is what can be compared.
 
 Axes: B clips, C channels, M mel bands, F frames, H context, K kernels.
 """
 
 import copy
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tests.official import keyed_state
-from workloads.models import build_backbone
 from workloads.catalog import CATALOG
+from workloads.models import build_backbone
 from workloads.models.dymn import DynamicBlock, DynamicConv, DynamicReLU
+from workloads.models.fold import folded
 
 FRAMES = 500  # five seconds at 100 a second, as ESC-50's clips have; half as many where a hop is 20 ms
 TURNS = 7
@@ -113,15 +114,17 @@ def training(model: nn.Module, mel_BMF: Tensor) -> Callable[[], object]:
     return step
 
 
-def medians(tries: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[str, float]:
-    """Milliseconds of each, in turns; the first turn warms up."""
+def compared(tries: dict[str, Callable[[], object]], turns: int = TURNS) -> str:
+    """Median milliseconds of two forms in turns, and the median of the turns' ratios; the first turn warms up."""
     taken: dict[str, list[float]] = {name: [] for name in tries}
     for _ in range(turns + 1):
         for name, try_it in tries.items():
             began = time.perf_counter()
             try_it()
             taken[name].append(1000 * (time.perf_counter() - began))
-    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+    one, other = (values[1:] for values in taken.values())
+    ratio = statistics.median(slow / fast for slow, fast in zip(one, other, strict=True))
+    return f"{statistics.median(one):8.2f} {statistics.median(other):8.2f}  {ratio:.2f}"
 
 
 def gradients(model: nn.Module) -> Tensor:
@@ -137,7 +140,8 @@ def assert_same(one: nn.Module, other: nn.Module, mel_BMF: Tensor) -> None:
     for model in (one, other):
         torch.manual_seed(0)  # dropout
         training(model, mel_BMF)()
-    assert (gradients(other) - gradients(one)).norm() < 1e-3 * gradients(one).norm()
+    difference = (gradients(other) - gradients(one)).norm() / gradients(one).norm()
+    assert difference < 0.01, difference  # a value that rounds to the other side of an activation's kink moves 0.002
 
 
 @contextmanager
@@ -157,8 +161,8 @@ def test_dymn_against_the_plain_form(name, capsys):
             for what, run in (("inference", inference), ("training", training)):
                 if what == "training" and clips == 1:
                     continue  # batch norm over one clip: nobody trains so
-                took = medians({"plain": run(plain, mels(name, clips)), "ours": run(ours, mels(name, clips))})
-                print(f"  {what:9} batch {clips}  {line(took)}")
+                tries = {"plain": run(plain, mels(name, clips)), "ours": run(ours, mels(name, clips))}
+                print(f"  {what:9} batch {clips}  {compared(tries, turns=41 if clips == 1 else 11)}")
 
 
 @pytest.mark.parametrize("what", ["inference", "training"])
@@ -177,7 +181,7 @@ def test_dymn_block_by_block(what, capsys):
                 form: block_run(model.blocks[number], x_BCMF, model.temperature, learns=what == "training")
                 for form, model in (("plain", plain), ("ours", ours))
             }
-            print(f"  {number:2} {'x'.join(map(str, x_BCMF.shape[1:])):12} {line(medians(tries))}")
+            print(f"  {number:2} {'x'.join(map(str, x_BCMF.shape[1:])):12} {compared(tries)}")
 
 
 def block_run(block: nn.Module, x_BCMF: Tensor, temperature: Tensor, *, learns: bool) -> Callable[[], object]:
@@ -188,6 +192,92 @@ def block_run(block: nn.Module, x_BCMF: Tensor, temperature: Tensor, *, learns: 
     return lambda: block(heard, temperature).sum().backward()
 
 
-def line(took: dict[str, float]) -> str:
-    slow, fast = took.values()
-    return f"{slow:8.2f} {fast:8.2f}  {slow / fast:.2f}"
+@pytest.mark.parametrize("name", ["mn04", "mn10"])
+def test_batch_norm_folded_into_convolutions(name, capsys):
+    model = backbone(name).eval()
+    other = folded(model)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in other.modules()) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(other(mels(name, 2)), model(mels(name, 2)), rtol=1e-3, atol=1e-5)
+    with printing(capsys, f"{name}, inference: ms as it is, ms folded, ratio"):
+        for clips in (1, 8):
+            tries = {"as it is": inference(model, mels(name, clips)), "folded": inference(other, mels(name, clips))}
+            print(f"  batch {clips}  {compared(tries, turns=25)}")
+
+
+@pytest.mark.parametrize("name", ["mn04", "mn10"])
+def test_memory_formats(name, capsys):
+    """MN is built channels-last; the other is the same in torch's usual order."""
+    model = backbone(name)
+    usual = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    assert_same(usual, model, mels(name, 3))
+    with printing(capsys, f"{name}: ms channels first, ms channels last (ours), ratio"):
+        for what, run, clips in (("inference", inference, 1), ("training", training, 8)):
+            tries = {"first": run(usual, mels(name, clips)), "last": run(model, mels(name, clips))}
+            print(f"  {what:9} batch {clips}  {compared(tries)}")
+
+
+@pytest.mark.parametrize("name", ["mn10", "dymn04", "ast_tiny", "ced_tiny"])
+def test_half_precision(name, capsys):
+    model, mel_BMF = backbone(name), mels(name, 8)
+
+    def halved(run: Callable[[], object]) -> Callable[[], object]:
+        return torch.autocast("cpu", torch.bfloat16)(run)
+
+    with torch.no_grad():
+        expected = model.eval()(mel_BMF)
+        with torch.autocast("cpu", torch.bfloat16):
+            difference = (model(mel_BMF).float() - expected).abs().max() / expected.abs().max()
+    assert difference < 0.1
+    with printing(capsys, f"{name}, batch 8: ms fp32, ms bf16, ratio; largest difference {difference:.4f} of a logit"):
+        for what, run in (("inference", inference), ("training", training)):
+            plain, other = run(model, mel_BMF), run(model, mel_BMF)
+            print(f"  {what:9}  {compared({'fp32': plain, 'bf16': halved(other)}, turns=5)}")
+
+
+@pytest.mark.parametrize("name", ["mn04", "ced_tiny"])
+def test_compiled(name, capsys):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler, and no g++ is here")
+    model = backbone(name)
+    compiled = copy.deepcopy(model)
+    compiled.compile(dynamic=False)
+    assert_same(model, compiled, mels(name, 8))
+    with printing(capsys, f"{name}, batch 8: ms as it is, ms compiled, ratio; once it is compiled"):
+        for what, run in (("inference", inference), ("training", training)):
+            tries = {"as it is": run(model, mels(name, 8)), "compiled": run(compiled, mels(name, 8))}
+            print(f"  {what:9}  {compared(tries)}")
+
+
+MEASURED = ("mn04", "mn10", "dymn04", "dymn10", "ast_tiny", "ced_tiny", "ced_mini", "att_rnn")
+
+
+def test_peak_memory(capsys):
+    """A process for each model: what it holds at most, above what it held before the network was built."""
+    with printing(capsys, f"most MB held, weights included, {FRAMES // 100} s a clip: inference of 1, training on 8"):
+        for name in MEASURED:
+            program = f"from tests.bench.test_models import print_peaks; print_peaks({name!r})"
+            done = subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+            )
+            assert done.returncode == 0, done.stderr[-1000:]
+            one, eight = map(float, done.stdout.split())
+            assert 0 < one < eight
+            print(f"  {name:9} {one:8.0f} {eight:8.0f}")
+
+
+def print_peaks(name: str) -> None:
+    torch.set_num_threads(1)
+    before = held("VmRSS")
+    model, peaks = backbone(name), []
+    for run, clips in ((inference, 1), (training, 8)):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        run(model, mels(name, clips))()
+        peaks.append(held("VmHWM") - before)
+    print(*peaks)
+
+
+def held(what: str) -> float:
+    """MB of this process, now (VmRSS) or at most (VmHWM), as Linux counts them."""
+    (found,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(what))
+    return int(found.split()[1]) / 1000

@@ -130,6 +130,7 @@ def test_a_killed_search_goes_on_with_the_same_trials(command, tmp_path) -> None
     assert {name: found["settings"] for name, found in results(home).items()} == planned
 
 
+@pytest.mark.slow
 def test_a_population_changes_its_values_while_it_learns(command, tmp_path) -> None:
     """PBT: at every rung the worst goes on from the best, with values near the best's."""
     sets = ["search.searcher=pbt", "search.scheduler=none", "schedule.burn_in=0", "schedule.turns=12"]
@@ -150,6 +151,7 @@ def test_a_population_changes_its_values_while_it_learns(command, tmp_path) -> N
     assert any(record["step"] > 1 for record in course), "a value that was taken up at a rung"
 
 
+@pytest.mark.slow
 def test_hyperband_lets_trials_wait_and_go_on(command, tmp_path) -> None:
     sets = ["search.scheduler=hyperband", "schedule.burn_in=0", "schedule.turns=12"]
     words = command("--search-id", "s", "--no-finals", "--tracking", "none")
@@ -175,6 +177,7 @@ def run_settings(command: Any, tmp_path: Path, *more: str) -> dict[str, dict[str
     return {f"{number:04}": settings for number, settings in enumerate(planned(search) or [])}
 
 
+@pytest.mark.slow
 def test_trials_that_diverge_are_recorded_with_their_reason(command, tmp_path) -> None:
     words = command("--search-id", "s", "--no-finals", "--tracking", "none", high="1e38")
     outcome = run([*words, "--set", "models.vit.optimizer.clip_norm=0"])

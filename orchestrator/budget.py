@@ -1,0 +1,29 @@
+"""What a search may spend, as the user says it."""
+
+import re
+from dataclasses import dataclass
+
+BUDGET = re.compile(r"(?P<amount>\d+(\.\d+)?)\s*(?P<unit>|trials|s|m|h|gpuh)")
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent; zero means no limit of that kind."""
+
+    trials: int = 0
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
+
+
+def parse_budget(text: str) -> Budget:
+    """ "24" or "24 trials", "90s", "30m", "2h" of wall time, "4gpuh"; ValueError for anything else."""
+    found = BUDGET.fullmatch(text.strip())
+    if not found or float(found["amount"]) <= 0:
+        raise ValueError(f"--budget {text!r}: must be a number of trials (24), of minutes or hours (30m, 2h), or 4gpuh")
+    amount, unit = float(found["amount"]), found["unit"]
+    if unit in ("", "trials"):
+        if amount != int(amount):
+            raise ValueError(f"--budget {text!r}: trials come whole")
+        return Budget(trials=int(amount))
+    return Budget(gpu_hours=amount) if unit == "gpuh" else Budget(seconds=amount * SECONDS[unit])

@@ -1,0 +1,39 @@
+"""Batch norm within the convolution before it: the same logits from fewer layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.official import keyed_state
+from workloads.architectures import AST, MN, Arch, DyMN, EfficientNet, OnDevice
+from workloads.models import build_backbone
+from workloads.models.fold import folded
+
+CASES: dict[str, tuple[Arch, int]] = {  # with the batch norms that stay
+    "mn": (MN(family="mn", width=0.1), 0),
+    "mn_fc": (MN(family="mn", width=0.1, head="fully_convolutional", se_axes=("c", "f")), 0),
+    "dymn": (DyMN(family="dymn", width=0.1, temperature=1.0), 11 + 2 * 15),  # those after dynamic convolutions
+    "efficientnet": (EfficientNet(family="efficientnet"), 49),  # timm's are no plain ones
+    "tc_resnet": (OnDevice(family="ondevice", variant="tc_resnet"), -1),
+    "ast": (AST(family="ast", size="tiny", stride=16), 0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_logits(name):
+    arch, stay = CASES[name]
+    model = build_backbone(arch, bands=64, frames=100, num_classes=5).eval()
+    drawn = keyed_state({name: list(tensor.shape) for name, tensor in model.state_dict().items()})
+    model.load_state_dict(drawn | ({"temperature": torch.ones(())} if name == "dymn" else {}))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mel_BMF = torch.randn(2, 64, 100, generator=torch.Generator().manual_seed(0))
+    other = folded(model)
+    with torch.no_grad():
+        expected_BC = model(mel_BMF)
+        torch.testing.assert_close(other(mel_BMF), expected_BC, rtol=1e-4, atol=1e-5)
+    assert expected_BC.abs().max() > 0.01
+    if stay >= 0:
+        assert sum(isinstance(module, nn.BatchNorm2d) for module in other.modules()) == stay
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(AssertionError, match="eval mode"):
+        folded(model.train())
