@@ -26,10 +26,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_track.app, name="track")
-app.command()(cli_plan.plan)
-app.command()(cli_dashboard.dashboard)
-app.command()(cli_export.export)
-app.command()(cli_search.search)
 
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
@@ -234,6 +230,12 @@ def report(
     from orchestrator.evaluate import rewrite_report
 
     typer.echo(rewrite_report(run, out))
+
+
+app.command()(cli_plan.plan)
+app.command()(cli_search.search)
+app.command()(cli_dashboard.dashboard)
+app.command()(cli_export.export)
 
 
 if __name__ == "__main__":
