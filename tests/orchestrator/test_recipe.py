@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.recipe import SHIPPED, flatten, header, load_recipe, parse, resolve, shipped_names
 
-PAPERS = [name for name in shipped_names() if name.split("-")[0] in ("ast", "psla", "efficientat", "ced")]
+PAPERS = [name for name in shipped_names() if name.split("-")[0] in ("ast", "psla", "efficientat", "ced", "tkd")]
 
 
 @pytest.mark.parametrize("name", shipped_names())
