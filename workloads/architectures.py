@@ -47,11 +47,9 @@ class DyMN(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EfficientNet(Checked):
-    """timm's EfficientNet with the mean of the last map as features, as CMKD uses it (reference/cmkd.md 1.2)."""
+class Dropping(Checked):
+    """What networks share that leave parts of themselves out while they learn."""
 
-    family: Literal["efficientnet"]
-    variant: Literal["b0", "b2"] = "b0"
     dropout: float = 0.0
     drop_path: float = 0.0
 
@@ -61,7 +59,15 @@ class EfficientNet(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(Checked):
+class EfficientNet(Dropping):
+    """timm's EfficientNet with the mean of the last map as features, as CMKD uses it (reference/cmkd.md 1.2)."""
+
+    family: Literal["efficientnet"]
+    variant: Literal["b0", "b2"] = "b0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT(Dropping):
     """timm's ViT of any size, one channel, square patches with a stride of their own (reference/cmkd.md 2.1)."""
 
     family: Literal["vit"]
@@ -71,45 +77,30 @@ class ViT(Checked):
     patch: int = 16
     stride: int = 16
     pool: Literal["token", "avg"] = "token"
-    dropout: float = 0.0
-    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._require(self.depth > 0, "depth", "must be above 0")
         self._require(self.heads > 0, "heads", "must be above 0")
         self._require(self.dim > 0 and self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
         self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
-        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AST(Checked):
+class AST(Dropping):
     """The Audio Spectrogram Transformer: a distilled DeiT over overlapping patches (reference/cmkd.md 2.1)."""
 
     family: Literal["ast"]
     size: Literal["tiny", "small", "base"] = "base"
     stride: Literal[10, 16] = 10
-    dropout: float = 0.0
-    drop_path: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
-        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CED(Checked):
+class CED(Dropping):
     """CED's ViT: few mel bands, positions of time and frequency apart, clips of any length (reference/ced.md 6)."""
 
     family: Literal["ced"]
     size: Literal["tiny", "mini", "small", "base"] = "tiny"
-    dropout: float = 0.0
-    drop_path: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
-        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,6 @@ Curves = dict[str, list[tuple[int, float]]]  # key -> its (step, value) in order
 def _as_in_the_replayer(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in CLIENT.items():
         monkeypatch.setenv(key, value)
-
-
-@pytest.fixture
-def replayers() -> Iterator[list[Replayer]]:
-    """Those started by the test, which end with it."""
-    started: list[Replayer] = []
-    yield started
-    for replayer in started:
-        replayer.process.kill()
-        replayer.process.wait()
 
 
 def _command(run_id: str, mlflow_server: MlflowServer, home: Path, *settings: str) -> list[str]:

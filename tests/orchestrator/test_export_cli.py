@@ -6,41 +6,19 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from orchestrator import cli, export
+from orchestrator import export
 from tests.official import waveform
 from workloads import checkpoint
 from workloads.export import FACTS
 from workloads.predict import load_tagger
 from workloads.train import loop
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def antiphon(monkeypatch, capfd) -> Callable[..., Done]:
-    """The command line in this process; a process of its own for every mistake would take seconds."""
-
-    def call(*arguments: Any) -> Done:
-        monkeypatch.setattr(sys, "argv", ["antiphon", *map(str, arguments)])
-        monkeypatch.setattr(cli, "_emitted", [])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Done(int(end.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture

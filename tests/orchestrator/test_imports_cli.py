@@ -5,17 +5,15 @@ import pickle
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
 
-from orchestrator import cli
+from tests.commands import Done
 from tests.efficientat import DATA, case
 from tests.official import keyed_state, waveform
 from workloads.checkpoint import file_digest
@@ -28,28 +26,6 @@ MN04 = '{family="mn", width=0.4}'
 LIST = Path(__file__).parents[2] / "workloads" / "official" / "audioset_tags.txt"
 AUDIOSET = LIST.read_text().splitlines()  # as published: class 0 is speech
 UNSORTED = sorted(SOURCES, reverse=True)  # the ten tags of the embedded data set, as no data set orders them
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def antiphon(monkeypatch, capfd) -> Callable[..., Done]:
-    """The command line in this process; a process of its own for every mistake would take seconds."""
-
-    def call(*arguments: Any) -> Done:
-        monkeypatch.setattr(sys, "argv", ["antiphon", *map(str, arguments)])
-        monkeypatch.setattr(cli, "_emitted", [])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Done(int(end.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -52,16 +52,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "cwd")
 
 
-@pytest.fixture
-def replayers() -> Iterator[list[Replayer]]:
-    """Those started by the test, which end with it."""
-    started: list[Replayer] = []
-    yield started
-    for replayer in started:
-        replayer.process.kill()
-        replayer.process.wait()
-
-
 def _start(spool: Path, uri: str, replayers: list[Replayer]) -> Replayer:
     replayer = start_replayer(spool, uri, log=spool.with_name("replayer.log"))
     assert isinstance(replayer, Replayer)
