@@ -24,6 +24,7 @@ def search(
     budget: Annotated[
         str, typer.Option(help="Trials (24), time (30m, 2h) or GPU-hours (4gpuh); default: search.trials.")
     ] = "",
+    workers: Annotated[int, typer.Option(help="Workers of a trial; several make it a Ray Train run of its own.")] = 1,
     slots: Annotated[int, typer.Option(help="Trials at once; default: as many as the cluster holds.")] = 0,
     search_id: Annotated[str, typer.Option("--search-id", help="The new search's name.")] = "",
     resume: Annotated[str, typer.Option(metavar="ID", help="Go on with a search.")] = "",
@@ -43,6 +44,7 @@ def search(
         storage=storage,
         tracking=tracking,
         address=address,
+        workers=workers,
         slots=slots,
         budget=budget,
         search_id=search_id,

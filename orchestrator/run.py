@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster import stack
 from orchestrator import machine, results, storage, tracking
 from orchestrator.attempts import Attempt, Driver, ask_to_stop, beating, is_driven_by
+from orchestrator.joining import connect, join_stack
 from orchestrator.recipe import resolve
 from orchestrator.results import Place
 from orchestrator.runs import open_run, recovered, run_record
@@ -199,13 +199,25 @@ def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool,
 
 
 def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, replayer: Any) -> dict[str, Any]:
-    """One TorchTrainer with all models in every worker."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    """The loop in Ray Train's workers."""
     # Ray starts workers at nice 15: on a shared machine one of two threads starves and the other waits for it.
     os.environ.setdefault("RAY_worker_niceness", "0")
     address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
+
+    _connect(ray, request, address)
+    try:
+        with _on_sigterm(lambda: ask_to_stop(place.uri, attempt.driver)):
+            replayer.wait_started()
+            return fit(request.recipe, place, attempt, workers=request.workers, patience_s=request.patience_s)
+    finally:
+        ray.shutdown()
+
+
+def fit(recipe: Recipe, place: Place, attempt: Attempt, *, workers: int, patience_s: float) -> dict[str, Any]:
+    """One TorchTrainer with all models in every worker, on the Ray at hand; returns the record with which it ended."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -213,32 +225,24 @@ def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, 
 
     storage.delete(storage.join(place.uri, RAY_SNAPSHOT))
     said_before = len(read_spool(place.spool))
-    _connect(ray, request, address)
-    try:
-        with _on_sigterm(lambda: ask_to_stop(place.uri, attempt.driver)):
-            replayer.wait_started()
-            # The type checker sees the first generation of these classes, the interpreter the second.
-            trainer = TorchTrainer(
-                train_worker,
-                train_loop_config={
-                    "recipe": resolve(request.recipe),
-                    "run_uri": place.uri,
-                    "driver": asdict(attempt.driver),
-                    "patience_s": request.patience_s,
-                },
-                scaling_config=ScalingConfig(
-                    num_workers=request.workers, use_gpu=request.recipe.train.device == "cuda"
-                ),
-                run_config=RunConfig(
-                    name=place.run_id,
-                    failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
-                    callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
-                    **ray_storage(request.storage, patience_s=request.patience_s),
-                ),
-            )
-            trainer.fit()
-    finally:
-        ray.shutdown()
+    # The type checker sees the first generation of these classes, the interpreter the second.
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "recipe": resolve(recipe),
+            "run_uri": place.uri,
+            "driver": asdict(attempt.driver),
+            "patience_s": patience_s,
+        },
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=recipe.train.device == "cuda"),
+        run_config=RunConfig(
+            name=place.run_id,
+            failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
+            callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
+            **ray_storage(place.uri.removesuffix(f"/{place.run_id}"), patience_s=patience_s),
+        ),
+    )
+    trainer.fit()
     closed = [record for record in read_spool(place.spool)[said_before:] if record["kind"] == "closed"]
     if not closed:
         raise RuntimeError("the workers ended without saying how")
@@ -254,26 +258,6 @@ def _connect(ray: Any, request: Request, address: str) -> None:
         unit = "GPUs" if request.recipe.train.device == "cuda" else "CPUs"
         ray.shutdown()
         raise ValueError(f"--workers {need}: {where} has {have:g} {unit}; ask for fewer, or another train.device")
-
-
-def connect(ray: Any, address: str, *, at_least: int) -> dict[str, float]:
-    """Join the Ray at an address, or start a local one with `at_least` so many CPUs; returns its resources."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        ray.init(address=address, **options)
-    else:
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, at_least), include_dashboard=False, **options)
-    resources: dict[str, float] = ray.cluster_resources()
-    return resources
-
-
-def join_stack(address: str) -> str:
-    """The address to join; `auto` prefers the stack of `antiphon cluster up`, whose token Ray then finds."""
-    for service, state in stack.status() if address else ():
-        if service.name == "ray" and state == "up" and address in ("auto", service.address):
-            os.environ.update(service.client_env)
-            return service.address
-    return address
 
 
 def ray_storage(home: str, *, patience_s: float) -> dict[str, Any]:

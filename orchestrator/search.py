@@ -1,9 +1,10 @@
 """A search: trials of one recipe until the budget is spent, then the best are held against a control.
 
-What a trial does is `trial.py`, who proposes is `proposals.py`, how Ray Tune runs them is `tuning.py`, what is kept is
-`search_files.py`; here is what happens one after the other.
+What a trial is and does are `trial.py` and `climb.py`, who proposes is `proposals.py`, how Ray Tune runs them is
+`tuning.py`, what is kept is `search_files.py`; here is what happens one after the other.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import results, storage, tracking
 from orchestrator.attempts import Driver, beating, take_over
 from orchestrator.budget import Budget, parse_budget
+from orchestrator.joining import connect, join_stack
 from orchestrator.proposals import planned
 from orchestrator.recipe import resolve
 from orchestrator.results import Place
-from orchestrator.run import absolute, connect, join_stack, refuse_passwords, wait_for_tracking
+from orchestrator.run import absolute, refuse_passwords, wait_for_tracking
 from orchestrator.runs import differences, place_of
 from orchestrator.search_files import Task, begin, facts_of, known_trials
 from orchestrator.search_summary import best_first, outcome_of, repeated
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from orchestrator.tuning import Crew
 
 
+WAITING = 0.01  # CPUs of a trial that waits for its workers
+
+
 @dataclass(frozen=True)
 class SearchRequest:
     """One `antiphon search`, as the user typed it."""
@@ -41,6 +46,7 @@ class SearchRequest:
     storage: str = "runs"
     tracking: str = ""
     address: str = ""
+    workers: int = 1  # of a trial; several make it a Ray Train run of its own
     slots: int = 0  # trials at once; 0: as many as the cluster holds
     budget: str = ""  # "24", "30m", "2h", "4gpuh"; empty: the recipe's number of trials
     search_id: str = ""
@@ -59,6 +65,12 @@ def check(request: SearchRequest) -> Budget:
         raise ValueError("--search-id names a new search, --resume an old one; leave one of the two out")
     if request.slots < 0:
         raise ValueError(f"--slots {request.slots}: must be 1 or more")
+    if request.workers > 1 and search.rungs > 1:
+        raise ValueError(
+            f"search.rungs = {search.rungs}: must be 1 with --workers {request.workers}; leave one of the two out"
+        )
+    if request.workers < 1 or recipe.train.shards % request.workers:
+        raise ValueError(f"--workers {request.workers}: train.shards = {recipe.train.shards} must divide among them")
     for settings in _corners(search):
         made = trial_recipe(recipe, settings)
         if request.finals:
@@ -123,16 +135,20 @@ def _drive(
 
     from orchestrator import tuning
 
-    train = request.recipe.train
-    resources = {"CPU": float(train.threads)} | ({"GPU": 1.0} if train.device == "cuda" else {})
-    have = connect(ray, address, at_least=train.threads)
-    slots = tuning.slots(have, resources, request.slots)
+    train, workers = request.recipe.train, request.workers
+    trial = {"CPU": float(train.threads)} | ({"GPU": 1.0} if train.device == "cuda" else {})
+    whole = trial
+    if workers > 1:  # Ray Train places its workers itself; Tune sees only the trial that waits for them
+        trial = {"CPU": WAITING}
+        whole = {"CPU": workers + WAITING} | ({"GPU": float(workers)} if train.device == "cuda" else {})
+    have = connect(ray, address, at_least=math.ceil(whole["CPU"]))
+    slots = tuning.slots(have, whole, request.slots)
     try:
         with Spool(place.spool) as spool, show(place):
             spool.append(_search_record(request, place))
             replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
             replayer.wait_started()
-            crew = tuning.Crew(request.recipe, place.uri, spool, resources=resources, slots=slots)
+            crew = tuning.Crew(request.recipe, place.uri, spool, resources=trial, slots=slots, workers=workers)
             spent = crew.run_trials(known_trials(place.uri), budget)
             finals = _finals(request.recipe, place.uri, crew) if request.finals else []
             outcome = outcome_of(place, request.recipe, finals, slots=slots, spent=spent, began=began)

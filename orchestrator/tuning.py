@@ -22,12 +22,13 @@ from ray.tune.search import Searcher
 
 from orchestrator import storage
 from orchestrator.budget import Budget
+from orchestrator.climb import learn
 from orchestrator.patience import say
 from orchestrator.proposals import Proposals
 from orchestrator.recipe import flatten
 from orchestrator.run import ray_storage
 from orchestrator.search_files import Task, read_result, write_result
-from orchestrator.trial import learn, searched
+from orchestrator.trial import searched
 from workloads.config import Recipe
 from workloads.space import Choices, Range, Search
 from workloads.spool import Spool, stamped
@@ -76,9 +77,11 @@ def slots(have: dict[str, float], need: dict[str, float], wanted: int) -> int:
 class Crew:
     """Runs tasks of one search on the cluster at hand, `slots` at a time."""
 
-    def __init__(self, recipe: Recipe, home: str, spool: Spool, *, resources: dict[str, float], slots: int) -> None:
+    def __init__(
+        self, recipe: Recipe, home: str, spool: Spool, *, resources: dict[str, float], slots: int, workers: int
+    ) -> None:
         self._recipe, self._home, self._spool = recipe, home, spool
-        self._resources, self._slots = resources, slots
+        self._resources, self._slots, self._workers = resources, slots, workers
 
     def run_trials(self, known: list[tuple[Task, dict[str, Any] | None]], budget: Budget) -> float:
         """Try what is proposed until nothing more is, or the budget is spent; returns seconds of wall time."""
@@ -98,7 +101,8 @@ class Crew:
         began = time.monotonic()
         desk = Desk(source, self._recipe, self._home, self._spool, self._slots)
         trainable = tune.with_resources(
-            tune.with_parameters(_learn, recipe=self._recipe, home=self._home), self._resources
+            tune.with_parameters(_learn, recipe=self._recipe, home=self._home, workers=self._workers),
+            self._resources,
         )
         order: dict[str, Any] = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self._slots}
         tasks = list(iter(lambda: source.propose(0), None)) if at_once else []
@@ -161,7 +165,7 @@ def _within(search: Search, config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _learn(config: dict[str, Any], *, recipe: Recipe, home: str) -> None:
+def _learn(config: dict[str, Any], *, recipe: Recipe, home: str, workers: int) -> None:
     """A trial, in a process of Tune's."""
     import torch
 
@@ -181,7 +185,7 @@ def _learn(config: dict[str, Any], *, recipe: Recipe, home: str) -> None:
             start = (Path(folder) / POINTER).read_text()
     name = tune.get_context().get_trial_name()
     assert name is not None
-    learn(recipe, _task(config, name), home, report, start=start)
+    learn(recipe, _task(config, name), home, report, workers=workers, start=start)
 
 
 class Desk:

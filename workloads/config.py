@@ -195,6 +195,7 @@ class Train(Checked):
     log_every: int = 10  # steps
     eval_every: int = 100
     checkpoint_every: int = 200
+    score_test: bool = True  # at the end; the trials of a search leave the test fold alone
     keep_last: int = 2  # checkpoints that stay, besides each model's best
     bad_numbers: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; a skipped step counts
 

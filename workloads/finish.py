@@ -33,7 +33,9 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
             "steps_skipped": member.skipped,
         }
         labels = recipe.data.labels
-        for part, clips in (("val", prepared.splits.val), ("test", prepared.splits.test)):
+        row["test"] = {}
+        parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
+        for part, clips in parts.items():
             logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
             row[part] = metrics.score(logits_NC, y_NC, labels)
         row["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.corpus.tags, labels)

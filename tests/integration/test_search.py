@@ -152,6 +152,20 @@ def test_a_population_changes_its_values_while_it_learns(command, tmp_path) -> N
 
 
 @pytest.mark.slow
+def test_trials_of_two_workers_say_what_trials_of_one_would(command, tmp_path) -> None:
+    """Two shards in two workers of a nested Ray Train run, against two shards one after the other."""
+    sets = ["search.rungs=1", "search.scheduler=none", "search.trials=1", "search.repeats=1", "train.shards=2"]
+    words = [word for value in sets for word in ("--set", value)]
+    several = run(command("--search-id", "two", "--workers", "2", "--tracking", "none", *words))
+    alone = run(command("--search-id", "one", "--no-finals", "--tracking", "none", *words))
+    assert several["slots"] == 1
+    assert several["best"]["objective"] == pytest.approx(alone["best"]["objective"], abs=1e-4)
+    assert several["test"]["winner"]["cnn"]["mAP"]
+    spool = (tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0" / "models").glob("*/state.json")
+    assert [json.loads(path.read_text())["test"] for path in spool] == [{}, {}], "a trial leaves the test fold alone"
+
+
+@pytest.mark.slow
 def test_hyperband_lets_trials_wait_and_go_on(command, tmp_path) -> None:
     sets = ["search.scheduler=hyperband", "schedule.burn_in=0", "schedule.turns=12"]
     words = command("--search-id", "s", "--no-finals", "--tracking", "none")

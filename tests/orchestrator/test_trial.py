@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.climb import learn
 from orchestrator.search_files import Task, known_trials, read_result
 from orchestrator.search_summary import compared
-from orchestrator.trial import judge, learn, rungs, trial_recipe
+from orchestrator.trial import judge, rungs, trial_recipe
 from workloads.config import Recipe
 from workloads.space import Range, Search
 from workloads.train import advance

@@ -1,0 +1,252 @@
+"""A trial is learned: from rung to rung, in the process that calls, or by workers of its own.
+
+Knows neither who proposes nor who stops: it says how it does at every rung, and what it is told then ends it. Its
+result is committed once (`search_files.py`); asked again, it tells what it told before and learns nothing.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator import storage
+from orchestrator.recipe import changed
+from orchestrator.search_files import Task, read_result, write_result, write_settings
+from orchestrator.trial import judge, rungs, searched, trial_recipe
+from workloads.config import Recipe
+from workloads.space import Search
+from workloads.spool import Spool, read_spool
+
+Report = Callable[[dict[str, Any]], None]
+PATIENCE_S = 300.0  # of a trial with workers of its own, for a store that went away
+KEPT = 3  # checkpoints of a trial: another may be about to go on from one
+
+
+@dataclass(frozen=True)
+class Rung:
+    """How a trial stands after `step` steps; `objective` is smaller when it is better."""
+
+    step: int
+    objective: float
+    values: dict[str, float]
+    records: list[dict[str, Any]]  # what happened since the rung before
+    past: bool  # whether it was reached before the trial was paused
+    end: dict[str, Any] | None  # what else the result says; None: it is not the last rung
+    kept: str  # URI of the checkpoint taken here, if any
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "objective": self.objective, "values": self.values}
+
+
+def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int = 1, start: str = "") -> None:
+    """Learn and judge a task of the search at `home`; `report` hears every rung and may end it by raising.
+
+    It goes on from the checkpoint at `start`, another trial's, or from its own newest where trials pause. What goes
+    wrong for good (a recipe that cannot be, numbers that are not finite) is the trial's result; what may go better
+    another time is raised.
+    """
+    from workloads.predict import BadNumbers
+
+    done = read_result(home, task)
+    if done is not None:
+        for height, rung in enumerate(done["history"], start=1):
+            report({"rung": rung, "height": height, "records": []})
+        return
+    began, clock = time.time(), Clock()
+    write_settings(home, task, began=began)
+    history: list[dict[str, Any]] = []
+
+    def commit(status: str, reason: str = "", **more: Any) -> None:
+        objective = history[-1]["objective"] if status == "done" else None
+        result = {"status": status, "reason": reason, "objective": objective, "history": history, "began": began}
+        write_result(home, task, result | {"loop_seconds": round(clock.seconds, 3)} | more)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+            way = climb(recipe, task, home, Path(scratch), clock, start=start)
+            if workers > 1:
+                way = climb_together(recipe, task, home, Path(scratch), clock, workers=workers)
+            for rung in way:
+                history.append(rung.as_dict())
+                if rung.end is not None:
+                    commit("done", **rung.end)  # before it is told: whoever hears of it finds it
+                if not rung.past:
+                    kept = {"kept": rung.kept, "loop_seconds": round(clock.seconds, 3)}
+                    report({"rung": history[-1], "height": len(history), "records": rung.records, **kept})
+    except (ValueError, BadNumbers) as error:
+        commit("failed", f"{type(error).__name__}: {error}")
+        report({"rung": None, "height": len(history) + 1, "records": []})
+
+
+class Clock:
+    """Seconds spent inside the loop."""
+
+    seconds = 0.0
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *, start: str) -> Iterator[Rung]:
+    """Rung after rung: how it stands, what happened since, and at the end what else its result says."""
+    from workloads.train import advance, loop
+
+    search, final = searched(recipe), task.kind in ("winner", "control")
+    steps = rungs(changed(recipe, task.settings), search)
+    shelf = TrialShelf(storage.join(home, task.folder), keeps=steps if search.pauses and not final else [], start=start)
+    slices = range(1 if final else search.slices)
+    runs = [_set_up(recipe, task, shelf, scratch / str(number), slice_=number) for number in slices]
+    ways, past, told = [advance(run) for run in runs], runs[0].step, runs[0].step
+    for step in steps:
+        for run, way in zip(runs, ways, strict=True):
+            with clock.running():
+                while run.step < step:
+                    next(way)
+        values = mean_values([_said(run.history.path) for run in runs], step)
+        end: dict[str, Any] | None = None
+        if step == steps[-1]:
+            end = {"second": _second(search, runs[0].recipe, len(runs[0].prepared.corpus.tags))}
+            if final:
+                loop(runs[0])  # every step is done: it scores and delivers
+                end["test"] = _tests(_said(runs[0].history.path))
+        said = _said(runs[0].history.path)  # the other slices would draw the same curves
+        records = [
+            record
+            for record in said
+            if told < record.get("step", record.get("steps", 0)) <= step and record["kind"] != "data"
+        ]
+        told = max(told, step)
+        yield Rung(step, judge(search, recipe, values), values, records, past=step <= past, end=end, kept=shelf.newest)
+
+
+def _made(recipe: Recipe, task: Task, *, slice_: int) -> Recipe:
+    """What a task learns; a control learns it without teachers."""
+    made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=slice_)
+    return replace(made, edges=()) if task.kind == "control" else made
+
+
+def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int) -> Any:
+    from workloads.session import LocalSession
+    from workloads.train import set_up
+
+    made = _made(recipe, task, slice_=slice_)
+    session = LocalSession(work_dir=folder, spool=Spool(folder / "spool.jsonl"), shelf=shelf, device=made.train.device)
+    run = set_up(made, session, files=storage.FsspecFiles())
+    if shelf.keeps:  # values may change at every rung: their course belongs to what was learned
+        values = {f"set/{place}": float(value) for place, value in task.settings.items()}
+        run.note("metrics", step=run.step + 1, values=values)
+    return run
+
+
+def climb_together(
+    recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *, workers: int
+) -> Iterator[Rung]:
+    """The one rung of a trial that needs several workers: a Ray Train run of its own for each slice.
+
+    It takes its own resources from the Ray at hand; started again, it goes on from its checkpoints.
+    """
+    from orchestrator.attempts import Driver, beating, take_over
+    from orchestrator.results import Place
+    from orchestrator.run import fit
+
+    search, final, said = searched(recipe), task.kind in ("winner", "control"), []
+    for number in range(1 if final else search.slices):
+        made = _made(recipe, task, slice_=number)
+        made = replace(made, train=replace(made.train, score_test=final))
+        name = f"slice-{number}"
+        place = Place(name, storage.join(home, task.folder, name), scratch / name, "none")
+        driver = Driver()
+        with Spool(place.spool), beating(place.uri, driver), clock.running():
+            end = fit(made, place, take_over(place.uri, driver), workers=workers, patience_s=PATIENCE_S)
+        if end["status"] != "done":
+            raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
+        said.append(_said(place.spool))
+    step, values = rungs(made, search)[-1], mean_values(said, rungs(made, search)[-1])
+    tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
+    told: dict[str, Any] = {"second": _second(search, made, tags)} | ({"test": _tests(said[0])} if final else {})
+    records = [record for record in said[0] if record["kind"] != "data"]
+    yield Rung(step, judge(search, recipe, values), values, records, past=False, end=told, kept="")
+
+
+def _said(spool: Path) -> list[dict[str, Any]]:
+    """What a run said, also before it was paused, that the search tells on."""
+    shown = ("data", "metrics", "phase", "result", "bad")
+    return [record for record in read_spool(spool) if record["kind"] in shown]
+
+
+def mean_values(said: list[list[dict[str, Any]]], step: int) -> dict[str, float]:
+    """Every model's newest validation scores up to a step, the mean over the slices' records."""
+    newest: list[dict[str, float]] = []
+    for records in said:
+        own: dict[str, float] = {}
+        for record in records:
+            if record["kind"] == "metrics" and record["step"] <= step:
+                own |= {key: value for key, value in record["values"].items() if "/val/" in key}
+        newest.append(own)
+    return {key: sum(own[key] for own in newest) / len(newest) for key in newest[0]}
+
+
+def _second(search: Search, recipe: Recipe, num_tags: int) -> float | None:
+    """The second objective of what was learned: multiply-adds, or milliseconds, per clip; the sum over the models."""
+    if not search.second:
+        return None
+    from workloads.models.size import count, seconds_per_clip
+
+    total = 0.0
+    for name in search.models or tuple(recipe.models):
+        shape: dict[str, Any] = {
+            "num_classes": num_tags,
+            "clip_seconds": recipe.data.clip_seconds,
+            "clip_rate": recipe.rate,
+        }
+        model = recipe.models[name]
+        total += count(model, **shape).macs if search.second == "macs" else 1000 * seconds_per_clip(model, **shape)
+    return total
+
+
+def _tests(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    (result,) = (record for record in records if record["kind"] == "result")
+    return {name: row["test"] for name, row in result["models"].items()}
+
+
+class TrialShelf:
+    """Where a trial keeps things, at `uri`: checkpoints of the steps in `keeps`, the newest of them; published models.
+
+    It goes on from the checkpoint at `start`, if there is one, else from its own newest.
+    """
+
+    attempt = 1
+
+    def __init__(self, uri: str, *, keeps: list[int], start: str = "") -> None:
+        self._uri, self.keeps, self._start = uri, keeps, start
+        self.newest = ""  # URI of what was kept last
+
+    def publish(self, folder: Path) -> None:
+        if int(folder.name.split("-")[1]) in self.keeps:  # its name is step-S-attempt-A
+            self.newest = storage.publish(folder, self._place(folder.name))
+            for name in storage.committed(storage.join(self._uri, "checkpoints"))[:-KEPT]:
+                storage.remove(self._place(name))
+        shutil.rmtree(folder)
+
+    def deliver(self, folder: Path) -> str:
+        return storage.publish(folder, storage.join(self._uri, "models", folder.name))
+
+    def names(self) -> list[str]:
+        if self._start:
+            return [self._start.rsplit("/", 1)[-1]]
+        return storage.committed(storage.join(self._uri, "checkpoints"))[::-1] if self.keeps else []
+
+    def fetch(self, name: str, work_dir: Path) -> Path:
+        return storage.fetch(self._start or self._place(name), work_dir)
+
+    def _place(self, name: str) -> str:
+        return storage.join(self._uri, "checkpoints", name)
