@@ -24,7 +24,6 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     import torch
 
     from workloads import metrics
-    from workloads.models.fold import folded
     from workloads.predict import load_tagger, predict_clips
 
     if part not in ("train", "val", "test"):
@@ -36,7 +35,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     clips = getattr(prepared.splits, part)
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
-    logits_NC, y_NC = predict_clips(folded(tagger), clips, prepared)
+    logits_NC, y_NC = predict_clips(tagger, clips, prepared)
     return {
         "checkpoint": uri,
         "model": state["name"],
