@@ -105,7 +105,8 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
     shelf = TrialShelf(storage.join(home, task.folder), keeps=steps if search.pauses and not final else [], start=start)
     slices = range(1 if final else search.slices)
     runs = [_set_up(recipe, task, shelf, scratch / str(number), slice_=number) for number in slices]
-    ways, past, told = [advance(run) for run in runs], runs[0].step, runs[0].step
+    ways, past = [advance(run) for run in runs], runs[0].step
+    told = past or -1  # a fresh run's first phase begins at step 0
     for step in steps:
         for run, way in zip(runs, ways, strict=True):
             with clock.running():

@@ -234,6 +234,8 @@ class Recipe(Checked):
             raise ValueError("edges: two edges join the same teacher and student; keep one")
         if self.search:
             self.known_models("search.models", self.search.models)
+            if self.search.metric == "accuracy" and self.data.labels == "multi":
+                raise ValueError("search.metric = 'accuracy': needs data.labels = 'single'; use 'mAP' or 'log_loss'")
         kinds = {model.front_end.kind for model in self.models.values()}
         if self.augment.mixup and self.augment.mixup_on == "mel" and len(kinds) > 1:
             raise ValueError(

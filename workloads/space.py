@@ -66,13 +66,12 @@ class Search(Checked):
             self._require(
                 self.searcher != "pbt", "scheduler", "must be 'none' with searcher = 'pbt', which stops nobody"
             )
-            self._require(
-                self.searcher != "pbt", "scheduler", "must be 'none' with searcher = 'pbt', which stops nobody"
-            )
         if self.scheduler == "hyperband":
             self._require(
                 self.searcher != "tpe", "scheduler", "hyperband takes all trials at once, tpe one by one; use asha"
             )
+        if self.pauses:
+            self._require(self.slices == 1, "slices", "must be 1 where trials wait for one another (pbt, hyperband)")
         if self.searcher == "pbt":
             self._check_population()
         if self.second:
@@ -81,7 +80,6 @@ class Search(Checked):
 
     def _check_population(self) -> None:
         self._require(self.rungs >= 2, "rungs", "must be 2 or more for searcher = 'pbt' to change values at")
-        self._require(self.slices == 1, "slices", "must be 1 with searcher = 'pbt'")
         self._require(
             self.trials >= SMALLEST_POPULATION, "trials", f"must be {SMALLEST_POPULATION} or more with searcher = 'pbt'"
         )

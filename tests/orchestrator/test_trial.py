@@ -136,6 +136,11 @@ def test_a_setting_that_makes_no_recipe_is_refused(recipe) -> None:
         trial_recipe(recipe(), {"edges.0.weight": 2})
 
 
+def test_accuracy_needs_one_tag_a_clip(recipe) -> None:
+    with pytest.raises(ValueError, match="needs data.labels = 'single'"):
+        recipe(metric="accuracy")
+
+
 def test_objectives_are_turned_so_that_less_is_better(recipe) -> None:
     values = {"cnn/val/log_loss": 0.5, "vit/val/log_loss": 0.7, "cnn/val/mAP": 0.8, "vit/val/mAP": 0.4}
     assert judge(Search(space=SPACE), recipe(), values) == pytest.approx(0.6)
