@@ -137,7 +137,7 @@ def test_a_setting_that_makes_no_recipe_is_refused(recipe) -> None:
 
 
 def test_accuracy_needs_one_tag_a_clip(recipe) -> None:
-    with pytest.raises(ValueError, match="needs data.labels = 'single'"):
+    with pytest.raises(ValueError, match=r"needs data\.labels = 'single'"):
         recipe(metric="accuracy")
 
 
