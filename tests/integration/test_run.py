@@ -224,6 +224,7 @@ def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, 
     assert outcome_of(done)["steps_run"] == 4
 
 
+@pytest.mark.slow
 def test_a_killed_worker_starts_again_from_the_newest_checkpoint(home, tmp_path):
     values = settings(
         [*SMALL, f"data.cache={home}/clips", "schedule.burn_in=120", "schedule.period=60", "schedule.turns=2"]
@@ -255,6 +256,7 @@ def test_a_killed_worker_starts_again_from_the_newest_checkpoint(home, tmp_path)
         assert outcome["models"][name]["weights_sha256"] == row["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_paths_may_be_relative_to_where_the_user_stands(esc10, home, tmp_path):
     values = [*small.SIZES, "models.cnn.arch={family='mn', width=0.1}", f"models.vit.arch={small.VIT}"]
     values += [*TURNS, f"data.cache={home}/clips", f"data.root={os.path.relpath(esc10, tmp_path)}"]
@@ -293,6 +295,7 @@ def test_tracking_that_cannot_start_stops_the_run(home, tmp_path):
     assert "--tracking none" in outcome["error"]
 
 
+@pytest.mark.slow
 def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
     env = {"HOME": str(tmp_path)}  # the stack's default folder is in the home folder
     up = antiphon("cluster", "up", "--no-mlflow", "--s3", "moto", "--cpus", "2", "--json", env=env)

@@ -105,6 +105,7 @@ def check_mlflow(outcome: dict[str, Any], trials: dict[str, dict[str, Any]]) -> 
         assert "winner" in version.tags["antiphon.run_id"]
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_trials(command, tmp_path) -> None:
     """SIGKILL to the driver and all it started, once a trial is done; every trial ends once, with its own settings."""
     home = tmp_path / "runs" / "s"
