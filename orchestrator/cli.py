@@ -4,11 +4,8 @@ Exit codes: 0 done, 1 failed, 2 the user's mistake, 75 preempted (saved; run it 
 """
 
 import json
-import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import cli_cluster, cli_dashboard, cli_export, cli_models, cli_plan, cli_search, cli_track
+from orchestrator.options import (
+    AddressOption,
+    CheckpointArg,
+    JsonOption,
+    RecipeArg,
+    SetOption,
+    StorageOption,
+    TrackingOption,
+    emitted,
+    only_json,
+)
 
 FAILED, MISTAKE, PREEMPTED = 1, 2, 75
 
@@ -27,12 +35,7 @@ app.add_typer(cli_cluster.app, name="cluster")
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_track.app, name="track")
 
-RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
-
 console = Console(stderr=True)
-_emitted: list[int] = []  # bytes of the one JSON line, once it is out
 
 
 def main() -> None:
@@ -40,31 +43,15 @@ def main() -> None:
     try:
         app()
     except ValueError as mistake:
-        if "--json" in sys.argv and not _emitted:
+        if "--json" in sys.argv and not emitted:
             print(json.dumps({"status": "failed", "mistake": True, "error": str(mistake)}))
         console.print(f"[red]mistake:[/] {escape(' '.join(str(mistake).split()))}", highlight=False, soft_wrap=True)
         raise SystemExit(MISTAKE) from None
     except OSError as error:  # a disk or a store that is full or away: nobody's mistake, and no reason for a traceback
-        if "--json" in sys.argv and not _emitted:
+        if "--json" in sys.argv and not emitted:
             print(json.dumps({"status": "failed", "mistake": False, "error": str(error)}))
         console.print(f"[red]failed:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True)
         raise SystemExit(FAILED) from None
-
-
-@contextmanager
-def only_json(wanted: bool) -> Iterator[Any]:
-    """With --json, whatever anybody prints goes to stderr, and what is emitted here is the only line on stdout."""
-    if not wanted:
-        yield lambda _: None
-        return
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield lambda value: _emitted.append(os.write(stdout, (json.dumps(value) + "\n").encode()))
-    finally:
-        sys.stdout.flush()
-        os.dup2(stdout, 1)
-        os.close(stdout)
 
 
 @app.command()
@@ -72,11 +59,9 @@ def run(
     recipe: RecipeArg,
     settings: SetOption = None,
     workers: Annotated[int, typer.Option(help="Data-parallel workers; must divide train.shards.")] = 1,
-    storage: Annotated[str, typer.Option(help="Where runs go: a folder or s3://bucket/prefix.")] = "runs",
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow URI, or none; default: SQLite beside the runs.")
-    ] = "",
-    address: Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")] = "",
+    storage: StorageOption = "runs",
+    tracking: TrackingOption = "",
+    address: AddressOption = "",
     run_id: Annotated[str, typer.Option("--run-id", help="The new run's name; default: made of recipe and time.")] = "",
     resume: Annotated[
         str,
@@ -179,7 +164,7 @@ def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A published tagger: RUN/models/NAME, anywhere.")],
+    checkpoint: CheckpointArg,
     data: Annotated[str, typer.Option(help="A recipe whose data set (and test fold) to score on.")],
     settings: SetOption = None,
     part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
@@ -200,7 +185,7 @@ def evaluate(
 
 @app.command()
 def tag(
-    checkpoint: Annotated[str, typer.Argument(help="A published tagger: RUN/models/NAME, anywhere.")],
+    checkpoint: CheckpointArg,
     files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, mp3; local or URIs.")],
     top: Annotated[int, typer.Option(help="How many tags a file.")] = 5,
     as_json: JsonOption = False,

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.options import JsonOption
+
 if TYPE_CHECKING:
     from cluster.services import Service, State
 
@@ -19,7 +21,6 @@ app = typer.Typer(no_args_is_help=True, help="Start, stop and look at a local Ra
 notes = Console(stderr=True)
 
 FolderOption = Annotated[Path, typer.Option(help="Where the stack keeps its record, keys, logs and data.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
 FOLDER = Path("~/.antiphon/stack")
 
 

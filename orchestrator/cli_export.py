@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.options import CheckpointArg, JsonOption
+
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="A published tagger: RUN/models/NAME, anywhere.")],
+    checkpoint: CheckpointArg,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The new file; a model card goes beside it, OUT.md.")],
     to: Annotated[str, typer.Option(help="onnx, or pt2: PyTorch's own.")],
     front_end: Annotated[
@@ -21,9 +23,7 @@ def export(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe of --int8.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a tagger as one file that runs without antiphon, and check that it says the same."""
     if settings and not int8:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.options import JsonOption
 from workloads.catalog import CATALOG, CLASSES, SECONDS
 from workloads.official import SOURCES
 
@@ -24,9 +25,7 @@ def models(
         bool, typer.Option("--latency", help="Time one clip on this CPU, one thread, front end included.")
     ] = False,
     only: Annotated[str, typer.Option(help="Only names that begin so: mn, dymn, ced_ ...")] = "",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     if context.invoked_subcommand:
         return
@@ -75,9 +74,7 @@ def import_(
     strides: Annotated[
         str, typer.Option(help="Of an MN or DyMN that has others than 2222, such as 2221; weights do not show them.")
     ] = "",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a tagger of weights that another project published: to tag, to start from (init), to teach."""
     from orchestrator.imports import import_weights

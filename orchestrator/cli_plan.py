@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.options import JsonOption, RecipeArg, SetOption
+
 if TYPE_CHECKING:
     from orchestrator.measure import Measured
     from orchestrator.plan import Cost
@@ -19,10 +21,8 @@ FAILED = 1
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")
-    ] = None,
+    recipe: RecipeArg,
+    settings: SetOption = None,
     devices: Annotated[int, typer.Option(help="Data-parallel workers; must divide train.shards.")] = 1,
     tflops: Annotated[
         float | None, typer.Option(help="What a device really reaches, in TFLOP/s; without it no hours are told.")
@@ -32,9 +32,7 @@ def plan(
     steps: Annotated[
         int | None, typer.Option("--measure", metavar="STEPS", help="Train so many steps here and compare.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a run would cost: parameters, FLOPs, bytes, hours. Exit code 1 if --measure finds it wrong."""
     with redirect_stdout(sys.stderr):

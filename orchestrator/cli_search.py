@@ -1,26 +1,22 @@
 """`antiphon search`, on the command line. Parses and prints; `search.py` does the work."""
 
-import json
 import shlex
 import sys
-from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.options import AddressOption, JsonOption, SetOption, StorageOption, TrackingOption, only_json
+
 
 def search(
     recipe: Annotated[str, typer.Argument(help="A recipe with a [search.space]: shipped, or a .toml/.json file.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")
-    ] = None,
-    storage: Annotated[str, typer.Option(help="Where searches go: a folder or s3://bucket/prefix.")] = "runs",
-    tracking: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow URI, or none; default: SQLite beside the runs.")
-    ] = "",
-    address: Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")] = "",
+    settings: SetOption = None,
+    storage: StorageOption = "runs",
+    tracking: TrackingOption = "",
+    address: AddressOption = "",
     budget: Annotated[
         str, typer.Option(help="Trials (24), time (30m, 2h) or GPU-hours (4gpuh); default: search.trials.")
     ] = "",
@@ -29,9 +25,7 @@ def search(
     search_id: Annotated[str, typer.Option("--search-id", help="The new search's name.")] = "",
     resume: Annotated[str, typer.Option(metavar="ID", help="Go on with a search.")] = "",
     finals: Annotated[bool, typer.Option(help="Hold the winner against its control on the test fold.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Search a recipe's space: which temperature, which weights, who teaches when."""
     from orchestrator.recipe import load_recipe
@@ -51,11 +45,10 @@ def search(
         resume=resume,
         finals=finals,
     )
-    with redirect_stdout(sys.stderr):
-        outcome = run_search(request, show=lambda place: nullcontext())
-    if as_json:
-        typer.echo(json.dumps(outcome))
-    else:
+    with only_json(as_json) as emit:
+        outcome = run_search(request)
+        emit(outcome)
+    if not as_json:
         _show(outcome)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from orchestrator.options import JsonOption
+
 FAILED = 1
 
 app = typer.Typer(no_args_is_help=True, help="Bring what runs have recorded to MLflow.")
@@ -18,9 +20,7 @@ notes = Console(stderr=True)
 def replay(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URI: STORAGE/RUN_ID.")],
     tracking: Annotated[str, typer.Option(help="MLflow URI; default: where the run was tracked.")] = "",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Deliver a run's records to MLflow, as for a server that was away. What is there already is not sent again."""
     from orchestrator.catchup import replay_run

@@ -7,8 +7,6 @@ What a trial is and does are `trial.py` and `climb.py`, who proposes is `proposa
 import math
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -106,11 +104,8 @@ def _corners(search: Search) -> list[dict[str, Any]]:
     return [first, *ends]
 
 
-def search(request: SearchRequest, *, show: Callable[[Place], AbstractContextManager[Any]]) -> dict[str, Any]:
-    """The whole search; returns its outcome, the object that --json prints.
-
-    `show` opens a context in which its progress is shown. Raises ValueError for the user's mistakes.
-    """
+def search(request: SearchRequest) -> dict[str, Any]:
+    """The whole search; returns its outcome, the object that --json prints. ValueError for the user's mistakes."""
     budget = check(request)
     request = replace(request, recipe=absolute(request.recipe))
     storage.probe(request.storage)
@@ -118,17 +113,10 @@ def search(request: SearchRequest, *, show: Callable[[Place], AbstractContextMan
     take_over(place.uri, driver)  # two drivers of one search would train everything twice
     place.folder.mkdir(parents=True, exist_ok=True)
     with beating(place.uri, driver):
-        return _drive(request, place, budget, show, began=began)
+        return _drive(request, place, budget, began=began)
 
 
-def _drive(
-    request: SearchRequest,
-    place: Place,
-    budget: Budget,
-    show: Callable[[Place], AbstractContextManager[Any]],
-    *,
-    began: float,
-) -> dict[str, Any]:
+def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float) -> dict[str, Any]:
     """Trials, then finals, then what came of them."""
     address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
@@ -144,7 +132,7 @@ def _drive(
     have = connect(ray, address, at_least=math.ceil(whole["CPU"]))
     slots = tuning.slots(have, whole, request.slots)
     try:
-        with Spool(place.spool) as spool, show(place):
+        with Spool(place.spool) as spool:
             spool.append(_search_record(request, place))
             replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
             replayer.wait_started()

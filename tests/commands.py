@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from orchestrator import cli
+from orchestrator import cli, options
 from orchestrator.tracking import Replayer
 
 
@@ -22,7 +22,8 @@ def antiphon(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
 
     def call(*arguments: Any) -> Done:
         monkeypatch.setattr(sys, "argv", ["antiphon", *map(str, arguments)])
-        monkeypatch.setattr(cli, "_emitted", [])
+        monkeypatch.setattr(options, "emitted", [])
+        monkeypatch.setattr(cli, "emitted", options.emitted)
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()

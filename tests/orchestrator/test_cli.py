@@ -121,7 +121,7 @@ def test_data_check_counts_and_names_what_is_broken(esc10, tmp_path):
 def test_json_leaves_nothing_else_on_standard_output():
     script = """
 import os
-from orchestrator.cli import only_json
+from orchestrator.options import only_json
 with only_json(True) as emit:
     print("noise")
     os.system("echo more")
