@@ -24,13 +24,17 @@ FOLDS = 5  # into which the sources of a manifest without folds are dealt
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: `path` is relative to the data set's root, `source` the recording that it was cut from."""
+    """One clip: `path` is relative to the data set's root, `source` the recording that it was cut from.
+
+    `absent` are the tags that were listened for and not heard, of the others it is unknown; None: all others.
+    """
 
     clip_id: str
     path: str
     tags: tuple[str, ...]
     fold: int
     source: str
+    absent: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,13 @@ class Corpus:
     labels: str  # "single" or "multi"
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        """y_NC float32, 1 where clip n has tag c."""
+        """y_NC float32, 1 where clip n has tag c, NaN where that is unknown."""
         column = {tag: index for index, tag in enumerate(self.tags)}
         y_NC = np.zeros((len(clips), len(self.tags)), dtype=np.float32)
         for row, clip in enumerate(clips):
+            if clip.absent is not None:
+                y_NC[row] = np.nan
+                y_NC[row, [column[tag] for tag in clip.absent]] = 0
             y_NC[row, [column[tag] for tag in clip.tags]] = 1
         return y_NC
 
@@ -53,7 +60,8 @@ class Corpus:
         """SHA-256 over ids, tags, folds, sources and relative paths: the same data set wherever its root lies."""
         digest = hashlib.sha256()
         for clip in self.clips:
-            digest.update(json.dumps([clip.clip_id, clip.tags, clip.fold, clip.source, clip.path]).encode() + b"\n")
+            said = [clip.clip_id, clip.tags, clip.fold, clip.source, clip.path, clip.absent]
+            digest.update(json.dumps(said).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -70,7 +78,7 @@ def read_corpus(data: Data, opener: Opener) -> Corpus:
     """The clips that `data` describes, whatever the order of its rows.
 
     Raises ValueError, naming row and fix, for missing columns, repeated clip_ids, clips without tags, folds that are no
-    numbers, and more than one tag where data.labels is "single".
+    numbers, more than one tag where data.labels is "single", and tags that are absent everywhere or where they are.
     """
     if data.format == "synthetic":
         found = synthetic.clips(data)
@@ -82,6 +90,12 @@ def read_corpus(data: Data, opener: Opener) -> Corpus:
     tags = sorted({tag for clip in found for tag in clip.tags})
     if not tags:
         raise ValueError(f"{data.manifest}: no clip has a tag (column tags); training and scoring need them")
+    nowhere = sorted({tag for clip in found for tag in clip.absent or ()} - set(tags))
+    if nowhere:
+        raise ValueError(
+            f"{data.manifest}: column absent names {nowhere[0]!r}, which no clip has as a tag; the tags are "
+            f"{', '.join(tags)}"
+        )
     return Corpus(tuple(found), tuple(tags), data.labels)
 
 
@@ -99,7 +113,7 @@ def _read_esc50(data: Data, opener: Opener) -> list[Clip]:
 
 
 def _read_manifest(data: Data, opener: Opener) -> list[Clip]:
-    """A table with clip_id, path, tags, and if it likes fold and source, as CSV or Parquet."""
+    """A table with clip_id, path, tags, and if it likes fold, source and absent, as CSV or Parquet."""
     uri = data.manifest
     if uri.endswith(".parquet"):
         rows = _parquet_rows(uri, opener)
@@ -112,7 +126,8 @@ def _read_manifest(data: Data, opener: Opener) -> list[Clip]:
         clip_id, path = _cell(row, "clip_id", where), _cell(row, "path", where)
         source = row.get("source") or clip_id
         fold = _fold(row["fold"], where) if row.get("fold") else _dealt_fold(source)
-        clips.append(Clip(clip_id, path, _tags(row, "tags", where, data), fold, source))
+        tags = _tags(row, "tags", where, data)
+        clips.append(Clip(clip_id, path, tags, fold, source, _absent(row, tags, where, data)))
     return _unique(clips, uri)
 
 
@@ -169,7 +184,7 @@ def _fold(text: str, where: str) -> int:
 
 
 def _tags(row: Mapping[str, str], column: str, where: str, data: Data) -> tuple[str, ...]:
-    tags = tuple(sorted({tag.strip() for tag in (row.get(column) or "").split(";")} - {""}))
+    tags = _listed(row.get(column))
     if not tags and data.labels == "single":
         raise ValueError(f"{where}: the clip has no tag; name one in column {column}, or leave the row out")
     if data.labels == "single" and len(tags) > 1:
@@ -177,6 +192,25 @@ def _tags(row: Mapping[str, str], column: str, where: str, data: Data) -> tuple[
             f"{where}: {len(tags)} tags ({'; '.join(tags)}), but data.labels = 'single'; set it to 'multi'"
         )
     return tags
+
+
+def _absent(row: Mapping[str, str], tags: tuple[str, ...], where: str, data: Data) -> tuple[str, ...] | None:
+    """The tags that this clip is known to lack; None where the table has no such column: it lacks all others."""
+    if "absent" not in row:
+        return None
+    if data.labels == "single":
+        raise ValueError(
+            f"{where}: column absent is for several tags a clip; set data.labels = 'multi', or leave it out"
+        )
+    absent = _listed(row["absent"])
+    both = sorted(set(absent) & set(tags))
+    if both:
+        raise ValueError(f"{where}: {both[0]!r} is among its tags and among the absent ones; keep one")
+    return absent
+
+
+def _listed(cell: str | None) -> tuple[str, ...]:
+    return tuple(sorted({tag.strip() for tag in (cell or "").split(";")} - {""}))
 
 
 def _unique(clips: list[Clip], uri: str) -> list[Clip]:

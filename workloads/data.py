@@ -125,7 +125,7 @@ class Batches:
 
     def _balance(self) -> NDArray[np.float64]:
         """Chance of each clip: the sum over its tags of 1 / (clips with that tag), so rare tags come up more often."""
-        y_NC = self._y_NC.double().numpy()
+        y_NC = self._y_NC.double().nan_to_num().numpy()
         weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
         return weight_N / weight_N.sum()
 
@@ -138,7 +138,7 @@ class Batches:
             clip_ids=tuple(self.clips[row].clip_id for row in own),
             view=epoch,
             x_BT=x_BT,
-            y_BC=torch.lerp(self._y_NC[partners], self._y_NC[own], weight_B[:, None]),
+            y_BC=_mixed(self._y_NC[own], self._y_NC[partners], weight_B),
             masks_B4=torch.tensor([(clean_view() if clean else views[row]).masks for row in own]),
             make_clean=None if clean else partial(self._load, own, partners, views, epoch, clean=True),
         )
@@ -153,6 +153,12 @@ class Batches:
 
     def _hear(self, row: int, view: View) -> Tensor:
         return apply_view(self.cache.load(self.clips[row].clip_id), view, length=self.length)
+
+
+def _mixed(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> Tensor:
+    """Labels of mixtures; where one clip's is unknown the other's stands for both, where both are it stays unknown."""
+    own_BC, partner_BC = own_BC.where(~own_BC.isnan(), partner_BC), partner_BC.where(~partner_BC.isnan(), own_BC)
+    return torch.lerp(partner_BC, own_BC, weight_B[:, None])
 
 
 def evaluation_batch(clips: Sequence[Clip], corpus: Corpus, cache: ClipCache, recipe: Recipe) -> Shard:

@@ -54,14 +54,17 @@ class Frozen:
 def label_loss(logits_BC: Tensor, y_BC: Tensor, *, labels: str, smoothing: float = 0.0) -> Tensor:
     """Loss_B against (possibly mixed) labels: cross entropy, or BCE averaged over tags; smoothing touches labels only.
 
+    Of several tags an unknown one (NaN) adds nothing, as EfficientAT masks OpenMIC's (reference/efficientat.md 4).
+
     Smoothed targets are y(1 - s) + s/C for one tag a clip, y(1 - s) + s/2 for several (reference/cmkd.md 1.1).
     """
     logits_BC = logits_BC.float()
     if labels == "single":
         y_BC = y_BC * (1 - smoothing) + smoothing / y_BC.shape[1]
         return -(y_BC * logits_BC.log_softmax(1)).sum(1)
-    y_BC = y_BC * (1 - smoothing) + smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits_BC, y_BC, reduction="none").mean(1)
+    known_BC = ~y_BC.isnan()
+    y_BC = y_BC.nan_to_num() * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits_BC, y_BC, weight=known_BC.float(), reduction="none").mean(1)
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, edge: Edge, *, labels: str) -> Tensor:
@@ -102,6 +105,8 @@ def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, labels: str) 
     """
     act = (lambda z: z.float().softmax(1)) if labels == "single" else (lambda z: z.float().sigmoid())
     leader, lagging = act(student_BC), act(teacher_BC)
+    known = ~y_BC.isnan()
+    leader, lagging, y_BC = leader * known, lagging * known, y_BC.nan_to_num()
     gap = (lagging - leader).abs().sum(1)
     leader_error, lagging_error = (leader - y_BC).abs().sum(1), (lagging - y_BC).abs().sum(1)
     epsilon = torch.exp(-leader_error / (leader_error + lagging_error).clamp_min(1e-12))

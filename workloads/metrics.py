@@ -1,14 +1,17 @@
 """How good taggers are, and how alike: all from logits. Knows no model, no data set and no tracking.
 
 `labels` is "single" (softmax, one tag a clip) or "multi" (a sigmoid for each tag). Probabilities are float64.
-Axes: N clips, C tags (rows of CC are true tags). y_NC is 0/1, or for "single" anything whose argmax is the tag.
+Axes: N clips, C tags (rows of CC are true tags). y_NC is 0/1, or for "single" anything whose argmax is the tag; for
+"multi" NaN is a label that is unknown and does not count.
 """
 
 import math
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,7 +60,7 @@ def confusion(logits_NC: Tensor, y_NC: Tensor) -> Tensor:
 def cooccurrence(logits_NC: Tensor, y_NC: Tensor) -> Tensor:
     """Mean probability of the column's tag on clips that have the row's: float64 CC; NaN in rows without clips."""
     y_NC = y_NC.detach().cpu().double()
-    return y_NC.T @ _finite(logits_NC).sigmoid() / y_NC.sum(0)[:, None]
+    return y_NC.nan_to_num().T @ _finite(logits_NC).sigmoid() / y_NC.nansum(0)[:, None]
 
 
 def agreement(za_NC: Tensor, zb_NC: Tensor, labels: str) -> float:
@@ -95,17 +98,17 @@ def _score_single(logits_NC: Tensor, tag_N: Tensor) -> dict[str, float]:
 def _score_multi(logits_NC: Tensor, y_NC: Tensor) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
 
-    precisions = _precisions(logits_NC, y_NC)
-    mixed = {tag for tag in precisions if not y_NC[:, tag].all()}
+    precisions, known_NC = _precisions(logits_NC, y_NC), ~y_NC.isnan()
+    mixed = {tag for tag in precisions if (y_NC[:, tag] == 0).any()}
     if not mixed:
         raise ValueError(f"y of {len(y_NC)} clips: no tag has clips both with and without it; take a larger slice")
-    auc = _mean({tag: roc_auc_score(y_NC[:, tag].numpy(), logits_NC[:, tag].numpy()) for tag in mixed})
+    auc = _mean({tag: roc_auc_score(*_known(y_NC, logits_NC, tag)) for tag in mixed})
     return {
         "mAP": _mean(precisions),
         "auc": auc,
         "d_prime": math.sqrt(2) * NormalDist().inv_cdf(min(max(auc, AUC_EDGE), 1 - AUC_EDGE)),
-        "log_loss": F.binary_cross_entropy_with_logits(logits_NC, y_NC).item(),
-        "ece": _calibration_error(logits_NC.sigmoid().flatten(), y_NC.flatten()),
+        "log_loss": F.binary_cross_entropy_with_logits(logits_NC[known_NC], y_NC[known_NC]).item(),
+        "ece": _calibration_error(logits_NC[known_NC].sigmoid(), y_NC[known_NC]),
         "tags_skipped": float(logits_NC.shape[1] - len(precisions)),
     }
 
@@ -114,8 +117,14 @@ def _precisions(scores_NC: Tensor, y_NC: Tensor) -> dict[int, float]:
     """Average precision by tag, of the tags that have clips."""
     from sklearn.metrics import average_precision_score
 
-    present = y_NC.sum(0).nonzero().flatten().tolist()
-    return {tag: float(average_precision_score(y_NC[:, tag].numpy(), scores_NC[:, tag].numpy())) for tag in present}
+    present = y_NC.nansum(0).nonzero().flatten().tolist()
+    return {tag: float(average_precision_score(*_known(y_NC, scores_NC, tag))) for tag in present}
+
+
+def _known(y_NC: Tensor, scores_NC: Tensor, tag: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Labels and scores of a tag, of the clips whose label is known."""
+    known_N = ~y_NC[:, tag].isnan()
+    return y_NC[known_N, tag].numpy(), scores_NC[known_N, tag].numpy()
 
 
 def _calibration_error(p_N: Tensor, right_N: Tensor) -> float:

@@ -174,7 +174,9 @@ def test_a_data_set_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> No
         read_corpus(Data(format="manifest", manifest="clips.json"), LocalFiles())
 
 
-@pytest.mark.parametrize("change", [{"clip_id": "z"}, {"path": "z"}, {"tags": ("z",)}, {"fold": 9}, {"source": "z"}])
+@pytest.mark.parametrize(
+    "change", [{"clip_id": "z"}, {"path": "z"}, {"tags": ("z",)}, {"fold": 9}, {"source": "z"}, {"absent": ()}]
+)
 def test_the_fingerprint_changes_with_everything_a_result_depends_on(change: dict) -> None:
     corpus = made_corpus(labels="single")
     changed = replace(corpus, clips=(replace(corpus.clips[0], **change), *corpus.clips[1:]))

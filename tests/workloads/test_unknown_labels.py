@@ -1,0 +1,166 @@
+"""Labels that nobody knows: read from a manifest, left out of losses and scores, and handled with care when mixed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+from workloads import metrics
+from workloads.augment import draw_view
+from workloads.clips import Corpus, read_corpus
+from workloads.config import Augment, Data, Edge, Recipe
+from workloads.data import Batches
+from workloads.edges import label_loss, open_gate
+from workloads.files import LocalFiles
+from workloads.spool import read_spool
+from workloads.train import Run, loop
+
+NAN = math.nan
+TAGS = ("drum", "flute", "viola")
+
+
+def read(folder: Path, text: str, *, labels: str = "multi") -> Corpus:
+    (folder / "clips.csv").write_text(text)
+    data = Data(format="manifest", root=str(folder), manifest=str(folder / "clips.csv"), labels=labels)
+    return read_corpus(data, LocalFiles())
+
+
+def test_what_is_neither_a_tag_nor_absent_is_unknown(tmp_path: Path) -> None:
+    rows = "a,a.wav,drum;viola,flute\nb,b.wav,flute,\nc,c.wav,,drum;flute;viola\nd,d.wav,,\n"
+    corpus = read(tmp_path, "clip_id,path,tags,absent\n" + rows)
+    assert corpus.tags == TAGS
+    expected = np.array([[1, 0, 1], [NAN, 1, NAN], [0, 0, 0], [NAN, NAN, NAN]], np.float32)
+    np.testing.assert_array_equal(corpus.targets(corpus.clips), expected)
+    whole = read(tmp_path, "clip_id,path,tags\na,a.wav,drum;viola\nb,b.wav,flute\n")
+    part = read(tmp_path, "clip_id,path,tags,absent\na,a.wav,drum;viola,flute\nb,b.wav,flute,\n")
+    assert whole.fingerprint() != part.fingerprint(), "another data set: some of its labels are unknown"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "message"),
+    [
+        ("a,a.wav,drum,flute\n", "multi", "absent names 'flute', which no clip has as a tag; the tags are drum"),
+        ("a,a.wav,drum,drum\n", "multi", "row 1: 'drum' is among its tags and among the absent ones"),
+        ("a,a.wav,drum,\n", "single", "row 1: column absent is for several tags a clip"),
+    ],
+)
+def test_mistakes_about_absence_name_the_fix(tmp_path: Path, text: str, labels: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, "clip_id,path,tags,absent\n" + text, labels=labels)
+
+
+def test_an_unknown_label_adds_nothing_to_loss_and_gradient() -> None:
+    logits_BC = torch.tensor([[0.3, -1.0, 2.0], [0.1, 0.2, -0.3]], requires_grad=True)
+    loss_B = label_loss(logits_BC, torch.tensor([[1.0, NAN, 0.0], [NAN, NAN, NAN]]), labels="multi")
+    known = bce(logits_BC[0, [0, 2]], torch.tensor([1.0, 0.0]), reduction="sum")
+    torch.testing.assert_close(loss_B, torch.stack([known / 3, torch.zeros(())]))  # over all tags, as EfficientAT does
+    loss_B.sum().backward()
+    assert logits_BC.grad is not None
+    sigmoid = logits_BC.detach().sigmoid()
+    expected = torch.tensor([[sigmoid[0, 0] - 1, 0.0, sigmoid[0, 2]], [0.0, 0.0, 0.0]]) / 3
+    torch.testing.assert_close(logits_BC.grad, expected)
+
+
+@pytest.mark.parametrize("gate", ["better_on_clip", "switokd"])
+def test_gates_judge_by_what_is_known(gate: str) -> None:
+    edge = Edge(teacher="cnn", student="vit", gate=gate)
+    student, teacher = torch.tensor([[0.5, -2.0, 0.1]]), torch.tensor([[2.0, 2.0, -0.4]])
+    both = [(student, teacher), (teacher, student)]
+    part = [open_gate(edge, a, b, torch.tensor([[1.0, 0.0, NAN]]), labels="multi").item() for a, b in both]
+    alone = [open_gate(edge, a[:, :2], b[:, :2], torch.tensor([[1.0, 0.0]]), labels="multi").item() for a, b in both]
+    assert part == alone
+    assert set(part) == {0.0, 1.0}, "else it would not matter what is known"
+
+
+def test_scores_count_known_labels_only() -> None:
+    """As scikit-learn says with weights of 0 for what is unknown, which is how EfficientAT scores OpenMIC."""
+    generator = torch.Generator().manual_seed(0)
+    logits_NC = torch.randn(40, 4, generator=generator, dtype=torch.float64)
+    true_NC = (torch.rand(40, 4, generator=generator) < 0.4).double()
+    known_NC = torch.rand(40, 4, generator=generator) < 0.5
+    scores = metrics.score(logits_NC, true_NC.where(known_NC, torch.tensor(NAN)), "multi")
+    columns = [(true_NC[:, tag], logits_NC[:, tag], known_NC[:, tag]) for tag in range(4)]
+    precisions = [average_precision_score(y, z, sample_weight=w) for y, z, w in columns]
+    assert scores["mAP"] == pytest.approx(np.mean(precisions))
+    assert scores["auc"] == pytest.approx(np.mean([roc_auc_score(y, z, sample_weight=w) for y, z, w in columns]))
+    assert scores["log_loss"] == pytest.approx(bce(logits_NC[known_NC], true_NC[known_NC]).item())
+    per_tag = metrics.per_tag(logits_NC, true_NC.where(known_NC, torch.tensor(NAN)), ("a", "b", "c", "d"), "multi")
+    assert list(per_tag.values()) == pytest.approx(precisions)
+    matrix_CC = metrics.cooccurrence(logits_NC, true_NC.where(known_NC, torch.tensor(NAN)))
+    has_a = known_NC[:, 0] & (true_NC[:, 0] == 1)
+    torch.testing.assert_close(matrix_CC[0], logits_NC.sigmoid()[has_a].mean(0))
+
+
+@pytest.fixture
+def sounds(tmp_path: Path, tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """A recipe on forty clips of noise; `rows` give tags and absent tags of a clip by its number."""
+
+    def make(rows: Callable[[int], str], *, header: str = "tags,absent") -> Recipe:
+        folder = tmp_path / "sounds"
+        folder.mkdir(exist_ok=True)
+        noise = np.random.default_rng(0)
+        lines = [f"clip_id,path,fold,{header}"]
+        for number in range(40):
+            soundfile.write(folder / f"{number}.wav", 0.1 * noise.standard_normal(16_000), 16_000)
+            lines.append(f"c{number:02},{number}.wav,{1 + number % 5},{rows(number)}")
+        manifest = folder / "clips.csv"
+        manifest.write_text("\n".join(lines) + "\n")
+        sets = ["data.format=manifest", f"data.root={folder}", f"data.manifest={manifest}", "data.val_share=0.25"]
+        plan = ("schedule.burn_in=2", "schedule.period=2", "schedule.turns=2")
+        return tiny("demo", *sets, *plan, f"data.cache={folder / 'cache'}")
+
+    return make
+
+
+def one_of_three(number: int) -> tuple[str, list[str]]:
+    return TAGS[number % 3], [tag for tag in TAGS if tag != TAGS[number % 3]]
+
+
+def digests(run: Run) -> dict[str, str]:
+    assert loop(run) == "done"
+    (result,) = (record for record in read_spool(run.history.path) if record["kind"] == "result")
+    return {name: row["weights_sha256"] for name, row in result["models"].items()}
+
+
+def test_a_run_learns_from_what_is_known_and_saying_all_changes_nothing(
+    sounds: Callable[..., Recipe], start: Callable[..., Run]
+) -> None:
+    def all_said(number: int) -> str:
+        tag, others = one_of_three(number)
+        return f"{tag},{';'.join(others)}"
+
+    plain = digests(start(sounds(lambda number: one_of_three(number)[0], header="tags")))
+    whole = digests(start(sounds(all_said)))
+    part = digests(start(sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}")))
+    assert whole == plain, "bit for bit"
+    assert all(part[name] != plain[name] for name in part)
+
+
+def test_mixed_labels_are_means_of_what_is_known(sounds: Callable[..., Recipe], start: Callable[..., Run]) -> None:
+    recipe = sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}" if number % 2 else ",")
+    prepared = start(recipe).prepared
+    mixed = replace(recipe, augment=Augment(mixup=1.0))
+    batches = Batches(prepared.splits.train, prepared.corpus, prepared.cache, mixed)
+    plain = Batches(prepared.splits.train, prepared.corpus, prepared.cache, recipe)
+    shard, before = batches.shard(0, 0), plain.shard(0, 0).y_BC
+    kinds = set()
+    for row, clip_id in enumerate(shard.clip_ids):
+        view = draw_view(mixed.augment, clip_id, 0)
+        partner = int(view.partner * len(shard.clip_ids))
+        for tag in range(3):
+            own, other, got = before[row, tag].item(), before[partner, tag].item(), shard.y_BC[row, tag].item()
+            kinds.add((math.isnan(own), math.isnan(other)))
+            if math.isnan(own) and math.isnan(other):
+                assert math.isnan(got)
+            elif math.isnan(own) or math.isnan(other):
+                assert got == (other if math.isnan(own) else own)
+            else:
+                assert got == pytest.approx(view.mix_weight * own + (1 - view.mix_weight) * other)
+    assert len(kinds) == 4, "every case came up"
