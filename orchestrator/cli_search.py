@@ -25,6 +25,9 @@ def search(
     search_id: Annotated[str, typer.Option("--search-id", help="The new search's name.")] = "",
     resume: Annotated[str, typer.Option(metavar="ID", help="Go on with a search.")] = "",
     finals: Annotated[bool, typer.Option(help="Hold the winner against its control on the test fold.")] = True,
+    full: Annotated[
+        int, typer.Option(metavar="N", help="Learn N trials again at full length, to see whether their ranking holds.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Search a recipe's space: which temperature, which weights, who teaches when."""
@@ -44,6 +47,7 @@ def search(
         search_id=search_id,
         resume=resume,
         finals=finals,
+        full=full,
     )
     with only_json(as_json) as emit:
         outcome = run_search(request)
@@ -69,6 +73,9 @@ def _show(outcome: dict[str, Any]) -> None:
             f"winner - control, {found['metric']}",
             f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), {words}",
         )
+    if outcome["agreement"]:
+        agreed = outcome["agreement"]
+        table.add_row("ranking at full length", f"Kendall's tau {agreed['tau']:+.2f}, {len(agreed['trials'])} trials")
     table.add_row("stopped, failed", f"{outcome['stopped']}, {outcome['failed']}")
     table.add_row("seconds", f"{outcome['seconds']:.0f}, {outcome['overhead_s_per_trial']} a trial beside its training")
     console.print(table)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import storage
-from orchestrator.recipe import changed
-from orchestrator.search_files import Task, read_result, write_result, write_settings
+from orchestrator.search_files import Task, read_result, write_result, write_rungs, write_settings
 from orchestrator.trial import judge, rungs, searched, trial_recipe
 from workloads.config import Recipe
 from workloads.space import Search
@@ -74,6 +73,8 @@ def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int
                 history.append(rung.as_dict())
                 if rung.end is not None:
                     commit("done", **rung.end)  # before it is told: whoever hears of it finds it
+                else:
+                    write_rungs(home, task, history)
                 if not rung.past:
                     kept = {"kept": rung.kept, "loop_seconds": round(clock.seconds, 3)}
                     report({"rung": history[-1], "height": len(history), "records": rung.records, **kept})
@@ -100,10 +101,11 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
     """Rung after rung: how it stands, what happened since, and at the end what else its result says."""
     from workloads.train import advance, loop
 
-    search, final = searched(recipe), task.kind in ("winner", "control")
-    steps = rungs(changed(recipe, task.settings), search)
-    shelf = TrialShelf(storage.join(home, task.folder), keeps=steps if search.pauses and not final else [], start=start)
-    slices = range(1 if final else search.slices)
+    search = searched(recipe)
+    steps = rungs(_made(recipe, task), search)
+    keeps = steps if search.pauses and task.kind == "trial" else []
+    shelf = TrialShelf(storage.join(home, task.folder), keeps=keeps, start=start)
+    slices = range(search.slices if task.ranked else 1)
     runs = [_set_up(recipe, task, shelf, scratch / str(number), slice_=number) for number in slices]
     ways, past = [advance(run) for run in runs], runs[0].step
     told = past or -1  # a fresh run's first phase begins at step 0
@@ -116,7 +118,7 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
         end: dict[str, Any] | None = None
         if step == steps[-1]:
             end = {"second": _second(search, runs[0].recipe, len(runs[0].prepared.corpus.tags))}
-            if final:
+            if task.final:
                 loop(runs[0])  # every step is done: it scores and delivers
                 end["test"] = _tests(_said(runs[0].history.path))
         said = _said(runs[0].history.path)  # the other slices would draw the same curves
@@ -129,9 +131,10 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
         yield Rung(step, judge(search, recipe, values), values, records, past=step <= past, end=end, kept=shelf.newest)
 
 
-def _made(recipe: Recipe, task: Task, *, slice_: int) -> Recipe:
+def _made(recipe: Recipe, task: Task, *, slice_: int = 0) -> Recipe:
     """What a task learns; a control learns it without teachers."""
-    made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=slice_)
+    whole = task.kind == "full"
+    made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=task.slice + slice_, whole=whole)
     return replace(made, edges=()) if task.kind == "control" else made
 
 
@@ -159,10 +162,10 @@ def climb_together(
     from orchestrator.results import Place
     from orchestrator.run import fit
 
-    search, final, said = searched(recipe), task.kind in ("winner", "control"), []
-    for number in range(1 if final else search.slices):
+    search, said = searched(recipe), []
+    for number in range(search.slices if task.ranked else 1):
         made = _made(recipe, task, slice_=number)
-        made = replace(made, train=replace(made.train, score_test=final))
+        made = replace(made, train=replace(made.train, score_test=task.final))
         name = f"slice-{number}"
         place = Place(name, storage.join(home, task.folder, name), scratch / name, "none")
         driver = Driver()
@@ -173,7 +176,7 @@ def climb_together(
         said.append(_said(place.spool))
     step, values = rungs(made, search)[-1], mean_values(said, rungs(made, search)[-1])
     tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
-    told: dict[str, Any] = {"second": _second(search, made, tags)} | ({"test": _tests(said[0])} if final else {})
+    told: dict[str, Any] = {"second": _second(search, made, tags)} | ({"test": _tests(said[0])} if task.final else {})
     records = [record for record in said[0] if record["kind"] != "data"]
     yield Rung(step, judge(search, recipe, values), values, records, past=False, end=told, kept="")
 

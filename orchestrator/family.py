@@ -4,22 +4,29 @@ Records of a search's spool that carry `child` belong to that trial; a trial's l
 the spool.
 """
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 Birth = Callable[[str], dict[str, Any]]
 PARENT_TAG = "mlflow.parentRunId"  # by this MLflow's pages nest runs
+NAMES = "mlflow.json"  # beside the spool: which MLflow run a trial is, for links; the parent's name is empty
 
 
 class Family:
     """Hands records to the parent's run or to a child's; children are made when their first record comes.
 
-    `birth` finds the `run` record of a child: a replayer that was killed goes on in the middle of the spool.
+    `birth` finds the `run` record of a child: a replayer that was killed goes on in the middle of the spool. Once there
+    is a child, `folder` holds everybody's MLflow run.
     """
 
-    def __init__(self, record: dict[str, Any], make: Callable[[dict[str, Any]], Any], birth: Birth) -> None:
-        self._parent, self._make, self._birth = make(record), make, birth
+    def __init__(
+        self, record: dict[str, Any], make: Callable[[dict[str, Any]], Any], birth: Birth, folder: Path
+    ) -> None:
+        self._parent, self._make, self._birth, self._names = make(record), make, birth, folder / NAMES
         self._children: dict[str, Any] = {}
 
     @property
@@ -51,7 +58,16 @@ class Family:
             return
         if child not in self._children:
             self._children[child] = self._make(self._born(self._birth(child)))
+            self._tell_names()
         self._children[child].accept([self._born(record) for record in records])
+
+    def _tell_names(self) -> None:
+        """Add those at hand to the names that are told already, by this replayer or by one before it."""
+        names = json.loads(self._names.read_text()) if self._names.exists() else {"": self.run_id}
+        names |= {child: run.run_id for child, run in self._children.items()}
+        temporary = self._names.with_name(NAMES + ".tmp")
+        temporary.write_text(json.dumps(names, indent=1))
+        os.replace(temporary, self._names)
 
     def _born(self, record: dict[str, Any]) -> dict[str, Any]:
         """A child's record as that of a run of its own."""

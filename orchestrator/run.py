@@ -251,13 +251,12 @@ def fit(recipe: Recipe, place: Place, attempt: Attempt, *, workers: int, patienc
 
 def _connect(ray: Any, request: Request, address: str) -> None:
     """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
-    need = request.workers
-    have = connect(ray, address, at_least=need + 1).get("GPU" if request.recipe.train.device == "cuda" else "CPU", 0)
+    need, unit = request.workers, "GPU" if request.recipe.train.device == "cuda" else "CPU"
+    have = connect(ray, address, at_least=need + 1).resources.get(unit, 0)
     if have < need:
         where = f"the cluster at {address}" if address else "this machine"
-        unit = "GPUs" if request.recipe.train.device == "cuda" else "CPUs"
         ray.shutdown()
-        raise ValueError(f"--workers {need}: {where} has {have:g} {unit}; ask for fewer, or another train.device")
+        raise ValueError(f"--workers {need}: {where} has {have:g} {unit}s; ask for fewer, or another train.device")
 
 
 def ray_storage(home: str, *, patience_s: float) -> dict[str, Any]:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import results, storage, tracking
 from orchestrator.attempts import Driver, beating, take_over
 from orchestrator.budget import Budget, parse_budget
+from orchestrator.family import NAMES
 from orchestrator.joining import connect, join_stack
 from orchestrator.proposals import planned
 from orchestrator.recipe import resolve
 from orchestrator.results import Place
 from orchestrator.run import absolute, refuse_passwords, wait_for_tracking
 from orchestrator.runs import differences, place_of
-from orchestrator.search_files import Task, begin, facts_of, known_trials
+from orchestrator.search_files import Task, begin, facts_of, known_trials, write_cluster
 from orchestrator.search_summary import best_first, outcome_of, repeated
-from orchestrator.trial import searched, trial_recipe
+from orchestrator.trial import num_slices, rungs, searched, trial_recipe
 from workloads import roles
 from workloads.config import Recipe
 from workloads.space import Choices, Search
@@ -50,6 +51,7 @@ class SearchRequest:
     search_id: str = ""
     resume: str = ""
     finals: bool = True
+    full: int = 0  # trials that are learned again at full length: does the ranking hold there?
 
 
 def check(request: SearchRequest) -> Budget:
@@ -63,17 +65,43 @@ def check(request: SearchRequest) -> Budget:
         raise ValueError("--search-id names a new search, --resume an old one; leave one of the two out")
     if request.slots < 0:
         raise ValueError(f"--slots {request.slots}: must be 1 or more")
+    if request.full and (request.full < 2 or search.share == 1):
+        raise ValueError(
+            f"--full {request.full}: takes 2 trials or more, to rank them again, and search.share = {search.share:g} "
+            "below 1; or leave it out"
+        )
     if request.workers > 1 and search.rungs > 1:
         raise ValueError(
             f"search.rungs = {search.rungs}: must be 1 with --workers {request.workers}; leave one of the two out"
         )
     if request.workers < 1 or recipe.train.shards % request.workers:
         raise ValueError(f"--workers {request.workers}: train.shards = {recipe.train.shards} must divide among them")
-    for settings in _corners(search):
-        made = trial_recipe(recipe, settings)
-        if request.finals:
-            _require_control(made)
+    corners = _corners(search)
+    trials = [trial_recipe(recipe, settings) for settings in corners]
+    for made in trials if request.finals else ():
+        _require_control(made)
+    for settings in corners if request.full else ():
+        trial_recipe(recipe, settings, whole=True)
+    if search.scheduler != "none":
+        _require_equal_rungs(search, trials)
     return budget
+
+
+def _require_equal_rungs(search: Search, trials: list[Recipe]) -> None:
+    """ValueError where the scheduler would compare trials whose models have not taken equally many own steps."""
+    for number in range(search.rungs - 1):
+        first: dict[str, int] = {}
+        for made in trials:
+            step = rungs(made, search)[number]
+            own = roles.own_steps(roles.plan(made), until=step)
+            first = first or own
+            if own != first:
+                said = [", ".join(f"{name} {count}" for name, count in sorted(each.items())) for each in (first, own)]
+                raise ValueError(
+                    f"search.scheduler = {search.scheduler!r}: at rung {number + 1} of {search.rungs} the models of "
+                    f"some trials have taken {said[0]} own steps and those of others {said[1]}, so who is stopped "
+                    "would hang on that; let every schedule give equal steps up to there, or set it to 'none'"
+                )
 
 
 def _require_control(made: Recipe) -> None:
@@ -129,8 +157,9 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
     if workers > 1:  # Ray Train places its workers itself; Tune sees only the trial that waits for them
         trial = {"CPU": WAITING}
         whole = {"CPU": workers + WAITING} | ({"GPU": float(workers)} if train.device == "cuda" else {})
-    have = connect(ray, address, at_least=math.ceil(whole["CPU"]))
-    slots = tuning.slots(have, whole, request.slots)
+    joined = connect(ray, address, at_least=math.ceil(whole["CPU"]))
+    slots = tuning.slots(joined.resources, whole, request.slots)
+    write_cluster(place.uri, slots=slots, dashboard=joined.dashboard)
     try:
         with Spool(place.spool) as spool:
             spool.append(_search_record(request, place))
@@ -139,13 +168,14 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
             crew = tuning.Crew(request.recipe, place.uri, spool, resources=trial, slots=slots, workers=workers)
             spent = crew.run_trials(known_trials(place.uri), budget)
             finals = _finals(request.recipe, place.uri, crew) if request.finals else []
+            finals += _at_full_length(place.uri, crew, request.full) if request.full else []
             outcome = outcome_of(place, request.recipe, finals, slots=slots, spent=spent, began=began)
             spool.append({"kind": "end", "status": "done", "error": "", "mistake": False})
             results.share_spool(place)
-            _write_report(place)
     finally:
         ray.shutdown()
-    wait_for_tracking(replayer)
+    wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
+    _write_report(place)
     return outcome
 
 
@@ -154,7 +184,9 @@ def _write_report(place: Place) -> None:
     from orchestrator.search_report import write_search_report
     from orchestrator.trials import read_search
 
-    report = place.folder / "report.html"
+    report, names = place.folder / "report.html", place.folder / NAMES
+    if not storage.is_local(place.uri) and names.exists():
+        storage.put_text(storage.join(place.uri, NAMES), names.read_text())
     write_search_report(read_search(place.uri), report)
     if not storage.is_local(place.uri):
         storage.put_text(storage.join(place.uri, "report.html"), report.read_text())
@@ -204,17 +236,36 @@ def _search_record(request: SearchRequest, place: Place) -> dict[str, Any]:
 
 
 def _finals(recipe: Recipe, home: str, crew: "Crew") -> list[Task]:
-    """Find the best of the finalists, and hold it against the same without teachers; returns these last tasks."""
+    """Find the best of the finalists, and hold it against the same without teachers; returns these last tasks.
+
+    Whoever was chosen by some seeds and slices looks better there than it is: what comes after a choice is judged by
+    other seeds, and, as far as there are others, on slices that chose nobody.
+    """
     search, best = searched(recipe), best_first(home)
     if not best:
         return []
-    seeds = [recipe.train.seed + number for number in range(search.repeats)]
-    finalists = best[: search.finalists]
+    finalists, numbers = best[: search.finalists], range(1, search.repeats + 1)
     if len(finalists) > 1:
-        again = [Task("finalist", found["number"], found["settings"], seed) for found in finalists for seed in seeds]
+        again = [_repeat("finalist", found, recipe, number) for found in finalists for number in numbers]
         crew.run_listed(again)
         finalists = repeated(home, again)
-    winner = finalists[0]
-    tasks = [Task(kind, winner["number"], winner["settings"], seed) for kind in ("winner", "control") for seed in seeds]
+        numbers = range(search.repeats + 1, 2 * search.repeats + 1)
+    tasks = [_repeat(kind, finalists[0], recipe, number) for kind in ("winner", "control") for number in numbers]
+    crew.run_listed(tasks)
+    return tasks
+
+
+def _repeat(kind: str, found: dict[str, Any], recipe: Recipe, number: int) -> Task:
+    """A trial's settings for the `number`th time, counted from 1: another seed, and a slice that did not choose it."""
+    slices, used = num_slices(recipe), searched(recipe).slices
+    slice_ = used + number % (slices - used) if used < slices else number % slices
+    return Task(kind, found["number"], found["settings"], seed=recipe.train.seed + number, slice=slice_)
+
+
+def _at_full_length(home: str, crew: "Crew", wanted: int) -> list[Task]:
+    """Trials from the best to the worst that came to their end, evenly spread, once more over the whole schedule."""
+    best = best_first(home)
+    places = sorted({round(place * (len(best) - 1) / (wanted - 1)) for place in range(wanted)}) if best else []
+    tasks = [Task("full", best[place]["number"], best[place]["settings"]) for place in places]
     crew.run_listed(tasks)
     return tasks

@@ -2,7 +2,7 @@
 
 SEARCH/search.json first, SEARCH/trials/0000/ and SEARCH/finals/NAME/ with settings.json when begun and result.json
 when over, SEARCH/outcome.json last. Whoever comes back reads these; there is no other state. `trials.py` reads them for
-people.
+people, and for them alone are cluster.json, a trial's rungs.json while it runs, and mlflow.json (`family.py`).
 """
 
 import json
@@ -17,12 +17,14 @@ from orchestrator import storage
 
 @dataclass(frozen=True)
 class Task:
-    """Something to learn and judge: a trial, a finalist with another seed, the winner, or its control."""
+    """Something to learn and judge: a trial, a finalist with another seed, the winner, its control, or a trial again
+    at full length."""
 
-    kind: str  # trial, finalist, winner, control
+    kind: str  # trial, finalist, winner, control, full
     number: int  # of the trial whose settings these are
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None  # None: the recipe's own
+    slice: int = 0  # of validation, the first one, counted from the recipe's own
     slot: int = 0  # of the cluster, for the timeline
 
     @property
@@ -30,7 +32,17 @@ class Task:
         """As the search's pages call it."""
         if self.kind == "trial":
             return f"{self.number:04}"
-        return f"{self.kind}-{self.number:04}-seed-{self.seed}"
+        return f"{self.kind}-{self.number:04}" + ("" if self.seed is None else f"-seed-{self.seed}")
+
+    @property
+    def final(self) -> bool:
+        """Whether the test fold is scored."""
+        return self.kind in ("winner", "control")
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is judged as trials are, by the mean over the search's slices; repeats take one slice each."""
+        return self.kind in ("trial", "full")
 
     @property
     def folder(self) -> str:
@@ -51,6 +63,11 @@ def facts_of(home: str) -> dict[str, Any]:
     return facts
 
 
+def write_cluster(home: str, *, slots: int, dashboard: str) -> None:
+    """Say where the search goes on now: trials at once, and the address of Ray's dashboard (empty: it has none)."""
+    storage.put_text(storage.join(home, "cluster.json"), json.dumps({"slots": slots, "dashboard": dashboard}))
+
+
 def known_trials(home: str) -> list[tuple[Task, dict[str, Any] | None]]:
     """Every trial that was begun, by number, with its result if it has one."""
     found = []
@@ -67,6 +84,11 @@ def write_settings(home: str, task: Task, *, began: float) -> None:
     """Say that a task is begun; a later beginning replaces an earlier one that came to nothing."""
     said = asdict(task) | {"began": began}
     storage.put_text(storage.join(home, task.folder, "settings.json"), json.dumps(said))
+
+
+def write_rungs(home: str, task: Task, history: list[dict[str, Any]]) -> None:
+    """Say how a task that is not over stood at its rungs so far."""
+    storage.put_text(storage.join(home, task.folder, "rungs.json"), json.dumps(history))
 
 
 def write_result(home: str, task: Task, result: dict[str, Any]) -> bool:

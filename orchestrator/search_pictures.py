@@ -15,12 +15,12 @@ from plotly.colors import sample_colorscale
 from orchestrator.pictures import plain
 from orchestrator.search_settings import escaped, in_words, shown
 from orchestrator.search_study import Importance, parallel_coordinates
-from orchestrator.trials import DONE, FAILED, RUNNING, STOPPED, Scored, Search, Trial
+from orchestrator.trials import DONE, FAILED, RUNNING, STOPPED, Rung, Scored, Search, Trial
 
 SCORES = [[0.0, "#0b4fc4"], [0.35, "#5b93ea"], [1.0, "#c3cedd"]]
 BEST, GREY = "#0b4fc4", "#9aa3b2"
 COLOURS = {DONE: "#3b82f6", STOPPED: GREY, FAILED: "#ef4444", RUNNING: "#f59e0b"}
-COLOURS |= {"finalist": "#84cc16", "winner": "#8b5cf6", "control": "#14b8a6"}
+COLOURS |= {"finalist": "#84cc16", "winner": "#8b5cf6", "control": "#14b8a6", "full": "#0e7490"}
 SECONDS = {"macs": "multiply-adds a clip", "latency_ms": "latency (ms)"}
 LEAST_FOR_MEANS = 12  # trials that came to their end, before means are drawn through them
 MOST_BINS = 6
@@ -59,7 +59,7 @@ def _rungs(trial: Trial, search: Search) -> list[tuple[int | None, float | None,
     metric, found = search.settings["metric"], list[tuple[int | None, float | None, str]]()
     for rung in trial.history:
         own = [escaped(f"{key} {shown(value)}") for key, value in rung.values.items() if key.endswith(f"/{metric}")]
-        found.append((rung.step, rung.objective, "<br>".join([heard(trial, search, at=rung.step), *own])))
+        found.append((rung.step, rung.objective, "<br>".join([heard(trial, search, at=rung), *own])))
     return found
 
 
@@ -244,12 +244,35 @@ def pareto(search: Search) -> go.Figure:
     return axes(figure, SECONDS[search.settings["second"]], label(search))
 
 
-def heard(trial: Trial, search: Search, *, at: int | None = None, seconds: float | None = None) -> str:
+def agreement(search: Search) -> go.Figure:
+    """What trials scored at full length against what they scored as trials; one that goes up throughout agrees."""
+    found = (search.outcome or {})["agreement"]
+    known = {trial.number: trial for trial in search.trials}
+    figure = plain(go.Figure(), height=380)
+    figure.add_scatter(
+        x=found["short"],
+        y=found["full"],
+        text=[str(number) for number in found["trials"]],
+        textposition="top center",
+        hovertext=[
+            f"{full:.4f} at full length<br>{heard(known[number], search)}"
+            for number, full in zip(found["trials"], found["full"], strict=True)
+        ],
+        hoverinfo="text",
+        mode="markers+text",
+        marker={"color": COLOURS["full"], "size": 11},
+        showlegend=False,
+    )
+    return axes(figure, f"{label(search)} as a trial", f"{label(search)} at full length")
+
+
+def heard(trial: Trial, search: Search, *, at: Rung | None = None, seconds: float | None = None) -> str:
     """What pointing at a trial shows; everything escaped."""
-    kind = "trial" if trial.kind == "trial" else f"{trial.kind} (seed {trial.seed}), trial"
-    score = trial.score if at is None else trial.at(at)
+    seed = "" if trial.seed is None else f" (seed {trial.seed})"
+    kind = "trial" if trial.kind == "trial" else f"{trial.kind}{seed}, trial"
+    step, score = (trial.steps, trial.score) if at is None else (at.step, at.objective)
     lines = [f"<b>{escaped(kind)} {trial.number}</b>, {escaped(trial.status)}"]
-    lines += [f"{label(search)} {score:.4f} after {at or trial.steps} steps"] if score is not None else []
+    lines += [f"{label(search)} {score:.4f} after {step} steps"] if score is not None else []
     lines += [f"{seconds:.0f} s on {escaped(trial.host) or 'a slot that it has not told yet'}"] if seconds else []
     lines += [escaped(f"{name} {in_words(search, name, value)}") for name, value in trial.settings.items()]
     return "<br>".join([*lines, escaped(trial.reason[:120])] if trial.reason else lines)

@@ -119,7 +119,6 @@ def _leaders(search: Search) -> list[Trial]:
 def _row(search: Search, trial: Trial) -> dict[str, Any]:
     own = trial.settings
     values = [in_words(search, name, own[name]) if name in own else NOTHING for name in search.space]
-    server = _http(search.tracking)
     return {
         "number": trial.number,
         "status": trial.status,
@@ -128,7 +127,7 @@ def _row(search: Search, trial: Trial) -> dict[str, Any]:
         "second": amount(trial.second),
         "steps": f"{trial.steps:,}",
         "seconds": duration(trial.seconds),
-        "link": f"{server}/#/runs/{trial.mlflow_run_id}" if server and trial.mlflow_run_id.isalnum() else "",
+        "link": _mlflow_run(search, trial.mlflow_run_id),
     }
 
 
@@ -136,8 +135,15 @@ def _links(search: Search) -> list[tuple[str, str, str]]:
     """(name, address, command): what can be opened, or the command that opens it."""
     server, ray = _http(search.tracking), _http(search.dashboard)
     command = "" if server else ui_command(search.tracking)
-    found = [("MLflow", server, command)] if server or command else []
+    mlflow = _mlflow_run(search, search.mlflow_run_id) or server
+    found = [("MLflow", mlflow, command)] if mlflow or command else []
     return [*found, ("Ray dashboard", ray, "")] if ray else found
+
+
+def _mlflow_run(search: Search, run_id: str) -> str:
+    """The page of a run of MLflow's, where there is a server and the run is known."""
+    server = _http(search.tracking)
+    return f"{server}/#/runs/{run_id}" if server and run_id.isalnum() else ""
 
 
 def _http(address: str) -> str:
@@ -158,7 +164,8 @@ def _edges(search: Search) -> list[str]:
 def _finals(search: Search) -> list[dict[str, str]]:
     """A row for each group of seeds; a mean has its lowest and highest beside it."""
     groups: dict[tuple[str, int], list[Trial]] = {}
-    for trial in sorted(search.finals, key=lambda trial: (FINALS.index(trial.kind), trial.number)):
+    repeats = [trial for trial in search.finals if trial.kind in FINALS]
+    for trial in sorted(repeats, key=lambda trial: (FINALS.index(trial.kind), trial.number)):
         groups.setdefault((trial.kind, trial.number), []).append(trial)
     return [
         {

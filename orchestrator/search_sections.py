@@ -32,6 +32,7 @@ def sections(search: Search, now: float) -> list[Section]:
         _parallel(search),
         _curves(search),
         _pareto(search),
+        _agreement(search),
         _timeline(search, now),
     ]
 
@@ -85,7 +86,7 @@ def _parallel(search: Search) -> Section:
 def _curves(search: Search) -> Section:
     title = "How trials went, rung by rung"
     if not any(trial.history for trial in search.trials):
-        return Section("curves", title, "No trial has been judged yet; what runs now tells its rungs when it is over.")
+        return Section("curves", title, "No trial has been judged yet.")
     said = f"{search.metric} at each rung."
     if search.of_status(STOPPED):
         said += f" Grey ones were stopped where they end by the scheduler ({search.settings['scheduler']})."
@@ -101,6 +102,25 @@ def _pareto(search: Search) -> Section:
     cost = pictures.SECONDS[second]
     said = f"{search.metric} against {cost}; both should be small. No trial beats one on the front in both."
     return _one("pareto", title, said, pictures.pareto(search))
+
+
+def _agreement(search: Search) -> Section:
+    title, found = "Does the ranking hold at full length?", (search.outcome or {}).get("agreement")
+    share = search.settings["share"]
+    if share == 1:
+        return Section("agreement", title, "Trials were full runs.")
+    if not found:
+        return Section(
+            "agreement",
+            title,
+            f"Not asked: a trial takes {share:.0%} of a full run, and `--full N` learns N of them again.",
+        )
+    tau = "not defined, all are equal" if found["tau"] is None else f"{found['tau']:+.2f} (p {found['p']:.2g})"
+    said = (
+        f"{len(found['trials'])} trials, from the best to the worst of those that ended, learned again over all steps; "
+        f"a trial had taken {share:.0%} of them. Kendall's tau between the two rankings is {tau}; +1 is the same order."
+    )
+    return _one("agreement", title, said, pictures.agreement(search))
 
 
 def _timeline(search: Search, now: float) -> Section:

@@ -1,6 +1,7 @@
 """What a search found: the best trials, the winner against its control, what it cost. Reads results, starts nothing."""
 
 import json
+import math
 import statistics
 import time
 from typing import Any
@@ -41,7 +42,11 @@ def outcome_of(
     """The search's outcome, the object that --json prints; written last.
 
     `spent` is the wall time of the trials since `began`, in seconds: it tells what a trial costs beside its training.
+    Of a search that was done before, and only did more after its trials, that stays as it was told then.
     """
+    before: dict[str, Any] = {"seconds": 0.0, "overhead_s_per_trial": None}
+    if storage.exists(where := storage.join(place.uri, "outcome.json")):
+        before = json.loads(storage.get_text(where))
     trials = known_trials(place.uri)
     results = [result for _, result in trials if result is not None]
     counted = {
@@ -57,15 +62,18 @@ def outcome_of(
         "completed": counted["done"],
         "stopped": counted["stopped"],
         "failed": counted["failed"],
-        "seconds": round(time.time() - began, 1),
+        "seconds": round(before["seconds"] + time.time() - began, 1),
         "slots": slots,
-        "overhead_s_per_trial": round((spent * slots - inside) / len(fresh), 2) if fresh else None,
+        "overhead_s_per_trial": (
+            round((spent * slots - inside) / len(fresh), 2) if fresh else before["overhead_s_per_trial"]
+        ),
         "best": {key: best[0][key] for key in ("number", "settings", "objective")} if best else None,
         "tracking": place.tracking,
         "report": storage.join(place.uri, "report.html"),
         **_against_control(recipe, place.uri, finals),
+        "agreement": _agreement(place.uri, [task for task in finals if task.kind == "full"]),
     }
-    storage.put_text(storage.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
+    storage.put_text(where, json.dumps(outcome, indent=1))
     return outcome
 
 
@@ -91,6 +99,25 @@ def _against_control(recipe: Recipe, home: str, finals: list[Task]) -> dict[str,
             }
             for kind in results
         },
+    }
+
+
+def _agreement(home: str, tasks: list[Task]) -> dict[str, Any] | None:
+    """Whether trials rank as they do at full length: both objectives, trial by trial, and Kendall's tau of the two."""
+    short = {result["number"]: result["objective"] for result in best_first(home)}
+    full = [result for task in tasks if (result := read_result(home, task)) and result["status"] == "done"]
+    if len(full) < 2:
+        return None
+    from scipy.stats import kendalltau
+
+    pairs = [(short[result["number"]], result["objective"]) for result in full]
+    found = kendalltau(*zip(*pairs, strict=True))
+    return {
+        "trials": [result["number"] for result in full],
+        "short": [before for before, _ in pairs],
+        "full": [after for _, after in pairs],
+        "tau": None if math.isnan(found.statistic) else float(found.statistic),  # all of them equal
+        "p": None if math.isnan(found.pvalue) else float(found.pvalue),
     }
 
 

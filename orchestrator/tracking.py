@@ -288,7 +288,7 @@ def destination(spool: Path, uri: str) -> Family:
         return next(record for record in read_spool(spool) if record["kind"] == "run" and record.get("child") == child)
 
     with spool.open("rb") as file:
-        return Family(json.loads(file.readline()), lambda record: MlflowRun(uri, record), birth)
+        return Family(json.loads(file.readline()), lambda record: MlflowRun(uri, record), birth, spool.parent)
 
 
 def _replay(args: argparse.Namespace) -> int:

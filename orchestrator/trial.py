@@ -6,19 +6,24 @@ from typing import Any
 from orchestrator.recipe import changed
 from workloads import roles
 from workloads.config import Recipe
-from workloads.schedules import Alternate
+from workloads.schedules import Alternate, shortened
 from workloads.space import Search
 
 
-def trial_recipe(recipe: Recipe, settings: dict[str, Any], *, seed: int | None = None, slice_: int = 0) -> Recipe:
+def trial_recipe(
+    recipe: Recipe, settings: dict[str, Any], *, seed: int | None = None, slice_: int = 0, whole: bool = False
+) -> Recipe:
     """The recipe that a trial learns: its values set, judged at every rung, saved there only if trials pause.
 
-    `slice_` counts validation slices from the recipe's own on, around the training folds.
+    It takes the search's share of the recipe's steps, or all of them (`whole`). `slice_` counts validation slices from
+    the recipe's own on, around the training folds.
 
     Raises ValueError where the values make no recipe, or where its rungs do not cut its schedule into equal turns.
     """
     search = searched(recipe)
     made = changed(recipe, settings)
+    if not whole:
+        made = replace(made, schedule=shortened(made.schedule, search.share))
     steps = rungs(made, search)
     train = replace(
         made.train,
@@ -26,13 +31,18 @@ def trial_recipe(recipe: Recipe, settings: dict[str, Any], *, seed: int | None =
         checkpoint_every=steps[0] if search.pauses else steps[-1],
         seed=made.train.seed if seed is None else seed,
     )
-    slices = round(1 / made.data.val_share)
+    slices = num_slices(made)
     if search.slices > slices:
         raise ValueError(
             f"search.slices = {search.slices}: data.val_share = {made.data.val_share:g} makes {slices} slices"
         )
     data = replace(made.data, val_slice=(made.data.val_slice + slice_) % slices)
     return replace(made, train=train, data=data, search=None)
+
+
+def num_slices(recipe: Recipe) -> int:
+    """How many validation slices the training folds are cut into."""
+    return round(1 / recipe.data.val_share)
 
 
 def searched(recipe: Recipe) -> Search:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import storage
+from orchestrator.family import NAMES
 from orchestrator.patience import patiently
 from workloads.space import LOWER_IS_BETTER
 
@@ -49,7 +50,7 @@ class Trial:
     loop_seconds: float = 0.0
     host: str = ""
     slot: int | None = None
-    mlflow_run_id: str = ""
+    mlflow_run_id: str = ""  # empty: nothing is tracked, or not yet told
     test: Mapping[str, Mapping[str, float]] | None = None
 
     @property
@@ -71,10 +72,6 @@ class Trial:
     def seconds(self) -> float | None:
         return None if self.ended is None else self.ended - self.began
 
-    def at(self, step: int) -> float | None:
-        """Its objective after so many steps; None if it was not judged there."""
-        return next((rung.objective for rung in self.history if rung.step == step), None)
-
 
 Scored = list[tuple[Trial, float]]
 
@@ -90,6 +87,7 @@ class Search:
     recipe: Mapping[str, Any]
     slots: int
     tracking: str
+    mlflow_run_id: str  # the parent's; empty as a trial's
     dashboard: str
     trials: tuple[Trial, ...]
     finals: tuple[Trial, ...]
@@ -132,17 +130,17 @@ class Search:
     def compared(self) -> tuple[str, Scored]:
         """Where most trials can be compared, in words, and their scores there.
 
-        Scores after different numbers of steps are not comparable: where some trials were stopped, it is the last rung
-        that all of them and all that ended were judged at; else the end.
+        Scores at different shares of the way are not comparable: where some trials were stopped, it is the last rung
+        that all of them and all that ended were judged at; else the end. Trials may differ in the steps between rungs.
         """
-        stopped = self.of_status(STOPPED)
-        judged = [{rung.step for rung in t.history if rung.objective is not None} for t in (*stopped, *self.ranked)]
-        common = set.intersection(*filter(None, judged)) if stopped and any(judged) else set()
-        if not common:
+        heights = [len(trial.history) for trial in (*self.of_status(STOPPED), *self.ranked) if trial.history]
+        if not self.of_status(STOPPED) or not heights:
             return "at the end", self.ended
-        step = max(common)
-        scores = [(trial, trial.at(step)) for trial in self.of_status(DONE, STOPPED)]
-        return f"after {step:,} steps", [(trial, score) for trial, score in scores if score is not None]
+        height = min(heights)
+        reached = [(t, t.history[height - 1]) for t in self.of_status(DONE, STOPPED) if len(t.history) >= height]
+        steps = {rung.step for _, rung in reached}
+        words = f"after {min(steps):,} steps" if len(steps) == 1 else f"at rung {height} of {self.settings['rungs']}"
+        return words, [(trial, rung.objective) for trial, rung in reached if rung.objective is not None]
 
     @property
     def last_news(self) -> float:
@@ -175,22 +173,23 @@ def _search(uri: str, before: Search | None) -> Search:
     if not storage.exists(head_uri):
         raise ValueError(f"search {uri!r}: no search.json there; give a search's folder or URI, STORAGE/SEARCH_ID")
     head = _json(head_uri)
-    outcome_uri = storage.join(uri, "outcome.json")
-    outcome = _json(outcome_uri) if storage.exists(outcome_uri) else None  # before the trials: they are complete then
+    outcome = _json_or(storage.join(uri, "outcome.json"), None)  # before the trials: they are complete then
+    names = _json_or(storage.join(uri, NAMES), {})
     ended = outcome is not None
     try:
-        trials = _read_all(storage.join(uri, "trials"), ended, before.trials if before else ())
-        finals = _read_all(storage.join(uri, "finals"), ended, before.finals if before else ())
-        seen = [trial.slot + 1 for trial in (*trials, *finals) if trial.slot is not None]
+        trials = _read_all(storage.join(uri, "trials"), ended, before.trials if before else (), names)
+        finals = _read_all(storage.join(uri, "finals"), ended, before.finals if before else (), names)
+        cluster = _json_or(storage.join(uri, "cluster.json"), {"slots": 1, "dashboard": ""})
         return Search(
             uri=uri,
             search_id=head["search_id"],
             created=float(head["created"]),
             command=head["command"],
             recipe=head["recipe"],
-            slots=max([int(head.get("slots") or (outcome or {}).get("slots") or 1), *seen]),
+            slots=int(cluster["slots"]),
             tracking=head["tracking"],
-            dashboard=head.get("dashboard", ""),
+            mlflow_run_id=names.get("", ""),
+            dashboard=cluster["dashboard"],
             trials=trials,
             finals=finals,
             outcome=outcome,
@@ -201,19 +200,19 @@ def _search(uri: str, before: Search | None) -> Search:
         ) from None
 
 
-def _read_all(uri: str, ended: bool, before: tuple[Trial, ...]) -> tuple[Trial, ...]:
-    known = {trial.name: trial for trial in before if trial.over}
+def _read_all(uri: str, ended: bool, before: tuple[Trial, ...], names: dict[str, str]) -> tuple[Trial, ...]:
+    known = {trial.name: trial for trial in before if trial.over and trial.mlflow_run_id == names.get(trial.name, "")}
     with ThreadPoolExecutor(READERS) as readers:
-        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended), storage.names(uri))
+        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended, names), storage.names(uri))
         found = [trial for trial in read if trial is not None]
     return tuple(sorted(found, key=lambda trial: (trial.number, trial.name)))
 
 
-def _read(uri: str, name: str, ended: bool) -> Trial | None:
+def _read(uri: str, name: str, ended: bool, names: dict[str, str]) -> Trial | None:
     """A trial from its result, else from its settings; None for a folder that holds neither (yet)."""
     result, settings = storage.join(uri, name, "result.json"), storage.join(uri, name, "settings.json")
     if storage.exists(result):
-        return _finished(name, _json(result))
+        return _finished(name, _json(result), names.get(name, ""))
     if not storage.exists(settings):
         return None
     begun = _json(settings)
@@ -226,14 +225,12 @@ def _read(uri: str, name: str, ended: bool) -> Trial | None:
         status=INTERRUPTED if ended else RUNNING,
         seed=begun.get("seed"),
         slot=begun.get("slot"),
+        history=_rungs(_json_or(storage.join(uri, name, "rungs.json"), [])),
+        mlflow_run_id=names.get(name, ""),
     )
 
 
-def _finished(name: str, result: dict[str, Any]) -> Trial:
-    history = [
-        Rung(int(rung["step"]), _number(rung["objective"]), rung.get("values", {}))
-        for rung in result.get("history", [])
-    ]
+def _finished(name: str, result: dict[str, Any], mlflow_run_id: str) -> Trial:
     return Trial(
         name=name,
         number=int(result["number"]),
@@ -246,18 +243,27 @@ def _finished(name: str, result: dict[str, Any]) -> Trial:
         reason=result.get("reason", ""),
         objective=_number(result.get("objective")),
         second=_number(result.get("second")),
-        history=tuple(sorted(history, key=lambda rung: rung.step)),
+        history=_rungs(result.get("history", [])),
         loop_seconds=float(result.get("loop_seconds") or 0.0),
         host=result.get("host") or "",
         slot=result.get("slot"),
-        mlflow_run_id=result.get("mlflow_run_id") or "",
+        mlflow_run_id=mlflow_run_id,
         test=result.get("test"),
     )
 
 
-def _json(uri: str) -> dict[str, Any]:
+def _rungs(history: list[dict[str, Any]]) -> tuple[Rung, ...]:
+    rungs = [Rung(int(rung["step"]), _number(rung["objective"]), rung.get("values", {})) for rung in history]
+    return tuple(sorted(rungs, key=lambda rung: rung.step))
+
+
+def _json_or(uri: str, default: Any) -> Any:
+    return _json(uri) if storage.exists(uri) else default
+
+
+def _json(uri: str) -> Any:
     try:
-        read: dict[str, Any] = json.loads(storage.get_text(uri))
+        read = json.loads(storage.get_text(uri))
     except json.JSONDecodeError as error:
         raise ValueError(f"file {uri!r}: is not JSON ({error}); it was damaged or written by something else") from None
     return read

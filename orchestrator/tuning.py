@@ -56,7 +56,7 @@ class Listed:
 
     def propose(self, slot: int) -> Task | None:
         task = next(self._tasks, None)
-        return None if task is None else Task(task.kind, task.number, task.settings, task.seed, slot)
+        return None if task is None else replace(task, slot=slot)
 
     def tell(self, number: int, objectives: list[float] | None) -> None:
         pass

@@ -27,17 +27,26 @@ def objective(settings: Settings, step: int, noise: float = 0.0) -> float:
 
 def head(*, scheduler: str = "asha", trials: int = 24, second: str = "", tracking: str = "none") -> Settings:
     """What search.json says."""
-    search = {"searcher": "tpe", "scheduler": scheduler, "trials": trials, "rungs": 3, "slices": 2, "second": second}
+    search = {
+        "searcher": "tpe",
+        "scheduler": scheduler,
+        "trials": trials,
+        "rungs": 3,
+        "share": 0.1,
+        "slices": 2,
+        "second": second,
+    }
     search |= {"metric": "log_loss", "models": ["cnn", "vit"], "finalists": 2, "repeats": 3, "seed": 0, "space": SPACE}
     return {
         "search_id": "search-demo-1",
         "created": BEGAN,
         "command": "antiphon search demo --trials 24",
         "recipe": {"name": "demo", "about": "CNN & Transformer <i>alternate</i>", "search": search},
-        "slots": 2,
         "tracking": tracking,
-        "dashboard": "http://127.0.0.1:8265",
     }
+
+
+CLUSTER = {"slots": 2, "dashboard": "http://127.0.0.1:8265"}
 
 
 def results(*, scheduler: str = "asha", trials: int = 24, failing: tuple[int, ...] = (5,)) -> list[Settings]:
@@ -85,7 +94,6 @@ def _result(number: int, settings: Settings, history: list[Settings], began: flo
         "loop_seconds": seconds,
         "host": "node-a",
         "slot": slot,
-        "mlflow_run_id": f"{number:032x}",
     }
 
 
@@ -119,6 +127,7 @@ def outcome(told: list[Settings], *, comparison: Settings | None, status: str = 
         "winner": {key: best[key] for key in ("number", "settings")},
         "comparison": comparison,
         "test": None,
+        "agreement": None,
     }
 
 
@@ -151,6 +160,8 @@ def whole(uri: str, *, comparison: Settings | None = BETTER, **options: Any) -> 
     told = results(**{key: options[key] for key in ("scheduler", "trials", "failing") if key in options})
     heads = {key: options[key] for key in ("scheduler", "trials", "second", "tracking") if key in options}
     put(uri, "search.json", value=head(**heads))
+    put(uri, "cluster.json", value=CLUSTER)
+    put(uri, "mlflow.json", value={"": "feed"} | {f"{entry['number']:04}": f"{entry['number']:032x}" for entry in told})
     for entry in told:
         begin(uri, entry)
         end(uri, entry)

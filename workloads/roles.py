@@ -49,12 +49,13 @@ def plan(recipe: Recipe) -> tuple[Phase, ...]:
     return phases
 
 
-def own_steps(phases: tuple[Phase, ...]) -> dict[str, int]:
-    """How many optimizer steps each model takes in the whole run."""
+def own_steps(phases: tuple[Phase, ...], *, until: int | None = None) -> dict[str, int]:
+    """How many optimizer steps each model takes in the whole run, or in its first `until` steps."""
     totals: dict[str, int] = {}
     for phase in phases:
+        steps = phase.steps if until is None else min(max(until - phase.start, 0), phase.steps)
         for name in phase.needs:
-            totals[name] = totals.get(name, 0) + (phase.steps if name in phase.trains else 0)
+            totals[name] = totals.get(name, 0) + (steps if name in phase.trains else 0)
     return totals
 
 

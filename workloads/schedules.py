@@ -1,6 +1,6 @@
 """The settings of the role schedules; what they mean is in `roles.py`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from workloads.checked import Checked
@@ -105,3 +105,18 @@ class PerSample(Checked):
 
 
 Schedule = OneWay | Generations | Alternate | Mutual | Gated | PerSample
+
+LENGTHS = ("burn_in", "teacher_steps", "steps", "turns", "ramp")
+
+
+def shortened(schedule: Schedule, share: float) -> Schedule:
+    """The same schedule over a share of its steps; how long a turn or an exchange is stays.
+
+    Raises ValueError where that leaves no whole number.
+    """
+    lengths = {name: getattr(schedule, name) for name in LENGTHS if hasattr(schedule, name)}
+    shorter = {name: round(length * share) for name, length in lengths.items()}
+    for name, length in lengths.items():
+        if abs(shorter[name] - length * share) > 1e-6:
+            raise ValueError(f"schedule.{name} = {length}: search.share = {share:g} of it is no whole number")
+    return replace(schedule, **shorter)

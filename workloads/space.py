@@ -43,9 +43,10 @@ class Search(Checked):
     searcher: Literal["grid", "random", "tpe", "pbt"] = "tpe"
     scheduler: Literal["none", "asha", "hyperband"] = "none"
     trials: int = 24  # at most; a grid has as many as it has points
+    share: float = 1.0  # of the recipe's burn-in, turns and steps, that a trial takes; periods stay as they are
     rungs: int = 1  # equal parts of a trial, at whose ends it is judged
     halving: int = 3  # asha, hyperband: one in so many goes on to the next rung
-    slices: int = 1  # of the training folds: a trial learns once for each and is judged by the mean
+    slices: int = 2  # of the training folds: a trial learns once for each and is judged by the mean
     metric: Literal["log_loss", "ece", "mAP", "accuracy"] = "log_loss"
     models: tuple[str, ...] = ()  # whose metric counts, the mean of them; empty: all
     second: Literal["", "macs", "latency_ms"] = ""  # a second objective, of the same models; tpe only
@@ -57,6 +58,7 @@ class Search(Checked):
         self._require(bool(self.space), "space", "names no place in the recipe; there is nothing to search")
         for name in ("trials", "rungs", "slices", "finalists", "repeats"):
             self._require(getattr(self, name) >= 1, name, "must be 1 or more")
+        self._require(0 < self.share <= 1, "share", "must be above 0 and at most 1, a full run")
         self._require(self.halving >= 2, "halving", "must be 2 or more")
         if self.searcher == "grid":
             ranges = [place for place, values in self.space.items() if isinstance(values, Range)]

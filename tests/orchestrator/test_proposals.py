@@ -108,16 +108,23 @@ def test_a_choice_may_be_a_whole_table() -> None:
         ({"space": SPACE, "scheduler": "asha"}, "rungs = 1: must be 2 or more"),
         ({"space": SPACE, "searcher": "random", "second": "macs"}, "needs searcher = 'tpe'"),
         ({"space": SPACE, "halving": 1}, "halving = 1"),
+        ({"space": SPACE, "share": 0}, "share = 0: must be above 0 and at most 1"),
         (
             {"space": SPACE, "searcher": "tpe", "scheduler": "hyperband", "rungs": 2},
             "hyperband takes all trials at once",
         ),
         (
-            {"space": SPACE, "searcher": "random", "scheduler": "hyperband", "rungs": 2, "slices": 2},
+            {"space": SPACE, "searcher": "random", "scheduler": "hyperband", "rungs": 2},
             "must be 1 where trials wait",
         ),
-        ({"space": SPACE, "searcher": "pbt", "rungs": 2}, "schedule.period, models.vit.arch.depth cannot change"),
-        ({"space": {"edges.0.weight": SPACE["edges.0.weight"]}, "searcher": "pbt"}, "rungs = 1: must be 2 or more"),
+        (
+            {"space": SPACE, "searcher": "pbt", "rungs": 2, "slices": 1},
+            "schedule.period, models.vit.arch.depth cannot change",
+        ),
+        (
+            {"space": {"edges.0.weight": SPACE["edges.0.weight"]}, "searcher": "pbt", "slices": 1},
+            "rungs = 1: must be 2 or more",
+        ),
     ],
 )
 def test_searches_that_cannot_be_are_refused(values: dict, words: str) -> None:

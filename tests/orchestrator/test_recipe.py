@@ -1,11 +1,15 @@
 """Recipes: what the user writes, what comes out, and how mistakes are told."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from orchestrator.recipe import SHIPPED, flatten, header, load_recipe, parse, resolve, shipped_names
+from orchestrator.search import SearchRequest, check
 
+ROOT = Path(__file__).parents[2]
 PAPERS = [name for name in shipped_names() if name.split("-")[0] in ("ast", "psla", "efficientat", "ced", "tkd")]
 
 
@@ -129,3 +133,13 @@ def test_unknown_recipes_list_the_shipped_ones_and_circles_are_cut(tmp_path):
     path.write_text("name = \n")
     with pytest.raises(ValueError, match="not readable"):
         load_recipe(str(path))
+
+
+def test_the_searches_in_the_readme_are_recipes_that_can_be_searched(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    searches = [block for block in blocks if "[search]" in block]
+    assert searches
+    for number, block in enumerate(searches):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block)
+        check(SearchRequest(load_recipe(str(file)), "", full=2))

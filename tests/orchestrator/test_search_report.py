@@ -189,6 +189,7 @@ def test_the_timeline_shows_who_held_which_slot(asha: tuple[Page, Any], tmp_path
     assert list(bars) == ["done", "stopped", "failed", "winner", "control"]
     uri = str(tmp_path)
     searches.put(uri, "search.json", value=searches.head())
+    searches.put(uri, "cluster.json", value=searches.CLUSTER)
     entries = searches.results(failing=())[:2]
     for slot, entry in enumerate(entries):
         searches.begin(uri, entry | {"slot": slot, "began": searches.BEGAN})
@@ -217,15 +218,35 @@ def test_links_lead_to_the_servers_and_tell_no_password(full: tuple[Page, Any], 
     page, _ = full
     best = page.tables["leaderboard"][1]
     assert page.loads[:3] == [
-        "http://127.0.0.1:5000",
+        "http://127.0.0.1:5000/#/runs/feed",
         "http://127.0.0.1:8265",
         f"http://127.0.0.1:5000/#/runs/{int(best[0]):032x}",
     ]
     searches.whole(str(tmp_path / "sql"), tracking="sqlite:////runs/mlflow.db", trials=12)
     local = _page(tmp_path / "sql")
     assert "ui --backend-store-uri sqlite:////runs/mlflow.db" in local.texts["links"]
-    searches.put(str(tmp_path / "bad"), "search.json", value=searches.head() | {"dashboard": "javascript:alert(1)"})
+    searches.whole(str(tmp_path / "untold"), tracking="http://127.0.0.1:5000", trials=12)
+    (tmp_path / "untold" / "mlflow.json").unlink()
+    assert _page(tmp_path / "untold").loads == ["http://127.0.0.1:5000", "http://127.0.0.1:8265"]
+    searches.put(str(tmp_path / "bad"), "search.json", value=searches.head())
+    searches.put(str(tmp_path / "bad"), "cluster.json", value={"slots": 1, "dashboard": "javascript:alert(1)"})
     assert _page(tmp_path / "bad").loads == []
+
+
+def test_full_runs_say_whether_the_ranking_holds(tmp_path: Path, asha: tuple[Page, Any]) -> None:
+    assert asha[0].texts["agreement"].startswith("Not asked: a trial takes 10% of a full run")
+    told = searches.whole(str(tmp_path / "search"))
+    outcome = json.loads((tmp_path / "search" / "outcome.json").read_text())
+    best = sorted((entry for entry in told if entry["status"] == "done"), key=lambda entry: entry["objective"])
+    chosen = [best[place] for place in (0, 4, 8)]
+    found: dict[str, Any] = {"trials": [entry["number"] for entry in chosen], "full": [0.2, 0.1, 0.3]}
+    found |= {"short": [entry["objective"] for entry in chosen], "tau": 1 / 3, "p": 1.0}
+    (tmp_path / "search" / "outcome.json").write_text(json.dumps(outcome | {"agreement": found}))
+    page = _page(tmp_path / "search")
+    assert page.texts["agreement"].startswith("3 trials, from the best to the worst of those that ended")
+    assert "is +0.33 (p 1)" in page.texts["agreement"]
+    (dots,) = page.figures["agreement-all"]["data"]
+    assert (dots["x"], dots["y"], dots["text"]) == (found["short"], found["full"], [str(n) for n in found["trials"]])
 
 
 def test_an_empty_search_says_what_is_missing(tmp_path: Path) -> None:

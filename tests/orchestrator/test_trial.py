@@ -23,7 +23,9 @@ PLAN = ("schedule.burn_in=4", "schedule.period=2", "schedule.turns=4")  # 12 ste
 @pytest.fixture
 def recipe(tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
     def make(*settings: str, **search: Any) -> Recipe:
-        return replace(tiny("demo", *PLAN, *settings), search=Search(space=SPACE, **({"rungs": 3} | search)))
+        return replace(
+            tiny("demo", *PLAN, *settings), search=Search(space=SPACE, **({"rungs": 3, "slices": 1} | search))
+        )
 
     return make
 
@@ -109,6 +111,34 @@ def test_slices_are_learned_apart_and_judged_by_their_mean(recipe, tmp_path) -> 
     assert both == pytest.approx({key: (alone[0][key] + alone[1][key]) / 2 for key in alone[0]})
     with pytest.raises(ValueError, match=r"search\.slices = 11: data\.val_share = 0\.1 makes 10 slices"):
         trial_recipe(recipe(rungs=1, slices=11), {})
+
+
+def test_a_trial_takes_its_share_of_the_schedule(recipe, tmp_path) -> None:
+    plan = ("schedule.burn_in=8", "schedule.period=2", "schedule.turns=8")  # 24 steps
+    made = recipe(*plan, rungs=3, share=0.5)
+    assert learned(made, Task("trial", 0, {}), tmp_path)[-1]["rung"]["step"] == 12
+    assert learned(made, Task("full", 0, {}), tmp_path)[-1]["rung"]["step"] == 24
+    short = trial_recipe(made, {}).schedule
+    assert (short.burn_in, short.period, short.turns) == (4, 2, 4), "a turn stays as long as it is"
+    with pytest.raises(ValueError, match=r"schedule\.turns = 8: search\.share = 0\.3 of it is no whole number"):
+        trial_recipe(recipe("schedule.burn_in=10", "schedule.turns=8", rungs=1, share=0.3), {})
+
+
+def test_rungs_are_told_while_the_trial_goes_on(recipe, tmp_path) -> None:
+    told = []
+
+    def report(news: dict[str, Any]) -> None:
+        told.append(json.loads((tmp_path / "trials" / "0000" / "rungs.json").read_text()))
+
+    learn(recipe(), Task("trial", 0, {}), str(tmp_path), report)
+    assert [[rung["step"] for rung in rungs] for rungs in told] == [[4], [4, 8], [4, 8]], "the last is in the result"
+
+
+def test_a_repeat_is_judged_on_the_slice_it_is_given(recipe, tmp_path) -> None:
+    made = recipe(rungs=1, slices=2)
+    repeat = learned(made, Task("winner", 0, {}, seed=0, slice=3), tmp_path)[-1]["rung"]["values"]
+    alone = learned(recipe("data.val_slice=3", rungs=1), Task("trial", 0, {}), tmp_path / "a")[-1]["rung"]["values"]
+    assert repeat == alone
 
 
 def test_what_can_never_work_is_a_result_with_its_reason(recipe, tmp_path) -> None:

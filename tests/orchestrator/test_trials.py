@@ -69,6 +69,30 @@ def test_scores_are_compared_where_the_trials_were_judged(tmp_path: Any) -> None
     assert [score for _, score in scored] == sorted(entry["objective"] for entry in told if entry["status"] == "done")
 
 
+def test_trials_whose_schedules_differ_in_steps_are_compared_rung_by_rung(tmp_path: Any) -> None:
+    uri, told = str(tmp_path), searches.results(failing=())
+    searches.put(uri, "search.json", value=searches.head())
+    for entry in told:
+        if entry["number"] % 2:  # half as many steps between its rungs
+            entry["history"] = [rung | {"step": rung["step"] // 2} for rung in entry["history"]]
+        searches.end(uri, entry)
+    words, scored = read_search(uri).compared
+    assert words == "at rung 1 of 3"
+    assert [score for _, score in scored] == [entry["history"][0]["objective"] for entry in told]
+
+
+def test_a_running_trial_shows_the_rungs_it_has_told(tmp_path: Any) -> None:
+    uri, entry = str(tmp_path), searches.results(scheduler="none")[0]
+    searches.put(uri, "search.json", value=searches.head())
+    searches.put(uri, "mlflow.json", value={"": "p", "0000": "c"})
+    searches.begin(uri, entry)
+    searches.put(uri, "trials", "0000", "rungs.json", value=entry["history"][:2])
+    search = read_search(uri)
+    (trial,) = search.trials
+    assert (trial.status, trial.steps, trial.score) == ("running", 240, entry["history"][1]["objective"])
+    assert (search.mlflow_run_id, trial.mlflow_run_id) == ("p", "c")
+
+
 def test_a_search_that_is_silent_for_too_long_lasted_until_its_last_news(tmp_path: Any) -> None:
     uri, told = str(tmp_path), searches.results()
     searches.put(uri, "search.json", value=searches.head())

@@ -1,0 +1,67 @@
+"""Searches of a second or two a trial, through the command line, and what they leave; a plugin for its fixture."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import small
+
+ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
+PLAN = ("schedule.burn_in=4", "schedule.period=2", "schedule.turns=4")  # 12 steps
+RECIPE = """
+extends = "demo"
+name = "tiny"
+[search]
+searcher = "random"
+scheduler = "asha"
+trials = 4
+slices = 1
+rungs = 3
+halving = 2
+repeats = 2
+[search.space]
+"edges.0.weight" = {{ low = 0.1, high = 0.9 }}
+"models.vit.optimizer.lr" = {{ low = 1e-4, high = {high}, log = true }}
+"""
+
+
+@pytest.fixture
+def searching(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The words of `antiphon search` for a recipe of a second or two a trial."""
+
+    def words(*more: str, high: str = "1e-2") -> list[str]:
+        recipe = tmp_path / "tiny.toml"
+        recipe.write_text(RECIPE.format(high=high))
+        cache = tmp_path_factory.getbasetemp() / "clips"
+        values = [*small.SIZES, *small.TWO_MODELS, *PLAN, f"data.cache={cache}"]
+        sets = [word for value in values for word in ("--set", value)]
+        return [ANTIPHON, "search", str(recipe), "--storage", str(tmp_path / "runs"), *sets, *more]
+
+    return words
+
+
+def run(words: list[str]) -> dict[str, Any]:
+    done = subprocess.run([*words, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def results(home: Path, kind: str = "trials") -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(home.glob(f"{kind}/*/result.json"))}
+
+
+def planned_settings(searching: Any, tmp_path: Path, *more: str) -> dict[str, dict[str, Any]]:
+    """The settings that the search tries, asked of the same proposals."""
+    from orchestrator.proposals import planned
+    from orchestrator.recipe import load_recipe
+
+    words = searching()
+    sets = [value for word, value in itertools.pairwise(words) if word == "--set"] + [*more]
+    search = load_recipe(str(tmp_path / "tiny.toml"), sets).search
+    assert search is not None
+    return {f"{number:04}": settings for number, settings in enumerate(planned(search) or [])}
