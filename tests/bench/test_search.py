@@ -1,0 +1,63 @@
+"""What a search costs beside its training: `make bench`. Prints numbers and asserts none: these machines are shared."""
+
+import json
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_search import ANTIPHON, results
+
+PAIRS = 3
+TRIALS = 4
+PLAIN = ["search.scheduler=none", "search.rungs=1", f"search.trials={TRIALS}"]
+
+pytestmark = pytest.mark.bench
+
+
+def searched(folder: Path, name: str, *more: str) -> dict[str, Any]:
+    """One search of `search-demo`'s trials: what it says of itself, and the wall seconds of its trials."""
+    sets = [word for value in PLAIN for word in ("--set", value)]
+    where = ["--storage", str(folder / "runs"), "--search-id", name, "--no-finals"]
+    done = subprocess.run(
+        [ANTIPHON, "search", "search-demo", *where, *sets, *more, "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    trials = results(folder / "runs" / name).values()
+    assert len(trials) == TRIALS
+    return json.loads(done.stdout) | {
+        "wall": max(found["ended"] for found in trials) - min(found["began"] for found in trials),
+        "inside": sum(found["loop_seconds"] for found in trials),
+    }
+
+
+def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trials an hour at one slot and at two, in turns, and what a trial costs beside its training."""
+    runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    for pair in range(PAIRS):
+        for slots, several in runs.items():
+            several.append(searched(tmp_path, f"{slots}-{pair}", "--slots", str(slots), "--tracking", "none"))
+    with capsys.disabled():
+        print(f"\nmedians of {PAIRS} searches of {TRIALS} trials in turns")
+        for slots, several in runs.items():
+            hourly = statistics.median(3600 * TRIALS / run["wall"] for run in several)
+            overhead = statistics.median(run["overhead_s_per_trial"] for run in several)
+            inside = statistics.median(run["inside"] / TRIALS for run in several)
+            print(f"  {slots} slots: {hourly:5.0f} trials an hour, {inside:.1f} s of training a trial", end="")
+            print(f", {overhead:.1f} s beside it")
+        ratios = [one["wall"] / two["wall"] for one, two in zip(runs[1], runs[2], strict=True)]
+        print(f"  two slots against one: {statistics.median(ratios):.2f} times as many trials an hour")
+
+
+def test_tracking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same trials on two slots with MLflow (SQLite) and without, in turns: wall time of all trials."""
+    ratios = []
+    for pair in range(PAIRS):
+        without = searched(tmp_path, f"without-{pair}", "--slots", "2", "--tracking", "none")
+        tracked = searched(tmp_path, f"tracked-{pair}", "--slots", "2")
+        ratios.append(tracked["wall"] / without["wall"])
+    with capsys.disabled():
+        print(f"\na search with MLflow against one without: {statistics.median(ratios):.3f}", end="")
+        print(f" (median of {PAIRS} pairs: {[round(ratio, 3) for ratio in ratios]})")

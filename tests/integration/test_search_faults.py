@@ -1,0 +1,124 @@
+"""Searches whose driver or node is lost: what was committed stays, nothing is done twice, nothing is missing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster import stack
+from tests.tiny_search import planned_settings, results, run
+from workloads.files import MARKER
+
+pytestmark = pytest.mark.slow
+
+QUIET = ("--search-id", "s", "--no-finals", "--tracking", "none")
+AGAIN = ("--resume", "s", "--no-finals", "--tracking", "none")
+LONG = ("schedule.burn_in=0", "schedule.turns=12")  # 24 steps, which three rungs cut into whole cycles
+WAIT_S = 240.0
+
+
+def until(happened: Callable[[], Any], search: subprocess.Popen[bytes] | None = None) -> Any:
+    """Wait for it; what it gave. Fails if it takes too long, or if the search is over before."""
+    deadline = time.monotonic() + WAIT_S
+    while not (found := happened()):
+        assert time.monotonic() < deadline
+        assert search is None or search.poll() is None
+        time.sleep(0.1)
+    return found
+
+
+def begin(words: list[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True, **options)
+
+
+def sets(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def kill(search: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver and all it started."""
+    os.killpg(search.pid, signal.SIGKILL)
+    search.wait()
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+def test_a_killed_search_goes_on_with_the_same_trials(searching: Any, tmp_path: Path, searcher: str) -> None:
+    """Killed once a trial is done; every trial ends once, with its own settings."""
+    home, more = tmp_path / "runs" / "s", sets(f"search.searcher={searcher}")
+    search = begin(searching(*QUIET, "--slots", "1", *more), tmp_path / "log")
+    until(lambda: results(home), search)
+    kill(search)
+    before = {path: path.read_bytes() for path in home.glob("trials/*/result.json")}
+    assert 1 <= len(before) < 4, "killed in the middle"
+    outcome = run(searching(*AGAIN, "--slots", "1", *more))
+    assert outcome["trials"] == len(results(home)) == 4
+    assert {path: path.read_bytes() for path in before} == before, "what was committed stays"
+    if searcher == "random":
+        settings = {name: found["settings"] for name, found in results(home).items()}
+        assert settings == planned_settings(searching, tmp_path)
+
+
+def test_a_killed_population_goes_on_from_its_checkpoints(searching: Any, tmp_path: Path) -> None:
+    """Killed once a trial has reached a rung: as many trials as before come to their end, each rung told once."""
+    home, more = tmp_path / "runs" / "s", sets("search.searcher=pbt", "search.scheduler=none", *LONG)
+    search = begin(searching(*QUIET, *more), tmp_path / "log")
+    kept = until(lambda: list(home.glob(f"trials/*/checkpoints/*/{MARKER}")), search)
+    kill(search)
+    assert not results(home), "killed before any came to its end"
+    outcome = run(searching(*AGAIN, *more))
+    trials = results(home)
+    assert outcome["trials"] == outcome["completed"] == len(trials) == 4
+    assert all([rung["step"] for rung in found["history"]] == [8, 16, 24] for found in trials.values())
+    assert kept
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[tuple[str, dict[str, str], subprocess.Popen[bytes]]]:
+    """A Ray of two nodes with one CPU each: its address, what a client's environment needs, the second node."""
+    up = stack.up(tmp_path / "stack", cpus=1, mlflow=False)
+    (head,) = up.services
+    env = {**os.environ, **head.client_env}
+    ray = str(Path(sys.executable).with_name("ray"))
+    node = begin([ray, "start", f"--address={head.address}", "--num-cpus=1", "--block"], tmp_path / "node.log", env=env)
+    try:
+        ask = f"import ray; ray.init({head.address!r}, logging_level='ERROR'); print(ray.cluster_resources()['CPU'])"
+
+        def joined() -> bool:
+            told = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True)
+            return told.stdout.strip().endswith("2.0")
+
+        until(joined, node)
+        yield head.address, env, node
+    finally:
+        if node.poll() is None:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+        stack.down(tmp_path / "stack")
+
+
+def test_a_node_that_is_lost_takes_no_trial_along(searching: Any, tmp_path: Path, two_nodes: Any) -> None:
+    """A trial learns on the second node when that is killed: it is done again on the other one."""
+    address, env, node = two_nodes
+    home, more = tmp_path / "runs" / "s", sets("search.scheduler=none", "schedule.turns=400", "search.rungs=1")
+
+    def learning_there() -> list[psutil.Process]:
+        below = psutil.Process(node.pid).children(recursive=True)
+        return [process for process in below if process.cmdline()[:1] and "train" in process.cmdline()[0]]
+
+    search = begin(searching(*QUIET, "--slots", "2", "--address", address, *more), tmp_path / "log", env=env)
+    until(lambda: len(list(home.glob("trials/*/settings.json"))) == 2 and learning_there(), search)
+    assert not results(home)
+    os.killpg(node.pid, signal.SIGKILL)
+    node.wait()
+    assert search.wait(WAIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
+    trials = results(home)
+    assert [found["status"] for found in trials.values()] == ["done"] * 4
+    assert {name: found["settings"] for name, found in trials.items()} == planned_settings(searching, tmp_path)
