@@ -34,23 +34,39 @@ def until(happened: Callable[[], Any], search: subprocess.Popen[bytes] | None = 
     return found
 
 
-def begin(words: list[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True, **options)
+Begin = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Start a command with a process group of its own; what is left of it ends with the test."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def begin(words: list[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
+        with log.open("wb") as file:
+            begun.append(subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True, **options))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        if process.poll() is None:
+            kill(process)
 
 
 def sets(*values: str) -> list[str]:
     return [word for value in values for word in ("--set", value)]
 
 
-def kill(search: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the driver and all it started."""
-    os.killpg(search.pid, signal.SIGKILL)
-    search.wait()
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to it and all it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
-def test_a_killed_search_goes_on_with_the_same_trials(searching: Any, tmp_path: Path, searcher: str) -> None:
+def test_a_killed_search_goes_on_with_the_same_trials(
+    searching: Any, begin: Begin, tmp_path: Path, searcher: str
+) -> None:
     """Killed once a trial is done; every trial ends once, with its own settings."""
     home, more = tmp_path / "runs" / "s", sets(f"search.searcher={searcher}")
     search = begin(searching(*QUIET, "--slots", "1", *more), tmp_path / "log")
@@ -66,7 +82,7 @@ def test_a_killed_search_goes_on_with_the_same_trials(searching: Any, tmp_path: 
         assert settings == planned_settings(searching, tmp_path)
 
 
-def test_a_killed_population_goes_on_from_its_checkpoints(searching: Any, tmp_path: Path) -> None:
+def test_a_killed_population_goes_on_from_its_checkpoints(searching: Any, begin: Begin, tmp_path: Path) -> None:
     """Killed once a trial has reached a rung: as many trials as before come to their end, each rung told once."""
     home, more = tmp_path / "runs" / "s", sets("search.searcher=pbt", "search.scheduler=none", *LONG)
     search = begin(searching(*QUIET, *more), tmp_path / "log")
@@ -81,7 +97,7 @@ def test_a_killed_population_goes_on_from_its_checkpoints(searching: Any, tmp_pa
 
 
 @pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[tuple[str, dict[str, str], subprocess.Popen[bytes]]]:
+def two_nodes(begin: Begin, tmp_path: Path) -> Iterator[tuple[str, dict[str, str], subprocess.Popen[bytes]]]:
     """A Ray of two nodes with one CPU each: its address, what a client's environment needs, the second node."""
     up = stack.up(tmp_path / "stack", cpus=1, mlflow=False)
     (head,) = up.services
@@ -99,15 +115,14 @@ def two_nodes(tmp_path: Path) -> Iterator[tuple[str, dict[str, str], subprocess.
         yield head.address, env, node
     finally:
         if node.poll() is None:
-            os.killpg(node.pid, signal.SIGKILL)
-            node.wait()
+            kill(node)
         stack.down(tmp_path / "stack")
 
 
-def test_a_node_that_is_lost_takes_no_trial_along(searching: Any, tmp_path: Path, two_nodes: Any) -> None:
+def test_a_node_that_is_lost_takes_no_trial_along(searching: Any, begin: Begin, tmp_path: Path, two_nodes: Any) -> None:
     """A trial learns on the second node when that is killed: it is done again on the other one."""
     address, env, node = two_nodes
-    home, more = tmp_path / "runs" / "s", sets("search.scheduler=none", "schedule.turns=400", "search.rungs=1")
+    home, more = tmp_path / "runs" / "s", sets("search.scheduler=none", "schedule.turns=60", "search.rungs=1")
 
     def learning_there() -> list[psutil.Process]:
         below = psutil.Process(node.pid).children(recursive=True)
@@ -116,8 +131,7 @@ def test_a_node_that_is_lost_takes_no_trial_along(searching: Any, tmp_path: Path
     search = begin(searching(*QUIET, "--slots", "2", "--address", address, *more), tmp_path / "log", env=env)
     until(lambda: len(list(home.glob("trials/*/settings.json"))) == 2 and learning_there(), search)
     assert not results(home)
-    os.killpg(node.pid, signal.SIGKILL)
-    node.wait()
+    kill(node)
     assert search.wait(WAIT_S) == 0, (tmp_path / "log").read_text()[-3000:]
     trials = results(home)
     assert [found["status"] for found in trials.values()] == ["done"] * 4
