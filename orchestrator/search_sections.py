@@ -113,7 +113,7 @@ def _agreement(search: Search) -> Section:
         return Section(
             "agreement",
             title,
-            f"Not asked: a trial takes {share:.0%} of a full run, and `--full N` learns N of them again.",
+            f"Not asked: a trial takes {share:.0%} of a full run, and --full N learns N of them again.",
         )
     tau = "not defined, all are equal" if found["tau"] is None else f"{found['tau']:+.2f} (p {found['p']:.2g})"
     said = (

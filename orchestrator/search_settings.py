@@ -9,12 +9,14 @@ from orchestrator.trials import Search
 
 
 def in_words(search: Search, name: str, value: Any) -> str:
-    """A value of a place in the space; of a table (a whole schedule), only what tells it from the other choices."""
+    """A value of a place in the space; of a table (a whole schedule), its kind and what tells it from others of it."""
     choices = search.space.get(name, {}).get("choices", ())
     if not isinstance(value, Mapping) or not all(isinstance(choice, Mapping) for choice in choices):
         return shown(value)
-    telling = [key for key in value if any(choice.get(key) != value[key] for choice in choices)]
-    return ", ".join(f"{key} {shown(value[key])}" for key in telling) or shown(value)
+    alike = [choice for choice in choices if choice.get("kind") == value.get("kind")]
+    telling = [key for key in value if any(choice.get(key) != value[key] for choice in alike)]
+    kind = [str(value["kind"])] if len(alike) < len(choices) else []
+    return ", ".join([*kind, *(f"{key} {shown(value[key])}" for key in telling)]) or shown(value)
 
 
 def line(search: Search, values: Mapping[str, Any]) -> str:

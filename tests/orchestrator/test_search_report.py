@@ -9,6 +9,7 @@ import pytest
 from orchestrator.evaluate import rewrite_report
 from orchestrator.search_pictures import front
 from orchestrator.search_report import body, write_search_report
+from orchestrator.search_settings import in_words
 from orchestrator.search_timeline import spans, utilisation
 from orchestrator.search_words import verdict
 from orchestrator.trials import read_search
@@ -231,6 +232,17 @@ def test_links_lead_to_the_servers_and_tell_no_password(full: tuple[Page, Any], 
     searches.put(str(tmp_path / "bad"), "search.json", value=searches.head())
     searches.put(str(tmp_path / "bad"), "cluster.json", value={"slots": 1, "dashboard": "javascript:alert(1)"})
     assert _page(tmp_path / "bad").loads == []
+
+
+def test_a_schedule_is_told_by_its_kind_and_what_differs_within_it(tmp_path: Path) -> None:
+    alternate = {"kind": "alternate", "burn_in": 8, "order": ["vit", "cnn"]}
+    choices = [alternate | {"period": 20}, alternate | {"period": 10}, {"kind": "mutual", "burn_in": 8, "steps": 16}]
+    head = searches.head()
+    head["recipe"]["search"] |= {"space": {"schedule": {"choices": choices}}}
+    searches.put(str(tmp_path), "search.json", value=head)
+    search = read_search(str(tmp_path))
+    said = [in_words(search, "schedule", choice) for choice in choices]
+    assert said == ["alternate, period 20", "alternate, period 10", "mutual"]
 
 
 def test_full_runs_say_whether_the_ranking_holds(tmp_path: Path, asha: tuple[Page, Any]) -> None:
