@@ -75,7 +75,8 @@ def _show(outcome: dict[str, Any]) -> None:
         )
     if outcome["agreement"]:
         agreed = outcome["agreement"]
-        table.add_row("ranking at full length", f"Kendall's tau {agreed['tau']:+.2f}, {len(agreed['trials'])} trials")
+        tau = "not defined" if agreed["tau"] is None else f"{agreed['tau']:+.2f}"
+        table.add_row("ranking at full length", f"Kendall's tau {tau}, {len(agreed['trials'])} trials")
     table.add_row("stopped, failed", f"{outcome['stopped']}, {outcome['failed']}")
     table.add_row("seconds", f"{outcome['seconds']:.0f}, {outcome['overhead_s_per_trial']} a trial beside its training")
     console.print(table)
