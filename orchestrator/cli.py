@@ -15,6 +15,9 @@ from rich.table import Table
 
 from orchestrator import cli_cluster, cli_dashboard, cli_export, cli_models, cli_plan, cli_search, cli_track
 from orchestrator.options import (
+    FAILED,
+    MISTAKE,
+    PREEMPTED,
     AddressOption,
     CheckpointArg,
     JsonOption,
@@ -25,8 +28,6 @@ from orchestrator.options import (
     emitted,
     only_json,
 )
-
-FAILED, MISTAKE, PREEMPTED = 1, 2, 75
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Audio taggers that teach each other, on Ray.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at a data set without training.")

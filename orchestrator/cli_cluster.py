@@ -10,12 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.options import JsonOption
+from orchestrator.options import FAILED, JsonOption
 
 if TYPE_CHECKING:
     from cluster.services import Service, State
 
-FAILED = 1
 
 app = typer.Typer(no_args_is_help=True, help="Start, stop and look at a local Ray, MLflow and S3.")
 notes = Console(stderr=True)

@@ -8,7 +8,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.options import AddressOption, JsonOption, SetOption, StorageOption, TrackingOption, only_json
+from orchestrator.options import (
+    FAILED,
+    PREEMPTED,
+    AddressOption,
+    JsonOption,
+    SetOption,
+    StorageOption,
+    TrackingOption,
+    only_json,
+)
 
 
 def search(
@@ -18,7 +27,11 @@ def search(
     tracking: TrackingOption = "",
     address: AddressOption = "",
     budget: Annotated[
-        str, typer.Option(help="Trials (24), time (30m, 2h) or GPU-hours (4gpuh); default: search.trials.")
+        str,
+        typer.Option(
+            help="Of trials, not of finals: how many in all (24), or how long from now (30m, 2h, 4gpuh: GPU-hours); "
+            "default: search.trials."
+        ),
     ] = "",
     workers: Annotated[int, typer.Option(help="Workers of a trial; several make it a Ray Train run of its own.")] = 1,
     slots: Annotated[int, typer.Option(help="Trials at once; default: as many as the cluster holds.")] = 0,
@@ -52,8 +65,11 @@ def search(
     with only_json(as_json) as emit:
         outcome = run_search(request)
         emit(outcome)
-    if not as_json:
+    if outcome["status"] == "preempted":
+        typer.echo(f"interrupted; the same command with --resume {outcome['search_id']} goes on", err=True)
+    elif not as_json:
         _show(outcome)
+    raise typer.Exit({"done": 0, "failed": FAILED, "preempted": PREEMPTED}[outcome["status"]])
 
 
 def _show(outcome: dict[str, Any]) -> None:

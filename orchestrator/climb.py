@@ -6,6 +6,7 @@ result is committed once (`search_files.py`); asked again, it tells what it told
 
 import contextlib
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import storage
-from orchestrator.search_files import Task, read_result, write_result, write_rungs, write_settings
-from orchestrator.trial import judge, rungs, searched, trial_recipe
+from orchestrator.search_files import Task, read_result, read_rungs, write_result, write_rungs, write_settings
+from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
 from workloads.config import Recipe
 from workloads.space import Search
 from workloads.spool import Spool, read_spool
@@ -56,6 +57,8 @@ def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int
             report({"rung": rung, "height": height, "records": []})
         return
     began, clock = time.time(), Clock()
+    if searched(recipe).pauses and (before := read_rungs(home, task)):  # it goes on from where it waited
+        began, clock.seconds = before["began"], before["loop_seconds"]
     write_settings(home, task, began=began)
     history: list[dict[str, Any]] = []
 
@@ -74,10 +77,11 @@ def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int
                 if rung.end is not None:
                     commit("done", **rung.end)  # before it is told: whoever hears of it finds it
                 else:
-                    write_rungs(home, task, history)
+                    write_rungs(home, task, history, began=began, loop_seconds=round(clock.seconds, 3))
                 if not rung.past:
-                    kept = {"kept": rung.kept, "loop_seconds": round(clock.seconds, 3)}
-                    report({"rung": history[-1], "height": len(history), "records": rung.records, **kept})
+                    told: dict[str, Any] = {"records": rung.records, "kept": rung.kept, "host": socket.gethostname()}
+                    told |= {"loop_seconds": round(clock.seconds, 3)}
+                    report({"rung": history[-1], "height": len(history), **told})
     except (ValueError, BadNumbers) as error:
         commit("failed", f"{type(error).__name__}: {error}")
         report({"rung": None, "height": len(history) + 1, "records": []})
@@ -108,7 +112,7 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
     slices = range(search.slices if task.ranked else 1)
     runs = [_set_up(recipe, task, shelf, scratch / str(number), slice_=number) for number in slices]
     ways, past = [advance(run) for run in runs], runs[0].step
-    told = past or -1  # a fresh run's first phase begins at step 0
+    told = _told_up_to(past, _said(runs[0].history.path))
     for step in steps:
         for run, way in zip(runs, ways, strict=True):
             with clock.running():
@@ -122,20 +126,22 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
                 loop(runs[0])  # every step is done: it scores and delivers
                 end["test"] = _tests(_said(runs[0].history.path))
         said = _said(runs[0].history.path)  # the other slices would draw the same curves
-        records = [
-            record
-            for record in said
-            if told < record.get("step", record.get("steps", 0)) <= step and record["kind"] != "data"
-        ]
-        told = max(told, step)
-        yield Rung(step, judge(search, recipe, values), values, records, past=step <= past, end=end, kept=shelf.newest)
+        records, told = [record for record in said[told:] if record["kind"] != "data"], max(told, len(said))
+        yield Rung(
+            step, judge(search, runs[0].recipe, values), values, records, past=step <= past, end=end, kept=shelf.newest
+        )
+
+
+def _told_up_to(step: int, said: list[dict[str, Any]]) -> int:
+    """How many of a run's records were there before it was paused at `step`; none of a run that is new."""
+    return sum(record.get("step", record.get("steps", 0)) <= step for record in said) if step else 0
 
 
 def _made(recipe: Recipe, task: Task, *, slice_: int = 0) -> Recipe:
     """What a task learns; a control learns it without teachers."""
     whole = task.kind == "full"
     made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=task.slice + slice_, whole=whole)
-    return replace(made, edges=()) if task.kind == "control" else made
+    return without_teachers(made) if task.kind == "control" else made
 
 
 def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int) -> Any:
@@ -169,16 +175,24 @@ def climb_together(
         name = f"slice-{number}"
         place = Place(name, storage.join(home, task.folder, name), scratch / name, "none")
         driver = Driver()
-        with Spool(place.spool), beating(place.uri, driver), clock.running():
+        with Spool(place.spool), beating(place.uri, driver):
             end = fit(made, place, take_over(place.uri, driver), workers=workers, patience_s=PATIENCE_S)
         if end["status"] != "done":
             raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
         said.append(_said(place.spool))
+        clock.seconds += _loop_seconds(place.spool)
     step, values = rungs(made, search)[-1], mean_values(said, rungs(made, search)[-1])
     tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
     told: dict[str, Any] = {"second": _second(search, made, tags)} | ({"test": _tests(said[0])} if task.final else {})
     records = [record for record in said[0] if record["kind"] != "data"]
-    yield Rung(step, judge(search, recipe, values), values, records, past=False, end=told, kept="")
+    yield Rung(step, judge(search, made, values), values, records, past=False, end=told, kept="")
+
+
+def _loop_seconds(spool: Path) -> float:
+    """From the first step that workers took to the last thing they said: Ray's start and end are not in it."""
+    records = read_spool(spool)
+    first = next(record["t"] for record in records if record["kind"] == "start")
+    return (max(record["t"] for record in records if record["kind"] in ("metrics", "result")) - first) / 1000
 
 
 def _said(spool: Path) -> list[dict[str, Any]]:
@@ -206,7 +220,7 @@ def _second(search: Search, recipe: Recipe, num_tags: int) -> float | None:
     from workloads.models.size import count, seconds_per_clip
 
     total = 0.0
-    for name in search.models or tuple(recipe.models):
+    for name in judged_models(search, recipe):
         shape: dict[str, Any] = {
             "num_classes": num_tags,
             "clip_seconds": recipe.data.clip_seconds,

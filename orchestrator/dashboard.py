@@ -38,7 +38,7 @@ class Watched:
     def look(self) -> tuple[Search, str, str]:
         """The search, a stamp that changes with it, and the body of its page."""
         with self._lock:
-            if self.search.outcome is None and time.monotonic() - self._looked >= EVERY_S / 2:
+            if time.monotonic() - self._looked >= EVERY_S / 2:
                 before, silent = self.search, self._silent()
                 self.search = read_search(self._uri, before=before)
                 self._looked = time.monotonic()

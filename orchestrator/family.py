@@ -28,6 +28,7 @@ class Family:
     ) -> None:
         self._parent, self._make, self._birth, self._names = make(record), make, birth, folder / NAMES
         self._children: dict[str, Any] = {}
+        self._closed: set[str] = set()
 
     @property
     def run_id(self) -> str:
@@ -46,8 +47,11 @@ class Family:
             self._accept(child, list(own))
 
     def lost_writer(self, end_ms: int) -> None:
-        for run in self._runs():
-            run.lost_writer(end_ms)
+        """Say of the parent, and of the children that were not over, that the driver is gone."""
+        for child, run in self._children.items():
+            if child not in self._closed:
+                run.lost_writer(end_ms)
+        self._parent.lost_writer(end_ms)
 
     def _runs(self) -> list[Any]:
         return [*self._children.values(), self._parent]
@@ -60,6 +64,8 @@ class Family:
             self._children[child] = self._make(self._born(self._birth(child)))
             self._tell_names()
         self._children[child].accept([self._born(record) for record in records])
+        for record in records:
+            (self._closed.add if record["kind"] == "closed" else self._closed.discard)(child)
 
     def _tell_names(self) -> None:
         """Add those at hand to the names that are told already, by this replayer or by one before it."""

@@ -5,14 +5,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import stack
+from orchestrator import storage
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The Ray at hand: what it has in all, and its dashboard's address; empty: it has none."""
+    """The Ray at hand: what its nodes have, each and in all, and its dashboard's address; empty: it has none."""
 
     resources: dict[str, float]
+    nodes: list[dict[str, float]]
     dashboard: str
+
+    def require_seen(self, ray: Any, uri: str) -> None:
+        """ValueError where a local file is not seen by every node: what is kept there would be lost to the others."""
+        if not storage.is_local(uri) or len(self.nodes) == 1:
+            return
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        look = ray.remote(num_cpus=0)(os.path.exists)
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
+        seen = ray.get(
+            [look.options(scheduling_strategy=where).remote(str(storage.local_path(uri))) for where in there]
+        )
+        if not all(seen):
+            raise ValueError(
+                f"--storage: {seen.count(False)} of {len(seen)} nodes do not see {uri}; give a folder that all nodes "
+                "share, or s3://bucket/prefix"
+            )
 
 
 def connect(ray: Any, address: str, *, at_least: int) -> Joined:
@@ -23,7 +43,8 @@ def connect(ray: Any, address: str, *, at_least: int) -> Joined:
     else:
         cpus = max(os.cpu_count() or 1, at_least)
         joined = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
-    return Joined(ray.cluster_resources(), f"http://{joined.dashboard_url}" if joined.dashboard_url else "")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Joined(ray.cluster_resources(), nodes, f"http://{joined.dashboard_url}" if joined.dashboard_url else "")
 
 
 def join_stack(address: str) -> str:

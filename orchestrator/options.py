@@ -19,6 +19,8 @@ TrackingOption = Annotated[
 AddressOption = Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
 
+FAILED, MISTAKE, PREEMPTED = 1, 2, 75  # exit codes; 0: done
+
 emitted: list[int] = []  # bytes of the one JSON line, once it is out
 
 

@@ -6,6 +6,7 @@ proposes from the results so far, which are given to it again when it is resumed
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,13 +25,32 @@ from workloads.space import Choices, Range, Search
 STARTUP = 10  # random trials before TPE models anything (optuna's default)
 
 
-def planned(search: Search) -> list[dict[str, Any]] | None:
-    """All settings of a grid, in the order of its axes, or of random draws; None where results decide."""
+def num_trials(search: Search, limit: int = 0) -> int:
+    """How many trials there are to be: as many as `limit` says, if it does, else as the recipe says.
+
+    Raises ValueError where a grid has fewer points, or a population is not so large.
+    """
+    if search.searcher == "grid":
+        points = math.prod(len(values.choices) for values in search.space.values() if isinstance(values, Choices))
+        if limit > points:
+            raise ValueError(f"--budget {limit}: the grid has {points} points; leave it out, or widen search.space")
+        return limit or points
+    if search.searcher == "pbt" and limit not in (0, search.trials):
+        raise ValueError(
+            f"--budget {limit}: a population has search.trials = {search.trials} members from its beginning; set that"
+        )
+    return limit or search.trials
+
+
+def planned(search: Search, limit: int = 0) -> list[dict[str, Any]] | None:
+    """The settings of a grid, in the order of its axes, or of random draws; None where results decide."""
+    total = num_trials(search, limit)
     if search.searcher == "grid":
         axes = [values.choices for values in search.space.values() if isinstance(values, Choices)]
-        return [dict(zip(search.space, point, strict=True)) for point in itertools.product(*axes)]
+        points = itertools.islice(itertools.product(*axes), total)
+        return [dict(zip(search.space, point, strict=True)) for point in points]
     if search.searcher in ("random", "pbt"):
-        return [_drawn(search, number) for number in range(search.trials)]
+        return [_drawn(search, number) for number in range(total)]
     return None
 
 
@@ -42,11 +62,9 @@ class Proposals:
 
     def __init__(self, search: Search, begun: list[Task], *, limit: int = 0) -> None:
         self._search, self._begun = search, {task.number: task for task in begun}
-        self._planned = planned(search)
-        self.total = search.trials if self._planned is None else len(self._planned)
-        self.total = min(self.total, limit) if limit else self.total
+        self._planned, self.total = planned(search, limit), num_trials(search, limit)
         self._next = self._numbers()
-        self._study = _study(search)
+        self._study = _study(search, begun=len(begun))
         self._asked: dict[int, optuna.trial.Trial] = {}
 
     def propose(self, slot: int) -> Task | None:
@@ -73,20 +91,24 @@ class Proposals:
         yield from (number for number in range(self.total) if number not in self._begun)
 
     def _settings(self, number: int) -> dict[str, Any]:
-        if self._planned is not None:  # a population's values may have changed since they were planned
-            return self._begun[number].settings if number in self._begun else self._planned[number]
-        space = self._search.space
-        if number in self._begun:
+        if number in self._begun:  # a population's values may have changed since they were planned
             settings = self._begun[number].settings
+        else:  # the first ones of TPE are drawn by their numbers: whoever resumes tries them once
+            settings = self._planned[number] if self._planned is not None else _drawn(self._search, number)
+        if self._planned is not None:
+            return settings
+        space = self._search.space
+        if number in self._begun or number < STARTUP:
             self._study.enqueue_trial({place: _to_optuna(space[place], value) for place, value in settings.items()})
         trial = self._study.ask({place: _distribution(values) for place, values in space.items()})
         self._asked[number] = trial
         return {place: _from_optuna(space[place], value) for place, value in trial.params.items()}
 
 
-def _study(search: Search) -> optuna.Study:
+def _study(search: Search, *, begun: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=STARTUP, multivariate=False)
+    # what was drawn before a resume must not be drawn again
+    sampler = optuna.samplers.TPESampler(seed=search.seed + begun, n_startup_trials=STARTUP, multivariate=False)
     return optuna.create_study(sampler=sampler, directions=["minimize"] * (2 if search.second else 1))
 
 

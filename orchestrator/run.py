@@ -189,7 +189,7 @@ def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool,
             device=request.recipe.train.device,
             should_stop=stop.is_set,
         )
-        with _on_sigterm(stop.set):
+        with on_sigterm(stop.set):
             run = set_up(request.recipe, session, files=storage.FsspecFiles())
             try:
                 status = loop(run)
@@ -207,7 +207,7 @@ def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, 
 
     _connect(ray, request, address)
     try:
-        with _on_sigterm(lambda: ask_to_stop(place.uri, attempt.driver)):
+        with on_sigterm(lambda: ask_to_stop(place.uri, attempt.driver)):
             replayer.wait_started()
             return fit(request.recipe, place, attempt, workers=request.workers, patience_s=request.patience_s)
     finally:
@@ -270,7 +270,7 @@ def ray_storage(home: str, *, patience_s: float) -> dict[str, Any]:
 
 
 @contextmanager
-def _on_sigterm(ask: Callable[[], Any]) -> Iterator[None]:
+def on_sigterm(ask: Callable[[], Any]) -> Iterator[None]:
     """Within this context SIGTERM asks the run to save and stop; afterwards it means what it meant before."""
     before = signal.signal(signal.SIGTERM, lambda *_: ask())
     try:

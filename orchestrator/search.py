@@ -4,7 +4,9 @@ What a trial is and does are `trial.py` and `climb.py`, who proposes is `proposa
 `tuning.py`, what is kept is `search_files.py`; here is what happens one after the other.
 """
 
+import itertools
 import math
+import os
 import secrets
 import time
 from dataclasses import dataclass, replace
@@ -16,15 +18,17 @@ from orchestrator.attempts import Driver, beating, take_over
 from orchestrator.budget import Budget, parse_budget
 from orchestrator.family import NAMES
 from orchestrator.joining import connect, join_stack
-from orchestrator.proposals import planned
+from orchestrator.patience import say
+from orchestrator.proposals import num_trials, planned
 from orchestrator.recipe import resolve
 from orchestrator.results import Place
-from orchestrator.run import absolute, refuse_passwords, wait_for_tracking
+from orchestrator.run import absolute, on_sigterm, refuse_passwords, wait_for_tracking
 from orchestrator.runs import differences, place_of
-from orchestrator.search_files import Task, begin, facts_of, known_trials, write_cluster
-from orchestrator.search_summary import best_first, outcome_of, repeated
-from orchestrator.trial import num_slices, rungs, searched, trial_recipe
+from orchestrator.search_files import Task, begin, facts_of, known_trials, reopen, write_cluster
+from orchestrator.search_summary import best_first, outcome_of, repeated, winner_so_far
+from orchestrator.trial import judged_models, num_slices, rungs, searched, trial_recipe, without_teachers
 from workloads import roles
+from workloads.clips import read_corpus, split
 from workloads.config import Recipe
 from workloads.space import Choices, Search
 from workloads.spool import Spool
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.tuning import Crew
 
 
+MOST_CORNERS = 512  # of a space, that are tried for mistakes before anything starts
 WAITING = 0.01  # CPUs of a trial that waits for its workers
 
 
@@ -70,21 +75,45 @@ def check(request: SearchRequest) -> Budget:
             f"--full {request.full}: takes 2 trials or more, to rank them again, and search.share = {search.share:g} "
             "below 1; or leave it out"
         )
+    known = planned(search, budget.trials)  # refuses a budget that no grid or population has
+    if request.slots and search.pauses:
+        raise ValueError(
+            f"--slots {request.slots}: trials that wait for one another (pbt, hyperband) take all of the cluster; "
+            "leave it out"
+        )
     if request.workers > 1 and search.rungs > 1:
         raise ValueError(
             f"search.rungs = {search.rungs}: must be 1 with --workers {request.workers}; leave one of the two out"
         )
     if request.workers < 1 or recipe.train.shards % request.workers:
         raise ValueError(f"--workers {request.workers}: train.shards = {recipe.train.shards} must divide among them")
-    corners = _corners(search)
+    corners = known or _corners(search)
     trials = [trial_recipe(recipe, settings) for settings in corners]
-    for made in trials if request.finals else ():
-        _require_control(made)
+    for made in trials:
+        judged_models(search, made)
+        if request.finals:
+            _require_control(made)
+    if request.finals:
+        _require_slices(recipe)
     for settings in corners if request.full else ():
         trial_recipe(recipe, settings, whole=True)
     if search.scheduler != "none":
         _require_equal_rungs(search, trials)
+    if len({tuple(roles.own_steps(roles.plan(made)).items()) for made in trials}) > 1:
+        say("note: not all trials take equally many steps of each model, so their scores tell that too")
     return budget
+
+
+def _require_slices(recipe: Recipe) -> None:
+    """ValueError where whoever was chosen could not be judged on slices that did not choose it."""
+    search, there = searched(recipe), num_slices(recipe)
+    need = search.slices + search.repeats * (2 if search.finalists > 1 else 1)
+    if need > there:
+        raise ValueError(
+            f"search.repeats = {search.repeats}: with search.slices = {search.slices} and search.finalists = "
+            f"{search.finalists} it takes {need} validation slices for each repeat to have one that chose nobody, and "
+            f"data.val_share = {recipe.data.val_share:g} makes {there}; lower one of them, or add --no-finals"
+        )
 
 
 def _require_equal_rungs(search: Search, trials: list[Recipe]) -> None:
@@ -107,7 +136,7 @@ def _require_equal_rungs(search: Search, trials: list[Recipe]) -> None:
 def _require_control(made: Recipe) -> None:
     """ValueError where the schedule cannot do without teachers, so that nothing could be held against the winner."""
     try:
-        roles.plan(replace(made, edges=()))
+        roles.plan(without_teachers(made))
     except ValueError as error:
         raise ValueError(
             f"schedule.kind = {made.schedule.kind!r}: without edges there is no control ({error}); --no-finals "
@@ -116,26 +145,22 @@ def _require_control(made: Recipe) -> None:
 
 
 def _corners(search: Search) -> list[dict[str, Any]]:
-    """Settings that show whether the space makes recipes: all of a plan; else every end and choice by itself."""
-    known = planned(search)
-    if known is not None:
-        return known
-    first = {
-        place: values.choices[0] if isinstance(values, Choices) else values.low
+    """Settings that show whether the space makes recipes: all its corners; of very many, every end by itself."""
+    ends = {
+        place: values.choices if isinstance(values, Choices) else (values.low, values.high)
         for place, values in search.space.items()
     }
-    ends = [
-        first | {place: value}
-        for place, values in search.space.items()
-        for value in (values.choices if isinstance(values, Choices) else (values.low, values.high))
-    ]
-    return [first, *ends]
+    if math.prod(map(len, ends.values())) <= MOST_CORNERS:
+        return [dict(zip(ends, corner, strict=True)) for corner in itertools.product(*ends.values())]
+    first, last = ({place: values[end] for place, values in ends.items()} for end in (0, -1))
+    return [first, last, *(first | {place: value} for place, values in ends.items() for value in values)]
 
 
 def search(request: SearchRequest) -> dict[str, Any]:
     """The whole search; returns its outcome, the object that --json prints. ValueError for the user's mistakes."""
     budget = check(request)
     request = replace(request, recipe=absolute(request.recipe))
+    _require_data(request.recipe)
     storage.probe(request.storage)
     began, place, driver = time.time(), _open(request), Driver()
     take_over(place.uri, driver)  # two drivers of one search would train everything twice
@@ -144,39 +169,67 @@ def search(request: SearchRequest) -> dict[str, Any]:
         return _drive(request, place, budget, began=began)
 
 
+def _require_data(recipe: Recipe) -> None:
+    """ValueError where the data cannot be read or split: every trial would find that out by itself."""
+    corpus, slices = read_corpus(recipe.data, storage.FsspecFiles()), num_slices(recipe)
+    for number in range(slices):
+        split(corpus, replace(recipe.data, val_slice=number))
+
+
 def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float) -> dict[str, Any]:
     """Trials, then finals, then what came of them."""
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in run.py
     address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
 
     from orchestrator import tuning
 
-    train, workers = request.recipe.train, request.workers
+    train, workers, search = request.recipe.train, request.workers, searched(request.recipe)
     trial = {"CPU": float(train.threads)} | ({"GPU": 1.0} if train.device == "cuda" else {})
     whole = trial
     if workers > 1:  # Ray Train places its workers itself; Tune sees only the trial that waits for them
         trial = {"CPU": WAITING}
         whole = {"CPU": workers + WAITING} | ({"GPU": float(workers)} if train.device == "cuda" else {})
     joined = connect(ray, address, at_least=math.ceil(whole["CPU"]))
-    slots = tuning.slots(joined.resources, whole, request.slots)
-    write_cluster(place.uri, slots=slots, dashboard=joined.dashboard)
     try:
+        # workers of one trial may lie on several nodes, a trial of one process does not
+        slots = tuning.slots([joined.resources] if workers > 1 else joined.nodes, whole, request.slots)
+        joined.require_seen(ray, storage.join(place.uri, "search.json"))
+        write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
         with Spool(place.spool) as spool:
             spool.append(_search_record(request, place))
             replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
             replayer.wait_started()
+            reopen(place.uri)
             crew = tuning.Crew(request.recipe, place.uri, spool, resources=trial, slots=slots, workers=workers)
-            spent = crew.run_trials(known_trials(place.uri), budget)
-            finals = _finals(request.recipe, place.uri, crew) if request.finals else []
-            finals += _at_full_length(place.uri, crew, request.full) if request.full else []
-            outcome = outcome_of(place, request.recipe, finals, slots=slots, spent=spent, began=began)
-            spool.append({"kind": "end", "status": "done", "error": "", "mistake": False})
+            with on_sigterm(_interrupt):
+                outcome = _work(request, place, crew, budget, began=began)
+            spool.append({"kind": "end", "status": outcome["status"], "error": "", "mistake": False})
             results.share_spool(place)
     finally:
         ray.shutdown()
     wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
-    _write_report(place)
+    if outcome["status"] != "preempted":
+        _write_report(place)
     return outcome
+
+
+def _work(request: SearchRequest, place: Place, crew: "Crew", budget: Budget, *, began: float) -> dict[str, Any]:
+    """All that is to be learned, and what came of it; where it was interrupted, how to go on."""
+    try:
+        known = known_trials(place.uri)
+        spent = crew.run_trials(known, budget)
+        finals = _finals(request.recipe, place.uri, crew) if request.finals else []
+        finals += _at_full_length(place.uri, crew, request.full) if request.full else []
+    except KeyboardInterrupt:
+        return {"search_id": place.run_id, "status": "preempted"}
+    told = [task.number for task, result in known if result is not None]
+    return outcome_of(place, request.recipe, finals, slots=crew.slots, spent=spent, began=began, told=told)
+
+
+def _interrupt() -> None:
+    """SIGTERM as Ctrl-C: what is committed stays, and the rest is learned when the search goes on."""
+    raise KeyboardInterrupt
 
 
 def _write_report(place: Place) -> None:
@@ -239,18 +292,24 @@ def _finals(recipe: Recipe, home: str, crew: "Crew") -> list[Task]:
     """Find the best of the finalists, and hold it against the same without teachers; returns these last tasks.
 
     Whoever was chosen by some seeds and slices looks better there than it is: what comes after a choice is judged by
-    other seeds, and, as far as there are others, on slices that chose nobody.
+    other seeds, on slices that chose nobody. The test fold is scored for one winner only: once there is one, trials
+    that come later do not take its place.
     """
     search, best = searched(recipe), best_first(home)
     if not best:
         return []
     finalists, numbers = best[: search.finalists], range(1, search.repeats + 1)
+    chosen = winner_so_far(home)
     if len(finalists) > 1:
         again = [_repeat("finalist", found, recipe, number) for found in finalists for number in numbers]
-        crew.run_listed(again)
-        finalists = repeated(home, again)
+        if chosen is None:
+            crew.run_listed(again)
+            finalists = repeated(home, again)
         numbers = range(search.repeats + 1, 2 * search.repeats + 1)
-    tasks = [_repeat(kind, finalists[0], recipe, number) for kind in ("winner", "control") for number in numbers]
+    winner = chosen or (finalists[0] if finalists else None)
+    if winner is None:  # no finalist came to its end with another seed
+        return []
+    tasks = [_repeat(kind, winner, recipe, number) for kind in ("winner", "control") for number in numbers]
     crew.run_listed(tasks)
     return tasks
 

@@ -1,18 +1,20 @@
 """What a search keeps on its storage: who it is, what each task tries, and, once, what came of it.
 
 SEARCH/search.json first, SEARCH/trials/0000/ and SEARCH/finals/NAME/ with settings.json when begun and result.json
-when over, SEARCH/outcome.json last. Whoever comes back reads these; there is no other state. `trials.py` reads them for
-people, and for them alone are cluster.json, a trial's rungs.json while it runs, and mlflow.json (`family.py`).
+when over, SEARCH/outcome.json last (while a search that was over goes on it is called earlier.json). Whoever comes back
+reads these; there is no other state. `trials.py` reads them for people, and for them alone are cluster.json, a trial's
+rungs.json while it runs, and mlflow.json (`family.py`).
 """
 
 import json
-import os
 import socket
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator import storage
+
+OUTCOME, EARLIER = "outcome.json", "earlier.json"
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,33 @@ def facts_of(home: str) -> dict[str, Any]:
     return facts
 
 
-def write_cluster(home: str, *, slots: int, dashboard: str) -> None:
-    """Say where the search goes on now: trials at once, and the address of Ray's dashboard (empty: it has none)."""
-    storage.put_text(storage.join(home, "cluster.json"), json.dumps({"slots": slots, "dashboard": dashboard}))
+def write_cluster(home: str, *, slots: int, dashboard: str, trials: int) -> None:
+    """Say where the search goes on now: trials at once, the address of Ray's dashboard (empty: it has none), and how
+    many trials there are to be."""
+    said = {"slots": slots, "dashboard": dashboard, "trials": trials}
+    storage.put_text(storage.join(home, "cluster.json"), json.dumps(said))
+
+
+def reopen(home: str) -> None:
+    """Go on: what an earlier driver's search came to is kept apart until this one's is written, which adds to it."""
+    outcome = storage.join(home, OUTCOME)
+    if storage.exists(outcome):
+        storage.put_text(storage.join(home, EARLIER), storage.get_text(outcome))
+        storage.delete(outcome)
+
+
+def earlier(home: str) -> dict[str, Any]:
+    """What the search came to before it was reopened; empty where it never was over."""
+    uri = storage.join(home, EARLIER)
+    if not storage.exists(uri):
+        return {}
+    found: dict[str, Any] = json.loads(storage.get_text(uri))
+    return found
+
+
+def write_outcome(home: str, outcome: dict[str, Any]) -> None:
+    """Say what the search came to: it is over."""
+    storage.put_text(storage.join(home, OUTCOME), json.dumps(outcome, indent=1))
 
 
 def known_trials(home: str) -> list[tuple[Task, dict[str, Any] | None]]:
@@ -86,15 +112,24 @@ def write_settings(home: str, task: Task, *, began: float) -> None:
     storage.put_text(storage.join(home, task.folder, "settings.json"), json.dumps(said))
 
 
-def write_rungs(home: str, task: Task, history: list[dict[str, Any]]) -> None:
-    """Say how a task that is not over stood at its rungs so far."""
-    storage.put_text(storage.join(home, task.folder, "rungs.json"), json.dumps(history))
+def write_rungs(home: str, task: Task, history: list[dict[str, Any]], *, began: float, loop_seconds: float) -> None:
+    """Say how a task that is not over stood at its rungs so far, and how long that took."""
+    said = {"history": history, "began": began, "loop_seconds": loop_seconds}
+    storage.put_text(storage.join(home, task.folder, "rungs.json"), json.dumps(said))
+
+
+def read_rungs(home: str, task: Task) -> dict[str, Any] | None:
+    """What `write_rungs` said last, if anything."""
+    uri = storage.join(home, task.folder, "rungs.json")
+    if not storage.exists(uri):
+        return None
+    found: dict[str, Any] = json.loads(storage.get_text(uri))
+    return found
 
 
 def write_result(home: str, task: Task, result: dict[str, Any]) -> bool:
     """Commit what came of a task; False where somebody has done so before."""
-    said = asdict(task) | {"second": None} | result
-    said |= {"ended": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+    said = asdict(task) | {"second": None, "host": socket.gethostname()} | result | {"ended": time.time()}
     return storage.create_exclusively(storage.join(home, task.folder, "result.json"), json.dumps(said).encode())
 
 

@@ -88,10 +88,11 @@ def _clock(seconds: float) -> str:
 
 def _facts(search: Search, until: float) -> list[tuple[str, str]]:
     over = sum(trial.over for trial in search.trials)
-    busy = search_timeline.utilisation(search_timeline.spans(search, now=until), search.slots)
+    drawn = search_timeline.spans(search, now=until)
+    busy = None if search.pauses else search_timeline.utilisation(drawn, search.slots)
     overhead = (search.outcome or {}).get("overhead_s_per_trial")
     return [
-        ("trials over", f"{over} of {search.settings['trials']}"),
+        ("trials over", f"{over} of {search.wanted}"),
         (f"best {search.metric}", score(search.ranked[0].objective) if search.ranked else NOTHING),
         ("the search took" if search.outcome else "so far", duration(_lasted(search, until))),
         (f"{plural(search.slots, 'slot')} busy", NOTHING if busy is None else f"{busy:.0%}"),
@@ -181,7 +182,8 @@ def _finals(search: Search) -> list[dict[str, str]]:
 def _tests(search: Search) -> list[tuple[str, str, str, str]]:
     """(model, metric, winner, control) on the test clips."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for trial in search.finals:
+    winner = ((search.outcome or {}).get("winner") or {}).get("number")
+    for trial in search.finals if winner is None else [trial for trial in search.finals if trial.number == winner]:
         for model, scores in (trial.test or {}).items():
             for metric, value in scores.items():
                 found.setdefault((model, metric), {}).setdefault(trial.kind, []).append(value)

@@ -68,9 +68,10 @@ def _importance(search: Search) -> Section:
     if not found:
         return Section("importance", title, "All scores are the same, so no parameter explains them.")
     said = (
-        f"fANOVA: each parameter's own share of the variance of {search.metric} {search.compared[0]}, "
-        f"where {len(search.compared[1])} trials were judged. Whiskers: lowest and highest in {search_study.SUBSETS} "
-        f"random subsets of {search_study.SUBSET:.0%} of the trials; where they overlap, the order is not settled."
+        f"fANOVA: each parameter's own share of the variance of {search.metric} {search.compared[0]} over the space, "
+        f"as a forest fitted to {len(search.compared[1])} judged trials sees it; what is missing to 100 % lies in "
+        f"parameters together. Whiskers: lowest and highest in {search_study.SUBSETS} random subsets of "
+        f"{search_study.SUBSET:.0%} of the trials; where they overlap, the order is not settled."
     )
     return _one("importance", title, said, pictures.importances(found))
 
@@ -109,6 +110,8 @@ def _agreement(search: Search) -> Section:
     share = search.settings["share"]
     if share == 1:
         return Section("agreement", title, "Trials were full runs.")
+    if not found and any(trial.kind == "full" for trial in search.finals):
+        return Section("agreement", title, "Fewer than two trials have come to their end over all steps.")
     if not found:
         return Section(
             "agreement",
@@ -127,13 +130,17 @@ def _timeline(search: Search, now: float) -> Section:
     title, drawn = "Where the time went", search_timeline.spans(search, now=now)
     if not drawn:
         return Section("timeline", title, "No trial has begun.")
-    busy = search_timeline.utilisation(drawn, search.slots)
+    busy = None if search.pauses else search_timeline.utilisation(drawn, search.slots)
     inside = sum(trial.loop_seconds for trial in (*search.trials, *search.finals))
     held = sum(span.end - span.start for span in drawn if span.trial.over)
     said = (
         "A row is a slot of the cluster, a block a trial with its number. From the first trial's begin to the last "
-        f"one's end {plural(search.slots, 'slot')} were busy {busy or 0:.0%} of the time"
+        f"one's end {plural(search.slots, 'slot')} were busy {busy:.0%} of the time"
+        if busy is not None
+        else "A row is a trial, from its first begin to its end: in between it waits for the others at every rung"
     )
+    if search.pauses:
+        return _one("timeline", title, f"{said}.", search_timeline.timeline(search, now=now))
     said += f"; {inside / held:.0%} of what finished trials held went into training loops." if held else "."
     return _one("timeline", title, said, search_timeline.timeline(search, now=now))
 

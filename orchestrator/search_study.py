@@ -3,6 +3,7 @@
 The study lives in memory: nothing is written, and a search that Optuna did not steer is told in the same way.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ def trials_missing(search: Search) -> int:
 def importance(search: Search) -> dict[str, Importance]:
     """Each parameter's share of the variance of the score at `Search.compared`, by fANOVA, the largest first.
 
-    fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) fits a forest to the trials and splits its variance. Empty if the
-    scores do not differ. Needs `trials_missing(search) <= 0`.
+    fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) fits a forest to the trials and splits its variance over the space;
+    what parameters do together is in no share. Empty if the scores do not differ. Needs `trials_missing(search) <= 0`.
     """
     assert trials_missing(search) <= 0, "too few trials"
     compared, draw = _compared(search), random.Random(0)
@@ -69,16 +70,26 @@ def _shares(search: Search, scored: Scored) -> dict[str, float]:
     if len({score for _, score in scored}) == 1:
         return {}
     judge = optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, seed=0)
-    found = optuna.importance.get_param_importances(_study(search, scored), evaluator=judge)
+    study = _study(search, scored, straight=True)
+    found = judge.evaluate(study)  # as shares of all variance; `get_param_importances` would make them sum to 1
     names = {escaped(name): name for name in search.space}
     return {names[name]: float(share) for name, share in found.items()}
 
 
-def _study(search: Search, scored: Scored) -> optuna.Study:
-    """Names are escaped, since Plotly reads some HTML in what Optuna hands to it; choices are their words."""
+def _study(search: Search, scored: Scored, *, straight: bool = False) -> optuna.Study:
+    """Names are escaped, since Plotly reads some HTML in what Optuna hands to it; choices are their words.
+
+    `straight` puts logarithms in the place of what is searched in even steps of its logarithm: fANOVA weighs a range's
+    parts by their length.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     points = [{name: _value(search, name, trial.settings[name]) for name in search.space} for trial, _ in scored]
     kinds = {name: _distribution(search, name, [point[name] for point in points]) for name in search.space}
+    for name in [name for name, span in search.space.items() if straight and span.get("log")]:
+        kind = kinds[name]
+        assert isinstance(kind, FloatDistribution | IntDistribution)
+        kinds[name] = FloatDistribution(math.log(kind.low), math.log(kind.high))
+        points = [point | {name: math.log(point[name])} for point in points]
     study = optuna.create_study()
     for point, (_, score) in zip(points, scored, strict=True):
         params = {escaped(name): value for name, value in point.items()}

@@ -31,13 +31,15 @@ def spans(search: Search, *, now: float) -> list[Span]:
         group = trial.status if trial.kind == "trial" or trial.status in (FAILED, RUNNING) else trial.kind
         if trial.ended is not None or trial.status == RUNNING:
             row = "runs now" if trial.slot is None else f"slot {trial.slot}"
+            if search.pauses and trial.kind == "trial":  # it holds a slot from rung to rung only
+                row = f"trial {trial.number}"
             end = now if trial.ended is None else trial.ended
             found.append(Span(row, group, trial, trial.began - search.created, max(end, trial.began) - search.created))
     return found
 
 
 def timeline(search: Search, *, now: float) -> go.Figure:
-    """A row for each slot of the cluster, a block for each trial, over minutes since the search began."""
+    """A row for each slot of the cluster, or for each trial that waits for others, over minutes since the beginning."""
     drawn = spans(search, now=now)
     rows = sorted({span.row for span in drawn}, key=lambda row: (row == "runs now", len(row), row))
     figure = plain(go.Figure(), height=130 + 52 * len(rows))

@@ -32,7 +32,7 @@ def _state(search: Search, now: float) -> str:
     told = f" ({', '.join(parts)})." if parts else "."
     if search.outcome is None:
         over = sum(trial.over for trial in search.trials)
-        said = f"{over} of at most {search.settings['trials']} trials are over{told}"
+        said = f"{over} of at most {search.wanted} trials are over{told}"
         if search.until(now) < now:
             return f"Without news for {duration(now - search.last_news)}: it may have been killed. {said}"
         return f"Running. {said}"
@@ -49,7 +49,10 @@ def _best(search: Search) -> str:
     winner = (search.outcome or {}).get("winner")
     if winner and winner.get("number", best.number) != best.number:
         chosen = f"trial {winner['number']} ({line(search, winner['settings'])})"
-        return f"Best settings: {chosen}. It won over several seeds; on one seed trial {best.number} was ahead."
+        if any(trial.kind == "finalist" and trial.number == best.number for trial in search.finals):
+            return f"Best settings: {chosen}. It won over several seeds; on one seed trial {best.number} was ahead."
+        late = f"Trial {best.number}, which is ahead of it on one seed, came later and was not held against it"
+        return f"Best settings: {chosen}. {late}: the test fold is scored for one winner only."
     word = "Best settings" if search.outcome else "Best settings so far"
     found = f"{line(search, best.settings)} (trial {best.number}, {search.metric} {score(best.objective)}"
     return f"{word}: {found}{', lower is better).'}"

@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.recipe import changed
 from workloads import roles
 from workloads.config import Recipe
-from workloads.schedules import Alternate, shortened
+from workloads.schedules import Alternate, Mutual, OneWay, shortened
 from workloads.space import Search
 
 
@@ -78,8 +78,35 @@ def rungs(recipe: Recipe, search: Search) -> list[int]:
     return steps
 
 
-def judge(search: Search, recipe: Recipe, values: dict[str, float]) -> float:
-    """The mean over the models of the search's metric, turned so that less is better."""
-    models = search.models or tuple(recipe.models)
+def judged_models(search: Search, made: Recipe) -> tuple[str, ...]:
+    """Whose metric counts: the models that the search names, else all that learn.
+
+    Raises ValueError for one that the recipe does not have, or that has not learned yet where it is first judged.
+    """
+    made.known_models("search.models", search.models)
+    phases, first = roles.plan(made), rungs(made, search)[0]
+    whole, early = roles.own_steps(phases), roles.own_steps(phases, until=first)
+    names = search.models or tuple(name for name in made.models if whole[name])
+    if unready := [name for name in names if not early.get(name)]:
+        raise ValueError(
+            f"search.rungs = {search.rungs}: at step {first}, where a trial is first judged, {', '.join(unready)} has "
+            "not learned yet; have fewer rungs, or name in search.models those that have"
+        )
+    return names
+
+
+def without_teachers(made: Recipe) -> Recipe:
+    """The control: the same steps from labels alone. A model that never learns has nothing to do there."""
+    steps = roles.own_steps(roles.plan(made))
+    learners = {name: model for name, model in made.models.items() if steps[name]}
+    schedule = made.schedule
+    if isinstance(schedule, OneWay) and len(learners) < len(made.models):
+        schedule = Mutual(kind="mutual", burn_in=0, steps=schedule.steps)
+    return replace(made, models=learners, edges=(), schedule=schedule)
+
+
+def judge(search: Search, made: Recipe, values: dict[str, float]) -> float:
+    """The mean over the judged models of the search's metric, turned so that less is better."""
+    models = judged_models(search, made)
     mean = sum(values[f"{name}/val/{search.metric}"] for name in models) / len(models)
     return mean if search.lower_is_better else 1 - mean

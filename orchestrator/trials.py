@@ -14,7 +14,8 @@ from typing import Any
 from orchestrator import storage
 from orchestrator.family import NAMES
 from orchestrator.patience import patiently
-from workloads.space import LOWER_IS_BETTER
+from orchestrator.search_files import OUTCOME
+from workloads.space import objective_name
 
 PATIENCE_S = 5.0  # for a store that is away for a moment
 SILENT_S, SILENT_TRIALS = 900.0, 5  # without news for so long, and for so many of its longest trial: killed?
@@ -86,6 +87,7 @@ class Search:
     command: str
     recipe: Mapping[str, Any]
     slots: int
+    wanted: int  # trials that there are to be
     tracking: str
     mlflow_run_id: str  # the parent's; empty as a trial's
     dashboard: str
@@ -106,10 +108,14 @@ class Search:
         return space
 
     @property
+    def pauses(self) -> bool:
+        """Whether trials waited at rungs for one another."""
+        return bool(self.settings["searcher"] == "pbt" or self.settings["scheduler"] == "hyperband")
+
+    @property
     def metric(self) -> str:
-        """What the objective is called; a metric of which more is better is taken from 1."""
-        metric = str(self.settings["metric"])
-        return f"val {metric}" if metric in LOWER_IS_BETTER else f"1 - val {metric}"
+        """What the objective is called."""
+        return objective_name(str(self.settings["metric"]))
 
     def of_status(self, *statuses: str) -> list[Trial]:
         """The trials of these statuses, in order of their numbers."""
@@ -173,13 +179,14 @@ def _search(uri: str, before: Search | None) -> Search:
     if not storage.exists(head_uri):
         raise ValueError(f"search {uri!r}: no search.json there; give a search's folder or URI, STORAGE/SEARCH_ID")
     head = _json(head_uri)
-    outcome = _json_or(storage.join(uri, "outcome.json"), None)  # before the trials: they are complete then
+    outcome = _json_or(storage.join(uri, OUTCOME), None)  # before the trials: they are complete then
     names = _json_or(storage.join(uri, NAMES), {})
     ended = outcome is not None
     try:
         trials = _read_all(storage.join(uri, "trials"), ended, before.trials if before else (), names)
         finals = _read_all(storage.join(uri, "finals"), ended, before.finals if before else (), names)
-        cluster = _json_or(storage.join(uri, "cluster.json"), {"slots": 1, "dashboard": ""})
+        begun = {"slots": 1, "dashboard": "", "trials": head["recipe"]["search"]["trials"]}  # it has told no more yet
+        cluster = _json_or(storage.join(uri, "cluster.json"), begun)
         return Search(
             uri=uri,
             search_id=head["search_id"],
@@ -187,6 +194,7 @@ def _search(uri: str, before: Search | None) -> Search:
             command=head["command"],
             recipe=head["recipe"],
             slots=int(cluster["slots"]),
+            wanted=int(cluster["trials"]),
             tracking=head["tracking"],
             mlflow_run_id=names.get("", ""),
             dashboard=cluster["dashboard"],
@@ -225,7 +233,7 @@ def _read(uri: str, name: str, ended: bool, names: dict[str, str]) -> Trial | No
         status=INTERRUPTED if ended else RUNNING,
         seed=begun.get("seed"),
         slot=begun.get("slot"),
-        history=_rungs(_json_or(storage.join(uri, name, "rungs.json"), [])),
+        history=_rungs(_json_or(storage.join(uri, name, "rungs.json"), {"history": []})["history"]),
         mlflow_run_id=names.get(name, ""),
     )
 

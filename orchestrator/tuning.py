@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 from orchestrator import storage
 from orchestrator.budget import Budget
 from orchestrator.climb import learn
-from orchestrator.patience import say
+from orchestrator.patience import patiently, say
 from orchestrator.proposals import Proposals
 from orchestrator.recipe import flatten
 from orchestrator.run import ray_storage
@@ -31,12 +31,13 @@ from orchestrator.search_files import Task, read_result, write_result
 from orchestrator.trial import searched
 from workloads.config import Recipe
 from workloads.space import Choices, Range, Search
-from workloads.spool import Spool, stamped
+from workloads.spool import Spool, read_spool, stamped
 
 POINTER = "checkpoint"  # Tune moves a file that holds the URI of ours
 PATIENCE_S = 300.0  # for the store that Tune moves them through
 RETRIES = 2  # of a trial whose process or node was lost
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our own records hold what happened
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # else Ctrl-C ends the trials, and the search goes on
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables: a line for every trial is enough
 
 
@@ -62,9 +63,9 @@ class Listed:
         pass
 
 
-def slots(have: dict[str, float], need: dict[str, float], wanted: int) -> int:
-    """How many trials the cluster holds at once; ValueError where it is none, or fewer than wanted."""
-    most = min(int(have.get(resource, 0.0) // amount) for resource, amount in need.items())
+def slots(nodes: list[dict[str, float]], need: dict[str, float], wanted: int) -> int:
+    """How many trials fit on the nodes at once; ValueError where it is none, or fewer than wanted."""
+    most = sum(min(int(have.get(what, 0.0) // amount) for what, amount in need.items()) for have in nodes)
     if most < max(1, wanted):
         said = ", ".join(f"{amount:g} {resource}" for resource, amount in need.items())
         raise ValueError(
@@ -80,14 +81,15 @@ class Crew:
     def __init__(
         self, recipe: Recipe, home: str, spool: Spool, *, resources: dict[str, float], slots: int, workers: int
     ) -> None:
+        self.slots = slots
         self._recipe, self._home, self._spool = recipe, home, spool
-        self._resources, self._slots, self._workers = resources, slots, workers
+        self._resources, self._workers = resources, workers
 
     def run_trials(self, known: list[tuple[Task, dict[str, Any] | None]], budget: Budget) -> float:
         """Try what is proposed until nothing more is, or the budget is spent; returns seconds of wall time."""
         search = searched(self._recipe)
         proposals = Proposals(search, [task for task, _ in known], limit=budget.trials)
-        seconds = budget.seconds or (3600 * budget.gpu_hours / self._slots) or None
+        seconds = budget.seconds or (3600 * budget.gpu_hours / (self.slots * self._workers)) or None
         return self._run(proposals, scheduler=_scheduler(search), seconds=seconds, at_once=search.pauses)
 
     def run_listed(self, tasks: list[Task]) -> float:
@@ -99,12 +101,12 @@ class Crew:
     ) -> float:
         """`at_once`: the scheduler holds all tasks and lets them take turns; else they are asked for one by one."""
         began = time.monotonic()
-        desk = Desk(source, self._recipe, self._home, self._spool, self._slots)
+        desk = Desk(source, self._recipe, self._home, self._spool, self.slots)
         trainable = tune.with_resources(
             tune.with_parameters(_learn, recipe=self._recipe, home=self._home, workers=self._workers),
             self._resources,
         )
-        order: dict[str, Any] = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self._slots}
+        order: dict[str, Any] = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self.slots}
         tasks = list(iter(lambda: source.propose(0), None)) if at_once else []
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
             where: dict[str, Any] = {"storage_path": scratch}  # Tune's own state, which is never read
@@ -128,6 +130,7 @@ class Crew:
                 ),
             )
             tuner.fit()
+        desk.leave()
         return time.monotonic() - began
 
 
@@ -194,9 +197,20 @@ class Desk:
     def __init__(self, source: Source, recipe: Recipe, home: str, spool: Spool, slots: int) -> None:
         self.source, self.recipe, self.home, self.spool = source, recipe, home, spool
         self._free = list(range(slots))
+        self._under_way: dict[str, Task] = {}
         self._heard: dict[str, list[dict[str, Any]]] = {}  # task name -> rungs
         self._began: dict[str, float] = {}
         self._loop_seconds: dict[str, float] = {}
+        self._hosts: dict[str, str] = {}
+        self._told = {  # by an earlier driver, to the end
+            record["child"]
+            for record in read_spool(spool.path)
+            if record["kind"] == "closed" and record["status"] != "preempted"
+        }
+
+    @property
+    def full(self) -> bool:
+        return not self._free
 
     def ask(self) -> Task | None:
         """The next task, for the lowest slot that is free."""
@@ -208,6 +222,7 @@ class Desk:
 
     def begin(self, task: Task) -> None:
         """A task's process has started; it may be the second time, after a pause or a loss."""
+        self._under_way[task.name] = task
         if task.name not in self._heard:
             self._heard[task.name], self._began[task.name] = [], time.time()
             self._say(task, "run", **self._facts(task))
@@ -217,33 +232,19 @@ class Desk:
         for record in news["records"]:
             if record["kind"] != "result" or task.kind == "winner":  # only a winner's models are registered
                 self.spool.append(record | {"child": task.name})
-        rung = news["rung"]
+        rung, self._hosts[task.name] = news["rung"], news.get("host", "")
         if rung:
-            before = [heard for heard in self._heard[task.name] if heard["step"] < rung["step"]]  # a retry tells again
+            before = [
+                heard for heard in self._heard.get(task.name, []) if heard["step"] < rung["step"]
+            ]  # a retry tells again
             self._heard[task.name] = [*before, rung]
             self._loop_seconds[task.name] = news.get("loop_seconds", 0.0)
             self._say(task, "metrics", step=rung["step"], values=rung["values"] | {"objective": rung["objective"]})
 
     def end(self, task: Task, error: str = "") -> None:
         """The task is over: finished, stopped at a rung, or failed for good."""
-        result = read_result(self.home, task)
-        if result is None:
-            history = self._heard[task.name]
-            status = "failed" if error else "stopped"
-            write_result(
-                self.home,
-                task,
-                {
-                    "status": status,
-                    "reason": error,
-                    "objective": history[-1]["objective"] if history and not error else None,
-                    "history": history,
-                    "began": self._began[task.name],
-                    "loop_seconds": self._loop_seconds.get(task.name, 0.0),
-                },
-            )
-            result = read_result(self.home, task)
-        assert result is not None
+        self._under_way.pop(task.name, None)
+        result = patiently(lambda: self._settle(task, error), what=f"search {self.home}", patience_s=PATIENCE_S)
         objectives = [value for value in (result["objective"], result["second"]) if value is not None]
         if task.kind == "trial":
             self.source.tell(task.number, objectives if result["status"] != "failed" else None)
@@ -254,8 +255,32 @@ class Desk:
         status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
         self._say(task, "closed", status=status, error=result["reason"])
 
+    def _settle(self, task: Task, error: str) -> dict[str, Any]:
+        """The task's result; its process has not written one where it was stopped or lost."""
+        history = self._heard.get(task.name, [])  # of one that could not even start there is nothing
+        if read_result(self.home, task) is None:
+            found = {
+                "status": "failed" if error else "stopped",
+                "reason": error,
+                "objective": history[-1]["objective"] if history and not error else None,
+                "history": history,
+                "began": self._began.get(task.name, time.time()),
+                "loop_seconds": self._loop_seconds.get(task.name, 0.0),
+                "host": self._hosts.get(task.name, ""),
+            }
+            write_result(self.home, task, found)
+        result = read_result(self.home, task)
+        assert result is not None
+        return result
+
+    def leave(self) -> None:
+        """The time was up for the tasks under way: they have no result, and are learned if the search goes on."""
+        for task in self._under_way.values():
+            self._say(task, "closed", status="preempted", error="the search's time was up")
+
     def _say(self, task: Task, kind: str, **fields: Any) -> None:
-        self.spool.append(stamped(kind, **fields, child=task.name))
+        if task.name not in self._told:
+            self.spool.append(stamped(kind, **fields, child=task.name))
 
     def _facts(self, task: Task) -> dict[str, Any]:
         return {
@@ -286,6 +311,8 @@ class Asking(Forgotten, Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
+        if self._desk.full:  # of tasks that are about to be tried again
+            return None
         task = self._desk.ask()
         return Searcher.FINISHED if task is None else {"task": asdict(task)}
 

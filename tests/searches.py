@@ -46,7 +46,7 @@ def head(*, scheduler: str = "asha", trials: int = 24, second: str = "", trackin
     }
 
 
-CLUSTER = {"slots": 2, "dashboard": "http://127.0.0.1:8265"}
+CLUSTER = {"slots": 2, "dashboard": "http://127.0.0.1:8265", "trials": 24}
 
 
 def results(*, scheduler: str = "asha", trials: int = 24, failing: tuple[int, ...] = (5,)) -> list[Settings]:

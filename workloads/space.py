@@ -8,6 +8,23 @@ from workloads.checked import Checked
 
 LOWER_IS_BETTER = ("log_loss", "ece")
 CHANGEABLE = re.compile(r"edges\.\d+\.(weight|temperature)|models\.\w+\.optimizer\.(lr|weight_decay)")
+FIXED = (  # places that decide on what a trial is judged, or when: whoever may choose them chooses the easiest
+    "search",
+    "data.format",
+    "data.root",
+    "data.manifest",
+    "data.labels",
+    "data.test_fold",
+    "data.val_share",
+    "data.val_slice",
+    "data.split_seed",
+    "data.synthetic_clips",
+    "data.synthetic_seed",
+    "train.seed",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.score_test",
+)
 SMALLEST_POPULATION = 4  # of which the worst quarter follows the best one
 
 
@@ -56,6 +73,12 @@ class Search(Checked):
 
     def __post_init__(self) -> None:
         self._require(bool(self.space), "space", "names no place in the recipe; there is nothing to search")
+        judging = [place for place in self.space if any(_overlap(place, fixed) for fixed in FIXED)]
+        if judging:
+            raise ValueError(
+                f"space: {', '.join(judging)} cannot be searched: it decides on what a trial is judged, or when; leave "
+                "it out, or change it for all trials with --set"
+            )
         for name in ("trials", "rungs", "slices", "finalists", "repeats"):
             self._require(getattr(self, name) >= 1, name, "must be 1 or more")
         self._require(0 < self.share <= 1, "share", "must be above 0 and at most 1, a full run")
@@ -100,3 +123,13 @@ class Search(Checked):
     @property
     def lower_is_better(self) -> bool:
         return self.metric in LOWER_IS_BETTER
+
+
+def objective_name(metric: str) -> str:
+    """What is minimised: a metric of which more is better is taken from 1."""
+    return f"val {metric}" if metric in LOWER_IS_BETTER else f"1 - val {metric}"
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two dotted places is the other, or holds it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")

@@ -14,6 +14,11 @@ UNEQUAL = (  # half of each trial's steps are not half of each model's
     "{kind='mutual', burn_in=4, steps=8}]"
 )
 
+SHAPES = (
+    '{"models.cnn.arch.width" = {choices = [0.1, 0.2]}, '
+    '"models.cnn.front_end.kind" = {choices = ["logmel64", "logmel40"]}}'
+)
+
 
 def test_a_search_finds_judges_and_records(searching, tmp_path) -> None:
     outcome = run(searching("--search-id", "s"))
@@ -157,12 +162,13 @@ def test_full_runs_after_the_search_tell_whether_its_ranking_holds(searching, tm
     """A search that is done goes on with --full: nothing is learned again, and three trials are, over all steps."""
     sets = ["search.share=0.5", "schedule.burn_in=8", "schedule.turns=8", "search.scheduler=none"]
     words = [word for value in sets for word in ("--set", value)]
-    first = run(searching("--search-id", "s", "--no-finals", "--tracking", "none", *words))
+    first = run(searching("--search-id", "s", "--tracking", "none", *words))
     trials = {name: found["ended"] for name, found in results(tmp_path / "runs" / "s").items()}
     second = run(searching("--resume", "s", "--no-finals", "--full", "3", "--tracking", "none", *words))
     assert {name: found["ended"] for name, found in results(tmp_path / "runs" / "s").items()} == trials
     ranked = sorted(results(tmp_path / "runs" / "s").values(), key=lambda found: found["objective"])
-    full = results(tmp_path / "runs" / "s", "finals")
+    finals = results(tmp_path / "runs" / "s", "finals")
+    full = {name: found for name, found in finals.items() if found["kind"] == "full"}
     assert sorted(full) == sorted(f"full-{ranked[place]['number']:04}" for place in (0, 2, 3))
     assert all(found["history"][-1]["step"] == 24 for found in full.values())
     agreement = second["agreement"]
@@ -170,5 +176,52 @@ def test_full_runs_after_the_search_tell_whether_its_ranking_holds(searching, tm
     assert agreement["full"] == [full[f"full-{number:04}"]["objective"] for number in agreement["trials"]]
     assert agreement["tau"] in (-1, pytest.approx(-1 / 3), pytest.approx(1 / 3), 1)
     assert first["agreement"] is None
+    assert first["comparison"] is not None
+    for told in ("winner", "comparison", "test"):
+        assert second[told] == first[told], "what was found before stays where nothing was learned for it again"
     assert second["overhead_s_per_trial"] == first["overhead_s_per_trial"]
     assert second["seconds"] > first["seconds"]
+
+
+@pytest.mark.slow
+def test_a_time_budget_ends_a_search_that_whoever_resumes_completes(searching, tmp_path) -> None:
+    """Trials under way at the end of the time are nobody's result: they are done when the search goes on."""
+    sets = ["search.trials=500", "search.scheduler=none", "search.rungs=1", "schedule.turns=100"]
+    words = ["--no-finals", *(word for value in sets for word in ("--set", value))]
+    first = run(searching("--search-id", "s", "--budget", "30s", *words))
+    home = tmp_path / "runs" / "s"
+    before = results(home)
+    assert 0 < first["completed"] == len(before) < first["trials"] < 500
+    assert first["stopped"] == first["failed"] == 0
+    status = {name: child.info.status for name, child in mlflow_runs(first).items() if name}
+    assert status == {f"{n:04}": "FINISHED" if f"{n:04}" in before else "KILLED" for n in range(first["trials"])}
+    second = run(searching("--resume", "s", "--budget", str(first["trials"]), *words))
+    assert second["completed"] == second["trials"] == first["trials"]
+    after = results(home)
+    assert {name: after[name] for name in before} == before
+    planned = planned_settings(searching, tmp_path, *sets)
+    assert all(found["settings"] == planned[name] for name, found in after.items())
+    assert all(child.info.status == "FINISHED" for child in mlflow_runs(second).values())
+
+
+@pytest.mark.slow
+def test_score_against_size_over_widths_and_front_ends(searching, tmp_path) -> None:
+    """Two objectives; whatever a recipe can set varies, here a number inside a model and the kind of its front end."""
+    sets = [
+        "search.searcher=tpe",
+        "search.scheduler=none",
+        "search.rungs=1",
+        "search.second=macs",
+        f"search.space={SHAPES}",
+    ]
+    words = [word for value in sets for word in ("--set", value)]
+    outcome = run(searching("--search-id", "s", "--no-finals", "--tracking", "none", *words))
+    trials = results(tmp_path / "runs" / "s").values()
+    assert outcome["completed"] == len(trials) == 4
+    sizes: dict[tuple[Any, ...], set[float]] = {}
+    for found in trials:
+        shape = (found["settings"]["models.cnn.arch.width"], found["settings"]["models.cnn.front_end.kind"])
+        sizes.setdefault(shape, set()).add(found["second"])
+    assert all(len(macs) == 1 for macs in sizes.values())
+    assert len(sizes) > 1
+    assert len(set.union(*sizes.values())) == len(sizes), "another shape is another number of multiply-adds"

@@ -1,10 +1,11 @@
 """Who proposes what: grids, random draws, TPE, and what resuming makes of them."""
 
+import json
 import math
 
 import pytest
 
-from orchestrator.proposals import Proposals, planned
+from orchestrator.proposals import Proposals, num_trials, planned
 from orchestrator.search_files import Task
 from workloads.space import Choices, Range, Search
 
@@ -74,6 +75,35 @@ def test_what_was_begun_comes_first_as_it_was_and_counts() -> None:
         assert [task.number for task in again] == [0, 1, 3, 2, 4, 5]
         assert [task.settings for task in again[:3]] == [task.settings for task in begun]
         assert Proposals(search, begun).total == 6
+
+
+def test_tpe_tries_nothing_twice_when_it_is_resumed() -> None:
+    search = Search(space=SPACE, searcher="tpe", trials=30)
+    for lost in (0, 5, 14):
+        begun = tried(Proposals(search, []), lost)
+        again = tried(Proposals(search, begun), 30)
+        distinct = {json.dumps(task.settings, sort_keys=True) for task in again}
+        assert len(distinct) == len(again) == 30
+        assert [task.settings for task in again[:10]] == planned(Search(space=SPACE, searcher="random", trials=10))
+
+
+def test_a_budget_may_ask_for_more_trials_than_the_recipe() -> None:
+    for searcher in ("random", "tpe"):
+        search = Search(space=SPACE, searcher=searcher, trials=3)
+        assert [task.number for task in proposed(Proposals(search, [], limit=5), 9)] == [0, 1, 2, 3, 4]
+    grid = Search(space={"a": Choices(choices=(1, 2))}, searcher="grid")
+    with pytest.raises(ValueError, match=r"--budget 3: the grid has 2 points"):
+        num_trials(grid, 3)
+    population = Search(space={"edges.0.weight": Range(low=0.1, high=0.9)}, searcher="pbt", rungs=2, slices=1)
+    with pytest.raises(ValueError, match=r"--budget 3: a population has search\.trials = 24 members"):
+        num_trials(population, 3)
+
+
+@pytest.mark.parametrize("place", ["data.test_fold", "data", "data.val_slice", "train.seed", "search.trials"])
+def test_what_decides_how_trials_are_judged_cannot_be_searched(place: str) -> None:
+    with pytest.raises(ValueError, match=rf"space: {place} cannot be searched"):
+        Search(space={place: Choices(choices=(1, 2))})
+    assert Search(space={"data.clip_seconds": Choices(choices=(1.0, 2.0))})
 
 
 def test_a_limit_ends_the_proposals() -> None:

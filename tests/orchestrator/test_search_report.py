@@ -110,6 +110,13 @@ def test_another_trial_may_win_over_several_seeds(tmp_path: Path) -> None:
     outcome["winner"] = {"number": 14, "settings": {"edges.0.weight": 0.644}}
     (tmp_path / "search" / "outcome.json").write_text(json.dumps(outcome))
     assert verdict(read_search(str(tmp_path / "search")), searches.BEGAN).best == (
+        "Best settings: trial 14 (edges.0.weight 0.644). Trial 16, which is ahead of it on one seed, came later and "
+        "was not held against it: the test fold is scored for one winner only."
+    )
+    (tmp_path / "search" / "finals" / "finalist-0016-seed-1").mkdir()
+    told = json.loads((tmp_path / "search" / "trials" / "0016" / "result.json").read_text())
+    searches.end(str(tmp_path / "search"), told | {"kind": "finalist", "seed": 1}, name="finalist-0016-seed-1")
+    assert verdict(read_search(str(tmp_path / "search")), searches.BEGAN).best == (
         "Best settings: trial 14 (edges.0.weight 0.644). It won over several seeds; on one seed trial 16 was ahead."
     )
 
@@ -134,7 +141,7 @@ def test_responses_show_like_beside_like(asha: tuple[Page, Any]) -> None:
 def test_importance_finds_what_the_score_depends_on(full: tuple[Page, Any], tmp_path: Path) -> None:
     (bars,) = full[0].figures["importance-all"]["data"]
     share = dict(zip(bars["y"], bars["x"], strict=True))
-    assert sum(share.values()) == pytest.approx(1)
+    assert 0.5 < sum(share.values()) < 1, "what two parameters do together is in neither share"
     assert share["schedule"] < 0.05 < min(share["edges.0.weight"], share["edges.0.temperature"])
     searches.whole(str(tmp_path / "few"), trials=6, failing=())
     few = _page(tmp_path / "few")
@@ -230,7 +237,7 @@ def test_links_lead_to_the_servers_and_tell_no_password(full: tuple[Page, Any], 
     (tmp_path / "untold" / "mlflow.json").unlink()
     assert _page(tmp_path / "untold").loads == ["http://127.0.0.1:5000", "http://127.0.0.1:8265"]
     searches.put(str(tmp_path / "bad"), "search.json", value=searches.head())
-    searches.put(str(tmp_path / "bad"), "cluster.json", value={"slots": 1, "dashboard": "javascript:alert(1)"})
+    searches.put(str(tmp_path / "bad"), "cluster.json", value=searches.CLUSTER | {"dashboard": "javascript:alert(1)"})
     assert _page(tmp_path / "bad").loads == []
 
 

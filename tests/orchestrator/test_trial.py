@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from orchestrator.climb import learn
+from orchestrator.recipe import load_recipe
 from orchestrator.search_files import Task, known_trials, read_result
 from orchestrator.search_summary import compared
-from orchestrator.trial import judge, rungs, trial_recipe
+from orchestrator.trial import judge, judged_models, rungs, trial_recipe, without_teachers
+from workloads import roles
 from workloads.config import Recipe
 from workloads.space import Range, Search
 from workloads.train import advance
@@ -131,7 +133,9 @@ def test_rungs_are_told_while_the_trial_goes_on(recipe, tmp_path) -> None:
         told.append(json.loads((tmp_path / "trials" / "0000" / "rungs.json").read_text()))
 
     learn(recipe(), Task("trial", 0, {}), str(tmp_path), report)
-    assert [[rung["step"] for rung in rungs] for rungs in told] == [[4], [4, 8], [4, 8]], "the last is in the result"
+    assert [[rung["step"] for rung in rungs["history"]] for rungs in told] == [[4], [4, 8], [4, 8]], (
+        "the last is in the result"
+    )
 
 
 def test_a_repeat_is_judged_on_the_slice_it_is_given(recipe, tmp_path) -> None:
@@ -178,11 +182,33 @@ def test_objectives_are_turned_so_that_less_is_better(recipe) -> None:
     assert judge(Search(space=SPACE, metric="mAP", models=("vit",)), recipe(), values) == pytest.approx(0.6)
 
 
-def test_the_interval_is_students_over_pairs() -> None:
-    found = compared([-0.03, -0.01, -0.02])
-    # mean -0.02, standard error 0.01 / sqrt(3), t(0.975, 2) = 4.302653
+FROZEN = ('schedule={kind="one_way", teachers=["cnn"], teacher_steps=0, steps=12}', "models.cnn.init=somewhere")
+FROM_CNN = 'edges=[{teacher="cnn", student="vit"}]'
+
+
+def test_a_teacher_that_never_learns_is_not_judged_and_stays_away_from_the_control() -> None:
+    made = load_recipe("demo", [*FROZEN, FROM_CNN])
+    assert judged_models(Search(space=SPACE), made) == ("vit",)
+    assert judge(Search(space=SPACE), made, {"vit/val/log_loss": 0.7}) == pytest.approx(0.7)
+    control = without_teachers(made)
+    assert (tuple(control.models), control.edges) == (("vit",), ())
+    assert roles.own_steps(roles.plan(control)) == {"vit": 12}
+    with pytest.raises(ValueError, match=r"first judged, cnn has not learned yet"):
+        judged_models(Search(space=SPACE, models=("cnn",)), made)
+
+
+def test_a_student_that_begins_late_cannot_be_judged_before() -> None:
+    late = load_recipe("demo", [FROZEN[0].replace("teacher_steps=0", "teacher_steps=12"), FROM_CNN])
+    assert judged_models(Search(space=SPACE), late) == ("cnn", "vit")
+    with pytest.raises(ValueError, match=r"search\.rungs = 2: at step 12, .* vit has not learned yet"):
+        judged_models(Search(space=SPACE, rungs=2), late)
+
+
+def test_the_interval_is_students_over_pairs_whose_training_sets_overlap() -> None:
+    found = compared([-0.03, -0.01, -0.02], val_share=0.2)
+    # mean -0.02, standard deviation 0.01, t(0.975, 2) = 4.302653; a quarter as many are tested as are trained
     assert found["difference"] == pytest.approx(-0.02)
-    assert found["high"] == pytest.approx(-0.02 + 4.302653 * 0.01 / 3**0.5, abs=1e-6)
+    assert found["high"] == pytest.approx(-0.02 + 4.302653 * 0.01 * (1 / 3 + 1 / 4) ** 0.5, abs=1e-6)
     assert found["excludes_control"] is False
-    assert compared([-0.03, -0.031, -0.029])["excludes_control"] is True
-    assert compared([-0.03])["excludes_control"] is None
+    assert compared([-0.03, -0.031, -0.029], val_share=0.2)["excludes_control"] is True
+    assert compared([-0.03], val_share=0.2)["excludes_control"] is None

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import storage
+from orchestrator import search_files, storage
 from orchestrator.trials import Search, read_search
 from tests import searches
 
@@ -40,6 +40,19 @@ def test_a_trial_without_a_result_runs_until_the_search_has_an_outcome(tmp_path:
     assert running.trials[1].seconds is None
     searches.put(uri, "outcome.json", value=searches.outcome(told[:1], comparison=None, status="stopped"))
     assert [trial.status for trial in read_search(uri).trials] == ["done", "interrupted"]
+
+
+def test_a_search_that_was_over_and_goes_on_has_no_outcome(tmp_path: Any) -> None:
+    uri = str(tmp_path)
+    told = searches.whole(uri)
+    assert (was := read_search(uri).outcome) is not None
+    search_files.reopen(uri)
+    searches.begin(uri, told[0] | {"number": len(told), "kind": "trial"})
+    running = read_search(uri)
+    assert running.outcome is None
+    assert running.of_status("running")
+    search_files.reopen(uri)  # killed before it was over again, and resumed
+    assert search_files.earlier(uri) == was
 
 
 def test_what_was_over_is_not_read_again(tmp_path: Any) -> None:
@@ -86,7 +99,7 @@ def test_a_running_trial_shows_the_rungs_it_has_told(tmp_path: Any) -> None:
     searches.put(uri, "search.json", value=searches.head())
     searches.put(uri, "mlflow.json", value={"": "p", "0000": "c"})
     searches.begin(uri, entry)
-    searches.put(uri, "trials", "0000", "rungs.json", value=entry["history"][:2])
+    searches.put(uri, "trials", "0000", "rungs.json", value={"history": entry["history"][:2]})
     search = read_search(uri)
     (trial,) = search.trials
     assert (trial.status, trial.steps, trial.score) == ("running", 240, entry["history"][1]["objective"])
