@@ -126,7 +126,9 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
                 loop(runs[0])  # every step is done: it scores and delivers
                 end["test"] = _tests(_said(runs[0].history.path))
         said = _said(runs[0].history.path)  # the other slices would draw the same curves
-        records, told = [record for record in said[told:] if record["kind"] != "data"], max(told, len(said))
+        records: list[dict[str, Any]] = []
+        if step > past:  # what belongs to earlier rungs was told before the pause
+            records, told = [record for record in said[told:] if record["kind"] != "data"], len(said)
         yield Rung(
             step, judge(search, runs[0].recipe, values), values, records, past=step <= past, end=end, kept=shelf.newest
         )
@@ -236,6 +238,23 @@ def _tests(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {name: row["test"] for name, row in result["models"].items()}
 
 
+def even_out(recipe: Recipe, tasks: list[Task], home: str) -> int:
+    """Take trials that wait for one another back to the newest rung whose checkpoint all of them have; its height."""
+    shelves = [storage.join(home, task.folder, "checkpoints") for task in tasks]
+    kept = [{_step_of(name): name for name in storage.committed(shelf)} for shelf in shelves]
+    newest = max(set.intersection(*(set(names) for names in kept)), default=0)
+    for shelf, names in zip(shelves, kept, strict=True):
+        for step, name in names.items():
+            if step > newest:
+                storage.remove(storage.join(shelf, name))
+    return rungs(_made(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
+
+
+def _step_of(checkpoint: str) -> int:
+    """step-S-attempt-A"""
+    return int(checkpoint.split("-")[1])
+
+
 class TrialShelf:
     """Where a trial keeps things, at `uri`: checkpoints of the steps in `keeps`, the newest of them; published models.
 
@@ -249,7 +268,7 @@ class TrialShelf:
         self.newest = ""  # URI of what was kept last
 
     def publish(self, folder: Path) -> None:
-        if int(folder.name.split("-")[1]) in self.keeps:  # its name is step-S-attempt-A
+        if _step_of(folder.name) in self.keeps:
             self.newest = storage.publish(folder, self._place(folder.name))
             for name in storage.committed(storage.join(self._uri, "checkpoints"))[:-KEPT]:
                 storage.remove(self._place(name))

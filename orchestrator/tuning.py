@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from orchestrator import storage
 from orchestrator.budget import Budget
-from orchestrator.climb import learn
+from orchestrator.climb import even_out, learn
 from orchestrator.patience import patiently, say
 from orchestrator.proposals import Proposals
 from orchestrator.recipe import flatten
@@ -90,52 +90,81 @@ class Crew:
         search = searched(self._recipe)
         proposals = Proposals(search, [task for task, _ in known], limit=budget.trials)
         seconds = budget.seconds or (3600 * budget.gpu_hours / (self.slots * self._workers)) or None
-        return self._run(proposals, scheduler=_scheduler(search), seconds=seconds, at_once=search.pauses)
+        if search.pauses:
+            return self._run_at_once(proposals, search, seconds=seconds)
+        return self._run(proposals, scheduler=_scheduler(search), seconds=seconds)
 
     def run_listed(self, tasks: list[Task]) -> float:
         """Run tasks that are known beforehand; returns seconds of wall time."""
         return self._run(Listed(tasks)) if tasks else 0.0
 
-    def _run(
-        self, source: Source, *, scheduler: Any = None, seconds: float | None = None, at_once: bool = False
-    ) -> float:
-        """`at_once`: the scheduler holds all tasks and lets them take turns; else they are asked for one by one."""
-        began = time.monotonic()
+    def _run(self, source: Source, *, scheduler: Any = None, seconds: float | None = None) -> float:
+        """Ask for tasks one by one."""
         desk = Desk(source, self._recipe, self._home, self._spool, self.slots)
+        order = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self.slots}
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:  # Tune's own state, which is never read
+            return self._fit(desk, {}, where={"storage_path": scratch}, scheduler=scheduler, seconds=seconds, **order)
+
+    def _run_at_once(self, source: Source, search: Search, *, seconds: float | None) -> float:
+        """Give all tasks to the scheduler, which lets them take turns and moves pointers to our checkpoints.
+
+        Those that are over are not given to it, and the others go on from the newest rung that all of them have
+        reached: it waits for ever for trials that begin at different rungs.
+        """
+        desk = Desk(source, self._recipe, self._home, self._spool, self.slots)
+        waiting = []
+        for task in iter(lambda: source.propose(0), None):
+            if read_result(self._home, task) is None:
+                waiting.append(task)
+            else:
+                desk.begin(task)
+                desk.end(task)
+        if not waiting:
+            return 0.0
+        height = even_out(self._recipe, waiting, self._home)
+        space = {"task": tune.grid_search([asdict(task) for task in waiting])}
+        where = ray_storage(storage.join(self._home, "tune"), patience_s=PATIENCE_S)
+        return self._fit(desk, space, where=where, scheduler=_scheduler(search, height), seconds=seconds)
+
+    def _fit(
+        self,
+        desk: "Desk",
+        space: dict[str, Any],
+        *,
+        where: dict[str, Any],
+        scheduler: Any,
+        seconds: float | None,
+        **order: Any,
+    ) -> float:
+        began = time.monotonic()
         trainable = tune.with_resources(
             tune.with_parameters(_learn, recipe=self._recipe, home=self._home, workers=self._workers),
             self._resources,
         )
-        order: dict[str, Any] = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self.slots}
-        tasks = list(iter(lambda: source.propose(0), None)) if at_once else []
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            where: dict[str, Any] = {"storage_path": scratch}  # Tune's own state, which is never read
-            if at_once:  # it moves pointers to our checkpoints, also from node to node
-                where = ray_storage(storage.join(self._home, "tune"), patience_s=PATIENCE_S)
-            tuner = tune.Tuner(
-                trainable,
-                param_space={"task": tune.grid_search([asdict(task) for task in tasks])} if at_once else {},
-                tune_config=tune.TuneConfig(
-                    scheduler=scheduler,
-                    time_budget_s=seconds,
-                    reuse_actors=True,
-                    trial_name_creator=lambda trial: Task(**trial.config["task"]).name,
-                    **({} if at_once else order),
-                ),
-                run_config=tune.RunConfig(
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    callbacks=[Listening(desk)],
-                    **where,
-                ),
-            )
-            tuner.fit()
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler,
+                time_budget_s=seconds,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: Task(**trial.config["task"]).name,
+                **order,
+            ),
+            run_config=tune.RunConfig(
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                callbacks=[Listening(desk)],
+                **where,
+            ),
+        )
+        tuner.fit()
         desk.leave()
         return time.monotonic() - began
 
 
-def _scheduler(search: Search) -> Any:
-    """Who stops trials, or changes them, at rungs."""
+def _scheduler(search: Search, height: int = 0) -> Any:
+    """Who stops trials, or changes them, at rungs; a population begins at so many rungs."""
     if search.scheduler == "none" and search.searcher != "pbt":
         return None
     heights: dict[str, Any] = {"time_attr": "height", "metric": "objective", "mode": "min"}
@@ -147,6 +176,7 @@ def _scheduler(search: Search) -> Any:
     return PopulationBasedTraining(
         **heights,
         perturbation_interval=1,
+        burn_in_period=height + 1,  # where it looks first
         synch=True,  # all are compared at the same rung
         hyperparam_mutations={"task": {"settings": {place: _domain(values) for place, values in search.space.items()}}},
         custom_explore_fn=partial(_within, search),

@@ -45,9 +45,9 @@ def searching(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return words
 
 
-def run(words: list[str]) -> dict[str, Any]:
+def run(words: list[str], *, code: int = 0) -> dict[str, Any]:
     done = subprocess.run([*words, "--json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == code, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 

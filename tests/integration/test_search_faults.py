@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from cluster import stack
-from tests.tiny_search import planned_settings, results, run
+from orchestrator.trials import read_search
+from tests.tiny_search import ANTIPHON, planned_settings, results, run
 from workloads.files import MARKER
 
 pytestmark = pytest.mark.slow
@@ -82,18 +83,67 @@ def test_a_killed_search_goes_on_with_the_same_trials(
         assert settings == planned_settings(searching, tmp_path)
 
 
-def test_a_killed_population_goes_on_from_its_checkpoints(searching: Any, begin: Begin, tmp_path: Path) -> None:
-    """Killed once a trial has reached a rung: as many trials as before come to their end, each rung told once."""
+@pytest.mark.parametrize("reached", [1, 4])
+def test_a_killed_population_goes_on_from_its_checkpoints(
+    searching: Any, begin: Begin, tmp_path: Path, reached: int
+) -> None:
+    """Killed once so many trials have reached a rung: as many as before come to their end, each rung told once."""
     home, more = tmp_path / "runs" / "s", sets("search.searcher=pbt", "search.scheduler=none", *LONG)
     search = begin(searching(*QUIET, *more), tmp_path / "log")
-    kept = until(lambda: list(home.glob(f"trials/*/checkpoints/*/{MARKER}")), search)
+    first = f"trials/*/checkpoints/step-00000008-*/{MARKER}"
+    until(lambda: len(list(home.glob(first))) >= reached, search)
     kill(search)
     assert not results(home), "killed before any came to its end"
+    kept = {path: path.stat().st_mtime_ns for path in home.glob(first)}
     outcome = run(searching(*AGAIN, *more))
     trials = results(home)
     assert outcome["trials"] == outcome["completed"] == len(trials) == 4
     assert all([rung["step"] for rung in found["history"]] == [8, 16, 24] for found in trials.values())
-    assert kept
+    if reached == 4:
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what all had learned is not learned again"
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_keeps_what_is_committed_and_says_how_to_go_on(
+    searching: Any, begin: Begin, tmp_path: Path, which: signal.Signals
+) -> None:
+    """No finals, no outcome: 75, as a run that was preempted; the same command goes on."""
+    home, log = tmp_path / "runs" / "s", tmp_path / "log"
+    words = searching("--search-id", "s", "--slots", "1", *sets("search.scheduler=none"))
+    search = begin(words, log)
+    until(lambda: results(home), search)
+    search.send_signal(which)
+    assert search.wait(WAIT_S) == 75, log.read_text()[-3000:]
+    assert "--resume s goes on" in log.read_text()
+    before = results(home)
+    assert len(before) < 4
+    assert not results(home, "finals")
+    assert not (home / "outcome.json").exists()
+    words[words.index("--search-id")] = "--resume"
+    outcome = run(words)
+    assert outcome["completed"] == 4
+    assert outcome["comparison"] is not None
+    assert {name: results(home)[name] for name in before} == before
+
+
+def test_a_population_lives_on_an_object_store(
+    searching: Any, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints, pointers to them, results, page: everything is at s3://, and is read from there."""
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    s3_server.client().create_bucket(Bucket="searches")
+    more = sets("search.searcher=pbt", "search.scheduler=none", *LONG)
+    outcome = run(searching(*QUIET, "--storage", "s3://searches/x", *more))
+    search = read_search("s3://searches/x/s")
+    assert outcome["completed"] == len(search.ranked) == 4
+    assert all([rung.step for rung in trial.history] == [8, 16, 24] for trial in search.trials)
+    assert outcome["best"]["objective"] == search.ranked[0].objective
+    assert not list(tmp_path.glob("**/checkpoints")), "nothing but the spool and the page is kept here"
+    done = subprocess.run([ANTIPHON, "report", "s3://searches/x/s", "--out", "page.html"], capture_output=True)
+    assert done.returncode == 0
+    assert (tmp_path / "page.html").stat().st_size > 1_000_000
 
 
 @pytest.fixture
