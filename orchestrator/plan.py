@@ -170,7 +170,7 @@ def _model_cost(
         for phase, steps in stretches
         if any(edge.teacher == name and edge.weight > 0 for edge in phase.edges)
     ]
-    scored = _validations(recipe, name, phases, until) * clips.val + (clips.val + clips.test) * whole
+    scored = _validations(recipe, name, phases, until) * clips.val + _scored_at_the_end(recipe, clips) * whole
     return ModelCost(
         params=size.params,
         macs=size.macs,
@@ -217,7 +217,11 @@ def _clips_read(recipe: Recipe, phases: tuple[Phase, ...], clips: Clips, *, unti
         for phase, steps in _stretches(phases, until)
     )
     scored = sum(_validations(recipe, name, phases, until) for name in recipe.models) * clips.val
-    return round(read) + scored + len(recipe.models) * (clips.val + clips.test) * whole
+    return round(read) + scored + len(recipe.models) * _scored_at_the_end(recipe, clips) * whole
+
+
+def _scored_at_the_end(recipe: Recipe, clips: Clips) -> int:
+    return clips.val + clips.test * recipe.train.score_test
 
 
 def _stretches(phases: tuple[Phase, ...], until: int) -> list[tuple[Phase, int]]:

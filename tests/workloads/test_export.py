@@ -72,7 +72,7 @@ def test_a_file_says_what_the_tagger_says(name, to, tmp_path):
     tagger, path = tagger_of(name), tmp_path / f"tagger.{to}"
     assert export(tagger, path, to=to, front_end_inside=True) < 1e-5
     runs = open_file(path, to)
-    for seconds in (1.0, 0.7, 1.3) if takes_any_length(tagger.model) else (1.0,):
+    for seconds in (1.0, 0.7, 1.3) if takes_any_length(tagger) else (1.0,):
         x_BT, expected_BC = says(tagger, seconds)
         assert expected_BC.abs().max() > 0.01
         torch.testing.assert_close(torch.from_numpy(runs(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5)
@@ -125,7 +125,7 @@ def test_a_file_of_other_weights_is_found_out(tmp_path):
 
 
 def test_which_networks_take_other_lengths():
-    free = {name for name in CASES if takes_any_length(tagger_of(name).model)}
+    free = {name for name in CASES if takes_any_length(tagger_of(name))}
     assert free == set(CASES) - {"vit", "ast", "lstm_p"}
     gated = Model(arch=MN(family="mn", se_axes=("c", "t")))
     filled_up = Model(arch=CED(family="ced"), front_end=FrontEnd(frames=1012))
