@@ -80,10 +80,11 @@ def _check_devices(recipe: "Recipe", devices: int) -> None:
         raise ValueError(f"--devices {devices}: must be 1 or more")
     if recipe.train.shards % devices:
         batch = recipe.train.batch_size
-        size = f"{batch // devices}" if batch % devices == 0 else f"SIZE, as {batch} does not divide by {devices}"
+        size, left = divmod(batch, devices)
+        note = f"SIZE (none keeps the {batch} clips of a step)" if left else f"{size} for steps of {batch} clips as now"
         raise ValueError(
-            f"--devices {devices}: train.shards = {recipe.train.shards} must divide among them; for steps of "
-            f"{batch} clips as now, --set train.shards={devices} --set train.shard_size={size}"
+            f"--devices {devices}: train.shards = {recipe.train.shards} must divide among them; "
+            f"--set train.shards={devices} --set train.shard_size={note}"
         )
 
 

@@ -58,9 +58,7 @@ def takes_any_length(tagger: Tagger) -> bool:
         return False
     if isinstance(arch, OnDevice):
         return arch.variant != "lstm_p"  # its loop over time is written out, step by step
-    if isinstance(
-        arch, CED
-    ):  # a file holds as many windows as the clip has that it is made with: one, or the very ones
+    if isinstance(arch, CED):  # a file holds as many windows as the clip that it is made with
         return tagger.front_end.frames(tagger.clip_seconds) <= _ced_window()
     return isinstance(arch, DyMN | EfficientNet) or (isinstance(arch, MN) and "t" not in arch.se_axes)
 
@@ -107,8 +105,7 @@ def export(
 
 
 def check(tagger: Tagger, path: Path, *, to: Format, front_end_inside: bool) -> float:
-    """How far a file's logits are from the tagger's, for one clip and three, and for shorter and the longest ones where
-    it may.
+    """How far a file's logits are from the tagger's, for one clip and three; where it may, also for other lengths.
 
     Raises ExportMismatch where that is more than LARGEST_DIFFERENCE.
     """

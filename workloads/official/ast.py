@@ -55,7 +55,7 @@ def convert(state: dict[str, Tensor]) -> Converted:
 
 
 def _labels(frames: int, num_classes: int) -> Literal["single", "multi"]:
-    """ESC-50's clips have one tag each; Speech Commands' network was trained with sigmoids (reference/cmkd.md 2.3)."""
+    """ESC-50's clips have one tag each; Speech Commands' network was trained with sigmoids (reference/cmkd.md 2.4)."""
     return "single" if (frames, num_classes) == (512, 50) else "multi"
 
 
