@@ -212,8 +212,9 @@ def _clips_read(recipe: Recipe, phases: tuple[Phase, ...], clips: Clips, *, unti
     """How many clips are read from the cache: batches, partners from other shards, clean views, scoring."""
     outside = recipe.augment.mixup * (1 - 1 / recipe.train.shards)  # partners within a shard are there already
     batch = recipe.train.batch_size * (1 + outside)
+    again = recipe.augment.has_clean_view
     read = sum(
-        steps * batch * (1 + any(edge.view == "clean" for edge in phase.edges))
+        steps * batch * (1 + (again and any(edge.view == "clean" for edge in phase.edges)))
         for phase, steps in _stretches(phases, until)
     )
     scored = sum(_validations(recipe, name, phases, until) for name in recipe.models) * clips.val
