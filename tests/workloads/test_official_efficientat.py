@@ -72,6 +72,14 @@ def test_kernels_are_chosen_at_the_temperature_they_were_trained_for():
         assert (tagger.tag(waveform(10, RATE)) - cool_BC).abs().max() > 0.01
 
 
+def test_weights_of_images_are_still_hot():
+    """1000 classes are ImageNet's, from which the published training begins at a temperature of 30."""
+    head = {"classifier.5.weight": [1000, 512], "classifier.5.bias": [1000]}
+    converted = convert(case("dymn04", **head).state)
+    assert converted.model.arch == DyMN(family="dymn", width=0.4)  # the usual temperature to begin at
+    assert tagger_of(converted).backbone.temperature == 30
+
+
 @pytest.mark.parametrize("name", ["mn04", "dymn04"])
 def test_strides_are_what_is_told(name):
     converted = convert(case(name).state, strides=(2, 2, 2, 1))
