@@ -162,6 +162,25 @@ def test_tags_come_from_a_csv_too(antiphon, ten_classes, tmp_path):
     assert state["tags"] == sorted(f"{tag}, loud" for tag in UNSORTED)
 
 
+@pytest.mark.parametrize(
+    ("network", "arch"), [("mn04", MN04), ("dymn04", '{family="dymn", width=0.4}')], ids=["mn", "dymn"]
+)
+def test_weights_of_images_start_a_model_by_way_of_a_thousand_names(antiphon, tmp_path, tiny, start, network, arch):
+    """As the recipes of EfficientAT tell: classes go by their numbers, the last layer is drawn anew."""
+    head = {"classifier.5.weight": [1000, 512], "classifier.5.bias": [1000]}
+    state, family = case(network, **head).state, network[:-2]
+    torch.save(state, tmp_path / f"{network}_im.pt")
+    (tmp_path / "classes.txt").write_text("".join(f"{number}\n" for number in range(1000)))
+    words = ("--family", family, "--labels", "single", "--tags", tmp_path / "classes.txt")
+    done = antiphon("models", "import", tmp_path / f"{network}_im.pt", tmp_path / "im", *words)
+    assert done.code == 0, done.err
+    settings = [f"models.cnn.arch={arch}", 'models.cnn.front_end={kind="efficientat128"}']
+    tagger = start(tiny("demo", *settings, f"models.cnn.init={tmp_path}/im")).prepared.make_tagger("cnn", LocalFiles())
+    assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
+    assert torch.equal(tagger.backbone.classifier[0].weight, state["classifier.2.weight"])
+    assert getattr(tagger.backbone, "temperature", 30) == 30
+
+
 @pytest.mark.parametrize(("words", "labels"), [([], "multi"), (["--labels", "single"], "single")])
 def test_labels_are_what_is_told(antiphon, ten_classes, tmp_path, words, labels):
     (tmp_path / "tags.txt").write_text("\n".join(UNSORTED) + "\n")
