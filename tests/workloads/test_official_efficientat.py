@@ -12,6 +12,7 @@ from workloads.official.efficientat import convert, require_told
 from workloads.tagger import Tagger, build_tagger
 
 RATE = 32_000
+CLOSE = 2e-5  # MN is off by 1e-6, DyMN by 7e-6
 ARCHS = {
     "mn10": MN(family="mn"),
     "mn04": MN(family="mn", width=0.4),
@@ -51,7 +52,7 @@ def test_logits_are_those_of_the_official_code(name):
     assert (converted.num_classes, converted.clip_seconds) == (527, 10.0)
     with torch.no_grad():
         logits_BC = tagger_of(converted).tag(waveform(10, RATE))
-    torch.testing.assert_close(logits_BC[:, :20], expected_BC, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits_BC[:, :20], expected_BC, rtol=0, atol=CLOSE)
     # the two clips differ by far more, so what the network hears is compared, not only its biases
     assert (expected_BC[0] - expected_BC[1]).std() > 0.01
 
