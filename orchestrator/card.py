@@ -23,7 +23,8 @@ def write_card(told: dict[str, Any], state: dict[str, Any], out: Path) -> None:
         keep_trailing_newline=True,
     )
     environment.filters["yaml"] = json.dumps  # YAML reads JSON's strings
-    origin = state.get("origin")
+    origin, first = state.get("origin"), state.get("first_weights")
+    licence = (origin or first or {}).get("licence")
     card = environment.get_template("card.md.j2").render(
         told=told,
         facts=told["facts"],
@@ -31,7 +32,9 @@ def write_card(told: dict[str, Any], state: dict[str, Any], out: Path) -> None:
         recipe=state.get("recipe"),
         init=state["model"]["init"],
         origin=origin,
-        licence=LICENCES.get(origin["licence"], "other") if origin else "unknown",
+        first=first,
+        licence=LICENCES.get(licence, "other") if licence else "unknown",
+        licence_name=licence,
         data=state.get("data"),
         scores={part: state[part] for part in ("val", "test") if part in state},
         primary=metrics.primary(state["labels"]),

@@ -42,8 +42,9 @@ def export(
 
 def _print(told: dict[str, Any]) -> None:
     shape, latency = told["facts"]["input"]["shape"], told["latency_ms"]
-    axes = " x ".join(map(str, shape))
-    typer.echo(f"goes in     {told['facts']['input']['kind']}, {axes} (an axis with a name may have any length)")
+    axes, longest = " x ".join(map(str, shape)), told["facts"]["input"]["longest"]
+    bound = "" if longest is None else f", up to {longest:,} {shape[-1]}"
+    typer.echo(f"goes in     {told['facts']['input']['kind']}, {axes} (an axis with a name may have any length{bound})")
     typer.echo(f"difference  {told['largest_difference']:.2g} of a logit, at most, from PyTorch's")
     typer.echo(f"size        {told['bytes']:,} bytes")
     typer.echo(f"a clip      {latency['file']:.2f} ms, in PyTorch {latency['pytorch']:.2f} ms; one thread, medians")

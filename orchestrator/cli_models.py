@@ -74,19 +74,25 @@ def import_(
     strides: Annotated[
         str, typer.Option(help="Of an MN or DyMN that has others than 2222, such as 2221; weights do not show them.")
     ] = "",
+    labels: Annotated[
+        str, typer.Option(help="single: one tag a clip; multi: any number; default: as that project trained it.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Make a tagger of weights that another project published: to tag, to start from (init), to teach."""
     from orchestrator.imports import import_weights
 
-    made = import_weights(file, out, family=family, tags=tags or None, name=name or None, strides=strides or None)
+    told = {"tags": tags or None, "name": name or None, "strides": strides or None, "labels": labels or None}
+    made = import_weights(file, out, family=family, **told)
     if as_json:
         typer.echo(json.dumps(made))
         return
     arch = made["model"]["arch"]
     sizes = ", ".join(f"{key} {value}" for key, value in arch.items() if key != "family")
     typer.echo(f"{made['name']}: {arch['family']} ({sizes})")
-    typer.echo(f"{made['params']:,} parameters, {made['tags']} tags, clips of {made['clip_seconds']:g} s")
+    typer.echo(
+        f"{made['params']:,} parameters, {made['tags']} tags ({made['labels']}), clips of {made['clip_seconds']:g} s"
+    )
     typer.echo(f"from {made['origin']['project']}, licence {made['origin']['licence']}")
     if made["dropped"]:
         typer.echo(

@@ -43,6 +43,7 @@ def plan(
         from orchestrator.storage import FsspecFiles
 
         loaded, files, measured = load_recipe(recipe, settings), FsspecFiles(), None
+        _check_devices(loaded, devices)
         phases = check(Request(loaded, "antiphon plan", workers=devices))
         _check_options(tflops, clips, steps, phases[-1].end)
         counted = count_clips(loaded, files, clips=clips, tags=tags)
@@ -59,7 +60,7 @@ def plan(
         if hours is not None:
             typer.echo(f"hours        {hours:.3g} on {devices} x {tflops:g} TFLOP/s")
         if measured is not None:
-            _print_measured(measured, cost)
+            _print_measured(measured, cost, stated=tflops)
     if measured is not None and measured.wrong:
         raise typer.Exit(FAILED)
 
@@ -71,6 +72,20 @@ def _check_options(tflops: float | None, clips: int | None, steps: int | None, e
         raise ValueError(f"--measure {steps}: must be 1 to {end}, the steps of the whole run")
     if steps is not None and clips is not None:
         raise ValueError(f"--clips {clips}: --measure trains on the recipe's own clips; leave one of the two out")
+
+
+def _check_devices(recipe: "Recipe", devices: int) -> None:
+    """ValueError where the recipe's shards do not divide among so many devices."""
+    if devices < 1:
+        raise ValueError(f"--devices {devices}: must be 1 or more")
+    if recipe.train.shards % devices:
+        batch = recipe.train.batch_size
+        size, left = divmod(batch, devices)
+        note = f"SIZE (none keeps the {batch} clips of a step)" if left else f"{size} for steps of {batch} clips as now"
+        raise ValueError(
+            f"--devices {devices}: train.shards = {recipe.train.shards} must divide among them; "
+            f"--set train.shards={devices} --set train.shard_size={note}"
+        )
 
 
 def _print_cost(recipe: "Recipe", cost: "Cost", *, known: bool) -> None:
@@ -113,10 +128,14 @@ def _table(name: str, cost: "Cost") -> Table:
     return shown
 
 
-def _print_measured(measured: "Measured", cost: "Cost") -> None:
+def _print_measured(measured: "Measured", cost: "Cost", *, stated: float | None) -> None:
     hours = cost.hours(tflops=measured.tflops, devices=1)
     typer.echo(f"measured     {measured.steps} steps here: {measured.seconds_per_step:.4g} s a step")
     typer.echo(f"             {measured.tflops:.4g} TFLOP/s, so {hours:.3g} hours for the whole run on one such device")
+    if stated is not None:
+        typer.echo(
+            f"             --tflops {stated:g} is {stated / measured.tflops:.3g} times as much as this device reaches"
+        )
     typer.echo(f"             {size_of(measured.files_bytes)} of files in its checkpoint")
     for entry in measured.compared:
         verdict = "WRONG" if entry in measured.wrong else "right"

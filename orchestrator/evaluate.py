@@ -31,7 +31,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(storage.fetch(uri, Path(scratch)))
     torch.set_num_threads(recipe.train.threads)
-    prepared = prepare_for(tagger, recipe, uri)
+    prepared = prepare_for(tagger, state, recipe, uri)
     clips = getattr(prepared.splits, part)
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
@@ -46,8 +46,12 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     }
 
 
-def prepare_for(tagger: "Tagger", recipe: Recipe, uri: str) -> "Prepared":
-    """A recipe's data set as this tagger, published at `uri`, hears it; ValueError where its tags or labels differ."""
+def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: str) -> "Prepared":
+    """A recipe's data set as this tagger, published at `uri`, hears it.
+
+    Raises ValueError where its tags or labels differ, and where the tagger learned from this data set with another
+    test fold: it knows clips of this one.
+    """
     from workloads.corpus import prepare
 
     recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
@@ -59,6 +63,13 @@ def prepare_for(tagger: "Tagger", recipe: Recipe, uri: str) -> "Prepared":
         )
     if recipe.data.labels != tagger.labels:
         raise ValueError(f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}")
+    learned = state.get("data", {})
+    same = learned.get("fingerprint") == prepared.corpus.fingerprint()
+    if same and learned["test_fold"] != recipe.data.test_fold:
+        raise ValueError(
+            f"data.test_fold = {recipe.data.test_fold}: the checkpoint {uri!r} learned from clips of it; its own is "
+            f"--set data.test_fold={learned['test_fold']}"
+        )
     return prepared
 
 

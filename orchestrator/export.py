@@ -29,7 +29,7 @@ from workloads.clips import Clip
 from workloads.config import Recipe
 from workloads.corpus import Prepared
 from workloads.data import evaluation_batch
-from workloads.export import FORMATS, Format, Runs, export, open_file, some_sound, takes_any_length
+from workloads.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
 from workloads.models.size import count
 from workloads.predict import load_tagger
 from workloads.quantise import quantise
@@ -98,7 +98,7 @@ def export_checkpoint(uri: str, wanted: Target, recipe: Recipe | None) -> dict[s
     with tempfile.TemporaryDirectory() as scratch:
         folder = storage.fetch(uri, Path(scratch))
         tagger, state = load_tagger(folder)
-    prepared = prepare_for(tagger, recipe, uri) if recipe else None
+    prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
     with tempfile.TemporaryDirectory(dir=wanted.path.parent, prefix=".export-") as scratch:
         drafts = {path: Path(scratch) / path.name for path in wanted.paths}
         told = _write(tagger, state, drafts[wanted.path], wanted)
@@ -136,7 +136,7 @@ def _write(tagger: Tagger, state: dict[str, Any], draft: Path, wanted: Target) -
 
 def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, Any]:
     """What travels inside the file."""
-    front_end, any_length = tagger.front_end, takes_any_length(tagger.model)
+    front_end, any_length = tagger.front_end, takes_any_length(tagger)
     samples = round(tagger.clip_seconds * tagger.clip_rate)
     if inside:
         goes_in: dict[str, Any] = {"kind": "waveform", "shape": ["clips", "samples" if any_length else samples]}
@@ -155,9 +155,9 @@ def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, 
         "labels": tagger.labels,
         "rate": tagger.clip_rate,
         "clip_seconds": tagger.clip_seconds,
-        "input": goes_in,  # axes with a name may have any length
+        "input": goes_in | {"longest": longest(tagger, front_end_inside=inside)},  # named axes may have any length
         "weights_sha256": checkpoint.weights_digest(tagger.state_dict()),
-        **({"origin": state["origin"]} if "origin" in state else {}),
+        **{key: state[key] for key in ("origin", "first_weights") if key in state},
         "antiphon": version("antiphon"),
     }
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -45,13 +45,15 @@ def import_weights(
     tags: str | None = None,
     name: str | None = None,
     strides: str | None = None,
+    labels: str | None = None,
 ) -> dict[str, Any]:
     """Write the published weights in `file` as a tagger at `out`, a new folder or URI; returns what was made of them.
 
     `tags` is a file with one tag per line, or a CSV with a column display_name; 527 classes need none. Raises
-    ValueError for files that are damaged or hold more than tensors, for weights that do not fit `family`, for tags of
-    another number, and where `out` exists.
+    ValueError for files that are damaged, hold more than tensors or numbers that are not finite, for weights that do
+    not fit `family`, for tags of another number, and where `out` exists.
     """
+    told = None if labels is None else _checked_labels(labels)
     source = official.source(family)
     base = file.rstrip("/").rsplit("/", 1)[-1]
     name = _checked_name(name, base, family)
@@ -59,7 +61,7 @@ def import_weights(
     data = _read(file, "weights")
     state = _state_dict(_load(data, file), file)
     converted = _convert(state, base, family, strides)
-    tagger = tagged(converted, _tags(converted.num_classes, tags), name=name)
+    tagger = tagged(converted, _tags(converted.num_classes, tags), name=name, labels=told)
     origin = {
         "project": source.project,
         "family": family,
@@ -73,6 +75,7 @@ def import_weights(
         "name": name,
         "model": {"arch": asdict(tagger.model.arch), "front_end": asdict(tagger.model.front_end)},
         "tags": len(tagger.tags),
+        "labels": tagger.labels,
         "clip_seconds": tagger.clip_seconds,
         "params": tagger.num_parameters,
         "dropped": list(converted.dropped),
@@ -87,6 +90,13 @@ def _checked_name(name: str | None, base: str, family: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: a name is a small letter, then small letters, digits or _")
     return name
+
+
+def _checked_labels(labels: str) -> Literal["single", "multi"]:
+    kinds: dict[str, Literal["single", "multi"]] = {"single": "single", "multi": "multi"}
+    if labels not in kinds:
+        raise ValueError(f"--labels {labels!r}: must be single (one tag a clip) or multi (any number)")
+    return kinds[labels]
 
 
 def _require_new(out: str) -> None:
@@ -151,6 +161,9 @@ def _state_dict(loaded: Any, file: str) -> dict[str, Tensor]:
             f"weights {file!r}: hold no state dict, neither bare nor under {', '.join(CONTAINERS)}; {found}"
         )
     state = {str(name): tensor for name, tensor in loaded.items()}
+    lost = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if lost:
+        raise ValueError(f"weights {file!r}: {lost[0]} holds numbers that are not finite; the file is of no use")
     while wrapper := next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), None):
         state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     return state

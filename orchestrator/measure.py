@@ -15,7 +15,7 @@ from orchestrator.plan import Cost, step_flops
 from workloads.config import Recipe
 from workloads.data import Batches, Shard
 from workloads.files import Opener
-from workloads.models.size import Size
+from workloads.models.size import Size, macs_of_forward
 from workloads.roles import Phase
 from workloads.session import FolderShelf, LocalSession
 from workloads.spool import Spool
@@ -114,12 +114,16 @@ def measure(recipe: Recipe, cost: Cost, sizes: dict[str, Size], *, files: Opener
             watch.times.append(time.perf_counter())
             loop(run)
             newest = folder / "checkpoints" / session.checkpoints()[0]
-            params = {name: run.team.member(name).tagger.num_parameters for name in recipe.models}
+            taggers = {name: run.team.member(name).tagger.eval() for name in recipe.models}
+            params = {name: tagger.num_parameters for name, tagger in taggers.items()}
+            shard = run.batches.shard(0, 0).to(recipe.train.device)
+            macs = {name: macs_of_forward(tagger, shard.mel(tagger.front_end)) for name, tagger in taggers.items()}
             run.history.close()
         compared = [Compared("checkpoint bytes", cost.checkpoint_bytes, tensor_bytes(newest))]
         files_bytes = sum(path.stat().st_size for path in newest.iterdir())
     for name, model in cost.models.items():
         compared.append(Compared(f"{name}: parameters", model.params, params[name]))
+        compared.append(Compared(f"{name}: multiply-adds a clip", model.macs, macs[name]))
         compared.append(Compared(f"{name}: clips learned from", model.clips_seen, watch.clips.get(name, 0)))
     steps = _undisturbed(recipe, run.phases, cost.steps)
     seconds = sum(watch.times[step] - watch.times[step - 1] for step in steps)

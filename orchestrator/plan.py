@@ -170,7 +170,7 @@ def _model_cost(
         for phase, steps in stretches
         if any(edge.teacher == name and edge.weight > 0 for edge in phase.edges)
     ]
-    scored = _validations(recipe, name, phases, until) * clips.val + (clips.val + clips.test) * whole
+    scored = _validations(recipe, name, phases, until) * clips.val + _scored_at_the_end(recipe, clips) * whole
     return ModelCost(
         params=size.params,
         macs=size.macs,
@@ -212,12 +212,17 @@ def _clips_read(recipe: Recipe, phases: tuple[Phase, ...], clips: Clips, *, unti
     """How many clips are read from the cache: batches, partners from other shards, clean views, scoring."""
     outside = recipe.augment.mixup * (1 - 1 / recipe.train.shards)  # partners within a shard are there already
     batch = recipe.train.batch_size * (1 + outside)
+    again = recipe.augment.has_clean_view
     read = sum(
-        steps * batch * (1 + any(edge.view == "clean" for edge in phase.edges))
+        steps * batch * (1 + (again and any(edge.view == "clean" for edge in phase.edges)))
         for phase, steps in _stretches(phases, until)
     )
     scored = sum(_validations(recipe, name, phases, until) for name in recipe.models) * clips.val
-    return round(read) + scored + len(recipe.models) * (clips.val + clips.test) * whole
+    return round(read) + scored + len(recipe.models) * _scored_at_the_end(recipe, clips) * whole
+
+
+def _scored_at_the_end(recipe: Recipe, clips: Clips) -> int:
+    return clips.val + clips.test * recipe.train.score_test
 
 
 def _stretches(phases: tuple[Phase, ...], until: int) -> list[tuple[Phase, int]]:

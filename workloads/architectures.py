@@ -37,7 +37,7 @@ class DyMN(Checked):
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
     dropout: float = 0.2
     bn_momentum: float = 0.01
-    temperature: float = 30.0  # of the choice of kernels, at the beginning; 1 for weights that are trained already
+    temperature: float = 30.0  # of the choice of kernels, at the beginning; first weights that have cooled need 1
     cooled_after: float = 0.145  # share of the model's own steps at which it is 1: 29 of EfficientAT's 200 epochs
 
     def __post_init__(self) -> None:

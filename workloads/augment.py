@@ -1,6 +1,7 @@
 """Views of a clip: which one is drawn, and what it does to a waveform and to a log-mel.
 
-Every draw is keyed by (view_seed, clip_id, view, purpose), so a view can be replayed by anybody who knows its key.
+Every draw is keyed by (view_seed, clip_id, view, purpose), and by the occurrence where a clip comes up again in an
+epoch, so a view can be replayed by anybody who knows its key.
 Mixing belongs to `data.py`, which knows the other clips; this file only draws partner and weight.
 
 Axes: B batch, T samples, M mel bands, F frames, 4 = (time start, time width, mel start, mel width).
@@ -8,6 +9,7 @@ Axes: B batch, T samples, M mel bands, F frames, 4 = (time start, time width, me
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,14 +41,19 @@ def clean_view() -> View:
     return View()
 
 
-def draw_view(augment: Augment, clip_id: str, view: int) -> View:
-    """View number `view` of a clip.
+def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) -> View:
+    """View number `view` of a clip; its later occurrences in the same epoch are views of their own.
 
     Each purpose has a generator of its own: switching one augmentation on does not move another's draws.
     """
 
+    again = (occurrence,) if occurrence else ()  # the first one's key must stay as it is: runs are resumed
+
+    def generator(purpose: str) -> np.random.Generator:
+        return keyed_generator(augment.view_seed, clip_id, view, purpose, *again)
+
     def uniform(purpose: str) -> list[float]:
-        return keyed_generator(augment.view_seed, clip_id, view, purpose).random(2).tolist()
+        return generator(purpose).random(2).tolist()
 
     def mask(purpose: str, widest: float) -> tuple[float, float]:
         width, start = uniform(purpose)
@@ -58,7 +65,7 @@ def draw_view(augment: Augment, clip_id: str, view: int) -> View:
     if augment.gain_db:
         drawn["gain_db"] = augment.gain_db * (2 * uniform("gain")[0] - 1)
     if augment.mixup:
-        drawn["partner"], drawn["mix_weight"] = _mixup(augment, clip_id, view)
+        drawn["partner"], drawn["mix_weight"] = _mixup(augment, generator("mixup"))
     if augment.mask_time:
         drawn["time_start"], drawn["time_width"] = mask("mask_time", augment.mask_time)
     if augment.mask_mel:
@@ -66,8 +73,7 @@ def draw_view(augment: Augment, clip_id: str, view: int) -> View:
     return View(**drawn)
 
 
-def _mixup(augment: Augment, clip_id: str, view: int) -> tuple[float, float]:
-    generator = keyed_generator(augment.view_seed, clip_id, view, "mixup")
+def _mixup(augment: Augment, generator: np.random.Generator) -> tuple[float, float]:
     chance, partner = generator.random(2).tolist()
     # Drawn even when unused: the partner and weight of a mixed clip must not depend on how often clips are mixed.
     weight = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))

@@ -81,15 +81,22 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A model's weights and what is known of them: from a published tagger's folder, or one safetensors file (nothing).
 
-    Raises ValueError where there is no such file, or it is none of safetensors.
+    Raises ValueError where there is no such file, it is none of safetensors, or a folder is unfinished or damaged.
     """
-    bare = uri.endswith(".safetensors")
     try:
-        with files.open(uri if bare else files.join(uri, "weights.safetensors")) as file:
-            weights = load(file.read())
-        if bare:
-            return weights, {}
-        with files.open(files.join(uri, "state.json")) as file:
-            return weights, json.load(file)
+        if uri.endswith(".safetensors"):
+            with files.open(uri) as file:
+                return load(file.read()), {}
+        held = {}
+        for name in (MARKER, "weights.safetensors", "state.json"):
+            with files.open(files.join(uri, name)) as file:
+                held[name] = file.read()
+        weights = load(held["weights.safetensors"])
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"init = {uri!r}: neither a safetensors file nor a tagger's folder ({error})") from None
+        raise ValueError(
+            f"init = {uri!r}: neither a safetensors file nor a finished tagger's folder ({error})"
+        ) from None
+    for name, digest in json.loads(held.pop(MARKER))["files"].items():
+        if name in held and hashlib.sha256(held[name]).hexdigest() != digest:
+            raise ValueError(f"init = {uri!r}: {name} differs from its SHA-256; it was damaged or changed")
+    return weights, json.loads(held["state.json"])

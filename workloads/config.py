@@ -60,7 +60,7 @@ class Data(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Checked):
-    """How a view of a clip differs from the clip; every draw is keyed by (view_seed, clip_id, view, purpose)."""
+    """How a view of a clip differs from the clip; every draw is keyed (`augment.py`)."""
 
     view_seed: int = 0
     roll: float = 0.0  # largest shift, as a share of the clip, wrapped around
@@ -76,6 +76,11 @@ class Augment(Checked):
             self._require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
         self._require(self.gain_db >= 0, "gain_db", "must be 0 dB or more")
         self._require(self.mixup_alpha > 0, "mixup_alpha", "must be above 0")
+
+    @property
+    def has_clean_view(self) -> bool:
+        """Whether the clean view is another one: crop and mixture, which both have, do not make it so."""
+        return any((self.roll, self.gain_db, self.mask_time, self.mask_mel))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workloads import checkpoint
 from workloads.cache import Broken, ClipCache, check_share
 from workloads.clips import Corpus, Splits, read_corpus, split
 from workloads.compiling import require_compiler
 from workloads.config import Recipe
 from workloads.files import Opener
+from workloads.initial import load_initial, require_ready
 from workloads.session import Session, gather
 from workloads.tagger import Tagger, build_tagger
 
@@ -47,14 +47,7 @@ class Prepared:
             seed=recipe.train.seed,
         )
         if model.init:
-            weights, known = checkpoint.read_weights(files, model.init)
-            heard = known["model"]["front_end"]["kind"] if known else model.front_end.kind
-            if heard != model.front_end.kind:
-                raise ValueError(
-                    f"models.{name}.init = {model.init!r}: its weights hear {heard}; set "
-                    f"models.{name}.front_end.kind = {heard!r}, or start from other weights"
-                )
-            tagger.load_initial(weights, tuple(known["tags"]) if known else None)
+            load_initial(tagger, name, files)
         return tagger
 
 
@@ -81,14 +74,18 @@ def prepare_together(
     A mistake that one worker alone can see (a file that only its node lacks) is raised by all of them: they would wait
     for it for ever. Every model is built once, for its mistakes: the first phase may come without it.
     """
-    mistake, fingerprint, afresh = "", "", {}
+    mistake, fingerprint = "", ""
+    afresh: dict[str, tuple[str, ...]] = {}
     try:
         if recipe.train.compile:
             require_compiler(session.device)
         prepared = prepare(recipe, files)
         fingerprint = prepared.corpus.fingerprint()
-        afresh = {name: prepared.make_tagger(name, files).started_afresh for name in recipe.models}
-        _require_whole_teachers(recipe, afresh, own_steps)
+        for name in recipe.models:
+            tagger = prepared.make_tagger(name, files)
+            afresh[name] = tagger.started_afresh
+            if not own_steps[name]:
+                require_ready(tagger, name)
     except ValueError as error:
         mistake = str(error)
     answers = gather(session, (mistake, fingerprint))
@@ -100,13 +97,3 @@ def prepare_together(
             "data.root: the workers do not see the same clips; compare `antiphon data check` on their nodes"
         )
     return prepared, {name: dropped for name, dropped in afresh.items() if dropped}
-
-
-def _require_whole_teachers(recipe: Recipe, afresh: dict[str, tuple[str, ...]], own_steps: dict[str, int]) -> None:
-    """ValueError where a model that never learns would teach with a head that was drawn at random."""
-    for name, dropped in afresh.items():
-        if dropped and not own_steps[name]:
-            raise ValueError(
-                f"models.{name}.init = {recipe.models[name].init!r}: its head tells other tags apart than the data's, "
-                f"and {name} never learns them; give it weights for these tags, or let it learn first"
-            )

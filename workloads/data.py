@@ -2,6 +2,9 @@
 
 What is in a shard depends on the recipe, the step and the shard's index only, never on who loads it.
 
+A clip that is drawn again within an epoch (balanced sampling) is heard in another view: a draw is the clip's position
+and how often it came up before.
+
 Axes: B clips of a shard, T samples, M mel bands, F frames, C tags, 4 = masks (time start, width, mel start, width).
 """
 
@@ -20,6 +23,8 @@ from workloads.cache import ClipCache
 from workloads.clips import Clip, Corpus
 from workloads.config import Recipe
 from workloads.keyed import keyed_generator
+
+Draw = tuple[int, int]  # a clip's position, its occurrence in the epoch
 
 
 @dataclass(eq=False)
@@ -86,41 +91,43 @@ class Batches:
         self.length = round(recipe.data.clip_seconds * recipe.rate)
         self.steps_per_epoch = len(clips) // size
         self._y_NC = torch.from_numpy(corpus.targets(clips))
-        self._ordered: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self._ordered: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))
 
     def shard(self, step: int, index: int) -> Shard:
         """Shard `index` of the global batch of `step`; steps count from 0."""
         assert 0 <= index < self.recipe.train.shards, f"shard {index} of {self.recipe.train.shards}"
-        epoch, rows = self._rows(step)
-        size, each = len(rows), self.recipe.train.shard_size
-        own = rows[index * each : (index + 1) * each]
-        views = {row: self._view(row, epoch) for row in own}
-        partners = [row if views[row].mix_weight == 1 else rows[int(views[row].partner * size)] for row in own]
-        views |= {row: self._view(row, epoch) for row in partners if row not in views}
+        epoch, draws = self._draws(step)
+        size, each = len(draws), self.recipe.train.shard_size
+        own = draws[index * each : (index + 1) * each]
+        views = {draw: self._view(draw, epoch) for draw in own}
+        partners = [draw if views[draw].mix_weight == 1 else draws[int(views[draw].partner * size)] for draw in own]
+        views |= {draw: self._view(draw, epoch) for draw in partners if draw not in views}
         return self._load(own, partners, views, epoch, clean=False)
 
     def clip_ids(self, step: int) -> list[str]:
         """Which clips the global batch of `step` holds."""
-        return [self.clips[row].clip_id for row in self._rows(step)[1]]
+        return [self.clips[row].clip_id for row, _ in self._draws(step)[1]]
 
-    def _rows(self, step: int) -> tuple[int, list[int]]:
-        """The epoch of a step, and the positions of its batch's clips."""
+    def _draws(self, step: int) -> tuple[int, list[Draw]]:
+        """The epoch of a step, and the draws of its batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.recipe.train.batch_size
-        return epoch, self._order(epoch)[place * size : (place + 1) * size].tolist()
+        batch = self._order(epoch)[place * size : (place + 1) * size]
+        return epoch, [(row, occurrence) for row, occurrence in batch.tolist()]
 
-    def _view(self, row: int, epoch: int) -> View:
-        return draw_view(self.recipe.augment, self.clips[row].clip_id, epoch)
+    def _view(self, draw: Draw, epoch: int) -> View:
+        row, occurrence = draw
+        return draw_view(self.recipe.augment, self.clips[row].clip_id, epoch, occurrence)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Positions of the clips in this epoch's order, which depends on the run's seed and the epoch."""
+        """All draws of this epoch, a row each, in their order, which depends on the run's seed and the epoch."""
         if self._ordered[0] != epoch:
             generator = keyed_generator(self.recipe.train.seed, "order", epoch)
             if self.recipe.data.sampling == "balanced":
                 order = generator.choice(len(self.clips), size=len(self.clips), p=self._balance())
             else:
                 order = generator.permutation(len(self.clips))
-            self._ordered = (epoch, order)
+            self._ordered = (epoch, np.stack((order, _occurrences(order)), axis=1))
         return self._ordered[1]
 
     def _balance(self) -> NDArray[np.float64]:
@@ -129,22 +136,26 @@ class Batches:
         weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
         return weight_N / weight_N.sum()
 
-    def _load(self, own: list[int], partners: list[int], views: dict[int, View], epoch: int, *, clean: bool) -> Shard:
+    def _load(
+        self, own: list[Draw], partners: list[Draw], views: dict[Draw, View], epoch: int, *, clean: bool
+    ) -> Shard:
         """Clips and their partners, each in its own view, mixed as the first one's view says."""
-        heard = {row: self._hear(row, View(crop=view.crop) if clean else view) for row, view in views.items()}
-        x_BT = torch.stack([heard[row] for row in own])
-        weight_B = torch.tensor([views[row].mix_weight for row in own])
+        heard = {draw: self._hear(draw[0], View(crop=view.crop) if clean else view) for draw, view in views.items()}
+        x_BT = torch.stack([heard[draw] for draw in own])
+        weight_B = torch.tensor([views[draw].mix_weight for draw in own])
+        own_rows, partner_rows = ([row for row, _ in draws] for draws in (own, partners))
+        augment = self.recipe.augment
+        alike = clean or not augment.has_clean_view
         shard = Shard(
-            clip_ids=tuple(self.clips[row].clip_id for row in own),
+            clip_ids=tuple(self.clips[row].clip_id for row in own_rows),
             view=epoch,
             x_BT=x_BT,
-            y_BC=_mixed(self._y_NC[own], self._y_NC[partners], weight_B),
-            masks_B4=torch.tensor([(clean_view() if clean else views[row]).masks for row in own]),
-            make_clean=None if clean else partial(self._load, own, partners, views, epoch, clean=True),
+            y_BC=_mixed(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B),
+            masks_B4=torch.tensor([(clean_view() if clean else views[draw]).masks for draw in own]),
+            make_clean=None if alike else partial(self._load, own, partners, views, epoch, clean=True),
         )
-        augment = self.recipe.augment
         if augment.mixup:
-            partner_x_BT = torch.stack([heard[row] for row in partners])
+            partner_x_BT = torch.stack([heard[draw] for draw in partners])
             if augment.mixup_on == "mel":
                 shard.partner_x_BT, shard.mix_weight_B = partner_x_BT, weight_B
             else:
@@ -153,6 +164,15 @@ class Batches:
 
     def _hear(self, row: int, view: View) -> Tensor:
         return apply_view(self.cache.load(self.clips[row].clip_id), view, length=self.length)
+
+
+def _occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often the clip at each place of an epoch's order came up before."""
+    places = order_N.argsort(kind="stable")  # clip by clip, in the order of the epoch
+    together = order_N[places]
+    found = np.empty_like(order_N)
+    found[places] = np.arange(len(order_N)) - np.searchsorted(together, together)
+    return found
 
 
 def _mixed(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ Axes: B clips (N of a whole set), T samples, M mel bands, F frames, C tags.
 
 import json
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from workloads.architectures import CED, MN, DyMN, EfficientNet, OnDevice
-from workloads.config import Model
 from workloads.tagger import Tagger
 
 Format = Literal["onnx", "pt2"]
@@ -51,15 +51,33 @@ class Listener(nn.Module):
         return self.tagger.tag(heard) if self.front_end_inside else self.tagger(heard)
 
 
-def takes_any_length(model: Model) -> bool:
-    """Whether a network hears clips of other lengths than it was built for; CED up to one window of 1012 frames."""
-    if model.front_end.frames:
+def takes_any_length(tagger: Tagger) -> bool:
+    """Whether a file of this network hears clips of other lengths than it was built for; `longest` may bound them."""
+    arch = tagger.model.arch
+    if tagger.model.front_end.frames:
         return False
-    if isinstance(model.arch, OnDevice):
-        return model.arch.variant != "lstm_p"  # its loop over time is written out, step by step
-    return isinstance(model.arch, DyMN | EfficientNet | CED) or (
-        isinstance(model.arch, MN) and "t" not in model.arch.se_axes
-    )
+    if isinstance(arch, OnDevice):
+        return arch.variant != "lstm_p"  # its loop over time is written out, step by step
+    if isinstance(arch, CED):  # a file holds as many windows as the clip that it is made with
+        return tagger.front_end.frames(tagger.clip_seconds) <= _ced_window()
+    return isinstance(arch, DyMN | EfficientNet) or (isinstance(arch, MN) and "t" not in arch.se_axes)
+
+
+def longest(tagger: Tagger, *, front_end_inside: bool) -> int | None:
+    """The most samples, or frames, that a file for any length hears: one window of CED's. None: there is no bound."""
+    if not isinstance(tagger.model.arch, CED) or not takes_any_length(tagger):
+        return None
+    rate, window = tagger.clip_rate, _ced_window()
+    if not front_end_inside:
+        return window
+    lengths = range(round(2 * rate * tagger.clip_seconds * window / tagger.front_end.frames(tagger.clip_seconds)))
+    return bisect_right(lengths, window, lo=rate, key=lambda samples: tagger.front_end.frames(samples / rate)) - 1
+
+
+def _ced_window() -> int:
+    from workloads.models.ced import WINDOW  # with timm, which nobody else should wait for
+
+    return WINDOW
 
 
 def export(
@@ -72,7 +90,10 @@ def export(
     assert not tagger.training, "a file is made of a tagger that is done learning: call eval() first"
     listener = Listener(tagger, front_end_inside=front_end_inside).eval()
     example = some_sound(tagger, clips=2, front_end_inside=front_end_inside)
-    free = {0: Dim.DYNAMIC} | ({example.ndim - 1: Dim.DYNAMIC} if takes_any_length(tagger.model) else {})
+    bound = longest(tagger, front_end_inside=front_end_inside)
+    free: dict[int, Any] = {0: Dim.DYNAMIC}
+    if takes_any_length(tagger):
+        free[example.ndim - 1] = Dim.DYNAMIC if bound is None else Dim.DYNAMIC(max=bound)
     said = json.dumps(facts or {})
     with _quiet(), torch.no_grad():
         program = torch.export.export(listener, (example,), dynamic_shapes=(free,), strict=False)
@@ -84,13 +105,16 @@ def export(
 
 
 def check(tagger: Tagger, path: Path, *, to: Format, front_end_inside: bool) -> float:
-    """How far a file's logits are from the tagger's, for one clip and three, and for shorter ones where it may.
+    """How far a file's logits are from the tagger's, for one clip and three; where it may, also for other lengths.
 
     Raises ExportMismatch where that is more than LARGEST_DIFFERENCE.
     """
     runs, largest = open_file(path, to), 0.0
     listener = Listener(tagger, front_end_inside=front_end_inside).eval()
-    for share in SHARES if takes_any_length(tagger.model) else SHARES[:1]:
+    shares = SHARES if takes_any_length(tagger) else SHARES[:1]
+    if (most := longest(tagger, front_end_inside=True)) is not None:
+        shares = (*shares, most / round(tagger.clip_seconds * tagger.clip_rate))
+    for share in shares:
         for clips in (1, 3):
             heard = some_sound(tagger, clips=clips, share=share, front_end_inside=front_end_inside)
             with torch.no_grad():

@@ -63,6 +63,8 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
                 "val": row["val"],
                 "test": row["test"],
             }
+            if origin := tagger.began_as.get("origin") or tagger.began_as.get("first_weights"):
+                state["first_weights"] = origin  # their licence goes on holding, from run to run
             folder = checkpoint.write(
                 session.work_dir / "models" / name, tensors={"weights": tagger.state_dict()}, state=state
             )

@@ -80,13 +80,15 @@ def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
 def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int) -> list[tuple[str, float]]:
     """The most likely tags of one file with their probabilities, best first.
 
-    A file longer than the tagger's clip is heard in consecutive windows (the last one padded) whose probabilities are
-    averaged. Raises `audio.BrokenClip` for a file without sound.
+    A shorter file is filled up with silence, as clips are when they are learned and scored. A longer one is heard in
+    consecutive windows, the last of which ends where the file does, and their probabilities are averaged. Raises
+    `audio.BrokenClip` for a file without sound.
     """
     x_T, rate = audio.decode(file)
     x_T = audio.resample(x_T, orig=rate, new=state["clip_rate"])
     length = round(state["clip_seconds"] * state["clip_rate"])
-    windows_BT = torch.stack([audio.fit(x_T[start:], length) for start in range(0, len(x_T), length)])
+    last = max(0, len(x_T) - length)
+    windows_BT = torch.stack([audio.fit(x_T[start:], length) for start in (*range(0, last, length), last)])
     with torch.no_grad():
         logits_BC = tagger.tag(windows_BT)
     probabilities = logits_BC.softmax(1) if state["labels"] == "single" else logits_BC.sigmoid()

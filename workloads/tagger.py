@@ -3,7 +3,7 @@
 Axes: B clips, T samples, M mel bands, F frames, C tags.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Tagger(nn.Module):
         self.model, self.tags, self.labels = model, tags, labels
         self.clip_seconds, self.clip_rate = clip_seconds, clip_rate
         self.started_afresh: tuple[str, ...] = ()  # what first weights did not bring
+        self.began_as: dict[str, Any] = {}  # what is known of the tagger whose weights were the first ones
         self.front_end = build_front_end(model.front_end.kind, clip_rate=clip_rate)
         self.mean = self.front_end.mean if model.front_end.mean is None else model.front_end.mean
         self.std = self.front_end.std if model.front_end.std is None else model.front_end.std

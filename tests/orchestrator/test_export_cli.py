@@ -46,7 +46,7 @@ def test_a_trained_tagger_with_its_front_end(trained, antiphon, tmp_path, monkey
         assert told["largest_difference"] < 1e-5
         assert told["bytes"] == Path(f"tagger.{to}").stat().st_size
         assert set(told["latency_ms"]) == {"pytorch", "file"}
-        assert told["facts"]["input"] == {"kind": "waveform", "shape": ["clips", 16_000]}
+        assert told["facts"]["input"] == {"kind": "waveform", "shape": ["clips", 16_000], "longest": None}
         assert told["facts"]["weights_sha256"] == checkpoint.weights_digest(tagger.state_dict())
         card = Path(f"tagger.{to}.md").read_text()
         assert "license: unknown" in card
@@ -120,6 +120,53 @@ def test_an_imported_tagger_keeps_its_origin(trained, antiphon, tmp_path):
         extra = {FACTS: ""}
         torch.export.load(out, extra_files=extra)
         assert json.loads(extra[FACTS])["origin"]["licence"] == licence
+
+
+def test_the_licence_of_first_weights_goes_on_from_run_to_run(trained, antiphon, tmp_path, tiny, start):
+    """A run begins with imported weights, another with what that one delivered: both cards tell whose they were."""
+    folder, _ = trained
+    state = checkpoint.read_state(folder)
+    origin = {"project": "who/ever", "family": "timm", "file": "v.bin", "sha256": "ab" * 32, "licence": "CC-BY-4.0"}
+    kept = {name: state[name] for name in ("kind", "name", "model", "tags", "labels", "clip_seconds", "clip_rate")}
+    tensors = {"weights": checkpoint.read_tensors(folder, "weights")}
+    init = checkpoint.write(tmp_path / "imported", tensors=tensors, state=kept | {"origin": origin})
+    for number in range(2):
+        run = start(
+            tiny("demo", "schedule.burn_in=2", "schedule.turns=2", "schedule.period=1", f"models.vit.init={init}")
+        )
+        assert loop(run) == "done"
+        init = run.session.work_dir.parent / "models" / "vit"
+        delivered = checkpoint.read_state(init)
+        assert delivered["first_weights"] == origin
+        assert "origin" not in delivered, "its weights are its own"
+        assert "first_weights" not in checkpoint.read_state(init.with_name("cnn"))
+        out = tmp_path / f"{number}.pt2"
+        done = antiphon("export", init, out, "--to", "pt2", "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["facts"]["first_weights"] == origin
+        card = out.with_name(out.name + ".md").read_text()
+        assert 'license: other\nlicense_name: "CC-BY-4.0"' in card
+        assert f"beginning with weights imported from who/ever (file `v.bin`, SHA-256 `{'ab' * 32}`)." in card
+        assert "Licence of those, which goes on holding: CC-BY-4.0.\n" in card
+
+
+def test_ceds_file_says_how_long_a_clip_may_be(antiphon, tmp_path, tiny, start):
+    model = 'models.vit={arch={family="ced"}, front_end={kind="ced64"}}'
+    run = start(tiny("control-no-teacher", "schedule.burn_in=1", "schedule.period=1", "schedule.turns=2", model))
+    assert loop(run) == "done"
+    folder = run.session.work_dir.parent / "models" / "vit"
+    for front_end, axis, longest in (("inside", "samples", 161_919), ("outside", "frames", 1012)):
+        out = tmp_path / f"{front_end}.pt2"
+        words = ("--to", "pt2", "--front-end", front_end)
+        done = antiphon("export", folder, out, *words)
+        assert done.code == 0, done.err
+        bound = f"(an axis with a name may have any length, up to {longest:,} {axis})"
+        assert bound in done.out
+        assert bound.replace("have any", "be of any") in out.with_name(out.name + ".md").read_text()
+        extra = {FACTS: ""}
+        torch.export.load(out, extra_files=extra)
+        told = json.loads(extra[FACTS])["input"]
+        assert (told["shape"][-1], told["longest"]) == (axis, longest)
 
 
 @pytest.mark.parametrize(

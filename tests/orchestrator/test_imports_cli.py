@@ -162,6 +162,57 @@ def test_tags_come_from_a_csv_too(antiphon, ten_classes, tmp_path):
     assert state["tags"] == sorted(f"{tag}, loud" for tag in UNSORTED)
 
 
+@pytest.mark.parametrize(
+    ("network", "arch"), [("mn04", MN04), ("dymn04", '{family="dymn", width=0.4}')], ids=["mn", "dymn"]
+)
+def test_weights_of_images_start_a_model_by_way_of_a_thousand_names(antiphon, tmp_path, tiny, start, network, arch):
+    """As the recipes of EfficientAT tell: classes go by their numbers, the last layer is drawn anew."""
+    head = {"classifier.5.weight": [1000, 512], "classifier.5.bias": [1000]}
+    state, family = case(network, **head).state, network[:-2]
+    torch.save(state, tmp_path / f"{network}_im.pt")
+    (tmp_path / "classes.txt").write_text("".join(f"{number}\n" for number in range(1000)))
+    words = ("--family", family, "--labels", "single", "--tags", tmp_path / "classes.txt")
+    done = antiphon("models", "import", tmp_path / f"{network}_im.pt", tmp_path / "im", *words)
+    assert done.code == 0, done.err
+    settings = [f"models.cnn.arch={arch}", 'models.cnn.front_end={kind="efficientat128"}']
+    tagger = start(tiny("demo", *settings, f"models.cnn.init={tmp_path}/im")).prepared.make_tagger("cnn", LocalFiles())
+    assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
+    assert torch.equal(tagger.backbone.classifier[0].weight, state["classifier.2.weight"])
+    assert getattr(tagger.backbone, "temperature", 30) == 30
+
+
+@pytest.mark.parametrize(("words", "labels"), [([], "multi"), (["--labels", "single"], "single")])
+def test_labels_are_what_is_told(antiphon, ten_classes, tmp_path, words, labels):
+    (tmp_path / "tags.txt").write_text("\n".join(UNSORTED) + "\n")
+    arguments = ["--family", "mn", ten_classes, tmp_path / "ten", "--tags", tmp_path / "tags.txt", *words]
+    done = antiphon("models", "import", *arguments)
+    assert done.code == 0, done.err
+    assert f"10 tags ({labels})" in done.out
+    tagger, state = load_tagger(tmp_path / "ten")
+    assert (tagger.labels, state["labels"]) == (labels, labels)
+
+
+@pytest.mark.parametrize(("words", "labels"), [([], "single"), (["--labels", "multi"], "multi")])
+def test_an_ast_of_esc50_tells_one_tag_a_clip(antiphon, tmp_path, words, labels):
+    torch.save(keyed_state(json.loads((DATA / "ast_tiny_esc50.json").read_text())["shapes"]), tmp_path / "esc50.pth")
+    (tmp_path / "tags.txt").write_text("\n".join(f"tag {number}" for number in range(50)))
+    arguments = ["--family", "ast", tmp_path / "esc50.pth", tmp_path / "out", "--tags", tmp_path / "tags.txt", *words]
+    done = antiphon("models", "import", *arguments, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["labels"] == labels
+    assert load_tagger(tmp_path / "out")[1]["labels"] == labels
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(antiphon, tmp_path, value):
+    state = case("mn04").state
+    state["features.9.block.0.0.weight"][3, 0] = value
+    torch.save(state, tmp_path / "lost.pt")
+    told = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "lost.pt", tmp_path / "out"))
+    assert "lost.pt': features.9.block.0.0.weight holds numbers that are not finite" in told
+    assert not (tmp_path / "out").exists()
+
+
 class Boobytrap:
     """What an unpickler that runs code would print."""
 
@@ -203,6 +254,7 @@ def test_the_refusal_says_how_to_make_a_file_that_is_taken(antiphon, tmp_path):
         (["--family", "mn", "--tags", "twice.txt"], "'bird' is there twice"),
         (["--family", "mn", "--tags", "other.csv"], "a CSV file needs a column display_name"),
         (["--family", "mn", "--tags", "jumbled.csv"], "its column index must count from 0"),
+        (["--family", "mn", "--labels", "one"], "--labels 'one': must be single (one tag a clip) or multi"),
     ],
 )
 def test_mistakes_leave_nothing_behind(antiphon, ten_classes, tmp_path, monkeypatch, arguments, told):

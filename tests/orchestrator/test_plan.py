@@ -12,7 +12,6 @@ from orchestrator import plan
 from orchestrator.cli import app
 from orchestrator.measure import measure, tensor_bytes
 from orchestrator.plan import Clips, checkpoint_bytes, count_clips, model_sizes, plan_cost, step_flops
-from orchestrator.run import Request, check
 from tests import small
 from workloads import roles
 from workloads.files import LocalFiles
@@ -39,7 +38,18 @@ def cost_of(recipe, **options):
             "generations",
             ("schedule.steps=6", 'models.vit1.average={kind="best", best=2}', 'models.cnn1.average={kind="best"}'),
         ),
-        ("one-way", ("schedule.teacher_steps=3", "schedule.steps=5", "edges.0.view=clean", "train.shards=2")),
+        (
+            "one-way",
+            (
+                "schedule.teacher_steps=3",
+                "schedule.steps=5",
+                "edges.0.view=clean",
+                "augment.roll=0.1",
+                "train.shards=2",
+            ),
+        ),
+        ("one-way", ("schedule.teacher_steps=3", "schedule.steps=5", "edges.0.view=clean", "augment={mixup=0.5}")),
+        ("one-way", ("schedule.teacher_steps=3", "schedule.steps=5", "train.score_test=false")),
         (
             "mutual",
             ("schedule.burn_in=2", "schedule.steps=5", "schedule.exchange=2", "edges.0.source=snapshot"),
@@ -132,7 +142,7 @@ def test_planned_flops_are_those_of_a_real_step(tiny, start):
     """Transformers, as torch's counter takes the backward of depthwise convolutions for that of full ones. The first
     layer hands no gradient on: hence the tolerance."""
     arch = '{family="vit", dim=64, depth=2, heads=2, pool="avg"}'
-    plans = ["schedule.teacher_steps=1", "schedule.steps=2", "edges.0.view=clean"]
+    plans = ["schedule.teacher_steps=1", "schedule.steps=2", "edges.0.view=clean", "augment.roll=0.1"]
     recipe = tiny("control-same-family", *plans, *(f"models.{name}.arch={arch}" for name in ("teacher", "vit")))
     run = start(recipe)
     sizes = model_sizes(recipe, tags=10)
@@ -171,9 +181,13 @@ def test_a_short_run_bears_the_plan_out(tiny):
     recipe = tiny("demo", *TURNS)
     cost = cost_of(recipe, until=6)
     found = measure(recipe, cost, model_sizes(recipe, tags=10), files=LocalFiles())
-    assert [entry.off for entry in found.compared] == [0] * 5
+    assert [entry.off for entry in found.compared] == [0] * 7
     assert {entry.what: entry.measured for entry in found.compared}["vit: clips learned from"] == 6 * 8
     assert {entry.what: entry.measured for entry in found.compared}["cnn: clips learned from"] == 3 * 8
+    for name, model in cost.models.items():
+        measured = {entry.what: entry.measured for entry in found.compared}
+        assert measured[f"{name}: multiply-adds a clip"] == model.macs
+        assert measured[f"{name}: parameters"] == model.params
     assert found.wrong == ()
     assert found.seconds_per_step > 0
     assert found.tflops > 0
@@ -186,6 +200,10 @@ def test_a_short_run_bears_the_plan_out(tiny):
         (lambda size: replace(size, params=round(size.params * 1.02)), ["cnn: parameters", "vit: parameters"]),
         (lambda size: replace(size, params=round(size.params * 1.005)), []),
         (lambda size: replace(size, optimizer_bytes=0), ["checkpoint bytes"]),
+        (
+            lambda size: replace(size, macs=round(size.macs * 1.02)),
+            ["cnn: multiply-adds a clip", "vit: multiply-adds a clip"],
+        ),
     ],
 )
 def test_a_prediction_that_misses_is_found(tiny, tmp_path, monkeypatch, change, wrong):
@@ -231,7 +249,16 @@ def test_a_measured_run_is_told_in_words(tiny, tmp_path):
     code, out = invoke(tiny, tmp_path, "--measure", "1")
     assert code == 0
     assert "right  checkpoint bytes" in out
+    assert "right  vit: multiply-adds a clip" in out
     assert "WRONG" not in out
+    assert "times as much as this device reaches" not in out
+
+
+def test_a_stated_rate_is_held_against_the_measured_one(tiny, tmp_path):
+    code, out = invoke(tiny, tmp_path, "--measure", "1", "--tflops", "1000")
+    assert code == 0
+    assert "--tflops 1000 is " in out
+    assert "times as much as this device reaches" in out
 
 
 @pytest.mark.parametrize(
@@ -252,12 +279,42 @@ def test_mistakes_are_told(tiny, tmp_path, arguments, told):
     assert told in str(caught.value)
 
 
-def test_devices_must_divide_the_shards_as_for_the_run(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("devices", "fix"),
+    [
+        (2, "--set train.shards=2 --set train.shard_size=4 for steps of 8 clips as now"),
+        (3, "--set train.shards=3 --set train.shard_size=SIZE (none keeps the 8 clips of a step)"),
+    ],
+)
+def test_devices_must_divide_the_shards(tiny, tmp_path, devices, fix):
     with pytest.raises(ValueError, match="shards") as told:
-        invoke(tiny, tmp_path, "--devices", "3")
-    with pytest.raises(ValueError, match="shards") as of_the_run:
-        check(Request(tiny("demo"), "", workers=3))
-    assert str(told.value) == str(of_the_run.value)
+        invoke(tiny, tmp_path, "--devices", str(devices))
+    assert str(told.value) == f"--devices {devices}: train.shards = 1 must divide among them; {fix}"
+
+
+def test_fewer_than_one_device_is_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match="--devices 0: must be 1 or more"):
+        invoke(tiny, tmp_path, "--devices", "0")
+
+
+def test_a_run_that_leaves_the_test_fold_alone_costs_no_scoring_of_it(tiny):
+    scored, left = (
+        tiny("one-way", "schedule.teacher_steps=3", "schedule.steps=5", f"train.score_test={word}")
+        for word in ("true", "false")
+    )
+    with_test, without = (plan_cost(recipe, roles.plan(recipe), HUNDRED, SIZES) for recipe in (scored, left))
+    assert with_test.models["cnn"].score_flops - without.models["cnn"].score_flops == 2 * 1000 * 30
+    assert with_test.models["vit"].score_flops - without.models["vit"].score_flops == 2 * 50_000 * 30
+    assert with_test.clips_read - without.clips_read == 2 * 30
+    assert with_test.cache_bytes == without.cache_bytes  # its clips are decoded all the same
+
+
+def test_a_clean_view_that_is_the_view_itself_is_read_once(tiny):
+    clean = ("schedule.teacher_steps=3", "schedule.steps=5", "edges.0.view=clean")
+    for augment, times in (("{mixup=0.5}", 1), ("{mixup=0.5, roll=0.1}", 2), ("{mask_mel=0.1}", 2)):
+        recipe = tiny("one-way", *clean, f"augment={augment}")
+        read = plan._clips_read(recipe, roles.plan(recipe), HUNDRED, until=8, whole=False)
+        assert read - 3 * HUNDRED.val == (3 + 5 * times) * 8  # validated at step 3, 4 and 8
 
 
 def test_clips_are_counted_without_any_audio(tiny, tmp_path):

@@ -61,6 +61,15 @@ def test_seed_clip_and_view_each_change_the_view() -> None:
     assert all(other.crop != base.crop and other.roll != base.roll for other in others)
 
 
+def test_a_clip_that_comes_up_again_is_seen_in_a_view_of_its_own() -> None:
+    views = [draw_view(MIXED, "1-100032-A", 3, occurrence) for occurrence in range(4)]
+    assert views[0] == PINNED
+    for name in vars(PINNED):  # crop, roll, gain, partner, weight and both masks
+        assert len({getattr(view, name) for view in views}) == 4, name
+    assert views[1].crop == float(keyed_generator(0, "1-100032-A", 3, "crop", 1).random())
+    assert draw_view(MIXED, "1-100032-A", 4, 1) not in views
+
+
 @pytest.mark.parametrize(
     ("off", "fields"),
     [

@@ -61,6 +61,20 @@ def build(real: tuple[Corpus, ClipCache, Data]) -> Callable[..., Batches]:
     return build_batches
 
 
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, ClipCache, Data]:
+    """A hundred clips of noise, ten of a rare tag and ninety of a common one; each is cut from twice its length."""
+    folder = tmp_path_factory.mktemp("unequal")
+    data = Data(format="manifest", root=str(folder), manifest="unused.csv", clip_seconds=0.1, sampling="balanced")
+    clips = tuple(Clip(f"c{n:02}", f"{n}.wav", ("rare" if n < 10 else "common",), 1, str(n)) for n in range(100))
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (100, 3200))
+    for clip, x_T in zip(clips, noise, strict=True):
+        soundfile.write(folder / clip.path, x_T, 16_000)
+    cache = ClipCache(folder / "cache", rate=16_000, limit_gb=1.0)
+    assert cache.prepare(clips, data, LocalFiles()) == []
+    return Corpus(clips, ("common", "rare"), "single"), cache, data
+
+
 def same(a: Shard, b: Shard) -> bool:
     tensors = zip((a.x_BT, a.y_BC, a.masks_B4), (b.x_BT, b.y_BC, b.masks_B4), strict=True)
     return a.clip_ids == b.clip_ids and all(torch.equal(one, other) for one, other in tensors)
@@ -190,21 +204,82 @@ def test_fewer_clips_than_a_batch_is_refused(build: Callable[..., Batches]) -> N
         build(shard_size=21, shards=2)
 
 
-def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(tmp_path: Path) -> None:
+def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(unequal: tuple[Corpus, ClipCache, Data]) -> None:
     """A tag with 10 clips and one with 90: each clip of the rare one must come up nine times as often."""
-    data = Data(format="manifest", root=str(tmp_path), manifest="unused.csv", clip_seconds=0.1, sampling="balanced")
-    clips = [Clip(f"c{n:02}", f"{n}.wav", ("rare" if n < 10 else "common",), 1, str(n)) for n in range(100)]
-    for clip in clips:
-        soundfile.write(tmp_path / clip.path, np.zeros(1600), 16_000)
-    corpus = Corpus(tuple(clips), ("common", "rare"), "single")
-    cache = ClipCache(tmp_path / "cache", rate=16_000, limit_gb=1.0)
-    assert cache.prepare(clips, data, LocalFiles()) == []
-    batches = Batches(clips, corpus, cache, make_recipe(data, augment=Augment(), shard_size=50, shards=1))
+    corpus, cache, data = unequal
+    batches = Batches(corpus.clips, corpus, cache, make_recipe(data, augment=Augment(), shard_size=50, shards=1))
     assert batches.steps_per_epoch == 2
     drawn = Counter(clip_id for step in range(40) for clip_id in batches.shard(step, 0).clip_ids)
     rare = sum(drawn[f"c{n:02}"] for n in range(10))
     # 2000 draws, a fair coin each: four standard errors
     assert rare == pytest.approx(1000, abs=4 * np.sqrt(2000 / 4))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.7])
+def test_a_clip_that_is_drawn_again_is_heard_in_another_view(
+    unequal: tuple[Corpus, ClipCache, Data], mixup: float
+) -> None:
+    """Two shards, two steps an epoch: occurrences are counted over the whole epoch, those of partners too."""
+    corpus, cache, data = unequal
+    augment = replace(AUGMENT, mixup=mixup)
+    batches = Batches(corpus.clips, corpus, cache, make_recipe(data, augment=augment, shard_size=25))
+    again = 0
+    for epoch in range(2):
+        seen: Counter[str] = Counter()
+        for step in (2 * epoch, 2 * epoch + 1):
+            views = []
+            for clip_id in batches.clip_ids(step):
+                views.append(draw_view(augment, clip_id, epoch, seen[clip_id]))
+                again += seen[clip_id] > 0
+                seen[clip_id] += 1
+            ids = batches.clip_ids(step)
+            heard = [apply_view(cache.load(one), view, length=1600) for one, view in zip(ids, views, strict=True)]
+            partners = [at if view.mix_weight == 1 else int(view.partner * 50) for at, view in enumerate(views)]
+            weights_B = torch.tensor([view.mix_weight for view in views])
+            expected_BT = torch.lerp(
+                torch.stack([heard[at] for at in partners]), torch.stack(heard), weights_B[:, None]
+            )
+            shards = [batches.shard(step, index) for index in range(2)]
+            assert torch.equal(torch.cat([shard.x_BT for shard in shards]), expected_BT)
+            masks_B4 = torch.cat([shard.masks_B4 for shard in shards])
+            assert torch.equal(masks_B4, torch.tensor([view.masks for view in views]))
+            assert len({tuple(masks) for masks in masks_B4.tolist()}) == 50, "no view comes up twice"
+    assert again > 50
+
+
+def test_drawing_again_changes_nothing_about_who_loads_it(unequal: tuple[Corpus, ClipCache, Data]) -> None:
+    corpus, cache, data = unequal
+    halves, whole = (
+        Batches(corpus.clips, corpus, cache, make_recipe(data, augment=MIXED, shard_size=size, shards=50 // size))
+        for size in (25, 50)
+    )
+    for step in (3, 0, 2):
+        batch, parts = whole.shard(step, 0), [halves.shard(step, index) for index in (1, 0)][::-1]
+        assert torch.equal(torch.cat([part.x_BT for part in parts]), batch.x_BT)
+        assert torch.equal(torch.cat([part.masks_B4 for part in parts]), batch.masks_B4)
+        clean_BT = torch.cat([part.clean().x_BT for part in parts])
+        assert torch.equal(clean_BT, batch.clean().x_BT)
+
+
+@pytest.mark.parametrize("mixup_on", ["waveform", "mel"])
+def test_a_view_that_is_clean_is_not_loaded_again(
+    unequal: tuple[Corpus, ClipCache, Data], monkeypatch: pytest.MonkeyPatch, mixup_on: str
+) -> None:
+    """Crop and mixture are the clean view's too; roll, gain or a mask make it another one."""
+    corpus, cache, data = unequal
+    read: list[str] = []
+    load = cache.load
+    monkeypatch.setattr(cache, "load", lambda clip_id: read.append(clip_id) or load(clip_id))
+    front_end = build_front_end("logmel64", clip_rate=16_000)
+    plain = Augment(mixup=0.7, mixup_on=mixup_on)
+    others = [{"roll": 0.1}, {"gain_db": 1.0}, {"mask_time": 0.1}, {"mask_mel": 0.1}]
+    for augment, alike in [(plain, True), *((replace(plain, **other), False) for other in others)]:
+        recipe = make_recipe(data, augment=augment, shard_size=50, shards=1)
+        shard = Batches(corpus.clips, corpus, cache, recipe).shard(0, 0)
+        read.clear()
+        clean = shard.clean()
+        assert (clean is shard, len(read)) == ((True, 0) if alike else (False, 50))
+        assert (clean.mel(front_end) is shard.mel(front_end)) == alike
 
 
 def test_evaluation_hears_clips_in_order_without_augmentation(real: tuple[Corpus, ClipCache, Data]) -> None:

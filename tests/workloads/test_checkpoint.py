@@ -65,5 +65,31 @@ def test_weights_come_from_a_folder_or_a_single_file(tmp_path):
         weights, known = checkpoint.read_weights(LocalFiles(), uri)
         assert torch.equal(weights["x"], torch.ones(2))
         assert known.get("tags") == expected
-    with pytest.raises(ValueError, match="neither a safetensors file nor a tagger's folder"):
-        checkpoint.read_weights(LocalFiles(), str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (
+            lambda folder: (folder / "COMMITTED.json").unlink(),
+            "neither a safetensors file nor a finished tagger's folder",
+        ),
+        (
+            lambda folder: (folder / "weights.safetensors").unlink(),
+            "neither a safetensors file nor a finished tagger's",
+        ),
+        (lambda folder: flip(folder / "weights.safetensors"), "weights.safetensors differs from its SHA-256"),
+        (lambda folder: flip(folder / "state.json"), "state.json differs from its SHA-256; it was damaged or changed"),
+    ],
+)
+def test_weights_of_an_unfinished_or_damaged_folder_are_refused(tmp_path, damage, told):
+    folder = checkpoint.write(tmp_path / "cnn", tensors={"weights": {"x": torch.ones(2)}}, state={"tags": ["dog"]})
+    damage(folder)
+    with pytest.raises(ValueError, match=told):
+        checkpoint.read_weights(LocalFiles(), str(folder))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.official import keyed_state, waveform
 from workloads.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
 from workloads.config import FrontEnd, Model
-from workloads.export import FACTS, ExportMismatch, check, export, open_file, takes_any_length
+from workloads.export import FACTS, ExportMismatch, check, export, longest, open_file, takes_any_length
 from workloads.quantise import quantise
 from workloads.tagger import Tagger, build_tagger
 
@@ -37,11 +37,23 @@ CASES: dict[str, tuple[Arch, str]] = {
 def tagger_of(name: str) -> Tagger:
     """A tagger of clips of a second, with weights as large as trained ones: fresh ones say almost nothing."""
     arch, kind = CASES[name]
-    model = Model(arch=arch, front_end=FrontEnd(kind=kind))
-    rate = model.front_end.rate
-    tagger = build_tagger(
-        model, name=name, tags=("a", "b", "c"), labels="multi", clip_seconds=1, clip_rate=rate, seed=0
+    return drawn(built(Model(arch=arch, front_end=FrontEnd(kind=kind))))
+
+
+def built(model: Model, *, seconds: float = 1.0, rate: int | None = None) -> Tagger:
+    return build_tagger(
+        model,
+        name="tagger",
+        tags=("a", "b", "c"),
+        labels="multi",
+        clip_seconds=seconds,
+        clip_rate=rate or model.front_end.rate,
+        seed=0,
     )
+
+
+def drawn(tagger: Tagger) -> Tagger:
+    """The tagger with keyed weights, ready to listen."""
     tagger.load_state_dict(
         keyed_state({name: list(tensor.shape) for name, tensor in tagger.state_dict().items()})
         | {name: tensor for name, tensor in tagger.state_dict().items() if name == "backbone.temperature"}
@@ -72,7 +84,7 @@ def test_a_file_says_what_the_tagger_says(name, to, tmp_path):
     tagger, path = tagger_of(name), tmp_path / f"tagger.{to}"
     assert export(tagger, path, to=to, front_end_inside=True) < 1e-5
     runs = open_file(path, to)
-    for seconds in (1.0, 0.7, 1.3) if takes_any_length(tagger.model) else (1.0,):
+    for seconds in (1.0, 0.7, 1.3) if takes_any_length(tagger) else (1.0,):
         x_BT, expected_BC = says(tagger, seconds)
         assert expected_BC.abs().max() > 0.01
         torch.testing.assert_close(torch.from_numpy(runs(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5)
@@ -125,12 +137,54 @@ def test_a_file_of_other_weights_is_found_out(tmp_path):
 
 
 def test_which_networks_take_other_lengths():
-    free = {name for name in CASES if takes_any_length(tagger_of(name).model)}
+    free = {name for name in CASES if takes_any_length(tagger_of(name))}
     assert free == set(CASES) - {"vit", "ast", "lstm_p"}
-    gated = Model(arch=MN(family="mn", se_axes=("c", "t")))
-    filled_up = Model(arch=CED(family="ced"), front_end=FrontEnd(frames=1012))
-    assert not takes_any_length(gated)
-    assert not takes_any_length(filled_up)
+    gated = Model(arch=MN(family="mn", width=0.1, se_axes=("c", "t")))
+    filled_up = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64", frames=1012))
+    assert not takes_any_length(built(gated))
+    assert not takes_any_length(built(filled_up))
+    ced = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
+    assert takes_any_length(built(ced, seconds=10.11))
+    assert not takes_any_length(built(ced, seconds=10.12)), "1013 frames: a second window"
+
+
+def test_only_ced_has_a_longest_clip():
+    assert {longest(tagger_of(name), front_end_inside=True) for name in set(CASES) - {"ced"}} == {None}
+    ced = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
+    for rate, samples in ((16_000, 161_919), (32_000, 323_838)):  # one more, and the front end makes 1013 frames
+        tagger = built(ced, rate=rate)
+        assert longest(tagger, front_end_inside=False) == 1012
+        assert longest(tagger, front_end_inside=True) == samples
+        frames = [tagger.front_end(torch.zeros(1, samples + more)).shape[2] for more in (0, 1)]
+        assert frames == [1012, 1013]
+    assert longest(built(ced, seconds=12.0), front_end_inside=True) is None, "its file takes clips of 12 s only"
+
+
+@pytest.mark.parametrize(
+    ("to", "inside"),
+    [("onnx", True), ("onnx", False), pytest.param("pt2", True, marks=pytest.mark.slow)],
+)
+def test_ceds_file_hears_up_to_one_window(to, inside, tmp_path):
+    tagger, path = tagger_of("ced"), tmp_path / f"tagger.{to}"
+    export(tagger, path, to=to, front_end_inside=inside)
+    x_BT = waveform(10.12, 16_000)[:, :161_919]
+    with torch.no_grad():
+        heard, expected_BC = x_BT if inside else tagger.front_end(x_BT), tagger.tag(x_BT)
+    assert heard.shape[-1] == longest(tagger, front_end_inside=inside)
+    logits_BC = torch.from_numpy(open_file(path, to)(heard.numpy()))
+    torch.testing.assert_close(logits_BC, expected_BC, rtol=1e-4, atol=1e-5)
+
+
+def test_a_ced_of_several_windows_is_written_for_its_own_length(tmp_path):
+    model = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
+    tagger, path = drawn(built(model, seconds=12.0)), tmp_path / "tagger.onnx"
+    assert export(tagger, path, to="onnx", front_end_inside=True) < 1e-5
+    x_BT, expected_BC = says(tagger, 12.0)
+    torch.testing.assert_close(
+        torch.from_numpy(open_file(path, "onnx")(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5
+    )
+    (entry,) = onnx.load(path).graph.input
+    assert [side.dim_value for side in entry.type.tensor_type.shape.dim] == [0, 192_000]  # any number of clips
 
 
 def test_writing_says_nothing(tmp_path):

@@ -9,7 +9,12 @@ from orchestrator.recipe import load_recipe, shipped_names
 from workloads.roles import edge_weights, own_steps, plan, smooth_scores
 
 DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that do not run without
-TAUGHT_BY_OTHERS = ["ced-balanced", "ced-full", "efficientat-audioset"]  # by weights that are not shipped
+TAUGHT_BY_OTHERS = [
+    "ced-balanced",
+    "ced-full",
+    "efficientat-audioset",
+    "efficientat-dymn-audioset",
+]  # by weights that are not shipped
 
 
 def phases_of(name: str, *settings: str):

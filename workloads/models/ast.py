@@ -70,6 +70,5 @@ def adapt_weights(
     foreign = tuple(name for name in state if name.startswith(IMAGE_HEADS))
     weights = of_images(state, model.patch_embed.grid_size, special=2, keep=2)
     weights = {name: tensor for name, tensor in weights.items() if name not in foreign} | {GRID: model.grid}
-    other_classes |= bool(foreign) and HEAD[0] not in state
     weights, dropped = fit_head(weights, model, head=HEAD, other_classes=other_classes)
-    return weights, (*foreign, *(name for name in dropped if name in state))
+    return weights, (*foreign, *dropped)

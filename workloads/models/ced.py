@@ -71,10 +71,19 @@ class ConsistentTransformer(Backbone):
     def _window(self, mel_BMF: Tensor) -> Outputs:
         """At most one window of batch-normalised spectra; what does not fill a patch at its end is left out."""
         x_BDRT = self.patches(mel_BMF.unsqueeze(1))
-        x_BDRT = x_BDRT + self.time[..., : x_BDRT.shape[3]] + self.bands
+        x_BDRT = x_BDRT + self._first_positions(x_BDRT.shape[3]) + self.bands
         tokens_BND = self.norm(self.blocks(self.drop(x_BDRT.flatten(2).transpose(1, 2))))
         embedding_BD = tokens_BND.mean(1)
         return Outputs(self.head(embedding_BD), embedding_BD, along_time(tokens_BND, tuple(x_BDRT.shape[2:])))
+
+    def _first_positions(self, columns: int) -> Tensor:
+        """As many positions of time as there are columns; picked one by one in an exported file.
+
+        torch.export takes it for a rule that a slice is shorter than the whole, and refuses a full window.
+        """
+        if torch.compiler.is_exporting():
+            return self.time.index_select(3, torch.arange(columns, device=self.time.device))
+        return self.time[..., :columns]
 
 
 def build(arch: CED, *, bands: int, frames: int, num_classes: int) -> ConsistentTransformer:

@@ -63,8 +63,8 @@ class DynamicConv(nn.Module):
 def shifted_depthwise(x_BCMF: Tensor, kernels_BCKK: Tensor, *, stride: int) -> Tensor:
     """Each clip's own depthwise convolution as a sum of shifted, scaled maps.
 
-    The same numbers as one convolution with batch times channels groups, 2 to 10 times slower, and without a number
-    of groups: formats that write it down once for all batch sizes (ONNX) need this form.
+    The same numbers as one convolution with batch times channels groups, but without a number of groups: formats that
+    write it down once for all batch sizes (ONNX) need this form.
     """
     side = kernels_BCKK.shape[-1]
     bands, frames = ((length + stride - 1) // stride for length in x_BCMF.shape[2:])  # ONNX divides towards zero
@@ -117,9 +117,8 @@ class DynamicReLU(nn.Module):
     def forward(self, x_BCMF: Tensor, h_BH: Tensor) -> Tensor:
         theta = (2 * self.lines(h_BH).sigmoid() - 1).view(*x_BCMF.shape[:2], 2 * PIECES, 1, 1)
         slope, offset = theta[:, :, 0] + 1, theta[:, :, 2] * 0.5  # of the first line, which starts near the identity
-        # The larger of two lines is the first and what the second has over it: the backward pass of `maximum` costs a
-        # fifth of a whole training step. In place, because new maps are slow to come by, and without `addcmul`, which
-        # takes three times as long where it broadcasts.
+        # The larger of two lines is the first and what the second has over it, which spares the backward pass of
+        # `maximum`; in place, because new maps are slow to come by. `make bench` compares it with the definition.
         over = (x_BCMF * (theta[:, :, 1] - slope)).add_(theta[:, :, 3] * 0.5 - offset).relu_()
         return (x_BCMF * slope).add_(offset).add_(over)
 

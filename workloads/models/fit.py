@@ -12,9 +12,11 @@ def fit_head(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The state without its `head` tensors where these tell other classes apart; ValueError where the rest misfits.
 
-    The rows of the first tensor in `head` tell the number of classes. Returns what to load and the names dropped.
+    The rows of the first tensor in `head` tell the number of classes; weights that were trained without labels have no
+    head at all. Returns what to load, and the names of the head where it stays as it was drawn.
     """
     wanted = len(model.state_dict()[head[0]])
+    other_classes |= not any(name in state for name in head)
     other_classes |= head[0] in state and len(state[head[0]]) != wanted
     dropped = head if other_classes else ()
     weights = {name: tensor for name, tensor in state.items() if name not in dropped}

@@ -124,7 +124,7 @@ class MobileNet(Backbone):
         self.classifier = _head(arch.head, net, 6 * rows[-1].out_channels, num_classes)
         for module in self.modules():
             _init_like_linear(module)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a training step takes 0.55-0.6 of the time
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # trains faster so: `make bench`
 
     def _gate_axes(self, arch: MN, rows: list[InvertedResidualConfig], bands: int, frames: int) -> None:
         """Put gates over the wanted axes where torchvision has one over channels."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from timeit import Timer
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +43,13 @@ def count(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int
         weight_bytes=sum(tensor.nbytes for tensor in tagger.state_dict().values()),
         optimizer_bytes=sum(2 * parameter.nbytes + 4 for parameter in parameters),  # the counter is one float32
     )
+
+
+def macs_of_forward(tagger: Tagger, mel_BMF: Tensor) -> int:
+    """Multiply-adds of a real forward of the network, as `count` counts them, for each clip of a batch."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        tagger(mel_BMF)
+    return counter.get_total_flops() // 2 // len(mel_BMF)
 
 
 def seconds_per_clip(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int, repeats: int = 7) -> float:

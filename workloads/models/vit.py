@@ -75,4 +75,4 @@ def adapt_weights(
     weights = of_images(state, model.patch_embed.grid_size, special=2 if DISTILLED in state else 1, keep=1)
     weights = {name: tensor for name, tensor in weights.items() if name not in foreign} | {GRID: model.grid}
     weights, dropped = fit_head(weights, model, head=HEAD, other_classes=other_classes)
-    return weights, (*foreign, *(name for name in dropped if name in state))
+    return weights, (*foreign, *dropped)

@@ -51,7 +51,12 @@ def convert(state: dict[str, Tensor]) -> Converted:
     require_fit(weights, backbone)
     if len(weights) + len(dropped) < len(state) + 1:  # the grid was added
         raise ValueError("two tensors go by names of the same part: this file is no whole state dict of one network")
-    return Converted(model, weights, num_classes, clip_seconds=seconds_of(frames), dropped=dropped)
+    return Converted(model, weights, num_classes, seconds_of(frames), dropped, _labels(frames, num_classes))
+
+
+def _labels(frames: int, num_classes: int) -> Literal["single", "multi"]:
+    """ESC-50's clips have one tag each; Speech Commands' network was trained with sigmoids (reference/cmkd.md 2.4)."""
+    return "single" if (frames, num_classes) == (512, 50) else "multi"
 
 
 def seconds_of(frames: int) -> float:

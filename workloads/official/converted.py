@@ -1,6 +1,6 @@
 """What reading a published state dict gives, whichever project it came from."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -15,3 +15,4 @@ class Converted(NamedTuple):
     num_classes: int
     clip_seconds: float  # of the clips it was trained on
     dropped: tuple[str, ...]  # names left out on purpose, such as unused heads
+    labels: Literal["single", "multi"] = "multi"  # whether exactly one tag is right (softmax), or any number (sigmoid)

@@ -2,7 +2,8 @@
 
 MN and DyMN are told apart by names; width, head and the axes of MN's gates are read off shapes. What the weights do not
 show is taken as the project's default unless it is told: strides of 2, 10 ms hops, 128 bands, the largest of several
-gates. The temperature of DyMN's choice of kernels is no part of its weights; it is 1, as in every published one.
+gates. The temperature of DyMN's choice of kernels is no part of its weights: it is 1 in those that heard AudioSet, and
+still 30 in those of ImageNet, which 1000 classes give away.
 
 Knows no files and no tags, only what the published file names say about strides, hops and bands.
 """
@@ -24,6 +25,8 @@ from workloads.official.converted import Converted
 Strides = tuple[int, int, int, int]
 USUAL: Strides = (2, 2, 2, 2)
 BANDS, FRAMES, CLIP_SECONDS = 128, 1000, 10.0
+IMAGENET = 1000  # classes
+HOT, COOL = 30.0, 1.0  # temperatures (reference/efficientat.md 2)
 WIDEST = 960  # channels inside the last block, of which a width keeps its share
 MN_MARK, DYMN_MARK = "features.15.block.0.0.weight", "layers.14.exp_norm.weight"  # `WIDEST` of them
 MN_HEADS: dict[str, Literal["mlp", "fully_convolutional", "attention"]] = {  # what a head begins with -> what it is
@@ -107,11 +110,12 @@ def _dymn(state: dict[str, Tensor], strides: Strides) -> Converted:
     if "classifier.5.weight" not in state:
         raise ValueError("classifier.5.weight is missing: DyMN can be imported with its usual two-layer head only")
     dropped = _require_usual_lines(state)
-    arch = DyMN(family="dymn", width=_width(state, DYMN_MARK), strides=strides, temperature=1.0)
-    model = Model(arch=arch, front_end=FrontEnd(kind="efficientat128"))
     num_classes = _rows(state, "classifier.5.weight")
+    temperature = HOT if num_classes == IMAGENET else COOL
+    arch = DyMN(family="dymn", width=_width(state, DYMN_MARK), strides=strides, temperature=temperature)
+    model = Model(arch=arch, front_end=FrontEnd(kind="efficientat128"))
     wanted = {name: tensor.shape for name, tensor in _empty(model, num_classes).state_dict().items()}
-    weights = {"temperature": torch.tensor(1.0)}
+    weights = {"temperature": torch.tensor(temperature)}
     for name, tensor in state.items():
         if name not in dropped:
             ours = _renamed(name, CLASSIFIER | DYNAMIC)

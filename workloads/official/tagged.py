@@ -4,6 +4,8 @@ Its tags are sorted, as those of every data set of ours are (`clips.py`): only s
 one with its whole head. Projects number AudioSet's classes otherwise, so the rows of the head change places.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -12,15 +14,20 @@ from workloads.official.converted import Converted
 from workloads.tagger import Tagger, build_tagger
 
 
-def tagged(converted: Converted, tags: tuple[str, ...], *, name: str) -> Tagger:
-    """The tagger, all of whose weights are the published ones; `tags` name its classes in their published order."""
+def tagged(
+    converted: Converted, tags: tuple[str, ...], *, name: str, labels: Literal["single", "multi"] | None = None
+) -> Tagger:
+    """The tagger, all of whose weights are the published ones; `tags` name its classes in their published order.
+
+    `labels` says whether a clip has one of them or any number, where the weights are not known for it.
+    """
     assert len(tags) == converted.num_classes
     model, order = converted.model, sorted(range(len(tags)), key=lambda number: tags[number])
     tagger = build_tagger(
         model,
         name=name,
         tags=tuple(tags[number] for number in order),
-        labels="multi",
+        labels=labels or converted.labels,
         clip_seconds=converted.clip_seconds,
         clip_rate=model.front_end.rate,
         seed=0,
