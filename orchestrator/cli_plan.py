@@ -10,14 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.options import JsonOption, RecipeArg, SetOption
+from orchestrator.options import FAILED, JsonOption, RecipeArg, SetOption
 
 if TYPE_CHECKING:
     from orchestrator.measure import Measured
     from orchestrator.plan import Cost
     from workloads.config import Recipe
-
-FAILED = 1
 
 
 def plan(

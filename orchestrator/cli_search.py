@@ -45,8 +45,8 @@ def search(
 ) -> None:
     """Search a recipe's space: which temperature, which weights, who teaches when."""
     from orchestrator.recipe import load_recipe
-    from orchestrator.search import SearchRequest
     from orchestrator.search import search as run_search
+    from orchestrator.search_check import SearchRequest
 
     request = SearchRequest(
         load_recipe(recipe, settings),

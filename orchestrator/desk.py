@@ -1,0 +1,125 @@
+"""What the driver knows of a search's tasks that are under way, and what it tells of them: to the spool, to storage."""
+
+import time
+from typing import Any, Protocol
+
+from orchestrator.patience import patiently, say
+from orchestrator.recipe import flatten
+from orchestrator.search_files import Task, read_result, write_result
+from workloads.config import Recipe
+from workloads.spool import Spool, read_spool, stamped
+
+PATIENCE_S = 300.0  # for the search's store
+
+
+class Source(Protocol):
+    """Who says what is done next."""
+
+    def propose(self, slot: int) -> Task | None: ...
+
+    def tell(self, number: int, objectives: list[float] | None) -> None: ...
+
+
+class Desk:
+    """What the driver knows of the tasks that are under way: which slot, what they said."""
+
+    def __init__(self, source: Source, recipe: Recipe, home: str, spool: Spool, slots: int) -> None:
+        self.source, self.recipe, self.home, self.spool = source, recipe, home, spool
+        self._free = list(range(slots))
+        self._under_way: dict[str, Task] = {}
+        self._heard: dict[str, list[dict[str, Any]]] = {}  # task name -> rungs
+        self._began: dict[str, float] = {}
+        self._loop_seconds: dict[str, float] = {}
+        self._hosts: dict[str, str] = {}
+        self._told = {  # by an earlier driver, to the end
+            record["child"]
+            for record in read_spool(spool.path)
+            if record["kind"] == "closed" and record["status"] != "preempted"
+        }
+
+    @property
+    def full(self) -> bool:
+        return not self._free
+
+    def ask(self) -> Task | None:
+        """The next task, for the lowest slot that is free."""
+        self._free.sort()
+        task = self.source.propose(self._free[0])
+        if task is not None:
+            self._free.pop(0)
+        return task
+
+    def begin(self, task: Task) -> None:
+        """A task's process has started; it may be the second time, after a pause or a loss."""
+        self._under_way[task.name] = task
+        if task.name not in self._heard:
+            self._heard[task.name], self._began[task.name] = [], time.time()
+            self._say(task, "run", **self._facts(task))
+
+    def hear(self, task: Task, news: dict[str, Any]) -> None:
+        """A rung, and what happened up to it."""
+        for record in news["records"]:
+            if record["kind"] != "result" or task.kind == "winner":  # only a winner's models are registered
+                self.spool.append(record | {"child": task.name})
+        rung, self._hosts[task.name] = news["rung"], news.get("host", "")
+        if rung:
+            before = [
+                heard for heard in self._heard.get(task.name, []) if heard["step"] < rung["step"]
+            ]  # a retry tells again
+            self._heard[task.name] = [*before, rung]
+            self._loop_seconds[task.name] = news.get("loop_seconds", 0.0)
+            self._say(task, "metrics", step=rung["step"], values=rung["values"] | {"objective": rung["objective"]})
+
+    def end(self, task: Task, error: str = "") -> None:
+        """The task is over: finished, stopped at a rung, or failed for good."""
+        self._under_way.pop(task.name, None)
+        result = patiently(lambda: self._settle(task, error), what=f"search {self.home}", patience_s=PATIENCE_S)
+        objectives = [value for value in (result["objective"], result["second"]) if value is not None]
+        if task.kind == "trial":
+            self.source.tell(task.number, objectives if result["status"] != "failed" else None)
+        if task.slot not in self._free:  # tasks that take turns share theirs
+            self._free.append(task.slot)
+        shown = "-" if result["objective"] is None else f"{result['objective']:.4f}"
+        say(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
+        status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
+        self._say(task, "closed", status=status, error=result["reason"])
+
+    def _settle(self, task: Task, error: str) -> dict[str, Any]:
+        """The task's result; its process has not written one where it was stopped or lost."""
+        history = self._heard.get(task.name, [])  # of one that could not even start there is nothing
+        if read_result(self.home, task) is None:
+            found = {
+                "status": "failed" if error else "stopped",
+                "reason": error,
+                "objective": history[-1]["objective"] if history and not error else None,
+                "history": history,
+                "began": self._began.get(task.name, time.time()),
+                "loop_seconds": self._loop_seconds.get(task.name, 0.0),
+                "host": self._hosts.get(task.name, ""),
+            }
+            write_result(self.home, task, found)
+        result = read_result(self.home, task)
+        assert result is not None
+        return result
+
+    def leave(self) -> None:
+        """The time was up for the tasks under way: who did not come to its end is learned if the search goes on."""
+        for task in list(self._under_way.values()):
+            if read_result(self.home, task) is not None:  # it came to its end while Tune ended
+                self.end(task)
+            else:
+                self._say(task, "closed", status="preempted", error="the search's time was up")
+
+    def _say(self, task: Task, kind: str, **fields: Any) -> None:
+        if task.name not in self._told:
+            self.spool.append(stamped(kind, **fields, child=task.name))
+
+    def _facts(self, task: Task) -> dict[str, Any]:
+        return {
+            "experiment": "antiphon",
+            "run_id": f"{self.home.rstrip('/').rsplit('/', 1)[-1]}/{task.name}",
+            "name": task.name,
+            "recipe": self.recipe.name,
+            "params": {key: str(value) for key, value in flatten(task.settings).items()} | {"seed": str(task.seed)},
+            "tags": {"antiphon.kind": task.kind, "storage": f"{self.home}/{task.folder}"},
+        }
