@@ -63,10 +63,8 @@ class Desk:
                 self.spool.append(record | {"child": task.name})
         rung, self._hosts[task.name] = news["rung"], news.get("host", "")
         if rung:
-            before = [
-                heard for heard in self._heard.get(task.name, []) if heard["step"] < rung["step"]
-            ]  # a retry tells again
-            self._heard[task.name] = [*before, rung]
+            heard = self._heard.get(task.name, [])  # a retry tells some again
+            self._heard[task.name] = [*(earlier for earlier in heard if earlier["step"] < rung["step"]), rung]
             self._loop_seconds[task.name] = news.get("loop_seconds", 0.0)
             self._say(task, "metrics", step=rung["step"], values=rung["values"] | {"objective": rung["objective"]})
 
@@ -103,12 +101,12 @@ class Desk:
         return result
 
     def leave(self) -> None:
-        """The time was up for the tasks under way: who did not come to its end is learned if the search goes on."""
+        """No more of the tasks under way: who did not come to its end is learned if the search goes on."""
         for task in list(self._under_way.values()):
             if read_result(self.home, task) is not None:  # it came to its end while Tune ended
                 self.end(task)
             else:
-                self._say(task, "closed", status="preempted", error="the search's time was up")
+                self._say(task, "closed", status="preempted", error="the search ended before it")
 
     def _say(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._told:

@@ -148,7 +148,11 @@ class Crew:
                 **where,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            desk.leave()
+            raise
         desk.leave()
         return time.monotonic() - began
 

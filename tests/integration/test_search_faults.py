@@ -1,5 +1,6 @@
 """Searches whose driver or node is lost: what was committed stays, nothing is done twice, nothing is missing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -119,6 +120,9 @@ def test_an_interrupted_search_keeps_what_is_committed_and_says_how_to_go_on(
     assert len(before) < 4
     assert not results(home, "finals")
     assert not (home / "outcome.json").exists()
+    cut = [json.loads(line) for line in (home / "spool.jsonl").read_text().splitlines()]
+    children = {record["child"] for record in cut if "child" in record}
+    assert {record["child"] for record in cut if record["kind"] == "closed"} == children, "nobody is left running"
     words[words.index("--search-id")] = "--resume"
     outcome = run(words)
     assert outcome["completed"] == 4

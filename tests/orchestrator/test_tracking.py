@@ -279,3 +279,20 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_a_driver_that_is_lost_takes_no_trial_along_that_was_over(tmp_path: Path) -> None:
+    uri, spool = sqlite_uri(tmp_path), tmp_path / "spool.jsonl"
+    with Spool(spool) as out:
+        out.append(RUN)
+        for child in ("0000", "0001"):
+            out.append(RUN | {"run_id": f"search/{child}", "name": child, "child": child})
+            out.append({"kind": "metrics", "step": 1, "values": {"objective": 0.5}, "child": child})
+        out.append({"kind": "closed", "status": "done", "error": "", "child": "0000"})
+    _replay_by_hand(spool, uri)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    (experiment,) = (found for found in client.search_experiments() if found.name == "antiphon")
+    status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert status == {"demo": "KILLED", "0000": "FINISHED", "0001": "KILLED"}
