@@ -118,6 +118,7 @@ class Desk:
             "run_id": f"{self.home.rstrip('/').rsplit('/', 1)[-1]}/{task.name}",
             "name": task.name,
             "recipe": self.recipe.name,
-            "params": {key: str(value) for key, value in flatten(task.settings).items()} | {"seed": str(task.seed)},
+            "params": {key: str(value) for key, value in flatten(task.settings).items()}
+            | {"seed": str(self.recipe.train.seed if task.seed is None else task.seed)},
             "tags": {"antiphon.kind": task.kind, "storage": f"{self.home}/{task.folder}"},
         }
