@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests import small
 
@@ -53,6 +54,12 @@ def run(words: list[str], *, code: int = 0) -> dict[str, Any]:
 
 def results(home: Path, kind: str = "trials") -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(home.glob(f"{kind}/*/result.json"))}
+
+
+def wait_until_told(home: Path) -> None:
+    """Wait for the replayer, which holds this lock while it works and may be behind on a busy machine."""
+    with FileLock(home / "spool.jsonl.lock", timeout=240):
+        pass
 
 
 def planned_settings(searching: Any, tmp_path: Path, *more: str) -> dict[str, dict[str, Any]]:

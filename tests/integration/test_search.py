@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.tiny_search import planned_settings, results, run
+from tests.tiny_search import planned_settings, results, run, wait_until_told
 
 UNEQUAL = (  # half of each trial's steps are not half of each model's
     "search.space.schedule.choices=[{kind='alternate', burn_in=0, period=2, turns=6, order=['vit', 'cnn']}, "
@@ -47,6 +47,7 @@ def test_a_search_finds_judges_and_records(searching, tmp_path) -> None:
     assert outcome["comparison"]["low"] < mean < outcome["comparison"]["high"]
     assert len(outcome["test"]["winner"]["cnn"]["mAP"]) == 2
     assert [finals[f"{kind}-{best['number']:04}-seed-1"]["slice"] for kind in ("winner", "control")] == [2, 2]
+    wait_until_told(home)
     check_mlflow(outcome, trials)
     names = json.loads((home / "mlflow.json").read_text())
     assert {name: found.info.run_id for name, found in mlflow_runs(outcome).items()} == names
@@ -222,6 +223,7 @@ def test_a_time_budget_ends_a_search_that_whoever_resumes_completes(searching, t
     before = results(home)
     assert 0 < first["completed"] == len(before) < first["trials"] < 500
     assert first["stopped"] == first["failed"] == 0
+    wait_until_told(home)
     status = {name: child.info.status for name, child in mlflow_runs(first).items() if name}
     assert status == {f"{n:04}": "FINISHED" if f"{n:04}" in before else "KILLED" for n in range(first["trials"])}
     second = run(searching("--resume", "s", "--budget", str(first["trials"]), *words))
@@ -230,6 +232,7 @@ def test_a_time_budget_ends_a_search_that_whoever_resumes_completes(searching, t
     assert {name: after[name] for name in before} == before
     planned = planned_settings(searching, tmp_path, *sets)
     assert all(found["settings"] == planned[name] for name, found in after.items())
+    wait_until_told(home)
     assert all(child.info.status == "FINISHED" for child in mlflow_runs(second).values())
 
 
