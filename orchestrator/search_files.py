@@ -82,11 +82,7 @@ def reopen(home: str) -> None:
 
 def earlier(home: str) -> dict[str, Any]:
     """What the search came to before it was reopened; empty where it never was over."""
-    uri = storage.join(home, EARLIER)
-    if not storage.exists(uri):
-        return {}
-    found: dict[str, Any] = json.loads(storage.get_text(uri))
-    return found
+    return _read(storage.join(home, EARLIER)) or {}
 
 
 def write_outcome(home: str, outcome: dict[str, Any]) -> None:
@@ -120,11 +116,7 @@ def write_rungs(home: str, task: Task, history: list[dict[str, Any]], *, began: 
 
 def read_rungs(home: str, task: Task) -> dict[str, Any] | None:
     """What `write_rungs` said last, if anything."""
-    uri = storage.join(home, task.folder, "rungs.json")
-    if not storage.exists(uri):
-        return None
-    found: dict[str, Any] = json.loads(storage.get_text(uri))
-    return found
+    return _read(storage.join(home, task.folder, "rungs.json"))
 
 
 def write_result(home: str, task: Task, result: dict[str, Any]) -> bool:
@@ -135,8 +127,11 @@ def write_result(home: str, task: Task, result: dict[str, Any]) -> bool:
 
 def read_result(home: str, task: Task) -> dict[str, Any] | None:
     """What came of a task, if it is over."""
-    uri = storage.join(home, task.folder, "result.json")
+    return _read(storage.join(home, task.folder, "result.json"))
+
+
+def _read(uri: str) -> dict[str, Any] | None:
     if not storage.exists(uri):
         return None
-    result: dict[str, Any] = json.loads(storage.get_text(uri))
-    return result
+    found: dict[str, Any] = json.loads(storage.get_text(uri))
+    return found
