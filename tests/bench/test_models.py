@@ -252,13 +252,13 @@ def test_compiled(name, capsys):
             print(f"  {what:9}  {compared(tries)}")
 
 
-MEASURED = ("mn04", "mn10", "dymn04", "dymn10", "ast_tiny", "ced_tiny", "ced_mini", "att_rnn")
+
 
 
 def test_peak_memory(capsys):
     """A process for each model: what it holds at most, above what it held before the network was built."""
     with printing(capsys, f"most MB held, weights included, {FRAMES // 100} s a clip: inference of 1, training on 8"):
-        for name in MEASURED:
+        for name in CATALOG:
             program = f"from tests.bench.test_models import print_peaks; print_peaks({name!r})"
             done = subprocess.run(
                 [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2]

@@ -1,11 +1,13 @@
 """What a search costs beside its training: `make bench`. Prints numbers and asserts none: these machines are shared."""
 
+import contextlib
 import json
 import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.tiny_search import ANTIPHON, results
@@ -21,16 +23,35 @@ def searched(folder: Path, name: str, *more: str) -> dict[str, Any]:
     """One search of `search-demo`'s trials: what it says of itself, and the wall seconds of its trials."""
     sets = [word for value in PLAIN for word in ("--set", value)]
     where = ["--storage", str(folder / "runs"), "--search-id", name, "--no-finals"]
-    done = subprocess.run(
-        [ANTIPHON, "search", "search-demo", *where, *sets, *more, "--json"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = [ANTIPHON, "search", "search-demo", *where, *sets, *more, "--json"]
+    with (folder / name).open("w") as said, subprocess.Popen(command, stdout=said, text=True) as process:
+        tracker = tracker_seconds(process, folder / "runs" / name / "trials")
+    assert process.returncode == 0
     trials = results(folder / "runs" / name).values()
     assert len(trials) == TRIALS
-    return json.loads(done.stdout) | {
+    return json.loads((folder / name).read_text()) | {
+        "tracker": tracker,
         "wall": max(found["ended"] for found in trials) - min(found["began"] for found in trials),
         "inside": sum(found["loop_seconds"] for found in trials),
     }
+
+
+def tracker_seconds(process: "subprocess.Popen[str]", trials: Path) -> tuple[float, float]:
+    """Seconds of CPU of the process that sends to MLflow: until the first trial began, and in all."""
+    started = whole = 0.0
+    while process.poll() is None:
+        try:
+            (tracker,) = (
+                one for one in psutil.Process(process.pid).children() if "orchestrator.tracking" in one.cmdline()
+            )
+            whole = sum(tracker.cpu_times()[:2])
+        except (ValueError, psutil.Error):  # it has not begun, or is gone
+            pass
+        if not trials.exists():
+            started = whole
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.2)
+    return started, whole
 
 
 def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,12 +73,20 @@ def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_tracking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same trials on two slots with MLflow (SQLite) and without, in turns: wall time of all trials."""
-    ratios = []
+    """The same trials on two slots with MLflow (SQLite) and without, in turns: wall time of all trials; and the CPU
+    time of the process that sends, beside the time that the trials take on their slots.
+    """
+    ratios, sending, whole = [], [], []
     for pair in range(PAIRS):
         without = searched(tmp_path, f"without-{pair}", "--slots", "2", "--tracking", "none")
         tracked = searched(tmp_path, f"tracked-{pair}", "--slots", "2")
         ratios.append(tracked["wall"] / without["wall"])
+        started, seconds = tracked["tracker"]
+        assert seconds > started > 0
+        sending.append((seconds - started) / tracked["inside"])
+        whole.append(seconds / tracked["inside"])
     with capsys.disabled():
         print(f"\na search with MLflow against one without: {statistics.median(ratios):.3f}", end="")
         print(f" (median of {PAIRS} pairs: {[round(ratio, 3) for ratio in ratios]})")
+        print(f"  CPU time of what sends, over the trials' training: {statistics.median(sending):.1%}", end="")
+        print(f", with its start before the first trial {statistics.median(whole):.1%}")

@@ -15,6 +15,7 @@ from orchestrator.search_summary import compared
 from orchestrator.trial import judge, judged_models, rungs, trial_recipe, without_teachers
 from workloads import roles
 from workloads.config import Recipe
+from workloads.models.size import count, seconds_per_clip
 from workloads.space import Range, Search
 from workloads.train import advance
 
@@ -51,6 +52,20 @@ def test_a_trial_is_judged_at_every_rung_as_a_run_would_be(recipe, start, tmp_pa
             last |= {key: value for key, value in record["values"].items() if "/val/" in key}
     assert news[-1]["rung"]["values"] == last
     assert news[-1]["rung"]["objective"] == (last["cnn/val/log_loss"] + last["vit/val/log_loss"]) / 2
+
+
+@pytest.mark.parametrize("second", ["macs", "latency_ms"])
+def test_the_second_objective_is_the_cost_of_a_clip_over_the_judged_models(recipe, tmp_path, second) -> None:
+    made = recipe(rungs=1, second=second)
+    learned(made, Task("trial", 0, {"edges.0.weight": 0.3}), tmp_path)
+    found = read_result(str(tmp_path), Task("trial", 0))
+    assert found is not None
+    shape: dict[str, Any] = {"num_classes": 10, "clip_seconds": made.data.clip_seconds, "clip_rate": made.rate}
+    models = [made.models[name] for name in ("cnn", "vit")]
+    if second == "macs":
+        assert found["second"] == sum(count(model, **shape).macs for model in models)
+    else:  # the unit, on a machine as busy as it likes
+        assert 0.1 < found["second"] / sum(1000 * seconds_per_clip(model, **shape) for model in models) < 10
 
 
 def test_settings_change_what_is_learned(recipe, tmp_path) -> None:
