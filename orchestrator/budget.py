@@ -15,6 +15,10 @@ class Budget:
     seconds: float = 0.0
     gpu_hours: float = 0.0
 
+    def wall_seconds(self, *, gpus: int) -> float | None:
+        """How long trials may take where so many GPUs are busy at once; None: however long."""
+        return self.seconds or 3600 * self.gpu_hours / gpus or None
+
 
 def parse_budget(text: str) -> Budget:
     """ "24" or "24 trials", "90s", "30m", "2h" of wall time, "4gpuh"; ValueError for anything else."""

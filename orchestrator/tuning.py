@@ -79,7 +79,7 @@ class Crew:
         """Try what is proposed until nothing more is, or the budget is spent; returns seconds of wall time."""
         search = searched(self._recipe)
         proposals = Proposals(search, [task for task, _ in known], limit=budget.trials)
-        seconds = budget.seconds or (3600 * budget.gpu_hours / (self.slots * self._workers)) or None
+        seconds = budget.wall_seconds(gpus=self.slots * self._workers)
         if search.pauses:
             return self._run_at_once(proposals, search, seconds=seconds)
         return self._run(proposals, scheduler=_scheduler(search), seconds=seconds)

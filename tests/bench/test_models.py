@@ -252,9 +252,6 @@ def test_compiled(name, capsys):
             print(f"  {what:9}  {compared(tries)}")
 
 
-
-
-
 def test_peak_memory(capsys):
     """A process for each model: what it holds at most, above what it held before the network was built."""
     with printing(capsys, f"most MB held, weights included, {FRAMES // 100} s a clip: inference of 1, training on 8"):

@@ -132,6 +132,8 @@ def test_trials_of_two_workers_say_what_trials_of_one_would(searching, tmp_path)
     assert several["slots"] == 1
     assert several["best"]["objective"] == pytest.approx(alone["best"]["objective"], abs=1e-4)
     assert several["test"]["winner"]["cnn"]["mAP"]
+    (found,) = results(tmp_path / "runs" / "two").values()
+    assert 0 < found["loop_seconds"] < found["ended"] - found["began"], "the start of workers is not training"
     spool = (tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0" / "models").glob("*/state.json")
     assert [json.loads(path.read_text())["test"] for path in spool] == [{}, {}], "a trial leaves the test fold alone"
 

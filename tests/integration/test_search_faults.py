@@ -24,6 +24,7 @@ QUIET = ("--search-id", "s", "--no-finals", "--tracking", "none")
 AGAIN = ("--resume", "s", "--no-finals", "--tracking", "none")
 LONG = ("schedule.burn_in=0", "schedule.turns=12")  # 24 steps, which three rungs cut into whole cycles
 WAIT_S = 240.0
+ROOT = os.geteuid() == 0
 
 
 def until(happened: Callable[[], Any], search: subprocess.Popen[bytes] | None = None) -> Any:
@@ -152,12 +153,20 @@ def test_a_population_lives_on_an_object_store(
 
 @pytest.fixture
 def two_nodes(begin: Begin, tmp_path: Path) -> Iterator[tuple[str, dict[str, str], subprocess.Popen[bytes]]]:
-    """A Ray of two nodes with one CPU each: its address, what a client's environment needs, the second node."""
+    """A Ray of two nodes with one CPU each: its address, what a client's environment needs, the second node.
+
+    Where we may, that node sees an empty folder at `elsewhere`, as another machine would.
+    """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    alone = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {elsewhere} && exec "$0" "$@"'] if ROOT else []
     up = stack.up(tmp_path / "stack", cpus=1, mlflow=False)
     (head,) = up.services
     env = {**os.environ, **head.client_env}
     ray = str(Path(sys.executable).with_name("ray"))
-    node = begin([ray, "start", f"--address={head.address}", "--num-cpus=1", "--block"], tmp_path / "node.log", env=env)
+    node = begin(
+        [*alone, ray, "start", f"--address={head.address}", "--num-cpus=1", "--block"], tmp_path / "node.log", env=env
+    )
     try:
         ask = f"import ray; ray.init({head.address!r}, logging_level='ERROR'); print(ray.cluster_resources()['CPU'])"
 
@@ -171,6 +180,16 @@ def two_nodes(begin: Begin, tmp_path: Path) -> Iterator[tuple[str, dict[str, str
         if node.poll() is None:
             kill(node)
         stack.down(tmp_path / "stack")
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can give a node a file system of its own")
+def test_a_storage_that_one_node_does_not_see_is_refused(searching: Any, tmp_path: Path, two_nodes: Any) -> None:
+    address, env, _ = two_nodes
+    words = searching(*QUIET, "--address", address, "--storage", str(tmp_path / "elsewhere" / "runs"))
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "--storage: 1 of 2 nodes do not see" in done.stderr
+    assert not list((tmp_path / "elsewhere").glob("**/settings.json")), "no trial began"
 
 
 def test_a_node_that_is_lost_takes_no_trial_along(searching: Any, begin: Begin, tmp_path: Path, two_nodes: Any) -> None:

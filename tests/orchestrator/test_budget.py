@@ -1,0 +1,50 @@
+"""What a search may spend, and how many trials the nodes hold at once."""
+
+import pytest
+
+from orchestrator.budget import Budget, parse_budget
+from orchestrator.tuning import slots
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("24", Budget(trials=24)),
+        ("24 trials", Budget(trials=24)),
+        ("90s", Budget(seconds=90)),
+        ("1.5 m", Budget(seconds=90)),
+        ("2h", Budget(seconds=7200)),
+        ("0.5gpuh", Budget(gpu_hours=0.5)),
+    ],
+)
+def test_a_budget_is_trials_time_or_gpu_hours(said: str, meant: Budget) -> None:
+    assert parse_budget(said) == meant
+
+
+@pytest.mark.parametrize("said", ["", "0", "-3", "soon", "2d", "1.5", "1.5 trials", "3 gpu"])
+def test_what_is_no_budget_is_refused(said: str) -> None:
+    with pytest.raises(ValueError, match=r"--budget .*(must be a number of trials|trials come whole)"):
+        parse_budget(said)
+
+
+def test_gpu_hours_are_shared_by_all_gpus() -> None:
+    assert Budget(gpu_hours=4).wall_seconds(gpus=8) == 1800
+    assert Budget(seconds=60).wall_seconds(gpus=8) == 60
+    assert Budget(trials=24).wall_seconds(gpus=8) is None
+
+
+def test_a_trial_lies_on_one_node() -> None:
+    """Seven CPUs on nodes of 3, 3 and 1 hold two trials of two CPUs, and GPUs count too."""
+    nodes = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0}]
+    assert slots(nodes, {"CPU": 2.0}, 0) == 2
+    assert slots(nodes, {"CPU": 1.0}, 0) == 7
+    assert slots(nodes, {"CPU": 1.0}, 4) == 4
+    assert slots([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0}], {"CPU": 1.0, "GPU": 1.0}, 0) == 2
+
+
+@pytest.mark.parametrize("wanted", [0, 3])
+def test_more_trials_than_the_nodes_hold_are_refused(wanted: int) -> None:
+    nodes = [{"CPU": 3.0}, {"CPU": 3.0}] if wanted else [{"CPU": 1.0}, {"CPU": 1.0}]
+    most = 2 if wanted else 0
+    with pytest.raises(ValueError, match=rf"--slots {wanted or 1}: the cluster holds {most} trials of 2 CPU"):
+        slots(nodes, {"CPU": 2.0}, wanted)
