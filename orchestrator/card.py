@@ -36,7 +36,7 @@ def write_card(told: dict[str, Any], state: dict[str, Any], out: Path) -> None:
         licence=LICENCES.get(licence, "other") if licence else "unknown",
         licence_name=licence,
         data=state.get("data"),
-        scores={part: state[part] for part in ("val", "test") if part in state},
+        scores={part: state[part] for part in ("val", "test") if state.get(part)},
         primary=metrics.primary(state["labels"]),
         machine=platform.processor() or platform.machine(),
     )

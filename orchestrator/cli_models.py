@@ -75,7 +75,7 @@ def import_(
         str, typer.Option(help="Of an MN or DyMN that has others than 2222, such as 2221; weights do not show them.")
     ] = "",
     labels: Annotated[
-        str, typer.Option(help="single: one tag a clip; multi: any number; default: as that project trained it.")
+        str, typer.Option(help="single: one tag a clip; multi: any number; default: multi, of AST's ESC-50 single.")
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -92,6 +92,10 @@ def import_(
     typer.echo(f"{made['name']}: {arch['family']} ({sizes})")
     typer.echo(
         f"{made['params']:,} parameters, {made['tags']} tags ({made['labels']}), clips of {made['clip_seconds']:g} s"
+    )
+    hears = ", ".join(f"{key} {value}" for key, value in made["model"]["front_end"].items() if value)
+    typer.echo(
+        f"hears {hears.removeprefix('kind ')}; what the file does not tell is as in that project's usual networks"
     )
     typer.echo(f"from {made['origin']['project']}, licence {made['origin']['licence']}")
     if made["dropped"]:

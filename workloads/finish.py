@@ -11,6 +11,7 @@ from workloads.config import Recipe
 from workloads.corpus import Prepared
 from workloads.predict import predict_clips
 from workloads.session import Session
+from workloads.tagger import Tagger
 from workloads.team import Team
 
 
@@ -45,26 +46,11 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
         row[matrix] = _numbers(compare(logits_NC, y_NC))
         row["weights_sha256"] = digest
         if session.rank == 0:
-            state = {
-                "kind": "tagger",
-                "name": name,
-                "recipe": recipe.name,
-                "model": asdict(recipe.models[name]),
-                "tags": list(prepared.corpus.tags),
-                "labels": labels,
-                "clip_seconds": recipe.data.clip_seconds,
-                "clip_rate": recipe.rate,
-                "data": {
-                    "format": recipe.data.format,
-                    "fingerprint": prepared.corpus.fingerprint(),
-                    "test_fold": recipe.data.test_fold,
-                    "clips": {part: len(getattr(prepared.splits, part)) for part in ("train", "val", "test")},
-                },
-                "val": row["val"],
-                "test": row["test"],
-            }
-            if origin := tagger.began_as.get("origin") or tagger.began_as.get("first_weights"):
-                state["first_weights"] = origin  # their licence goes on holding, from run to run
+            state = _identity(name, recipe, prepared)
+            if member.own_step:
+                state |= _learned(recipe, prepared, tagger) | {part: row[part] for part in ("val", "test")}
+            else:
+                state = tagger.began_as | state  # it is what it was, and learned from none of these clips
             folder = checkpoint.write(
                 session.work_dir / "models" / name, tensors={"weights": tagger.state_dict()}, state=state
             )
@@ -72,6 +58,31 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
         rows[name] = row
         team.dismiss(name)
     return rows
+
+
+def _identity(name: str, recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """What a tagger is."""
+    return {
+        "kind": "tagger",
+        "name": name,
+        "model": asdict(recipe.models[name]),
+        "tags": list(prepared.corpus.tags),
+        "labels": recipe.data.labels,
+        "clip_seconds": recipe.data.clip_seconds,
+        "clip_rate": recipe.rate,
+    }
+
+
+def _learned(recipe: Recipe, prepared: Prepared, tagger: Tagger) -> dict[str, Any]:
+    """What a tagger learned from, and whose weights were the first: their licence goes on holding, from run to run."""
+    data = {
+        "format": recipe.data.format,
+        "fingerprint": prepared.corpus.fingerprint(),
+        "test_fold": recipe.data.test_fold,
+        "clips": {part: len(getattr(prepared.splits, part)) for part in ("train", "val", "test")},
+    }
+    first = tagger.began_as.get("origin") or tagger.began_as.get("first_weights")
+    return {"recipe": recipe.name, "data": data} | ({"first_weights": first} if first else {})
 
 
 def _numbers(matrix_CC: Tensor) -> list[list[float | None]]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from workloads import checkpoint
-from workloads.architectures import Arch
+from workloads.architectures import AST, Arch, ViT
 from workloads.config import Model, restore
 from workloads.files import Opener
 from workloads.tagger import Tagger
@@ -49,6 +49,9 @@ def require_ready(tagger: Tagger, name: str) -> None:
         )
     if not known:
         return
+    _require(name, model.init, known["labels"], tagger.labels, place="labels", of="data")
+    if isinstance(model.arch, ViT | AST) and not model.front_end.frames:  # positions would be cut or stretched
+        _require(name, model.init, known["clip_seconds"], tagger.clip_seconds, place="clip_seconds", of="data")
     was = restore(Model, known["model"]).front_end
     mean = tagger.front_end.mean if was.mean is None else was.mean
     std = tagger.front_end.std if was.std is None else was.std
@@ -63,12 +66,13 @@ def _shape(arch: Arch) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in LEARNING_ONLY}
 
 
-def _require(name: str, init: str, was: Any, now: Any, *, place: str) -> None:
+def _require(name: str, init: str, was: Any, now: Any, *, place: str, of: str = "") -> None:
+    """ValueError where a value of the model, or `of` another part of the recipe, is not that of the weights."""
     if was != now:
         shown = json.dumps(was)
         raise ValueError(
             f"models.{name}.init = {init!r}: its weights are of {place} = {shown}, and the recipe says "
-            f"{json.dumps(now)}; set models.{name}.{place} = {shown}, or start from other weights"
+            f"{json.dumps(now)}; set {of or f'models.{name}'}.{place} = {shown}, or start from other weights"
         )
 
 

@@ -116,7 +116,7 @@ def test_an_imported_tagger_keeps_its_origin(trained, antiphon, tmp_path):
         card = out.with_name(out.name + ".md").read_text()
         assert known in card
         assert f"Licence of the weights: {licence}." in card
-        assert "antiphon has not scored them" in card
+        assert "not learned in a run of antiphon" in card
         extra = {FACTS: ""}
         torch.export.load(out, extra_files=extra)
         assert json.loads(extra[FACTS])["origin"]["licence"] == licence

@@ -95,6 +95,40 @@ def test_only_who_learns_may_hear_it_otherwise(tiny, start, published, front_end
     assert start(tiny("one-way", "schedule.teacher_steps=1", *settings))
 
 
+def test_a_teacher_of_other_labels_is_refused(tiny, start, published, tmp_path) -> None:
+    """Its softmax says which one, the student's sigmoids say how much of each."""
+    folder = Path(published())
+    state, tensors = checkpoint.read_state(folder), {"weights": checkpoint.read_tensors(folder, "weights")}
+    folder = checkpoint.write(tmp_path / "one", tensors=tensors, state=state | {"labels": "single"})
+    with pytest.raises(ValueError, match=r'weights are of labels = "single", .* set data\.labels = "single"'):
+        start(tiny("one-way", *TAUGHT, f"models.cnn.init={folder}"))
+    assert start(tiny("one-way", "schedule.teacher_steps=1", f"models.cnn.init={folder}"))
+
+
+def test_a_transformer_of_longer_clips_is_no_teacher_of_shorter_ones(tiny, start, published) -> None:
+    """Its positions would be cut; a CNN's weights do not know how long clips are."""
+    vit = 'models.cnn.arch={family="vit", dim=16, depth=1, heads=2, pool="avg"}'
+    short = ("one-way", *TAUGHT, "data.clip_seconds=0.7")
+    with pytest.raises(ValueError, match=r"are of clip_seconds = 1\.0, .* set data\.clip_seconds = 1\.0"):
+        start(tiny(*short, vit, f"models.cnn.init={published(vit)}"))
+    assert start(tiny(*short, f"models.cnn.init={published()}"))
+
+
+def test_who_never_learned_is_delivered_with_its_own_words(tiny, start, published) -> None:
+    """What it learned from, how it scored and whose it is, and not this run's data."""
+    folder = published()
+    was = checkpoint.read_state(Path(folder))
+    run = start(tiny("one-way", *TAUGHT, "data.synthetic_clips=120", f"models.cnn.init={folder}"))
+    assert loop(run) == "done"
+    delivered = checkpoint.read_state(run.session.work_dir.parent / "models" / "cnn")
+    assert delivered["model"].pop("init") == folder
+    assert was["model"].pop("init") == ""
+    assert delivered == was
+    learned = checkpoint.read_state(run.session.work_dir.parent / "models" / "vit")
+    assert learned["data"]["fingerprint"] != was["data"]["fingerprint"]
+    assert set(learned["val"])
+
+
 def test_statistics_that_are_written_out_are_the_same(tiny, start, published) -> None:
     """None and the number that it stands for are one."""
     run = start(tiny())

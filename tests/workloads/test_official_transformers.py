@@ -166,6 +166,20 @@ def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
+def test_published_weights_without_a_head_start_a_learner() -> None:
+    """As those that were trained without labels: whoever begins with them draws its head."""
+    state = state_of("ced_tiny_3s")
+    imported = ced.convert(state)
+    tagger = as_tagger(imported)
+    drawn = {name: tensor.clone() for name, tensor in tagger.backbone.state_dict().items()}
+    for tensor in tagger.backbone.state_dict().values():
+        tensor.zero_()
+    tagger.load_initial({name: tensor for name, tensor in state.items() if not name.startswith("outputlayer.")})
+    assert set(tagger.started_afresh) == {name for name in drawn if name.startswith("head.")}
+    for name, tensor in tagger.backbone.state_dict().items():
+        assert torch.equal(tensor, torch.zeros_like(tensor) if name.startswith("head.") else drawn[name]), name
+
+
 def test_what_does_not_fit_ced_is_named() -> None:
     state = state_of("ced_tiny_3s")
     for name, problem in (
@@ -212,9 +226,15 @@ def test_positions_tell_asts_stride_and_length(positions: int, stride: int, fram
     assert (rows * columns, rows) == (positions, {10: 12, 16: 8}[stride])
 
 
-@pytest.mark.parametrize(("positions", "word"), [(850, "neither"), (657, "neither"), (24 * 7, "both"), (0, "neither")])
+@pytest.mark.parametrize("positions", [10 * 42, 9 * 36, 8 * 101, 10 * 85, 9 * 73])
+def test_positions_of_other_strides_are_refused(positions: int) -> None:
+    """Strides 12 and 14 at 512 frames, 16 by 10 at 1024; and of the published networks of stride 12 and 14."""
+    with pytest.raises(ValueError, match=rf"v\.pos_embed: {positions} positions of patches are those of strides 1"):
+        ast.convert(ast_state(positions))
+
+
+@pytest.mark.parametrize(("positions", "word"), [(853, "neither"), (24 * 61, "both"), (0, "neither")])
 def test_positions_that_fit_no_stride_or_two_are_refused(positions: int, word: str) -> None:
-    """850 and 657 are those of the published networks of stride 12 and 14."""
     with pytest.raises(ValueError, match=rf"v\.pos_embed: {positions} positions of patches are {word} 12 rows"):
         ast.convert(ast_state(positions))
 

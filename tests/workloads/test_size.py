@@ -8,14 +8,30 @@ from workloads.config import FrontEnd, Model
 from workloads.models.size import count
 from workloads.tagger import build_tagger
 
+MN_TABLE = [
+    (0.1, 0.124, 0.018),
+    (0.2, 0.325, 0.040),
+    (0.4, 0.984, 0.111),
+    (0.5, 1.431, 0.160),
+    (0.6, 1.948, 0.223),
+    (0.8, 3.247, 0.367),
+    (1.0, 4.877, 0.541),
+    (1.2, 6.837, 0.805),
+    (1.4, 9.141, 1.042),
+    (1.6, 11.71, 1.323),
+    (2.0, 17.909, 2.059),
+    (3.0, 39.086, 4.555),
+    (4.0, 68.427, 8.028),
+]
 
-@pytest.mark.parametrize(("width", "params", "macs"), [(0.4, 0.984, 0.111), (1.0, 4.877, 0.541)])
+
+@pytest.mark.parametrize(("width", "params", "macs"), MN_TABLE)
 def test_mn_is_as_large_as_its_table_says(width: float, params: float, macs: float) -> None:
     """reference/efficientat.md section 1; its multiply-adds count biases, which torch's counter does not."""
     model = Model(arch=MN(family="mn", width=width), front_end=FrontEnd(kind="efficientat128"))
     size = count(model, num_classes=527, clip_seconds=10.0, clip_rate=32_000)
-    assert size.params / 1e6 == pytest.approx(params, abs=0.0005)
-    assert size.macs / 1e9 == pytest.approx(macs, rel=0.01)
+    assert size.params / 1e6 == pytest.approx(params, abs=0.0005 if width != 1.6 else 0.005)  # two places in the table
+    assert size.macs / 1e9 == pytest.approx(macs, rel=0.01, abs=0.0005)  # three places
 
 
 def transformer_macs(tokens: int, *, dim: int, depth: int) -> int:

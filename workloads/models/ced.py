@@ -24,6 +24,13 @@ from workloads.models.patches import along_time, require_room
 PATCH, DEPTH = 16, 12
 WINDOW = 1012  # frames that the positions reach over: 10 s and a little
 SIZES = {"tiny": (192, 3), "mini": (256, 4), "small": (384, 6), "base": (768, 12)}  # dimension, heads
+PUBLISHED = {  # how names in the published files begin -> how ours do
+    "init_bn.1.": "norm_mel.",
+    "patch_embed.proj.": "patches.",
+    "time_pos_embed": "time",
+    "freq_pos_embed": "bands",
+    "outputlayer.": "head.",
+}
 HEAD = ("head.1.weight", "head.1.bias", "head.0.weight", "head.0.bias")
 
 
@@ -95,5 +102,16 @@ def build(arch: CED, *, bands: int, frames: int, num_classes: int) -> Consistent
 def adapt_weights(
     state: dict[str, Tensor], model: ConsistentTransformer, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take a state dict in our own key names; the head is dropped when it tells other classes apart."""
-    return fit_head(state, model, head=HEAD, other_classes=other_classes)
+    """Take a state dict in our own key names or the published ones, as of weights that were trained without labels.
+
+    The head is dropped when it tells other classes apart.
+    """
+    weights = {our_name(name): tensor for name, tensor in state.items()}
+    return fit_head(weights, model, head=HEAD, other_classes=other_classes)
+
+
+def our_name(name: str) -> str:
+    """The name of a published file's tensor here."""
+    return next(
+        (ours + name.removeprefix(theirs) for theirs, ours in PUBLISHED.items() if name.startswith(theirs)), name
+    )

@@ -47,7 +47,8 @@ def count(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int
 
 def macs_of_forward(tagger: Tagger, mel_BMF: Tensor) -> int:
     """Multiply-adds of a real forward of the network, as `count` counts them, for each clip of a batch."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    counter, countable = FlopCounterMode(display=False), torch.backends.cudnn.flags(enabled=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), countable, torch.no_grad():  # it does not know cuDNN's recurrent layers
         tagger(mel_BMF)
     return counter.get_total_flops() // 2 // len(mel_BMF)
 

@@ -25,6 +25,7 @@ BANDS = 128
 WIDTHS: dict[int, Literal["tiny", "small", "base"]] = {192: "tiny", 384: "small", 768: "base"}
 ROWS: dict[Literal[10, 16], int] = {10: 12, 16: 8}  # stride -> rows of patches
 USUAL_FRAMES = (1024, 512, 128)  # AudioSet, ESC-50, Speech Commands
+STRIDES = range(10, PATCH + 1)  # of AST's settings, one for each axis
 RECIPES = {  # (frames, classes) -> mean and standard deviation of the data set (reference/cmkd.md 2.3)
     (512, 50): (-6.6268077, 5.358466),  # ESC-50
     (128, 35): (-6.845978, 5.5654526),  # Speech Commands
@@ -69,6 +70,12 @@ def _grid(state: dict[str, Tensor]) -> tuple[Literal[10, 16], int]:
     patches = _positions(state).shape[1] - 2  # without class and distillation token
     fits = {stride: patches // rows for stride, rows in ROWS.items() if patches > 0 and patches % rows == 0}
     usual = {stride: columns for stride, columns in fits.items() if _frames(stride, columns) in USUAL_FRAMES}
+    if not usual and patches in OTHERS:
+        rows, columns = OTHERS[patches]
+        raise ValueError(
+            f"{PREFIX}{POSITIONS}: {patches} positions of patches are those of strides {rows} and {columns}, or of a "
+            "length that nobody takes; only strides 10 and 16, the same on both axes, can be imported"
+        )
     found = list((usual or fits).items())  # 600 positions are 12 x 50 of 512 frames sooner than 8 x 75 of 1200
     if len(found) != 1:
         both, and_ = ("both", "and") if found else ("neither", "nor")
@@ -77,6 +84,20 @@ def _grid(state: dict[str, Tensor]) -> tuple[Literal[10, 16], int]:
             f"16) of {BANDS} bands; at 1024 frames these strides make 1212 and 512, other strides cannot be imported"
         )
     return found[0]
+
+
+def _cuts(length: int, stride: int) -> int:
+    """How many patches a stride makes of so many bands or frames."""
+    return (length - PATCH) // stride + 1
+
+
+OTHERS = {  # positions at a usual length -> the strides of bands and frames that make them, other than ours
+    _cuts(BANDS, rows) * _cuts(frames, columns): (rows, columns)
+    for frames in USUAL_FRAMES
+    for rows in STRIDES
+    for columns in STRIDES
+    if (rows, columns) not in {(stride, stride) for stride in ROWS}
+}
 
 
 def _frames(stride: int, columns: int) -> int:

@@ -16,19 +16,13 @@ from workloads.architectures import CED
 from workloads.audio import CED64, build_front_end
 from workloads.config import FrontEnd, Model
 from workloads.models import build_backbone
+from workloads.models.ced import our_name
 from workloads.models.fit import require_fit
 from workloads.official.converted import Converted
 
 CLIP_SECONDS = 10.0  # AudioSet's clips
 STEM, HEAD = "patch_embed.proj.weight", "outputlayer.1.weight"
 WIDTHS: dict[int, Literal["tiny", "mini", "small", "base"]] = {192: "tiny", 256: "mini", 384: "small", 768: "base"}
-RENAMED = {  # how their names begin -> how ours do
-    "init_bn.1.": "norm_mel.",
-    "patch_embed.proj.": "patches.",
-    "time_pos_embed": "time",
-    "freq_pos_embed": "bands",
-    "outputlayer.": "head.",
-}
 
 
 def convert(state: dict[str, Tensor]) -> Converted:
@@ -46,7 +40,7 @@ def convert(state: dict[str, Tensor]) -> Converted:
         backbone = build_backbone(
             model.arch, bands=front_end.bands, frames=front_end.frames(CLIP_SECONDS), num_classes=num_classes
         )
-    weights = {_our_name(name): tensor for name, tensor in state.items() if name not in constants}
+    weights = {our_name(name): tensor for name, tensor in state.items() if name not in constants}
     require_fit(weights, backbone)
     if len(weights) + len(constants) < len(state):
         raise ValueError("two tensors go by names of the same part: this file is no whole state dict of one network")
@@ -77,10 +71,3 @@ def _size(state: dict[str, Tensor]) -> Literal["tiny", "mini", "small", "base"]:
     if width not in WIDTHS:
         raise ValueError(f"{STEM} is {width} wide: CED's networks are {WIDTHS}")
     return WIDTHS[width]
-
-
-def _our_name(name: str) -> str:
-    for theirs, ours in RENAMED.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name

@@ -3,8 +3,8 @@
 Weights of images are no tagger: their classes are not heard, and a recipe's `init` reads them as they are. What can be
 imported is a network of timm's that somebody trained on sound, with one input channel. What its state dict does not
 tell is taken for granted: AST's front end (128 bands, AudioSet's mean and deviation) with the mel scale down and time
-across, clips of 10 s where the network takes any, 64 features to an attention head, pooling as timm does it by default,
-and `efficientnet` rather than `tf_efficientnet`, which pads otherwise. Knows no files and no tags.
+across, clips of 10 s where the network takes any, timm's usual number of attention heads for a width, pooling as timm
+does it by default, and `efficientnet` rather than `tf_efficientnet`, which pads otherwise. Knows no files and no tags.
 """
 
 import json
@@ -28,7 +28,7 @@ from workloads.official.converted import Converted
 
 CONV_STEM, CONV_HEAD = "conv_stem.weight", "conv_head.weight"
 VARIANTS: dict[int, Literal["b0", "b2"]] = {1280: "b0", 1408: "b2"}  # channels of EfficientNet's last map
-PER_HEAD = 64  # features of an attention head, in all of timm's ViT and DeiT
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of timm's ViT by width: tiny, small, base, large, huge
 BANDS, FRAMES = 128, 1024  # FRAMES where the network takes any number
 
 
@@ -66,10 +66,12 @@ def _arch(state: dict[str, Tensor]) -> Arch:
         if dim not in WIDTHS:
             raise ValueError(f"{STEM} is {dim} wide: distilled DeiTs are {WIDTHS}")
         return AST(family="ast", size=WIDTHS[dim])
-    if dim % PER_HEAD:
-        raise ValueError(f"{STEM} is {dim} wide: must be a multiple of {PER_HEAD}, as wide as an attention head")
+    if dim not in HEADS:
+        raise ValueError(
+            f"{STEM} is {dim} wide: how many attention heads it has is known for {', '.join(map(str, HEADS))}"
+        )
     depth = len({found[1] for name in state if (found := re.match(r"blocks\.(\d+)\.", name))})
-    return ViT(family="vit", dim=dim, depth=depth, heads=dim // PER_HEAD, patch=patch, stride=patch)
+    return ViT(family="vit", dim=dim, depth=depth, heads=HEADS[dim], patch=patch, stride=patch)
 
 
 def _is_convolution(state: dict[str, Tensor], name: str) -> bool:
