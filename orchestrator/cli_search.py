@@ -94,7 +94,9 @@ def _show(outcome: dict[str, Any]) -> None:
         tau = "not defined" if agreed["tau"] is None else f"{agreed['tau']:+.2f}"
         table.add_row("ranking at full length", f"Kendall's tau {tau}, {len(agreed['trials'])} trials")
     table.add_row("stopped, failed", f"{outcome['stopped']}, {outcome['failed']}")
-    table.add_row("seconds", f"{outcome['seconds']:.0f}, {outcome['overhead_s_per_trial']} a trial beside its training")
+    beside = outcome["overhead_s_per_trial"]
+    told = "" if beside is None else f", {beside} a trial beside its training"
+    table.add_row("seconds", f"{outcome['seconds']:.0f}{told}")
     console.print(table)
     console.print(f"report     {outcome['report']}", highlight=False, soft_wrap=True)
     console.print(f"dashboard  antiphon dashboard {outcome['report'].removesuffix('/report.html')}", soft_wrap=True)

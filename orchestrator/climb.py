@@ -11,18 +11,27 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator import storage
-from orchestrator.search_files import Task, read_result, read_rungs, write_result, write_rungs, write_settings
+from orchestrator.search_files import (
+    PATIENCE_S,
+    Task,
+    read_result,
+    read_rungs,
+    write_result,
+    write_rungs,
+    write_settings,
+)
 from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
 from workloads.config import Recipe
 from workloads.space import Search
 from workloads.spool import Spool, read_spool
 
 Report = Callable[[dict[str, Any]], None]
-PATIENCE_S = 300.0  # of a trial with workers of its own, for a store that went away
+Value = TypeVar("Value")
 KEPT = 3  # checkpoints of a trial: another may be about to go on from one
 
 
@@ -124,7 +133,7 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
             end = {"second": _second(search, runs[0].recipe, len(runs[0].prepared.corpus.tags))}
             if task.final:
                 loop(runs[0])  # every step is done: it scores and delivers
-                end["test"] = _tests(_said(runs[0].history.path))
+                end |= _delivered(_said(runs[0].history.path))
         said = _said(runs[0].history.path)  # the other slices would draw the same curves
         records: list[dict[str, Any]] = []
         if step > past:  # what belongs to earlier rungs was told before the pause
@@ -153,9 +162,11 @@ def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, sl
     made = _made(recipe, task, slice_=slice_)
     session = LocalSession(work_dir=folder, spool=Spool(folder / "spool.jsonl"), shelf=shelf, device=made.train.device)
     run = set_up(made, session, files=storage.FsspecFiles())
-    if shelf.keeps:  # values may change at every rung: their course belongs to what was learned
-        values = {f"set/{place}": float(value) for place, value in task.settings.items()}
-        run.note("metrics", step=run.step + 1, values=values)
+    if shelf.keeps and searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
+        numbers = {place: value for place, value in task.settings.items() if isinstance(value, int | float)}
+        run.note(
+            "metrics", step=run.step + 1, values={f"set/{place}": float(value) for place, value in numbers.items()}
+        )
     return run
 
 
@@ -169,6 +180,7 @@ def climb_together(
     from orchestrator.attempts import Driver, beating, take_over
     from orchestrator.results import Place
     from orchestrator.run import fit
+    from orchestrator.runs import recovered
 
     search, said = searched(recipe), []
     for number in range(search.slices if task.ranked else 1):
@@ -177,24 +189,34 @@ def climb_together(
         name = f"slice-{number}"
         place = Place(name, storage.join(home, task.folder, name), scratch / name, "none")
         driver = Driver()
-        with Spool(place.spool), beating(place.uri, driver):
-            end = fit(made, place, take_over(place.uri, driver), workers=workers, patience_s=PATIENCE_S)
+        try:
+            attempt = take_over(place.uri, driver)
+        except ValueError as busy:  # whose workers were lost with it, and whose heartbeat is about to stand still
+            raise RuntimeError(str(busy)) from None
+        with Spool(place.spool) as spool, beating(place.uri, driver):
+            for record in recovered(place):  # a slice that was learned before validates nothing again
+                spool.append(record)
+            end = fit(made, place, attempt, workers=workers, patience_s=PATIENCE_S)
         if end["status"] != "done":
             raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
         said.append(_said(place.spool))
         clock.seconds += _loop_seconds(place.spool)
     step, values = rungs(made, search)[-1], mean_values(said, rungs(made, search)[-1])
     tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
-    told: dict[str, Any] = {"second": _second(search, made, tags)} | ({"test": _tests(said[0])} if task.final else {})
+    told: dict[str, Any] = {"second": _second(search, made, tags)} | (_delivered(said[0]) if task.final else {})
     records = [record for record in said[0] if record["kind"] != "data"]
     yield Rung(step, judge(search, made, values), values, records, past=False, end=told, kept="")
 
 
 def _loop_seconds(spool: Path) -> float:
-    """From the first step that workers took to the last thing they said: Ray's start and end are not in it."""
-    records = read_spool(spool)
-    first = next(record["t"] for record in records if record["kind"] == "start")
-    return (max(record["t"] for record in records if record["kind"] in ("metrics", "result")) - first) / 1000
+    """Of every attempt from the workers' first step to the last thing they said: Ray's start and end are not in it."""
+    total, first, last = 0, 0, 0
+    for record in read_spool(spool):
+        if record["kind"] == "start":
+            total, first, last = total + last - first, record["t"], record["t"]
+        elif record["kind"] in ("metrics", "result"):
+            last = record["t"]
+    return (total + last - first) / 1000
 
 
 def _said(spool: Path) -> list[dict[str, Any]]:
@@ -233,9 +255,10 @@ def _second(search: Search, recipe: Recipe, num_tags: int) -> float | None:
     return total
 
 
-def _tests(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    (result,) = (record for record in records if record["kind"] == "result")
-    return {name: row["test"] for name, row in result["models"].items()}
+def _delivered(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a task says that delivers its models: their test scores, and the record of which MLflow makes versions."""
+    *_, result = (record for record in records if record["kind"] == "result")
+    return {"test": {name: row["test"] for name, row in result["models"].items()}, "delivered": result}
 
 
 def even_out(recipe: Recipe, tasks: list[Task], home: str) -> int:
@@ -269,21 +292,27 @@ class TrialShelf:
 
     def publish(self, folder: Path) -> None:
         if _step_of(folder.name) in self.keeps:
-            self.newest = storage.publish(folder, self._place(folder.name))
-            for name in storage.committed(storage.join(self._uri, "checkpoints"))[:-KEPT]:
-                storage.remove(self._place(name))
+            self.newest = self._patiently(lambda: storage.publish(folder, self._place(folder.name)))
+            for name in self._committed()[:-KEPT]:
+                self._patiently(partial(storage.remove, self._place(name)))
         shutil.rmtree(folder)
 
     def deliver(self, folder: Path) -> str:
-        return storage.publish(folder, storage.join(self._uri, "models", folder.name))
+        return self._patiently(lambda: storage.publish(folder, storage.join(self._uri, "models", folder.name)))
 
     def names(self) -> list[str]:
         if self._start:
             return [self._start.rsplit("/", 1)[-1]]
-        return storage.committed(storage.join(self._uri, "checkpoints"))[::-1] if self.keeps else []
+        return self._committed()[::-1] if self.keeps else []
 
     def fetch(self, name: str, work_dir: Path) -> Path:
-        return storage.fetch(self._start or self._place(name), work_dir)
+        return self._patiently(lambda: storage.fetch(self._start or self._place(name), work_dir))
+
+    def _committed(self) -> list[str]:
+        return self._patiently(lambda: storage.committed(storage.join(self._uri, "checkpoints")))
+
+    def _patiently(self, call: Callable[[], Value]) -> Value:
+        return storage.patiently(call, what=self._uri, patience_s=PATIENCE_S)
 
     def _place(self, name: str) -> str:
         return storage.join(self._uri, "checkpoints", name)

@@ -24,6 +24,7 @@ from orchestrator.patience import words
 from orchestrator.trials import Search, read_search
 
 EVERY_S = 3.0  # how often a page asks
+DRAWN_S = 60.0  # how often what goes on is drawn longer, where there is no news
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -33,7 +34,8 @@ class Watched:
     def __init__(self, uri: str) -> None:
         self._uri, self._lock = uri, threading.Lock()
         self.search = read_search(uri)
-        self._looked, self.stamp, self._body = time.monotonic(), "", ""
+        self._looked = self._drawn = time.monotonic()
+        self.stamp, self._body = "", ""
 
     def look(self) -> tuple[Search, str, str]:
         """The search, a stamp that changes with it, and the body of its page."""
@@ -42,9 +44,11 @@ class Watched:
                 before, silent = self.search, self._silent()
                 self.search = read_search(self._uri, before=before)
                 self._looked = time.monotonic()
-                if (self.search, self._silent()) != (before, silent):
+                old = self.search.outcome is None and self._looked - self._drawn >= DRAWN_S
+                if old or (self.search, self._silent()) != (before, silent):
                     self.stamp = ""
             if not self.stamp:
+                self._drawn = self._looked
                 self._body, self.stamp = search_report.body(self.search), uuid.uuid4().hex
             return self.search, self.stamp, self._body
 

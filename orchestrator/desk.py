@@ -3,13 +3,11 @@
 import time
 from typing import Any, Protocol
 
-from orchestrator.patience import patiently, say
+from orchestrator.patience import say
 from orchestrator.recipe import flatten
 from orchestrator.search_files import Task, read_result, write_result
 from workloads.config import Recipe
 from workloads.spool import Spool, read_spool, stamped
-
-PATIENCE_S = 300.0  # for the search's store
 
 
 class Source(Protocol):
@@ -17,7 +15,7 @@ class Source(Protocol):
 
     def propose(self, slot: int) -> Task | None: ...
 
-    def tell(self, number: int, objectives: list[float] | None) -> None: ...
+    def tell(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None: ...
 
 
 class Desk:
@@ -59,7 +57,7 @@ class Desk:
     def hear(self, task: Task, news: dict[str, Any]) -> None:
         """A rung, and what happened up to it."""
         for record in news["records"]:
-            if record["kind"] != "result" or task.kind == "winner":  # only a winner's models are registered
+            if record["kind"] != "result":  # it is told at the end, by whoever sees that
                 self.spool.append(record | {"child": task.name})
         rung, self._hosts[task.name] = news["rung"], news.get("host", "")
         if rung:
@@ -70,17 +68,29 @@ class Desk:
 
     def end(self, task: Task, error: str = "") -> None:
         """The task is over: finished, stopped at a rung, or failed for good."""
+        if task.name not in self._heard:  # its process could not even be started
+            self.begin(task)
         self._under_way.pop(task.name, None)
-        result = patiently(lambda: self._settle(task, error), what=f"search {self.home}", patience_s=PATIENCE_S)
-        objectives = [value for value in (result["objective"], result["second"]) if value is not None]
+        result = self._settle(task, error)
+        if task.kind == "winner" and task.name not in self._told and "delivered" in result:
+            self.spool.append(result["delivered"] | {"child": task.name})  # only a winner's models are registered
         if task.kind == "trial":
-            self.source.tell(task.number, objectives if result["status"] != "failed" else None)
+            self._learn_from(task, result)
         if task.slot not in self._free:  # tasks that take turns share theirs
             self._free.append(task.slot)
         shown = "-" if result["objective"] is None else f"{result['objective']:.4f}"
         say(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
         status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
         self._say(task, "closed", status=status, error=result["reason"])
+
+    def _learn_from(self, task: Task, result: dict[str, Any]) -> None:
+        """Tell the source how a trial ended, or how it stood at each rung where it was stopped at one."""
+        stopped = result["status"] == "stopped"
+        scores = [result["objective"], result["second"]]
+        if stopped:
+            scores = [rung["objective"] for rung in result["history"]]
+        told = [score for score in scores if score is not None]
+        self.source.tell(task.number, None if result["status"] == "failed" else told, stopped=stopped)
 
     def _settle(self, task: Task, error: str) -> dict[str, Any]:
         """The task's result; its process has not written one where it was stopped or lost."""

@@ -75,13 +75,18 @@ class Proposals:
         settings = self._settings(number)
         return Task("trial", number, settings, slot=slot)
 
-    def tell(self, number: int, objectives: list[float] | None) -> None:
-        """What came of a trial; None for one that failed."""
+    def tell(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None:
+        """What came of a trial: None of one that failed; of one that was stopped its scores at the rungs, which count
+        for less than those of trials that came to their end."""
         trial = self._asked.pop(number, None)
         if trial is None:
             return
         if objectives is None:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        elif stopped:
+            for rung, objective in enumerate(objectives):
+                trial.report(objective, rung)
+            self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             self._study.tell(trial, objectives)
 

@@ -96,8 +96,7 @@ def _work(request: SearchRequest, place: Place, crew: "Crew", budget: Budget, *,
         last += at_full_length(place.uri, crew, request.full) if request.full else []
     except KeyboardInterrupt:
         return {"search_id": place.run_id, "status": "preempted"}
-    told = [task.number for task, result in known if result is not None]
-    return outcome_of(place, request.recipe, last, slots=crew.slots, spent=spent, began=began, told=told)
+    return outcome_of(place, request.recipe, last, slots=crew.slots, spent=spent, began=began, alone=not known)
 
 
 def _interrupt() -> None:
@@ -124,6 +123,8 @@ def _open(request: SearchRequest) -> Place:
     if not search_id:
         search_id = f"{request.recipe.name}-search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = place_of(request.storage, search_id, request.tracking)
+    if request.resume:
+        place = replace(place, tracking=_same_tracking(request, facts_of(place.uri)["tracking"]))
     facts = {
         "search_id": search_id,
         "created": time.time(),
@@ -142,6 +143,15 @@ def _open(request: SearchRequest) -> Place:
     elif not begin(place.uri, facts):
         raise ValueError(f"--search-id {search_id!r}: there is such a search; `--resume {search_id}` goes on with it")
     return place
+
+
+def _same_tracking(request: SearchRequest, began: str) -> str:
+    """Where a search that goes on is tracked; ValueError for another place: the page's links lead to one only."""
+    if request.tracking in ("", "none", began):
+        return request.tracking or began
+    raise ValueError(
+        f"--tracking {request.tracking!r}: search {request.resume} began with {began!r}; leave it out, or give that"
+    )
 
 
 def _search_record(request: SearchRequest, place: Place) -> dict[str, Any]:

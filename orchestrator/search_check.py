@@ -53,6 +53,11 @@ def check(request: SearchRequest) -> Budget:
             f"--full {request.full}: takes 2 trials or more, to rank them again, and search.share = {search.share:g} "
             "below 1; or leave it out"
         )
+    if request.full and search.searcher == "pbt":
+        raise ValueError(
+            f"--full {request.full}: a population's values change while it learns, so that no trial can be learned "
+            "again; leave it out"
+        )
     known = planned(search, budget.trials)  # refuses a budget that no grid or population has
     if request.slots and search.pauses:
         raise ValueError(

@@ -9,11 +9,14 @@ rungs.json while it runs, and mlflow.json (`family.py`).
 import json
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator import storage
 
+PATIENCE_S = 300.0  # for the search's store, wherever something of it is written or read
+Value = TypeVar("Value")
 OUTCOME, EARLIER = "outcome.json", "earlier.json"
 
 
@@ -58,26 +61,24 @@ def begin(home: str, facts: dict[str, Any]) -> bool:
 
 def facts_of(home: str) -> dict[str, Any]:
     """What search.json says; ValueError where there is none."""
-    uri = storage.join(home, "search.json")
-    if not storage.exists(uri):
+    facts = _read(storage.join(home, "search.json"))
+    if facts is None:
         raise ValueError(f"search {home!r}: no search.json there; give the id of a search under --storage")
-    facts: dict[str, Any] = json.loads(storage.get_text(uri))
     return facts
 
 
 def write_cluster(home: str, *, slots: int, dashboard: str, trials: int) -> None:
     """Say where the search goes on now: trials at once, the address of Ray's dashboard (empty: it has none), and how
     many trials there are to be."""
-    said = {"slots": slots, "dashboard": dashboard, "trials": trials}
-    storage.put_text(storage.join(home, "cluster.json"), json.dumps(said))
+    _write(storage.join(home, "cluster.json"), {"slots": slots, "dashboard": dashboard, "trials": trials})
 
 
 def reopen(home: str) -> None:
     """Go on: what an earlier driver's search came to is kept apart until this one's is written, which adds to it."""
-    outcome = storage.join(home, OUTCOME)
-    if storage.exists(outcome):
-        storage.put_text(storage.join(home, EARLIER), storage.get_text(outcome))
-        storage.delete(outcome)
+    uri = storage.join(home, OUTCOME)
+    if (outcome := _read(uri)) is not None:
+        _write(storage.join(home, EARLIER), outcome)
+        _patiently(lambda: storage.delete(uri), uri)
 
 
 def earlier(home: str) -> dict[str, Any]:
@@ -87,16 +88,15 @@ def earlier(home: str) -> dict[str, Any]:
 
 def write_outcome(home: str, outcome: dict[str, Any]) -> None:
     """Say what the search came to: it is over."""
-    storage.put_text(storage.join(home, OUTCOME), json.dumps(outcome, indent=1))
+    _write(storage.join(home, OUTCOME), outcome)
 
 
 def known_trials(home: str) -> list[tuple[Task, dict[str, Any] | None]]:
     """Every trial that was begun, by number, with its result if it has one."""
-    found = []
-    for name in sorted(storage.names(storage.join(home, "trials"))):
-        settings = storage.join(home, "trials", name, "settings.json")
-        if storage.exists(settings):
-            said = json.loads(storage.get_text(settings))
+    found, uri = [], storage.join(home, "trials")
+    for name in sorted(_patiently(lambda: storage.names(uri), uri)):
+        said = _read(storage.join(uri, name, "settings.json"))
+        if said is not None:
             task = Task("trial", said["number"], said["settings"], said["seed"])
             found.append((task, read_result(home, task)))
     return found
@@ -104,14 +104,13 @@ def known_trials(home: str) -> list[tuple[Task, dict[str, Any] | None]]:
 
 def write_settings(home: str, task: Task, *, began: float) -> None:
     """Say that a task is begun; a later beginning replaces an earlier one that came to nothing."""
-    said = asdict(task) | {"began": began}
-    storage.put_text(storage.join(home, task.folder, "settings.json"), json.dumps(said))
+    _write(storage.join(home, task.folder, "settings.json"), asdict(task) | {"began": began})
 
 
 def write_rungs(home: str, task: Task, history: list[dict[str, Any]], *, began: float, loop_seconds: float) -> None:
     """Say how a task that is not over stood at its rungs so far, and how long that took."""
-    said = {"history": history, "began": began, "loop_seconds": loop_seconds}
-    storage.put_text(storage.join(home, task.folder, "rungs.json"), json.dumps(said))
+    said = {"history": history, "began": began, "loop_seconds": loop_seconds, "told": time.time()}
+    _write(storage.join(home, task.folder, "rungs.json"), said)
 
 
 def read_rungs(home: str, task: Task) -> dict[str, Any] | None:
@@ -119,10 +118,11 @@ def read_rungs(home: str, task: Task) -> dict[str, Any] | None:
     return _read(storage.join(home, task.folder, "rungs.json"))
 
 
-def write_result(home: str, task: Task, result: dict[str, Any]) -> bool:
-    """Commit what came of a task; False where somebody has done so before."""
+def write_result(home: str, task: Task, result: dict[str, Any]) -> None:
+    """Commit what came of a task, unless that was done before."""
     said = asdict(task) | {"second": None, "host": socket.gethostname()} | result | {"ended": time.time()}
-    return storage.create_exclusively(storage.join(home, task.folder, "result.json"), json.dumps(said).encode())
+    uri = storage.join(home, task.folder, "result.json")
+    _patiently(lambda: storage.create_exclusively(uri, json.dumps(said).encode()), uri)
 
 
 def read_result(home: str, task: Task) -> dict[str, Any] | None:
@@ -131,7 +131,15 @@ def read_result(home: str, task: Task) -> dict[str, Any] | None:
 
 
 def _read(uri: str) -> dict[str, Any] | None:
-    if not storage.exists(uri):
-        return None
-    found: dict[str, Any] = json.loads(storage.get_text(uri))
-    return found
+    def read() -> dict[str, Any] | None:
+        return json.loads(storage.get_text(uri)) if storage.exists(uri) else None
+
+    return _patiently(read, uri)
+
+
+def _write(uri: str, said: dict[str, Any]) -> None:
+    _patiently(lambda: storage.put_text(uri, json.dumps(said, indent=1)), uri)
+
+
+def _patiently(call: Callable[[], Value], what: str) -> Value:
+    return storage.patiently(call, what=what, patience_s=PATIENCE_S)

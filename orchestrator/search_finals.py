@@ -23,11 +23,11 @@ def finals(recipe: Recipe, home: str, crew: "Crew") -> list[Task]:
         return []
     finalists, numbers = best[: search.finalists], range(1, search.repeats + 1)
     chosen = winner_so_far(home)
-    if len(finalists) > 1:
+    if len(finalists) > 1 and chosen is None:
         again = [_repeat("finalist", found, recipe, number) for found in finalists for number in numbers]
-        if chosen is None:
-            crew.run_listed(again)
-            finalists = repeated(home, again)
+        crew.run_listed(again)
+        finalists = repeated(home, again)
+    if search.finalists > 1:  # also where there was one only: a later resume must not score the winner anew
         numbers = range(search.repeats + 1, 2 * search.repeats + 1)
     winner = chosen or (finalists[0] if finalists else None)
     if winner is None:  # no finalist came to its end with another seed

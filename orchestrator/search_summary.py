@@ -48,12 +48,12 @@ def repeated(home: str, tasks: list[Task]) -> list[dict[str, Any]]:
 
 
 def outcome_of(
-    place: Place, recipe: Recipe, finals: list[Task], *, slots: int, spent: float, began: float, told: list[int]
+    place: Place, recipe: Recipe, finals: list[Task], *, slots: int, spent: float, began: float, alone: bool
 ) -> dict[str, Any]:
     """The search's outcome, the object that --json prints; written last.
 
     `spent` is the wall time of the trials since `began`, in seconds. What a trial costs beside its training is known
-    where one driver saw all trials from begin to end: `told` are those that had results before. Of a search that was
+    where one driver saw all trials from begin to end, `alone`. Of a search that was
     done before, what was said then stays where nothing was learned for it again. `seconds` are those of drivers that
     came to their end.
     """
@@ -66,7 +66,7 @@ def outcome_of(
     }
     best = best_first(place.uri)
     inside = sum(result["loop_seconds"] for result in results)
-    whole = bool(results) and not told and len(results) == len(trials)
+    whole = bool(results) and alone and len(results) == len(trials)
     outcome = before | {
         "search_id": place.run_id,
         "status": "done" if best else "failed",

@@ -25,7 +25,7 @@ class Span:
 
 
 def spans(search: Search, *, now: float) -> list[Span]:
-    """Who held which slot when. A trial that runs has told no slot yet, and lasts until `now`."""
+    """Who held which slot when. A trial that runs lasts until `now`."""
     found = []
     for trial in (*search.trials, *search.finals):
         group = trial.status if trial.kind == "trial" or trial.status in (FAILED, RUNNING) else trial.kind

@@ -36,9 +36,7 @@ def _state(search: Search, now: float) -> str:
         if search.until(now) < now:
             return f"Without news for {duration(now - search.last_news)}: it may have been killed. {said}"
         return f"Running. {said}"
-    word = {"done": "Done", "failed": "Failed", "stopped": "Stopped before its end"}[search.outcome["status"]]
-    said = f"{word}: {plural(len(search.trials), 'trial')}{told}"
-    return f"{said} {search.outcome['error']}" if search.outcome.get("error") else said
+    return f"{search.outcome['status'].capitalize()}: {plural(len(search.trials), 'trial')}{told}"
 
 
 def _best(search: Search) -> str:
@@ -54,6 +52,8 @@ def _best(search: Search) -> str:
         late = f"Trial {best.number}, which is ahead of it on one seed, came later and was not held against it"
         return f"Best settings: {chosen}. {late}: the test fold is scored for one winner only."
     word = "Best settings" if search.outcome else "Best settings so far"
+    if search.settings["searcher"] == "pbt":  # which course led there is in MLflow
+        word = "The best member's last settings" + ("" if search.outcome else " so far")
     found = f"{line(search, best.settings)} (trial {best.number}, {search.metric} {score(best.objective)}"
     return f"{word}: {found}{', lower is better).'}"
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator import storage
@@ -18,7 +18,7 @@ from orchestrator.search_files import OUTCOME
 from workloads.space import objective_name
 
 PATIENCE_S = 5.0  # for a store that is away for a moment
-SILENT_S, SILENT_TRIALS = 900.0, 5  # without news for so long, and for so many of its longest trial: killed?
+SILENT_S = 180.0  # without news of a trial, and without a beat of its driver, which has one every ten seconds
 READERS = 8  # at once: an object store takes its time for each of some hundred small files
 RUNNING, DONE, STOPPED, FAILED, INTERRUPTED = "running", "done", "stopped", "failed", "interrupted"
 
@@ -48,6 +48,7 @@ class Trial:
     objective: float | None = None
     second: float | None = None
     history: tuple[Rung, ...] = ()
+    told: float = 0.0  # when it last said how it stood; 0: it has not
     loop_seconds: float = 0.0
     host: str = ""
     slot: int | None = None
@@ -94,6 +95,7 @@ class Search:
     trials: tuple[Trial, ...]
     finals: tuple[Trial, ...]
     outcome: Mapping[str, Any] | None
+    last_beat: float = field(default=0.0, compare=False)  # of its driver, which is no news; 0: none yet
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -151,19 +153,17 @@ class Search:
     @property
     def last_news(self) -> float:
         """When anything was last written about a trial."""
-        times = [trial.ended or trial.began for trial in (*self.trials, *self.finals)]
+        times = [trial.ended or max(trial.began, trial.told) for trial in (*self.trials, *self.finals)]
         return max(times, default=self.created)
 
     def until(self, now: float) -> float:
         """How long it can be said to have lasted: to its last news if it is over or has been silent for too long.
 
-        A search that was killed says nothing more; one trial may take longer than the others did.
+        A search that was killed says nothing more, and its driver's heart stands still.
         """
         if self.outcome is not None:
             return self.last_news
-        longest = max((trial.seconds or 0.0 for trial in (*self.trials, *self.finals)), default=0.0)
-        silent = now - self.last_news > max(SILENT_S, SILENT_TRIALS * longest)
-        return self.last_news if silent else now
+        return self.last_news if now - max(self.last_news, self.last_beat) > SILENT_S else now
 
 
 def read_search(uri: str, *, before: Search | None = None) -> Search:
@@ -201,6 +201,7 @@ def _search(uri: str, before: Search | None) -> Search:
             trials=trials,
             finals=finals,
             outcome=outcome,
+            last_beat=0.0 if ended else _last_beat(storage.join(uri, "attempts")),
         )
     except (KeyError, TypeError, AttributeError) as wrong:
         raise ValueError(
@@ -224,6 +225,7 @@ def _read(uri: str, name: str, ended: bool, names: dict[str, str]) -> Trial | No
     if not storage.exists(settings):
         return None
     begun = _json(settings)
+    rungs = _json_or(storage.join(uri, name, "rungs.json"), {"history": [], "told": 0.0})
     return Trial(
         name=name,
         number=int(begun["number"]),
@@ -233,7 +235,8 @@ def _read(uri: str, name: str, ended: bool, names: dict[str, str]) -> Trial | No
         status=INTERRUPTED if ended else RUNNING,
         seed=begun.get("seed"),
         slot=begun.get("slot"),
-        history=_rungs(_json_or(storage.join(uri, name, "rungs.json"), {"history": []})["history"]),
+        history=_rungs(rungs["history"]),
+        told=float(rungs["told"]),
         mlflow_run_id=names.get(name, ""),
     )
 
@@ -258,6 +261,12 @@ def _finished(name: str, result: dict[str, Any], mlflow_run_id: str) -> Trial:
         mlflow_run_id=mlflow_run_id,
         test=result.get("test"),
     )
+
+
+def _last_beat(uri: str) -> float:
+    """When a driver of the search last showed that it lives."""
+    beats = [name for name in storage.names(uri) if name.endswith(".beat")]
+    return max((storage.changed(storage.join(uri, name)).timestamp() for name in beats), default=0.0)
 
 
 def _rungs(history: list[dict[str, Any]]) -> tuple[Rung, ...]:

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
 from orchestrator import storage
 from orchestrator.budget import Budget
 from orchestrator.climb import even_out, learn
-from orchestrator.desk import PATIENCE_S, Desk, Source
+from orchestrator.desk import Desk, Source
 from orchestrator.proposals import Proposals
 from orchestrator.run import ray_storage
-from orchestrator.search_files import Task, read_result
+from orchestrator.search_files import PATIENCE_S, Task, read_result
 from orchestrator.trial import searched
 from workloads.config import Recipe
 from workloads.space import Choices, Range, Search
@@ -49,7 +50,7 @@ class Listed:
         task = next(self._tasks, None)
         return None if task is None else replace(task, slot=slot)
 
-    def tell(self, number: int, objectives: list[float] | None) -> None:
+    def tell(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None:
         pass
 
 
@@ -167,7 +168,7 @@ def _scheduler(search: Search, height: int = 0) -> Any:
     if search.scheduler == "hyperband":
         return HyperBandScheduler(**heights, max_t=search.rungs, reduction_factor=search.halving)
     random.seed(search.seed)  # Tune's own draws
-    return PopulationBasedTraining(
+    return Population(
         **heights,
         perturbation_interval=1,
         burn_in_period=height + 1,  # where it looks first
@@ -175,6 +176,24 @@ def _scheduler(search: Search, height: int = 0) -> Any:
         hyperparam_mutations={"task": {"settings": {place: _domain(values) for place, values in search.space.items()}}},
         custom_explore_fn=partial(_within, search),
     )
+
+
+class Population(PopulationBasedTraining):
+    """Tune's, but that nobody waits at a rung for members that are gone; Tune's would wait for ever."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        for other in tune_controller.get_trials():
+            if other.is_finished():
+                self._trial_state[other].last_train_time = int(self._next_perturbation_sync)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        chosen = super().choose_trial_to_run(tune_controller)
+        held = {trial.status for trial in tune_controller.get_trials() if not trial.is_finished()}
+        if chosen is None and held == {Trial.PAUSED}:  # they waited for who is gone: all go on as they are
+            self._next_perturbation_sync += self._perturbation_interval
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
 
 
 def _domain(values: Range | Choices) -> Any:

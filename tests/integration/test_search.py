@@ -140,7 +140,8 @@ def test_trials_of_two_workers_say_what_trials_of_one_would(searching, tmp_path)
 
 @pytest.mark.slow
 def test_hyperband_lets_trials_wait_and_go_on(searching, tmp_path) -> None:
-    sets = ["search.scheduler=hyperband", "schedule.burn_in=0", "schedule.turns=12"]
+    """Whatever varies; here also what is no number."""
+    sets = ["search.scheduler=hyperband", "schedule.burn_in=0", "schedule.turns=12", f"search.space={SHAPES}"]
     words = searching("--search-id", "s", "--no-finals", "--tracking", "none")
     outcome = run([*words, *(word for value in sets for word in ("--set", value))])
     trials = results(tmp_path / "runs" / "s")

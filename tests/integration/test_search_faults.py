@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,6 +104,71 @@ def test_a_killed_population_goes_on_from_its_checkpoints(
     assert all([rung["step"] for rung in found["history"]] == [8, 16, 24] for found in trials.values())
     if reached == 4:
         assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what all had learned is not learned again"
+
+
+def test_a_trial_of_several_workers_goes_on_where_its_first_slice_is_learned(
+    searching: Any, begin: Begin, tmp_path: Path
+) -> None:
+    """Killed while it learns on its second slice; on the first it is judged as before, and learns nothing again."""
+    more = sets("search.rungs=1", "search.scheduler=none", "search.trials=1", "search.slices=2", "train.shards=2")
+    words = ("--workers", "2", "--no-finals", "--tracking", "none", *more)
+    home = tmp_path / "runs" / "s"
+    search = begin(searching("--search-id", "s", *words), tmp_path / "log")
+    until(lambda: (home / "trials" / "0000" / "slice-1" / "attempts" / "1").exists(), search)
+    kill(search)
+    assert not results(home)
+    outcome = run(searching("--resume", "s", *words))
+    assert outcome["completed"] == 1
+    whole = run(searching("--search-id", "whole", *words))
+    assert outcome["best"]["objective"] == pytest.approx(whole["best"]["objective"], abs=1e-4)
+
+
+def test_a_member_that_fails_last_does_not_hold_up_the_population(tmp_path: Path) -> None:
+    """One CPU, so that the others have waited at their first rung when it fails; Tune itself would wait for ever."""
+    program = f"from tests.integration.test_search_faults import fail_last; fail_last({str(tmp_path)!r})"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.stdout.split() == ["3", "3", "3"], done.stderr[-3000:]
+
+
+def fail_last(folder: str) -> None:
+    """Print the heights to which the members of a population climb that do not fail."""
+    import ray
+    from ray import tune
+
+    from orchestrator.tuning import Population
+
+    def climb(config: dict[str, Any]) -> None:
+        given = tune.get_checkpoint()
+        height = int(Path(given.to_directory(), "height").read_text()) if given else 0
+        if config["number"] == 3:
+            raise RuntimeError("it always fails")
+        while height < 3:
+            height += 1
+            kept = Path(tempfile.mkdtemp(dir=folder))
+            (kept / "height").write_text(str(height))
+            told = {"height": height, "objective": config["number"] + config["lr"]}
+            tune.report(told, checkpoint=tune.Checkpoint.from_directory(kept))
+
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in a search
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    population = Population(
+        time_attr="height",
+        metric="objective",
+        mode="min",
+        perturbation_interval=1,
+        burn_in_period=1,
+        synch=True,
+        hyperparam_mutations={"lr": tune.uniform(0.0, 0.1)},
+    )
+    found = tune.Tuner(
+        climb,
+        param_space={"number": tune.grid_search([0, 1, 2, 3]), "lr": 0.05},
+        tune_config=tune.TuneConfig(scheduler=population),
+        run_config=tune.RunConfig(storage_path=folder, verbose=0),
+    ).fit()
+    ray.shutdown()
+    print(*(result.metrics["height"] for result in found if result.error is None))
 
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])

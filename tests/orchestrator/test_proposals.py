@@ -66,6 +66,18 @@ def test_tpe_learns_where_it_is_good() -> None:
     assert all(isinstance(task.settings["models.vit.arch.depth"], int) for task in tasks)
 
 
+def test_tpe_is_not_drawn_to_where_trials_are_stopped() -> None:
+    """Half of the space looks best at its first rung, where all of it is stopped."""
+    proposals = Proposals(Search(space=SPACE, searcher="tpe", trials=60), [])
+    stopped = []
+    for _ in range(60):
+        (task,) = proposed(proposals, 1)
+        stopped.append(task.settings["edges.0.weight"] > 0.5)
+        proposals.tell(task.number, [-1.0] if stopped[-1] else [objective(task.settings)], stopped=stopped[-1])
+    assert any(stopped[:10])
+    assert sum(stopped[-30:]) <= 6
+
+
 def test_what_was_begun_comes_first_as_it_was_and_counts() -> None:
     for searcher in ("random", "tpe"):
         search = Search(space=SPACE, searcher=searcher, trials=6)

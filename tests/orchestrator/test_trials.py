@@ -1,5 +1,6 @@
 """A search's folder is read as it is: whole, half done, empty, damaged; on a disk and from an object store."""
 
+import os
 from typing import Any
 
 import pytest
@@ -99,9 +100,12 @@ def test_a_running_trial_shows_the_rungs_it_has_told(tmp_path: Any) -> None:
     searches.put(uri, "search.json", value=searches.head())
     searches.put(uri, "mlflow.json", value={"": "p", "0000": "c"})
     searches.begin(uri, entry)
-    searches.put(uri, "trials", "0000", "rungs.json", value={"history": entry["history"][:2]})
+    searches.put(
+        uri, "trials", "0000", "rungs.json", value={"history": entry["history"][:2], "told": entry["began"] + 50.0}
+    )
     search = read_search(uri)
     (trial,) = search.trials
+    assert search.last_news == entry["began"] + 50.0
     assert (trial.status, trial.steps, trial.score) == ("running", 240, entry["history"][1]["objective"])
     assert (search.mlflow_run_id, trial.mlflow_run_id) == ("p", "c")
 
@@ -113,6 +117,19 @@ def test_a_search_that_is_silent_for_too_long_lasted_until_its_last_news(tmp_pat
     search = read_search(uri)
     assert search.until(told[0]["began"] + 60.0) == told[0]["began"] + 60.0
     assert search.until(told[0]["began"] + 86400.0) == told[0]["began"]
+
+
+def test_a_search_whose_driver_lives_goes_on_however_long_its_trials_take(tmp_path: Any) -> None:
+    uri, told = str(tmp_path), searches.results()
+    searches.put(uri, "search.json", value=searches.head())
+    searches.begin(uri, told[0])
+    searches.put(uri, "attempts", "1", value={})
+    beat = tmp_path / "attempts" / "token.beat"
+    beat.write_text("8640")
+    os.utime(beat, (told[0]["began"] + 86395.0,) * 2)
+    search = read_search(uri)
+    assert search.until(told[0]["began"] + 86400.0) == told[0]["began"] + 86400.0
+    assert search.until(told[0]["began"] + 87000.0) == told[0]["began"]
 
 
 def test_a_score_that_is_not_finite_is_none(tmp_path: Any) -> None:
