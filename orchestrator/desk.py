@@ -3,9 +3,10 @@
 import time
 from typing import Any, Protocol
 
+from orchestrator.family import NAMES
 from orchestrator.patience import say
 from orchestrator.recipe import flatten
-from orchestrator.search_files import Task, read_result, write_result
+from orchestrator.search_files import Task, read_result, share, write_result
 from workloads.config import Recipe
 from workloads.spool import Spool, read_spool, stamped
 
@@ -65,6 +66,7 @@ class Desk:
             self._heard[task.name] = [*(earlier for earlier in heard if earlier["step"] < rung["step"]), rung]
             self._loop_seconds[task.name] = news.get("loop_seconds", 0.0)
             self._say(task, "metrics", step=rung["step"], values=rung["values"] | {"objective": rung["objective"]})
+        self._share_names()
 
     def end(self, task: Task, error: str = "") -> None:
         """The task is over: finished, stopped at a rung, or failed for good."""
@@ -82,6 +84,7 @@ class Desk:
         say(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
         status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
         self._say(task, "closed", status=status, error=result["reason"])
+        self._share_names()
 
     def _learn_from(self, task: Task, result: dict[str, Any]) -> None:
         """Tell the source how a trial ended, or how it stood at each rung where it was stopped at one."""
@@ -117,6 +120,10 @@ class Desk:
                 self.end(task)
             else:
                 self._say(task, "closed", status="preempted", error="the search ended before it")
+
+    def _share_names(self) -> None:
+        """Let the live page know which MLflow runs there are by now, also where it reads from an object store."""
+        share(self.home, self.spool.path.with_name(NAMES))
 
     def _say(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._told:

@@ -23,7 +23,7 @@ from orchestrator.results import Place
 from orchestrator.run import absolute, on_sigterm, wait_for_tracking
 from orchestrator.runs import differences, place_of
 from orchestrator.search_check import SearchRequest, check, require_data
-from orchestrator.search_files import begin, facts_of, known_trials, reopen, write_cluster
+from orchestrator.search_files import begin, facts_of, known_trials, reopen, share, write_cluster
 from orchestrator.search_finals import at_full_length, finals
 from orchestrator.search_summary import outcome_of
 from orchestrator.trial import searched
@@ -45,8 +45,11 @@ def search(request: SearchRequest) -> dict[str, Any]:
     began, place, driver = time.time(), _open(request), Driver()
     take_over(place.uri, driver)  # two drivers of one search would train everything twice
     place.folder.mkdir(parents=True, exist_ok=True)
-    with beating(place.uri, driver):
-        return _drive(request, place, budget, began=began)
+    with beating(place.uri, driver), on_sigterm(_interrupt):
+        try:
+            return _drive(request, place, budget, began=began)
+        except KeyboardInterrupt:  # before the first trial
+            return _preempted(place)
 
 
 def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
             replayer.wait_started()
             reopen(place.uri)
             crew = tuning.Crew(request.recipe, place.uri, spool, resources=trial, slots=slots, workers=workers)
-            with on_sigterm(_interrupt):
+            with on_sigterm(_interrupt):  # once more: Ray has set its own
                 outcome = _work(request, place, crew, budget, began=began)
             spool.append({"kind": "end", "status": outcome["status"], "error": "", "mistake": False})
             results.share_spool(place)
@@ -95,8 +98,12 @@ def _work(request: SearchRequest, place: Place, crew: "Crew", budget: Budget, *,
         last = finals(request.recipe, place.uri, crew) if request.finals else []
         last += at_full_length(place.uri, crew, request.full) if request.full else []
     except KeyboardInterrupt:
-        return {"search_id": place.run_id, "status": "preempted"}
+        return _preempted(place)
     return outcome_of(place, request.recipe, last, slots=crew.slots, spent=spent, began=began, alone=not known)
+
+
+def _preempted(place: Place) -> dict[str, Any]:
+    return {"search_id": place.run_id, "status": "preempted"}
 
 
 def _interrupt() -> None:
@@ -109,12 +116,10 @@ def _write_report(place: Place) -> None:
     from orchestrator.search_report import write_search_report
     from orchestrator.trials import read_search
 
-    report, names = place.folder / "report.html", place.folder / NAMES
-    if not storage.is_local(place.uri) and names.exists():
-        storage.put_text(storage.join(place.uri, NAMES), names.read_text())
+    share(place.uri, place.folder / NAMES)
+    report = place.folder / "report.html"
     write_search_report(read_search(place.uri), report)
-    if not storage.is_local(place.uri):
-        storage.put_text(storage.join(place.uri, "report.html"), report.read_text())
+    share(place.uri, report)
 
 
 def _open(request: SearchRequest) -> Place:

@@ -68,11 +68,12 @@ def check(request: SearchRequest) -> Budget:
         raise ValueError(
             f"search.rungs = {search.rungs}: must be 1 with --workers {request.workers}; leave one of the two out"
         )
-    if request.workers < 1 or recipe.train.shards % request.workers:
-        raise ValueError(f"--workers {request.workers}: train.shards = {recipe.train.shards} must divide among them")
+    if request.workers < 1:
+        raise ValueError(f"--workers {request.workers}: must be 1 or more")
     corners = known or _corners(search)
     trials = [trial_recipe(recipe, settings) for settings in corners]
     for made in trials:
+        _require_slot(recipe, made, request.workers)
         judged_models(search, made)
         if request.finals:
             _require_control(made)
@@ -85,6 +86,18 @@ def check(request: SearchRequest) -> Budget:
     if len({tuple(sorted(roles.own_steps(roles.plan(made)).items())) for made in trials}) > 1:
         say("note: not all trials take equally many steps of each model, so their scores tell that too")
     return budget
+
+
+def _require_slot(recipe: Recipe, made: Recipe, workers: int) -> None:
+    """ValueError where a trial needs another slot than the recipe, by which slots are reckoned, or other workers."""
+    for name in ("device", "threads"):
+        value, slot = getattr(made.train, name), getattr(recipe.train, name)
+        if value != slot:
+            raise ValueError(
+                f"train.{name} = {value!r}: a slot is made for the recipe's {slot!r}; take it out of the space"
+            )
+    if made.train.shards % workers:
+        raise ValueError(f"--workers {workers}: train.shards = {made.train.shards} must divide among them")
 
 
 def _require_slices(recipe: Recipe) -> None:

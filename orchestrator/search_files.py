@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator import storage
@@ -128,6 +129,12 @@ def write_result(home: str, task: Task, result: dict[str, Any]) -> None:
 def read_result(home: str, task: Task) -> dict[str, Any] | None:
     """What came of a task, if it is over."""
     return _read(storage.join(home, task.folder, "result.json"))
+
+
+def share(home: str, file: Path) -> None:
+    """Put a file of the driver's beside what is kept, if it is there and that is elsewhere."""
+    if not storage.is_local(home) and file.exists():
+        _patiently(lambda: storage.put_text(storage.join(home, file.name), file.read_text()), home)
 
 
 def _read(uri: str) -> dict[str, Any] | None:

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster import rgw, stack
@@ -50,6 +51,25 @@ def rgw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     except ValueError as missing:
         pytest.skip(str(missing))
     yield from _served(tmp_path_factory.mktemp("rgw"), "rgw")
+
+
+@pytest.fixture
+def kill_server(rgw_server: S3Server) -> Iterator[Callable[[], None]]:
+    """SIGKILL to all of Ceph's daemons; they are there again after the test."""
+
+    def kill() -> None:
+        daemons = [psutil.Process(service.pid) for service in Book(rgw_server.folder).services.values()]
+        for daemon in daemons:
+            daemon.kill()
+        psutil.wait_procs(daemons, timeout=10)
+
+    yield kill
+    start_server(rgw_server)  # also where the test failed
+
+
+def start_server(server: S3Server) -> None:
+    """Start Ceph's daemons again, on the same ports and objects."""
+    wait_until_up(rgw.start(Book(server.folder)), deadline_s=90)
 
 
 def _served(folder: Path, kind: str) -> Iterator[S3Server]:

@@ -2,34 +2,13 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
-import psutil
 import pytest
 
-from cluster import rgw
-from cluster.book import Book
-from cluster.services import wait_until_up
 from tests.desk import Desk, leaks, through, wait_for
+from tests.servers import start_server
 from workloads.files import MARKER
 from workloads.spool import read_spool
-
-
-@pytest.fixture
-def kill_server(rgw_server) -> Iterator[Callable[[], None]]:
-    def kill() -> None:
-        daemons = [psutil.Process(service.pid) for service in Book(rgw_server.folder).services.values()]
-        for daemon in daemons:
-            daemon.kill()
-        psutil.wait_procs(daemons, timeout=10)
-
-    yield kill
-    start_server(rgw_server)  # also where the test failed
-
-
-def start_server(server: Any) -> None:
-    wait_until_up(rgw.start(Book(server.folder)), deadline_s=90)
 
 
 def check_told(desk: Desk) -> None:

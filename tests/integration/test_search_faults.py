@@ -16,6 +16,7 @@ import pytest
 
 from cluster import stack
 from orchestrator.trials import read_search
+from tests.servers import start_server
 from tests.tiny_search import ANTIPHON, planned_settings, results, run
 from workloads.files import MARKER
 
@@ -197,6 +198,20 @@ def test_an_interrupted_search_keeps_what_is_committed_and_says_how_to_go_on(
     assert {name: results(home)[name] for name in before} == before
 
 
+def test_an_interruption_before_the_first_trial_leaves_a_search_to_go_on_with(
+    searching: Any, begin: Begin, tmp_path: Path
+) -> None:
+    home, log = tmp_path / "runs" / "s", tmp_path / "log"
+    search = begin(searching(*QUIET), log)
+    until((home / "search.json").exists, search)
+    search.send_signal(signal.SIGINT)
+    assert search.wait(WAIT_S) == 75, log.read_text()[-3000:]
+    assert "--resume s goes on" in log.read_text()
+    assert not list(home.glob("trials/*/result.json"))
+    assert not (home / "outcome.json").exists()
+    assert not psutil.Process().children(recursive=True), "nothing of Ray's is left"
+
+
 def test_a_population_lives_on_an_object_store(
     searching: Any, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +230,33 @@ def test_a_population_lives_on_an_object_store(
     done = subprocess.run([ANTIPHON, "report", "s3://searches/x/s", "--out", "page.html"], capture_output=True)
     assert done.returncode == 0
     assert (tmp_path / "page.html").stat().st_size > 1_000_000
+
+
+def test_a_population_outlives_its_store_being_away(
+    searching: Any, begin: Begin, rgw_server: Any, kill_server: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """All of Ceph is killed once a member has reached a rung: driver, members and Tune wait, and nothing is lost."""
+    client, log = rgw_server.client(), tmp_path / "log"
+    client.create_bucket(Bucket="away")
+    more = sets("search.searcher=pbt", "search.scheduler=none", *LONG)
+    words = searching(*QUIET, "--storage", "s3://away/x", *more)
+
+    def reached() -> bool:
+        found = client.list_objects_v2(Bucket="away", Prefix="x/s/trials/").get("Contents", [])
+        return any("/checkpoints/step-00000008" in entry["Key"] and MARKER in entry["Key"] for entry in found)
+
+    search = begin([*words, "--json"], log, cwd=tmp_path, env={**os.environ, **rgw_server.env})
+    until(reached, search)
+    kill_server()
+    until(lambda: "trying again" in log.read_text(), search)
+    start_server(rgw_server)
+    assert search.wait(WAIT_S) == 0, log.read_text()[-3000:]
+    outcome = json.loads(log.read_text().splitlines()[-1])
+    assert (outcome["completed"], outcome["failed"]) == (4, 0)
+    for name, value in rgw_server.env.items():
+        monkeypatch.setenv(name, value)
+    trials = read_search("s3://away/x/s").trials
+    assert all([rung.step for rung in trial.history] == [8, 16, 24] for trial in trials)
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator import storage
 from orchestrator.desk import Desk
+from orchestrator.family import NAMES
 from orchestrator.search_files import Task, read_result, write_result, write_settings
 from orchestrator.search_finals import finals
 from workloads.config import Recipe
@@ -105,3 +107,16 @@ def test_a_winner_is_scored_on_the_test_fold_once_however_many_trials_follow(rec
     end(str(tmp_path), Task("trial", 1, {"edges.0.weight": 0.2}), "done", 0.4)
     assert finals(recipe, str(tmp_path), crew) == first
     assert crew.ran == ran, "nothing is learned again"
+
+
+def test_links_to_mlflow_are_beside_a_search_on_an_object_store_while_it_goes_on(
+    recipe: Recipe, tmp_path: Path, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    s3_server.client().create_bucket(Bucket="links")
+    desk = Desk(Heard(), recipe, "s3://links/s", Spool(tmp_path / "spool.jsonl"), slots=1)
+    desk.begin(Task("trial", 0))
+    (tmp_path / NAMES).write_text('{"": "p", "0000": "c"}')
+    desk.hear(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
+    assert storage.get_text(f"s3://links/s/{NAMES}") == (tmp_path / NAMES).read_text()

@@ -1,0 +1,33 @@
+"""What a search refuses before anything starts; more of it through the command line in tests/integration."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.search_check import SearchRequest, check
+from workloads.config import Recipe
+from workloads.space import Choices, Search
+
+
+def request(tiny: Callable[..., Recipe], place: str, *values: object, workers: int = 1) -> SearchRequest:
+    """A search over one place alone."""
+    search = Search(space={place: Choices(choices=values)}, repeats=2)
+    return SearchRequest(replace(tiny(), search=search), "antiphon search tiny", workers=workers, finals=False)
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "workers", "words"),
+    [
+        ("train.threads", (1, 3), 1, "train.threads = 3: a slot is made for the recipe's"),
+        ("train.device", ("cpu", "cuda"), 1, "train.device = 'cuda': a slot is made for the recipe's 'cpu'"),
+        ("train.shards", (2, 3), 2, "--workers 2: train.shards = 3 must divide among them"),
+    ],
+)
+def test_every_trial_must_fit_the_slots_and_workers(tiny, place, values, workers, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        check(request(tiny, place, *values, workers=workers))
+
+
+def test_batches_may_vary_where_workers_can_share_them(tiny) -> None:
+    check(request(tiny, "train.shards", 2, 4, workers=2))
