@@ -1,36 +1,21 @@
-"""A trial is learned: from rung to rung, in the process that calls, or by workers of its own.
-
-Knows neither who proposes nor who stops: it says how it does at every rung, and what it is told then ends it. Its
-result is committed once (`search_files.py`); asked again, it tells what it told before and learns nothing.
-"""
+"""A trial from rung to rung, in the process that calls: how it stands at each of them."""
 
 import contextlib
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator import storage
-from orchestrator.search_files import (
-    PATIENCE_S,
-    Task,
-    read_result,
-    read_rungs,
-    write_result,
-    write_rungs,
-    write_settings,
-)
+from orchestrator.search_files import PATIENCE_S, Task
 from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
 from workloads.config import Recipe
 from workloads.space import Search
 from workloads.spool import Spool, read_spool
 
-Report = Callable[[dict[str, Any]], None]
 Value = TypeVar("Value")
 KEPT = 3  # checkpoints of a trial: another may be about to go on from one
 
@@ -49,51 +34,6 @@ class Rung:
 
     def as_dict(self) -> dict[str, Any]:
         return {"step": self.step, "objective": self.objective, "values": self.values}
-
-
-def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int = 1, start: str = "") -> None:
-    """Learn and judge a task of the search at `home`; `report` hears every rung and may end it by raising.
-
-    It goes on from the checkpoint at `start`, another trial's, or from its own newest where trials pause. What goes
-    wrong for good (a recipe that cannot be, numbers that are not finite) is the trial's result; what may go better
-    another time is raised.
-    """
-    from workloads.predict import BadNumbers
-
-    done = read_result(home, task)
-    if done is not None:
-        for height, rung in enumerate(done["history"], start=1):
-            report({"rung": rung, "height": height, "records": []})
-        return
-    began, clock = time.time(), Clock()
-    if searched(recipe).pauses and (before := read_rungs(home, task)):  # it goes on from where it waited
-        began, clock.seconds = before["began"], before["loop_seconds"]
-    write_settings(home, task, began=began)
-    history: list[dict[str, Any]] = []
-
-    def commit(status: str, reason: str = "", **more: Any) -> None:
-        objective = history[-1]["objective"] if status == "done" else None
-        result = {"status": status, "reason": reason, "objective": objective, "history": history, "began": began}
-        write_result(home, task, result | {"loop_seconds": round(clock.seconds, 3)} | more)
-
-    try:
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            way = climb(recipe, task, home, Path(scratch), clock, start=start)
-            if workers > 1:
-                way = climb_together(recipe, task, home, Path(scratch), clock, workers=workers)
-            for rung in way:
-                history.append(rung.as_dict())
-                if rung.end is not None:
-                    commit("done", **rung.end)  # before it is told: whoever hears of it finds it
-                else:
-                    write_rungs(home, task, history, began=began, loop_seconds=round(clock.seconds, 3))
-                if not rung.past:
-                    told: dict[str, Any] = {"records": rung.records, "kept": rung.kept, "host": socket.gethostname()}
-                    told |= {"loop_seconds": round(clock.seconds, 3)}
-                    report({"rung": history[-1], "height": len(history), **told})
-    except (ValueError, BadNumbers) as error:
-        commit("failed", f"{type(error).__name__}: {error}")
-        report({"rung": None, "height": len(history) + 1, "records": []})
 
 
 class Clock:
@@ -115,26 +55,26 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
     from workloads.train import advance, loop
 
     search = searched(recipe)
-    steps = rungs(_made(recipe, task), search)
+    steps = rungs(task_recipe(recipe, task), search)
     keeps = steps if search.pauses and task.kind == "trial" else []
     shelf = TrialShelf(storage.join(home, task.folder), keeps=keeps, start=start)
     slices = range(search.slices if task.ranked else 1)
     runs = [_set_up(recipe, task, shelf, scratch / str(number), slice_=number) for number in slices]
     ways, past = [advance(run) for run in runs], runs[0].step
-    told = _told_up_to(past, _said(runs[0].history.path))
+    told = _told_up_to(past, said_of(runs[0].history.path))
     for step in steps:
         for run, way in zip(runs, ways, strict=True):
             with clock.running():
                 while run.step < step:
                     next(way)
-        values = mean_values([_said(run.history.path) for run in runs], step)
+        values = mean_values([said_of(run.history.path) for run in runs], step)
         end: dict[str, Any] | None = None
         if step == steps[-1]:
-            end = {"second": _second(search, runs[0].recipe, len(runs[0].prepared.corpus.tags))}
+            end = {"second": second_objective(search, runs[0].recipe, len(runs[0].prepared.corpus.tags))}
             if task.final:
                 loop(runs[0])  # every step is done: it scores and delivers
-                end |= _delivered(_said(runs[0].history.path))
-        said = _said(runs[0].history.path)  # the other slices would draw the same curves
+                end |= delivered(said_of(runs[0].history.path))
+        said = said_of(runs[0].history.path)  # the other slices would draw the same curves
         records: list[dict[str, Any]] = []
         if step > past:  # what belongs to earlier rungs was told before the pause
             records, told = [record for record in said[told:] if record["kind"] != "data"], len(said)
@@ -148,7 +88,7 @@ def _told_up_to(step: int, said: list[dict[str, Any]]) -> int:
     return sum(record.get("step", record.get("steps", 0)) <= step for record in said) if step else 0
 
 
-def _made(recipe: Recipe, task: Task, *, slice_: int = 0) -> Recipe:
+def task_recipe(recipe: Recipe, task: Task, *, slice_: int = 0) -> Recipe:
     """What a task learns; a control learns it without teachers."""
     whole = task.kind == "full"
     made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=task.slice + slice_, whole=whole)
@@ -159,7 +99,7 @@ def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, sl
     from workloads.session import LocalSession
     from workloads.train import set_up
 
-    made = _made(recipe, task, slice_=slice_)
+    made = task_recipe(recipe, task, slice_=slice_)
     session = LocalSession(work_dir=folder, spool=Spool(folder / "spool.jsonl"), shelf=shelf, device=made.train.device)
     run = set_up(made, session, files=storage.FsspecFiles())
     if shelf.keeps and searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
@@ -170,56 +110,7 @@ def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, sl
     return run
 
 
-def climb_together(
-    recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *, workers: int
-) -> Iterator[Rung]:
-    """The one rung of a trial that needs several workers: a Ray Train run of its own for each slice.
-
-    It takes its own resources from the Ray at hand; started again, it goes on from its checkpoints.
-    """
-    from orchestrator.attempts import Driver, beating, take_over
-    from orchestrator.results import Place
-    from orchestrator.run import fit
-    from orchestrator.runs import recovered
-
-    search, said = searched(recipe), []
-    for number in range(search.slices if task.ranked else 1):
-        made = _made(recipe, task, slice_=number)
-        made = replace(made, train=replace(made.train, score_test=task.final))
-        name = f"slice-{number}"
-        place = Place(name, storage.join(home, task.folder, name), scratch / name, "none")
-        driver = Driver()
-        try:
-            attempt = take_over(place.uri, driver)
-        except ValueError as busy:  # whose workers were lost with it, and whose heartbeat is about to stand still
-            raise RuntimeError(str(busy)) from None
-        with Spool(place.spool) as spool, beating(place.uri, driver):
-            for record in recovered(place):  # a slice that was learned before validates nothing again
-                spool.append(record)
-            end = fit(made, place, attempt, workers=workers, patience_s=PATIENCE_S)
-        if end["status"] != "done":
-            raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
-        said.append(_said(place.spool))
-        clock.seconds += _loop_seconds(place.spool)
-    step, values = rungs(made, search)[-1], mean_values(said, rungs(made, search)[-1])
-    tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
-    told: dict[str, Any] = {"second": _second(search, made, tags)} | (_delivered(said[0]) if task.final else {})
-    records = [record for record in said[0] if record["kind"] != "data"]
-    yield Rung(step, judge(search, made, values), values, records, past=False, end=told, kept="")
-
-
-def _loop_seconds(spool: Path) -> float:
-    """Of every attempt from the workers' first step to the last thing they said: Ray's start and end are not in it."""
-    total, first, last = 0, 0, 0
-    for record in read_spool(spool):
-        if record["kind"] == "start":
-            total, first, last = total + last - first, record["t"], record["t"]
-        elif record["kind"] in ("metrics", "result"):
-            last = record["t"]
-    return (total + last - first) / 1000
-
-
-def _said(spool: Path) -> list[dict[str, Any]]:
+def said_of(spool: Path) -> list[dict[str, Any]]:
     """What a run said, also before it was paused, that the search tells on."""
     shown = ("data", "metrics", "phase", "result", "bad")
     return [record for record in read_spool(spool) if record["kind"] in shown]
@@ -237,7 +128,7 @@ def mean_values(said: list[list[dict[str, Any]]], step: int) -> dict[str, float]
     return {key: sum(own[key] for own in newest) / len(newest) for key in newest[0]}
 
 
-def _second(search: Search, recipe: Recipe, num_tags: int) -> float | None:
+def second_objective(search: Search, recipe: Recipe, num_tags: int) -> float | None:
     """The second objective of what was learned: multiply-adds, or milliseconds, per clip; the sum over the models."""
     if not search.second:
         return None
@@ -255,7 +146,7 @@ def _second(search: Search, recipe: Recipe, num_tags: int) -> float | None:
     return total
 
 
-def _delivered(records: list[dict[str, Any]]) -> dict[str, Any]:
+def delivered(records: list[dict[str, Any]]) -> dict[str, Any]:
     """What a task says that delivers its models: their test scores, and the record of which MLflow makes versions."""
     *_, result = (record for record in records if record["kind"] == "result")
     return {"test": {name: row["test"] for name, row in result["models"].items()}, "delivered": result}
@@ -270,7 +161,7 @@ def even_out(recipe: Recipe, tasks: list[Task], home: str) -> int:
         for step, name in names.items():
             if step > newest:
                 storage.remove(storage.join(shelf, name))
-    return rungs(_made(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
+    return rungs(task_recipe(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
 
 
 def _step_of(checkpoint: str) -> int:

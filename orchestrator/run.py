@@ -214,8 +214,13 @@ def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, 
         ray.shutdown()
 
 
-def fit(recipe: Recipe, place: Place, attempt: Attempt, *, workers: int, patience_s: float) -> dict[str, Any]:
-    """One TorchTrainer with all models in every worker, on the Ray at hand; returns the record with which it ended."""
+def fit(
+    recipe: Recipe, place: Place, attempt: Attempt, *, workers: int, patience_s: float, until: int | None = None
+) -> dict[str, Any]:
+    """One TorchTrainer with all models in every worker, on the Ray at hand; returns the record with which it ended.
+
+    With `until` it saves and ends after so many steps, and another one goes on.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -233,6 +238,7 @@ def fit(recipe: Recipe, place: Place, attempt: Attempt, *, workers: int, patienc
             "run_uri": place.uri,
             "driver": asdict(attempt.driver),
             "patience_s": patience_s,
+            "until": until,
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=recipe.train.device == "cuda"),
         run_config=RunConfig(

@@ -64,9 +64,10 @@ def check(request: SearchRequest) -> Budget:
             f"--slots {request.slots}: trials that wait for one another (pbt, hyperband) take all of the cluster; "
             "leave it out"
         )
-    if request.workers > 1 and search.rungs > 1:
+    if request.workers > 1 and search.pauses:
         raise ValueError(
-            f"search.rungs = {search.rungs}: must be 1 with --workers {request.workers}; leave one of the two out"
+            f"--workers {request.workers}: trials that wait for one another (pbt, hyperband) learn in one process "
+            "each; leave it out, or set search.scheduler = 'asha'"
         )
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")

@@ -23,8 +23,9 @@ from ray.tune.search import Searcher
 
 from orchestrator import storage
 from orchestrator.budget import Budget
-from orchestrator.climb import even_out, learn
+from orchestrator.climb import even_out
 from orchestrator.desk import Desk, Source
+from orchestrator.learn import learn
 from orchestrator.proposals import Proposals
 from orchestrator.run import ray_storage
 from orchestrator.search_files import PATIENCE_S, Task, read_result

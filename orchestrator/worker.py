@@ -134,7 +134,7 @@ def train_worker(config: dict[str, Any]) -> None:
         except ValueError as mistake:
             session.close("failed", str(mistake), mistake=True)
         else:
-            session.close(loop(run))
+            session.close(loop(run, until=config["until"]))
     except (BadNumbers, Superseded) as error:
         session.close("failed", str(error))
     finally:

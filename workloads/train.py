@@ -70,10 +70,10 @@ def train(recipe: Recipe, session: Session, *, files: Opener | None = None) -> s
     return loop(set_up(recipe, session, files=files or LocalFiles()))
 
 
-def loop(run: Run) -> str:
-    """Every phase, every step, then the models are scored and delivered."""
+def loop(run: Run, *, until: int | None = None) -> str:
+    """Every phase, every step, then the models are scored and delivered; or "preempted" after `until` steps."""
     resumed_from = run.step
-    for _ in advance(run):
+    for _ in advance(run, until=until):
         pass
     if run.step < run.phases[-1].end:
         return "preempted"
@@ -83,16 +83,19 @@ def loop(run: Run) -> str:
     return "done"
 
 
-def advance(run: Run) -> Iterator[int]:
+def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
     """Every phase, every step; evaluates, saves and reports on the way.
 
-    Hands over the number of steps done after each evaluation; a run that is asked to stop ends with fewer than planned.
+    Hands over the number of steps done after each evaluation; a run that is asked to stop ends with fewer than planned,
+    as one does that is to go no further than `until`.
     """
     recipe, session = run.recipe, run.session
     _report(run)  # how it starts is worth knowing even if the first step fails
     for index, phase in enumerate(run.phases):
         if phase.end <= run.step:
             continue
+        if until is not None and run.step >= until:
+            return
         sources = run.team.enter(phase, resumed=phase.start < run.step)
         run.note("phase", **_phase_fields(run, index))
         while run.step < phase.end:
@@ -104,7 +107,7 @@ def advance(run: Run) -> Iterator[int]:
             judged = run.step == phase.end or run.step % recipe.train.eval_every == 0
             if judged:
                 _validate(run, phase)
-            stopping = session.should_stop()
+            stopping = session.should_stop() or run.step == until
             if stopping or run.step == phase.end or run.step % recipe.train.checkpoint_every == 0:
                 _save(run)
             elif wants_log:

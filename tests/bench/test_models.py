@@ -165,19 +165,19 @@ def test_dymn_against_the_plain_form(name, capsys):
 
 @pytest.mark.parametrize("what", ["inference", "training"])
 def test_dymn_block_by_block(what, capsys):
-    ours = backbone("dymn10")
-    plain, clips = plainly(ours), 1 if what == "inference" else 8
+    ours, clips = backbone("dymn10"), 1 if what == "inference" else 8
     heard: list[Tensor] = []
     hooks = [block.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach())) for block in ours.blocks]
     with torch.no_grad():
         ours.train()(mels("dymn10", clips)) if clips > 1 else ours.eval()(mels("dymn10", clips))
     for hook in hooks:
         hook.remove()
+    plain = plainly(ours)  # now, since batch norm has heard those clips
     with printing(capsys, f"dymn10, {what}, batch {clips}, block by block: ms plain, ms ours, plain / ours"):
         for number, x_BCMF in enumerate(heard):
             with torch.no_grad():
                 said = [model.eval().blocks[number](x_BCMF.clone(), model.temperature) for model in (plain, ours)]
-            torch.testing.assert_close(*said, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(*said, rtol=1e-4, atol=1e-5 * float(said[0].abs().max()))
             tries = {
                 form: block_run(model.blocks[number], x_BCMF, model.temperature, learns=what == "training")
                 for form, model in (("plain", plain), ("ours", ours))

@@ -139,6 +139,23 @@ def test_trials_of_two_workers_say_what_trials_of_one_would(searching, tmp_path)
 
 
 @pytest.mark.slow
+def test_trials_of_two_workers_are_stopped_where_trials_of_one_would_be(searching, tmp_path) -> None:
+    """ASHA, one trial after the other: a Ray Train run for each rung, which goes on from the one before."""
+    sets = ["schedule.turns=6", "search.rungs=2", "search.trials=2", "search.seed=1", "train.shards=2"]
+    words = ["--no-finals", "--tracking", "none", *(word for value in sets for word in ("--set", value))]
+    several = run(searching("--search-id", "two", "--workers", "2", *words))
+    alone = run(searching("--search-id", "one", "--slots", "1", *words))
+    assert several["stopped"] == alone["stopped"] == 1
+    found, expected = (results(tmp_path / "runs" / name) for name in ("two", "one"))
+    for name, trial in expected.items():
+        assert found[name]["status"] == trial["status"]
+        assert [rung["step"] for rung in found[name]["history"]] == [rung["step"] for rung in trial["history"]]
+        assert [rung["objective"] for rung in found[name]["history"]] == pytest.approx(
+            [rung["objective"] for rung in trial["history"]], abs=1e-4
+        )
+
+
+@pytest.mark.slow
 def test_hyperband_lets_trials_wait_and_go_on(searching, tmp_path) -> None:
     """Whatever varies; here also what is no number."""
     sets = ["search.scheduler=hyperband", "schedule.burn_in=0", "schedule.turns=12", f"search.space={SHAPES}"]
@@ -172,6 +189,10 @@ def test_trials_that_diverge_are_recorded_with_their_reason(searching, tmp_path)
         (
             ["--set", UNEQUAL],
             "of some trials have taken cnn 2, vit 2 own steps and those of others cnn 4, vit 4, so who",
+        ),
+        (
+            ["--workers", "2", "--set", "search.scheduler=hyperband"],
+            "trials that wait for one another (pbt, hyperband)",
         ),
         (["--full", "3"], "takes 2 trials or more, to rank them again, and search.share = 1 below 1"),
         (["--resume", "nobody"], "no search.json there"),

@@ -235,7 +235,7 @@ def test_a_population_lives_on_an_object_store(
 def test_a_population_outlives_its_store_being_away(
     searching: Any, begin: Begin, rgw_server: Any, kill_server: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """All of Ceph is killed once a member has reached a rung: driver, members and Tune wait, and nothing is lost."""
+    """All of Ceph is killed once a member has reached a rung: driver, members and Tune wait until it is there again."""
     client, log = rgw_server.client(), tmp_path / "log"
     client.create_bucket(Bucket="away")
     more = sets("search.searcher=pbt", "search.scheduler=none", *LONG)
@@ -245,12 +245,15 @@ def test_a_population_outlives_its_store_being_away(
         found = client.list_objects_v2(Bucket="away", Prefix="x/s/trials/").get("Contents", [])
         return any("/checkpoints/step-00000008" in entry["Key"] and MARKER in entry["Key"] for entry in found)
 
-    search = begin([*words, "--json"], log, cwd=tmp_path, env={**os.environ, **rgw_server.env})
-    until(reached, search)
-    kill_server()
-    until(lambda: "trying again" in log.read_text(), search)
-    start_server(rgw_server)
-    assert search.wait(WAIT_S) == 0, log.read_text()[-3000:]
+    with tempfile.TemporaryDirectory(prefix="ray-") as logs:  # for sockets, whose paths must be short
+        env = {**os.environ, **rgw_server.env, "RAY_TMPDIR": logs}
+        search = begin([*words, "--json"], log, cwd=tmp_path, env=env)
+        until(reached, search)
+        kill_server()
+        said = Path(logs).glob
+        until(lambda: any("trying again" in file.read_text() for file in said("ray/*/logs/worker-*.err")), search)
+        start_server(rgw_server)
+        assert search.wait(WAIT_S) == 0, log.read_text()[-3000:]
     outcome = json.loads(log.read_text().splitlines()[-1])
     assert (outcome["completed"], outcome["failed"]) == (4, 0)
     for name, value in rgw_server.env.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.climb import learn
+from orchestrator.learn import learn
 from orchestrator.recipe import load_recipe
 from orchestrator.search_files import Task, known_trials, read_result
 from orchestrator.search_summary import compared

@@ -56,9 +56,8 @@ def test_a_compiled_run_resumes_with_the_same_bits(tiny, start):
     recipe = tiny("demo", *PLAN, "train.compile=true")
     whole = start(recipe)
     assert loop(whole) == "done"
-    stops = iter([False] * 4 + [True])
-    cut = start(recipe, should_stop=lambda: next(stops))
-    assert loop(cut) == "preempted"
+    cut = start(recipe)
+    assert loop(cut, until=5) == "preempted"
     resumed = start(recipe, shelf_of=cut)
     assert loop(resumed) == "done"
     one, other = (spool_of(run)[-1]["models"] for run in (whole, resumed))

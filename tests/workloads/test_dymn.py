@@ -97,9 +97,8 @@ def test_a_run_with_it_resumes_with_the_same_bits(tiny, start) -> None:
     recipe = tiny("demo", *plan, f"models.cnn.arch={dymn}")
     whole = start(recipe)
     assert loop(whole) == "done"
-    stops = iter([False] * 4 + [True])
-    cut = start(recipe, should_stop=lambda: next(stops))
-    assert loop(cut) == "preempted"
+    cut = start(recipe)
+    assert loop(cut, until=5) == "preempted"
     resumed = start(recipe, shelf_of=cut)
     assert loop(resumed) == "done"
     one, other = (read_spool(run.session.work_dir.parent / "spool.jsonl")[-1]["models"] for run in (whole, resumed))

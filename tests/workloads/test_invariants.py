@@ -226,6 +226,17 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, start):
     assert spool_of(resumed)[-1]["resumed_from_step"] == 5
 
 
+def test_a_run_that_goes_no_further_than_some_step_saves_there(tiny, start):
+    recipe = short(tiny, "alternate")
+    cut = start(recipe)
+    assert loop(cut, until=5) == "preempted"
+    again = start(recipe, shelf_of=cut)
+    assert again.step == 5
+    assert loop(again, until=5) == "preempted", "it is there already"
+    assert again.step == 5
+    assert not [record for record in spool_of(again) if record["kind"] in ("metrics", "phase")], "it learned nothing"
+
+
 def test_models_hear_the_same_clips_through_front_ends_of_their_own(tiny, start):
     recipe = short(
         tiny,

@@ -1,0 +1,65 @@
+"""A trial is learned: from rung to rung, in the process that calls, or by workers of its own.
+
+Knows neither who proposes nor who stops: it says how it does at every rung, and what it is told then ends it. Its
+result is committed once (`search_files.py`); asked again, it tells what it told before and learns nothing.
+"""
+
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.climb import Clock, climb
+from orchestrator.search_files import Task, read_result, read_rungs, write_result, write_rungs, write_settings
+from orchestrator.together import climb_together
+from orchestrator.trial import searched
+from workloads.config import Recipe
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int = 1, start: str = "") -> None:
+    """Learn and judge a task of the search at `home`; `report` hears every rung and may end it by raising.
+
+    It goes on from the checkpoint at `start`, another trial's, or from its own newest where trials pause. What goes
+    wrong for good (a recipe that cannot be, numbers that are not finite) is the trial's result; what may go better
+    another time is raised.
+    """
+    from workloads.predict import BadNumbers
+
+    done = read_result(home, task)
+    if done is not None:
+        for height, rung in enumerate(done["history"], start=1):
+            report({"rung": rung, "height": height, "records": []})
+        return
+    began, clock = time.time(), Clock()
+    if searched(recipe).pauses and (before := read_rungs(home, task)):  # it goes on from where it waited
+        began, clock.seconds = before["began"], before["loop_seconds"]
+    write_settings(home, task, began=began)
+    history: list[dict[str, Any]] = []
+
+    def commit(status: str, reason: str = "", **more: Any) -> None:
+        objective = history[-1]["objective"] if status == "done" else None
+        result = {"status": status, "reason": reason, "objective": objective, "history": history, "began": began}
+        write_result(home, task, result | {"loop_seconds": round(clock.seconds, 3)} | more)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+            way = climb(recipe, task, home, Path(scratch), clock, start=start)
+            if workers > 1:
+                way = climb_together(recipe, task, home, Path(scratch), clock, workers=workers)
+            for rung in way:
+                history.append(rung.as_dict())
+                if rung.end is not None:
+                    commit("done", **rung.end)  # before it is told: whoever hears of it finds it
+                else:
+                    write_rungs(home, task, history, began=began, loop_seconds=round(clock.seconds, 3))
+                if not rung.past:
+                    told: dict[str, Any] = {"records": rung.records, "kept": rung.kept, "host": socket.gethostname()}
+                    told |= {"loop_seconds": round(clock.seconds, 3)}
+                    report({"rung": history[-1], "height": len(history), **told})
+    except (ValueError, BadNumbers) as error:
+        commit("failed", f"{type(error).__name__}: {error}")
+        report({"rung": None, "height": len(history) + 1, "records": []})
