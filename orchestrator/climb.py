@@ -17,6 +17,7 @@ from workloads.space import Search
 from workloads.spool import Spool, read_spool
 
 Value = TypeVar("Value")
+SET = "set/"  # a metric's name before a setting's: how a population's values changed
 KEPT = 3  # checkpoints of a trial: another may be about to go on from one
 
 
@@ -56,13 +57,23 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
 
     search = searched(recipe)
     steps = rungs(task_recipe(recipe, task), search)
-    keeps = steps if search.pauses and task.kind == "trial" else []
+    keeps = steps if (search.pauses and task.kind == "trial") or task.course else []
     shelf = TrialShelf(storage.join(home, task.folder), keeps=keeps, start=start)
     slices = range(search.slices if task.ranked else 1)
-    runs = [_set_up(recipe, task, shelf, scratch / str(number), slice_=number) for number in slices]
-    ways, past = [advance(run) for run in runs], runs[0].step
+
+    def begin(at: int) -> list[Any]:
+        folder = scratch / str(at)
+        runs = [_set_up(recipe, task, shelf, folder / str(number), slice_=number, at=at) for number in slices]
+        there = runs[0].step  # where it was interrupted
+        return runs if task.at(there) == task.at(at) else begin(there)
+
+    runs = begin(0)
+    ways, past, held = [advance(run) for run in runs], runs[0].step, task.at(runs[0].step)
     told = _told_up_to(past, said_of(runs[0].history.path))
     for step in steps:
+        if task.at(runs[0].step) != held:  # what was kept there goes on with other values
+            runs = begin(runs[0].step)
+            ways, held = [advance(run) for run in runs], task.at(runs[0].step)
         for run, way in zip(runs, ways, strict=True):
             with clock.running():
                 while run.step < step:
@@ -71,6 +82,8 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
         end: dict[str, Any] | None = None
         if step == steps[-1]:
             end = {"second": second_objective(search, runs[0].recipe, len(runs[0].prepared.corpus.tags))}
+            if search.searcher == "pbt" and task.kind == "trial":
+                end["course"] = _course(said_of(runs[0].history.path))
             if task.final:
                 loop(runs[0])  # every step is done: it scores and delivers
                 end |= delivered(said_of(runs[0].history.path))
@@ -88,25 +101,34 @@ def _told_up_to(step: int, said: list[dict[str, Any]]) -> int:
     return sum(record.get("step", record.get("steps", 0)) <= step for record in said) if step else 0
 
 
-def task_recipe(recipe: Recipe, task: Task, *, slice_: int = 0) -> Recipe:
-    """What a task learns; a control learns it without teachers."""
+def _course(said: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    """The settings that led here, each with the step from which it held; nothing where they never changed."""
+    course: list[tuple[int, dict[str, float]]] = []
+    for record in said:
+        values = record.get("values", {})
+        settings = {key.removeprefix(SET): value for key, value in values.items() if key.startswith(SET)}
+        if settings and (not course or course[-1][1] != settings):
+            course.append((record["step"] - 1, settings))
+    return course if len(course) > 1 else []
+
+
+def task_recipe(recipe: Recipe, task: Task, *, slice_: int = 0, at: int = 0) -> Recipe:
+    """What a task learns from some step on; a control learns it without teachers."""
     whole = task.kind == "full"
-    made = trial_recipe(recipe, task.settings, seed=task.seed, slice_=task.slice + slice_, whole=whole)
+    made = trial_recipe(recipe, task.at(at), seed=task.seed, slice_=task.slice + slice_, whole=whole)
     return without_teachers(made) if task.kind == "control" else made
 
 
-def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int) -> Any:
+def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int, at: int) -> Any:
     from workloads.session import LocalSession
     from workloads.train import set_up
 
-    made = task_recipe(recipe, task, slice_=slice_)
+    made = task_recipe(recipe, task, slice_=slice_, at=at)
     session = LocalSession(work_dir=folder, spool=Spool(folder / "spool.jsonl"), shelf=shelf, device=made.train.device)
     run = set_up(made, session, files=storage.FsspecFiles())
-    if shelf.keeps and searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
-        numbers = {place: value for place, value in task.settings.items() if isinstance(value, int | float)}
-        run.note(
-            "metrics", step=run.step + 1, values={f"set/{place}": float(value) for place, value in numbers.items()}
-        )
+    if searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
+        values = {SET + place: float(value) for place, value in task.at(run.step).items()}  # all of them are numbers
+        run.note("metrics", step=run.step + 1, values=values)
     return run
 
 

@@ -32,6 +32,7 @@ class Task:
     seed: int | None = None  # None: the recipe's own
     slice: int = 0  # of validation, the first one, counted from the recipe's own
     slot: int = 0  # of the cluster, for the timeline
+    course: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # settings that changed while it learned
 
     @property
     def name(self) -> str:
@@ -49,6 +50,10 @@ class Task:
     def ranked(self) -> bool:
         """Whether it is judged as trials are, by the mean over the search's slices; repeats take one slice each."""
         return self.kind in ("trial", "full")
+
+    def at(self, step: int) -> dict[str, Any]:
+        """The settings that hold from this step on."""
+        return next((settings for began, settings in reversed(self.course) if began <= step), self.settings)
 
     @property
     def folder(self) -> str:

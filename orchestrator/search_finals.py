@@ -38,10 +38,12 @@ def finals(recipe: Recipe, home: str, crew: "Crew") -> list[Task]:
 
 
 def _repeat(kind: str, found: dict[str, Any], recipe: Recipe, number: int) -> Task:
-    """A trial's settings for the `number`th time, counted from 1: another seed, and a slice that did not choose it."""
+    """A trial's settings, or their course, for the `number`th time, counted from 1, with another seed, on a slice that
+    did not choose it."""
     slices, used = num_slices(recipe), searched(recipe).slices
     slice_ = used + number % (slices - used) if used < slices else number % slices
-    return Task(kind, found["number"], found["settings"], seed=recipe.train.seed + number, slice=slice_)
+    settings = {"settings": found["settings"], "course": found["course"]}
+    return Task(kind, found["number"], **settings, seed=recipe.train.seed + number, slice=slice_)
 
 
 def at_full_length(home: str, crew: "Crew", wanted: int) -> list[Task]:

@@ -34,17 +34,15 @@ def repeated(home: str, tasks: list[Task]) -> list[dict[str, Any]]:
     Every seed has a slice of its own, and slices differ: who failed where others came to their end is left out.
     """
     objectives: dict[int, list[float]] = {}
-    settings = {}
+    settings: dict[int, dict[str, Any]] = {}
     for task in tasks:
         result = read_result(home, task)
         if result and result["status"] == "done":
             objectives.setdefault(task.number, []).append(result["objective"])
-            settings[task.number] = task.settings
+            settings[task.number] = {"settings": task.settings, "course": task.course}
     most = max(map(len, objectives.values()), default=0)
     means = {number: statistics.fmean(values) for number, values in objectives.items() if len(values) == most}
-    return [
-        {"number": number, "settings": settings[number]} for number in sorted(means, key=lambda number: means[number])
-    ]
+    return [{"number": number, **settings[number]} for number in sorted(means, key=lambda number: means[number])]
 
 
 def outcome_of(
@@ -107,7 +105,7 @@ def _against_control(recipe: Recipe, home: str, finals: list[Task]) -> dict[str,
         return {"winner": None, "comparison": None, "test": None}
     differences = [ours["objective"] - theirs["objective"] for ours, theirs in pairs]
     return {
-        "winner": {key: pairs[0][0][key] for key in ("number", "settings")},
+        "winner": {key: pairs[0][0][key] for key in ("number", "settings", "course")},
         "comparison": {
             "metric": objective_name(searched(recipe).metric),
             **compared(differences, val_share=recipe.data.val_share),

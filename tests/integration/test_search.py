@@ -103,9 +103,9 @@ def test_finalists_are_repeated_before_one_of_them_wins(searching, tmp_path) -> 
 
 @pytest.mark.slow
 def test_a_population_changes_its_values_while_it_learns(searching, tmp_path) -> None:
-    """PBT: at every rung the worst goes on from the best, with values near the best's."""
+    """PBT: at every rung the worst goes on from the best, with values near the best's; the winner takes that course."""
     sets = ["search.searcher=pbt", "search.scheduler=none", "schedule.burn_in=0", "schedule.turns=12"]
-    words = searching("--search-id", "s", "--no-finals", "--tracking", "none")
+    words = searching("--search-id", "s", "--tracking", "none")
     outcome = run([*words, *(word for value in sets for word in ("--set", value))])
     home = tmp_path / "runs" / "s"
     trials = results(home)
@@ -117,9 +117,17 @@ def test_a_population_changes_its_values_while_it_learns(searching, tmp_path) ->
     for name in moved:
         assert 0.1 <= trials[name]["settings"]["edges.0.weight"] <= 0.9
     spool = [json.loads(line) for line in (home / "spool.jsonl").read_text().splitlines()]
-    course = [record for record in spool if "set/edges.0.weight" in record.get("values", {})]
-    assert {record["child"] for record in course} == set(trials)
-    assert any(record["step"] > 1 for record in course), "a value that was taken up at a rung"
+    told: dict[str, list[list[Any]]] = {}
+    for record in spool:
+        values = {key.removeprefix("set/"): value for key, value in record.get("values", {}).items() if "set/" in key}
+        if values:
+            told.setdefault(record["child"], []).append([record["step"] - 1, values])
+    assert any(step > 0 for name in trials for step, _ in told[name]), "a value that was taken up at a rung"
+    winner = trials[f"{outcome['winner']['number']:04}"]
+    assert outcome["winner"]["course"] == winner["course"]
+    repeats = results(home, "finals")
+    assert len(repeats) == 4
+    assert all(told[name] == (winner["course"] or [[0, winner["settings"]]]) for name in repeats)
 
 
 @pytest.mark.slow

@@ -92,6 +92,52 @@ def test_a_committed_trial_is_told_again_and_not_learned_again(recipe, tmp_path)
     assert 0 < found["loop_seconds"] < found["ended"] - found["began"]
 
 
+def steered(news: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """From which step on a weight held, as it is told."""
+    records = [
+        record for heard in news for record in heard["records"] if "set/edges.0.weight" in record.get("values", ())
+    ]
+    return [(record["step"] - 1, record["values"]["set/edges.0.weight"]) for record in records]
+
+
+def test_a_winner_learns_by_the_course_that_led_its_trial_there(recipe, tmp_path) -> None:
+    """A member that takes up a checkpoint with another value, and the same course from the start."""
+    made = recipe(searcher="pbt")
+    other, member = Task("trial", 0, {"edges.0.weight": 0.2}), Task("trial", 1, {"edges.0.weight": 0.8})
+    first = learned(made, other, tmp_path)
+    learn(made, member, str(tmp_path), lambda news: None, start=first[1]["kept"])
+    found = read_result(str(tmp_path), member)
+    assert found is not None
+    assert found["course"] == [[0, {"edges.0.weight": 0.2}], [8, {"edges.0.weight": 0.8}]]
+    winner = Task("winner", 1, member.settings, course=found["course"])
+    news = learned(made, winner, tmp_path)
+    assert steered(news) == [(0, 0.2), (8, 0.8)]
+    assert [heard["rung"]["objective"] for heard in news] == [rung["objective"] for rung in found["history"]]
+    constant = learned(made, Task("winner", 2, member.settings), tmp_path)
+    assert constant[-1]["rung"]["objective"] != news[-1]["rung"]["objective"]
+
+
+def test_an_interrupted_winner_goes_on_with_the_values_that_held_there(recipe, tmp_path) -> None:
+    made = recipe(searcher="pbt")
+    course = [(0, {"edges.0.weight": 0.2}), (4, {"edges.0.weight": 0.5}), (8, {"edges.0.weight": 0.8})]
+    task = Task("winner", 0, {"edges.0.weight": 0.8}, course=course)
+    whole = learned(made, task, tmp_path / "whole")
+
+    class Lost(Exception):
+        pass
+
+    def lose(news: dict[str, Any]) -> None:
+        if news["height"] == 2:
+            raise Lost
+
+    with pytest.raises(Lost):
+        learn(made, task, str(tmp_path / "cut"), lose)
+    news = learned(made, task, tmp_path / "cut")
+    assert [heard["height"] for heard in news] == [3], "rungs before the loss are not told again"
+    assert steered(news) == [(8, 0.8)]
+    assert news[-1]["rung"] == whole[-1]["rung"]
+
+
 def test_only_a_winner_and_its_control_hear_the_test_fold(recipe, tmp_path) -> None:
     made = recipe(rungs=1)
     results = {}
