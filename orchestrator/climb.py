@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator import storage
-from orchestrator.search_files import PATIENCE_S, Task
+from orchestrator.search_files import PATIENCE_S, Task, read_rungs
 from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
 from workloads.config import Recipe
 from workloads.space import Search
@@ -29,7 +29,7 @@ class Rung:
     objective: float
     values: dict[str, float]
     records: list[dict[str, Any]]  # what happened since the rung before
-    past: bool  # whether it was reached before the trial was paused
+    past: bool  # whether it was told before the trial was paused or lost
     end: dict[str, Any] | None  # what else the result says; None: it is not the last rung
     kept: str  # URI of the checkpoint taken here, if any
 
@@ -57,23 +57,28 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
 
     search = searched(recipe)
     steps = rungs(task_recipe(recipe, task), search)
-    keeps = steps if (search.pauses and task.kind == "trial") or task.course else []
-    shelf = TrialShelf(storage.join(home, task.folder), keeps=keeps, start=start)
+    shelf = TrialShelf(storage.join(home, task.folder), keeps=steps if goes_on(search, task) else [], start=start)
     slices = range(search.slices if task.ranked else 1)
 
     def begin(at: int) -> list[Any]:
         folder = scratch / str(at)
         runs = [_set_up(recipe, task, shelf, folder / str(number), slice_=number, at=at) for number in slices]
-        there = runs[0].step  # where it was interrupted
-        return runs if task.at(there) == task.at(at) else begin(there)
+        there = runs[0].step
+        if task.at(there) == task.at(at):
+            return runs
+        runs.clear()  # before others take as much memory; the newest checkpoint was damaged
+        return begin(there)
 
-    runs = begin(0)
-    ways, past, held = [advance(run) for run in runs], runs[0].step, task.at(runs[0].step)
+    runs = begin(shelf.height())
+    ways, held = [advance(run) for run in runs], task.at(runs[0].step)
+    past = _told_step(home, task) if task.course else runs[0].step
     told = _told_up_to(past, said_of(runs[0].history.path))
     for step in steps:
-        if task.at(runs[0].step) != held:  # what was kept there goes on with other values
-            runs = begin(runs[0].step)
-            ways, held = [advance(run) for run in runs], task.at(runs[0].step)
+        if task.at(at := runs[0].step) != held:  # what was kept there goes on with other values
+            ways.clear()
+            runs.clear()
+            runs = begin(at)
+            ways, held = [advance(run) for run in runs], task.at(at)
         for run, way in zip(runs, ways, strict=True):
             with clock.running():
                 while run.step < step:
@@ -91,9 +96,19 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
         records: list[dict[str, Any]] = []
         if step > past:  # what belongs to earlier rungs was told before the pause
             records, told = [record for record in said[told:] if record["kind"] != "data"], len(said)
-        yield Rung(
-            step, judge(search, runs[0].recipe, values), values, records, past=step <= past, end=end, kept=shelf.newest
-        )
+        kept = shelf.newest if task.kind == "trial" else ""  # nobody else goes on from those of a final
+        yield Rung(step, judge(search, runs[0].recipe, values), values, records, past=step <= past, end=end, kept=kept)
+
+
+def goes_on(search: Search, task: Task) -> bool:
+    """Whether a task keeps checkpoints at its rungs, to go on from them."""
+    return (search.pauses and task.kind == "trial") or bool(task.course)
+
+
+def _told_step(home: str, task: Task) -> int:
+    """The last rung that a task told, before it was lost."""
+    before = read_rungs(home, task)
+    return before["history"][-1]["step"] if before else 0
 
 
 def _told_up_to(step: int, said: list[dict[str, Any]]) -> int:
@@ -217,6 +232,10 @@ class TrialShelf:
         if self._start:
             return [self._start.rsplit("/", 1)[-1]]
         return self._committed()[::-1] if self.keeps else []
+
+    def height(self) -> int:
+        """The step of the checkpoint from which it goes on; 0 where there is none."""
+        return _step_of(names[0]) if (names := self.names()) else 0
 
     def fetch(self, name: str, work_dir: Path) -> Path:
         return self._patiently(lambda: storage.fetch(self._start or self._place(name), work_dir))

@@ -1,6 +1,7 @@
 """What the driver knows of a search's tasks that are under way, and what it tells of them: to the spool, to storage."""
 
 import time
+from contextlib import suppress
 from typing import Any, Protocol
 
 from orchestrator.family import NAMES
@@ -123,7 +124,8 @@ class Desk:
 
     def _share_names(self) -> None:
         """Let the live page know which MLflow runs there are by now, also where it reads from an object store."""
-        share(self.home, self.spool.path.with_name(NAMES))
+        with suppress(Exception):  # links are not worth a search; what comes next tries again
+            share(self.home, self.spool.path.with_name(NAMES))
 
     def _say(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._told:

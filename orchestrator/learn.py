@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.climb import Clock, climb
+from orchestrator.climb import Clock, climb, goes_on
 from orchestrator.search_files import Task, read_result, read_rungs, write_result, write_rungs, write_settings
 from orchestrator.together import climb_together
 from orchestrator.trial import searched
@@ -23,7 +23,7 @@ Report = Callable[[dict[str, Any]], None]
 def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int = 1, start: str = "") -> None:
     """Learn and judge a task of the search at `home`; `report` hears every rung and may end it by raising.
 
-    It goes on from the checkpoint at `start`, another trial's, or from its own newest where trials pause. What goes
+    It goes on from the checkpoint at `start`, another trial's, or from its own newest if it keeps any. What goes
     wrong for good (a recipe that cannot be, numbers that are not finite) is the trial's result; what may go better
     another time is raised.
     """
@@ -35,7 +35,7 @@ def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int
             report({"rung": rung, "height": height, "records": []})
         return
     began, clock = time.time(), Clock()
-    if searched(recipe).pauses and (before := read_rungs(home, task)):  # it goes on from where it waited
+    if goes_on(searched(recipe), task) and (before := read_rungs(home, task)):
         began, clock.seconds = before["began"], before["loop_seconds"]
     write_settings(home, task, began=began)
     history: list[dict[str, Any]] = []
@@ -47,9 +47,10 @@ def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int
 
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            way = climb(recipe, task, home, Path(scratch), clock, start=start)
             if workers > 1:
                 way = climb_together(recipe, task, home, Path(scratch), clock, workers=workers)
+            else:
+                way = climb(recipe, task, home, Path(scratch), clock, start=start)
             for rung in way:
                 history.append(rung.as_dict())
                 if rung.end is not None:

@@ -228,7 +228,8 @@ def fit(
 
     from orchestrator.worker import SpoolCallback, train_worker
 
-    storage.delete(storage.join(place.uri, RAY_SNAPSHOT))
+    snapshot = storage.join(place.uri, RAY_SNAPSHOT)
+    storage.patiently(lambda: storage.delete(snapshot), what=snapshot, patience_s=patience_s)
     said_before = len(read_spool(place.spool))
     # The type checker sees the first generation of these classes, the interpreter the second.
     trainer = TorchTrainer(

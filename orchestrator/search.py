@@ -1,6 +1,6 @@
 """A search: trials of one recipe until the budget is spent, then the best are held against a control.
 
-What a trial is and does are `trial.py` and `climb.py`, who proposes is `proposals.py`, how Ray Tune runs them is
+What a trial is and does are `trial.py` and `learn.py`, who proposes is `proposals.py`, how Ray Tune runs them is
 `tuning.py`, what is kept is `search_files.py`; here is what happens one after the other.
 """
 
@@ -27,7 +27,8 @@ from orchestrator.search_files import begin, facts_of, known_trials, reopen, sha
 from orchestrator.search_finals import at_full_length, finals
 from orchestrator.search_summary import outcome_of
 from orchestrator.trial import searched
-from workloads.spool import Spool
+from workloads.config import Train
+from workloads.spool import Spool, read_spool
 
 if TYPE_CHECKING:
     from orchestrator.tuning import Crew
@@ -43,12 +44,17 @@ def search(request: SearchRequest) -> dict[str, Any]:
     require_data(request.recipe)
     storage.probe(request.storage)
     began, place, driver = time.time(), _open(request), Driver()
-    take_over(place.uri, driver)  # two drivers of one search would train everything twice
-    place.folder.mkdir(parents=True, exist_ok=True)
-    with beating(place.uri, driver), on_sigterm(_interrupt):
+    with on_sigterm(_interrupt):
         try:
-            return _drive(request, place, budget, began=began)
-        except KeyboardInterrupt:  # before the first trial
+            take_over(place.uri, driver)  # two drivers of one search would train everything twice
+            place.folder.mkdir(parents=True, exist_ok=True)
+            with beating(place.uri, driver):
+                return _drive(request, place, budget, began=began)
+        except KeyboardInterrupt:  # before the first trial, or after the last
+            said = read_spool(place.spool) if place.spool.exists() else []
+            if said and said[-1]["kind"] != "end":
+                with Spool(place.spool) as spool:
+                    spool.append(_end("preempted"))
             return _preempted(place)
 
 
@@ -60,34 +66,42 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
 
     from orchestrator import tuning
 
-    train, workers, search = request.recipe.train, request.workers, searched(request.recipe)
-    trial = {"CPU": float(train.threads)} | ({"GPU": 1.0} if train.device == "cuda" else {})
-    whole = trial
-    if workers > 1:  # Ray Train places its workers itself; Tune sees only the trial that waits for them
-        trial = {"CPU": WAITING}
-        whole = {"CPU": workers + WAITING} | ({"GPU": float(workers)} if train.device == "cuda" else {})
+    workers, search = request.workers, searched(request.recipe)
+    slot, whole = _needs(request.recipe.train, workers)
     joined = connect(ray, address, at_least=math.ceil(whole["CPU"]))
-    try:
-        # workers of one trial may lie on several nodes, a trial of one process does not
-        slots = tuning.slots([joined.resources] if workers > 1 else joined.nodes, whole, request.slots)
-        joined.require_seen(ray, storage.join(place.uri, "search.json"))
-        write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
-        with Spool(place.spool) as spool:
-            spool.append(_search_record(request, place))
-            replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
-            replayer.wait_started()
-            reopen(place.uri)
-            crew = tuning.Crew(request.recipe, place.uri, spool, resources=trial, slots=slots, workers=workers)
-            with on_sigterm(_interrupt):  # once more: Ray has set its own
+    with on_sigterm(_interrupt):  # once more: Ray has set its own
+        try:
+            # workers of one trial may lie on several nodes, a trial of one process does not
+            slots = tuning.slots([joined.resources] if workers > 1 else joined.nodes, whole, request.slots)
+            joined.require_seen(ray, storage.join(place.uri, "search.json"))
+            write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
+            with Spool(place.spool) as spool:
+                spool.append(_search_record(request, place))
+                replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+                replayer.wait_started()
+                reopen(place.uri)
+                crew = tuning.Crew(request.recipe, place.uri, spool, resources=slot, slots=slots, workers=workers)
                 outcome = _work(request, place, crew, budget, began=began)
-            spool.append({"kind": "end", "status": outcome["status"], "error": "", "mistake": False})
-            results.share_spool(place)
-    finally:
-        ray.shutdown()
-    wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
-    if outcome["status"] != "preempted":
-        _write_report(place)
+                spool.append(_end(outcome["status"]))
+                results.share_spool(place)
+        finally:
+            ray.shutdown()
+        wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
+        if outcome["status"] != "preempted":
+            _write_report(place)
     return outcome
+
+
+def _needs(train: Train, workers: int) -> tuple[dict[str, float], dict[str, float]]:
+    """What Tune sets aside for a trial, and what the trial takes in all.
+
+    Ray Train places several workers itself; Tune sees only the trial that waits for them.
+    """
+    gpus = float(workers) if train.device == "cuda" else 0.0
+    if workers > 1:
+        return {"CPU": WAITING}, {"CPU": workers + WAITING} | ({"GPU": gpus} if gpus else {})
+    slot = {"CPU": float(train.threads)} | ({"GPU": gpus} if gpus else {})
+    return slot, slot
 
 
 def _work(request: SearchRequest, place: Place, crew: "Crew", budget: Budget, *, began: float) -> dict[str, Any]:
@@ -100,6 +114,10 @@ def _work(request: SearchRequest, place: Place, crew: "Crew", budget: Budget, *,
     except KeyboardInterrupt:
         return _preempted(place)
     return outcome_of(place, request.recipe, last, slots=crew.slots, spent=spent, began=began, alone=not known)
+
+
+def _end(status: str) -> dict[str, Any]:
+    return {"kind": "end", "status": status, "error": "", "mistake": False}
 
 
 def _preempted(place: Place) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from orchestrator.trial import judged_models, num_slices, rungs, searched, trial
 from workloads import roles
 from workloads.clips import read_corpus, split
 from workloads.config import Recipe
-from workloads.space import Choices, Search
+from workloads.space import Choices, Range, Search
 
 MOST_CORNERS = 512  # of a space, that are tried for mistakes before anything starts
 
@@ -55,8 +55,8 @@ def check(request: SearchRequest) -> Budget:
         )
     if request.full and search.searcher == "pbt":
         raise ValueError(
-            f"--full {request.full}: a population's values change while it learns, so that no trial can be learned "
-            "again; leave it out"
+            f"--full {request.full}: a population's values change at steps of a trial, which a full run does not have; "
+            "leave it out"
         )
     known = planned(search, budget.trials)  # refuses a budget that no grid or population has
     if request.slots and search.pauses:
@@ -67,10 +67,15 @@ def check(request: SearchRequest) -> Budget:
     if request.workers > 1 and search.pauses:
         raise ValueError(
             f"--workers {request.workers}: trials that wait for one another (pbt, hyperband) learn in one process "
-            "each; leave it out, or set search.scheduler = 'asha'"
+            "each; leave it out, or let another searcher and scheduler = 'asha' do"
         )
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
+    if request.workers > 1 and isinstance(search.space.get("train.shards"), Range):
+        raise ValueError(
+            f"--workers {request.workers}: not every value of the range train.shards divides among them; let it be one "
+            "of { choices = [...] } that do"
+        )
     corners = known or _corners(search)
     trials = [trial_recipe(recipe, settings) for settings in corners]
     for made in trials:
@@ -98,7 +103,9 @@ def _require_slot(recipe: Recipe, made: Recipe, workers: int) -> None:
                 f"train.{name} = {value!r}: a slot is made for the recipe's {slot!r}; take it out of the space"
             )
     if made.train.shards % workers:
-        raise ValueError(f"--workers {workers}: train.shards = {made.train.shards} must divide among them")
+        raise ValueError(
+            f"--workers {workers}: train.shards = {made.train.shards} must divide among them; change one of the two"
+        )
 
 
 def _require_slices(recipe: Recipe) -> None:

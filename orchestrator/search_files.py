@@ -32,7 +32,7 @@ class Task:
     seed: int | None = None  # None: the recipe's own
     slice: int = 0  # of validation, the first one, counted from the recipe's own
     slot: int = 0  # of the cluster, for the timeline
-    course: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # settings that changed while it learned
+    course: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # settings by the step from which they held
 
     @property
     def name(self) -> str:
@@ -137,9 +137,9 @@ def read_result(home: str, task: Task) -> dict[str, Any] | None:
 
 
 def share(home: str, file: Path) -> None:
-    """Put a file of the driver's beside what is kept, if it is there and that is elsewhere."""
+    """Put a file of the driver's beside what is kept, if it is there and that is elsewhere; once, without patience."""
     if not storage.is_local(home) and file.exists():
-        _patiently(lambda: storage.put_text(storage.join(home, file.name), file.read_text()), home)
+        storage.put_text(storage.join(home, file.name), file.read_text())
 
 
 def _read(uri: str) -> dict[str, Any] | None:

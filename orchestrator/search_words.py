@@ -52,7 +52,7 @@ def _best(search: Search) -> str:
         late = f"Trial {best.number}, which is ahead of it on one seed, came later and was not held against it"
         return f"Best settings: {chosen}. {late}: the test fold is scored for one winner only."
     word = "Best settings" if search.outcome else "Best settings so far"
-    if search.settings["searcher"] == "pbt":  # which course led there is in MLflow
+    if search.settings["searcher"] == "pbt":  # which course led there is in its result
         word = "The best member's last settings" + ("" if search.outcome else " so far")
     found = f"{line(search, best.settings)} (trial {best.number}, {search.metric} {score(best.objective)}"
     return f"{word}: {found}{', lower is better).'}"

@@ -1,11 +1,12 @@
 """A trial from rung to rung that needs several workers: Ray Train runs of its own, which take their own resources."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator import storage
-from orchestrator.attempts import Driver, beating, take_over
+from orchestrator.attempts import Attempt, Driver, beating, take_over
 from orchestrator.climb import Clock, Rung, delivered, mean_values, said_of, second_objective, task_recipe
 from orchestrator.results import Place
 from orchestrator.run import fit
@@ -13,6 +14,7 @@ from orchestrator.runs import recovered
 from orchestrator.search_files import PATIENCE_S, Task
 from orchestrator.trial import judge, rungs, searched
 from workloads.config import Recipe
+from workloads.space import Search
 from workloads.spool import Spool, read_spool
 
 
@@ -26,44 +28,59 @@ def climb_together(
     while to start.
     """
     search, made = searched(recipe), task_recipe(recipe, task)
-    steps = rungs(made, search)
+    steps, reached, told = rungs(made, search), 0, 0
     places = [
         Place(name, storage.join(home, task.folder, name), scratch / name, "none")
         for name in (f"slice-{number}" for number in range(search.slices if task.ranked else 1))
     ]
-    told = 0
+    with ExitStack() as stack:
+        attempts = [stack.enter_context(_held(place)) for place in places]
+        for until in _stops(search, task, steps):
+            for number, (place, attempt) in enumerate(zip(places, attempts, strict=True)):
+                part = task_recipe(recipe, task, slice_=number)
+                part = replace(part, train=replace(part.train, score_test=task.final))
+                _go_on(part, place, attempt, workers=workers, until=until if until < steps[-1] else None)
+            clock.seconds = sum(_loop_seconds(place.spool) for place in places)
+            said = [said_of(place.spool) for place in places]
+            for step in [step for step in steps if reached < step <= until]:
+                values, end = mean_values(said, step), None
+                if step == steps[-1]:
+                    tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
+                    end = {"second": second_objective(search, made, tags)} | (delivered(said[0]) if task.final else {})
+                records, told = [record for record in said[0][told:] if record["kind"] != "data"], len(said[0])
+                yield Rung(step, judge(search, made, values), values, records, past=False, end=end, kept="")
+            reached = until
+
+
+def _stops(search: Search, task: Task, steps: list[int]) -> list[int]:
+    """The rungs at which a trial may be ended, those whose number is a power of `halving` (ASHA), and its end."""
     may_end = search.scheduler != "none" and task.kind == "trial"
-    for until in steps if may_end else steps[-1:]:
-        for number, place in enumerate(places):
-            part = task_recipe(recipe, task, slice_=number)
-            part = replace(part, train=replace(part.train, score_test=task.final))
-            _go_on(part, place, workers=workers, until=until if until < steps[-1] else None)
-        clock.seconds = sum(_loop_seconds(place.spool) for place in places)
-        said = [said_of(place.spool) for place in places]
-        for step in [step for step in steps if step == until or (not may_end and step < until)]:
-            values, end = mean_values(said, step), None
-            if step == steps[-1]:
-                tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
-                end = {"second": second_objective(search, made, tags)} | (delivered(said[0]) if task.final else {})
-            records, told = [record for record in said[0][told:] if record["kind"] != "data"], len(said[0])
-            yield Rung(step, judge(search, made, values), values, records, past=False, end=end, kept="")
+    powers = {search.halving**power for power in range(len(steps))} if may_end else set()
+    return [step for height, step in enumerate(steps, start=1) if height in powers or step == steps[-1]]
 
 
-def _go_on(made: Recipe, place: Place, *, workers: int, until: int | None) -> None:
-    """Learn up to so many steps, or to the end, from wherever the run at this place stands."""
+@contextmanager
+def _held(place: Place) -> Iterator[Attempt]:
+    """Within this context the run at this place is ours, and what it said before is at hand."""
     driver = Driver()
     try:
         attempt = take_over(place.uri, driver)
     except ValueError as busy:  # whose workers were lost with it, and whose heartbeat is about to stand still
         raise RuntimeError(str(busy)) from None
-    with Spool(place.spool) as spool, beating(place.uri, driver):
-        for record in recovered(place):  # what was learned before validates nothing again
-            spool.append(record)
-        if until is not None and any(
-            record["kind"] == "metrics" and record["step"] >= until for record in read_spool(place.spool)
-        ):
-            return
-        end = fit(made, place, attempt, workers=workers, patience_s=PATIENCE_S, until=until)
+    with beating(place.uri, driver):
+        before = storage.patiently(lambda: recovered(place), what=place.uri, patience_s=PATIENCE_S)
+        with Spool(place.spool) as spool:
+            for record in before:  # what was learned before validates nothing again
+                spool.append(record)
+        yield attempt
+
+
+def _go_on(made: Recipe, place: Place, attempt: Attempt, *, workers: int, until: int | None) -> None:
+    """Learn up to so many steps, or to the end, from wherever the run at this place stands."""
+    said = read_spool(place.spool)
+    if until is not None and any(record["kind"] == "metrics" and record["step"] >= until for record in said):
+        return
+    end = fit(made, place, attempt, workers=workers, patience_s=PATIENCE_S, until=until)
     if end["status"] != ("done" if until is None else "preempted"):
         raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
 

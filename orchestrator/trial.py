@@ -1,4 +1,4 @@
-"""What a trial of a search is: which recipe it learns, when it is judged, and how. Pure; `climb.py` learns it."""
+"""What a trial of a search is: which recipe it learns, when it is judged, and how. Pure; `learn.py` learns it."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,8 @@ from workloads.space import Search
 def trial_recipe(
     recipe: Recipe, settings: dict[str, Any], *, seed: int | None = None, slice_: int = 0, whole: bool = False
 ) -> Recipe:
-    """The recipe that a trial learns: its values set, judged at every rung, saved there only if trials pause.
+    """The recipe that a trial learns: its values set, judged at every rung, saved there only if trials pause (those
+    of several workers also where one of their runs ends).
 
     It takes the search's share of the recipe's steps, or all of them (`whole`). `slice_` counts validation slices from
     the recipe's own on, around the training folds.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.runs import history
 from tests.tiny_search import planned_settings, results, run, wait_until_told
 
 UNEQUAL = (  # half of each trial's steps are not half of each model's
@@ -161,6 +162,8 @@ def test_trials_of_two_workers_are_stopped_where_trials_of_one_would_be(searchin
         assert [rung["objective"] for rung in found[name]["history"]] == pytest.approx(
             [rung["objective"] for rung in trial["history"]], abs=1e-4
         )
+    said = history(str(tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0"))
+    assert [record["step"] for record in said if record["kind"] == "start"] == [0, 8], "one that is not ended goes on"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Searches whose driver or node is lost: what was committed stays, nothing is done twice, nothing is missing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -56,6 +57,16 @@ def begin() -> Iterator[Begin]:
     for process in begun:
         if process.poll() is None:
             kill(process)
+
+
+def marked(mark: str) -> list[str]:
+    """The processes that were begun with this mark in their environment, by us or by who was begun so."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("ANTIPHON_TEST") == mark:
+                found.append(process.name())
+    return found
 
 
 def sets(*values: str) -> list[str]:
@@ -198,18 +209,20 @@ def test_an_interrupted_search_keeps_what_is_committed_and_says_how_to_go_on(
     assert {name: results(home)[name] for name in before} == before
 
 
+@pytest.mark.parametrize(("which", "there"), [(signal.SIGINT, "search.json"), (signal.SIGTERM, "cluster.json")])
 def test_an_interruption_before_the_first_trial_leaves_a_search_to_go_on_with(
-    searching: Any, begin: Begin, tmp_path: Path
+    searching: Any, begin: Begin, tmp_path: Path, which: signal.Signals, there: str
 ) -> None:
+    """While Ray starts, or once it has, with a handler of its own for SIGTERM."""
     home, log = tmp_path / "runs" / "s", tmp_path / "log"
-    search = begin(searching(*QUIET), log)
-    until((home / "search.json").exists, search)
-    search.send_signal(signal.SIGINT)
+    search = begin(searching(*QUIET), log, env={**os.environ, "ANTIPHON_TEST": str(tmp_path)})
+    until((home / there).exists, search)
+    search.send_signal(which)
     assert search.wait(WAIT_S) == 75, log.read_text()[-3000:]
     assert "--resume s goes on" in log.read_text()
     assert not list(home.glob("trials/*/result.json"))
     assert not (home / "outcome.json").exists()
-    assert not psutil.Process().children(recursive=True), "nothing of Ray's is left"
+    until(lambda: not marked(str(tmp_path)))
 
 
 def test_a_population_lives_on_an_object_store(

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.search_check import SearchRequest, check
 from workloads.config import Recipe
-from workloads.space import Choices, Search
+from workloads.space import Choices, Range, Search
 
 
 def request(tiny: Callable[..., Recipe], place: str, *values: object, workers: int = 1) -> SearchRequest:
@@ -27,6 +27,12 @@ def request(tiny: Callable[..., Recipe], place: str, *values: object, workers: i
 def test_every_trial_must_fit_the_slots_and_workers(tiny, place, values, workers, words) -> None:
     with pytest.raises(ValueError, match=words):
         check(request(tiny, place, *values, workers=workers))
+
+
+def test_a_range_of_batches_cannot_be_shared_by_workers(tiny) -> None:
+    search = Search(space={"train.shards": Range(low=2, high=8)}, searcher="tpe", repeats=2)
+    with pytest.raises(ValueError, match=r"not every value of the range train\.shards divides among them"):
+        check(SearchRequest(replace(tiny(), search=search), "antiphon search tiny", workers=2, finals=False))
 
 
 def test_batches_may_vary_where_workers_can_share_them(tiny) -> None:

@@ -127,15 +127,16 @@ def test_an_interrupted_winner_goes_on_with_the_values_that_held_there(recipe, t
         pass
 
     def lose(news: dict[str, Any]) -> None:
-        if news["height"] == 2:
+        if news["height"] == 1:
             raise Lost
 
     with pytest.raises(Lost):
         learn(made, task, str(tmp_path / "cut"), lose)
     news = learned(made, task, tmp_path / "cut")
-    assert [heard["height"] for heard in news] == [3], "rungs before the loss are not told again"
-    assert steered(news) == [(8, 0.8)]
-    assert news[-1]["rung"] == whole[-1]["rung"]
+    assert [heard["height"] for heard in news] == [2, 3], "rungs before the loss are not told again"
+    assert steered(news) == [(4, 0.5), (8, 0.8)]
+    assert [heard["rung"] for heard in news] == [heard["rung"] for heard in whole[1:]]
+    assert not any(heard["kept"] for heard in news), "Tune hands nothing of a final's to a retry"
 
 
 def test_only_a_winner_and_its_control_hear_the_test_fold(recipe, tmp_path) -> None:
