@@ -251,7 +251,7 @@ def test_full_runs_after_the_search_tell_whether_its_ranking_holds(searching, tm
 @pytest.mark.slow
 def test_a_time_budget_ends_a_search_that_whoever_resumes_completes(searching, tmp_path) -> None:
     """Trials under way at the end of the time are nobody's result: they are done when the search goes on."""
-    sets = ["search.trials=500", "search.scheduler=none", "search.rungs=1", "schedule.turns=100"]
+    sets = ["search.trials=500", "search.scheduler=none", "search.rungs=1", "schedule.turns=24"]
     words = ["--no-finals", *(word for value in sets for word in ("--set", value))]
     first = run(searching("--search-id", "s", "--budget", "50s", *words))
     home = tmp_path / "runs" / "s"
