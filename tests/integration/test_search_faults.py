@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -245,6 +247,19 @@ def test_a_population_lives_on_an_object_store(
     assert (tmp_path / "page.html").stat().st_size > 1_000_000
 
 
+def turn_away(endpoint: str) -> None:
+    """Listen where the store was, and hang up on whoever asks, until it was more than a heartbeat."""
+    place = urlsplit(endpoint)
+    with socket.create_server((str(place.hostname), int(place.port or 80))) as listening:
+        listening.settimeout(WAIT_S)
+        asked = b"/attempts/"
+        while b"/attempts/" in asked:
+            connection, _ = listening.accept()
+            with connection:
+                connection.settimeout(WAIT_S)
+                asked = connection.recv(4096).split(b"\r\n")[0]
+
+
 def test_a_population_outlives_its_store_being_away(
     searching: Any, begin: Begin, rgw_server: Any, kill_server: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -258,15 +273,12 @@ def test_a_population_outlives_its_store_being_away(
         found = client.list_objects_v2(Bucket="away", Prefix="x/s/trials/").get("Contents", [])
         return any("/checkpoints/step-00000008" in entry["Key"] and MARKER in entry["Key"] for entry in found)
 
-    with tempfile.TemporaryDirectory(prefix="ray-") as logs:  # for sockets, whose paths must be short
-        env = {**os.environ, **rgw_server.env, "RAY_TMPDIR": logs}
-        search = begin([*words, "--json"], log, cwd=tmp_path, env=env)
-        until(reached, search)
-        kill_server()
-        said = Path(logs).glob
-        until(lambda: any("trying again" in file.read_text() for file in said("ray/*/logs/worker-*.err")), search)
-        start_server(rgw_server)
-        assert search.wait(WAIT_S) == 0, log.read_text()[-3000:]
+    search = begin([*words, "--json"], log, cwd=tmp_path, env={**os.environ, **rgw_server.env})
+    until(reached, search)
+    kill_server()
+    turn_away(rgw_server.endpoint)
+    start_server(rgw_server)
+    assert search.wait(WAIT_S) == 0, log.read_text()[-3000:]
     outcome = json.loads(log.read_text().splitlines()[-1])
     assert (outcome["completed"], outcome["failed"]) == (4, 0)
     for name, value in rgw_server.env.items():
