@@ -79,10 +79,7 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
             runs.clear()
             runs = begin(at)
             ways, held = [advance(run) for run in runs], task.at(at)
-        for run, way in zip(runs, ways, strict=True):
-            with clock.running():
-                while run.step < step:
-                    next(way)
+        _advance_to(step, runs, ways, clock)
         values = mean_values([said_of(run.history.path) for run in runs], step)
         end: dict[str, Any] | None = None
         if step == steps[-1]:
@@ -98,6 +95,13 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
             records, told = [record for record in said[told:] if record["kind"] != "data"], len(said)
         kept = shelf.newest if task.kind == "trial" else ""  # nobody else goes on from those of a final
         yield Rung(step, judge(search, runs[0].recipe, values), values, records, past=step <= past, end=end, kept=kept)
+
+
+def _advance_to(step: int, runs: list[Any], ways: list[Iterator[int]], clock: Clock) -> None:
+    for run, way in zip(runs, ways, strict=True):
+        with clock.running():
+            while run.step < step:
+                next(way)
 
 
 def goes_on(search: Search, task: Task) -> bool:
