@@ -225,6 +225,7 @@ def test_an_interruption_before_the_first_trial_leaves_a_search_to_go_on_with(
     assert not list(home.glob("trials/*/result.json"))
     assert not (home / "outcome.json").exists()
     until(lambda: not marked(str(tmp_path)))
+    assert run(searching(*AGAIN))["trials"] == 4
 
 
 def test_a_population_lives_on_an_object_store(
