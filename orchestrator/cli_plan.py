@@ -15,7 +15,7 @@ from orchestrator.options import FAILED, JsonOption, RecipeArg, SetOption
 if TYPE_CHECKING:
     from orchestrator.measure import Measured
     from orchestrator.plan import Cost
-    from workloads.config import Recipe
+    from workloads.config.recipe import Recipe
 
 
 def plan(

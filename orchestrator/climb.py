@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from orchestrator import storage
 from orchestrator.search_files import PATIENCE_S, Task, read_rungs
 from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
-from workloads.config import Recipe
-from workloads.space import Search
+from workloads.config.recipe import Recipe
+from workloads.config.search import Search
 from workloads.spool import Spool, read_spool
 
 Value = TypeVar("Value")

@@ -8,7 +8,7 @@ from orchestrator.family import NAMES
 from orchestrator.patience import say
 from orchestrator.recipe import flatten
 from orchestrator.search_files import Task, read_result, share, write_result
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.spool import Spool, read_spool, stamped
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import storage
 from orchestrator.report import write_report
 from orchestrator.runs import records_of
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from workloads.corpus import Prepared

@@ -24,9 +24,9 @@ from orchestrator import storage
 from orchestrator.card import write_card
 from orchestrator.evaluate import prepare_for
 from workloads import checkpoint, metrics
-from workloads.architectures import DyMN
 from workloads.clips import Clip
-from workloads.config import Recipe
+from workloads.config.architectures import DyMN
+from workloads.config.recipe import Recipe
 from workloads.corpus import Prepared
 from workloads.data import evaluation_batch
 from workloads.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length

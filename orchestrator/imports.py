@@ -24,7 +24,7 @@ from torch import Tensor
 
 from orchestrator import storage
 from workloads import checkpoint, official
-from workloads.config import NAME
+from workloads.config.recipe import NAME
 from workloads.official import efficientat
 from workloads.official.converted import Converted
 from workloads.official.tagged import tagged

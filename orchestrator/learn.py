@@ -15,7 +15,7 @@ from orchestrator.climb import Clock, climb, goes_on
 from orchestrator.search_files import Task, read_result, read_rungs, write_result, write_rungs, write_settings
 from orchestrator.together import climb_together
 from orchestrator.trial import searched
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 
 Report = Callable[[dict[str, Any]], None]
 

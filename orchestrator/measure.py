@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from orchestrator.plan import Cost, step_flops
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.data import Batches, Shard
 from workloads.files import Opener
 from workloads.models.size import Size, macs_of_forward

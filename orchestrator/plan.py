@@ -7,7 +7,7 @@ against a short run. A FLOP is one multiplication or addition, two to a multiply
 from dataclasses import dataclass
 
 from workloads.clips import read_corpus, split
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.files import Opener
 from workloads.models.size import Size, count
 from workloads.roles import Phase

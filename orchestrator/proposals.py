@@ -19,8 +19,8 @@ from optuna.distributions import (
 )
 
 from orchestrator.search_files import Task
+from workloads.config.search import Choices, Range, Search
 from workloads.keyed import keyed_generator
-from workloads.space import Choices, Range, Search
 
 STARTUP = 10  # random trials before TPE models anything (optuna's default)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 
 SHIPPED = resources.files("orchestrator") / "recipes"
 SELECTORS = ("kind", "family", "format")  # keys that choose which other keys a table may have

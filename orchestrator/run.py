@@ -22,7 +22,7 @@ from orchestrator.runs import open_run, recovered, run_record
 from orchestrator.shelf import InBackground, RunShelf
 from workloads import roles
 from workloads.clips import read_corpus, split
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.spool import Spool, read_spool
 
 Show = Callable[[Place], AbstractContextManager[None]]

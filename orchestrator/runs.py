@@ -18,7 +18,7 @@ from orchestrator.attempts import Attempt, Driver, take_over
 from orchestrator.recipe import flatten, resolve
 from orchestrator.results import Place
 from orchestrator.shelf import ordered
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.files import HISTORY, MARKER
 from workloads.spool import read_spool
 

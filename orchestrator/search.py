@@ -27,7 +27,7 @@ from orchestrator.search_files import begin, facts_of, known_trials, reopen, sha
 from orchestrator.search_finals import at_full_length, finals
 from orchestrator.search_summary import outcome_of
 from orchestrator.trial import searched
-from workloads.config import Train
+from workloads.config.recipe import Train
 from workloads.spool import Spool, read_spool
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from orchestrator.run import refuse_passwords
 from orchestrator.trial import judged_models, num_slices, rungs, searched, trial_recipe, without_teachers
 from workloads import roles
 from workloads.clips import read_corpus, split
-from workloads.config import Recipe
-from workloads.space import Choices, Range, Search
+from workloads.config.recipe import Recipe
+from workloads.config.search import Choices, Range, Search
 
 MOST_CORNERS = 512  # of a space, that are tried for mistakes before anything starts
 

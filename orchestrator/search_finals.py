@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.search_files import Task
 from orchestrator.search_summary import best_first, repeated, winner_so_far
 from orchestrator.trial import num_slices, searched
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from orchestrator.tuning import Crew

@@ -9,8 +9,8 @@ from orchestrator import storage
 from orchestrator.results import Place
 from orchestrator.search_files import Task, earlier, known_trials, read_result, write_outcome
 from orchestrator.trial import searched
-from workloads.config import Recipe
-from workloads.space import objective_name
+from workloads.config.recipe import Recipe
+from workloads.config.search import objective_name
 
 CONFIDENCE = 0.95
 

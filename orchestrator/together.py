@@ -13,8 +13,8 @@ from orchestrator.run import fit
 from orchestrator.runs import recovered
 from orchestrator.search_files import PATIENCE_S, Task
 from orchestrator.trial import judge, rungs, searched
-from workloads.config import Recipe
-from workloads.space import Search
+from workloads.config.recipe import Recipe
+from workloads.config.search import Search
 from workloads.spool import Spool, read_spool
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from orchestrator.recipe import changed
 from workloads import roles
-from workloads.config import Recipe
-from workloads.schedules import Alternate, Mutual, OneWay, shortened
-from workloads.space import Search
+from workloads.config.recipe import Recipe
+from workloads.config.schedules import Alternate, Mutual, OneWay, shortened
+from workloads.config.search import Search
 
 
 def trial_recipe(

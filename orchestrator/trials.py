@@ -15,7 +15,7 @@ from orchestrator import storage
 from orchestrator.family import NAMES
 from orchestrator.patience import patiently
 from orchestrator.search_files import OUTCOME
-from workloads.space import objective_name
+from workloads.config.search import objective_name
 
 PATIENCE_S = 5.0  # for a store that is away for a moment
 SILENT_S = 180.0  # without news of a trial, and without a beat of its driver, which has one every ten seconds

@@ -30,8 +30,8 @@ from orchestrator.proposals import Proposals
 from orchestrator.run import ray_storage
 from orchestrator.search_files import PATIENCE_S, Task, read_result
 from orchestrator.trial import searched
-from workloads.config import Recipe
-from workloads.space import Choices, Range, Search
+from workloads.config.recipe import Recipe
+from workloads.config.search import Choices, Range, Search
 from workloads.spool import Spool
 
 POINTER = "checkpoint"  # Tune moves a file that holds the URI of ours

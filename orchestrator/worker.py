@@ -15,7 +15,7 @@ from orchestrator import storage
 from orchestrator.attempts import Driver, Superseded, asked_to_stop, take_next
 from orchestrator.recipe import parse
 from orchestrator.shelf import RunShelf
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.predict import BadNumbers
 from workloads.session import gather
 from workloads.spool import Spool, stamped

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.recipe import load_recipe
 from tests import small
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.files import LocalFiles
 from workloads.session import FolderShelf, LocalSession
 from workloads.spool import Spool

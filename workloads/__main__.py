@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from workloads.config import Recipe, restore
+from workloads.config.recipe import Recipe, restore
 from workloads.files import LocalFiles
 from workloads.session import FolderShelf, LocalSession
 from workloads.spool import Spool

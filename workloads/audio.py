@@ -15,7 +15,7 @@ import torchaudio
 from torch import Tensor, nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
-from workloads.config import FRONT_ENDS
+from workloads.config.recipe import FRONT_ENDS
 
 SHORTEST_SHARE = 0.95  # of what a file's header promises; with less the file was cut short
 SHORTEST_SECONDS = 0.05  # what the longest analysis window needs

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workloads.config import Augment
+from workloads.config.recipe import Augment
 from workloads.keyed import keyed_generator
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
-from workloads import config
+from workloads.config.recipe import Average
 
 State = dict[str, Tensor]
 
@@ -151,7 +151,7 @@ class BestWeights:
         self._kept = sorted(entries, key=lambda entry: -entry[0])[: self._best]  # stable: earlier stays first
 
 
-def build_average(average: config.Average, model: nn.Module) -> WeightAverage:
+def build_average(average: Average, model: nn.Module) -> WeightAverage:
     """The average that the configuration asks for, starting from the model's present weights."""
     if average.kind == "ema":
         return MovingAverage(average.decay, model)

@@ -21,7 +21,7 @@ from torch import Tensor
 from workloads import synthetic
 from workloads.audio import BrokenClip, decode, resample
 from workloads.clips import Clip
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.files import Opener
 
 FORMAT = 1  # of the stored files: raise it when decoding, resampling or storing changes

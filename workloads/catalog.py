@@ -1,7 +1,7 @@
 """The published models by name: what each is, and the front end it was published with. Imports nothing heavy."""
 
-from workloads.architectures import AST, CED, MN, DyMN, EfficientNet, OnDevice
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, OnDevice
+from workloads.config.recipe import FrontEnd, Model
 
 SECONDS, CLASSES = 10.0, 527  # AudioSet's clips and tags, for which published sizes are given
 MN_WIDTHS = (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 3.0, 4.0)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workloads import synthetic
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.files import Opener
 from workloads.keyed import keyed_generator
 

@@ -7,7 +7,7 @@ from typing import Any
 from workloads.cache import Broken, ClipCache, check_share
 from workloads.clips import Corpus, Splits, read_corpus, split
 from workloads.compiling import require_compiler
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.files import Opener
 from workloads.initial import load_initial, require_ready
 from workloads.session import Session, gather

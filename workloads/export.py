@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from workloads.architectures import CED, MN, DyMN, EfficientNet, OnDevice
+from workloads.config.architectures import CED, MN, DyMN, EfficientNet, OnDevice
 from workloads.tagger import Tagger
 
 Format = Literal["onnx", "pt2"]

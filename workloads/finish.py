@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from workloads import checkpoint, metrics
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.corpus import Prepared
 from workloads.predict import predict_clips
 from workloads.session import Session

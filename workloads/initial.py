@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from workloads import checkpoint
-from workloads.architectures import AST, Arch, ViT
-from workloads.config import Model, restore
+from workloads.config.architectures import AST, Arch, ViT
+from workloads.config.recipe import Model, restore
 from workloads.files import Opener
 from workloads.tagger import Tagger
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workloads import audio, checkpoint, metrics
 from workloads.clips import Clip
-from workloads.config import Model, restore
+from workloads.config.recipe import Model, restore
 from workloads.corpus import Prepared
 from workloads.data import evaluation_batch
 from workloads.session import Session, gather

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from workloads.config import Edge, Recipe
-from workloads.schedules import Alternate, Gated, Generations, Mutual, OneWay, PerSample
+from workloads.config.recipe import Edge, Recipe
+from workloads.config.schedules import Alternate, Gated, Generations, Mutual, OneWay, PerSample
 
 
 @dataclass(frozen=True, kw_only=True)

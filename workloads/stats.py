@@ -6,7 +6,7 @@ Axes: B clips, C tags.
 from torch import Tensor
 
 from workloads import metrics
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.edges import Lesson
 from workloads.session import Session, gather
 from workloads.team import Team

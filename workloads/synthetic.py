@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.keyed import keyed_generator
 
 if TYPE_CHECKING:

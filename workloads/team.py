@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from workloads import checkpoint, roles
 from workloads.averaging import build_average
-from workloads.config import Model, Optimizer, Recipe
+from workloads.config.recipe import Model, Optimizer, Recipe
 from workloads.edges import Frozen, Peer, TeacherSource
 from workloads.files import HISTORY
 from workloads.session import Session

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workloads import checkpoint, metrics, roles
 from workloads.buffers import BufferMean
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
 from workloads.corpus import Prepared, prepare_together
 from workloads.data import Batches, Shard
 from workloads.edges import Lesson, TeacherSource, student_loss

@@ -9,7 +9,7 @@ import soundfile
 
 from tests import small
 from tests.killed import Kill, antiphon, outcome
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.spool import read_spool
 from workloads.synthetic import clips, render
 

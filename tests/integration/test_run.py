@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from tests import small
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.spool import read_spool
 
 SMALL = [*small.SIZES, *small.TWO_MODELS]

@@ -12,8 +12,8 @@ from orchestrator.desk import Desk
 from orchestrator.family import NAMES
 from orchestrator.search_files import Task, read_result, write_result, write_settings
 from orchestrator.search_finals import finals
-from workloads.config import Recipe
-from workloads.space import Range, Search
+from workloads.config.recipe import Recipe
+from workloads.config.search import Range, Search
 from workloads.spool import Spool, read_spool
 
 WINNER = Task("winner", 0, {"edges.0.weight": 0.5}, seed=1)

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.proposals import Proposals, num_trials, planned
 from orchestrator.search_files import Task
-from workloads.space import Choices, Range, Search
+from workloads.config.search import Choices, Range, Search
 
 SPACE = {
     "edges.0.weight": Range(low=0.1, high=0.9),

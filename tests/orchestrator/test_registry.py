@@ -15,8 +15,8 @@ from orchestrator.replay import Away
 from orchestrator.tracking import CLIENT, sqlite_uri
 from tests.servers import S3Server
 from workloads import checkpoint
-from workloads.architectures import MN
-from workloads.config import Model
+from workloads.config.architectures import MN
+from workloads.config.recipe import Model
 from workloads.spool import Spool
 from workloads.tagger import build_tagger
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.search_check import SearchRequest, check
-from workloads.config import Recipe
-from workloads.space import Choices, Range, Search
+from workloads.config.recipe import Recipe
+from workloads.config.search import Choices, Range, Search
 
 
 def request(tiny: Callable[..., Recipe], place: str, *values: object, workers: int = 1) -> SearchRequest:

@@ -14,9 +14,9 @@ from orchestrator.search_files import Task, known_trials, read_result
 from orchestrator.search_summary import compared
 from orchestrator.trial import judge, judged_models, rungs, trial_recipe, without_teachers
 from workloads import roles
-from workloads.config import Recipe
+from workloads.config.recipe import Recipe
+from workloads.config.search import Range, Search
 from workloads.models.size import count, seconds_per_clip
-from workloads.space import Range, Search
 from workloads.train import advance
 
 SPACE = {"edges.0.weight": Range(low=0.1, high=0.9)}

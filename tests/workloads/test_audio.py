@@ -10,7 +10,7 @@ import torch
 from torchaudio.compliance.kaldi import fbank, get_mel_banks
 
 from workloads.audio import BrokenClip, build_front_end, decode, fit, resample
-from workloads.config import FRONT_ENDS
+from workloads.config.recipe import FRONT_ENDS
 
 KINDS = sorted(FRONT_ENDS)
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from workloads.averaging import WeightAverage, build_average
-from workloads.config import Average
+from workloads.config.recipe import Average
 
 
 def one_weight(value: float = 0.0) -> nn.Linear:

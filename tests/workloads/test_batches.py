@@ -10,15 +10,15 @@ import pytest
 import soundfile
 import torch
 
-from workloads.architectures import ViT
 from workloads.audio import build_front_end
 from workloads.augment import apply_view, draw_view, mask_mel
 from workloads.cache import ClipCache
 from workloads.clips import Clip, Corpus, read_corpus
-from workloads.config import Augment, Data, FrontEnd, Model, Recipe, Train
+from workloads.config.architectures import ViT
+from workloads.config.recipe import Augment, Data, FrontEnd, Model, Recipe, Train
+from workloads.config.schedules import Mutual
 from workloads.data import Batches, Shard, evaluation_batch
 from workloads.files import LocalFiles
-from workloads.schedules import Mutual
 
 AUGMENT = Augment(roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)
 MIXED = replace(AUGMENT, mixup=0.7)

@@ -15,7 +15,7 @@ import torch
 
 from workloads.cache import Broken, ClipCache, check_share
 from workloads.clips import Clip, read_corpus
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.files import LocalFiles
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from workloads.clips import Clip, Corpus, read_corpus, split
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.files import LocalFiles
 
 ROWS = "clip_id,path,tags,fold,source\nb,b.wav,dog;rain,1,s1\na,a.wav,rain,2,s2\n"

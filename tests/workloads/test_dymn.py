@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from workloads.architectures import DyMN
+from workloads.config.architectures import DyMN
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.dymn import DynamicConv, DynamicReLU
 from workloads.predict import load_tagger

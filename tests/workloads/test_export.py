@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.official import keyed_state, waveform
-from workloads.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
+from workloads.config.recipe import FrontEnd, Model
 from workloads.export import FACTS, ExportMismatch, check, export, longest, open_file, takes_any_length
 from workloads.quantise import quantise
 from workloads.tagger import Tagger, build_tagger

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.official import keyed_state
-from workloads.architectures import AST, MN, Arch, DyMN, EfficientNet, OnDevice
+from workloads.config.architectures import AST, MN, Arch, DyMN, EfficientNet, OnDevice
 from workloads.models import build_backbone
 from workloads.models.fold import folded
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from workloads import checkpoint
-from workloads.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
-from workloads.config import FrontEnd, Model, Recipe
+from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
+from workloads.config.recipe import FrontEnd, Model, Recipe
 from workloads.files import LocalFiles
 from workloads.models import build_backbone
 from workloads.tagger import Tagger

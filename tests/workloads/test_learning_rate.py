@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.recipe import load_recipe
-from workloads.config import Optimizer
+from workloads.config.recipe import Optimizer
 from workloads.team import learning_rate
 
 # 200 epochs: warm-up over 8, constant to 80, linear over 95 (reference/efficientat.md section 4)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-from workloads.architectures import MN
+from workloads.config.architectures import MN
 from workloads.models import adapt_weights, build_backbone
 
 

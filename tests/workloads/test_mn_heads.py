@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from workloads.architectures import MN
+from workloads.config.architectures import MN
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Backbone
 from workloads.models.mn import AttentionPool, ConcurrentGates

@@ -5,8 +5,8 @@ import torch
 
 from tests.efficientat import case
 from tests.official import waveform
-from workloads.architectures import MN, DyMN
-from workloads.config import FrontEnd
+from workloads.config.architectures import MN, DyMN
+from workloads.config.recipe import FrontEnd
 from workloads.official.converted import Converted
 from workloads.official.efficientat import convert, require_told
 from workloads.tagger import Tagger, build_tagger

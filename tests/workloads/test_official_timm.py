@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.official import keyed_state
-from workloads.architectures import AST, Arch, EfficientNet, ViT
-from workloads.config import FrontEnd, Model, restore
+from workloads.config.architectures import AST, Arch, EfficientNet, ViT
+from workloads.config.recipe import FrontEnd, Model, restore
 from workloads.models import build_backbone
 from workloads.official.converted import Converted
 from workloads.official.timm import convert

@@ -9,7 +9,7 @@ from scipy.fft import dct
 from torch import Tensor, nn
 from torchaudio.transforms import MFCC
 
-from workloads.architectures import OnDevice
+from workloads.config.architectures import OnDevice
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Backbone
 from workloads.models.ondevice import Cepstrum, PeepholeLSTM, TemporalBlock

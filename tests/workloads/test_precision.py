@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.official import keyed_state, waveform
-from workloads.architectures import AST, CED, MN, Arch, DyMN
-from workloads.config import Edge, FrontEnd, Model
+from workloads.config.architectures import AST, CED, MN, Arch, DyMN
+from workloads.config.recipe import Edge, FrontEnd, Model
 from workloads.edges import Lesson, student_loss
 from workloads.tagger import Tagger, build_tagger
 

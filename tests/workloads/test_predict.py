@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.official import keyed_state, waveform
-from workloads.architectures import ViT
-from workloads.config import Model
+from workloads.config.architectures import ViT
+from workloads.config.recipe import Model
 from workloads.predict import tag_file
 from workloads.tagger import Tagger, build_tagger
 

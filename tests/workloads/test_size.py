@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from workloads.architectures import AST, CED, MN, OnDevice, ViT
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import AST, CED, MN, OnDevice, ViT
+from workloads.config.recipe import FrontEnd, Model
 from workloads.models.size import count
 from workloads.tagger import build_tagger
 

@@ -11,7 +11,7 @@ from torch import nn
 from workloads import synthetic
 from workloads.audio import build_front_end, resample
 from workloads.clips import read_corpus
-from workloads.config import Data
+from workloads.config.recipe import Data
 from workloads.files import LocalFiles
 
 DATA = Data(labels="multi", clip_seconds=3.0, synthetic_clips=400)

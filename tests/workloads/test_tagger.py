@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from workloads.architectures import MN, ViT
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import MN, ViT
+from workloads.config.recipe import FrontEnd, Model
 from workloads.tagger import Tagger, build_tagger
 
 TAGS = ("dog", "rain", "saw")

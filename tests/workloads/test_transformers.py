@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from workloads.architectures import AST, CED, MN, Arch, EfficientNet, ViT
+from workloads.config.architectures import AST, CED, MN, Arch, EfficientNet, ViT
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.attention import attention_maps
 from workloads.models.backbone import Backbone

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from workloads import metrics
 from workloads.augment import draw_view
 from workloads.clips import Corpus, read_corpus
-from workloads.config import Augment, Data, Edge, Recipe
+from workloads.config.recipe import Augment, Data, Edge, Recipe
 from workloads.data import Batches
 from workloads.edges import label_loss, open_gate
 from workloads.files import LocalFiles

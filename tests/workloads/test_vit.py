@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from workloads.architectures import ViT
+from workloads.config.architectures import ViT
 from workloads.models import adapt_weights, build_backbone
 
 

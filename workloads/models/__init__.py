@@ -9,7 +9,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from workloads.architectures import Arch
+from workloads.config.architectures import Arch
 from workloads.models.backbone import Backbone
 
 FAMILIES = ("mn", "dymn", "efficientnet", "vit", "ast", "ced", "ondevice")

@@ -12,7 +12,7 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from workloads.architectures import AST
+from workloads.config.architectures import AST
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 from workloads.models.patches import GRID, StridedPatches, along_time, of_images, require_room

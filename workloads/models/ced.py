@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workloads.architectures import CED
+from workloads.config.architectures import CED
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 from workloads.models.patches import along_time, require_room

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops.misc import Conv2dNormActivation
 
-from workloads.architectures import DyMN
+from workloads.config.architectures import DyMN
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 from workloads.models.mn import block_rows, channels

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from workloads.architectures import EfficientNet
+from workloads.config.architectures import EfficientNet
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualConfig, MobileNetV3
 from torchvision.ops import SqueezeExcitation
 
-from workloads.architectures import MN
+from workloads.config.architectures import MN
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchaudio.functional import create_dct
 
-from workloads.architectures import OnDevice
+from workloads.config.architectures import OnDevice
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 

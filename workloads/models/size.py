@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from workloads.config import Model
+from workloads.config.recipe import Model
 from workloads.models.backbone import Backbone
 from workloads.tagger import Tagger
 

@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from workloads.architectures import ViT
+from workloads.config.architectures import ViT
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 from workloads.models.patches import GRID, StridedPatches, along_time, of_images, require_room

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workloads.architectures import AST
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import AST
+from workloads.config.recipe import FrontEnd, Model
 from workloads.models import build_backbone
 from workloads.models.ast import PATCH
 from workloads.models.fit import require_fit

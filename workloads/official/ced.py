@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workloads.architectures import CED
 from workloads.audio import CED64, build_front_end
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import CED
+from workloads.config.recipe import FrontEnd, Model
 from workloads.models import build_backbone
 from workloads.models.ced import our_name
 from workloads.models.fit import require_fit

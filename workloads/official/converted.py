@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from workloads.config import Model
+from workloads.config.recipe import Model
 
 
 class Converted(NamedTuple):

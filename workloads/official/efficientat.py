@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workloads.architectures import MN, DyMN
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import MN, DyMN
+from workloads.config.recipe import FrontEnd, Model
 from workloads.models import build_backbone
 from workloads.models.fit import require_fit
 from workloads.models.mn import ATTENTION_HEADS, BLOCKS, channels

@@ -15,8 +15,8 @@ from typing import Literal, NoReturn
 import torch
 from torch import Tensor
 
-from workloads.architectures import AST, Arch, EfficientNet, ViT
-from workloads.config import FrontEnd, Model
+from workloads.config.architectures import AST, Arch, EfficientNet, ViT
+from workloads.config.recipe import FrontEnd, Model
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Backbone
 from workloads.models.efficientnet import NET

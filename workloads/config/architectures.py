@@ -7,7 +7,7 @@ section 5 (the on-device ones). `workloads/models/` builds them.
 from dataclasses import dataclass
 from typing import Literal
 
-from workloads.checked import Checked
+from workloads.config.checked import Checked
 
 
 @dataclass(frozen=True, kw_only=True)

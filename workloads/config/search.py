@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workloads.checked import Checked
+from workloads.config.checked import Checked
 
 LOWER_IS_BETTER = ("log_loss", "ece")
 CHANGEABLE = re.compile(r"edges\.\d+\.(weight|temperature)|models\.\w+\.optimizer\.(lr|weight_decay)")

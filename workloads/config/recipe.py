@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from workloads.architectures import Arch
-from workloads.checked import Checked
-from workloads.schedules import Schedule
-from workloads.space import Search
+from workloads.config.architectures import Arch
+from workloads.config.checked import Checked
+from workloads.config.schedules import Schedule
+from workloads.config.search import Search
 
 FRONT_ENDS = {  # kind -> its sample rate in Hz
     "logmel64": 16_000,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from workloads.checked import Checked
+from workloads.config.checked import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
