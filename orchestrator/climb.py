@@ -14,7 +14,7 @@ from orchestrator.search_files import PATIENCE_S, Task, read_rungs
 from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 Value = TypeVar("Value")
 SET = "set/"  # a metric's name before a setting's: how a population's values changed
@@ -139,7 +139,7 @@ def task_recipe(recipe: Recipe, task: Task, *, slice_: int = 0, at: int = 0) -> 
 
 
 def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int, at: int) -> Any:
-    from workloads.session import LocalSession
+    from workloads.runtime.session import LocalSession
     from workloads.train import set_up
 
     made = task_recipe(recipe, task, slice_=slice_, at=at)

@@ -9,7 +9,7 @@ from orchestrator.patience import say
 from orchestrator.recipe import flatten
 from orchestrator.search_files import Task, read_result, share, write_result
 from workloads.config.recipe import Recipe
-from workloads.spool import Spool, read_spool, stamped
+from workloads.runtime.event_log import Spool, read_spool, stamped
 
 
 class Source(Protocol):

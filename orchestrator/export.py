@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from orchestrator import storage
 from orchestrator.card import write_card
 from orchestrator.evaluate import prepare_for
-from workloads import checkpoint, metrics
+from workloads import metrics
 from workloads.clips import Clip
 from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe
@@ -33,6 +33,7 @@ from workloads.export import FORMATS, Format, Runs, export, longest, open_file, 
 from workloads.models.size import count
 from workloads.predict import load_tagger
 from workloads.quantise import quantise
+from workloads.runtime import checkpoint
 from workloads.tagger import Tagger
 
 CALIBRATION_CLIPS = 64

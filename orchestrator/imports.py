@@ -23,11 +23,12 @@ from safetensors.torch import load
 from torch import Tensor
 
 from orchestrator import storage
-from workloads import checkpoint, official
+from workloads import official
 from workloads.config.recipe import NAME
 from workloads.official import efficientat
 from workloads.official.converted import Converted
 from workloads.official.tagged import tagged
+from workloads.runtime import checkpoint
 from workloads.tagger import Tagger
 
 PICKLES = (".pt", ".pth", ".bin")

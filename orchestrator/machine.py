@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
 
 PRIME_S = 0.1  # a share of CPU time is one of a stretch of time; this is the first sample's
 MB = 1e6

@@ -14,11 +14,11 @@ import torch
 from orchestrator.plan import Cost, step_flops
 from workloads.config.recipe import Recipe
 from workloads.data import Batches, Shard
-from workloads.files import Opener
 from workloads.models.size import Size, macs_of_forward
 from workloads.roles import Phase
-from workloads.session import FolderShelf, LocalSession
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
+from workloads.runtime.opener import Opener
+from workloads.runtime.session import FolderShelf, LocalSession
 from workloads.train import Run, loop, set_up
 
 TOLERANCE = 0.01  # share by which a prediction may be off

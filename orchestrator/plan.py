@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from workloads.clips import read_corpus, split
 from workloads.config.recipe import Recipe
-from workloads.files import Opener
 from workloads.models.size import Size, count
 from workloads.roles import Phase
+from workloads.runtime.opener import Opener
 
 HEADER_BYTES = 128  # of a .npy file with one axis
 SAMPLE_BYTES = 2  # int16, as `workloads/cache.py` stores clips

@@ -20,7 +20,7 @@ from optuna.distributions import (
 
 from orchestrator.search_files import Task
 from workloads.config.search import Choices, Range, Search
-from workloads.keyed import keyed_generator
+from workloads.runtime.rng import keyed_generator
 
 STARTUP = 10  # random trials before TPE models anything (optuna's default)
 

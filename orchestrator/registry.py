@@ -28,7 +28,7 @@ import workloads
 from orchestrator import storage
 from orchestrator.deliveries import RUN_ID_TAG
 from orchestrator.replay import Away, say
-from workloads.files import MARKER
+from workloads.runtime.opener import MARKER
 
 BEST = "best"
 DIGEST_TAG = "antiphon.weights_file_sha256"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from orchestrator import storage
 from orchestrator.attempts import seconds_since_boot
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from orchestrator.shelf import InBackground, RunShelf
 from workloads import roles
 from workloads.clips import read_corpus, split
 from workloads.config.recipe import Recipe
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 Show = Callable[[Place], AbstractContextManager[None]]
 TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the tracker to catch up
@@ -169,7 +169,7 @@ def absolute(recipe: Recipe) -> Recipe:
 
 def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool, replayer: Any) -> dict[str, Any]:
     """The loop in this process. Torch is imported only here."""
-    from workloads.session import LocalSession
+    from workloads.runtime.session import LocalSession
     from workloads.train import loop, set_up
 
     if request.recipe.train.device == "cuda":

@@ -19,8 +19,8 @@ from orchestrator.recipe import flatten, resolve
 from orchestrator.results import Place
 from orchestrator.shelf import ordered
 from workloads.config.recipe import Recipe
-from workloads.files import HISTORY, MARKER
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
+from workloads.runtime.opener import HISTORY, MARKER
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 AUTO = "auto"

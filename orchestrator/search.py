@@ -28,7 +28,7 @@ from orchestrator.search_finals import at_full_length, finals
 from orchestrator.search_summary import outcome_of
 from orchestrator.trial import searched
 from workloads.config.recipe import Train
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 if TYPE_CHECKING:
     from orchestrator.tuning import Crew

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from orchestrator.patience import may_pass, patiently, refusal, say, words
-from workloads.files import MARKER
+from workloads.runtime.opener import MARKER
 
 READING_S = 60.0  # how long data are waited for; what a run writes has the user's own --patience
 # Newer AWS SDKs send checksums that older S3 servers answer with 411; every process that talks S3 needs these.

@@ -15,7 +15,7 @@ from orchestrator.search_files import PATIENCE_S, Task
 from orchestrator.trial import judge, rungs, searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 
 def climb_together(

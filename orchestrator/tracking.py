@@ -24,7 +24,7 @@ from filelock import FileLock
 from orchestrator.deliveries import PARAM_LENGTH, RUN_ID_TAG, TAG_LENGTH, Delivery, Point, cut, delivery
 from orchestrator.family import Family
 from orchestrator.replay import Away, Cursor, Writer, follow, say
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 
 NONE = "none"
 STARTED = "started"

@@ -32,7 +32,7 @@ from orchestrator.search_files import PATIENCE_S, Task, read_result
 from orchestrator.trial import searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
 
 POINTER = "checkpoint"  # Tune moves a file that holds the URI of ours
 RETRIES = 2  # of a trial whose process or node was lost

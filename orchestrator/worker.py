@@ -17,8 +17,8 @@ from orchestrator.recipe import parse
 from orchestrator.shelf import RunShelf
 from workloads.config.recipe import Recipe
 from workloads.predict import BadNumbers
-from workloads.session import gather
-from workloads.spool import Spool, stamped
+from workloads.runtime.event_log import Spool, stamped
+from workloads.runtime.session import gather
 from workloads.train import loop, set_up
 
 STOP_EVERY = 5  # calls of should_stop between two questions to rank 0

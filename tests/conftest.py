@@ -10,9 +10,9 @@ import pytest
 from orchestrator.recipe import load_recipe
 from tests import small
 from workloads.config.recipe import Recipe
-from workloads.files import LocalFiles
-from workloads.session import FolderShelf, LocalSession
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
+from workloads.runtime.opener import LocalFiles
+from workloads.runtime.session import FolderShelf, LocalSession
 from workloads.train import Run, set_up
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -16,8 +16,8 @@ import pytest
 
 from tests import killed, small
 from tests.proxy import Proxy
-from workloads import checkpoint
-from workloads.spool import read_spool
+from workloads.runtime import checkpoint
+from workloads.runtime.event_log import read_spool
 
 PLAN = ["schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.checkpoint_every=4"]
 CHECKPOINTS = "runs/r/checkpoints/"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 
 ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 COLUMNS = ("fault", "what the user sees", "seconds to recover", "steps repeated", "equal at the end")

@@ -88,7 +88,8 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 def _arm(kill: Kill) -> None:
     """Let the real function run into its own death; what it does otherwise stays as it is."""
     from orchestrator import shelf, storage
-    from workloads import finish, spool, team
+    from workloads import finish, team
+    from workloads.runtime.event_log import Spool
 
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -98,7 +99,7 @@ def _arm(kill: Kill) -> None:
     elif kill.point == "sigterm":
         _before(team.Member, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     elif kill.point == "spool":
-        _before(spool.Spool, "append", kill.count, _torn_line)
+        _before(Spool, "append", kill.count, _torn_line)
     elif kill.point in ("part", "half-part"):
         from fsspec.implementations.local import LocalFileSystem
 

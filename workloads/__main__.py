@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from workloads.config.recipe import Recipe, restore
-from workloads.files import LocalFiles
-from workloads.session import FolderShelf, LocalSession
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
+from workloads.runtime.opener import LocalFiles
+from workloads.runtime.session import FolderShelf, LocalSession
 from workloads.train import loop, set_up
 
 

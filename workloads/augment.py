@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workloads.config.recipe import Augment
-from workloads.keyed import keyed_generator
+from workloads.runtime.rng import keyed_generator
 
 
 @dataclass(frozen=True)

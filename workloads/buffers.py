@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workloads.session import Session
+from workloads.runtime.session import Session
 from workloads.tagger import Tagger
 
 

@@ -22,7 +22,7 @@ from workloads import synthetic
 from workloads.audio import BrokenClip, decode, resample
 from workloads.clips import Clip
 from workloads.config.recipe import Data
-from workloads.files import Opener
+from workloads.runtime.opener import Opener
 
 FORMAT = 1  # of the stored files: raise it when decoding, resampling or storing changes
 DECODERS = 2  # threads; decoding and resampling let go of Python's lock

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from workloads import synthetic
 from workloads.config.recipe import Data
-from workloads.files import Opener
-from workloads.keyed import keyed_generator
+from workloads.runtime.opener import Opener
+from workloads.runtime.rng import keyed_generator
 
 FOLDS = 5  # into which the sources of a manifest without folds are dealt
 

@@ -8,9 +8,9 @@ from workloads.cache import Broken, ClipCache, check_share
 from workloads.clips import Corpus, Splits, read_corpus, split
 from workloads.compiling import require_compiler
 from workloads.config.recipe import Recipe
-from workloads.files import Opener
 from workloads.initial import load_initial, require_ready
-from workloads.session import Session, gather
+from workloads.runtime.opener import Opener
+from workloads.runtime.session import Session, gather
 from workloads.tagger import Tagger, build_tagger
 
 

@@ -22,7 +22,7 @@ from workloads.augment import View, apply_view, clean_view, draw_view, mask_mel
 from workloads.cache import ClipCache
 from workloads.clips import Clip, Corpus
 from workloads.config.recipe import Recipe
-from workloads.keyed import keyed_generator
+from workloads.runtime.rng import keyed_generator
 
 Draw = tuple[int, int]  # a clip's position, its occurrence in the epoch
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from workloads import checkpoint, metrics
+from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.corpus import Prepared
 from workloads.predict import predict_clips
-from workloads.session import Session
+from workloads.runtime import checkpoint
+from workloads.runtime.session import Session
 from workloads.tagger import Tagger
 from workloads.team import Team
 

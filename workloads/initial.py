@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from workloads import checkpoint
 from workloads.config.architectures import AST, Arch, ViT
 from workloads.config.recipe import Model, restore
-from workloads.files import Opener
+from workloads.runtime import checkpoint
+from workloads.runtime.opener import Opener
 from workloads.tagger import Tagger
 
 LEARNING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "temperature")  # the last one is in the weights

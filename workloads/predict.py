@@ -7,12 +7,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from workloads import audio, checkpoint, metrics
+from workloads import audio, metrics
 from workloads.clips import Clip
 from workloads.config.recipe import Model, restore
 from workloads.corpus import Prepared
 from workloads.data import evaluation_batch
-from workloads.session import Session, gather
+from workloads.runtime import checkpoint
+from workloads.runtime.session import Session, gather
 from workloads.tagger import Tagger, build_tagger
 
 

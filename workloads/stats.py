@@ -8,7 +8,7 @@ from torch import Tensor
 from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.edges import Lesson
-from workloads.session import Session, gather
+from workloads.runtime.session import Session, gather
 from workloads.team import Team
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workloads.config.recipe import Data
-from workloads.keyed import keyed_generator
+from workloads.runtime.rng import keyed_generator
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from workloads.audio import build_front_end
 from workloads.config.recipe import Model
-from workloads.keyed import keyed_seed
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Outputs
+from workloads.runtime.rng import keyed_seed
 
 
 class Tagger(nn.Module):

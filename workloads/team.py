@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from workloads import checkpoint, roles
+from workloads import roles
 from workloads.averaging import build_average
 from workloads.config.recipe import Model, Optimizer, Recipe
 from workloads.edges import Frozen, Peer, TeacherSource
-from workloads.files import HISTORY
-from workloads.session import Session
+from workloads.runtime import checkpoint
+from workloads.runtime.opener import HISTORY
+from workloads.runtime.session import Session
 from workloads.tagger import Tagger
 
 

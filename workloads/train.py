@@ -16,19 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workloads import checkpoint, metrics, roles
+from workloads import metrics, roles
 from workloads.buffers import BufferMean
 from workloads.config.recipe import Recipe
 from workloads.corpus import Prepared, prepare_together
 from workloads.data import Batches, Shard
 from workloads.edges import Lesson, TeacherSource, student_loss
-from workloads.files import HISTORY, LocalFiles, Opener
 from workloads.finish import finish
-from workloads.keyed import keyed_seed
 from workloads.predict import BadNumbers, score_clips
-from workloads.resume import newest_whole
-from workloads.session import Session, gather
-from workloads.spool import Spool, read_spool, stamped
+from workloads.runtime import checkpoint
+from workloads.runtime.event_log import Spool, read_spool, stamped
+from workloads.runtime.opener import HISTORY, LocalFiles, Opener
+from workloads.runtime.resume import newest_whole
+from workloads.runtime.rng import keyed_seed
+from workloads.runtime.session import Session, gather
 from workloads.stats import averaged, own_numbers, stats_of
 from workloads.team import Team
 

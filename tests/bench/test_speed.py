@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 PAIRS = 3

@@ -8,7 +8,7 @@ import pytest
 from tests import small
 from tests.faults import recovery
 from tests.killed import POINTS, Kill, antiphon, outcome
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 
 TOTAL = 36
 PLAN = ["schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.checkpoint_every=5"]

@@ -19,7 +19,7 @@ from orchestrator.tracking import CLIENT, Replayer, start_replayer
 from tests import small
 from tests.servers import MlflowServer
 from workloads.predict import load_tagger
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 ROOT = Path(__file__).parents[2]

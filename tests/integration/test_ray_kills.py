@@ -107,6 +107,6 @@ def test_a_run_goes_on_with_another_number_of_workers(command, whole, tmp_path):
 
 
 def weights(folder: Path) -> dict:
-    from workloads import checkpoint
+    from workloads.runtime import checkpoint
 
     return checkpoint.read_tensors(folder, "weights")

@@ -15,7 +15,7 @@ import soundfile
 
 from tests import small
 from workloads.config.recipe import Data
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 
 SMALL = [*small.SIZES, *small.TWO_MODELS]
 TURNS = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2"]

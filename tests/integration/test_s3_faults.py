@@ -7,8 +7,8 @@ import pytest
 
 from tests.desk import Desk, leaks, through, wait_for
 from tests.servers import start_server
-from workloads.files import MARKER
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
+from workloads.runtime.opener import MARKER
 
 
 def check_told(desk: Desk) -> None:

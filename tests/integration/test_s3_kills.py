@@ -8,7 +8,7 @@ import pytest
 
 from tests import killed
 from tests.desk import Desk, publish_200_mb, through, wait_for
-from workloads.files import MARKER
+from workloads.runtime.opener import MARKER
 
 pytestmark = pytest.mark.faults
 

@@ -21,7 +21,7 @@ from cluster import stack
 from orchestrator.trials import read_search
 from tests.servers import start_server
 from tests.tiny_search import ANTIPHON, planned_settings, results, run
-from workloads.files import MARKER
+from workloads.runtime.opener import MARKER
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from orchestrator import catchup
 from orchestrator.cli import app
 from orchestrator.tracking import CLIENT, sqlite_uri
-from workloads.spool import Spool, stamped
+from workloads.runtime.event_log import Spool, stamped
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 

@@ -14,7 +14,7 @@ from orchestrator.search_files import Task, read_result, write_result, write_set
 from orchestrator.search_finals import finals
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 WINNER = Task("winner", 0, {"edges.0.weight": 0.5}, seed=1)
 

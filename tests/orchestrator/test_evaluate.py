@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads import checkpoint
+from workloads.runtime import checkpoint
 from workloads.train import loop
 
 

@@ -15,9 +15,9 @@ import torch
 
 from orchestrator import export
 from tests.official import waveform
-from workloads import checkpoint
 from workloads.export import FACTS
 from workloads.predict import load_tagger
+from workloads.runtime import checkpoint
 from workloads.train import loop
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from tests.commands import Done
 from tests.efficientat import DATA, case
 from tests.official import keyed_state, waveform
-from workloads.checkpoint import file_digest
-from workloads.files import LocalFiles
 from workloads.predict import load_tagger
+from workloads.runtime.checkpoint import file_digest
+from workloads.runtime.opener import LocalFiles
 from workloads.synthetic import SOURCES
 from workloads.train import loop
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.deliveries import delivery
 from orchestrator.machine import sampling
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 
 def test_one_sample_at_once_and_a_prompt_end(tmp_path: Path) -> None:

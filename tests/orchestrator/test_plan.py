@@ -14,9 +14,9 @@ from orchestrator.measure import measure, tensor_bytes
 from orchestrator.plan import Clips, checkpoint_bytes, count_clips, model_sizes, plan_cost, step_flops
 from tests import small
 from workloads import roles
-from workloads.files import LocalFiles
 from workloads.models.size import Size
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
+from workloads.runtime.opener import LocalFiles
 from workloads.train import loop, train_step
 
 TURNS = ("schedule.burn_in=3", "schedule.period=5", "schedule.turns=2")

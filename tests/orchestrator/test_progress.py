@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from orchestrator.progress import progress, roles
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
 
 TURN = {"kind": "phase", "index": 2, "of": 9, "total": 300, "trains": ["vit"]}
 

@@ -14,10 +14,10 @@ from orchestrator import catchup, registry, storage
 from orchestrator.replay import Away
 from orchestrator.tracking import CLIENT, sqlite_uri
 from tests.servers import S3Server
-from workloads import checkpoint
 from workloads.config.architectures import MN
 from workloads.config.recipe import Model
-from workloads.spool import Spool
+from workloads.runtime import checkpoint
+from workloads.runtime.event_log import Spool
 from workloads.tagger import build_tagger
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 from orchestrator import replay
 from orchestrator.deliveries import PARAM_LENGTH, cut, delivery
 from orchestrator.replay import Away, Cursor, Writer, follow
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
 
 NOBODY = Writer(pid=0, started=0.0)
 

@@ -9,7 +9,7 @@ from s3fs import S3FileSystem
 from orchestrator import storage
 from orchestrator.attempts import Attempt, Driver, Superseded, take_next
 from orchestrator.shelf import InBackground, RunShelf
-from workloads import checkpoint
+from workloads.runtime import checkpoint
 
 
 def shelf(attempt: Attempt, *, keep_last: int = 2) -> RunShelf:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator import storage
-from workloads import checkpoint
+from workloads.runtime import checkpoint
 
 
 def folder(tmp_path, step: int):

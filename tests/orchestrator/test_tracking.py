@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator.tracking import CLIENT, Replayer, sqlite_uri, start_replayer, ui_command
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 CURVES = 4
 ROOT = Path(__file__).parents[2]

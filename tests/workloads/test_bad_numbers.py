@@ -5,7 +5,7 @@ import torch
 
 from workloads import train
 from workloads.predict import BadNumbers
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 from workloads.train import loop, train_step
 
 

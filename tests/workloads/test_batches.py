@@ -18,7 +18,7 @@ from workloads.config.architectures import ViT
 from workloads.config.recipe import Augment, Data, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
 from workloads.data import Batches, Shard, evaluation_batch
-from workloads.files import LocalFiles
+from workloads.runtime.opener import LocalFiles
 
 AUGMENT = Augment(roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)
 MIXED = replace(AUGMENT, mixup=0.7)

@@ -16,7 +16,7 @@ import torch
 from workloads.cache import Broken, ClipCache, check_share
 from workloads.clips import Clip, read_corpus
 from workloads.config.recipe import Data
-from workloads.files import LocalFiles
+from workloads.runtime.opener import LocalFiles
 
 
 class Counting(LocalFiles):

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from workloads import checkpoint
-from workloads.files import LocalFiles
+from workloads.runtime import checkpoint
+from workloads.runtime.opener import LocalFiles
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from workloads.clips import Clip, Corpus, read_corpus, split
 from workloads.config.recipe import Data
-from workloads.files import LocalFiles
+from workloads.runtime.opener import LocalFiles
 
 ROWS = "clip_id,path,tags,fold,source\nb,b.wav,dog;rain,1,s1\na,a.wav,rain,2,s2\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 from workloads.train import loop
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))

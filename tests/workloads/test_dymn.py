@@ -12,7 +12,7 @@ from workloads.config.architectures import DyMN
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.dymn import DynamicConv, DynamicReLU
 from workloads.predict import load_tagger
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 from workloads.train import loop
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from workloads import checkpoint
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model, Recipe
-from workloads.files import LocalFiles
 from workloads.models import build_backbone
+from workloads.runtime import checkpoint
+from workloads.runtime.opener import LocalFiles
 from workloads.tagger import Tagger
 from workloads.train import Run, loop
 

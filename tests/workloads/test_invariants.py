@@ -337,6 +337,6 @@ def test_bf16_runs_and_keeps_losses_and_weights_in_fp32(tiny, start):
 
 
 def spool_of(run):
-    from workloads.spool import read_spool
+    from workloads.runtime.event_log import read_spool
 
     return read_spool(run.session.work_dir.parent / "spool.jsonl")

@@ -14,7 +14,7 @@ from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Backbone
 from workloads.models.ondevice import Cepstrum, PeepholeLSTM, TemporalBlock
 from workloads.predict import load_tagger
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
 from workloads.train import loop
 
 VARIANTS = ("lstm_p", "tc_resnet", "crnn", "att_rnn", "mhatt_rnn")

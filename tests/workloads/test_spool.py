@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.spool import Spool, read_spool
+from workloads.runtime.event_log import Spool, read_spool
 
 
 def test_records_come_back_in_order_with_the_time_of_their_event(tmp_path: Path) -> None:

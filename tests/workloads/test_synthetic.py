@@ -12,7 +12,7 @@ from workloads import synthetic
 from workloads.audio import build_front_end, resample
 from workloads.clips import read_corpus
 from workloads.config.recipe import Data
-from workloads.files import LocalFiles
+from workloads.runtime.opener import LocalFiles
 
 DATA = Data(labels="multi", clip_seconds=3.0, synthetic_clips=400)
 

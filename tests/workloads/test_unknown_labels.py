@@ -18,8 +18,8 @@ from workloads.clips import Corpus, read_corpus
 from workloads.config.recipe import Augment, Data, Edge, Recipe
 from workloads.data import Batches
 from workloads.edges import label_loss, open_gate
-from workloads.files import LocalFiles
-from workloads.spool import read_spool
+from workloads.runtime.event_log import read_spool
+from workloads.runtime.opener import LocalFiles
 from workloads.train import Run, loop
 
 NAN = math.nan

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from workloads import checkpoint
-from workloads.session import Session, gather
+from workloads.runtime import checkpoint
+from workloads.runtime.session import Session, gather
 
 
 def newest_whole(session: Session) -> tuple[Path | None, dict[str, Any], list[str]]:

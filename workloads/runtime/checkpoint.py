@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
-from workloads.files import MARKER, Opener
+from workloads.runtime.opener import MARKER, Opener
 
 
 def write(

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from workloads.files import MARKER
-from workloads.spool import Spool
+from workloads.runtime.event_log import Spool
+from workloads.runtime.opener import MARKER
 
 
 class Session(Protocol):
