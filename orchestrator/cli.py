@@ -148,7 +148,7 @@ def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
     """Decode a recipe's data set into the cache and say what is in it, without training."""
     from orchestrator.recipe import load_recipe
     from orchestrator.storage import FsspecFiles
-    from workloads.corpus import prepare
+    from workloads.data.prepare import prepare
 
     loaded = load_recipe(recipe, settings)
     with only_json(as_json) as emit:

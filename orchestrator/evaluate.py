@@ -12,7 +12,7 @@ from orchestrator.runs import records_of
 from workloads.config.recipe import Recipe
 
 if TYPE_CHECKING:
-    from workloads.corpus import Prepared
+    from workloads.data.prepare import Prepared
     from workloads.tagger import Tagger
 
 
@@ -52,7 +52,7 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
     Raises ValueError where its tags or labels differ, and where the tagger learned from this data set with another
     test fold: it knows clips of this one.
     """
-    from workloads.corpus import prepare
+    from workloads.data.prepare import prepare
 
     recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
     prepared = prepare(recipe, storage.FsspecFiles(), rate=tagger.clip_rate)
@@ -75,7 +75,7 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
 
 def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The `top` most likely tags of each file with probabilities; files that could not be heard, with reasons."""
-    from workloads.audio import BrokenClip
+    from workloads.data.decode import BrokenClip
     from workloads.models.fold import folded
     from workloads.predict import load_tagger, tag_file
 

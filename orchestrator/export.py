@@ -24,11 +24,11 @@ from orchestrator import storage
 from orchestrator.card import write_card
 from orchestrator.evaluate import prepare_for
 from workloads import metrics
-from workloads.clips import Clip
 from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe
-from workloads.corpus import Prepared
-from workloads.data import evaluation_batch
+from workloads.data.batches import evaluation_batch
+from workloads.data.clips import Clip
+from workloads.data.prepare import Prepared
 from workloads.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
 from workloads.models.size import count
 from workloads.predict import load_tagger

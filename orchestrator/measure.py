@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.plan import Cost, step_flops
 from workloads.config.recipe import Recipe
-from workloads.data import Batches, Shard
+from workloads.data.batches import Batches, Shard
 from workloads.models.size import Size, macs_of_forward
 from workloads.roles import Phase
 from workloads.runtime.event_log import Spool

@@ -6,8 +6,9 @@ against a short run. A FLOP is one multiplication or addition, two to a multiply
 
 from dataclasses import dataclass
 
-from workloads.clips import read_corpus, split
 from workloads.config.recipe import Recipe
+from workloads.data.clips import split
+from workloads.data.manifest import read_corpus
 from workloads.models.size import Size, count
 from workloads.roles import Phase
 from workloads.runtime.opener import Opener

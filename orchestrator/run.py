@@ -21,8 +21,9 @@ from orchestrator.results import Place
 from orchestrator.runs import open_run, recovered, run_record
 from orchestrator.shelf import InBackground, RunShelf
 from workloads import roles
-from workloads.clips import read_corpus, split
 from workloads.config.recipe import Recipe
+from workloads.data.clips import split
+from workloads.data.manifest import read_corpus
 from workloads.runtime.event_log import Spool, read_spool
 
 Show = Callable[[Place], AbstractContextManager[None]]

@@ -12,9 +12,10 @@ from orchestrator.proposals import planned
 from orchestrator.run import refuse_passwords
 from orchestrator.trial import judged_models, num_slices, rungs, searched, trial_recipe, without_teachers
 from workloads import roles
-from workloads.clips import read_corpus, split
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
+from workloads.data.clips import split
+from workloads.data.manifest import read_corpus
 
 MOST_CORNERS = 512  # of a space, that are tried for mistakes before anything starts
 

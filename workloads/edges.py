@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workloads.config.recipe import Edge
-from workloads.data import Shard
+from workloads.data.batches import Shard
 from workloads.tagger import Tagger
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workloads import metrics
 from workloads.config.recipe import Recipe
-from workloads.corpus import Prepared
+from workloads.data.prepare import Prepared
 from workloads.predict import predict_clips
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session

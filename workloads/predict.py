@@ -7,11 +7,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from workloads import audio, metrics
-from workloads.clips import Clip
+from workloads import metrics
 from workloads.config.recipe import Model, restore
-from workloads.corpus import Prepared
-from workloads.data import evaluation_batch
+from workloads.data.batches import evaluation_batch
+from workloads.data.clips import Clip
+from workloads.data.decode import decode, fit, resample
+from workloads.data.prepare import Prepared
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session, gather
 from workloads.tagger import Tagger, build_tagger
@@ -83,13 +84,13 @@ def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int)
 
     A shorter file is filled up with silence, as clips are when they are learned and scored. A longer one is heard in
     consecutive windows, the last of which ends where the file does, and their probabilities are averaged. Raises
-    `audio.BrokenClip` for a file without sound.
+    `BrokenClip` for a file without sound.
     """
-    x_T, rate = audio.decode(file)
-    x_T = audio.resample(x_T, orig=rate, new=state["clip_rate"])
+    x_T, rate = decode(file)
+    x_T = resample(x_T, orig=rate, new=state["clip_rate"])
     length = round(state["clip_seconds"] * state["clip_rate"])
     last = max(0, len(x_T) - length)
-    windows_BT = torch.stack([audio.fit(x_T[start:], length) for start in (*range(0, last, length), last)])
+    windows_BT = torch.stack([fit(x_T[start:], length) for start in (*range(0, last, length), last)])
     with torch.no_grad():
         logits_BC = tagger.tag(windows_BT)
     probabilities = logits_BC.softmax(1) if state["labels"] == "single" else logits_BC.sigmoid()

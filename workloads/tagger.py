@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workloads.audio import build_front_end
 from workloads.config.recipe import Model
 from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Outputs
+from workloads.models.front_end import build_front_end
 from workloads.runtime.rng import keyed_seed
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from workloads import metrics, roles
 from workloads.buffers import BufferMean
 from workloads.config.recipe import Recipe
-from workloads.corpus import Prepared, prepare_together
-from workloads.data import Batches, Shard
+from workloads.data.batches import Batches, Shard
+from workloads.data.prepare import Prepared, prepare_together
 from workloads.edges import Lesson, TeacherSource, student_loss
 from workloads.finish import finish
 from workloads.predict import BadNumbers, score_clips

@@ -10,8 +10,8 @@ import soundfile
 from tests import small
 from tests.killed import Kill, antiphon, outcome
 from workloads.config.recipe import Data
+from workloads.data.synthetic import synthetic_clips, render
 from workloads.runtime.event_log import read_spool
-from workloads.synthetic import clips, render
 
 PLAN = ["schedule.burn_in=8", "schedule.period=4", "schedule.turns=2", "train.checkpoint_every=4", "train.keep_last=3"]
 TOTAL = 16
@@ -128,7 +128,7 @@ def own_clips(settings, tmp_path) -> list[str]:
     """The command for a manifest of 100 clips of one's own, `m.csv`; its run is called a."""
     data = Data(synthetic_clips=100, clip_seconds=1.0)
     rows = ["clip_id,path,tags,fold"]
-    for clip in clips(data):
+    for clip in synthetic_clips(data):
         name = f"{clip.clip_id}.wav"
         soundfile.write(tmp_path / name, render(clip.clip_id, data, 16_000).numpy(), 16_000, subtype="FLOAT")
         rows.append(f"{clip.clip_id},{name},{';'.join(clip.tags)},{clip.fold}")

@@ -123,11 +123,11 @@ def test_evaluate_repeats_the_runs_own_score(ray_run, home):
 
 
 def test_tag_hears_a_file_and_names_the_one_it_cannot(ray_run, tmp_path):
-    from workloads import synthetic
+    from workloads.data.synthetic import synthetic_clips, render
 
     data = Data(synthetic_clips=100, clip_seconds=1.0)
-    clip = synthetic.clips(data)[0]
-    soundfile.write(tmp_path / "clip.flac", synthetic.render(clip.clip_id, data, 22_050).numpy(), 22_050)
+    clip = synthetic_clips(data)[0]
+    soundfile.write(tmp_path / "clip.flac", render(clip.clip_id, data, 22_050).numpy(), 22_050)
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
     name = ray_run["models"]["vit"]["checkpoint"]
     done = antiphon("tag", name, f"{tmp_path}/clip.flac", f"{tmp_path}/torn.wav", "--top", "3", "--json")
@@ -194,7 +194,7 @@ for name in ("cnn", "vit"):
 
 
 def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, home, tmp_path):
-    from workloads import synthetic
+    from workloads.data.synthetic import synthetic_clips, render
 
     s3 = s3_server.client()
     s3.create_bucket(Bucket="audio")
@@ -202,9 +202,9 @@ def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, 
     with (tmp_path / "manifest.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["clip_id", "path", "tags", "fold"])
-        for clip in synthetic.clips(data):
+        for clip in synthetic_clips(data):
             name = f"{clip.clip_id.replace(':', '-')}.wav"
-            soundfile.write(tmp_path / name, synthetic.render(clip.clip_id, data, 16_000).numpy(), 16_000)
+            soundfile.write(tmp_path / name, render(clip.clip_id, data, 16_000).numpy(), 16_000)
             s3.upload_file(str(tmp_path / name), "audio", f"clips/{name}")
             rows.writerow([clip.clip_id, f"clips/{name}", ";".join(clip.tags), clip.fold])
     s3.upload_file(str(tmp_path / "manifest.csv"), "audio", "manifest.csv")

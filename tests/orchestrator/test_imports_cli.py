@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from tests.commands import Done
 from tests.efficientat import DATA, case
 from tests.official import keyed_state, waveform
+from workloads.data.synthetic import SOURCES
 from workloads.predict import load_tagger
 from workloads.runtime.checkpoint import file_digest
 from workloads.runtime.opener import LocalFiles
-from workloads.synthetic import SOURCES
 from workloads.train import loop
 
 MN04 = '{family="mn", width=0.4}'

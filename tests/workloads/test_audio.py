@@ -9,8 +9,9 @@ import soundfile
 import torch
 from torchaudio.compliance.kaldi import fbank, get_mel_banks
 
-from workloads.audio import BrokenClip, build_front_end, decode, fit, resample
 from workloads.config.recipe import FRONT_ENDS
+from workloads.data.decode import BrokenClip, decode, fit, resample
+from workloads.models.front_end import build_front_end
 
 KINDS = sorted(FRONT_ENDS)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from workloads.augment import View, apply_view, clean_view, draw_view, mask_mel
 from workloads.config.recipe import Augment
+from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel
 from workloads.runtime.rng import keyed_generator, keyed_seed
 
 FULL = Augment(roll=0.5, gain_db=12.0, mixup=0.5, mixup_alpha=0.3, mask_time=0.4, mask_mel=0.2)

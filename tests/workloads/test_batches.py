@@ -10,14 +10,15 @@ import pytest
 import soundfile
 import torch
 
-from workloads.audio import build_front_end
-from workloads.augment import apply_view, draw_view, mask_mel
-from workloads.cache import ClipCache
-from workloads.clips import Clip, Corpus, read_corpus
 from workloads.config.architectures import ViT
 from workloads.config.recipe import Augment, Data, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
-from workloads.data import Batches, Shard, evaluation_batch
+from workloads.data.augment import apply_view, draw_view, mask_mel
+from workloads.data.batches import Batches, Shard, evaluation_batch
+from workloads.data.cache import ClipCache
+from workloads.data.clips import Clip, Corpus
+from workloads.data.manifest import read_corpus
+from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
 
 AUGMENT = Augment(roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)

@@ -13,9 +13,10 @@ import pytest
 import soundfile
 import torch
 
-from workloads.cache import Broken, ClipCache, check_share
-from workloads.clips import Clip, read_corpus
 from workloads.config.recipe import Data
+from workloads.data.cache import Broken, ClipCache, check_share
+from workloads.data.clips import Clip
+from workloads.data.manifest import read_corpus
 from workloads.runtime.opener import LocalFiles
 
 

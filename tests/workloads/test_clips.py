@@ -9,8 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from workloads.clips import Clip, Corpus, read_corpus, split
 from workloads.config.recipe import Data
+from workloads.data.clips import Clip, Corpus, split
+from workloads.data.manifest import read_corpus
 from workloads.runtime.opener import LocalFiles
 
 ROWS = "clip_id,path,tags,fold,source\nb,b.wav,dog;rain,1,s1\na,a.wav,rain,2,s2\n"

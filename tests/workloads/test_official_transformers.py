@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.official import keyed_state, waveform
-from workloads.audio import build_front_end
 from workloads.config.architectures import AST, CED
 from workloads.config.recipe import FrontEnd, Model
+from workloads.models.front_end import build_front_end
 from workloads.official import ast, ced
 from workloads.official.converted import Converted
 from workloads.tagger import Tagger

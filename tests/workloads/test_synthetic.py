@@ -8,29 +8,30 @@ from sklearn.metrics import average_precision_score
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
-from workloads import synthetic
-from workloads.audio import build_front_end, resample
-from workloads.clips import read_corpus
 from workloads.config.recipe import Data
+from workloads.data.decode import resample
+from workloads.data.manifest import read_corpus
+from workloads.data.synthetic import SOURCES, synthetic_clips, events, render
+from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
 
 DATA = Data(labels="multi", clip_seconds=3.0, synthetic_clips=400)
 
 
 def test_a_clip_is_the_same_sound_whenever_it_is_asked_for() -> None:
-    first = synthetic.render("synthetic-000012", DATA, 16_000)
-    synthetic.render("synthetic-000013", DATA, 16_000)
-    assert torch.equal(first, synthetic.render("synthetic-000012", DATA, 16_000))
+    first = render("synthetic-000012", DATA, 16_000)
+    render("synthetic-000013", DATA, 16_000)
+    assert torch.equal(first, render("synthetic-000012", DATA, 16_000))
     assert first.dtype == torch.float32
     assert first.shape == (48_000,)
     assert 0.02 < first.abs().max() <= 1
-    assert not torch.equal(first, synthetic.render("synthetic-000013", DATA, 16_000))
+    assert not torch.equal(first, render("synthetic-000013", DATA, 16_000))
     reseeded = Data(labels="multi", clip_seconds=3.0, synthetic_seed=1)
-    assert not torch.equal(first, synthetic.render("synthetic-000012", reseeded, 16_000))
+    assert not torch.equal(first, render("synthetic-000012", reseeded, 16_000))
 
 
 def test_another_rate_is_the_same_sound_with_nothing_above_8_khz() -> None:
-    low_T, high_T = (synthetic.render("synthetic-000003", DATA, rate) for rate in (16_000, 32_000))
+    low_T, high_T = (render("synthetic-000003", DATA, rate) for rate in (16_000, 32_000))
     assert high_T.shape == (96_000,)
     power_K = torch.fft.rfft(high_T).abs().square()
     assert power_K[3 * 8200 :].sum() < 1e-4 * power_K.sum()
@@ -39,10 +40,10 @@ def test_another_rate_is_the_same_sound_with_nothing_above_8_khz() -> None:
 
 
 def test_tags_are_those_of_the_events_and_folds_hold_them_in_equal_shares() -> None:
-    clips = synthetic.clips(DATA)
+    clips = synthetic_clips(DATA)
     assert len({clip.clip_id for clip in clips}) == 400
     for clip in clips[:50]:
-        assert clip.tags == tuple(sorted(event.tag for event in synthetic.events(clip.clip_id, DATA)))
+        assert clip.tags == tuple(sorted(event.tag for event in events(clip.clip_id, DATA)))
         assert clip.source == clip.clip_id
     assert {len(clip.tags) for clip in clips} == {1, 2, 3}
     single = read_corpus(Data(labels="single", clip_seconds=3.0, synthetic_clips=400), LocalFiles())
@@ -56,8 +57,8 @@ def test_sounds_are_where_their_events_say() -> None:
     data = Data(labels="single", clip_seconds=5.0)
     for number in range(0, 100, 7):
         clip_id = f"synthetic-{number:06d}"
-        x_T = synthetic.render(clip_id, data, 16_000)
-        (event,) = synthetic.events(clip_id, data)
+        x_T = render(clip_id, data, 16_000)
+        (event,) = events(clip_id, data)
         assert 0 <= event.onset < event.offset <= 5
         inside_T = x_T[round(event.onset * 16_000) : round(event.offset * 16_000)]
         outside = (x_T.square().sum() - inside_T.square().sum()) / (len(x_T) - len(inside_T))
@@ -68,7 +69,7 @@ def test_the_two_tags_of_a_pair_share_their_average_spectrum() -> None:
     for forward, backward in (("chirp_up", "chirp_down"), ("scale_up", "scale_down"), ("swell", "fade")):
         spectra = []
         for tag in (forward, backward):
-            sound = synthetic.SOURCES[tag](16_000, np.random.default_rng(0))
+            sound = SOURCES[tag](16_000, np.random.default_rng(0))
             spectra.append(np.abs(np.fft.rfft(sound)))
         assert np.allclose(*spectra, atol=1e-6)
 
@@ -78,7 +79,7 @@ def heard() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(mel_NMF normalised, y_NC, whether in fold 1) of the whole data set."""
     corpus = read_corpus(DATA, LocalFiles())
     front_end = build_front_end("logmel64", clip_rate=16_000)
-    x_NT = torch.stack([synthetic.render(clip.clip_id, DATA, 16_000) for clip in corpus.clips])
+    x_NT = torch.stack([render(clip.clip_id, DATA, 16_000) for clip in corpus.clips])
     mel_NMF = torch.cat([front_end(x_BT) for x_BT in x_NT.split(32)])
     y_NC = torch.from_numpy(corpus.targets(corpus.clips))
     return (mel_NMF - front_end.mean) / front_end.std, y_NC, torch.tensor([clip.fold == 1 for clip in corpus.clips])

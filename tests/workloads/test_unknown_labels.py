@@ -13,10 +13,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from workloads import metrics
-from workloads.augment import draw_view
-from workloads.clips import Corpus, read_corpus
 from workloads.config.recipe import Augment, Data, Edge, Recipe
-from workloads.data import Batches
+from workloads.data.augment import draw_view
+from workloads.data.batches import Batches
+from workloads.data.clips import Corpus
+from workloads.data.manifest import read_corpus
 from workloads.edges import label_loss, open_gate
 from workloads.runtime.event_log import read_spool
 from workloads.runtime.opener import LocalFiles

@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workloads.audio import CED64, build_front_end
 from workloads.config.architectures import CED
 from workloads.config.recipe import FrontEnd, Model
 from workloads.models import build_backbone
 from workloads.models.ced import our_name
 from workloads.models.fit import require_fit
+from workloads.models.front_end import CED64, build_front_end
 from workloads.official.converted import Converted
 
 CLIP_SECONDS = 10.0  # AudioSet's clips

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workloads import synthetic
-from workloads.audio import BrokenClip, decode, resample
-from workloads.clips import Clip
 from workloads.config.recipe import Data
+from workloads.data.clips import Clip
+from workloads.data.decode import BrokenClip, decode, resample
+from workloads.data.synthetic import render
 from workloads.runtime.opener import Opener
 
 FORMAT = 1  # of the stored files: raise it when decoding, resampling or storing changes
@@ -137,7 +137,7 @@ class ClipCache:
 
     def _decode(self, job: _Job) -> Tensor:
         if job.data.format == "synthetic":
-            return synthetic.render(job.clip.clip_id, job.data, self.rate)
+            return render(job.clip.clip_id, job.data, self.rate)
         with job.opener.open(job.uri) as file:
             x_T, rate = decode(file)
         return resample(x_T, orig=rate, new=self.rate)

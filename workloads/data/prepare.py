@@ -4,10 +4,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workloads.cache import Broken, ClipCache, check_share
-from workloads.clips import Corpus, Splits, read_corpus, split
 from workloads.compiling import require_compiler
 from workloads.config.recipe import Recipe
+from workloads.data.cache import Broken, ClipCache, check_share
+from workloads.data.clips import Corpus, Splits, split
+from workloads.data.manifest import read_corpus
 from workloads.initial import load_initial, require_ready
 from workloads.runtime.opener import Opener
 from workloads.runtime.session import Session, gather

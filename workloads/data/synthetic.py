@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workloads.config.recipe import Data
+from workloads.data.clips import Clip
 from workloads.runtime.rng import keyed_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workloads.clips import Clip
 
 VERSION = 1  # of the sounds; part of every path, so that stored clips and logits of another version are not taken
 RATE = 16_000  # sounds are computed at this rate in Hz and hold nothing above 8 kHz
@@ -40,10 +40,8 @@ class Event:
     offset: float
 
 
-def clips(data: Data) -> "list[Clip]":
+def synthetic_clips(data: Data) -> list[Clip]:
     """The clips of the data set, each a source of its own; folds 1 to 5 in turn. Labels "single": one event a clip."""
-    from workloads.clips import Clip  # clips.py offers this data set among others, so it imports this file
-
     found = []
     for number in range(data.synthetic_clips):
         clip_id = f"synthetic-{number:06d}"
@@ -73,7 +71,7 @@ def render(clip_id: str, data: Data, rate: int) -> "Tensor":
     """The sound of a clip at `rate` Hz: x_T float32, `clip_seconds` long, its events over background noise."""
     import torch
 
-    from workloads.audio import fit, resample
+    from workloads.data.decode import fit, resample
 
     x_T = _background(_generator(clip_id, data, "background"), round(data.clip_seconds * RATE))
     for event in events(clip_id, data):

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.audio import LogMel
-from workloads.augment import View, apply_view, clean_view, draw_view, mask_mel
-from workloads.cache import ClipCache
-from workloads.clips import Clip, Corpus
 from workloads.config.recipe import Recipe
+from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel
+from workloads.data.cache import ClipCache
+from workloads.data.clips import Clip, Corpus
+from workloads.models.front_end import LogMel
 from workloads.runtime.rng import keyed_generator
 
 Draw = tuple[int, int]  # a clip's position, its occurrence in the epoch
