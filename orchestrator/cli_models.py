@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.options import JsonOption
-from workloads.catalog import CATALOG, CLASSES, SECONDS
-from workloads.official import SOURCES
+from workloads.models.catalog import CATALOG, CLASSES, SECONDS
+from workloads.models.official.projects import SOURCES
 
 app = typer.Typer(invoke_without_command=True)
 MODELS_HELP = f"List the published networks with their sizes at {CLASSES} classes and clips of {SECONDS:g} s."

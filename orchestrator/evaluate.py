@@ -13,7 +13,7 @@ from workloads.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from workloads.data.prepare import Prepared
-    from workloads.tagger import Tagger
+    from workloads.models.tagger import Tagger
 
 
 def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:

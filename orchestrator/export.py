@@ -31,10 +31,10 @@ from workloads.data.clips import Clip
 from workloads.data.prepare import Prepared
 from workloads.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
 from workloads.models.size import count
+from workloads.models.tagger import Tagger
 from workloads.predict import load_tagger
 from workloads.quantise import quantise
 from workloads.runtime import checkpoint
-from workloads.tagger import Tagger
 
 CALIBRATION_CLIPS = 64
 REPEATS = 15  # of a timed forward

@@ -23,13 +23,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from orchestrator import storage
-from workloads import official
 from workloads.config.recipe import NAME
-from workloads.official import efficientat
-from workloads.official.converted import Converted
-from workloads.official.tagged import tagged
+from workloads.models.official import efficientat
+from workloads.models.official.converted import Converted
+from workloads.models.official.projects import converter, published_by
+from workloads.models.official.tagged import tagged
+from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
-from workloads.tagger import Tagger
 
 PICKLES = (".pt", ".pth", ".bin")
 CONTAINERS = ("state_dict", "model")  # what a training program keeps its state dict under
@@ -55,7 +55,7 @@ def import_weights(
     not fit `family`, for tags of another number, and where `out` exists.
     """
     told = None if labels is None else _checked_labels(labels)
-    source = official.source(family)
+    source = published_by(family)
     base = file.rstrip("/").rsplit("/", 1)[-1]
     name = _checked_name(name, base, family)
     _require_new(out)
@@ -179,7 +179,7 @@ def _convert(state: dict[str, Tensor], base: str, family: str, strides: str | No
     elif strides:
         raise ValueError(f"--strides {strides}: for {' and '.join(STRIDED)} only, not for {family}")
     try:
-        converted: Converted = official.converter(family).convert(state, **({"strides": told} if told else {}))
+        converted: Converted = converter(family).convert(state, **({"strides": told} if told else {}))
     except ValueError as error:
         raise ValueError(f"{base}: {error}") from None
     found = converted.model.arch.family
@@ -204,7 +204,7 @@ def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:
             f"these weights tell {num_classes} classes apart; name them with --tags FILE, one tag per line"
         )
     if file is None:
-        return tuple((resources.files("workloads.official") / "audioset_tags.txt").read_text().splitlines())
+        return tuple((resources.files("workloads.models.official") / "audioset_tags.txt").read_text().splitlines())
     text = _read(file, "--tags").decode("utf-8-sig", errors="replace")
     tags = (
         _column(text, file) if file.endswith(".csv") else [line.strip() for line in text.splitlines() if line.strip()]

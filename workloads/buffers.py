@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workloads.models.tagger import Tagger
 from workloads.runtime.session import Session
-from workloads.tagger import Tagger
 
 
 class BufferMean:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workloads.config.recipe import Edge
 from workloads.data.batches import Shard
-from workloads.tagger import Tagger
+from workloads.models.tagger import Tagger
 
 
 class TeacherSource(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from workloads.config.architectures import CED, MN, DyMN, EfficientNet, OnDevice
-from workloads.tagger import Tagger
+from workloads.models.tagger import Tagger
 
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = ("onnx", "pt2")

@@ -9,10 +9,10 @@ from torch import Tensor
 from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import Prepared
+from workloads.models.tagger import Tagger
 from workloads.predict import predict_clips
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session
-from workloads.tagger import Tagger
 from workloads.team import Team
 
 

@@ -13,9 +13,9 @@ from workloads.data.batches import evaluation_batch
 from workloads.data.clips import Clip
 from workloads.data.decode import decode, fit, resample
 from workloads.data.prepare import Prepared
+from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session, gather
-from workloads.tagger import Tagger, build_tagger
 
 
 class BadNumbers(RuntimeError):

@@ -17,10 +17,10 @@ from workloads import roles
 from workloads.averaging import build_average
 from workloads.config.recipe import Model, Optimizer, Recipe
 from workloads.edges import Frozen, Peer, TeacherSource
+from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.opener import HISTORY
 from workloads.runtime.session import Session
-from workloads.tagger import Tagger
 
 
 def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:

@@ -10,7 +10,7 @@ import soundfile
 from tests import small
 from tests.killed import Kill, antiphon, outcome
 from workloads.config.recipe import Data
-from workloads.data.synthetic import synthetic_clips, render
+from workloads.data.synthetic import render, synthetic_clips
 from workloads.runtime.event_log import read_spool
 
 PLAN = ["schedule.burn_in=8", "schedule.period=4", "schedule.turns=2", "train.checkpoint_every=4", "train.keep_last=3"]

@@ -123,7 +123,7 @@ def test_evaluate_repeats_the_runs_own_score(ray_run, home):
 
 
 def test_tag_hears_a_file_and_names_the_one_it_cannot(ray_run, tmp_path):
-    from workloads.data.synthetic import synthetic_clips, render
+    from workloads.data.synthetic import render, synthetic_clips
 
     data = Data(synthetic_clips=100, clip_seconds=1.0)
     clip = synthetic_clips(data)[0]
@@ -194,7 +194,7 @@ for name in ("cnn", "vit"):
 
 
 def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, home, tmp_path):
-    from workloads.data.synthetic import synthetic_clips, render
+    from workloads.data.synthetic import render, synthetic_clips
 
     s3 = s3_server.client()
     s3.create_bucket(Bucket="audio")

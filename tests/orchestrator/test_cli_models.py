@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.catalog import CATALOG
+from workloads.models.catalog import CATALOG
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 

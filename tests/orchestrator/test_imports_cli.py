@@ -23,7 +23,7 @@ from workloads.runtime.opener import LocalFiles
 from workloads.train import loop
 
 MN04 = '{family="mn", width=0.4}'
-LIST = Path(__file__).parents[2] / "workloads" / "official" / "audioset_tags.txt"
+LIST = Path(__file__).parents[2] / "workloads" / "models" / "official" / "audioset_tags.txt"
 AUDIOSET = LIST.read_text().splitlines()  # as published: class 0 is speech
 UNSORTED = sorted(SOURCES, reverse=True)  # the ten tags of the embedded data set, as no data set orders them
 

@@ -16,9 +16,9 @@ from orchestrator.tracking import CLIENT, sqlite_uri
 from tests.servers import S3Server
 from workloads.config.architectures import MN
 from workloads.config.recipe import Model
+from workloads.models.tagger import build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import Spool
-from workloads.tagger import build_tagger
 
 ROOT = Path(__file__).parents[2]
 TAGS = ("dog", "rain", "saw")

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.official import keyed_state
 from workloads.config.architectures import AST, MN, Arch, DyMN, EfficientNet, OnDevice
-from workloads.models import build_backbone
+from workloads.models.families import build_backbone
 from workloads.models.fold import folded
 
 CASES: dict[str, tuple[Arch, int]] = {  # with the batch norms that stay

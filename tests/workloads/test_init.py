@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model, Recipe
-from workloads.models import build_backbone
+from workloads.models.families import build_backbone
+from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.opener import LocalFiles
-from workloads.tagger import Tagger
 from workloads.train import Run, loop
 
 TAUGHT = ("schedule.teacher_steps=0", "schedule.steps=2")

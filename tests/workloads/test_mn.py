@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from workloads.config.architectures import MN
-from workloads.models import adapt_weights, build_backbone
+from workloads.models.families import adapt_weights, build_backbone
 
 
 def build_mn(*, classes: int = 527, **options) -> nn.Module:

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from workloads.config.architectures import MN
-from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Backbone
+from workloads.models.families import adapt_weights, build_backbone
 from workloads.models.mn import AttentionPool, ConcurrentGates
 
 HEADS = ["mlp", "fully_convolutional", "attention"]

@@ -7,9 +7,9 @@ from tests.efficientat import case
 from tests.official import waveform
 from workloads.config.architectures import MN, DyMN
 from workloads.config.recipe import FrontEnd
-from workloads.official.converted import Converted
-from workloads.official.efficientat import convert, require_told
-from workloads.tagger import Tagger, build_tagger
+from workloads.models.official.converted import Converted
+from workloads.models.official.efficientat import convert, require_told
+from workloads.models.tagger import Tagger, build_tagger
 
 RATE = 32_000
 CLOSE = 2e-5  # MN is off by 1e-6, DyMN by 7e-6

@@ -11,10 +11,10 @@ from torch import Tensor
 from tests.official import keyed_state
 from workloads.config.architectures import AST, Arch, EfficientNet, ViT
 from workloads.config.recipe import FrontEnd, Model, restore
-from workloads.models import build_backbone
-from workloads.official.converted import Converted
-from workloads.official.timm import convert
-from workloads.tagger import Tagger
+from workloads.models.families import build_backbone
+from workloads.models.official.converted import Converted
+from workloads.models.official.timm import convert
+from workloads.models.tagger import Tagger
 
 CLOSE = 2e-5
 

@@ -13,9 +13,9 @@ from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED
 from workloads.config.recipe import FrontEnd, Model
 from workloads.models.front_end import build_front_end
-from workloads.official import ast, ced
-from workloads.official.converted import Converted
-from workloads.tagger import Tagger
+from workloads.models.official import ast, ced
+from workloads.models.official.converted import Converted
+from workloads.models.tagger import Tagger
 
 FILES = Path(__file__).parents[1] / "data" / "official"
 CLOSE = 2e-5  # all are off by 1e-6; the least of the exchanges tried below is off by 2e-4

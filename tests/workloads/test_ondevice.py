@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchaudio.transforms import MFCC
 
 from workloads.config.architectures import OnDevice
-from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Backbone
+from workloads.models.families import adapt_weights, build_backbone
 from workloads.models.ondevice import Cepstrum, PeepholeLSTM, TemporalBlock
 from workloads.predict import load_tagger
 from workloads.runtime.event_log import read_spool

@@ -7,7 +7,7 @@ from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN
 from workloads.config.recipe import Edge, FrontEnd, Model
 from workloads.edges import Lesson, student_loss
-from workloads.tagger import Tagger, build_tagger
+from workloads.models.tagger import Tagger, build_tagger
 
 CASES: dict[str, tuple[Arch, str]] = {
     "mn": (MN(family="mn", width=0.4), "efficientat128"),

@@ -6,7 +6,7 @@ import torch
 from workloads.config.architectures import AST, CED, MN, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model
 from workloads.models.size import count
-from workloads.tagger import build_tagger
+from workloads.models.tagger import build_tagger
 
 MN_TABLE = [
     (0.1, 0.124, 0.018),

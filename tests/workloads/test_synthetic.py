@@ -11,7 +11,7 @@ from torch import nn
 from workloads.config.recipe import Data
 from workloads.data.decode import resample
 from workloads.data.manifest import read_corpus
-from workloads.data.synthetic import SOURCES, synthetic_clips, events, render
+from workloads.data.synthetic import SOURCES, events, render, synthetic_clips
 from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from workloads.config.architectures import MN, ViT
 from workloads.config.recipe import FrontEnd, Model
-from workloads.tagger import Tagger, build_tagger
+from workloads.models.tagger import Tagger, build_tagger
 
 TAGS = ("dog", "rain", "saw")
 SMALL_MN = MN(family="mn", width=0.1)

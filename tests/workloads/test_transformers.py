@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from workloads.config.architectures import AST, CED, MN, Arch, EfficientNet, ViT
-from workloads.models import adapt_weights, build_backbone
 from workloads.models.attention import attention_maps
 from workloads.models.backbone import Backbone
+from workloads.models.families import adapt_weights, build_backbone
 
 TINY_VIT = ViT(family="vit", dim=12, depth=2, heads=2)
 TINY_AST = AST(family="ast", size="tiny", stride=16)

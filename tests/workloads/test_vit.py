@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from workloads.config.architectures import ViT
-from workloads.models import adapt_weights, build_backbone
+from workloads.models.families import adapt_weights, build_backbone
 
 
 def build_vit(bands: int = 64, frames: int = 96, classes: int = 5, **options) -> nn.Module:

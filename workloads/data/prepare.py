@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workloads.compiling import require_compiler
 from workloads.config.recipe import Recipe
 from workloads.data.cache import Broken, ClipCache, check_share
 from workloads.data.clips import Corpus, Splits, split
 from workloads.data.manifest import read_corpus
-from workloads.initial import load_initial, require_ready
+from workloads.models.compiling import require_compiler
+from workloads.models.initial_weights import load_initial, require_ready
+from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime.opener import Opener
 from workloads.runtime.session import Session, gather
-from workloads.tagger import Tagger, build_tagger
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workloads.config.recipe import Model
 from workloads.models.backbone import Backbone
-from workloads.tagger import Tagger
+from workloads.models.tagger import Tagger
 
 
 @dataclass(frozen=True)

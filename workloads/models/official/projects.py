@@ -26,7 +26,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def source(family: str) -> Source:
+def published_by(family: str) -> Source:
     """Who published weights of this family; ValueError, with the known ones, for others."""
     if family not in SOURCES:
         raise ValueError(f"--family {family!r}: no such family; known are {', '.join(SOURCES)}")
@@ -35,4 +35,4 @@ def source(family: str) -> Source:
 
 def converter(family: str) -> ModuleType:
     """The file whose `convert` reads weights of this family."""
-    return import_module(f"workloads.official.{source(family).module}")
+    return import_module(f"workloads.models.official.{published_by(family).module}")

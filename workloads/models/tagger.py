@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from workloads.config.recipe import Model
-from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Outputs
+from workloads.models.families import adapt_weights, build_backbone
 from workloads.models.front_end import build_front_end
 from workloads.runtime.rng import keyed_seed
 

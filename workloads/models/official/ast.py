@@ -13,11 +13,11 @@ from torch import Tensor
 
 from workloads.config.architectures import AST
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models import build_backbone
 from workloads.models.ast import PATCH
+from workloads.models.families import build_backbone
 from workloads.models.fit import require_fit
+from workloads.models.official.converted import Converted
 from workloads.models.patches import GRID, POSITIONS
-from workloads.official.converted import Converted
 
 PREFIX, HEAD = "v.", "mlp_head.1.weight"
 UNUSED = ("v.head.", "v.head_dist.")  # DeiT's own heads, which AST keeps and never asks

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from workloads.config.architectures import MN, DyMN
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models import build_backbone
+from workloads.models.families import build_backbone
 from workloads.models.fit import require_fit
 from workloads.models.mn import ATTENTION_HEADS, BLOCKS, channels
-from workloads.official.converted import Converted
+from workloads.models.official.converted import Converted
 
 Strides = tuple[int, int, int, int]
 USUAL: Strides = (2, 2, 2, 2)

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workloads.models import build_backbone
-from workloads.official.converted import Converted
-from workloads.tagger import Tagger, build_tagger
+from workloads.models.families import build_backbone
+from workloads.models.official.converted import Converted
+from workloads.models.tagger import Tagger, build_tagger
 
 
 def tagged(

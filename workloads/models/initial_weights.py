@@ -12,9 +12,9 @@ from torch import Tensor
 
 from workloads.config.architectures import AST, Arch, ViT
 from workloads.config.recipe import Model, restore
+from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.opener import Opener
-from workloads.tagger import Tagger
 
 LEARNING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "temperature")  # the last one is in the weights
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from workloads.config.architectures import AST, Arch, EfficientNet, ViT
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models import adapt_weights, build_backbone
 from workloads.models.backbone import Backbone
 from workloads.models.efficientnet import NET
+from workloads.models.families import adapt_weights, build_backbone
 from workloads.models.fit import require_fit
+from workloads.models.official.ast import WIDTHS, seconds_of
+from workloads.models.official.converted import Converted
 from workloads.models.patches import GRID, POSITIONS, STEM
 from workloads.models.vit import DISTILLED
-from workloads.official.ast import WIDTHS, seconds_of
-from workloads.official.converted import Converted
 
 CONV_STEM, CONV_HEAD = "conv_stem.weight", "conv_head.weight"
 VARIANTS: dict[int, Literal["b0", "b2"]] = {1280: "b0", 1408: "b2"}  # channels of EfficientNet's last map

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from workloads.config.architectures import CED
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models import build_backbone
 from workloads.models.ced import our_name
+from workloads.models.families import build_backbone
 from workloads.models.fit import require_fit
 from workloads.models.front_end import CED64, build_front_end
-from workloads.official.converted import Converted
+from workloads.models.official.converted import Converted
 
 CLIP_SECONDS = 10.0  # AudioSet's clips
 STEM, HEAD = "patch_embed.proj.weight", "outputlayer.1.weight"

@@ -1,0 +1,36 @@
+"""The model families: which file builds which.
+
+A backbone maps a normalised log-mel to logits; it knows no front end, no tags and no training. A family's file is
+imported when the family is asked for: torchvision and timm cost seconds. Each offers `build` and `adapt_weights`.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from torch import Tensor
+
+from workloads.config.architectures import Arch
+from workloads.models.backbone import Backbone
+
+FAMILIES = ("mn", "dymn", "efficientnet", "vit", "ast", "ced", "ondevice")
+
+
+def build_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:
+    """Build the family's network for mel_BMF of `bands` x `frames`; its logits_BC have C = `num_classes`."""
+    return _family(arch.family).build(arch, bands=bands, frames=frames, num_classes=num_classes)
+
+
+def adapt_weights(
+    state: dict[str, Tensor], backbone: Backbone, *, family: str, other_classes: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Fit foreign initial weights to the backbone: what to load, and the names that were dropped on purpose.
+
+    The head is dropped when it tells another number of classes apart, or `other_classes` in the same number.
+    """
+    return _family(family).adapt_weights(state, backbone, other_classes=other_classes)
+
+
+def _family(name: str) -> ModuleType:
+    if name not in FAMILIES:
+        raise ValueError(f"family = {name!r}: no such model family; the families are {', '.join(FAMILIES)}")
+    return import_module(f"workloads.models.{name}")
