@@ -14,8 +14,8 @@ import torch
 from orchestrator.plan import Cost, step_flops
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
+from workloads.distill.schedule import Phase
 from workloads.models.size import Size, macs_of_forward
-from workloads.roles import Phase
 from workloads.runtime.event_log import Spool
 from workloads.runtime.opener import Opener
 from workloads.runtime.session import FolderShelf, LocalSession

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from workloads.config.recipe import Recipe
 from workloads.data.clips import split
 from workloads.data.manifest import read_corpus
+from workloads.distill.schedule import Phase
 from workloads.models.size import Size, count
-from workloads.roles import Phase
 from workloads.runtime.opener import Opener
 
 HEADER_BYTES = 128  # of a .npy file with one axis

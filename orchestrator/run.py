@@ -20,10 +20,10 @@ from orchestrator.recipe import resolve
 from orchestrator.results import Place
 from orchestrator.runs import open_run, recovered, run_record
 from orchestrator.shelf import InBackground, RunShelf
-from workloads import roles
 from workloads.config.recipe import Recipe
 from workloads.data.clips import split
 from workloads.data.manifest import read_corpus
+from workloads.distill.schedule import Phase, plan_phases
 from workloads.runtime.event_log import Spool, read_spool
 
 Show = Callable[[Place], AbstractContextManager[None]]
@@ -48,7 +48,7 @@ class Request:
     patience_s: float = 300.0  # how long a store that went away is waited for
 
 
-def check(request: Request) -> tuple[roles.Phase, ...]:
+def check(request: Request) -> tuple[Phase, ...]:
     """Refuse the user's mistakes before anything is started or written; returns the run's phases."""
     recipe = request.recipe
     if request.address.startswith("ray://"):
@@ -72,7 +72,7 @@ def check(request: Request) -> tuple[roles.Phase, ...]:
             f"--workers {request.workers}: train.shards = {recipe.train.shards} must divide among them; "
             f"--set train.shards={request.workers} (the global batch is shards x shard_size clips)"
         )
-    return roles.plan(recipe)
+    return plan_phases(recipe)
 
 
 def refuse_passwords(**uris: str) -> None:

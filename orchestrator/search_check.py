@@ -11,11 +11,11 @@ from orchestrator.patience import say
 from orchestrator.proposals import planned
 from orchestrator.run import refuse_passwords
 from orchestrator.trial import judged_models, num_slices, rungs, searched, trial_recipe, without_teachers
-from workloads import roles
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 from workloads.data.clips import split
 from workloads.data.manifest import read_corpus
+from workloads.distill.schedule import own_steps, plan_phases
 
 MOST_CORNERS = 512  # of a space, that are tried for mistakes before anything starts
 
@@ -90,7 +90,7 @@ def check(request: SearchRequest) -> Budget:
         trial_recipe(recipe, settings, whole=True)
     if search.scheduler != "none":
         _require_equal_rungs(search, trials)
-    if len({tuple(sorted(roles.own_steps(roles.plan(made)).items())) for made in trials}) > 1:
+    if len({tuple(sorted(own_steps(plan_phases(made)).items())) for made in trials}) > 1:
         say("note: not all trials take equally many steps of each model, so their scores tell that too")
     return budget
 
@@ -127,7 +127,7 @@ def _require_equal_rungs(search: Search, trials: list[Recipe]) -> None:
         first: dict[str, int] = {}
         for made in trials:
             step = rungs(made, search)[number]
-            own = roles.own_steps(roles.plan(made), until=step)
+            own = own_steps(plan_phases(made), until=step)
             first = first or own
             if own != first:
                 said = [", ".join(f"{name} {count}" for name, count in sorted(each.items())) for each in (first, own)]
@@ -141,7 +141,7 @@ def _require_equal_rungs(search: Search, trials: list[Recipe]) -> None:
 def _require_control(made: Recipe) -> None:
     """ValueError where the schedule cannot do without teachers, so that nothing could be held against the winner."""
     try:
-        roles.plan(without_teachers(made))
+        plan_phases(without_teachers(made))
     except ValueError as error:
         raise ValueError(
             f"schedule.kind = {made.schedule.kind!r}: without edges there is no control ({error}); --no-finals "

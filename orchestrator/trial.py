@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.recipe import changed
-from workloads import roles
 from workloads.config.recipe import Recipe
 from workloads.config.schedules import Alternate, Mutual, OneWay, shortened
 from workloads.config.search import Search
+from workloads.distill.schedule import own_steps, plan_phases
 
 
 def trial_recipe(
@@ -62,7 +62,7 @@ def rungs(recipe: Recipe, search: Search) -> list[int]:
     Raises ValueError where they are no whole steps, or where they would judge models that had different numbers of
     turns.
     """
-    total = roles.plan(recipe)[-1].end
+    total = plan_phases(recipe)[-1].end
     if total % search.rungs:
         raise ValueError(f"search.rungs = {search.rungs}: must divide the schedule's {total} steps")
     steps = [total // search.rungs * number for number in range(1, search.rungs + 1)]
@@ -85,8 +85,8 @@ def judged_models(search: Search, made: Recipe) -> tuple[str, ...]:
     Raises ValueError for one that the recipe does not have, or that has not learned yet where it is first judged.
     """
     made.known_models("search.models", search.models)
-    phases, first = roles.plan(made), rungs(made, search)[0]
-    whole, early = roles.own_steps(phases), roles.own_steps(phases, until=first)
+    phases, first = plan_phases(made), rungs(made, search)[0]
+    whole, early = own_steps(phases), own_steps(phases, until=first)
     names = search.models or tuple(name for name in made.models if whole[name])
     if unready := [name for name in names if not early.get(name)]:
         raise ValueError(
@@ -98,7 +98,7 @@ def judged_models(search: Search, made: Recipe) -> tuple[str, ...]:
 
 def without_teachers(made: Recipe) -> Recipe:
     """The control: the same steps from labels alone. A model that never learns has nothing to do there."""
-    steps = roles.own_steps(roles.plan(made))
+    steps = own_steps(plan_phases(made))
     learners = {name: model for name, model in made.models.items() if steps[name]}
     schedule = made.schedule
     if isinstance(schedule, OneWay) and len(learners) < len(made.models):

@@ -88,16 +88,17 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 def _arm(kill: Kill) -> None:
     """Let the real function run into its own death; what it does otherwise stays as it is."""
     from orchestrator import shelf, storage
-    from workloads import finish, team
+    from workloads import finish
+    from workloads.distill.train_state import Member
     from workloads.runtime.event_log import Spool
 
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if kill.point == "step":  # of one model: another may have learned in the same step already
-        _before(team.Member, "step", kill.count, die)
+        _before(Member, "step", kill.count, die)
     elif kill.point == "sigterm":
-        _before(team.Member, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        _before(Member, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     elif kill.point == "spool":
         _before(Spool, "append", kill.count, _torn_line)
     elif kill.point in ("part", "half-part"):

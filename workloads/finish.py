@@ -9,11 +9,11 @@ from torch import Tensor
 from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import Prepared
+from workloads.distill.pool import Team
 from workloads.models.tagger import Tagger
 from workloads.predict import predict_clips
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session
-from workloads.team import Team
 
 
 def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> dict[str, dict[str, Any]]:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from workloads import metrics
 from workloads.config.recipe import Recipe
-from workloads.edges import Lesson
+from workloads.distill.edges import Lesson
+from workloads.distill.pool import Team
 from workloads.runtime.session import Session, gather
-from workloads.team import Team
 
 
 def stats_of(

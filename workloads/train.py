@@ -16,12 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workloads import metrics, roles
-from workloads.buffers import BufferMean
+from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
 from workloads.data.prepare import Prepared, prepare_together
-from workloads.edges import Lesson, TeacherSource, student_loss
+from workloads.distill.batch_norm import BufferMean
+from workloads.distill.edges import Lesson, student_loss
+from workloads.distill.pool import Team
+from workloads.distill.schedule import Phase, edge_weights, own_steps, plan_phases, smooth_scores
+from workloads.distill.sources import TeacherSource
 from workloads.finish import finish
 from workloads.predict import BadNumbers, score_clips
 from workloads.runtime import checkpoint
@@ -31,7 +34,6 @@ from workloads.runtime.resume import newest_whole
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session, gather
 from workloads.stats import averaged, own_numbers, stats_of
-from workloads.team import Team
 
 VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # what a checkpoint's numbers came from
 
@@ -43,7 +45,7 @@ class Run:
 
     recipe: Recipe
     session: Session
-    phases: tuple[roles.Phase, ...]
+    phases: tuple[Phase, ...]
     prepared: Prepared
     batches: Batches
     team: Team
@@ -120,14 +122,14 @@ def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
 
 
 def train_step(
-    run: Run, phase: roles.Phase, sources: dict[str, TeacherSource], *, wants_log: bool = False
+    run: Run, phase: Phase, sources: dict[str, TeacherSource], *, wants_log: bool = False
 ) -> dict[str, float]:
     """One step of every model that learns in this phase; returns metrics, means over all shards, if they are wanted.
 
     The losses of several students are summed: one backward, then one optimizer step each. Teachers are constants.
     """
     train = run.recipe.train
-    weights = roles.edge_weights(run.recipe, phase, run.step, run.scores)
+    weights = edge_weights(run.recipe, phase, run.step, run.scores)
     students = [run.team.members[name] for name in phase.trains]
     buffers = BufferMean([student.tagger for student in students], shards=train.shards, session=run.session)
     totals, stats = torch.zeros(len(students), device=run.session.device), []
@@ -162,7 +164,7 @@ def train_step(
     return averaged(stats, run.session) | own_numbers(run.team, phase.trains) if wants_log else {}
 
 
-def _bad_numbers(run: Run, phase: roles.Phase, totals: Tensor) -> list[str]:
+def _bad_numbers(run: Run, phase: Phase, totals: Tensor) -> list[str]:
     """The students whose loss (`totals`, in their order) or gradient is not finite; the same on every worker.
 
     They skip this step, said with the batch's clips, or BadNumbers ends the run: `train.bad_numbers` decides.
@@ -194,8 +196,8 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
             f"train.shards = {recipe.train.shards}: must be a multiple of the {session.world_size} workers; "
             "set train.shards or --workers"
         )
-    phases = roles.plan(recipe)
-    prepared, afresh = prepare_together(recipe, roles.own_steps(phases), session, files)
+    phases = plan_phases(recipe)
+    prepared, afresh = prepare_together(recipe, own_steps(phases), session, files)
     run = Run(
         recipe=recipe,
         session=session,
@@ -226,7 +228,7 @@ def _take_up(run: Run, fingerprint: str) -> None:
     run.note("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
 
 
-def _forward(run: Run, phase: roles.Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:
+def _forward(run: Run, phase: Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:
     """The training forward of every model that learns: logits_BC by name. Dropout depends on step and shard only."""
     spoken = {}
     for name in phase.trains:
@@ -238,7 +240,7 @@ def _forward(run: Run, phase: roles.Phase, shard: Shard, *, seed: int) -> dict[s
     return spoken
 
 
-def _validate(run: Run, phase: roles.Phase) -> None:
+def _validate(run: Run, phase: Phase) -> None:
     """Score those that learn on the validation slice; rank 0's numbers count, since weights may follow them."""
     values: dict[str, float] = {}
     primary: dict[str, float] = {}
@@ -250,7 +252,7 @@ def _validate(run: Run, phase: roles.Phase) -> None:
         member.average.validated(primary[name], member.tagger)
         run.validated[name] = (member.own_step, primary[name])
         values |= {f"{name}/val/{key}": value for key, value in scores.items()}
-    run.scores = roles.smooth_scores(run.recipe, run.scores, primary)
+    run.scores = smooth_scores(run.recipe, run.scores, primary)
     _log(run, values)
 
 
@@ -272,12 +274,12 @@ def _save(run: Run) -> None:
 
 def _state(run: Run) -> dict[str, Any]:
     """What a checkpoint says of itself and the loop; `best_for` are validation scores of exactly these weights."""
-    own_steps = {name: member.own_step for name, member in run.team.members.items()}
+    taken = {name: member.own_step for name, member in run.team.members.items()}
     return {
         "step": run.step,
         "scores": run.scores,
         "validated": run.validated,
-        "best_for": {name: score for name, (at, score) in run.validated.items() if own_steps.get(name, at) == at},
+        "best_for": {name: score for name, (at, score) in run.validated.items() if taken.get(name, at) == at},
         "data": run.prepared.corpus.fingerprint(),
         "recipe": asdict(run.recipe),
         "versions": {package: version(package) for package in VERSIONS},

@@ -13,7 +13,7 @@ from orchestrator.cli import app
 from orchestrator.measure import measure, tensor_bytes
 from orchestrator.plan import Clips, checkpoint_bytes, count_clips, model_sizes, plan_cost, step_flops
 from tests import small
-from workloads import roles
+from workloads.distill.schedule import plan_phases
 from workloads.models.size import Size
 from workloads.runtime.event_log import read_spool
 from workloads.runtime.opener import LocalFiles
@@ -26,7 +26,7 @@ HUNDRED = Clips(train=100, tags=10, val=20, test=30)
 
 def cost_of(recipe, **options):
     clips = count_clips(recipe, LocalFiles(), clips=None, tags=None)
-    return plan_cost(recipe, roles.plan(recipe), clips, model_sizes(recipe, tags=clips.tags), **options)
+    return plan_cost(recipe, plan_phases(recipe), clips, model_sizes(recipe, tags=clips.tags), **options)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_partners_from_other_shards_are_read_once_more(tiny, start, monkeypatch)
 
 def test_flops_are_three_forwards_to_learn_and_one_to_teach(tiny):
     recipe = tiny("one-way", "schedule.teacher_steps=3", "schedule.steps=5", "train.eval_every=4")
-    cost = plan_cost(recipe, roles.plan(recipe), HUNDRED, SIZES)
+    cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     cnn, vit = cost.models["cnn"], cost.models["vit"]
     assert (cnn.learn_flops, cnn.teach_flops) == (3 * 8 * 6 * 1000, 5 * 8 * 2 * 1000)
     assert (vit.learn_flops, vit.teach_flops) == (5 * 8 * 6 * 50_000, 0)
@@ -125,7 +125,7 @@ def test_flops_are_three_forwards_to_learn_and_one_to_teach(tiny):
 )
 def test_who_learns_and_teaches_runs_one_forward_unless_a_copy_teaches(tiny, settings, teaching):
     recipe = tiny("mutual", "schedule.burn_in=0", "schedule.steps=1", *settings)
-    (phase,) = roles.plan(recipe)
+    (phase,) = plan_phases(recipe)
     forwards = {"cnn": 3 + teaching["cnn"], "vit": 3 + teaching["vit"]}
     assert step_flops(recipe, phase, SIZES) == 8 * 2 * (forwards["cnn"] * 1000 + forwards["vit"] * 50_000)
 
@@ -135,7 +135,7 @@ def test_students_who_hear_a_teacher_alike_share_its_forward(tiny):
     edges = 'edges=[{teacher="cnn", student="vit", weight=0.5}, {teacher="cnn", student="other", weight=0.5%s}]'
     for other, forwards in (("", 1), (', view="clean"', 2)):
         recipe = tiny("one-way", f"models.other={arch}", edges % other)
-        assert plan._hearings(roles.plan(recipe)[1], "cnn") == forwards
+        assert plan._hearings(plan_phases(recipe)[1], "cnn") == forwards
 
 
 def test_planned_flops_are_those_of_a_real_step(tiny, start):
@@ -160,17 +160,17 @@ def test_planned_flops_are_those_of_a_real_step(tiny, start):
 
 def test_a_store_holds_every_view_that_students_hear(tiny):
     recipe = tiny("one-way", "schedule.teacher_steps=6", "schedule.steps=15", "train.shard_size=25")  # 4 steps an epoch
-    cost = plan_cost(recipe, roles.plan(recipe), HUNDRED, SIZES)
+    cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     cnn, vit = cost.models["cnn"], cost.models["vit"]
     assert (cnn.store_view_bytes, cnn.store_views) == (100 * 10 * 2, 5)  # steps 6 to 20 lie in epochs 1 to 5
     assert (vit.store_view_bytes, vit.store_views) == (0, 0)
     clean = replace(recipe, edges=(replace(recipe.edges[0], view="clean"),))
-    assert plan_cost(clean, roles.plan(clean), HUNDRED, SIZES).models["cnn"].store_views == 1
+    assert plan_cost(clean, plan_phases(clean), HUNDRED, SIZES).models["cnn"].store_views == 1
 
 
 def test_what_stays_is_the_newest_the_best_and_one_on_its_way(tiny):
     recipe = tiny("control-no-teacher", *TURNS, "train.checkpoint_every=1", "train.keep_last=2")
-    cost = plan_cost(recipe, roles.plan(recipe), HUNDRED, SIZES)
+    cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     assert cost.checkpoints == 13
     each = 2 * 40 + 24 + 2 * 7 + 5  # both keep a moving average
     assert cost.bytes_kept == (2 + 2 + 1) * each + 47
@@ -302,7 +302,7 @@ def test_a_run_that_leaves_the_test_fold_alone_costs_no_scoring_of_it(tiny):
         tiny("one-way", "schedule.teacher_steps=3", "schedule.steps=5", f"train.score_test={word}")
         for word in ("true", "false")
     )
-    with_test, without = (plan_cost(recipe, roles.plan(recipe), HUNDRED, SIZES) for recipe in (scored, left))
+    with_test, without = (plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES) for recipe in (scored, left))
     assert with_test.models["cnn"].score_flops - without.models["cnn"].score_flops == 2 * 1000 * 30
     assert with_test.models["vit"].score_flops - without.models["vit"].score_flops == 2 * 50_000 * 30
     assert with_test.clips_read - without.clips_read == 2 * 30
@@ -313,7 +313,7 @@ def test_a_clean_view_that_is_the_view_itself_is_read_once(tiny):
     clean = ("schedule.teacher_steps=3", "schedule.steps=5", "edges.0.view=clean")
     for augment, times in (("{mixup=0.5}", 1), ("{mixup=0.5, roll=0.1}", 2), ("{mask_mel=0.1}", 2)):
         recipe = tiny("one-way", *clean, f"augment={augment}")
-        read = plan._clips_read(recipe, roles.plan(recipe), HUNDRED, until=8, whole=False)
+        read = plan._clips_read(recipe, plan_phases(recipe), HUNDRED, until=8, whole=False)
         assert read - 3 * HUNDRED.val == (3 + 5 * times) * 8  # validated at step 3, 4 and 8
 
 

@@ -13,9 +13,9 @@ from orchestrator.recipe import load_recipe
 from orchestrator.search_files import Task, known_trials, read_result
 from orchestrator.search_summary import compared
 from orchestrator.trial import judge, judged_models, rungs, trial_recipe, without_teachers
-from workloads import roles
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
+from workloads.distill.schedule import own_steps, plan_phases
 from workloads.models.size import count, seconds_per_clip
 from workloads.train import advance
 
@@ -254,7 +254,7 @@ def test_a_teacher_that_never_learns_is_not_judged_and_stays_away_from_the_contr
     assert judge(Search(space=SPACE), made, {"vit/val/log_loss": 0.7}) == pytest.approx(0.7)
     control = without_teachers(made)
     assert (tuple(control.models), control.edges) == (("vit",), ())
-    assert roles.own_steps(roles.plan(control)) == {"vit": 12}
+    assert own_steps(plan_phases(control)) == {"vit": 12}
     with pytest.raises(ValueError, match=r"first judged, cnn has not learned yet"):
         judged_models(Search(space=SPACE, models=("cnn",)), made)
 

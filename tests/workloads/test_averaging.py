@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from workloads.averaging import WeightAverage, build_average
 from workloads.config.recipe import Average
+from workloads.distill.averaging import WeightAverage, build_average
 
 
 def one_weight(value: float = 0.0) -> nn.Linear:

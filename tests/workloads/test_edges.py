@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from workloads.config.recipe import Edge
-from workloads.edges import Lesson, kd_loss, label_loss, open_gate, student_loss
+from workloads.distill.edges import Lesson, kd_loss, label_loss, open_gate, student_loss
 
 STUDENT = torch.tensor([[0.2, -1.0, 0.5], [1.5, 0.3, -0.7]], dtype=torch.float64).float()
 TEACHER = torch.tensor([[1.0, 0.1, -2.0], [-0.5, 0.4, 0.9]])

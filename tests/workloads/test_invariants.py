@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from orchestrator.recipe import load_recipe, shipped_names
-from workloads.edges import Lesson, student_loss
-from workloads.roles import edge_weights
+from workloads.distill.edges import Lesson, student_loss
+from workloads.distill.schedule import edge_weights
 from workloads.train import loop, train_step
 
 SCHEDULES = ("one-way", "generations", "alternate", "mutual", "gated", "per-sample")

@@ -6,7 +6,7 @@ import torch
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN
 from workloads.config.recipe import Edge, FrontEnd, Model
-from workloads.edges import Lesson, student_loss
+from workloads.distill.edges import Lesson, student_loss
 from workloads.models.tagger import Tagger, build_tagger
 
 CASES: dict[str, tuple[Arch, str]] = {

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from orchestrator.recipe import load_recipe, shipped_names
-from workloads.roles import edge_weights, own_steps, plan, smooth_scores
+from workloads.distill.schedule import edge_weights, own_steps, plan_phases, smooth_scores
 
 DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that do not run without
 TAUGHT_BY_OTHERS = [
@@ -18,7 +18,7 @@ TAUGHT_BY_OTHERS = [
 
 
 def phases_of(name: str, *settings: str):
-    return plan(load_recipe(name, list(settings)))
+    return plan_phases(load_recipe(name, list(settings)))
 
 
 def test_alternate_takes_turns_after_the_burn_in():
@@ -42,7 +42,7 @@ def test_alternate_without_burn_in_has_no_empty_phase():
 def test_phases_of_every_shipped_recipe_join_without_gap_and_train_every_model(name):
     weights = ["models.teacher.init=weights.safetensors"] if name in TAUGHT_BY_OTHERS else []
     recipe = load_recipe(name, [*DATA, *weights])
-    phases = plan(recipe)
+    phases = plan_phases(recipe)
     assert phases[0].start == 0
     assert all(before.end == after.start for before, after in pairwise(phases))
     assert set(own_steps(phases)) == set(recipe.models)
@@ -53,7 +53,7 @@ def test_phases_of_every_shipped_recipe_join_without_gap_and_train_every_model(n
 @pytest.mark.parametrize("name", TAUGHT_BY_OTHERS)
 def test_a_teacher_that_never_learns_needs_weights(name):
     with pytest.raises(ValueError, match=r"models.teacher: teaches but never learns; give it weights \(init\)"):
-        plan(load_recipe(name, DATA))
+        plan_phases(load_recipe(name, DATA))
 
 
 def test_the_control_gives_each_model_as_many_steps_as_the_recipe():
@@ -82,20 +82,20 @@ def test_mutual_retakes_snapshots_at_every_exchange():
 
 def test_weights_ramp_up_from_the_first_taught_step():
     recipe = load_recipe("mutual", ["schedule.burn_in=10", "schedule.ramp=4"])
-    phase = plan(recipe)[1]
+    phase = plan_phases(recipe)[1]
     weights = [edge_weights(recipe, phase, step, {})["cnn-to-vit"] for step in range(10, 16)]
     assert weights == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
 
 
 def test_the_ramp_goes_on_across_turns():
     recipe = load_recipe("demo", ["schedule.burn_in=0", "schedule.period=2", "schedule.ramp=8"])
-    phases = plan(recipe)
+    phases = plan_phases(recipe)
     assert edge_weights(recipe, phases[2], 4, {}) == {"cnn-to-vit": 0.5 * 5 / 8}
 
 
 def test_gated_weights_follow_the_lead_and_keep_the_floor():
     recipe = load_recipe("gated", ["schedule.ramp=0", "schedule.floor=0.3", "schedule.margin=0.1"])
-    phase = plan(recipe)[1]
+    phase = plan_phases(recipe)[1]
     assert edge_weights(recipe, phase, 100, {})["cnn-to-vit"] == 0.5  # nothing validated yet
     even = edge_weights(recipe, phase, 100, {"cnn": 0.6, "vit": 0.6})
     assert even == pytest.approx({"cnn-to-vit": 0.5 * 0.65, "vit-to-cnn": 0.2 * 0.65})

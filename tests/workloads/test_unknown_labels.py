@@ -18,7 +18,7 @@ from workloads.data.augment import draw_view
 from workloads.data.batches import Batches
 from workloads.data.clips import Corpus
 from workloads.data.manifest import read_corpus
-from workloads.edges import label_loss, open_gate
+from workloads.distill.edges import label_loss, open_gate
 from workloads.runtime.event_log import read_spool
 from workloads.runtime.opener import LocalFiles
 from workloads.train import Run, loop

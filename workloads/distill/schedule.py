@@ -37,7 +37,7 @@ class Phase:
         return tuple(dict.fromkeys((*self.trains, *self.teachers)))
 
 
-def plan(recipe: Recipe) -> tuple[Phase, ...]:
+def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
     """Lay out the whole run; budgets are fixed here, before anything expensive starts.
 
     Raises ValueError for a schedule that names unknown models, shares its turns unevenly, lets a student's weights

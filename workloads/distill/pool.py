@@ -1,0 +1,134 @@
+"""The models of a run with everything that moves with them, and the one place where roles change (`Team.enter`)."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from workloads.config.recipe import Recipe
+from workloads.distill.schedule import Phase, own_steps
+from workloads.distill.sources import Frozen, Peer, TeacherSource
+from workloads.distill.train_state import Member
+from workloads.models.tagger import Tagger
+from workloads.runtime import checkpoint
+from workloads.runtime.opener import HISTORY
+from workloads.runtime.session import Session
+
+
+class Team:
+    """The models that the present phase needs; the others wait on disk."""
+
+    def __init__(
+        self, recipe: Recipe, session: Session, phases: tuple[Phase, ...], make_tagger: Callable[[str], Tagger]
+    ) -> None:
+        self.members: dict[str, Member] = {}
+        self.snapshots: dict[str, Tagger] = {}
+        self.taught = dict.fromkeys(recipe.models, 0)
+        self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
+        self._totals = own_steps(phases)
+        self._parked: dict[str, dict[str, Any]] = {}  # name -> scalars; the tensors are in the folder below
+        self._folder = session.work_dir / "parked"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # A group for each model: their collectives cannot interleave. Made once, in the same order on every worker.
+        self._groups = {name: dist.new_group() if session.world_size > 1 else None for name in recipe.models}
+
+    def enter(self, phase: Phase, *, resumed: bool = False) -> dict[str, TeacherSource]:
+        """Change roles: bring in whom the phase needs, park the rest, take snapshots; returns each edge's source."""
+        for name in [name for name in self.members if name not in phase.needs]:
+            self._park(name)
+        for name in phase.needs:
+            self.member(name)
+        for name, member in self.members.items():
+            member.tagger.train(name in phase.trains)
+        if not resumed:
+            teachers = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}
+            self.snapshots = {name: copy.deepcopy(self.members[name].tagger).eval() for name in sorted(teachers)}
+        return self._sources(phase)
+
+    def _sources(self, phase: Phase) -> dict[str, TeacherSource]:
+        shared: dict[tuple[str, str, str], TeacherSource] = {}  # two students of one teacher share its forward
+        sources = {}
+        for edge in phase.edges:
+            key = (edge.teacher, edge.view, edge.source)
+            if key not in shared:
+                if edge.source == "live" and edge.teacher in phase.trains:
+                    shared[key] = Peer(edge.teacher)
+                else:
+                    shared[key] = Frozen(self._standing(edge.teacher, edge.source), edge.view, self.autocast)
+            sources[edge.key] = shared[key]
+        return sources
+
+    def _standing(self, name: str, source: str) -> Callable[[], Tagger]:
+        if source == "snapshot":
+            return lambda: self.snapshots[name]
+        if source == "ema":
+            return lambda: self.members[name].candidate
+        return lambda: self.members[name].tagger
+
+    def member(self, name: str) -> Member:
+        """The model, built, or brought back from disk, if it is not in memory."""
+        if name not in self.members:
+            member = Member(
+                self._recipe.models[name],
+                self._make_tagger(name),
+                total_steps=self._totals[name],
+                session=self._session,
+                group=self._groups[name],
+                compiled=self._recipe.train.compile,
+            )
+            if name in self._parked:
+                member.load(checkpoint.read_tensors(self._folder, name), self._parked.pop(name))
+            self.members[name] = member
+        return self.members[name]
+
+    def dismiss(self, name: str) -> None:
+        """Let a model go that the run is done with."""
+        del self.members[name]
+
+    def _park(self, name: str) -> None:
+        member = self.members.pop(name)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in member.tensors().items()}
+        save_file(tensors, self._folder / f"{name}.safetensors")
+        self._parked[name] = member.scalars()
+
+    def autocast(self) -> torch.autocast:
+        """bf16 around a model's forward where the recipe says so; losses stay in fp32."""
+        return torch.autocast(self._session.device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16")
+
+    @contextlib.contextmanager
+    def synchronised(self, names: tuple[str, ...], *, last: bool) -> Iterator[None]:
+        """Gradients of these models cross workers with the step's last shard only."""
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                forward = self.members[name].forward
+                if isinstance(forward, DistributedDataParallel) and not last:
+                    stack.enter_context(forward.no_sync())
+            yield
+
+    def save(self, folder: Path, state: dict[str, Any], *, history: Path) -> Path:
+        """Write the whole team as one checkpoint; `state` and the file of records are the loop's own."""
+        tensors = {name: member.tensors() for name, member in self.members.items()}
+        tensors |= {f"snapshot-{name}": tagger.state_dict() for name, tagger in self.snapshots.items()}
+        state = state | {
+            "taught": self.taught,
+            "members": {name: member.scalars() for name, member in self.members.items()} | self._parked,
+            "snapshots": sorted(self.snapshots),
+        }
+        parked = {f"{name}.safetensors": self._folder / f"{name}.safetensors" for name in self._parked}
+        return checkpoint.write(folder, tensors=tensors, state=state, files={HISTORY: history, **parked})
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take up a saved team: everyone waits on disk until a phase needs them."""
+        self.taught = dict(state["taught"])
+        self._parked = dict(state["members"])
+        for name in self._parked:
+            save_file(checkpoint.read_tensors(folder, name), self._folder / f"{name}.safetensors")
+        for name in state["snapshots"]:
+            self.snapshots[name] = self._make_tagger(name).to(self._session.device).eval()
+            self.snapshots[name].load_state_dict(checkpoint.read_tensors(folder, f"snapshot-{name}"))
