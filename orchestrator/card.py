@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from workloads import metrics
+from workloads.evaluate import metrics
 
 # Hugging Face's names of licences, for what `workloads/official` says of those who published weights
 LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}

@@ -23,8 +23,8 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     """
     import torch
 
-    from workloads import metrics
-    from workloads.predict import load_tagger, predict_clips
+    from workloads.evaluate import metrics
+    from workloads.evaluate.predict import load_tagger, predict_clips
 
     if part not in ("train", "val", "test"):
         raise ValueError(f"--part {part!r}: must be train, val or test")
@@ -76,8 +76,8 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
 def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], dict[str, str]]:
     """The `top` most likely tags of each file with probabilities; files that could not be heard, with reasons."""
     from workloads.data.decode import BrokenClip
-    from workloads.models.fold import folded
-    from workloads.predict import load_tagger, tag_file
+    from workloads.evaluate.predict import load_tagger, tag_file
+    from workloads.export.fold import folded
 
     if top < 1:
         raise ValueError(f"--top {top}: must be 1 or more")

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from orchestrator import storage
 from orchestrator.card import write_card
 from orchestrator.evaluate import prepare_for
-from workloads import metrics
 from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe
 from workloads.data.batches import evaluation_batch
 from workloads.data.clips import Clip
 from workloads.data.prepare import Prepared
-from workloads.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
+from workloads.evaluate import metrics
+from workloads.evaluate.predict import load_tagger
+from workloads.export.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
+from workloads.export.quantise import quantise
 from workloads.models.size import count
 from workloads.models.tagger import Tagger
-from workloads.predict import load_tagger
-from workloads.quantise import quantise
 from workloads.runtime import checkpoint
 
 CALIBRATION_CLIPS = 64

@@ -27,7 +27,7 @@ def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int
     wrong for good (a recipe that cannot be, numbers that are not finite) is the trial's result; what may go better
     another time is raised.
     """
-    from workloads.predict import BadNumbers
+    from workloads.evaluate.predict import BadNumbers
 
     done = read_result(home, task)
     if done is not None:

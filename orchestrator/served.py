@@ -25,7 +25,7 @@ class ServedTagger(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Fetch the published tagger; ValueError if it is gone, damaged, or no longer the one that was registered."""
-        from workloads.predict import load_tagger
+        from workloads.evaluate.predict import load_tagger
         from workloads.runtime.checkpoint import file_digest
 
         uri, digest = context.model_config["checkpoint"], context.model_config["weights_file_sha256"]

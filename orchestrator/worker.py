@@ -16,7 +16,7 @@ from orchestrator.attempts import Driver, Superseded, asked_to_stop, take_next
 from orchestrator.recipe import parse
 from orchestrator.shelf import RunShelf
 from workloads.config.recipe import Recipe
-from workloads.predict import BadNumbers
+from workloads.evaluate.predict import BadNumbers
 from workloads.runtime.event_log import Spool, stamped
 from workloads.runtime.session import gather
 from workloads.train import loop, set_up

@@ -8,6 +8,10 @@ import pytest
 
 from orchestrator import cli, options
 from orchestrator.tracking import Replayer
+from workloads.models.initial_weights import build_initial_tagger
+from workloads.models.tagger import Tagger
+from workloads.runtime.opener import LocalFiles
+from workloads.train import Run
 
 
 class Done(NamedTuple):
@@ -41,3 +45,8 @@ def replayers() -> Iterator[list[Replayer]]:
     for replayer in started:
         replayer.process.kill()
         replayer.process.wait()
+
+
+def first_tagger(run: Run, name: str) -> Tagger:
+    """A model of the run as its first step finds it."""
+    return build_initial_tagger(run.recipe, name, tags=run.prepared.corpus.tags, files=LocalFiles())

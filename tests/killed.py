@@ -88,8 +88,8 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 def _arm(kill: Kill) -> None:
     """Let the real function run into its own death; what it does otherwise stays as it is."""
     from orchestrator import shelf, storage
-    from workloads import finish
     from workloads.distill.train_state import Member
+    from workloads.evaluate.deliver import checkpoint
     from workloads.runtime.event_log import Spool
 
     def die(*_: Any, **__: Any) -> None:
@@ -112,7 +112,7 @@ def _arm(kill: Kill) -> None:
     elif kill.point == "tidy":
         _before(storage, "remove", kill.count, _only_the_marker)
     elif kill.point == "finish":
-        _before(finish.checkpoint, "weights_digest", kill.count, die)
+        _before(checkpoint, "weights_digest", kill.count, die)
 
 
 def _let_jump(name: str, by: float) -> None:

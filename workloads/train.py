@@ -8,6 +8,7 @@ One step: every model of the phase that learns runs its shards, hears its teache
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
-from workloads.data.prepare import Prepared, prepare_together
+from workloads.data.prepare import Prepared
 from workloads.distill.batch_norm import BufferMean
 from workloads.distill.edges import Lesson, student_loss
 from workloads.distill.pool import Team
+from workloads.distill.preflight import prepare_together
 from workloads.distill.schedule import Phase, edge_weights, own_steps, plan_phases, smooth_scores
 from workloads.distill.sources import TeacherSource
-from workloads.finish import finish
-from workloads.predict import BadNumbers, score_clips
+from workloads.evaluate import metrics
+from workloads.evaluate.deliver import finish
+from workloads.evaluate.predict import BadNumbers, score_clips
+from workloads.evaluate.step_metrics import averaged, own_numbers, stats_of
+from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import Spool, read_spool, stamped
 from workloads.runtime.opener import HISTORY, LocalFiles, Opener
 from workloads.runtime.resume import newest_whole
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session, gather
-from workloads.stats import averaged, own_numbers, stats_of
 
 VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # what a checkpoint's numbers came from
 
@@ -198,13 +201,14 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         )
     phases = plan_phases(recipe)
     prepared, afresh = prepare_together(recipe, own_steps(phases), session, files)
+    make_tagger = partial(build_initial_tagger, recipe, tags=prepared.corpus.tags, files=files)
     run = Run(
         recipe=recipe,
         session=session,
         phases=phases,
         prepared=prepared,
         batches=Batches(prepared.splits.train, prepared.corpus, prepared.cache, recipe),
-        team=Team(recipe, session, phases, lambda name: prepared.make_tagger(name, files)),
+        team=Team(recipe, session, phases, make_tagger),
         shards=range(session.rank * each, (session.rank + 1) * each),
     )
     _take_up(run, prepared.corpus.fingerprint())

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.official import keyed_state
+from workloads.export.fold import folded
 from workloads.models.catalog import CATALOG
 from workloads.models.dymn import DynamicBlock, DynamicConv, DynamicReLU
 from workloads.models.families import build_backbone
-from workloads.models.fold import folded
 
 FRAMES = 500  # five seconds at 100 a second, as ESC-50's clips have; half as many where a hop is 20 ms
 TURNS = 7

@@ -18,7 +18,7 @@ from orchestrator import catchup
 from orchestrator.tracking import CLIENT, Replayer, start_replayer
 from tests import small
 from tests.servers import MlflowServer
-from workloads.predict import load_tagger
+from workloads.evaluate.predict import load_tagger
 from workloads.runtime.event_log import Spool, read_spool
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))

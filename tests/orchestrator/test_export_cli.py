@@ -15,8 +15,8 @@ import torch
 
 from orchestrator import export
 from tests.official import waveform
-from workloads.export import FACTS
-from workloads.predict import load_tagger
+from workloads.evaluate.predict import load_tagger
+from workloads.export.export import FACTS
 from workloads.runtime import checkpoint
 from workloads.train import loop
 
@@ -229,12 +229,12 @@ def test_a_file_that_differs_is_not_left_behind(trained, antiphon, tmp_path, mon
         runs = genuine(*arguments)
         return lambda heard: runs(heard) + np.float32(0.01)
 
-    import workloads.export
+    from workloads.export import export as exporting
 
-    genuine = workloads.export.open_file
-    monkeypatch.setattr(workloads.export, "open_file", shifted)
+    genuine = exporting.open_file
+    monkeypatch.setattr(exporting, "open_file", shifted)
     wanted = export.target(str(out / "a.pt2"), to="pt2", front_end="inside", int8=False)
-    with pytest.raises(workloads.export.ExportMismatch):
+    with pytest.raises(exporting.ExportMismatch):
         export.export_checkpoint(str(folder), wanted, None)
     assert list(out.iterdir()) == []
     shutil.rmtree(out)

@@ -13,13 +13,12 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from tests.commands import Done
+from tests.commands import Done, first_tagger
 from tests.efficientat import DATA, case
 from tests.official import keyed_state, waveform
 from workloads.data.synthetic import SOURCES
-from workloads.predict import load_tagger
+from workloads.evaluate.predict import load_tagger
 from workloads.runtime.checkpoint import file_digest
-from workloads.runtime.opener import LocalFiles
 from workloads.train import loop
 
 MN04 = '{family="mn", width=0.4}'
@@ -131,7 +130,7 @@ def test_an_imported_tagger_tags_a_file(antiphon, weights, tmp_path):
 def test_a_recipe_with_other_tags_starts_from_it(antiphon, weights, tmp_path, tiny, start):
     assert antiphon("models", "import", "--family", "mn", weights, tmp_path / "mn04").code == 0
     run = start(tiny("demo", *imported_as("cnn", tmp_path / "mn04")))
-    tagger = run.prepared.make_tagger("cnn", LocalFiles())
+    tagger = first_tagger(run, "cnn")
     assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
     assert tagger.tags == tuple(sorted(SOURCES))
     published = case("mn04").state
@@ -175,7 +174,7 @@ def test_weights_of_images_start_a_model_by_way_of_a_thousand_names(antiphon, tm
     done = antiphon("models", "import", tmp_path / f"{network}_im.pt", tmp_path / "im", *words)
     assert done.code == 0, done.err
     settings = [f"models.cnn.arch={arch}", 'models.cnn.front_end={kind="efficientat128"}']
-    tagger = start(tiny("demo", *settings, f"models.cnn.init={tmp_path}/im")).prepared.make_tagger("cnn", LocalFiles())
+    tagger = first_tagger(start(tiny("demo", *settings, f"models.cnn.init={tmp_path}/im")), "cnn")
     assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
     assert torch.equal(tagger.backbone.classifier[0].weight, state["classifier.2.weight"])
     assert getattr(tagger.backbone, "temperature", 30) == 30

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from workloads import train
-from workloads.predict import BadNumbers
+from workloads.evaluate.predict import BadNumbers
 from workloads.runtime.event_log import read_spool
 from workloads.train import loop, train_step
 

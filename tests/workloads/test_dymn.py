@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from workloads.config.architectures import DyMN
+from workloads.evaluate.predict import load_tagger
 from workloads.models.dymn import DynamicConv, DynamicReLU
 from workloads.models.families import adapt_weights, build_backbone
-from workloads.predict import load_tagger
 from workloads.runtime.event_log import read_spool
 from workloads.train import loop
 

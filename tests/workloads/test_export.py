@@ -14,9 +14,9 @@ from torch import Tensor
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model
-from workloads.export import FACTS, ExportMismatch, check, export, longest, open_file, takes_any_length
+from workloads.export.export import FACTS, ExportMismatch, check, export, longest, open_file, takes_any_length
+from workloads.export.quantise import quantise
 from workloads.models.tagger import Tagger, build_tagger
-from workloads.quantise import quantise
 
 CASES: dict[str, tuple[Arch, str]] = {
     "mn": (MN(family="mn", width=0.1), "efficientat128"),

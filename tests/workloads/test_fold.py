@@ -6,8 +6,8 @@ from torch import nn
 
 from tests.official import keyed_state
 from workloads.config.architectures import AST, MN, Arch, DyMN, EfficientNet, OnDevice
+from workloads.export.fold import folded
 from workloads.models.families import build_backbone
-from workloads.models.fold import folded
 
 CASES: dict[str, tuple[Arch, int]] = {  # with the batch norms that stay
     "mn": (MN(family="mn", width=0.1), 0),

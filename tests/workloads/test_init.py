@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.commands import first_tagger
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model, Recipe
 from workloads.models.families import build_backbone
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.opener import LocalFiles
 from workloads.train import Run, loop
 
 TAUGHT = ("schedule.teacher_steps=0", "schedule.steps=2")
@@ -132,7 +132,7 @@ def test_who_never_learned_is_delivered_with_its_own_words(tiny, start, publishe
 def test_statistics_that_are_written_out_are_the_same(tiny, start, published) -> None:
     """None and the number that it stands for are one."""
     run = start(tiny())
-    front_end = run.prepared.make_tagger("cnn", LocalFiles()).front_end
+    front_end = first_tagger(run, "cnn").front_end
     written = f'models.cnn.front_end={{kind="logmel64", mean={front_end.mean}, std={front_end.std}}}'
     assert start(tiny("one-way", *TAUGHT, f"models.cnn.init={published()}", written))
     assert start(tiny("one-way", *TAUGHT, f"models.cnn.init={published(written)}"))
@@ -215,5 +215,5 @@ def test_weights_without_a_head_start_a_learner_and_teach_nobody(tiny, start, pu
     with pytest.raises(ValueError, match=r"models\.cnn\.init.*cnn never learns them"):
         start(tiny("one-way", *TAUGHT, init))
     run = start(tiny("one-way", "schedule.teacher_steps=1", "schedule.steps=1", init))
-    assert run.prepared.make_tagger("cnn", LocalFiles()).started_afresh == ("classifier.3.weight", "classifier.3.bias")
+    assert first_tagger(run, "cnn").started_afresh == ("classifier.3.weight", "classifier.3.bias")
     assert loop(run) == "done"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from workloads import metrics
+from workloads.evaluate import metrics
 
 # three clips of three tags; the second clip is called tag 0 although it has tag 1; nobody has tag 2
 P_NC = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.2, 0.6, 0.2]], dtype=torch.float64)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchaudio.transforms import MFCC
 
 from workloads.config.architectures import OnDevice
+from workloads.evaluate.predict import load_tagger
 from workloads.models.backbone import Backbone
 from workloads.models.families import adapt_weights, build_backbone
 from workloads.models.ondevice import Cepstrum, PeepholeLSTM, TemporalBlock
-from workloads.predict import load_tagger
 from workloads.runtime.event_log import read_spool
 from workloads.train import loop
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import ViT
 from workloads.config.recipe import Model
+from workloads.evaluate.predict import tag_file
 from workloads.models.tagger import Tagger, build_tagger
-from workloads.predict import tag_file
 
 RATE = LENGTH = 16_000  # clips of a second
 TAGS = ("dog", "rain", "saw")

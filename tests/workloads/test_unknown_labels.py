@@ -12,13 +12,13 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from workloads import metrics
 from workloads.config.recipe import Augment, Data, Edge, Recipe
 from workloads.data.augment import draw_view
 from workloads.data.batches import Batches
 from workloads.data.clips import Corpus
 from workloads.data.manifest import read_corpus
 from workloads.distill.edges import label_loss, open_gate
+from workloads.evaluate import metrics
 from workloads.runtime.event_log import read_spool
 from workloads.runtime.opener import LocalFiles
 from workloads.train import Run, loop

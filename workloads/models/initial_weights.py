@@ -11,12 +11,29 @@ from typing import Any
 from torch import Tensor
 
 from workloads.config.architectures import AST, Arch, ViT
-from workloads.config.recipe import Model, restore
-from workloads.models.tagger import Tagger
+from workloads.config.recipe import Model, Recipe, restore
+from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.opener import Opener
 
 LEARNING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "temperature")  # the last one is in the weights
+
+
+def build_initial_tagger(recipe: Recipe, name: str, *, tags: tuple[str, ...], files: Opener) -> Tagger:
+    """A model of the recipe with its first weights, which depend on the run's seed, its name and `init` only."""
+    model = recipe.models[name]
+    tagger = build_tagger(
+        model,
+        name=name,
+        tags=tags,
+        labels=recipe.data.labels,
+        clip_seconds=recipe.data.clip_seconds,
+        clip_rate=recipe.rate,
+        seed=recipe.train.seed,
+    )
+    if model.init:
+        load_initial(tagger, name, files)
+    return tagger
 
 
 def load_initial(tagger: Tagger, name: str, files: Opener) -> None:

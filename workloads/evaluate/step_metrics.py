@@ -5,10 +5,10 @@ Axes: B clips, C tags.
 
 from torch import Tensor
 
-from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.distill.edges import Lesson
 from workloads.distill.pool import Team
+from workloads.evaluate import metrics
 from workloads.runtime.session import Session, gather
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from workloads import metrics
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import Prepared
 from workloads.distill.pool import Team
+from workloads.evaluate import metrics
+from workloads.evaluate.predict import predict_clips
 from workloads.models.tagger import Tagger
-from workloads.predict import predict_clips
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session
 

@@ -7,12 +7,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from workloads import metrics
 from workloads.config.recipe import Model, restore
 from workloads.data.batches import evaluation_batch
 from workloads.data.clips import Clip
 from workloads.data.decode import decode, fit, resample
 from workloads.data.prepare import Prepared
+from workloads.evaluate import metrics
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session, gather
