@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator import storage
+from orchestrator.storage import object_store
 
 BEAT_S = 10.0
 SILENCE_S = 30.0  # how long a heartbeat may stand still before its driver counts as dead
@@ -65,7 +65,7 @@ class Attempt:
 
     def check_newest(self) -> None:
         """Raise Superseded if a newer attempt exists."""
-        if storage.exists(_path(self.run_uri, str(self.number + 1))):
+        if object_store.exists(_path(self.run_uri, str(self.number + 1))):
             other = _driver(self.run_uri, _newest(self.run_uri))
             raise Superseded(f"{other} has taken this run over (it resumed it); this attempt stops and commits nothing")
 
@@ -107,7 +107,7 @@ def beating(run_uri: str, driver: Driver) -> Iterator[None]:
         while not stop.wait(BEAT_S):
             count += 1
             with suppress(Exception):  # a store that is away for a moment; if it stays away, others may take over
-                storage.put_text(_path(run_uri, f"{driver.token}.beat"), str(count))
+                object_store.put_text(_path(run_uri, f"{driver.token}.beat"), str(count))
 
     thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
     thread.start()
@@ -117,17 +117,17 @@ def beating(run_uri: str, driver: Driver) -> Iterator[None]:
         stop.set()
         thread.join()
         with suppress(Exception):  # then a watcher has to wait for the heartbeat's silence
-            storage.put_text(_path(run_uri, f"{driver.token}.ended"), "")
+            object_store.put_text(_path(run_uri, f"{driver.token}.ended"), "")
 
 
 def ask_to_stop(run_uri: str, driver: Driver) -> None:
     """Leave the wish that this driver's workers save and stop where they look for it."""
-    storage.put_text(_path(run_uri, f"{driver.token}.stop"), "")
+    object_store.put_text(_path(run_uri, f"{driver.token}.stop"), "")
 
 
 def asked_to_stop(run_uri: str, driver: Driver) -> bool:
     """Whether the driver wants its workers to save and stop."""
-    return storage.exists(_path(run_uri, f"{driver.token}.stop"))
+    return object_store.exists(_path(run_uri, f"{driver.token}.stop"))
 
 
 def seconds_since_boot(pid: int) -> float:
@@ -137,7 +137,7 @@ def seconds_since_boot(pid: int) -> float:
 
 
 def _lives(run_uri: str, driver: Driver, silence_s: float) -> bool:
-    if storage.exists(_path(run_uri, f"{driver.token}.ended")):
+    if object_store.exists(_path(run_uri, f"{driver.token}.ended")):
         return False
     if driver.here():
         return driver.exists()
@@ -145,7 +145,7 @@ def _lives(run_uri: str, driver: Driver, silence_s: float) -> bool:
     while time.monotonic() < deadline:
         if _beat(run_uri, driver) != seen:
             return True
-        if storage.exists(_path(run_uri, f"{driver.token}.ended")):
+        if object_store.exists(_path(run_uri, f"{driver.token}.ended")):
             return False
         time.sleep(min(1.0, silence_s / 10))
     return False
@@ -153,25 +153,29 @@ def _lives(run_uri: str, driver: Driver, silence_s: float) -> bool:
 
 def _claim(attempt: Attempt) -> Attempt:
     path, claim = _path(attempt.run_uri, str(attempt.number)), secrets.token_hex(8)
-    made = storage.create_exclusively(path, json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode())
+    made = object_store.create_exclusively(
+        path, json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode()
+    )
     # An answer may get lost on its way: then the store's client asks again and is told that the object exists.
-    if not made and json.loads(storage.get_text(path))["claim"] != claim:
+    if not made and json.loads(object_store.get_text(path))["claim"] != claim:
         raise ValueError(f"run {attempt.run_uri!r}: another process has just taken it up; only one may")
     return attempt
 
 
 def _newest(run_uri: str) -> int:
-    return max((int(name) for name in storage.names(storage.join(run_uri, "attempts")) if name.isdigit()), default=0)
+    return max(
+        (int(name) for name in object_store.names(object_store.join(run_uri, "attempts")) if name.isdigit()), default=0
+    )
 
 
 def _driver(run_uri: str, number: int) -> Driver:
-    return Driver(**json.loads(storage.get_text(_path(run_uri, str(number))))["driver"])
+    return Driver(**json.loads(object_store.get_text(_path(run_uri, str(number))))["driver"])
 
 
 def _beat(run_uri: str, driver: Driver) -> str:
     path = _path(run_uri, f"{driver.token}.beat")
-    return storage.get_text(path) if storage.exists(path) else ""
+    return object_store.get_text(path) if object_store.exists(path) else ""
 
 
 def _path(run_uri: str, name: str) -> str:
-    return storage.join(run_uri, "attempts", name)
+    return object_store.join(run_uri, "attempts", name)

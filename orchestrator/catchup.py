@@ -14,9 +14,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator import storage, tracking
+from orchestrator import tracking
 from orchestrator.replay import Cursor, deliver
 from orchestrator.runs import records_of
+from orchestrator.storage import object_store
 
 LOCK_S = 5.0  # a replayer that is about to finish is waited for
 SILENT_S = 120.0  # a driver that lives appends a sample of its machine every ten seconds
@@ -37,7 +38,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
         cursor = Cursor(spool, f"{uri} {destination.run_id}")
         deliver(cursor, destination, at_once=True)  # so that a finished run is not shown as running meanwhile
         silent_s = time.time() - cursor.last["t"] / 1000
-        if storage.is_local(run) and cursor.last["kind"] != "end" and silent_s > SILENT_S:
+        if object_store.is_local(run) and cursor.last["kind"] != "end" and silent_s > SILENT_S:
             destination.lost_writer(cursor.last["t"])
     return {
         "run": record["run_id"],
@@ -51,15 +52,15 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
 @contextmanager
 def _spool(run: str) -> Iterator[Path]:
     """The run's records as a local file that nobody else delivers meanwhile; a copy where it lies elsewhere."""
-    if not storage.exists(storage.join(run, "spool.jsonl")):
+    if not object_store.exists(object_store.join(run, "spool.jsonl")):
         raise ValueError(f"run {run!r}: no spool.jsonl there; give a run's folder or URI, STORAGE/RUN_ID")
-    if not storage.is_local(run):
+    if not object_store.is_local(run):
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
             copy = Path(scratch) / "spool.jsonl"
             copy.write_text("".join(json.dumps(record) + "\n" for record in records_of(run)))
             yield copy
         return
-    spool = storage.local_path(run) / "spool.jsonl"
+    spool = object_store.local_path(run) / "spool.jsonl"
     try:
         with FileLock(f"{spool}.lock", timeout=LOCK_S):
             yield spool
@@ -71,8 +72,8 @@ def _spool(run: str) -> Iterator[Path]:
 
 def _tracked(run: str, record: dict[str, Any]) -> str:
     """Where the run said it was tracked: in its outcome, else at its start."""
-    outcome = storage.join(run, "outcome.json")
-    uri = json.loads(storage.get_text(outcome))["tracking"] if storage.exists(outcome) else ""
+    outcome = object_store.join(run, "outcome.json")
+    uri = json.loads(object_store.get_text(outcome))["tracking"] if object_store.exists(outcome) else ""
     uri = uri or record["tags"].get("tracking", "")
     if uri in ("", tracking.NONE):
         raise ValueError(f"run {run!r}: was not tracked anywhere; say where its records shall go: --tracking URI")

@@ -74,7 +74,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe: its models teach each other as its schedule says."""
-    from orchestrator.recipe import load_recipe
+    from orchestrator.recipes.loader import load_recipe
     from orchestrator.run import Request, check
     from orchestrator.run import run as run_recipe
 
@@ -115,7 +115,7 @@ def run(
 
 def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
     """The resolved recipe and who learns from whom, when; as JSON the recipe alone, for `python -m workloads`."""
-    from orchestrator.recipe import resolve
+    from orchestrator.recipes.loader import resolve
 
     resolved = resolve(recipe)
     emit(resolved)
@@ -134,7 +134,7 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
 @app.command()
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from orchestrator.recipe import header, shipped_names
+    from orchestrator.recipes.loader import header, shipped_names
 
     with only_json(as_json) as emit:
         emit({"recipes": [{"name": name, "header": header(name)} for name in shipped_names()]})
@@ -146,8 +146,8 @@ def recipes(as_json: JsonOption = False) -> None:
 @data_app.command("check")
 def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOption = False) -> None:
     """Decode a recipe's data set into the cache and say what is in it, without training."""
-    from orchestrator.recipe import load_recipe
-    from orchestrator.storage import FsspecFiles
+    from orchestrator.recipes.loader import load_recipe
+    from orchestrator.storage.object_store import FsspecFiles
     from workloads.data.prepare import prepare
 
     loaded = load_recipe(recipe, settings)
@@ -173,7 +173,7 @@ def evaluate(
 ) -> None:
     """Score a tagger on a part of a recipe's data set."""
     from orchestrator.evaluate import evaluate_checkpoint
-    from orchestrator.recipe import load_recipe
+    from orchestrator.recipes.loader import load_recipe
 
     loaded = load_recipe(data, settings)
     with only_json(as_json) as emit:

@@ -30,7 +30,7 @@ def export(
         raise ValueError(f"--set {settings[0]}: changes the recipe of --int8; give that too")
     with redirect_stdout(sys.stderr):
         from orchestrator.export import export_checkpoint, target
-        from orchestrator.recipe import load_recipe
+        from orchestrator.recipes.loader import load_recipe
 
         wanted = target(out, to=to, front_end=front_end, int8=bool(int8))
         told = export_checkpoint(checkpoint, wanted, load_recipe(int8, settings) if int8 else None)

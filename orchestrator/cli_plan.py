@@ -36,9 +36,9 @@ def plan(
     with redirect_stdout(sys.stderr):
         from orchestrator.measure import measure
         from orchestrator.plan import count_clips, model_sizes, plan_cost
-        from orchestrator.recipe import load_recipe
+        from orchestrator.recipes.loader import load_recipe
         from orchestrator.run import Request, check
-        from orchestrator.storage import FsspecFiles
+        from orchestrator.storage.object_store import FsspecFiles
 
         loaded, files, measured = load_recipe(recipe, settings), FsspecFiles(), None
         _check_devices(loaded, devices)

@@ -44,7 +44,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Search a recipe's space: which temperature, which weights, who teaches when."""
-    from orchestrator.recipe import load_recipe
+    from orchestrator.recipes.loader import load_recipe
     from orchestrator.search import search as run_search
     from orchestrator.search_check import SearchRequest
 

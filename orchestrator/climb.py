@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator import storage
 from orchestrator.search_files import PATIENCE_S, Task, read_rungs
+from orchestrator.storage import object_store
 from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
@@ -57,7 +57,7 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
 
     search = searched(recipe)
     steps = rungs(task_recipe(recipe, task), search)
-    shelf = TrialShelf(storage.join(home, task.folder), keeps=steps if goes_on(search, task) else [], start=start)
+    shelf = TrialShelf(object_store.join(home, task.folder), keeps=steps if goes_on(search, task) else [], start=start)
     slices = range(search.slices if task.ranked else 1)
 
     def begin(at: int) -> list[Any]:
@@ -144,7 +144,7 @@ def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, sl
 
     made = task_recipe(recipe, task, slice_=slice_, at=at)
     session = LocalSession(work_dir=folder, spool=Spool(folder / "spool.jsonl"), shelf=shelf, device=made.train.device)
-    run = set_up(made, session, files=storage.FsspecFiles())
+    run = set_up(made, session, files=object_store.FsspecFiles())
     if searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
         values = {SET + place: float(value) for place, value in task.at(run.step).items()}  # all of them are numbers
         run.note("metrics", step=run.step + 1, values=values)
@@ -195,13 +195,13 @@ def delivered(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def even_out(recipe: Recipe, tasks: list[Task], home: str) -> int:
     """Take trials that wait for one another back to the newest rung whose checkpoint all of them have; its height."""
-    shelves = [storage.join(home, task.folder, "checkpoints") for task in tasks]
-    kept = [{_step_of(name): name for name in storage.committed(shelf)} for shelf in shelves]
+    shelves = [object_store.join(home, task.folder, "checkpoints") for task in tasks]
+    kept = [{_step_of(name): name for name in object_store.committed(shelf)} for shelf in shelves]
     newest = max(set.intersection(*(set(names) for names in kept)), default=0)
     for shelf, names in zip(shelves, kept, strict=True):
         for step, name in names.items():
             if step > newest:
-                storage.remove(storage.join(shelf, name))
+                object_store.remove(object_store.join(shelf, name))
     return rungs(task_recipe(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
 
 
@@ -224,13 +224,15 @@ class TrialShelf:
 
     def publish(self, folder: Path) -> None:
         if _step_of(folder.name) in self.keeps:
-            self.newest = self._patiently(lambda: storage.publish(folder, self._place(folder.name)))
+            self.newest = self._patiently(lambda: object_store.publish(folder, self._place(folder.name)))
             for name in self._committed()[:-KEPT]:
-                self._patiently(partial(storage.remove, self._place(name)))
+                self._patiently(partial(object_store.remove, self._place(name)))
         shutil.rmtree(folder)
 
     def deliver(self, folder: Path) -> str:
-        return self._patiently(lambda: storage.publish(folder, storage.join(self._uri, "models", folder.name)))
+        return self._patiently(
+            lambda: object_store.publish(folder, object_store.join(self._uri, "models", folder.name))
+        )
 
     def names(self) -> list[str]:
         if self._start:
@@ -242,13 +244,13 @@ class TrialShelf:
         return _step_of(names[0]) if (names := self.names()) else 0
 
     def fetch(self, name: str, work_dir: Path) -> Path:
-        return self._patiently(lambda: storage.fetch(self._start or self._place(name), work_dir))
+        return self._patiently(lambda: object_store.fetch(self._start or self._place(name), work_dir))
 
     def _committed(self) -> list[str]:
-        return self._patiently(lambda: storage.committed(storage.join(self._uri, "checkpoints")))
+        return self._patiently(lambda: object_store.committed(object_store.join(self._uri, "checkpoints")))
 
     def _patiently(self, call: Callable[[], Value]) -> Value:
-        return storage.patiently(call, what=self._uri, patience_s=PATIENCE_S)
+        return object_store.patiently(call, what=self._uri, patience_s=PATIENCE_S)
 
     def _place(self, name: str) -> str:
-        return storage.join(self._uri, "checkpoints", name)
+        return object_store.join(self._uri, "checkpoints", name)

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
 from orchestrator import search_report
-from orchestrator.patience import words
+from orchestrator.storage.retry import words
 from orchestrator.trials import Search, read_search
 
 EVERY_S = 3.0  # how often a page asks

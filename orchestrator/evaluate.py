@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import storage
 from orchestrator.report import write_report
 from orchestrator.runs import records_of
+from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     if part not in ("train", "val", "test"):
         raise ValueError(f"--part {part!r}: must be train, val or test")
     with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(storage.fetch(uri, Path(scratch)))
+        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
     clips = getattr(prepared.splits, part)
@@ -55,7 +55,7 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
     from workloads.data.prepare import prepare
 
     recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
-    prepared = prepare(recipe, storage.FsspecFiles(), rate=tagger.clip_rate)
+    prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate)
     if prepared.corpus.tags != tagger.tags:
         raise ValueError(
             f"checkpoint {uri!r}: knows the tags {', '.join(tagger.tags)}; "
@@ -81,9 +81,9 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
 
     if top < 1:
         raise ValueError(f"--top {top}: must be 1 or more")
-    opener = storage.FsspecFiles()
+    opener = object_store.FsspecFiles()
     with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(storage.fetch(uri, Path(scratch)))
+        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
     tagger, heard, broken = folded(tagger), {}, {}
     for name in files:
         try:
@@ -98,10 +98,10 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
 
 def rewrite_report(run: str, out: str) -> str:
     """Write the report of a run or a search, finished or not, from what its folder or URI holds; returns the path."""
-    if storage.exists(storage.join(run, "search.json")):
+    if object_store.exists(object_store.join(run, "search.json")):
         return _search_report(run, out)
-    recipe_uri = storage.join(run, "recipe.json")
-    if not storage.exists(recipe_uri):
+    recipe_uri = object_store.join(run, "recipe.json")
+    if not object_store.exists(recipe_uri):
         raise ValueError(f"run {run!r}: no recipe.json there; give a run's or a search's folder or URI, STORAGE/ID")
     records = records_of(run)
     if not records:
@@ -110,7 +110,7 @@ def rewrite_report(run: str, out: str) -> str:
     starts = [record for record in records if record["kind"] == "run"]
     command = starts[0]["tags"]["command"] if starts else f"antiphon run RECIPE --resume {run_id}"
     target = Path(out or f"{run_id}.html")
-    recipe = json.loads(storage.get_text(recipe_uri))
+    recipe = json.loads(object_store.get_text(recipe_uri))
     write_report(records, recipe, run_id=run_id, command=command, out=target)
     return str(target.resolve())
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator import storage
 from orchestrator.card import write_card
 from orchestrator.evaluate import prepare_for
+from orchestrator.storage import object_store
 from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe
 from workloads.data.batches import evaluation_batch
@@ -97,7 +97,7 @@ def export_checkpoint(uri: str, wanted: Target, recipe: Recipe | None) -> dict[s
     Raises ValueError for a folder that holds no tagger and for data with other tags.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = storage.fetch(uri, Path(scratch))
+        folder = object_store.fetch(uri, Path(scratch))
         tagger, state = load_tagger(folder)
     prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
     with tempfile.TemporaryDirectory(dir=wanted.path.parent, prefix=".export-") as scratch:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from orchestrator import storage
+from orchestrator.storage import object_store
 from workloads.config.recipe import NAME
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
@@ -101,15 +101,15 @@ def _checked_labels(labels: str) -> Literal["single", "multi"]:
 
 
 def _require_new(out: str) -> None:
-    if not storage.is_local(out):
-        storage.probe(out.rstrip("/").rsplit("/", 1)[0])
-    if storage.exists(out):
+    if not object_store.is_local(out):
+        object_store.probe(out.rstrip("/").rsplit("/", 1)[0])
+    if object_store.exists(out):
         raise ValueError(f"OUT {out!r}: is there already; choose a new folder or URI")
 
 
 def _read(uri: str, what: str) -> bytes:
     try:
-        with storage.FsspecFiles().open(uri) as file:
+        with object_store.FsspecFiles().open(uri) as file:
             return file.read()
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{what} {uri!r}: no such file") from None
@@ -240,4 +240,4 @@ def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = checkpoint.write(Path(scratch) / "tagger", tensors={"weights": tagger.state_dict()}, state=state)
-        return storage.publish(folder, out)
+        return object_store.publish(folder, out)

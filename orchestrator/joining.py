@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import stack
-from orchestrator import storage
+from orchestrator.storage import object_store
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Joined:
 
     def require_seen(self, ray: Any, uri: str) -> None:
         """ValueError where a local file is not seen by every node: what is kept there would be lost to the others."""
-        if not storage.is_local(uri) or len(self.nodes) == 1:
+        if not object_store.is_local(uri) or len(self.nodes) == 1:
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,7 +26,7 @@ class Joined:
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
         seen = ray.get(
-            [look.options(scheduling_strategy=where).remote(str(storage.local_path(uri))) for where in there]
+            [look.options(scheduling_strategy=where).remote(str(object_store.local_path(uri))) for where in there]
         )
         if not all(seen):
             raise ValueError(

@@ -25,9 +25,9 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import workloads
-from orchestrator import storage
 from orchestrator.deliveries import RUN_ID_TAG
 from orchestrator.replay import Away, say
+from orchestrator.storage import object_store
 from workloads.runtime.opener import MARKER
 
 BEST = "best"
@@ -147,8 +147,8 @@ def _read(uri: str) -> Published:
     """Read a published tagger's state after comparing every file's digest; raises Unreadable."""
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            folder = storage.patiently(
-                lambda: storage.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=PATIENCE_S
+            folder = object_store.patiently(
+                lambda: object_store.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=PATIENCE_S
             )
             digests = json.loads((folder / MARKER).read_text())["files"]
             for name, digest in digests.items():  # as `workloads.checkpoint` does, which would bring torch along
@@ -157,7 +157,7 @@ def _read(uri: str) -> Published:
                         raise ValueError(f"checkpoint {uri}: {name} differs from its SHA-256")
             state = json.loads((folder / "state.json").read_text())
         return Published(
-            uri=str(storage.local_path(uri)) if storage.is_local(uri) else uri,
+            uri=str(object_store.local_path(uri)) if object_store.is_local(uri) else uri,
             digest=digests["weights.safetensors"],
             tags=tuple(state["tags"]),
             score="accuracy" if state["labels"] == "single" else "mAP",
@@ -198,7 +198,7 @@ def _all_but_code(folder: str, names: list[str]) -> list[str]:
 
 def requirements(uri: str) -> list[str]:
     """The packages that a served tagger needs, in the versions of this process; `uri` tells how weights are fetched."""
-    fs, _ = storage.filesystem(uri)
+    fs, _ = object_store.filesystem(uri)
     files = {"fsspec", type(fs).__module__.partition(".")[0]}  # s3fs, gcsfs ... are called like their modules
     # A local build's mark (+cpu, +cu128) names no package of an index.
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in (*LIBRARIES, *sorted(files))]

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from orchestrator import storage
 from orchestrator.attempts import seconds_since_boot
+from orchestrator.storage import object_store
 from workloads.runtime.event_log import read_spool
 
 
@@ -39,24 +39,24 @@ def conclude(place: Place, command: str, *, publish: bool) -> dict[str, Any]:
     outcome = _outcome(place, records)
     if not publish:
         return outcome
-    recipe = json.loads(storage.get_text(storage.join(place.uri, "recipe.json")))
+    recipe = json.loads(object_store.get_text(object_store.join(place.uri, "recipe.json")))
     write_report(records, recipe, run_id=place.run_id, command=command, out=place.folder / "report.html")
     bad = [record for record in records if record["kind"] == "bad"]
     if bad:
         (place.folder / "bad-numbers.json").write_text(json.dumps(bad, indent=1))
-    if not storage.is_local(place.uri):
+    if not object_store.is_local(place.uri):
         share_spool(place)
         for name in ("report.html", "bad-numbers.json"):
             if (place.folder / name).exists():
-                storage.put_text(storage.join(place.uri, name), (place.folder / name).read_text())
-    storage.put_text(storage.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
+                object_store.put_text(object_store.join(place.uri, name), (place.folder / name).read_text())
+    object_store.put_text(object_store.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
     return outcome
 
 
 def share_spool(place: Place) -> None:
     """Put what was recorded so far where the run's other things are: at its beginning, that it began and how."""
-    if not storage.is_local(place.uri):
-        storage.put_text(storage.join(place.uri, "spool.jsonl"), place.spool.read_text())
+    if not object_store.is_local(place.uri):
+        object_store.put_text(object_store.join(place.uri, "spool.jsonl"), place.spool.read_text())
 
 
 def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:
         "error": end["error"],
         "mistake": end["mistake"],
         "seconds": round(time.clock_gettime(time.CLOCK_BOOTTIME) - seconds_since_boot(os.getpid()), 1),
-        "report": storage.join(place.uri, "report.html"),
+        "report": object_store.join(place.uri, "report.html"),
         "tracking": place.tracking,
         "resumed_from_step": resumed_from,
         "steps_run": max(result.get("steps", last) - resumed_from, 0),

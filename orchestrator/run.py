@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator import machine, results, storage, tracking
+from orchestrator import machine, results, tracking
 from orchestrator.attempts import Attempt, Driver, ask_to_stop, beating, is_driven_by
 from orchestrator.joining import connect, join_stack
-from orchestrator.recipe import resolve
+from orchestrator.recipes.loader import resolve
 from orchestrator.results import Place
 from orchestrator.runs import open_run, recovered, run_record
 from orchestrator.shelf import InBackground, RunShelf
+from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.data.clips import split
 from workloads.data.manifest import read_corpus
@@ -93,8 +94,8 @@ def run(request: Request, *, show: Show) -> dict[str, Any]:
     """
     check(request)
     request = replace(request, recipe=absolute(request.recipe))
-    split(read_corpus(request.recipe.data, storage.FsspecFiles()), request.recipe.data)
-    storage.probe(request.storage)
+    split(read_corpus(request.recipe.data, object_store.FsspecFiles()), request.recipe.data)
+    object_store.probe(request.storage)
     driver = Driver()
     opened = open_run(
         request.recipe,
@@ -117,7 +118,7 @@ def run(request: Request, *, show: Show) -> dict[str, Any]:
             mine = is_driven_by(place.uri, driver)  # else somebody else has resumed it by now
             return results.conclude(place, request.command, publish=mine)
 
-        return storage.patiently(conclude, what=place.uri, patience_s=request.patience_s)
+        return object_store.patiently(conclude, what=place.uri, patience_s=request.patience_s)
 
 
 def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
@@ -160,7 +161,7 @@ def absolute(recipe: Recipe) -> Recipe:
     """Local paths made absolute: Ray gives every worker a working folder of its own."""
 
     def here(uri: str) -> str:
-        return str(storage.local_path(uri)) if uri and storage.is_local(uri) else uri
+        return str(object_store.local_path(uri)) if uri and object_store.is_local(uri) else uri
 
     data = recipe.data
     data = replace(data, root=here(data.root), manifest=here(data.manifest), cache=here(data.cache))
@@ -191,7 +192,7 @@ def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool,
             should_stop=stop.is_set,
         )
         with on_sigterm(stop.set):
-            run = set_up(request.recipe, session, files=storage.FsspecFiles())
+            run = set_up(request.recipe, session, files=object_store.FsspecFiles())
             try:
                 status = loop(run)
             except ValueError as error:  # once the loop runs, it is not the user's mistake
@@ -229,8 +230,8 @@ def fit(
 
     from orchestrator.worker import SpoolCallback, train_worker
 
-    snapshot = storage.join(place.uri, RAY_SNAPSHOT)
-    storage.patiently(lambda: storage.delete(snapshot), what=snapshot, patience_s=patience_s)
+    snapshot = object_store.join(place.uri, RAY_SNAPSHOT)
+    object_store.patiently(lambda: object_store.delete(snapshot), what=snapshot, patience_s=patience_s)
     said_before = len(read_spool(place.spool))
     # The type checker sees the first generation of these classes, the interpreter the second.
     trainer = TorchTrainer(
@@ -269,11 +270,11 @@ def _connect(ray: Any, request: Request, address: str) -> None:
 
 def ray_storage(home: str, *, patience_s: float) -> dict[str, Any]:
     """Ray keeps its own notes in the same run folder as our checkpoints: it insists on owning the folder it reports."""
-    if storage.is_local(home):
-        return {"storage_path": str(storage.local_path(home))}
+    if object_store.is_local(home):
+        return {"storage_path": str(object_store.local_path(home))}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    fs, path = storage.filesystem(home, patience_s=patience_s)
+    fs, path = object_store.filesystem(home, patience_s=patience_s)
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 

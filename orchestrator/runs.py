@@ -13,11 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator import storage, tracking
+from orchestrator import tracking
 from orchestrator.attempts import Attempt, Driver, take_over
-from orchestrator.recipe import flatten, resolve
+from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.results import Place
 from orchestrator.shelf import ordered
+from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_spool
 from workloads.runtime.opener import HISTORY, MARKER
@@ -45,7 +46,7 @@ def open_run(
     """
 
     def patient(call: Any) -> Any:
-        return storage.patiently(call, what=f"storage {home!r}", patience_s=patience_s)
+        return object_store.patiently(call, what=f"storage {home!r}", patience_s=patience_s)
 
     if resume == AUTO:
         resume = patient(lambda: _newest_unfinished(recipe, home))
@@ -75,19 +76,19 @@ def _created(place: Place, recipe: str) -> bool:
     An answer may get lost on its way: then the store's client asks again and is told that the recipe exists. Where it
     is ours to the letter and nobody has taken the run up, we go on; the first attempt names its driver, once.
     """
-    uri = storage.join(place.uri, "recipe.json")
-    if storage.create_exclusively(uri, recipe.encode()):
+    uri = object_store.join(place.uri, "recipe.json")
+    if object_store.create_exclusively(uri, recipe.encode()):
         return True
-    return storage.get_text(uri) == recipe and not storage.names(storage.join(place.uri, "attempts"))
+    return object_store.get_text(uri) == recipe and not object_store.names(object_store.join(place.uri, "attempts"))
 
 
 def history(run_uri: str) -> list[dict[str, Any]]:
     """Everything the run said up to its last checkpoint, which carries it; the driver's own records are not in it."""
-    checkpoints = storage.join(run_uri, "checkpoints")
-    for name in ordered(storage.committed(checkpoints)):
+    checkpoints = object_store.join(run_uri, "checkpoints")
+    for name in ordered(object_store.committed(checkpoints)):
         try:
-            digest = json.loads(storage.get_text(storage.join(checkpoints, name, MARKER)))["files"][HISTORY]
-            text = storage.get_text(storage.join(checkpoints, name, HISTORY)).encode()
+            digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
+            text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()
         except (ValueError, KeyError, FileNotFoundError):  # damaged: whoever resumes says so, loudly
             continue
         if hashlib.sha256(text).hexdigest() == digest:
@@ -97,11 +98,11 @@ def history(run_uri: str) -> list[dict[str, Any]]:
 
 def records_of(run_uri: str) -> list[dict[str, Any]]:
     """All that can be read of a run where it is stored: its spool, and what its last checkpoint says beyond that."""
-    uri, records = storage.join(run_uri, "spool.jsonl"), []
-    if storage.exists(uri):
+    uri, records = object_store.join(run_uri, "spool.jsonl"), []
+    if object_store.exists(uri):
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
             copy = Path(scratch) / "spool.jsonl"
-            copy.write_text(storage.get_text(uri))
+            copy.write_text(object_store.get_text(uri))
             records = read_spool(copy)
     known = {json.dumps(record) for record in records}
     return records + [record for record in history(run_uri) if json.dumps(record) not in known]
@@ -147,37 +148,37 @@ def place_of(home: str, run_id: str, tracked: str) -> Place:
         raise ValueError(
             f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', and begin with a letter or digit"
         )
-    if storage.is_local(home):
-        local = storage.local_path(home)
+    if object_store.is_local(home):
+        local = object_store.local_path(home)
         uri = str(local / run_id)
     else:
         local = Path("~/.cache/antiphon/runs").expanduser()
-        uri = storage.join(home, run_id)
+        uri = object_store.join(home, run_id)
     return Place(run_id, uri, local / run_id, tracked or tracking.sqlite_uri(local))
 
 
 def _newest_unfinished(recipe: Recipe, home: str) -> str:
     """The id of the newest run of this very recipe that is not done; empty if there is none."""
     found = []
-    for run_id in storage.names(home):
-        uri = storage.join(home, run_id)
-        recipe_uri = storage.join(uri, "recipe.json")
+    for run_id in object_store.names(home):
+        uri = object_store.join(home, run_id)
+        recipe_uri = object_store.join(uri, "recipe.json")
         if (
-            storage.exists(recipe_uri)
-            and not differences(recipe, json.loads(storage.get_text(recipe_uri)))
+            object_store.exists(recipe_uri)
+            and not differences(recipe, json.loads(object_store.get_text(recipe_uri)))
             and _finished(uri) is None
         ):
-            found.append((storage.changed(recipe_uri), run_id))
+            found.append((object_store.changed(recipe_uri), run_id))
     return max(found, default=(None, ""))[1]
 
 
 def _check_same(recipe: Recipe, place: Place) -> None:
-    uri = storage.join(place.uri, "recipe.json")
-    if not storage.exists(uri):
+    uri = object_store.join(place.uri, "recipe.json")
+    if not object_store.exists(uri):
         raise ValueError(
             f"--resume {place.run_id!r}: no such run at {place.uri}; check --storage, or leave --resume out"
         )
-    if found := differences(recipe, json.loads(storage.get_text(uri))):
+    if found := differences(recipe, json.loads(object_store.get_text(uri))):
         key, was, now = found[0]
         raise ValueError(
             f"--resume {place.run_id!r}: it began with {key} = {was}, and this command says {now}; a run keeps its "
@@ -194,6 +195,6 @@ def differences(recipe: Recipe, resolved: dict[str, Any]) -> list[tuple[str, str
 
 def _finished(run_uri: str) -> dict[str, Any] | None:
     """The outcome of a run that is done, else None."""
-    uri = storage.join(run_uri, "outcome.json")
-    outcome: dict[str, Any] = json.loads(storage.get_text(uri)) if storage.exists(uri) else {}
+    uri = object_store.join(run_uri, "outcome.json")
+    outcome: dict[str, Any] = json.loads(object_store.get_text(uri)) if object_store.exists(uri) else {}
     return outcome if outcome.get("status") == "done" else None

@@ -12,13 +12,13 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import results, storage, tracking
+from orchestrator import results, tracking
 from orchestrator.attempts import Driver, beating, take_over
 from orchestrator.budget import Budget
 from orchestrator.family import NAMES
 from orchestrator.joining import connect, join_stack
 from orchestrator.proposals import num_trials
-from orchestrator.recipe import resolve
+from orchestrator.recipes.loader import resolve
 from orchestrator.results import Place
 from orchestrator.run import absolute, on_sigterm, wait_for_tracking
 from orchestrator.runs import differences, place_of
@@ -26,6 +26,7 @@ from orchestrator.search_check import SearchRequest, check, require_data
 from orchestrator.search_files import begin, facts_of, known_trials, reopen, share, write_cluster
 from orchestrator.search_finals import at_full_length, finals
 from orchestrator.search_summary import outcome_of
+from orchestrator.storage import object_store
 from orchestrator.trial import searched
 from workloads.config.recipe import Train
 from workloads.runtime.event_log import Spool, read_spool
@@ -42,7 +43,7 @@ def search(request: SearchRequest) -> dict[str, Any]:
     budget = check(request)
     request = replace(request, recipe=absolute(request.recipe))
     require_data(request.recipe)
-    storage.probe(request.storage)
+    object_store.probe(request.storage)
     began, place, driver = time.time(), _open(request), Driver()
     with on_sigterm(_interrupt):
         try:
@@ -73,7 +74,7 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
         try:
             # workers of one trial may lie on several nodes, a trial of one process does not
             slots = tuning.slots([joined.resources] if workers > 1 else joined.nodes, whole, request.slots)
-            joined.require_seen(ray, storage.join(place.uri, "search.json"))
+            joined.require_seen(ray, object_store.join(place.uri, "search.json"))
             write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
             with Spool(place.spool) as spool:
                 spool.append(_search_record(request, place))

@@ -5,11 +5,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator import storage
 from orchestrator.budget import Budget, parse_budget
-from orchestrator.patience import say
 from orchestrator.proposals import planned
 from orchestrator.run import refuse_passwords
+from orchestrator.storage import object_store
+from orchestrator.storage.retry import say
 from orchestrator.trial import judged_models, num_slices, rungs, searched, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
@@ -163,6 +163,6 @@ def _corners(search: Search) -> list[dict[str, Any]]:
 
 def require_data(recipe: Recipe) -> None:
     """ValueError where the data cannot be read or split: every trial would find that out by itself."""
-    corpus, slices = read_corpus(recipe.data, storage.FsspecFiles()), num_slices(recipe)
+    corpus, slices = read_corpus(recipe.data, object_store.FsspecFiles()), num_slices(recipe)
     for number in range(slices):
         split(corpus, replace(recipe.data, val_slice=number))

@@ -5,9 +5,9 @@ import statistics
 import time
 from typing import Any
 
-from orchestrator import storage
 from orchestrator.results import Place
 from orchestrator.search_files import Task, earlier, known_trials, read_result, write_outcome
+from orchestrator.storage import object_store
 from orchestrator.trial import searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import objective_name
@@ -23,7 +23,7 @@ def best_first(home: str) -> list[dict[str, Any]]:
 
 def winner_so_far(home: str) -> dict[str, Any] | None:
     """The trial that finals were begun for, if there is one."""
-    names = [name for name in storage.names(storage.join(home, "finals")) if name.startswith("winner-")]
+    names = [name for name in object_store.names(object_store.join(home, "finals")) if name.startswith("winner-")]
     numbers = {int(name.split("-")[1]) for name in names}
     return next((result for result in best_first(home) if result["number"] in numbers), None)
 
@@ -79,7 +79,7 @@ def outcome_of(
         ),
         "best": {key: best[0][key] for key in ("number", "settings", "objective")} if best else None,
         "tracking": place.tracking,
-        "report": storage.join(place.uri, "report.html"),
+        "report": object_store.join(place.uri, "report.html"),
         **_against_control(recipe, place.uri, [task for task in finals if task.final]),
         **_agreement(place.uri, [task for task in finals if task.kind == "full"]),
     }

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from orchestrator import storage
 from orchestrator.attempts import Attempt
+from orchestrator.storage import object_store
 
 Value = TypeVar("Value")
 NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
@@ -26,7 +26,7 @@ class RunShelf:
     def __init__(self, attempt: Attempt, *, keep_last: int, patience_s: float) -> None:
         self.attempt = attempt.number
         self._claim, self._keep_last, self._patience_s = attempt, keep_last, patience_s
-        self._checkpoints = storage.join(attempt.run_uri, "checkpoints")
+        self._checkpoints = object_store.join(attempt.run_uri, "checkpoints")
         self._best: dict[str, dict[str, float]] = {}  # checkpoint -> its models' scores; markers never change
 
     def publish(self, folder: Path) -> None:
@@ -34,12 +34,12 @@ class RunShelf:
 
         Raises attempts.Superseded if this attempt may not commit any more, OSError where the store stays away.
         """
-        self._put(folder, storage.join(self._checkpoints, folder.name))
+        self._put(folder, object_store.join(self._checkpoints, folder.name))
         self._patiently(self._tidy, self._checkpoints)
 
     def deliver(self, folder: Path) -> str:
         """Commit a tagger under `models/`; one that an older attempt left there is replaced if it differs."""
-        return self._put(folder, storage.join(self._claim.run_uri, "models", folder.name))
+        return self._put(folder, object_store.join(self._claim.run_uri, "models", folder.name))
 
     def names(self) -> list[str]:
         """Committed checkpoints, the one to go on from first."""
@@ -47,39 +47,39 @@ class RunShelf:
 
     def fetch(self, name: str, work_dir: Path) -> Path:
         """A committed checkpoint as a local folder."""
-        uri = storage.join(self._checkpoints, name)
-        return self._patiently(lambda: storage.fetch(uri, work_dir / "restored" / name), uri)
+        uri = object_store.join(self._checkpoints, name)
+        return self._patiently(lambda: object_store.fetch(uri, work_dir / "restored" / name), uri)
 
     def collect_garbage(self) -> None:
         """Remove what killed attempts began to save and never committed; called before this one saves anything."""
 
         def collect() -> None:
-            finished = storage.committed(self._checkpoints)
-            for name in storage.names(self._checkpoints):
+            finished = object_store.committed(self._checkpoints)
+            for name in object_store.names(self._checkpoints):
                 if name not in finished:
-                    storage.remove(storage.join(self._checkpoints, name))
-            storage.forget_uploads(self._claim.run_uri)
+                    object_store.remove(object_store.join(self._checkpoints, name))
+            object_store.forget_uploads(self._claim.run_uri)
 
         self._patiently(collect, self._checkpoints)
 
     def _put(self, folder: Path, uri: str) -> str:
         def put() -> str:
             self._claim.check_newest()
-            return storage.publish(folder, uri, before_commit=self._claim.check_newest)
+            return object_store.publish(folder, uri, before_commit=self._claim.check_newest)
 
         published = self._patiently(put, uri)
         shutil.rmtree(folder)
         return published
 
     def _patiently(self, call: Callable[[], Value], what: str) -> Value:
-        return storage.patiently(call, what=what, patience_s=self._patience_s)
+        return object_store.patiently(call, what=what, patience_s=self._patience_s)
 
     def _committed(self) -> list[str]:
-        return ordered(storage.committed(self._checkpoints))
+        return ordered(object_store.committed(self._checkpoints))
 
     def _tidy(self) -> None:
         for name in self._superfluous():
-            storage.remove(storage.join(self._checkpoints, name))
+            object_store.remove(object_store.join(self._checkpoints, name))
 
     def _superfluous(self) -> list[str]:
         found = self._committed()
@@ -91,7 +91,9 @@ class RunShelf:
 
     def _scores(self, name: str) -> dict[str, float]:
         if name not in self._best:
-            state: dict[str, Any] = json.loads(storage.get_text(storage.join(self._checkpoints, name, "state.json")))
+            state: dict[str, Any] = json.loads(
+                object_store.get_text(object_store.join(self._checkpoints, name, "state.json"))
+            )
             self._best[name] = state["best_for"]
         return self._best[name]
 

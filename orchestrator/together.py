@@ -5,13 +5,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator import storage
 from orchestrator.attempts import Attempt, Driver, beating, take_over
 from orchestrator.climb import Clock, Rung, delivered, mean_values, said_of, second_objective, task_recipe
 from orchestrator.results import Place
 from orchestrator.run import fit
 from orchestrator.runs import recovered
 from orchestrator.search_files import PATIENCE_S, Task
+from orchestrator.storage import object_store
 from orchestrator.trial import judge, rungs, searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
@@ -30,7 +30,7 @@ def climb_together(
     search, made = searched(recipe), task_recipe(recipe, task)
     steps, reached, told = rungs(made, search), 0, 0
     places = [
-        Place(name, storage.join(home, task.folder, name), scratch / name, "none")
+        Place(name, object_store.join(home, task.folder, name), scratch / name, "none")
         for name in (f"slice-{number}" for number in range(search.slices if task.ranked else 1))
     ]
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def _held(place: Place) -> Iterator[Attempt]:
     except ValueError as busy:  # whose workers were lost with it, and whose heartbeat is about to stand still
         raise RuntimeError(str(busy)) from None
     with beating(place.uri, driver):
-        before = storage.patiently(lambda: recovered(place), what=place.uri, patience_s=PATIENCE_S)
+        before = object_store.patiently(lambda: recovered(place), what=place.uri, patience_s=PATIENCE_S)
         with Spool(place.spool) as spool:
             for record in before:  # what was learned before validates nothing again
                 spool.append(record)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.recipe import changed
+from orchestrator.recipes.loader import changed
 from workloads.config.recipe import Recipe
 from workloads.config.schedules import Alternate, Mutual, OneWay, shortened
 from workloads.config.search import Search

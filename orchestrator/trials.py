@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator import storage
 from orchestrator.family import NAMES
-from orchestrator.patience import patiently
 from orchestrator.search_files import OUTCOME
+from orchestrator.storage import object_store
+from orchestrator.storage.retry import patiently
 from workloads.config.search import objective_name
 
 PATIENCE_S = 5.0  # for a store that is away for a moment
@@ -175,18 +175,18 @@ def read_search(uri: str, *, before: Search | None = None) -> Search:
 
 
 def _search(uri: str, before: Search | None) -> Search:
-    head_uri = storage.join(uri, "search.json")
-    if not storage.exists(head_uri):
+    head_uri = object_store.join(uri, "search.json")
+    if not object_store.exists(head_uri):
         raise ValueError(f"search {uri!r}: no search.json there; give a search's folder or URI, STORAGE/SEARCH_ID")
     head = _json(head_uri)
-    outcome = _json_or(storage.join(uri, OUTCOME), None)  # before the trials: they are complete then
-    names = _json_or(storage.join(uri, NAMES), {})
+    outcome = _json_or(object_store.join(uri, OUTCOME), None)  # before the trials: they are complete then
+    names = _json_or(object_store.join(uri, NAMES), {})
     ended = outcome is not None
     try:
-        trials = _read_all(storage.join(uri, "trials"), ended, before.trials if before else (), names)
-        finals = _read_all(storage.join(uri, "finals"), ended, before.finals if before else (), names)
+        trials = _read_all(object_store.join(uri, "trials"), ended, before.trials if before else (), names)
+        finals = _read_all(object_store.join(uri, "finals"), ended, before.finals if before else (), names)
         begun = {"slots": 1, "dashboard": "", "trials": head["recipe"]["search"]["trials"]}  # it has told no more yet
-        cluster = _json_or(storage.join(uri, "cluster.json"), begun)
+        cluster = _json_or(object_store.join(uri, "cluster.json"), begun)
         return Search(
             uri=uri,
             search_id=head["search_id"],
@@ -201,7 +201,7 @@ def _search(uri: str, before: Search | None) -> Search:
             trials=trials,
             finals=finals,
             outcome=outcome,
-            last_beat=0.0 if ended else _last_beat(storage.join(uri, "attempts")),
+            last_beat=0.0 if ended else _last_beat(object_store.join(uri, "attempts")),
         )
     except (KeyError, TypeError, AttributeError) as wrong:
         raise ValueError(
@@ -212,20 +212,20 @@ def _search(uri: str, before: Search | None) -> Search:
 def _read_all(uri: str, ended: bool, before: tuple[Trial, ...], names: dict[str, str]) -> tuple[Trial, ...]:
     known = {trial.name: trial for trial in before if trial.over and trial.mlflow_run_id == names.get(trial.name, "")}
     with ThreadPoolExecutor(READERS) as readers:
-        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended, names), storage.names(uri))
+        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended, names), object_store.names(uri))
         found = [trial for trial in read if trial is not None]
     return tuple(sorted(found, key=lambda trial: (trial.number, trial.name)))
 
 
 def _read(uri: str, name: str, ended: bool, names: dict[str, str]) -> Trial | None:
     """A trial from its result, else from its settings; None for a folder that holds neither (yet)."""
-    result, settings = storage.join(uri, name, "result.json"), storage.join(uri, name, "settings.json")
-    if storage.exists(result):
+    result, settings = object_store.join(uri, name, "result.json"), object_store.join(uri, name, "settings.json")
+    if object_store.exists(result):
         return _finished(name, _json(result), names.get(name, ""))
-    if not storage.exists(settings):
+    if not object_store.exists(settings):
         return None
     begun = _json(settings)
-    rungs = _json_or(storage.join(uri, name, "rungs.json"), {"history": [], "told": 0.0})
+    rungs = _json_or(object_store.join(uri, name, "rungs.json"), {"history": [], "told": 0.0})
     return Trial(
         name=name,
         number=int(begun["number"]),
@@ -265,8 +265,8 @@ def _finished(name: str, result: dict[str, Any], mlflow_run_id: str) -> Trial:
 
 def _last_beat(uri: str) -> float:
     """When a driver of the search last showed that it lives."""
-    beats = [name for name in storage.names(uri) if name.endswith(".beat")]
-    return max((storage.changed(storage.join(uri, name)).timestamp() for name in beats), default=0.0)
+    beats = [name for name in object_store.names(uri) if name.endswith(".beat")]
+    return max((object_store.changed(object_store.join(uri, name)).timestamp() for name in beats), default=0.0)
 
 
 def _rungs(history: list[dict[str, Any]]) -> tuple[Rung, ...]:
@@ -275,12 +275,12 @@ def _rungs(history: list[dict[str, Any]]) -> tuple[Rung, ...]:
 
 
 def _json_or(uri: str, default: Any) -> Any:
-    return _json(uri) if storage.exists(uri) else default
+    return _json(uri) if object_store.exists(uri) else default
 
 
 def _json(uri: str) -> Any:
     try:
-        read = json.loads(storage.get_text(uri))
+        read = json.loads(object_store.get_text(uri))
     except json.JSONDecodeError as error:
         raise ValueError(f"file {uri!r}: is not JSON ({error}); it was damaged or written by something else") from None
     return read

@@ -21,7 +21,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
-from orchestrator import storage
 from orchestrator.budget import Budget
 from orchestrator.climb import even_out
 from orchestrator.desk import Desk, Source
@@ -29,6 +28,7 @@ from orchestrator.learn import learn
 from orchestrator.proposals import Proposals
 from orchestrator.run import ray_storage
 from orchestrator.search_files import PATIENCE_S, Task, read_result
+from orchestrator.storage import object_store
 from orchestrator.trial import searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
@@ -115,7 +115,7 @@ class Crew:
             return 0.0
         height = even_out(self._recipe, waiting, self._home)
         space = {"task": tune.grid_search([asdict(task) for task in waiting])}
-        where = ray_storage(storage.join(self._home, "tune"), patience_s=PATIENCE_S)
+        where = ray_storage(object_store.join(self._home, "tune"), patience_s=PATIENCE_S)
         return self._fit(desk, space, where=where, scheduler=_scheduler(search, height), seconds=seconds)
 
     def _fit(

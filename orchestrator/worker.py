@@ -11,10 +11,10 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
 
-from orchestrator import storage
 from orchestrator.attempts import Driver, Superseded, asked_to_stop, take_next
-from orchestrator.recipe import parse
+from orchestrator.recipes.loader import parse
 from orchestrator.shelf import RunShelf
+from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
 from workloads.runtime.event_log import Spool, stamped
@@ -76,7 +76,7 @@ class RaySession:
         folder = Path(local.path)
         self._shelf.publish(folder)
         context = ray.train.get_context().get_storage()
-        path = storage.join(context.experiment_fs_path, "checkpoints", folder.name)
+        path = object_store.join(context.experiment_fs_path, "checkpoints", folder.name)
         return Checkpoint(path, context.storage_filesystem)
 
     def deliver(self, folder: Path) -> str:
@@ -130,7 +130,7 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         session.claim(recipe, patience_s=config["patience_s"])
         try:
-            run = set_up(recipe, session, files=storage.FsspecFiles())
+            run = set_up(recipe, session, files=object_store.FsspecFiles())
         except ValueError as mistake:
             session.close("failed", str(mistake), mistake=True)
         else:

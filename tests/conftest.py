@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.recipe import load_recipe
+from orchestrator.recipes.loader import load_recipe
 from tests import small
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import Spool

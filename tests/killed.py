@@ -87,7 +87,8 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 
 def _arm(kill: Kill) -> None:
     """Let the real function run into its own death; what it does otherwise stays as it is."""
-    from orchestrator import shelf, storage
+    from orchestrator import shelf
+    from orchestrator.storage import object_store
     from workloads.distill.train_state import Member
     from workloads.evaluate.deliver import checkpoint
     from workloads.runtime.event_log import Spool
@@ -106,11 +107,11 @@ def _arm(kill: Kill) -> None:
 
         _before(LocalFileSystem, "put_file", kill.count, die if kill.point == "part" else _half_file)
     elif kill.point == "before-marker":
-        _before(storage, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
+        _before(object_store, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
     elif kill.point == "after-marker":
         _before(shelf.RunShelf, "_superfluous", kill.count, die)
     elif kill.point == "tidy":
-        _before(storage, "remove", kill.count, _only_the_marker)
+        _before(object_store, "remove", kill.count, _only_the_marker)
     elif kill.point == "finish":
         _before(checkpoint, "weights_digest", kill.count, die)
 

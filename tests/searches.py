@@ -5,7 +5,7 @@ import math
 import random
 from typing import Any
 
-from orchestrator import storage
+from orchestrator.storage import object_store
 
 BEGAN = 1_790_000_000.0
 STEPS = (120, 240, 360)
@@ -137,7 +137,7 @@ BETTER |= {"excludes_control": True}
 
 def put(uri: str, *names: str, value: Settings) -> None:
     """Write one file of a search, as a search does."""
-    assert storage.create_exclusively(storage.join(uri, *names), json.dumps(value).encode())
+    assert object_store.create_exclusively(object_store.join(uri, *names), json.dumps(value).encode())
 
 
 def begin(uri: str, entry: Settings, *, name: str = "") -> None:

@@ -29,7 +29,12 @@ OWNERS = {
     "ray.job_submission": {"cluster/submit.py"},
 }
 HEAVY = ("torch", "ray", "mlflow", "pandas")
-LIGHT = ("workloads.config.recipe", "workloads.config.schedules", "workloads.distill.schedule", "orchestrator.recipe")
+LIGHT = (
+    "workloads.config.recipe",
+    "workloads.config.schedules",
+    "workloads.distill.schedule",
+    "orchestrator.recipes.loader",
+)
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator import attempts, storage
+from orchestrator import attempts
 from orchestrator.attempts import Driver, Superseded, take_next, take_over
+from orchestrator.storage import object_store
 
 
 def ended_process() -> Driver:
@@ -27,7 +28,7 @@ def elsewhere(**fields) -> Driver:
 
 
 def test_attempts_are_numbered_and_only_the_newest_may_commit(home):
-    run, first, second = storage.join(home, "run"), ended_process(), Driver()
+    run, first, second = object_store.join(home, "run"), ended_process(), Driver()
     one = take_over(run, first)
     one.check_newest()
     two = take_over(run, second)
@@ -40,28 +41,28 @@ def test_attempts_are_numbered_and_only_the_newest_may_commit(home):
 
 
 def test_a_run_is_not_taken_from_a_process_that_lives(home):
-    run = storage.join(home, "run")
+    run = object_store.join(home, "run")
     take_over(run, Driver())
     with pytest.raises(ValueError, match="is still working on it"):
         take_over(run, Driver())
 
 
 def test_a_pid_that_was_given_to_somebody_else_is_not_the_driver(home):
-    run = storage.join(home, "run")
+    run = object_store.join(home, "run")
     take_over(run, replace(Driver(), since_boot=1.0))
     assert take_over(run, Driver()).number == 2
 
 
 def test_another_host_is_dead_after_one_silent_interval_and_not_before(home):
-    run, far = storage.join(home, "run"), elsewhere()
+    run, far = object_store.join(home, "run"), elsewhere()
     take_over(run, far)
-    beats, stop = storage.join(run, "attempts", f"{far.token}.beat"), threading.Event()
+    beats, stop = object_store.join(run, "attempts", f"{far.token}.beat"), threading.Event()
 
     def beat() -> None:
         count = 0
         while not stop.wait(0.05):
             count += 1
-            storage.put_text(beats, str(count))
+            object_store.put_text(beats, str(count))
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -75,7 +76,7 @@ def test_another_host_is_dead_after_one_silent_interval_and_not_before(home):
 
 
 def test_a_driver_that_said_goodbye_is_not_waited_for(home):
-    run, far = storage.join(home, "run"), elsewhere()
+    run, far = object_store.join(home, "run"), elsewhere()
     take_over(run, far)
     with attempts.beating(run, far):
         pass
@@ -83,7 +84,7 @@ def test_a_driver_that_said_goodbye_is_not_waited_for(home):
 
 
 def test_of_two_that_resume_at_once_one_wins(home):
-    run = storage.join(home, "run")
+    run = object_store.join(home, "run")
     take_over(run, ended_process())
     answers: list[object] = []
 
@@ -103,7 +104,7 @@ def test_of_two_that_resume_at_once_one_wins(home):
 
 
 def test_restarted_workers_take_an_attempt_of_their_own_while_the_run_is_their_drivers(home):
-    run, first, second = storage.join(home, "run"), ended_process(), Driver()
+    run, first, second = object_store.join(home, "run"), ended_process(), Driver()
     take_over(run, first)
     group = take_next(run, first)
     again = take_next(run, first)
@@ -116,7 +117,7 @@ def test_restarted_workers_take_an_attempt_of_their_own_while_the_run_is_their_d
 
 
 def test_a_wish_to_stop_is_heard_by_its_own_workers_only(home):
-    run, first, second = storage.join(home, "run"), Driver(), Driver()
+    run, first, second = object_store.join(home, "run"), Driver(), Driver()
     attempts.ask_to_stop(run, first)
     assert attempts.asked_to_stop(run, first)
     assert not attempts.asked_to_stop(run, second)

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from orchestrator import dashboard, storage
+from orchestrator import dashboard
 from orchestrator.search_report import write_search_report
+from orchestrator.storage import object_store
 from orchestrator.trials import read_search
 from tests import searches
 
@@ -176,7 +177,7 @@ def test_an_open_page_shows_a_result_that_comes(
         """The app, under which the search goes on once the page has asked twice for news."""
         if scope["type"] == "http":
             asked.append(scope["path"])
-            if asked.count("/fragment") == 2 and not storage.exists(f"{uri}/trials/0006/result.json"):
+            if asked.count("/fragment") == 2 and not object_store.exists(f"{uri}/trials/0006/result.json"):
                 searches.end(uri, told[6])
         await app(scope, receive, send)
 

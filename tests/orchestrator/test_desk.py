@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import storage
 from orchestrator.desk import Desk
 from orchestrator.family import NAMES
 from orchestrator.search_files import Task, read_result, write_result, write_settings
 from orchestrator.search_finals import finals
+from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.runtime.event_log import Spool, read_spool
@@ -119,4 +119,4 @@ def test_links_to_mlflow_are_beside_a_search_on_an_object_store_while_it_goes_on
     desk.begin(Task("trial", 0))
     (tmp_path / NAMES).write_text('{"": "p", "0000": "c"}')
     desk.hear(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
-    assert storage.get_text(f"s3://links/s/{NAMES}") == (tmp_path / NAMES).read_text()
+    assert object_store.get_text(f"s3://links/s/{NAMES}") == (tmp_path / NAMES).read_text()

@@ -223,7 +223,7 @@ def test_clips_that_were_not_seen_are_found(tiny, tmp_path, monkeypatch):
 
 def invoke(tiny, tmp_path, *arguments: str):
     """`antiphon plan` on the small demo, in this process; its exit code and its JSON."""
-    from orchestrator.recipe import resolve
+    from orchestrator.recipes.loader import resolve
 
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(resolve(tiny("demo", *TURNS))))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.recipe import SHIPPED, flatten, header, load_recipe, parse, resolve, shipped_names
+from orchestrator.recipes.loader import SHIPPED, flatten, header, load_recipe, parse, resolve, shipped_names
 from orchestrator.search_check import SearchRequest, check
 
 ROOT = Path(__file__).parents[2]

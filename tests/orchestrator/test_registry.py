@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import catchup, registry, storage
+from orchestrator import catchup, registry
 from orchestrator.replay import Away
+from orchestrator.storage import object_store
 from orchestrator.tracking import CLIENT, sqlite_uri
 from tests.servers import S3Server
 from workloads.config.architectures import MN
@@ -141,7 +142,7 @@ def test_weights_in_an_object_store_stay_there(
         monkeypatch.setenv(key, value)
     S3FileSystem.clear_instance_cache()  # clients remember the endpoint with which they were made
     s3_server.client().create_bucket(Bucket="registry")
-    there = storage.publish(published(), "s3://registry/runs/bucket-1/models/cnn")
+    there = object_store.publish(published(), "s3://registry/runs/bucket-1/models/cnn")
     catchup.replay_run(str(_run(tmp_path, "bucket", "bucket-1", there, 0.5)), uri)
     S3FileSystem.clear_instance_cache()
     mlflow.set_tracking_uri(uri)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from s3fs import S3FileSystem
 
-from orchestrator import storage
 from orchestrator.attempts import Attempt, Driver, Superseded, take_next
 from orchestrator.shelf import InBackground, RunShelf
+from orchestrator.storage import object_store
 from workloads.runtime import checkpoint
 
 
@@ -34,7 +34,7 @@ def first(home, driver) -> Attempt:
 def start(home: str, driver: Driver) -> str:
     from orchestrator.attempts import take_over
 
-    run = storage.join(home, "run")
+    run = object_store.join(home, "run")
     take_over(run, driver)
     return run
 
@@ -53,9 +53,9 @@ def test_an_attempt_goes_on_from_what_the_newest_one_committed(first, driver, tm
     shelf(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
     second = shelf(take_next(first.run_uri, driver))
     second.publish(saved(tmp_path, "step-00000015-attempt-3"))
-    storage.publish(
+    object_store.publish(
         saved(tmp_path, "step-00000020-attempt-2"),
-        storage.join(first.run_uri, "checkpoints", "step-00000020-attempt-2"),
+        object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-2"),
     )
     assert second.names() == ["step-00000015-attempt-3", "step-00000020-attempt-2", "step-00000010-attempt-2"]
 
@@ -68,21 +68,21 @@ def test_an_older_attempt_never_commits(first, driver, tmp_path):
     with pytest.raises(Superseded):
         old.deliver(saved(tmp_path, "cnn"))
     assert old.names() == []
-    assert storage.committed(storage.join(first.run_uri, "models")) == []
+    assert object_store.committed(object_store.join(first.run_uri, "models")) == []
 
 
 def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, driver, tmp_path, monkeypatch):
     old = shelf(first)
-    real = storage.filesystem
+    real = object_store.filesystem
 
     def slow(uri: str):
         fs, path = real(uri)
         if path.endswith("step-00000020-attempt-2"):  # the upload has begun
-            monkeypatch.setattr(storage, "filesystem", real)
+            monkeypatch.setattr(object_store, "filesystem", real)
             take_next(first.run_uri, driver)
         return fs, path
 
-    monkeypatch.setattr(storage, "filesystem", slow)
+    monkeypatch.setattr(object_store, "filesystem", slow)
     with pytest.raises(Superseded):
         old.publish(saved(tmp_path, "step-00000020-attempt-2"))
     assert old.names() == []
@@ -90,18 +90,18 @@ def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, 
 
 def test_what_a_killed_save_left_is_collected(first, driver, tmp_path):
     shelf(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
-    torn = storage.join(first.run_uri, "checkpoints", "step-00000020-attempt-2")
-    storage.put_text(storage.join(torn, "cnn.safetensors"), "half of it")
+    torn = object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-2")
+    object_store.put_text(object_store.join(torn, "cnn.safetensors"), "half of it")
     after = shelf(take_next(first.run_uri, driver))
     after.collect_garbage()
     assert after.names() == ["step-00000010-attempt-2"]
-    assert storage.names(storage.join(first.run_uri, "checkpoints")) == ["step-00000010-attempt-2"]
+    assert object_store.names(object_store.join(first.run_uri, "checkpoints")) == ["step-00000010-attempt-2"]
 
 
 def test_a_tagger_of_an_older_attempt_is_replaced_if_it_differs(first, driver, tmp_path):
     shelf(first).deliver(saved(tmp_path, "cnn", {"cnn": 0.1}))
     uri = shelf(take_next(first.run_uri, driver)).deliver(saved(tmp_path, "cnn", {"cnn": 0.2}))
-    folder = storage.fetch(uri, tmp_path / "back")
+    folder = object_store.fetch(uri, tmp_path / "back")
     assert checkpoint.read_state(folder)["best_for"] == {"cnn": 0.2}
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from orchestrator import storage
+from orchestrator.storage import object_store
 from workloads.runtime import checkpoint
 
 
@@ -19,38 +19,38 @@ def folder(tmp_path, step: int):
 
 
 def test_a_published_folder_comes_back_whole(home, tmp_path):
-    storage.probe(home)
+    object_store.probe(home)
     made = folder(tmp_path, 7)
-    uri = storage.publish(made, storage.join(home, "checkpoints", made.name))
-    back = storage.fetch(uri, tmp_path / "back")
+    uri = object_store.publish(made, object_store.join(home, "checkpoints", made.name))
+    back = object_store.fetch(uri, tmp_path / "back")
     assert checkpoint.read_state(back) == {"step": 7}
     assert torch.equal(checkpoint.read_tensors(back, "cnn")["w"], torch.full((3,), 7))
-    assert storage.committed(storage.join(home, "checkpoints")) == [made.name]
-    assert storage.publish(made, uri) == uri  # again changes nothing
+    assert object_store.committed(object_store.join(home, "checkpoints")) == [made.name]
+    assert object_store.publish(made, uri) == uri  # again changes nothing
 
 
 def test_without_its_marker_a_folder_is_not_there(home, tmp_path):
-    storage.probe(home)
+    object_store.probe(home)
     made = folder(tmp_path, 7)
     (made / "COMMITTED.json").rename(tmp_path / "marker")
-    storage.put_text(storage.join(home, "checkpoints", made.name, "cnn.safetensors"), "half")
-    assert storage.committed(storage.join(home, "checkpoints")) == []
+    object_store.put_text(object_store.join(home, "checkpoints", made.name, "cnn.safetensors"), "half")
+    assert object_store.committed(object_store.join(home, "checkpoints")) == []
     with pytest.raises(ValueError, match="never finished"):
-        storage.fetch(storage.join(home, "checkpoints", made.name), tmp_path / "back")
+        object_store.fetch(object_store.join(home, "checkpoints", made.name), tmp_path / "back")
 
 
 def test_the_second_exclusive_create_loses(home):
-    storage.probe(home)
-    mark = storage.join(home, "attempt-1")
-    assert storage.create_exclusively(mark, b"first")
-    assert not storage.create_exclusively(mark, b"second")
-    assert storage.get_text(mark) == "first"
+    object_store.probe(home)
+    mark = object_store.join(home, "attempt-1")
+    assert object_store.create_exclusively(mark, b"first")
+    assert not object_store.create_exclusively(mark, b"second")
+    assert object_store.get_text(mark) == "first"
 
 
 def test_storage_that_cannot_be_written_is_told_with_the_fix(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
-        storage.probe(str(tmp_path / "file" / "below"))
+        object_store.probe(str(tmp_path / "file" / "below"))
 
 
 def test_a_missing_bucket_is_told_before_anything_starts(s3_server):
@@ -61,7 +61,7 @@ def test_a_missing_bucket_is_told_before_anything_starts(s3_server):
 
 
 def test_files_know_whether_they_changed(tmp_path):
-    files = storage.FsspecFiles()
+    files = object_store.FsspecFiles()
     path = tmp_path / "a.wav"
     path.write_bytes(b"one")
     before = files.identity(str(path))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.learn import learn
-from orchestrator.recipe import load_recipe
+from orchestrator.recipes.loader import load_recipe
 from orchestrator.search_files import Task, known_trials, read_result
 from orchestrator.search_summary import compared
 from orchestrator.trial import judge, judged_models, rungs, trial_recipe, without_teachers

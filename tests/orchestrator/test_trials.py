@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import search_files, storage
+from orchestrator import search_files
+from orchestrator.storage import object_store
 from orchestrator.trials import Search, read_search
 from tests import searches
 
@@ -63,7 +64,7 @@ def test_what_was_over_is_not_read_again(tmp_path: Any) -> None:
         searches.begin(uri, entry)
     searches.end(uri, told[0])
     before = read_search(uri)
-    storage.put_text(storage.join(uri, "trials", "0000", "result.json"), "damaged since")
+    object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), "damaged since")
     searches.end(uri, told[1])
     after = read_search(uri, before=before)
     assert after.trials[0] is before.trials[0]
@@ -157,6 +158,6 @@ def test_a_folder_that_holds_no_search_is_the_users_mistake(tmp_path: Any) -> No
 def test_a_damaged_file_is_named(tmp_path: Any, text: str, said: str) -> None:
     uri = str(tmp_path)
     searches.put(uri, "search.json", value=searches.head())
-    storage.put_text(storage.join(uri, "trials", "0000", "result.json"), text)
+    object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), text)
     with pytest.raises(ValueError, match=said):
         read_search(uri)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from orchestrator.recipe import load_recipe, shipped_names
+from orchestrator.recipes.loader import load_recipe, shipped_names
 from workloads.distill.edges import Lesson, student_loss
 from workloads.distill.schedule import edge_weights
 from workloads.train import loop, train_step

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from orchestrator.recipe import load_recipe
+from orchestrator.recipes.loader import load_recipe
 from workloads.config.recipe import Optimizer
 from workloads.distill.train_state import learning_rate
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from orchestrator.recipe import load_recipe, shipped_names
+from orchestrator.recipes.loader import load_recipe, shipped_names
 from workloads.distill.schedule import edge_weights, own_steps, plan_phases, smooth_scores
 
 DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that do not run without

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from orchestrator.patience import may_pass, patiently, refusal, say, words
+from orchestrator.storage.retry import may_pass, patiently, refusal, say, words
 from workloads.runtime.opener import MARKER
 
 READING_S = 60.0  # how long data are waited for; what a run writes has the user's own --patience

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from workloads.config.recipe import Recipe
 
-SHIPPED = resources.files("orchestrator") / "recipes"
+SHIPPED = resources.files("orchestrator.recipes")
 SELECTORS = ("kind", "family", "format")  # keys that choose which other keys a table may have
 
 
