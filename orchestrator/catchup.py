@@ -14,10 +14,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator import tracking
-from orchestrator.replay import Cursor, deliver
 from orchestrator.runs import records_of
 from orchestrator.storage import object_store
+from orchestrator.tracking.log_reader import Cursor, deliver
+from orchestrator.tracking.mlflow_run import open_destination
+from orchestrator.tracking.replayer import CLIENT
+from orchestrator.tracking.uri import NONE
 
 LOCK_S = 5.0  # a replayer that is about to finish is waited for
 SILENT_S = 120.0  # a driver that lives appends a sample of its machine every ten seconds
@@ -33,8 +35,8 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
         with spool.open("rb") as file:
             record = json.loads(file.readline())
         uri = uri or _tracked(run, record)
-        os.environ.update(tracking.CLIENT)
-        destination = tracking.destination(spool, uri)
+        os.environ.update(CLIENT)
+        destination = open_destination(spool, uri)
         cursor = Cursor(spool, f"{uri} {destination.run_id}")
         deliver(cursor, destination, at_once=True)  # so that a finished run is not shown as running meanwhile
         silent_s = time.time() - cursor.last["t"] / 1000
@@ -66,7 +68,7 @@ def _spool(run: str) -> Iterator[Path]:
             yield spool
     except Timeout:
         raise ValueError(
-            f"run {run!r}: its own replayer still works on it, see {spool.with_name('tracking.log')}; wait for that"
+            f"run {run!r}: its own replayer still works on it, see {spool.with_name('log')}; wait for that"
         ) from None
 
 
@@ -75,6 +77,6 @@ def _tracked(run: str, record: dict[str, Any]) -> str:
     outcome = object_store.join(run, "outcome.json")
     uri = json.loads(object_store.get_text(outcome))["tracking"] if object_store.exists(outcome) else ""
     uri = uri or record["tags"].get("tracking", "")
-    if uri in ("", tracking.NONE):
+    if uri in ("", NONE):
         raise ValueError(f"run {run!r}: was not tracked anywhere; say where its records shall go: --tracking URI")
     return str(uri)

@@ -97,7 +97,7 @@ def run(
             return
         from orchestrator.progress import progress
         from orchestrator.results import table
-        from orchestrator.tracking import ui_command
+        from orchestrator.tracking.uri import ui_command
 
         outcome = run_recipe(request, show=lambda place: progress(place.spool, console))
         emit(outcome)

@@ -24,7 +24,7 @@ def replay(
 ) -> None:
     """Deliver a run's records to MLflow, as for a server that was away. What is there already is not sent again."""
     from orchestrator.catchup import replay_run
-    from orchestrator.replay import Away
+    from orchestrator.tracking.log_reader import Away
 
     try:
         with redirect_stdout(sys.stderr):  # MLflow prints where the run can be seen

@@ -4,10 +4,10 @@ import time
 from contextlib import suppress
 from typing import Any, Protocol
 
-from orchestrator.family import NAMES
 from orchestrator.recipes.loader import flatten
 from orchestrator.search_files import Task, read_result, share, write_result
 from orchestrator.storage.retry import say
+from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import Spool, read_spool, stamped
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator import machine, results, tracking
+from orchestrator import machine, results
 from orchestrator.attempts import Attempt, Driver, ask_to_stop, beating, is_driven_by
 from orchestrator.joining import connect, join_stack
 from orchestrator.recipes.loader import resolve
@@ -21,6 +21,7 @@ from orchestrator.results import Place
 from orchestrator.runs import open_run, recovered, run_record
 from orchestrator.shelf import InBackground, RunShelf
 from orchestrator.storage import object_store
+from orchestrator.tracking.replayer import start_replayer
 from workloads.config.recipe import Recipe
 from workloads.data.clips import split
 from workloads.data.manifest import read_corpus
@@ -130,7 +131,7 @@ def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
         for record in missing:
             spool.append(record)
         results.share_spool(place)
-        replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+        replayer = start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
         launch = _run_locally if request.local else _run_on_ray
         try:
             with show(place), machine.sampling(spool):

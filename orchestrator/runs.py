@@ -13,12 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator import tracking
 from orchestrator.attempts import Attempt, Driver, take_over
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.results import Place
 from orchestrator.shelf import ordered
 from orchestrator.storage import object_store
+from orchestrator.tracking.uri import sqlite_uri
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_spool
 from workloads.runtime.opener import HISTORY, MARKER
@@ -135,7 +135,7 @@ def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> d
 
 def git_commit() -> str:
     """The commit of the code that runs; empty for an installed copy, or where there is no git."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return ""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
@@ -154,7 +154,7 @@ def place_of(home: str, run_id: str, tracked: str) -> Place:
     else:
         local = Path("~/.cache/antiphon/runs").expanduser()
         uri = object_store.join(home, run_id)
-    return Place(run_id, uri, local / run_id, tracked or tracking.sqlite_uri(local))
+    return Place(run_id, uri, local / run_id, tracked or sqlite_uri(local))
 
 
 def _newest_unfinished(recipe: Recipe, home: str) -> str:

@@ -12,10 +12,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import results, tracking
+from orchestrator import results
 from orchestrator.attempts import Driver, beating, take_over
 from orchestrator.budget import Budget
-from orchestrator.family import NAMES
 from orchestrator.joining import connect, join_stack
 from orchestrator.proposals import num_trials
 from orchestrator.recipes.loader import resolve
@@ -27,6 +26,8 @@ from orchestrator.search_files import begin, facts_of, known_trials, reopen, sha
 from orchestrator.search_finals import at_full_length, finals
 from orchestrator.search_summary import outcome_of
 from orchestrator.storage import object_store
+from orchestrator.tracking.nested_runs import NAMES
+from orchestrator.tracking.replayer import start_replayer
 from orchestrator.trial import searched
 from workloads.config.recipe import Train
 from workloads.runtime.event_log import Spool, read_spool
@@ -78,7 +79,7 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
             write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
             with Spool(place.spool) as spool:
                 spool.append(_search_record(request, place))
-                replayer = tracking.start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+                replayer = start_replayer(place.spool, place.tracking, log=place.folder / "log")
                 replayer.wait_started()
                 reopen(place.uri)
                 crew = tuning.Crew(request.recipe, place.uri, spool, resources=slot, slots=slots, workers=workers)

@@ -21,7 +21,7 @@ from orchestrator import search_timeline
 from orchestrator.search_sections import sections
 from orchestrator.search_settings import in_words
 from orchestrator.search_words import NOTHING, amount, duration, plural, score, verdict
-from orchestrator.tracking import ui_command
+from orchestrator.tracking.uri import ui_command
 from orchestrator.trials import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search, Trial
 
 SHOWN_ROWS = 15  # of the leaderboard; the rest unfolds

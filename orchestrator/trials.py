@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.family import NAMES
 from orchestrator.search_files import OUTCOME
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import patiently
+from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.search import objective_name
 
 PATIENCE_S = 5.0  # for a store that is away for a moment

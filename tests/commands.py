@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from orchestrator import cli, options
-from orchestrator.tracking import Replayer
+from orchestrator.tracking.replayer import Replayer
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime.opener import LocalFiles

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from orchestrator import catchup
-from orchestrator.tracking import CLIENT, Replayer, start_replayer
+from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
 from tests import small
 from tests.servers import MlflowServer
 from workloads.evaluate.predict import load_tagger

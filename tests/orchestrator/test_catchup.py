@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from orchestrator import catchup
 from orchestrator.cli import app
-from orchestrator.tracking import CLIENT, sqlite_uri
+from orchestrator.tracking.replayer import CLIENT
+from orchestrator.tracking.uri import sqlite_uri
 from workloads.runtime.event_log import Spool, stamped
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))

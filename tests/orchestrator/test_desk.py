@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.desk import Desk
-from orchestrator.family import NAMES
 from orchestrator.search_files import Task, read_result, write_result, write_settings
 from orchestrator.search_finals import finals
 from orchestrator.storage import object_store
+from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.runtime.event_log import Spool, read_spool

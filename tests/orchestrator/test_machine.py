@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.deliveries import delivery
 from orchestrator.machine import sampling
+from orchestrator.tracking.record_mapping import delivery
 from workloads.runtime.event_log import Spool, read_spool
 
 

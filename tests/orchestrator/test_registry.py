@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import catchup, registry
-from orchestrator.replay import Away
+from orchestrator import catchup
 from orchestrator.storage import object_store
-from orchestrator.tracking import CLIENT, sqlite_uri
+from orchestrator.tracking.log_reader import Away
+from orchestrator.tracking.model_registry import requirements
+from orchestrator.tracking.replayer import CLIENT
+from orchestrator.tracking.uri import sqlite_uri
 from tests.servers import S3Server
 from workloads.config.architectures import MN
 from workloads.config.recipe import Model
@@ -237,6 +239,6 @@ def test_an_artifact_store_that_is_away_is_tried_again(
 
 
 def test_the_requirements_are_versions_of_an_index() -> None:
-    local, remote = registry.requirements("/runs/models/cnn"), registry.requirements("s3://bucket/models/cnn")
+    local, remote = requirements("/runs/models/cnn"), requirements("s3://bucket/models/cnn")
     assert set(remote) - set(local) == {next(line for line in remote if line.startswith("s3fs=="))}
     assert not [line for line in remote if "+" in line or line.count("==") != 1]

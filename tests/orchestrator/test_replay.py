@@ -7,9 +7,9 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator import replay
-from orchestrator.deliveries import PARAM_LENGTH, cut, delivery
-from orchestrator.replay import Away, Cursor, Writer, follow
+from orchestrator.tracking import log_reader
+from orchestrator.tracking.log_reader import Away, Cursor, Writer, follow
+from orchestrator.tracking.record_mapping import PARAM_LENGTH, cut, delivery
 from workloads.runtime.event_log import Spool
 
 NOBODY = Writer(pid=0, started=0.0)
@@ -34,8 +34,8 @@ class Kept(list[dict[str, Any]]):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "POLL_S", 0.01)
-    monkeypatch.setattr(replay, "RETRY_S", 0.01)
+    monkeypatch.setattr(log_reader, "POLL_S", 0.01)
+    monkeypatch.setattr(log_reader, "RETRY_S", 0.01)
 
 
 def _spool(path: Path, count: int, *, end: bool = True) -> Path:

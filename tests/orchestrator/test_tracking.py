@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.tracking import CLIENT, Replayer, sqlite_uri, start_replayer, ui_command
+from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
+from orchestrator.tracking.uri import sqlite_uri, ui_command
 from workloads.runtime.event_log import Spool, read_spool
 
 CURVES = 4
@@ -53,7 +54,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _start(spool: Path, uri: str, replayers: list[Replayer]) -> Replayer:
-    replayer = start_replayer(spool, uri, log=spool.with_name("replayer.log"))
+    replayer = start_replayer(spool, uri, log=spool.with_name("tracking.log"))
     assert isinstance(replayer, Replayer)
     replayers.append(replayer)
     return replayer

@@ -1,6 +1,6 @@
 """MLflow's model registry: a version for each model that a run delivered, and the alias `best` of each name.
 
-Besides `tracking.py`, which imports this in the replayer's process alone, the only user of mlflow (`served.py` is not
+Besides `tracking.py`, which imports this in the replayer's process alone, the only user of mlflow (`pyfunc_model.py` is not
 imported by us: it is the code inside a registered model). A version refers to the published tagger and does not hold
 it: what lies in MLflow is code, signature and an example. Axes: B clips, T samples.
 """
@@ -25,9 +25,9 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import workloads
-from orchestrator.deliveries import RUN_ID_TAG
-from orchestrator.replay import Away, say
 from orchestrator.storage import object_store
+from orchestrator.tracking.log_reader import Away, say
+from orchestrator.tracking.record_mapping import RUN_ID_TAG
 from workloads.runtime.opener import MARKER
 
 BEST = "best"
@@ -35,7 +35,7 @@ DIGEST_TAG = "antiphon.weights_file_sha256"
 PATIENCE_S = 30.0  # for the store that the tagger is read from
 NOT_THERE = 501  # of the statuses from 500 on, the one that waiting does not change
 TONE_HZ = 440.0
-# What `served.py` and its copy of `workloads` import; all families' needs, since timm brings torchvision anyway.
+# What `pyfunc_model.py` and its copy of `workloads` import; all families' needs, since timm brings torchvision anyway.
 LIBRARIES = (
     *("mlflow", "numpy", "pandas", "pydantic", "filelock", "safetensors"),
     *("torch", "torchaudio", "torchvision", "timm", "soundfile"),
@@ -174,7 +174,7 @@ def _packed(tagger: Published, scratch: Path) -> Path:
     shutil.copytree(package, scratch / package.name, ignore=_all_but_code)
     mlflow.pyfunc.save_model(
         folder,
-        python_model=str(Path(__file__).with_name("served.py")),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         code_paths=[str(scratch / package.name)],
         model_config={"checkpoint": tagger.uri, "weights_file_sha256": tagger.digest},
         pip_requirements=requirements(tagger.uri),
