@@ -96,7 +96,7 @@ def run(
             _dry_run(request.recipe, check(request), emit, as_json)
             return
         from orchestrator.progress import progress
-        from orchestrator.results import table
+        from orchestrator.runs.outcome import table
         from orchestrator.tracking.uri import ui_command
 
         outcome = run_recipe(request, show=lambda place: progress(place.spool, console))

@@ -23,7 +23,7 @@ def replay(
     as_json: JsonOption = False,
 ) -> None:
     """Deliver a run's records to MLflow, as for a server that was away. What is there already is not sent again."""
-    from orchestrator.catchup import replay_run
+    from orchestrator.runs.backfill import replay_run
     from orchestrator.tracking.log_reader import Away
 
     try:

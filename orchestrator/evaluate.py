@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report import write_report
-from orchestrator.runs import records_of
+from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator import machine, results
-from orchestrator.attempts import Attempt, Driver, ask_to_stop, beating, is_driven_by
+from orchestrator import machine
 from orchestrator.joining import connect, join_stack
 from orchestrator.recipes.loader import resolve
-from orchestrator.results import Place
-from orchestrator.runs import open_run, recovered, run_record
-from orchestrator.shelf import InBackground, RunShelf
+from orchestrator.runs.checkpoint_store import InBackground, RunShelf
+from orchestrator.runs.lease import Attempt, Driver, ask_to_stop, beating, is_driven_by
+from orchestrator.runs.location import Place
+from orchestrator.runs.outcome import conclude, share_spool
+from orchestrator.runs.records import recovered, run_record
+from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
 from orchestrator.tracking.replayer import start_replayer
 from workloads.config.recipe import Recipe
@@ -115,11 +117,11 @@ def run(request: Request, *, show: Show) -> dict[str, Any]:
         replayer = _drive(request, place, opened.attempt, show)
         wait_for_tracking(replayer)
 
-        def conclude() -> dict[str, Any]:
+        def concluded() -> dict[str, Any]:
             mine = is_driven_by(place.uri, driver)  # else somebody else has resumed it by now
-            return results.conclude(place, request.command, publish=mine)
+            return conclude(place, request.command, publish=mine)
 
-        return object_store.patiently(conclude, what=place.uri, patience_s=request.patience_s)
+        return object_store.patiently(concluded, what=place.uri, patience_s=request.patience_s)
 
 
 def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
@@ -130,7 +132,7 @@ def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
         spool.append(run_record(request.recipe, place, command=request.command, workers=request.workers))
         for record in missing:
             spool.append(record)
-        results.share_spool(place)
+        share_spool(place)
         replayer = start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
         launch = _run_locally if request.local else _run_on_ray
         try:

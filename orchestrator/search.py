@@ -12,15 +12,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import results
-from orchestrator.attempts import Driver, beating, take_over
 from orchestrator.budget import Budget
 from orchestrator.joining import connect, join_stack
 from orchestrator.proposals import num_trials
 from orchestrator.recipes.loader import resolve
-from orchestrator.results import Place
 from orchestrator.run import absolute, on_sigterm, wait_for_tracking
-from orchestrator.runs import differences, place_of
+from orchestrator.runs.lease import Driver, beating, take_over
+from orchestrator.runs.location import Place, place_of
+from orchestrator.runs.outcome import share_spool
+from orchestrator.runs.resume import differences
 from orchestrator.search_check import SearchRequest, check, require_data
 from orchestrator.search_files import begin, facts_of, known_trials, reopen, share, write_cluster
 from orchestrator.search_finals import at_full_length, finals
@@ -85,7 +85,7 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
                 crew = tuning.Crew(request.recipe, place.uri, spool, resources=slot, slots=slots, workers=workers)
                 outcome = _work(request, place, crew, budget, began=began)
                 spool.append(_end(outcome["status"]))
-                results.share_spool(place)
+                share_spool(place)
         finally:
             ray.shutdown()
         wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to

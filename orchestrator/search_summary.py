@@ -5,7 +5,7 @@ import statistics
 import time
 from typing import Any
 
-from orchestrator.results import Place
+from orchestrator.runs.location import Place
 from orchestrator.search_files import Task, earlier, known_trials, read_result, write_outcome
 from orchestrator.storage import object_store
 from orchestrator.trial import searched

@@ -5,11 +5,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.attempts import Attempt, Driver, beating, take_over
 from orchestrator.climb import Clock, Rung, delivered, mean_values, said_of, second_objective, task_recipe
-from orchestrator.results import Place
 from orchestrator.run import fit
-from orchestrator.runs import recovered
+from orchestrator.runs.lease import Attempt, Driver, beating, take_over
+from orchestrator.runs.location import Place
+from orchestrator.runs.records import recovered
 from orchestrator.search_files import PATIENCE_S, Task
 from orchestrator.storage import object_store
 from orchestrator.trial import judge, rungs, searched

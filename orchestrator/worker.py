@@ -11,9 +11,9 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
 
-from orchestrator.attempts import Driver, Superseded, asked_to_stop, take_next
 from orchestrator.recipes.loader import parse
-from orchestrator.shelf import RunShelf
+from orchestrator.runs.checkpoint_store import RunShelf
+from orchestrator.runs.lease import Driver, Superseded, asked_to_stop, take_next
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers

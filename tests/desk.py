@@ -196,8 +196,8 @@ def publish_200_mb(env: dict[str, str], run_uri: str, home: Path, step: int) -> 
     os.environ.update(env)
     import torch
 
-    from orchestrator.attempts import Driver, take_over
-    from orchestrator.shelf import RunShelf
+    from orchestrator.runs.checkpoint_store import RunShelf
+    from orchestrator.runs.lease import Driver, take_over
 
     attempt = take_over(run_uri, Driver())
     shelf = RunShelf(attempt, keep_last=9, patience_s=60)

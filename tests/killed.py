@@ -87,7 +87,7 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 
 def _arm(kill: Kill) -> None:
     """Let the real function run into its own death; what it does otherwise stays as it is."""
-    from orchestrator import shelf
+    from orchestrator.runs.checkpoint_store import RunShelf
     from orchestrator.storage import object_store
     from workloads.distill.train_state import Member
     from workloads.evaluate.deliver import checkpoint
@@ -109,7 +109,7 @@ def _arm(kill: Kill) -> None:
     elif kill.point == "before-marker":
         _before(object_store, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
     elif kill.point == "after-marker":
-        _before(shelf.RunShelf, "_superfluous", kill.count, die)
+        _before(RunShelf, "_superfluous", kill.count, die)
     elif kill.point == "tidy":
         _before(object_store, "remove", kill.count, _only_the_marker)
     elif kill.point == "finish":

@@ -1,7 +1,7 @@
 """MLflow's model registry: a version for each model that a run delivered, and the alias `best` of each name.
 
-Besides `tracking.py`, which imports this in the replayer's process alone, the only user of mlflow (`pyfunc_model.py` is not
-imported by us: it is the code inside a registered model). A version refers to the published tagger and does not hold
+Imported by `mlflow_run.py`, in the replaying process only (`pyfunc_model.py` is not imported by us: it is the code
+inside a registered model). A version refers to the published tagger and does not hold
 it: what lies in MLflow is code, signature and an example. Axes: B clips, T samples.
 """
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from orchestrator import catchup
+from orchestrator.runs.backfill import replay_run
 from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
 from tests import small
 from tests.servers import MlflowServer
@@ -112,7 +112,7 @@ def test_a_run_arrives_whole_and_once(mlflow_server: MlflowServer, finished: Pat
     assert run.data.metrics["cnn/steps_learned"] == 6
     assert run.data.tags["cnn.checkpoint"] == str(finished / "models" / "cnn")
     before = _in_mlflow(mlflow_server.uri, finished.name)[1]
-    again = catchup.replay_run(str(finished))
+    again = replay_run(str(finished))
     points = sum(map(len, before.values()))
     assert (again["points_sent"], again["points_held"]) == (0, points)
     assert (again["run"], again["mlflow_run_id"]) == (finished.name, run.info.run_id)
@@ -243,8 +243,8 @@ def _metrics(spool: Spool, steps: range, *, scale: float = 1.0) -> float:
 def test_one_point_per_step_where_the_spool_was_lost_too(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     """The second attempt goes on from a checkpoint before the last delivered step, with a new spool."""
     run_id = f"lost-{mlflow_server.name}"
-    catchup.replay_run(str(_by_hand(tmp_path / "a", run_id, range(100), scale=1.0, uri=mlflow_server.uri, end=False)))
-    done = catchup.replay_run(str(_by_hand(tmp_path / "b", run_id, range(60, 150), scale=2.0, uri=mlflow_server.uri)))
+    replay_run(str(_by_hand(tmp_path / "a", run_id, range(100), scale=1.0, uri=mlflow_server.uri, end=False)))
+    done = replay_run(str(_by_hand(tmp_path / "b", run_id, range(60, 150), scale=2.0, uri=mlflow_server.uri)))
     assert (done["points_sent"], done["points_held"]) == (100, 80)
     _, curves = _in_mlflow(mlflow_server.uri, run_id)
     expected = [(step, float(step)) for step in range(100)] + [(step, 2.0 * step) for step in range(100, 150)]
@@ -279,7 +279,7 @@ def test_a_hung_server_blocks_nobody_and_gets_everything_once(
 def test_a_run_that_was_never_delivered_is_delivered_later(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     run_id = f"later-{mlflow_server.name}"
     folder = _by_hand(tmp_path, run_id, range(50), scale=0.5, uri=mlflow_server.uri)
-    first, second = _replay(folder), catchup.replay_run(str(folder))
+    first, second = _replay(folder), replay_run(str(folder))
     assert (first["points_sent"], first["points_held"]) == (100, 0)
     assert (second["points_sent"], second["points_held"]) == (0, 100)
     run = _check_all_there(mlflow_server.uri, folder / "spool.jsonl", run_id)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.runs import history
+from orchestrator.runs.records import history
 from tests.tiny_search import planned_settings, results, run, wait_until_told
 
 UNEQUAL = (  # half of each trial's steps are not half of each model's

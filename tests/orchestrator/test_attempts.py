@@ -7,8 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator import attempts
-from orchestrator.attempts import Driver, Superseded, take_next, take_over
+from orchestrator.runs.lease import (
+    Driver,
+    Superseded,
+    ask_to_stop,
+    asked_to_stop,
+    beating,
+    is_driven_by,
+    take_next,
+    take_over,
+)
 from orchestrator.storage import object_store
 
 
@@ -36,8 +44,8 @@ def test_attempts_are_numbered_and_only_the_newest_may_commit(home):
     two.check_newest()
     with pytest.raises(Superseded, match=rf"process {second.pid} on .* has taken this run over"):
         one.check_newest()
-    assert attempts.is_driven_by(run, second)
-    assert not attempts.is_driven_by(run, first)
+    assert is_driven_by(run, second)
+    assert not is_driven_by(run, first)
 
 
 def test_a_run_is_not_taken_from_a_process_that_lives(home):
@@ -78,7 +86,7 @@ def test_another_host_is_dead_after_one_silent_interval_and_not_before(home):
 def test_a_driver_that_said_goodbye_is_not_waited_for(home):
     run, far = object_store.join(home, "run"), elsewhere()
     take_over(run, far)
-    with attempts.beating(run, far):
+    with beating(run, far):
         pass
     assert take_over(run, Driver(), silence_s=3600).number == 2
 
@@ -118,6 +126,6 @@ def test_restarted_workers_take_an_attempt_of_their_own_while_the_run_is_their_d
 
 def test_a_wish_to_stop_is_heard_by_its_own_workers_only(home):
     run, first, second = object_store.join(home, "run"), Driver(), Driver()
-    attempts.ask_to_stop(run, first)
-    assert attempts.asked_to_stop(run, first)
-    assert not attempts.asked_to_stop(run, second)
+    ask_to_stop(run, first)
+    assert asked_to_stop(run, first)
+    assert not asked_to_stop(run, second)

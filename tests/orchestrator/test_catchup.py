@@ -13,8 +13,8 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from orchestrator import catchup
 from orchestrator.cli import app
+from orchestrator.runs import backfill
 from orchestrator.tracking.replayer import CLIENT
 from orchestrator.tracking.uri import sqlite_uri
 from workloads.runtime.event_log import Spool, stamped
@@ -72,18 +72,18 @@ def test_a_run_goes_where_it_was_tracked_and_only_once(tmp_path: Path, uri: str)
 def test_the_outcome_says_where_and_the_user_overrules_it(tmp_path: Path, uri: str) -> None:
     run = _run(tmp_path / "run", _records("overruled", "http://127.0.0.1:1"))
     (tmp_path / "run" / "outcome.json").write_text(json.dumps({"tracking": uri}))
-    assert catchup.replay_run(run)["tracking"] == uri
+    assert backfill.replay_run(run)["tracking"] == uri
     (tmp_path / "run" / "outcome.json").write_text(json.dumps({"tracking": "none"}))
     with pytest.raises(ValueError, match=r"was not tracked anywhere; .*--tracking URI"):
-        catchup.replay_run(run)
-    assert catchup.replay_run(run, uri)["points_held"] == 2
+        backfill.replay_run(run)
+    assert backfill.replay_run(run, uri)["points_held"] == 2
 
 
 def test_a_run_in_an_object_store_is_fetched(uri: str) -> None:
     lines = [json.dumps(record) + "\n" for record in _records("remote", uri)]
     fsspec.filesystem("memory").pipe_file("/team/remote/spool.jsonl", "".join(lines).encode())
-    assert catchup.replay_run("memory://team/remote")["points_sent"] == 2
-    assert catchup.replay_run("memory://team/remote/")["points_held"] == 2
+    assert backfill.replay_run("memory://team/remote")["points_sent"] == 2
+    assert backfill.replay_run("memory://team/remote/")["points_held"] == 2
 
 
 def test_nobody_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_folder_without_records_is_the_users_mistake(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_delivered_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catchup, "LOCK_S", 0)
+    monkeypatch.setattr(backfill, "LOCK_S", 0)
     run = _run(tmp_path, _records("busy", "sqlite:///nowhere.db"))
     with FileLock(tmp_path / "spool.jsonl.lock"), pytest.raises(ValueError, match="its own replayer still works on it"):
-        catchup.replay_run(run)
+        backfill.replay_run(run)
 
 
 @pytest.mark.parametrize(("seconds_ago", "status"), [(5.0, "RUNNING"), (600.0, "KILLED")])
@@ -115,6 +115,6 @@ def test_a_run_without_an_end_is_lost_only_if_it_fell_silent(
 ) -> None:
     records = _records(f"silent-{status}", uri, ended=False, seconds_ago=seconds_ago)
     started = time.time()
-    done = catchup.replay_run(_run(tmp_path, records))
+    done = backfill.replay_run(_run(tmp_path, records))
     assert time.time() - started < 60, "too slow a machine for what this shows"
     assert _status(uri, done["mlflow_run_id"]) == status

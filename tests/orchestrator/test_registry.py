@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import catchup
+from orchestrator.runs.backfill import replay_run
 from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import Away
 from orchestrator.tracking.model_registry import requirements
@@ -97,10 +97,10 @@ def test_best_moves_to_a_better_version_only(
     tagger, best = published(), []
     runs = [_run(tmp_path, "moves", f"r{n}", tagger, value) for n, value in enumerate((0.5, 0.4, 0.5, 0.7, None))]
     for run in runs:
-        catchup.replay_run(str(run), uri)
+        replay_run(str(run), uri)
         best.append(client.get_model_version_by_alias("moves-cnn", "best").version)
     assert [int(version) for version in best] == [1, 1, 1, 4, 4]
-    catchup.replay_run(str(runs[0]), uri)
+    replay_run(str(runs[0]), uri)
     assert _versions(client, "moves-cnn") == {"1": "r0", "2": "r1", "3": "r2", "4": "r3", "5": "r4"}
     assert int(client.get_model_version_by_alias("moves-cnn", "best").version) == 4
 
@@ -112,7 +112,7 @@ def test_a_version_says_where_the_weights_are_and_holds_none(
     from mlflow.models import Model as MlflowModel
 
     tagger = published()
-    catchup.replay_run(str(_run(tmp_path, "refers", "refers-1", tagger, 0.5)), uri)
+    replay_run(str(_run(tmp_path, "refers", "refers-1", tagger, 0.5)), uri)
     version = client.get_model_version("refers-cnn", "1")
     expected = {"antiphon.recipe": "refers", "antiphon.checkpoint": str(tagger), "antiphon.weights_sha256": "ab12"}
     expected |= {"antiphon.run_id": "refers-1", "val.accuracy": "0.5", "test.accuracy": "0.25"}
@@ -145,7 +145,7 @@ def test_weights_in_an_object_store_stay_there(
     S3FileSystem.clear_instance_cache()  # clients remember the endpoint with which they were made
     s3_server.client().create_bucket(Bucket="registry")
     there = object_store.publish(published(), "s3://registry/runs/bucket-1/models/cnn")
-    catchup.replay_run(str(_run(tmp_path, "bucket", "bucket-1", there, 0.5)), uri)
+    replay_run(str(_run(tmp_path, "bucket", "bucket-1", there, 0.5)), uri)
     S3FileSystem.clear_instance_cache()
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/bucket-cnn@best")
@@ -161,7 +161,7 @@ def test_a_model_refuses_weights_that_it_was_not_registered_with(
 
     mlflow.set_tracking_uri(uri)
     tagger, other = published(), published(seed=1)
-    catchup.replay_run(str(_run(tmp_path, "other", "other-1", tagger, 0.5)), uri)
+    replay_run(str(_run(tmp_path, "other", "other-1", tagger, 0.5)), uri)
     table = mlflow.pyfunc.load_model("models:/other-cnn@best").predict(np.zeros((2, SAMPLES), np.float32))
     assert list(table.columns) == list(TAGS)
     np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-6)
@@ -174,8 +174,8 @@ def test_a_model_refuses_weights_that_it_was_not_registered_with(
 def test_weights_that_a_later_attempt_replaced_get_a_version_of_their_own(
     tmp_path: Path, uri: str, client: Any, published: Callable[..., Path]
 ) -> None:
-    catchup.replay_run(str(_run(tmp_path, "again", "again-1", published(), 0.5)), uri)
-    catchup.replay_run(str(_run(tmp_path, "again", "again-1", published(seed=1), 0.4)), uri)
+    replay_run(str(_run(tmp_path, "again", "again-1", published(), 0.5)), uri)
+    replay_run(str(_run(tmp_path, "again", "again-1", published(seed=1), 0.4)), uri)
     assert _versions(client, "again-cnn") == {"2": "again-1"}
     assert int(client.get_model_version_by_alias("again-cnn", "best").version) == 2
 
@@ -198,7 +198,7 @@ def test_a_damaged_tagger_is_named_and_all_else_arrives(
         (tagger / "COMMITTED.json").unlink()
     else:
         tagger = tagger / "nowhere"
-    catchup.replay_run(str(_run(tmp_path, damage, f"{damage}-1", tagger, 0.5)), uri)
+    replay_run(str(_run(tmp_path, damage, f"{damage}-1", tagger, 0.5)), uri)
     assert f"{damage}-cnn is not registered: ValueError" in capsys.readouterr().err
     assert _status(client, f"{damage}-1") == ("FINISHED", 0.25)
     assert _versions(client, f"{damage}-cnn") == {}
@@ -207,7 +207,7 @@ def test_a_damaged_tagger_is_named_and_all_else_arrives(
 def test_a_name_that_mlflow_refuses_costs_the_version_alone(
     tmp_path: Path, uri: str, client: Any, published: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    catchup.replay_run(str(_run(tmp_path, "team:demo", "refused-1", published(), 0.5)), uri)
+    replay_run(str(_run(tmp_path, "team:demo", "refused-1", published(), 0.5)), uri)
     assert "team:demo-cnn is not registered, MLflow refuses it: " in capsys.readouterr().err
     assert _status(client, "refused-1") == ("FINISHED", 0.25)
 
@@ -220,12 +220,12 @@ def test_an_artifact_store_that_is_away_is_tried_again(
         spool.append(
             {"kind": "run", "run_id": run.name, "experiment": "antiphon", "name": "away", "params": {}, "tags": {}}
         )
-    hole = home / "artifacts" / catchup.replay_run(str(run), uri)["mlflow_run_id"]
+    hole = home / "artifacts" / replay_run(str(run), uri)["mlflow_run_id"]
     hole.write_text("a file where the run's artifacts belong")
     (run / "spool.jsonl").unlink()
     _run(tmp_path, "away", run.name, published(), 0.5)
     with pytest.raises(Away):
-        catchup.replay_run(str(run), uri)
+        replay_run(str(run), uri)
     command = [sys.executable, "-m", "orchestrator.tracking", str(run / "spool.jsonl"), uri, "--grace", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     replayer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -234,7 +234,7 @@ def test_an_artifact_store_that_is_away_is_tried_again(
     assert _status(client, run.name) == ("FINISHED", 0.25), "metrics and status do not wait for the registry"
     assert _versions(client, "away-cnn") == {}
     hole.unlink()
-    catchup.replay_run(str(run), uri)
+    replay_run(str(run), uri)
     assert _versions(client, "away-cnn") == {"1": run.name}
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from s3fs import S3FileSystem
 
-from orchestrator.attempts import Attempt, Driver, Superseded, take_next
-from orchestrator.shelf import InBackground, RunShelf
+from orchestrator.runs.checkpoint_store import InBackground, RunShelf
+from orchestrator.runs.lease import Attempt, Driver, Superseded, take_next
 from orchestrator.storage import object_store
 from workloads.runtime import checkpoint
 
@@ -32,7 +32,7 @@ def first(home, driver) -> Attempt:
 
 
 def start(home: str, driver: Driver) -> str:
-    from orchestrator.attempts import take_over
+    from orchestrator.runs.lease import take_over
 
     run = object_store.join(home, "run")
     take_over(run, driver)

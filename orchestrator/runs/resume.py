@@ -1,29 +1,18 @@
 """Which run a command is about: a new one, or one to go on with. Owns the run folder's first files."""
 
-import hashlib
 import json
-import re
 import secrets
-import shutil
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from orchestrator.attempts import Attempt, Driver, take_over
 from orchestrator.recipes.loader import flatten, resolve
-from orchestrator.results import Place
-from orchestrator.shelf import ordered
+from orchestrator.runs.lease import Attempt, Driver, take_over
+from orchestrator.runs.location import Place, place_of
 from orchestrator.storage import object_store
-from orchestrator.tracking.uri import sqlite_uri
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import read_spool
-from workloads.runtime.opener import HISTORY, MARKER
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 AUTO = "auto"
 PLACES = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines
 
@@ -80,81 +69,6 @@ def _created(place: Place, recipe: str) -> bool:
     if object_store.create_exclusively(uri, recipe.encode()):
         return True
     return object_store.get_text(uri) == recipe and not object_store.names(object_store.join(place.uri, "attempts"))
-
-
-def history(run_uri: str) -> list[dict[str, Any]]:
-    """Everything the run said up to its last checkpoint, which carries it; the driver's own records are not in it."""
-    checkpoints = object_store.join(run_uri, "checkpoints")
-    for name in ordered(object_store.committed(checkpoints)):
-        try:
-            digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
-            text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()
-        except (ValueError, KeyError, FileNotFoundError):  # damaged: whoever resumes says so, loudly
-            continue
-        if hashlib.sha256(text).hexdigest() == digest:
-            return [json.loads(line) for line in text.splitlines()]
-    return []
-
-
-def records_of(run_uri: str) -> list[dict[str, Any]]:
-    """All that can be read of a run where it is stored: its spool, and what its last checkpoint says beyond that."""
-    uri, records = object_store.join(run_uri, "spool.jsonl"), []
-    if object_store.exists(uri):
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            copy = Path(scratch) / "spool.jsonl"
-            copy.write_text(object_store.get_text(uri))
-            records = read_spool(copy)
-    known = {json.dumps(record) for record in records}
-    return records + [record for record in history(run_uri) if json.dumps(record) not in known]
-
-
-def recovered(place: Place) -> list[dict[str, Any]]:
-    """What this machine's spool lacks of the run's history: it may be lost, or behind the last checkpoint."""
-    known = {json.dumps(record) for record in read_spool(place.spool)} if place.spool.exists() else set()
-    return [record for record in history(place.uri) if json.dumps(record) not in known]
-
-
-def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> dict[str, Any]:
-    """What a run's spool begins with, and what every attempt adds anew."""
-    return {
-        "kind": "run",
-        "run_id": place.run_id,
-        "experiment": "antiphon",
-        "name": recipe.name,
-        "params": flatten(resolve(recipe)),
-        "tags": {
-            "git_commit": git_commit(),
-            "schedule": recipe.schedule.kind,
-            "command": command,
-            "storage": place.uri,
-            "tracking": place.tracking,
-            "workers": str(workers),
-        },
-    }
-
-
-def git_commit() -> str:
-    """The commit of the code that runs; empty for an installed copy, or where there is no git."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or not shutil.which("git"):
-        return ""
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def place_of(home: str, run_id: str, tracked: str) -> Place:
-    """Where the things of a run called `run_id` go; ValueError for a name that is none."""
-    if not NAME.fullmatch(run_id):
-        raise ValueError(
-            f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', and begin with a letter or digit"
-        )
-    if object_store.is_local(home):
-        local = object_store.local_path(home)
-        uri = str(local / run_id)
-    else:
-        local = Path("~/.cache/antiphon/runs").expanduser()
-        uri = object_store.join(home, run_id)
-    return Place(run_id, uri, local / run_id, tracked or sqlite_uri(local))
 
 
 def _newest_unfinished(recipe: Recipe, home: str) -> str:

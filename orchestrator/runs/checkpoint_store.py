@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from orchestrator.attempts import Attempt
+from orchestrator.runs.lease import Attempt
 from orchestrator.storage import object_store
 
 Value = TypeVar("Value")

@@ -3,29 +3,14 @@
 import json
 import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from orchestrator.attempts import seconds_since_boot
+from orchestrator.runs.lease import seconds_since_boot
+from orchestrator.runs.location import Place
 from orchestrator.storage import object_store
 from workloads.runtime.event_log import read_spool
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run's things are: published ones under `uri`, the driver's own files in `folder`."""
-
-    run_id: str
-    uri: str
-    folder: Path
-    tracking: str
-
-    @property
-    def spool(self) -> Path:
-        return self.folder / "spool.jsonl"
 
 
 def conclude(place: Place, command: str, *, publish: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.runs import records_of
+from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import Cursor, deliver
 from orchestrator.tracking.mlflow_run import open_destination

@@ -1,0 +1,77 @@
+"""What a run has recorded: its event log, and the copy of it that its last checkpoint carries."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from orchestrator.recipes.loader import flatten, resolve
+from orchestrator.runs.checkpoint_store import ordered
+from orchestrator.runs.location import Place
+from orchestrator.storage import object_store
+from workloads.config.recipe import Recipe
+from workloads.runtime.event_log import read_spool
+from workloads.runtime.opener import HISTORY, MARKER
+
+
+def history(run_uri: str) -> list[dict[str, Any]]:
+    """Everything the run said up to its last checkpoint, which carries it; the driver's own records are not in it."""
+    checkpoints = object_store.join(run_uri, "checkpoints")
+    for name in ordered(object_store.committed(checkpoints)):
+        try:
+            digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
+            text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()
+        except (ValueError, KeyError, FileNotFoundError):  # damaged: whoever resumes says so, loudly
+            continue
+        if hashlib.sha256(text).hexdigest() == digest:
+            return [json.loads(line) for line in text.splitlines()]
+    return []
+
+
+def records_of(run_uri: str) -> list[dict[str, Any]]:
+    """All that can be read of a run where it is stored: its spool, and what its last checkpoint says beyond that."""
+    uri, records = object_store.join(run_uri, "spool.jsonl"), []
+    if object_store.exists(uri):
+        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+            copy = Path(scratch) / "spool.jsonl"
+            copy.write_text(object_store.get_text(uri))
+            records = read_spool(copy)
+    known = {json.dumps(record) for record in records}
+    return records + [record for record in history(run_uri) if json.dumps(record) not in known]
+
+
+def recovered(place: Place) -> list[dict[str, Any]]:
+    """What this machine's spool lacks of the run's history: it may be lost, or behind the last checkpoint."""
+    known = {json.dumps(record) for record in read_spool(place.spool)} if place.spool.exists() else set()
+    return [record for record in history(place.uri) if json.dumps(record) not in known]
+
+
+def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> dict[str, Any]:
+    """What a run's spool begins with, and what every attempt adds anew."""
+    return {
+        "kind": "run",
+        "run_id": place.run_id,
+        "experiment": "antiphon",
+        "name": recipe.name,
+        "params": flatten(resolve(recipe)),
+        "tags": {
+            "git_commit": git_commit(),
+            "schedule": recipe.schedule.kind,
+            "command": command,
+            "storage": place.uri,
+            "tracking": place.tracking,
+            "workers": str(workers),
+        },
+    }
+
+
+def git_commit() -> str:
+    """The commit of the code that runs; empty for an installed copy, or where there is no git."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
