@@ -75,8 +75,8 @@ def run(
 ) -> None:
     """Train a recipe: its models teach each other as its schedule says."""
     from orchestrator.recipes.loader import load_recipe
-    from orchestrator.run import Request, check
-    from orchestrator.run import run as run_recipe
+    from orchestrator.training.driver import run as run_recipe
+    from orchestrator.training.request import Request, check
 
     command = shlex.join(["antiphon", *sys.argv[1:]])
     request = Request(

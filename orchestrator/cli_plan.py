@@ -37,8 +37,8 @@ def plan(
         from orchestrator.measure import measure
         from orchestrator.plan import count_clips, model_sizes, plan_cost
         from orchestrator.recipes.loader import load_recipe
-        from orchestrator.run import Request, check
         from orchestrator.storage.object_store import FsspecFiles
+        from orchestrator.training.request import Request, check
 
         loaded, files, measured = load_recipe(recipe, settings), FsspecFiles(), None
         _check_devices(loaded, devices)

@@ -13,10 +13,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.budget import Budget
-from orchestrator.joining import connect, join_stack
 from orchestrator.proposals import num_trials
 from orchestrator.recipes.loader import resolve
-from orchestrator.run import absolute, on_sigterm, wait_for_tracking
 from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import Place, place_of
 from orchestrator.runs.outcome import share_spool
@@ -28,6 +26,10 @@ from orchestrator.search_summary import outcome_of
 from orchestrator.storage import object_store
 from orchestrator.tracking.nested_runs import NAMES
 from orchestrator.tracking.replayer import start_replayer
+from orchestrator.training.driver import wait_for_tracking
+from orchestrator.training.ray_cluster import connect, join_stack
+from orchestrator.training.request import absolute
+from orchestrator.training.signals import on_sigterm
 from orchestrator.trial import searched
 from workloads.config.recipe import Train
 from workloads.runtime.event_log import Spool, read_spool

@@ -7,9 +7,9 @@ from typing import Any
 
 from orchestrator.budget import Budget, parse_budget
 from orchestrator.proposals import planned
-from orchestrator.run import refuse_passwords
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import say
+from orchestrator.training.request import refuse_passwords
 from orchestrator.trial import judged_models, num_slices, rungs, searched, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.climb import Clock, Rung, delivered, mean_values, said_of, second_objective, task_recipe
-from orchestrator.run import fit
 from orchestrator.runs.lease import Attempt, Driver, beating, take_over
 from orchestrator.runs.location import Place
 from orchestrator.runs.records import recovered
 from orchestrator.search_files import PATIENCE_S, Task
 from orchestrator.storage import object_store
+from orchestrator.training.ray_trainer import fit
 from orchestrator.trial import judge, rungs, searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search

@@ -26,9 +26,9 @@ from orchestrator.climb import even_out
 from orchestrator.desk import Desk, Source
 from orchestrator.learn import learn
 from orchestrator.proposals import Proposals
-from orchestrator.run import ray_storage
 from orchestrator.search_files import PATIENCE_S, Task, read_result
 from orchestrator.storage import object_store
+from orchestrator.training.ray_trainer import ray_storage
 from orchestrator.trial import searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search

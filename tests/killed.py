@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 POINTS = ("step", "spool", "part", "half-part", "before-marker", "after-marker", "tidy", "finish")
-PRELOADED = ["orchestrator.cli", "orchestrator.run", "orchestrator.report", "workloads.train", "torch._dynamo"]
+PRELOADED = [
+    "orchestrator.cli",
+    "orchestrator.training.driver",
+    "orchestrator.report",
+    "workloads.train",
+    "torch._dynamo",
+]
 
 
 @dataclass(frozen=True)

@@ -75,3 +75,7 @@ def git_commit() -> str:
         return ""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _end(status: str, error: str = "", *, mistake: bool = False) -> dict[str, Any]:
+    return {"kind": "end", "status": status, "error": error, "mistake": mistake}

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.machine import sampling
 from orchestrator.tracking.record_mapping import delivery
+from orchestrator.training.system_metrics import sampling
 from workloads.runtime.event_log import Spool, read_spool
 
 

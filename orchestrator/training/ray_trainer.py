@@ -1,0 +1,99 @@
+"""A run in Ray Train's workers: one TorchTrainer with all models in every worker."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.recipes.loader import resolve
+from orchestrator.runs.lease import Attempt, ask_to_stop
+from orchestrator.runs.location import Place
+from orchestrator.runs.records import _end
+from orchestrator.storage import object_store
+from orchestrator.training.ray_cluster import connect, join_stack
+from orchestrator.training.request import Request
+from orchestrator.training.signals import on_sigterm
+from workloads.config.recipe import Recipe
+from workloads.runtime.event_log import Spool, read_spool
+
+RETRIES = 3  # worker failures that Ray answers by starting the group again
+
+
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own idea of the newest checkpoint; ours is the shelf's
+
+
+def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, replayer: Any) -> dict[str, Any]:
+    """The loop in Ray Train's workers."""
+    # Ray starts workers at nice 15: on a shared machine one of two threads starves and the other waits for it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
+    import ray
+
+    _connect(ray, request, address)
+    try:
+        with on_sigterm(lambda: ask_to_stop(place.uri, attempt.driver)):
+            replayer.wait_started()
+            return fit(request.recipe, place, attempt, workers=request.workers, patience_s=request.patience_s)
+    finally:
+        ray.shutdown()
+
+
+def fit(
+    recipe: Recipe, place: Place, attempt: Attempt, *, workers: int, patience_s: float, until: int | None = None
+) -> dict[str, Any]:
+    """One TorchTrainer with all models in every worker, on the Ray at hand; returns the record with which it ended.
+
+    With `until` it saves and ends after so many steps, and another one goes on.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from orchestrator.training.ray_worker import SpoolCallback, train_worker
+
+    snapshot = object_store.join(place.uri, RAY_SNAPSHOT)
+    object_store.patiently(lambda: object_store.delete(snapshot), what=snapshot, patience_s=patience_s)
+    said_before = len(read_spool(place.spool))
+    # The type checker sees the first generation of these classes, the interpreter the second.
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "recipe": resolve(recipe),
+            "run_uri": place.uri,
+            "driver": asdict(attempt.driver),
+            "patience_s": patience_s,
+            "until": until,
+        },
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=recipe.train.device == "cuda"),
+        run_config=RunConfig(
+            name=place.run_id,
+            failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
+            callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
+            **ray_storage(place.uri.removesuffix(f"/{place.run_id}"), patience_s=patience_s),
+        ),
+    )
+    trainer.fit()
+    closed = [record for record in read_spool(place.spool)[said_before:] if record["kind"] == "closed"]
+    if not closed:
+        raise RuntimeError("the workers ended without saying how")
+    return _end(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
+
+
+def _connect(ray: Any, request: Request, address: str) -> None:
+    """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
+    need, unit = request.workers, "GPU" if request.recipe.train.device == "cuda" else "CPU"
+    have = connect(ray, address, at_least=need + 1).resources.get(unit, 0)
+    if have < need:
+        where = f"the cluster at {address}" if address else "this machine"
+        ray.shutdown()
+        raise ValueError(f"--workers {need}: {where} has {have:g} {unit}s; ask for fewer, or another train.device")
+
+
+def ray_storage(home: str, *, patience_s: float) -> dict[str, Any]:
+    """Ray keeps its own notes in the same run folder as our checkpoints: it insists on owning the folder it reports."""
+    if object_store.is_local(home):
+        return {"storage_path": str(object_store.local_path(home))}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = object_store.filesystem(home, patience_s=patience_s)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
