@@ -45,8 +45,8 @@ def search(
 ) -> None:
     """Search a recipe's space: which temperature, which weights, who teaches when."""
     from orchestrator.recipes.loader import load_recipe
-    from orchestrator.search import search as run_search
-    from orchestrator.search_check import SearchRequest
+    from orchestrator.search.driver import search as run_search
+    from orchestrator.search.request import SearchRequest
 
     request = SearchRequest(
         load_recipe(recipe, settings),

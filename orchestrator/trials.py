@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.search_files import OUTCOME
+from orchestrator.search.store import OUTCOME
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import patiently
 from orchestrator.tracking.nested_runs import NAMES

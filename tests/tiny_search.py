@@ -64,8 +64,8 @@ def wait_until_told(home: Path) -> None:
 
 def planned_settings(searching: Any, tmp_path: Path, *more: str) -> dict[str, dict[str, Any]]:
     """The settings that the search tries, asked of the same proposals."""
-    from orchestrator.proposals import planned
     from orchestrator.recipes.loader import load_recipe
+    from orchestrator.search.samplers import planned
 
     words = searching()
     sets = [value for word, value in itertools.pairwise(words) if word == "--set"] + [*more]

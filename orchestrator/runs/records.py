@@ -77,5 +77,5 @@ def git_commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _end(status: str, error: str = "", *, mistake: bool = False) -> dict[str, Any]:
+def end_record(status: str, error: str = "", *, mistake: bool = False) -> dict[str, Any]:
     return {"kind": "end", "status": status, "error": error, "mistake": mistake}

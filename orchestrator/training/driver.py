@@ -14,7 +14,7 @@ from orchestrator.runs.checkpoint_store import InBackground, RunShelf
 from orchestrator.runs.lease import Attempt, Driver, beating, is_driven_by
 from orchestrator.runs.location import Place
 from orchestrator.runs.outcome import conclude, share_spool
-from orchestrator.runs.records import _end, recovered, run_record
+from orchestrator.runs.records import end_record, recovered, run_record
 from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
 from orchestrator.tracking.replayer import start_replayer
@@ -83,7 +83,7 @@ def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
         except BaseException as error:
             try:
                 (place.folder / "error.log").write_text(traceback.format_exc())
-                spool.append(_end("failed", _reason(error), mistake=isinstance(error, ValueError)))
+                spool.append(end_record("failed", _reason(error), mistake=isinstance(error, ValueError)))
             except OSError as full:
                 raise OSError(f"{_reason(error)}; `--resume {place.run_id}` goes on once that is mended") from full
             if not isinstance(error, Exception):
@@ -125,7 +125,7 @@ def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool,
                 status = loop(run)
             except ValueError as error:  # once the loop runs, it is not the user's mistake
                 raise RuntimeError(f"step {run.step}: {error}") from error
-    return _end(status)
+    return end_record(status)
 
 
 def wait_for_tracking(replayer: Any) -> None:

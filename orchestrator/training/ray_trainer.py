@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Attempt, ask_to_stop
 from orchestrator.runs.location import Place
-from orchestrator.runs.records import _end
+from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
 from orchestrator.training.ray_cluster import connect, join_stack
 from orchestrator.training.request import Request
@@ -76,7 +76,7 @@ def fit(
     closed = [record for record in read_spool(place.spool)[said_before:] if record["kind"] == "closed"]
     if not closed:
         raise RuntimeError("the workers ended without saying how")
-    return _end(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
+    return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
 
 
 def _connect(ray: Any, request: Request, address: str) -> None:

@@ -150,7 +150,7 @@ def fail_last(folder: str) -> None:
     import ray
     from ray import tune
 
-    from orchestrator.tuning import Population
+    from orchestrator.search.schedulers import Population
 
     def climb(config: dict[str, Any]) -> None:
         given = tune.get_checkpoint()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.budget import Budget, parse_budget
-from orchestrator.tuning import slots
+from orchestrator.search.request import Budget, parse_budget
+from orchestrator.search.tune_runner import count_slots
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,10 @@ def test_gpu_hours_are_shared_by_all_gpus() -> None:
 def test_a_trial_lies_on_one_node() -> None:
     """Seven CPUs on nodes of 3, 3 and 1 hold two trials of two CPUs, and GPUs count too."""
     nodes = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0}]
-    assert slots(nodes, {"CPU": 2.0}, 0) == 2
-    assert slots(nodes, {"CPU": 1.0}, 0) == 7
-    assert slots(nodes, {"CPU": 1.0}, 4) == 4
-    assert slots([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0}], {"CPU": 1.0, "GPU": 1.0}, 0) == 2
+    assert count_slots(nodes, {"CPU": 2.0}, 0) == 2
+    assert count_slots(nodes, {"CPU": 1.0}, 0) == 7
+    assert count_slots(nodes, {"CPU": 1.0}, 4) == 4
+    assert count_slots([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0}], {"CPU": 1.0, "GPU": 1.0}, 0) == 2
 
 
 @pytest.mark.parametrize("wanted", [0, 3])
@@ -47,4 +47,4 @@ def test_more_trials_than_the_nodes_hold_are_refused(wanted: int) -> None:
     nodes = [{"CPU": 3.0}, {"CPU": 3.0}] if wanted else [{"CPU": 1.0}, {"CPU": 1.0}]
     most = 2 if wanted else 0
     with pytest.raises(ValueError, match=rf"--slots {wanted or 1}: the cluster holds {most} trials of 2 CPU"):
-        slots(nodes, {"CPU": 2.0}, wanted)
+        count_slots(nodes, {"CPU": 2.0}, wanted)

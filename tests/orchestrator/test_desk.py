@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.desk import Desk
-from orchestrator.search_files import Task, read_result, write_result, write_settings
-from orchestrator.search_finals import finals
+from orchestrator.search.finals import finals
+from orchestrator.search.store import read_result, write_result, write_settings
+from orchestrator.search.trial_ledger import Desk
+from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.recipe import Recipe

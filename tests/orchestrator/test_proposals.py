@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from orchestrator.proposals import Proposals, num_trials, planned
-from orchestrator.search_files import Task
+from orchestrator.search.samplers import Proposals, num_trials, planned
+from orchestrator.search.trial_spec import Task
 from workloads.config.search import Choices, Range, Search
 
 SPACE = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.recipes.loader import SHIPPED, flatten, header, load_recipe, parse, resolve, shipped_names
-from orchestrator.search_check import SearchRequest, check
+from orchestrator.search.request import SearchRequest
+from orchestrator.search.validation import check
 
 ROOT = Path(__file__).parents[2]
 PAPERS = [name for name in shipped_names() if name.split("-")[0] in ("ast", "psla", "efficientat", "ced", "tkd")]

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.search_check import SearchRequest, check
+from orchestrator.search.request import SearchRequest
+from orchestrator.search.validation import check
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.learn import learn
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.search_files import Task, known_trials, read_result
-from orchestrator.search_summary import compared
-from orchestrator.trial import judge, judged_models, rungs, trial_recipe, without_teachers
+from orchestrator.search.rungs import judge, judged_models, rung_steps
+from orchestrator.search.store import known_trials, read_result
+from orchestrator.search.summary import compared
+from orchestrator.search.trial_runner import learn
+from orchestrator.search.trial_spec import Task, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.distill.schedule import own_steps, plan_phases
@@ -224,7 +225,7 @@ def test_rungs_that_judge_unequal_turns_are_refused(recipe) -> None:
         trial_recipe(uneven, {})
     with pytest.raises(ValueError, match=r"search.rungs = 5: must divide the schedule's 12 steps"):
         trial_recipe(recipe(rungs=5), {})
-    assert rungs(recipe(rungs=1), recipe(rungs=1).search) == [12]
+    assert rung_steps(recipe(rungs=1), recipe(rungs=1).search) == [12]
 
 
 def test_a_setting_that_makes_no_recipe_is_refused(recipe) -> None:

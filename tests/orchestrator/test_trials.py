@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import search_files
+from orchestrator.search.store import earlier, reopen
 from orchestrator.storage import object_store
 from orchestrator.trials import Search, read_search
 from tests import searches
@@ -48,13 +48,13 @@ def test_a_search_that_was_over_and_goes_on_has_no_outcome(tmp_path: Any) -> Non
     uri = str(tmp_path)
     told = searches.whole(uri)
     assert (was := read_search(uri).outcome) is not None
-    search_files.reopen(uri)
+    reopen(uri)
     searches.begin(uri, told[0] | {"number": len(told), "kind": "trial"})
     running = read_search(uri)
     assert running.outcome is None
     assert running.of_status("running")
-    search_files.reopen(uri)  # killed before it was over again, and resumed
-    assert search_files.earlier(uri) == was
+    reopen(uri)  # killed before it was over again, and resumed
+    assert earlier(uri) == was
 
 
 def test_what_was_over_is_not_read_again(tmp_path: Any) -> None:

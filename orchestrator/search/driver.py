@@ -12,17 +12,18 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.budget import Budget
-from orchestrator.proposals import num_trials
 from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import Place, place_of
 from orchestrator.runs.outcome import share_spool
 from orchestrator.runs.resume import differences
-from orchestrator.search_check import SearchRequest, check, require_data
-from orchestrator.search_files import begin, facts_of, known_trials, reopen, share, write_cluster
-from orchestrator.search_finals import at_full_length, finals
-from orchestrator.search_summary import outcome_of
+from orchestrator.search.finals import at_full_length, finals
+from orchestrator.search.request import Budget, SearchRequest
+from orchestrator.search.samplers import num_trials
+from orchestrator.search.store import begin, facts_of, known_trials, reopen, share, write_cluster
+from orchestrator.search.summary import outcome_of
+from orchestrator.search.trial_spec import searched
+from orchestrator.search.validation import check, require_data
 from orchestrator.storage import object_store
 from orchestrator.tracking.nested_runs import NAMES
 from orchestrator.tracking.replayer import start_replayer
@@ -30,12 +31,11 @@ from orchestrator.training.driver import wait_for_tracking
 from orchestrator.training.ray_cluster import connect, join_stack
 from orchestrator.training.request import absolute
 from orchestrator.training.signals import on_sigterm
-from orchestrator.trial import searched
 from workloads.config.recipe import Train
 from workloads.runtime.event_log import Spool, read_spool
 
 if TYPE_CHECKING:
-    from orchestrator.tuning import Crew
+    from orchestrator.search.tune_runner import Crew
 
 
 WAITING = 0.01  # CPUs of a trial that waits for its workers
@@ -68,7 +68,7 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
     address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
 
-    from orchestrator import tuning
+    from orchestrator.search.tune_runner import Crew, count_slots
 
     workers, search = request.workers, searched(request.recipe)
     slot, whole = _needs(request.recipe.train, workers)
@@ -76,7 +76,7 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
     with on_sigterm(_interrupt):  # once more: Ray has set its own
         try:
             # workers of one trial may lie on several nodes, a trial of one process does not
-            slots = tuning.slots([joined.resources] if workers > 1 else joined.nodes, whole, request.slots)
+            slots = count_slots([joined.resources] if workers > 1 else joined.nodes, whole, request.slots)
             joined.require_seen(ray, object_store.join(place.uri, "search.json"))
             write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
             with Spool(place.spool) as spool:
@@ -84,7 +84,7 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
                 replayer = start_replayer(place.spool, place.tracking, log=place.folder / "log")
                 replayer.wait_started()
                 reopen(place.uri)
-                crew = tuning.Crew(request.recipe, place.uri, spool, resources=slot, slots=slots, workers=workers)
+                crew = Crew(request.recipe, place.uri, spool, resources=slot, slots=slots, workers=workers)
                 outcome = _work(request, place, crew, budget, began=began)
                 spool.append(_end(outcome["status"]))
                 share_spool(place)

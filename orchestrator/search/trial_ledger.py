@@ -5,7 +5,8 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from orchestrator.recipes.loader import flatten
-from orchestrator.search_files import Task, read_result, share, write_result
+from orchestrator.search.store import read_result, share, write_result
+from orchestrator.search.trial_spec import Task
 from orchestrator.storage.retry import say
 from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.recipe import Recipe

@@ -7,31 +7,28 @@ is not asked.
 
 import math
 import os
-import random
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search import Searcher
 
-from orchestrator.budget import Budget
-from orchestrator.climb import even_out
-from orchestrator.desk import Desk, Source
-from orchestrator.learn import learn
-from orchestrator.proposals import Proposals
-from orchestrator.search_files import PATIENCE_S, Task, read_result
+from orchestrator.search.request import Budget
+from orchestrator.search.samplers import Proposals
+from orchestrator.search.schedulers import _scheduler
+from orchestrator.search.store import PATIENCE_S, read_result
+from orchestrator.search.trial_in_process import even_out
+from orchestrator.search.trial_ledger import Desk, Source
+from orchestrator.search.trial_runner import learn
+from orchestrator.search.trial_spec import Task, searched
 from orchestrator.storage import object_store
 from orchestrator.training.ray_trainer import ray_storage
-from orchestrator.trial import searched
 from workloads.config.recipe import Recipe
-from workloads.config.search import Choices, Range, Search
+from workloads.config.search import Search
 from workloads.runtime.event_log import Spool
 
 POINTER = "checkpoint"  # Tune moves a file that holds the URI of ours
@@ -55,7 +52,7 @@ class Listed:
         pass
 
 
-def slots(nodes: list[dict[str, float]], need: dict[str, float], wanted: int) -> int:
+def count_slots(nodes: list[dict[str, float]], need: dict[str, float], wanted: int) -> int:
     """How many trials fit on the nodes at once; ValueError where it is none, or fewer than wanted."""
     most = sum(min(int(have.get(what, 0.0) // amount) for what, amount in need.items()) for have in nodes)
     if most < max(1, wanted):
@@ -157,59 +154,6 @@ class Crew:
             raise
         desk.leave()
         return time.monotonic() - began
-
-
-def _scheduler(search: Search, height: int = 0) -> Any:
-    """Who stops trials, or changes them, at rungs; a population begins at so many rungs."""
-    if search.scheduler == "none" and search.searcher != "pbt":
-        return None
-    heights: dict[str, Any] = {"time_attr": "height", "metric": "objective", "mode": "min"}
-    if search.scheduler == "asha":
-        return ASHAScheduler(**heights, max_t=search.rungs, reduction_factor=search.halving)
-    if search.scheduler == "hyperband":
-        return HyperBandScheduler(**heights, max_t=search.rungs, reduction_factor=search.halving)
-    random.seed(search.seed)  # Tune's own draws
-    return Population(
-        **heights,
-        perturbation_interval=1,
-        burn_in_period=height + 1,  # where it looks first
-        synch=True,  # all are compared at the same rung
-        hyperparam_mutations={"task": {"settings": {place: _domain(values) for place, values in search.space.items()}}},
-        custom_explore_fn=partial(_within, search),
-    )
-
-
-class Population(PopulationBasedTraining):
-    """Tune's, but that nobody waits at a rung for members that are gone; Tune's would wait for ever."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        for other in tune_controller.get_trials():
-            if other.is_finished():
-                self._trial_state[other].last_train_time = int(self._next_perturbation_sync)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        chosen = super().choose_trial_to_run(tune_controller)
-        held = {trial.status for trial in tune_controller.get_trials() if not trial.is_finished()}
-        if chosen is None and held == {Trial.PAUSED}:  # they waited for who is gone: all go on as they are
-            self._next_perturbation_sync += self._perturbation_interval
-            chosen = super().choose_trial_to_run(tune_controller)
-        return chosen
-
-
-def _domain(values: Range | Choices) -> Any:
-    if isinstance(values, Choices):
-        return list(values.choices)
-    return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
-
-
-def _within(search: Search, config: dict[str, Any]) -> dict[str, Any]:
-    """Values that were changed by a factor, back within their ranges."""
-    settings = config["task"]["settings"]
-    for place, values in search.space.items():
-        if isinstance(values, Range):
-            settings[place] = min(max(settings[place], values.low), values.high)
-    return config
 
 
 def _learn(config: dict[str, Any], *, recipe: Recipe, home: str, workers: int) -> None:

@@ -1,54 +1,30 @@
 """A trial from rung to rung, in the process that calls: how it stands at each of them."""
 
-import contextlib
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.search_files import PATIENCE_S, Task, read_rungs
+from orchestrator.search.rungs import (
+    SET,
+    Clock,
+    Rung,
+    delivered,
+    judge,
+    mean_values,
+    rung_steps,
+    said_of,
+    second_objective,
+)
+from orchestrator.search.store import PATIENCE_S, read_rungs
+from orchestrator.search.trial_spec import Task, goes_on, searched, task_recipe
 from orchestrator.storage import object_store
-from orchestrator.trial import judge, judged_models, rungs, searched, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
-from workloads.config.search import Search
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import Spool
 
 Value = TypeVar("Value")
-SET = "set/"  # a metric's name before a setting's: how a population's values changed
 KEPT = 3  # checkpoints of a trial: another may be about to go on from one
-
-
-@dataclass(frozen=True)
-class Rung:
-    """How a trial stands after `step` steps; `objective` is smaller when it is better."""
-
-    step: int
-    objective: float
-    values: dict[str, float]
-    records: list[dict[str, Any]]  # what happened since the rung before
-    past: bool  # whether it was told before the trial was paused or lost
-    end: dict[str, Any] | None  # what else the result says; None: it is not the last rung
-    kept: str  # URI of the checkpoint taken here, if any
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "objective": self.objective, "values": self.values}
-
-
-class Clock:
-    """Seconds spent inside the loop."""
-
-    seconds = 0.0
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
 
 
 def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *, start: str) -> Iterator[Rung]:
@@ -56,7 +32,7 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
     from workloads.train import advance, loop
 
     search = searched(recipe)
-    steps = rungs(task_recipe(recipe, task), search)
+    steps = rung_steps(task_recipe(recipe, task), search)
     shelf = TrialShelf(object_store.join(home, task.folder), keeps=steps if goes_on(search, task) else [], start=start)
     slices = range(search.slices if task.ranked else 1)
 
@@ -104,11 +80,6 @@ def _advance_to(step: int, runs: list[Any], ways: list[Iterator[int]], clock: Cl
                 next(way)
 
 
-def goes_on(search: Search, task: Task) -> bool:
-    """Whether a task keeps checkpoints at its rungs, to go on from them."""
-    return (search.pauses and task.kind == "trial") or bool(task.course)
-
-
 def _told_step(home: str, task: Task) -> int:
     """The last rung that a task told, before it was lost."""
     before = read_rungs(home, task)
@@ -131,13 +102,6 @@ def _course(said: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     return course if len(course) > 1 else []
 
 
-def task_recipe(recipe: Recipe, task: Task, *, slice_: int = 0, at: int = 0) -> Recipe:
-    """What a task learns from some step on; a control learns it without teachers."""
-    whole = task.kind == "full"
-    made = trial_recipe(recipe, task.at(at), seed=task.seed, slice_=task.slice + slice_, whole=whole)
-    return without_teachers(made) if task.kind == "control" else made
-
-
 def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int, at: int) -> Any:
     from workloads.runtime.session import LocalSession
     from workloads.train import set_up
@@ -151,48 +115,6 @@ def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, sl
     return run
 
 
-def said_of(spool: Path) -> list[dict[str, Any]]:
-    """What a run said, also before it was paused, that the search tells on."""
-    shown = ("data", "metrics", "phase", "result", "bad")
-    return [record for record in read_spool(spool) if record["kind"] in shown]
-
-
-def mean_values(said: list[list[dict[str, Any]]], step: int) -> dict[str, float]:
-    """Every model's newest validation scores up to a step, the mean over the slices' records."""
-    newest: list[dict[str, float]] = []
-    for records in said:
-        own: dict[str, float] = {}
-        for record in records:
-            if record["kind"] == "metrics" and record["step"] <= step:
-                own |= {key: value for key, value in record["values"].items() if "/val/" in key}
-        newest.append(own)
-    return {key: sum(own[key] for own in newest) / len(newest) for key in newest[0]}
-
-
-def second_objective(search: Search, recipe: Recipe, num_tags: int) -> float | None:
-    """The second objective of what was learned: multiply-adds, or milliseconds, per clip; the sum over the models."""
-    if not search.second:
-        return None
-    from workloads.models.size import count, seconds_per_clip
-
-    total = 0.0
-    for name in judged_models(search, recipe):
-        shape: dict[str, Any] = {
-            "num_classes": num_tags,
-            "clip_seconds": recipe.data.clip_seconds,
-            "clip_rate": recipe.rate,
-        }
-        model = recipe.models[name]
-        total += count(model, **shape).macs if search.second == "macs" else 1000 * seconds_per_clip(model, **shape)
-    return total
-
-
-def delivered(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a task says that delivers its models: their test scores, and the record of which MLflow makes versions."""
-    *_, result = (record for record in records if record["kind"] == "result")
-    return {"test": {name: row["test"] for name, row in result["models"].items()}, "delivered": result}
-
-
 def even_out(recipe: Recipe, tasks: list[Task], home: str) -> int:
     """Take trials that wait for one another back to the newest rung whose checkpoint all of them have; its height."""
     shelves = [object_store.join(home, task.folder, "checkpoints") for task in tasks]
@@ -202,7 +124,7 @@ def even_out(recipe: Recipe, tasks: list[Task], home: str) -> int:
         for step, name in names.items():
             if step > newest:
                 object_store.remove(object_store.join(shelf, name))
-    return rungs(task_recipe(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
+    return rung_steps(task_recipe(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
 
 
 def _step_of(checkpoint: str) -> int:

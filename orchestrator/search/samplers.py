@@ -18,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from orchestrator.search_files import Task
+from orchestrator.search.trial_spec import Task
 from workloads.config.search import Choices, Range, Search
 from workloads.runtime.rng import keyed_generator
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.climb import Clock, climb, goes_on
-from orchestrator.search_files import Task, read_result, read_rungs, write_result, write_rungs, write_settings
-from orchestrator.together import climb_together
-from orchestrator.trial import searched
+from orchestrator.search.rungs import Clock
+from orchestrator.search.store import read_result, read_rungs, write_result, write_rungs, write_settings
+from orchestrator.search.trial_distributed import climb_together
+from orchestrator.search.trial_in_process import climb
+from orchestrator.search.trial_spec import Task, goes_on, searched
 from workloads.config.recipe import Recipe
 
 Report = Callable[[dict[str, Any]], None]

@@ -2,15 +2,16 @@
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from orchestrator.budget import Budget, parse_budget
-from orchestrator.proposals import planned
+from orchestrator.search.request import Budget, SearchRequest, parse_budget
+from orchestrator.search.rungs import judged_models, rung_steps
+from orchestrator.search.samplers import planned
+from orchestrator.search.trial_spec import num_slices, searched, trial_recipe, without_teachers
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import say
 from orchestrator.training.request import refuse_passwords
-from orchestrator.trial import judged_models, num_slices, rungs, searched, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 from workloads.data.clips import split
@@ -18,24 +19,6 @@ from workloads.data.manifest import read_corpus
 from workloads.distill.schedule import own_steps, plan_phases
 
 MOST_CORNERS = 512  # of a space, that are tried for mistakes before anything starts
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    """One `antiphon search`, as the user typed it."""
-
-    recipe: Recipe
-    command: str
-    storage: str = "runs"
-    tracking: str = ""
-    address: str = ""
-    workers: int = 1  # of a trial; several make it a Ray Train run of its own
-    slots: int = 0  # trials at once; 0: as many as the cluster holds
-    budget: str = ""  # "24", "30m", "2h", "4gpuh"; empty: the recipe's number of trials
-    search_id: str = ""
-    resume: str = ""
-    finals: bool = True
-    full: int = 0  # trials that are learned again at full length: does the ranking hold there?
 
 
 def check(request: SearchRequest) -> Budget:
@@ -126,7 +109,7 @@ def _require_equal_rungs(search: Search, trials: list[Recipe]) -> None:
     for number in range(search.rungs - 1):
         first: dict[str, int] = {}
         for made in trials:
-            step = rungs(made, search)[number]
+            step = rung_steps(made, search)[number]
             own = own_steps(plan_phases(made), until=step)
             first = first or own
             if own != first:

@@ -1,11 +1,12 @@
 """What a trial of a search is: which recipe it learns, when it is judged, and how. Pure; `learn.py` learns it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.recipes.loader import changed
+from orchestrator.search.rungs import rung_steps
 from workloads.config.recipe import Recipe
-from workloads.config.schedules import Alternate, Mutual, OneWay, shortened
+from workloads.config.schedules import Mutual, OneWay, shortened
 from workloads.config.search import Search
 from workloads.distill.schedule import own_steps, plan_phases
 
@@ -25,7 +26,7 @@ def trial_recipe(
     made = changed(recipe, settings)
     if not whole:
         made = replace(made, schedule=shortened(made.schedule, search.share))
-    steps = rungs(made, search)
+    steps = rung_steps(made, search)
     train = replace(
         made.train,
         eval_every=steps[0],
@@ -56,46 +57,6 @@ def searched(recipe: Recipe) -> Search:
     return recipe.search
 
 
-def rungs(recipe: Recipe, search: Search) -> list[int]:
-    """The steps at which a trial is judged, the last one its end.
-
-    Raises ValueError where they are no whole steps, or where they would judge models that had different numbers of
-    turns.
-    """
-    total = plan_phases(recipe)[-1].end
-    if total % search.rungs:
-        raise ValueError(f"search.rungs = {search.rungs}: must divide the schedule's {total} steps")
-    steps = [total // search.rungs * number for number in range(1, search.rungs + 1)]
-    schedule = recipe.schedule
-    if search.rungs > 1 and isinstance(schedule, Alternate):
-        cycle = schedule.period * len(schedule.order or recipe.models)
-        uneven = [step for step in steps if step > schedule.burn_in and (step - schedule.burn_in) % cycle]
-        if uneven:
-            raise ValueError(
-                f"schedule.period = {schedule.period}: at step {uneven[0]}, where a trial is judged, the models would "
-                f"have had different numbers of turns; burn_in = {schedule.burn_in} and whole cycles of {cycle} steps "
-                f"must end at every {steps[0]} steps (search.rungs = {search.rungs})"
-            )
-    return steps
-
-
-def judged_models(search: Search, made: Recipe) -> tuple[str, ...]:
-    """Whose metric counts: the models that the search names, else all that learn.
-
-    Raises ValueError for one that the recipe does not have, or that has not learned yet where it is first judged.
-    """
-    made.known_models("search.models", search.models)
-    phases, first = plan_phases(made), rungs(made, search)[0]
-    whole, early = own_steps(phases), own_steps(phases, until=first)
-    names = search.models or tuple(name for name in made.models if whole[name])
-    if unready := [name for name in names if not early.get(name)]:
-        raise ValueError(
-            f"search.rungs = {search.rungs}: at step {first}, where a trial is first judged, {', '.join(unready)} has "
-            "not learned yet; have fewer rungs, or name in search.models those that have"
-        )
-    return names
-
-
 def without_teachers(made: Recipe) -> Recipe:
     """The control: the same steps from labels alone. A model that never learns has nothing to do there."""
     steps = own_steps(plan_phases(made))
@@ -106,8 +67,52 @@ def without_teachers(made: Recipe) -> Recipe:
     return replace(made, models=learners, edges=(), schedule=schedule)
 
 
-def judge(search: Search, made: Recipe, values: dict[str, float]) -> float:
-    """The mean over the judged models of the search's metric, turned so that less is better."""
-    models = judged_models(search, made)
-    mean = sum(values[f"{name}/val/{search.metric}"] for name in models) / len(models)
-    return mean if search.lower_is_better else 1 - mean
+@dataclass(frozen=True)
+class Task:
+    """Something to learn and judge: a trial, a finalist with another seed, the winner, its control, or a trial again
+    at full length."""
+
+    kind: str  # trial, finalist, winner, control, full
+    number: int  # of the trial whose settings these are
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None  # None: the recipe's own
+    slice: int = 0  # of validation, the first one, counted from the recipe's own
+    slot: int = 0  # of the cluster, for the timeline
+    course: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # settings by the step from which they held
+
+    @property
+    def name(self) -> str:
+        """As the search's pages call it."""
+        if self.kind == "trial":
+            return f"{self.number:04}"
+        return f"{self.kind}-{self.number:04}" + ("" if self.seed is None else f"-seed-{self.seed}")
+
+    @property
+    def final(self) -> bool:
+        """Whether the test fold is scored."""
+        return self.kind in ("winner", "control")
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is judged as trials are, by the mean over the search's slices; repeats take one slice each."""
+        return self.kind in ("trial", "full")
+
+    def at(self, step: int) -> dict[str, Any]:
+        """The settings that hold from this step on."""
+        return next((settings for began, settings in reversed(self.course) if began <= step), self.settings)
+
+    @property
+    def folder(self) -> str:
+        return f"{'trials' if self.kind == 'trial' else 'finals'}/{self.name}"
+
+
+def goes_on(search: Search, task: Task) -> bool:
+    """Whether a task keeps checkpoints at its rungs, to go on from them."""
+    return (search.pauses and task.kind == "trial") or bool(task.course)
+
+
+def task_recipe(recipe: Recipe, task: Task, *, slice_: int = 0, at: int = 0) -> Recipe:
+    """What a task learns from some step on; a control learns it without teachers."""
+    whole = task.kind == "full"
+    made = trial_recipe(recipe, task.at(at), seed=task.seed, slice_=task.slice + slice_, whole=whole)
+    return without_teachers(made) if task.kind == "control" else made

@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.search_files import Task
-from orchestrator.search_summary import best_first, repeated, winner_so_far
-from orchestrator.trial import num_slices, searched
+from orchestrator.search.summary import best_first, repeated, winner_so_far
+from orchestrator.search.trial_spec import Task, num_slices, searched
 from workloads.config.recipe import Recipe
 
 if TYPE_CHECKING:
-    from orchestrator.tuning import Crew
+    from orchestrator.search.tune_runner import Crew
 
 
 def finals(recipe: Recipe, home: str, crew: "Crew") -> list[Task]:

@@ -5,14 +5,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.climb import Clock, Rung, delivered, mean_values, said_of, second_objective, task_recipe
 from orchestrator.runs.lease import Attempt, Driver, beating, take_over
 from orchestrator.runs.location import Place
 from orchestrator.runs.records import recovered
-from orchestrator.search_files import PATIENCE_S, Task
+from orchestrator.search.rungs import Clock, Rung, delivered, judge, mean_values, rung_steps, said_of, second_objective
+from orchestrator.search.store import PATIENCE_S
+from orchestrator.search.trial_spec import Task, searched, task_recipe
 from orchestrator.storage import object_store
 from orchestrator.training.ray_trainer import fit
-from orchestrator.trial import judge, rungs, searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
 from workloads.runtime.event_log import Spool, read_spool
@@ -28,7 +28,7 @@ def climb_together(
     while to start.
     """
     search, made = searched(recipe), task_recipe(recipe, task)
-    steps, reached, told = rungs(made, search), 0, 0
+    steps, reached, told = rung_steps(made, search), 0, 0
     places = [
         Place(name, object_store.join(home, task.folder, name), scratch / name, "none")
         for name in (f"slice-{number}" for number in range(search.slices if task.ranked else 1))

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from orchestrator.runs.location import Place
-from orchestrator.search_files import Task, earlier, known_trials, read_result, write_outcome
+from orchestrator.search.store import earlier, known_trials, read_result, write_outcome
+from orchestrator.search.trial_spec import Task, searched
 from orchestrator.storage import object_store
-from orchestrator.trial import searched
 from workloads.config.recipe import Recipe
 from workloads.config.search import objective_name
 

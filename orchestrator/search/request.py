@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from workloads.config.recipe import Recipe
+
 BUDGET = re.compile(r"(?P<amount>\d+(\.\d+)?)\s*(?P<unit>|trials|s|m|h|gpuh)")
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,3 +33,21 @@ def parse_budget(text: str) -> Budget:
             raise ValueError(f"--budget {text!r}: trials come whole")
         return Budget(trials=int(amount))
     return Budget(gpu_hours=amount) if unit == "gpuh" else Budget(seconds=amount * SECONDS[unit])
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One `antiphon search`, as the user typed it."""
+
+    recipe: Recipe
+    command: str
+    storage: str = "runs"
+    tracking: str = ""
+    address: str = ""
+    workers: int = 1  # of a trial; several make it a Ray Train run of its own
+    slots: int = 0  # trials at once; 0: as many as the cluster holds
+    budget: str = ""  # "24", "30m", "2h", "4gpuh"; empty: the recipe's number of trials
+    search_id: str = ""
+    resume: str = ""
+    finals: bool = True
+    full: int = 0  # trials that are learned again at full length: does the ranking hold there?

@@ -10,54 +10,16 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 
 PATIENCE_S = 300.0  # for the search's store, wherever something of it is written or read
 Value = TypeVar("Value")
 OUTCOME, EARLIER = "outcome.json", "earlier.json"
-
-
-@dataclass(frozen=True)
-class Task:
-    """Something to learn and judge: a trial, a finalist with another seed, the winner, its control, or a trial again
-    at full length."""
-
-    kind: str  # trial, finalist, winner, control, full
-    number: int  # of the trial whose settings these are
-    settings: dict[str, Any] = field(default_factory=dict)
-    seed: int | None = None  # None: the recipe's own
-    slice: int = 0  # of validation, the first one, counted from the recipe's own
-    slot: int = 0  # of the cluster, for the timeline
-    course: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # settings by the step from which they held
-
-    @property
-    def name(self) -> str:
-        """As the search's pages call it."""
-        if self.kind == "trial":
-            return f"{self.number:04}"
-        return f"{self.kind}-{self.number:04}" + ("" if self.seed is None else f"-seed-{self.seed}")
-
-    @property
-    def final(self) -> bool:
-        """Whether the test fold is scored."""
-        return self.kind in ("winner", "control")
-
-    @property
-    def ranked(self) -> bool:
-        """Whether it is judged as trials are, by the mean over the search's slices; repeats take one slice each."""
-        return self.kind in ("trial", "full")
-
-    def at(self, step: int) -> dict[str, Any]:
-        """The settings that hold from this step on."""
-        return next((settings for began, settings in reversed(self.course) if began <= step), self.settings)
-
-    @property
-    def folder(self) -> str:
-        return f"{'trials' if self.kind == 'trial' else 'finals'}/{self.name}"
 
 
 def begin(home: str, facts: dict[str, Any]) -> bool:
