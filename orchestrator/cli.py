@@ -172,7 +172,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score a tagger on a part of a recipe's data set."""
-    from orchestrator.evaluate import evaluate_checkpoint
+    from orchestrator.artifacts.evaluate import evaluate_checkpoint
     from orchestrator.recipes.loader import load_recipe
 
     loaded = load_recipe(data, settings)
@@ -192,7 +192,7 @@ def tag(
     as_json: JsonOption = False,
 ) -> None:
     """Say what can be heard in files."""
-    from orchestrator.evaluate import tag_files
+    from orchestrator.artifacts.evaluate import tag_files
 
     with only_json(as_json) as emit:
         heard, broken = tag_files(checkpoint, files, top=top)
@@ -213,7 +213,7 @@ def report(
     out: Annotated[str, typer.Option(help="Where to write it; default: ./RUN_ID.html.")] = "",
 ) -> None:
     """Write the report of a run or a search anew from its records, finished or not."""
-    from orchestrator.evaluate import rewrite_report
+    from orchestrator.reports.rewrite import rewrite_report
 
     typer.echo(rewrite_report(run, out))
 

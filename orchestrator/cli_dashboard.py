@@ -13,6 +13,6 @@ def dashboard(
     port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
 ) -> None:
     """Show a search, live while it runs and afterwards; ends with Ctrl-C."""
-    from orchestrator.dashboard import serve
+    from orchestrator.reports.search.dashboard import serve
 
     serve(search, host=host, port=port, ready=lambda address: typer.echo(f"dashboard {address}"))

@@ -29,7 +29,7 @@ def export(
     if settings and not int8:
         raise ValueError(f"--set {settings[0]}: changes the recipe of --int8; give that too")
     with redirect_stdout(sys.stderr):
-        from orchestrator.export import export_checkpoint, target
+        from orchestrator.artifacts.export import export_checkpoint, target
         from orchestrator.recipes.loader import load_recipe
 
         wanted = target(out, to=to, front_end=front_end, int8=bool(int8))

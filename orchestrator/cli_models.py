@@ -80,7 +80,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Make a tagger of weights that another project published: to tag, to start from (init), to teach."""
-    from orchestrator.imports import import_weights
+    from orchestrator.artifacts.import_weights import import_weights
 
     told = {"tags": tags or None, "name": name or None, "strides": strides or None, "labels": labels or None}
     made = import_weights(file, out, family=family, **told)

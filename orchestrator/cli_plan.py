@@ -13,8 +13,8 @@ from rich.table import Table
 from orchestrator.options import FAILED, JsonOption, RecipeArg, SetOption
 
 if TYPE_CHECKING:
-    from orchestrator.measure import Measured
-    from orchestrator.plan import Cost
+    from orchestrator.planning.cost import Cost
+    from orchestrator.planning.measure import Measured
     from workloads.config.recipe import Recipe
 
 
@@ -34,8 +34,8 @@ def plan(
 ) -> None:
     """Say what a run would cost: parameters, FLOPs, bytes, hours. Exit code 1 if --measure finds it wrong."""
     with redirect_stdout(sys.stderr):
-        from orchestrator.measure import measure
-        from orchestrator.plan import count_clips, model_sizes, plan_cost
+        from orchestrator.planning.cost import count_clips, model_sizes, plan_cost
+        from orchestrator.planning.measure import measure
         from orchestrator.recipes.loader import load_recipe
         from orchestrator.storage.object_store import FsspecFiles
         from orchestrator.training.request import Request, check

@@ -17,7 +17,7 @@ POINTS = ("step", "spool", "part", "half-part", "before-marker", "after-marker",
 PRELOADED = [
     "orchestrator.cli",
     "orchestrator.training.driver",
-    "orchestrator.report",
+    "orchestrator.reports.run_page",
     "workloads.train",
     "torch._dynamo",
 ]

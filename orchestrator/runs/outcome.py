@@ -18,7 +18,9 @@ def conclude(place: Place, command: str, *, publish: bool) -> dict[str, Any]:
 
     The outcome is written last, since it says whether the run is done.
     """
-    from orchestrator.report import write_report  # Plotly costs a second; a mistake should be told before that
+    from orchestrator.reports.run_page import (
+        write_report,  # Plotly costs a second; a mistake should be told before that
+    )
 
     records = read_spool(place.spool)
     outcome = _outcome(place, records)

@@ -135,8 +135,8 @@ def _interrupt() -> None:
 
 def _write_report(place: Place) -> None:
     """The search's page, as `antiphon report` writes it, beside what it tells of."""
-    from orchestrator.search_report import write_search_report
-    from orchestrator.trials import read_search
+    from orchestrator.reports.search.page import write_search_report
+    from orchestrator.reports.search.snapshot import read_search
 
     share(place.uri, place.folder / NAMES)
     report = place.folder / "report.html"

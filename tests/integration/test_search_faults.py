@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from cluster import stack
-from orchestrator.trials import read_search
+from orchestrator.reports.search.snapshot import read_search
 from tests.servers import start_server
 from tests.tiny_search import ANTIPHON, planned_settings, results, run
 from workloads.runtime.opener import MARKER

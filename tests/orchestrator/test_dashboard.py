@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from orchestrator import dashboard
-from orchestrator.search_report import write_search_report
+from orchestrator.reports.search import dashboard
+from orchestrator.reports.search.page import write_search_report
+from orchestrator.reports.search.snapshot import read_search
 from orchestrator.storage import object_store
-from orchestrator.trials import read_search
 from tests import searches
 
 ROW = re.compile(r'<tr><td class="number"><b>(\d+)</b></td><td class="number (?:score|soft)">([^<]+)</td>')

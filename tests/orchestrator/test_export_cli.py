@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from orchestrator import export
+from orchestrator.artifacts import export
 from tests.official import waveform
 from workloads.evaluate.predict import load_tagger
 from workloads.export.export import FACTS

@@ -8,10 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from orchestrator import plan
 from orchestrator.cli import app
-from orchestrator.measure import measure, tensor_bytes
-from orchestrator.plan import Clips, checkpoint_bytes, count_clips, model_sizes, plan_cost, step_flops
+from orchestrator.planning import cost
+from orchestrator.planning.cost import Clips, checkpoint_bytes, count_clips, model_sizes, plan_cost, step_flops
+from orchestrator.planning.measure import measure, tensor_bytes
 from tests import small
 from workloads.distill.schedule import plan_phases
 from workloads.models.size import Size
@@ -97,7 +97,7 @@ def test_partners_from_other_shards_are_read_once_more(tiny, start, monkeypatch)
     sources = run.team.enter(phase)
     for run.step in range(phase.steps):
         train_step(run, phase, sources)
-    planned = plan._clips_read(recipe, run.phases, HUNDRED, until=3, whole=False) - 2 * HUNDRED.val  # both validated
+    planned = cost._clips_read(recipe, run.phases, HUNDRED, until=3, whole=False) - 2 * HUNDRED.val  # both validated
     assert planned == 3 * 16 * 1.5
     assert 3 * 16 < len(read) <= planned  # two clips may share a partner
 
@@ -135,7 +135,7 @@ def test_students_who_hear_a_teacher_alike_share_its_forward(tiny):
     edges = 'edges=[{teacher="cnn", student="vit", weight=0.5}, {teacher="cnn", student="other", weight=0.5%s}]'
     for other, forwards in (("", 1), (', view="clean"', 2)):
         recipe = tiny("one-way", f"models.other={arch}", edges % other)
-        assert plan._hearings(plan_phases(recipe)[1], "cnn") == forwards
+        assert cost._hearings(plan_phases(recipe)[1], "cnn") == forwards
 
 
 def test_planned_flops_are_those_of_a_real_step(tiny, start):
@@ -207,15 +207,15 @@ def test_a_short_run_bears_the_plan_out(tiny):
     ],
 )
 def test_a_prediction_that_misses_is_found(tiny, tmp_path, monkeypatch, change, wrong):
-    honest = plan.count
-    monkeypatch.setattr(plan, "count", lambda *given, **named: change(honest(*given, **named)))
+    honest = cost.count
+    monkeypatch.setattr(cost, "count", lambda *given, **named: change(honest(*given, **named)))
     code, out = invoke(tiny, tmp_path, "--measure", "2", "--json")
     assert out["measured"]["wrong"] == wrong
     assert code == (1 if wrong else 0)
 
 
 def test_clips_that_were_not_seen_are_found(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_stretches", lambda phases, until: [(phases[0], 1)])
+    monkeypatch.setattr(cost, "_stretches", lambda phases, until: [(phases[0], 1)])
     code, out = invoke(tiny, tmp_path, "--measure", "3", "--json")
     assert code == 1
     assert out["measured"]["wrong"] == ["cnn: clips learned from", "vit: clips learned from"]
@@ -313,7 +313,7 @@ def test_a_clean_view_that_is_the_view_itself_is_read_once(tiny):
     clean = ("schedule.teacher_steps=3", "schedule.steps=5", "edges.0.view=clean")
     for augment, times in (("{mixup=0.5}", 1), ("{mixup=0.5, roll=0.1}", 2), ("{mask_mel=0.1}", 2)):
         recipe = tiny("one-way", *clean, f"augment={augment}")
-        read = plan._clips_read(recipe, plan_phases(recipe), HUNDRED, until=8, whole=False)
+        read = cost._clips_read(recipe, plan_phases(recipe), HUNDRED, until=8, whole=False)
         assert read - 3 * HUNDRED.val == (3 + 5 * times) * 8  # validated at step 3, 4 and 8
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.pictures import LEAST_SHARE
-from orchestrator.report import write_report
-from orchestrator.story import Story
+from orchestrator.reports.run_figures import LEAST_SHARE
+from orchestrator.reports.run_history import Story
+from orchestrator.reports.run_page import write_report
 from tests.pages import Page
 
 TAGS = ["dog", "rain", "<b>sea</b> & waves", "crying baby", "clock tick"]

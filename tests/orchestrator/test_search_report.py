@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.evaluate import rewrite_report
-from orchestrator.search_pictures import front
-from orchestrator.search_report import body, write_search_report
-from orchestrator.search_settings import in_words
-from orchestrator.search_timeline import spans, utilisation
-from orchestrator.search_words import verdict
-from orchestrator.trials import read_search
+from orchestrator.reports.rewrite import rewrite_report
+from orchestrator.reports.search.figures import front
+from orchestrator.reports.search.formatting import in_words
+from orchestrator.reports.search.page import body, write_search_report
+from orchestrator.reports.search.snapshot import read_search
+from orchestrator.reports.search.timeline import spans, utilisation
+from orchestrator.reports.search.verdict import verdict
 from tests import searches
 from tests.pages import Page
 

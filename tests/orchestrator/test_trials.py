@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.reports.search.snapshot import Search, read_search
 from orchestrator.search.store import earlier, reopen
 from orchestrator.storage import object_store
-from orchestrator.trials import Search, read_search
 from tests import searches
 
 

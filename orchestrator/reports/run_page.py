@@ -4,18 +4,13 @@ Everything in it comes from the spool and the resolved recipe; it reads no logs 
 """
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from orchestrator import pictures
-from orchestrator.story import Story
+from orchestrator.reports import run_figures
+from orchestrator.reports.html_page import figure_json, plotly_script, render, write_whole
+from orchestrator.reports.run_history import Story
 
 NOTHING = "-"
 
@@ -28,14 +23,8 @@ def write_report(
     `recipe` is the resolved one; `command` is what the user typed.
     """
     story = Story(spool_records, recipe)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         story=story,
         run_id=run_id,
         about=recipe.get("about", ""),
@@ -45,11 +34,9 @@ def write_report(
         figures=_figures(story),
         recipe=json.dumps(recipe, indent=2, ensure_ascii=False),
         commands=_commands(story, command),
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        plotly=plotly_script(),
     )
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    write_whole(page, out)
 
 
 def _when(story: Story) -> str:
@@ -108,19 +95,16 @@ def _figures(story: Story) -> dict[str, Any]:
     """The page's pictures as JSON; a picture without anything to show is absent."""
     curves = [model for model in story.models if any(key.startswith(f"{model}/") for key in story.curves)]
     edges = [edge for edge in story.edges if f"{edge}/kd_loss" in story.curves]
-    matrices = {model: figure for model in story.models if (figure := pictures.matrix(story, model)) is not None}
+    matrices = {model: figure for model in story.models if (figure := run_figures.matrix(story, model)) is not None}
     return {
-        "roles": _json(pictures.roles(story)) if story.phases else None,
-        "curves": {model: _json(pictures.model_curves(story, model)) for model in curves},
-        "edges": _json(pictures.edge_curves(story)) if edges else None,
-        "tags": _json(pictures.tag_scores(story)) if any(r["per_tag"] for r in story.results.values()) else None,
-        "matrices": {model: _json(figure) for model, figure in matrices.items()},
+        "roles": figure_json(run_figures.roles(story)) if story.phases else None,
+        "curves": {model: figure_json(run_figures.model_curves(story, model)) for model in curves},
+        "edges": figure_json(run_figures.edge_curves(story)) if edges else None,
+        "tags": figure_json(run_figures.tag_scores(story))
+        if any(r["per_tag"] for r in story.results.values())
+        else None,
+        "matrices": {model: figure_json(figure) for model, figure in matrices.items()},
     }
-
-
-def _json(figure: go.Figure) -> Markup:
-    """A figure for a script element: nothing in it can end the element."""
-    return Markup(figure.to_json().replace("<", "\\u003c"))
 
 
 def _commands(story: Story, command: str) -> list[str]:

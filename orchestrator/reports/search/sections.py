@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from orchestrator import search_pictures as pictures
-from orchestrator import search_study, search_timeline
-from orchestrator.search_words import plural
-from orchestrator.trials import STOPPED, Search
+from orchestrator.reports.html_page import figure_json
+from orchestrator.reports.search import figures, timeline
+from orchestrator.reports.search.importance import SUBSET, SUBSETS, importance, trials_missing
+from orchestrator.reports.search.snapshot import STOPPED, Search
+from orchestrator.reports.search.verdict import plural
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def sections(search: Search, now: float) -> list[Section]:
 
 
 def _one(name: str, title: str, said: str, figure: go.Figure) -> Section:
-    return Section(name, title, said, ((f"{name}-all", "", _json(figure)),))
+    return Section(name, title, said, ((f"{name}-all", "", figure_json(figure)),))
 
 
 def _responses(search: Search) -> Section:
@@ -51,29 +52,31 @@ def _responses(search: Search) -> Section:
         "that of every trial at the last rung that all reached: compare like with like. "
         "Diamonds are means of neighbours in equal numbers, with standard errors"
     )
-    few = len(judged) < pictures.LEAST_FOR_MEANS
-    said += f"; they need {pictures.LEAST_FOR_MEANS} trials, {len(judged)} are judged." if few else "."
-    figures = [(f"response-{at}", name, _json(pictures.response(search, name))) for at, name in enumerate(search.space)]
-    for at, (across, up) in enumerate(pictures.pairs(search)):
-        figure = _json(pictures.together(search, across, up))
-        figures.append((f"together-{at}", f"{across} and {up} together", figure))
-    return Section("response", title, said, tuple(figures))
+    few = len(judged) < figures.LEAST_FOR_MEANS
+    said += f"; they need {figures.LEAST_FOR_MEANS} trials, {len(judged)} are judged." if few else "."
+    drawn = [
+        (f"response-{at}", name, figure_json(figures.response(search, name))) for at, name in enumerate(search.space)
+    ]
+    for at, (across, up) in enumerate(figures.pairs(search)):
+        figure = figure_json(figures.together(search, across, up))
+        drawn.append((f"together-{at}", f"{across} and {up} together", figure))
+    return Section("response", title, said, tuple(drawn))
 
 
 def _importance(search: Search) -> Section:
-    title, missing = "Which parameter matters", search_study.trials_missing(search)
+    title, missing = "Which parameter matters", trials_missing(search)
     if missing > 0:
         return Section("importance", title, f"To say it takes {plural(missing, 'more judged trial')}.")
-    found = search_study.importance(search)
+    found = importance(search)
     if not found:
         return Section("importance", title, "All scores are the same, so no parameter explains them.")
     said = (
         f"fANOVA: each parameter's own share of the variance of {search.metric} {search.compared[0]} over the space, "
         f"as a forest fitted to {len(search.compared[1])} judged trials sees it; what is missing to 100 % lies in "
-        f"parameters together. Whiskers: lowest and highest in {search_study.SUBSETS} random subsets of "
-        f"{search_study.SUBSET:.0%} of the trials; where they overlap, the order is not settled."
+        f"parameters together. Whiskers: lowest and highest in {SUBSETS} random subsets of "
+        f"{SUBSET:.0%} of the trials; where they overlap, the order is not settled."
     )
-    return _one("importance", title, said, pictures.importances(found))
+    return _one("importance", title, said, figures.importances(found))
 
 
 def _parallel(search: Search) -> Section:
@@ -81,7 +84,7 @@ def _parallel(search: Search) -> Section:
     if not search.ranked:
         return Section("parallel", title, "No trial has come to its end with a score yet.")
     said = "A line is a trial that came to its end; the darker, the better. Where dark lines meet, good trials agree."
-    return _one("parallel", title, said, pictures.parallel(search))
+    return _one("parallel", title, said, figures.parallel(search))
 
 
 def _curves(search: Search) -> Section:
@@ -91,18 +94,18 @@ def _curves(search: Search) -> Section:
     said = f"{search.metric} at each rung."
     if search.of_status(STOPPED):
         said += f" Grey ones were stopped where they end by the scheduler ({search.settings['scheduler']})."
-    return _one("curves", title, said, pictures.curves(search))
+    return _one("curves", title, said, figures.curves(search))
 
 
 def _pareto(search: Search) -> Section:
     title, second = "What a good score costs", search.settings.get("second", "")
     if not second:
         return Section("pareto", title, "This search has one objective; with search.second its Pareto front is here.")
-    if not pictures.front(search):
+    if not figures.front(search):
         return Section("pareto", title, "No trial has come to its end with both objectives yet.")
-    cost = pictures.SECONDS[second]
+    cost = figures.SECONDS[second]
     said = f"{search.metric} against {cost}; both should be small. No trial beats one on the front in both."
-    return _one("pareto", title, said, pictures.pareto(search))
+    return _one("pareto", title, said, figures.pareto(search))
 
 
 def _agreement(search: Search) -> Section:
@@ -123,14 +126,14 @@ def _agreement(search: Search) -> Section:
         f"{len(found['trials'])} trials, from the best to the worst of those that ended, learned again over all steps; "
         f"a trial had taken {share:.0%} of them. Kendall's tau between the two rankings is {tau}; +1 is the same order."
     )
-    return _one("agreement", title, said, pictures.agreement(search))
+    return _one("agreement", title, said, figures.agreement(search))
 
 
 def _timeline(search: Search, now: float) -> Section:
-    title, drawn = "Where the time went", search_timeline.spans(search, now=now)
+    title, drawn = "Where the time went", timeline.spans(search, now=now)
     if not drawn:
         return Section("timeline", title, "No trial has begun.")
-    busy = None if search.pauses else search_timeline.utilisation(drawn, search.slots)
+    busy = None if search.pauses else timeline.utilisation(drawn, search.slots)
     inside = sum(trial.loop_seconds for trial in (*search.trials, *search.finals))
     held = sum(span.end - span.start for span in drawn if span.trial.over)
     said = (
@@ -140,11 +143,6 @@ def _timeline(search: Search, now: float) -> Section:
         else "A row is a trial, from its first begin to its end: in between it waits for the others at every rung"
     )
     if search.pauses:
-        return _one("timeline", title, f"{said}.", search_timeline.timeline(search, now=now))
+        return _one("timeline", title, f"{said}.", timeline.timeline(search, now=now))
     said += f"; {inside / held:.0%} of what finished trials held went into training loops." if held else "."
-    return _one("timeline", title, said, search_timeline.timeline(search, now=now))
-
-
-def _json(figure: go.Figure) -> Markup:
-    """A figure for a script element: nothing in it can end the element."""
-    return Markup(figure.to_json().replace("<", "\\u003c"))
+    return _one("timeline", title, said, timeline.timeline(search, now=now))

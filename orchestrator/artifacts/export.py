@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.card import write_card
-from orchestrator.evaluate import prepare_for
+from orchestrator.artifacts.evaluate import prepare_for
+from orchestrator.artifacts.model_card import write_card
 from orchestrator.storage import object_store
 from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.story import Phase, Story
+from orchestrator.reports.run_history import Phase, Story
 
 COLOURS = ("#3b82f6", "#ec4899", "#14b8a6", "#f97316", "#8b5cf6", "#84cc16", "#06b6d4", "#a3a3a3")
 VALIDATION = "#ef4444"

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from orchestrator.search_settings import line
-from orchestrator.trials import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search
+from orchestrator.reports.search.formatting import line
+from orchestrator.reports.search.snapshot import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search
 
 NOTHING = "-"
 

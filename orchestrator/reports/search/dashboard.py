@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
-from orchestrator import search_report
+from orchestrator.reports.search import page as search_page
+from orchestrator.reports.search.snapshot import Search, read_search
 from orchestrator.storage.retry import words
-from orchestrator.trials import Search, read_search
 
 EVERY_S = 3.0  # how often a page asks
 DRAWN_S = 60.0  # how often what goes on is drawn longer, where there is no news
@@ -49,7 +49,7 @@ class Watched:
                     self.stamp = ""
             if not self.stamp:
                 self._drawn = self._looked
-                self._body, self.stamp = search_report.body(self.search), uuid.uuid4().hex
+                self._body, self.stamp = search_page.body(self.search), uuid.uuid4().hex
             return self.search, self.stamp, self._body
 
     def _silent(self) -> bool:
@@ -68,7 +68,7 @@ def app(uri: str, *, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
     def page(request: Request) -> HTMLResponse:
         search, stamp, body = watched.look()
         every_s = EVERY_S if search.outcome is None else None
-        return HTMLResponse(search_report.page(search, body=body, every_s=every_s, stamp=stamp))
+        return HTMLResponse(search_page.page(search, body=body, every_s=every_s, stamp=stamp))
 
     def fragment(request: Request) -> JSONResponse:
         search, stamp, body = watched.look()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.plan import Cost, step_flops
+from orchestrator.planning.cost import Cost, step_flops
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
 from workloads.distill.schedule import Phase

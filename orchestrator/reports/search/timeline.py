@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from orchestrator.pictures import plain
-from orchestrator.search_pictures import COLOURS, axes, heard
-from orchestrator.trials import FAILED, RUNNING, Search, Trial
+from orchestrator.reports.run_figures import plain
+from orchestrator.reports.search.figures import COLOURS, axes, heard
+from orchestrator.reports.search.snapshot import FAILED, RUNNING, Search, Trial
 
 MINUTE_S = 60.0
 LEAST_SHARE = 0.025  # of the time, of a block that has room for its number

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.trials import Search
+from orchestrator.reports.search.snapshot import Search
 
 
 def in_words(search: Search, name: str, value: Any) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from orchestrator.pictures import plain
-from orchestrator.search_settings import escaped, in_words, shown
-from orchestrator.search_study import Importance, parallel_coordinates
-from orchestrator.trials import DONE, FAILED, RUNNING, STOPPED, Rung, Scored, Search, Trial
+from orchestrator.reports.run_figures import plain
+from orchestrator.reports.search.formatting import escaped, in_words, shown
+from orchestrator.reports.search.importance import Importance, parallel_coordinates
+from orchestrator.reports.search.snapshot import DONE, FAILED, RUNNING, STOPPED, Rung, Scored, Search, Trial
 
 SCORES = [[0.0, "#0b4fc4"], [0.35, "#5b93ea"], [1.0, "#c3cedd"]]
 BEST, GREY = "#0b4fc4", "#9aa3b2"

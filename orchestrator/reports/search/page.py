@@ -1,10 +1,9 @@
-"""The page of a search, live or as one file that opens without a network. Owns tables and page, not the pictures.
+"""The page of a search, live or as one file that opens without a network. Owns tables and page, not the figures.
 
 Everything in it comes from `trials.Search`; it asks no server. What files say is text, never markup.
 """
 
 import json
-import os
 import statistics
 import time
 from datetime import UTC, datetime
@@ -12,17 +11,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import jinja2
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from orchestrator import search_pictures as pictures
-from orchestrator import search_timeline
-from orchestrator.search_sections import sections
-from orchestrator.search_settings import in_words
-from orchestrator.search_words import NOTHING, amount, duration, plural, score, verdict
+from orchestrator.reports.html_page import plotly_script, render, write_whole
+from orchestrator.reports.search import figures, timeline
+from orchestrator.reports.search.formatting import in_words
+from orchestrator.reports.search.sections import sections
+from orchestrator.reports.search.snapshot import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search, Trial
+from orchestrator.reports.search.verdict import NOTHING, amount, duration, plural, score, verdict
 from orchestrator.tracking.uri import ui_command
-from orchestrator.trials import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search, Trial
 
 SHOWN_ROWS = 15  # of the leaderboard; the rest unfolds
 FINALS = ("winner", "control", "finalist")
@@ -31,16 +28,19 @@ ORDER = (DONE, STOPPED, RUNNING, INTERRUPTED, FAILED)
 
 def write_search_report(search: Search, out: Path) -> None:
     """Write a search's page to `out`, finished or not: 5 MB, of which 4.8 are Plotly; written whole or not at all."""
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page(search, body=body(search)), encoding="utf-8")
-    os.replace(temporary, out)
+    write_whole(page(search, body=body(search)), out)
 
 
 def page(search: Search, *, body: str, every_s: float | None = None, stamp: str = "") -> str:
     """The whole page around a `body`; with `every_s` it asks `fragment?seen=STAMP` so often for a newer one."""
-    plotly = Markup(get_plotlyjs().replace("</script", "<\\/script"))
-    template = _environment().get_template("search.html.j2")
-    return template.render(body=Markup(body), search=search, plotly=plotly, every_s=every_s, stamp=stamp)
+    return render(
+        "search.html.j2",
+        body=Markup(body),
+        search=search,
+        plotly=plotly_script(),
+        every_s=every_s,
+        stamp=stamp,
+    )
 
 
 def body(search: Search) -> str:
@@ -48,37 +48,24 @@ def body(search: Search) -> str:
     now = time.time()
     until = search.until(now)
     rows = [_row(search, trial) for trial in _leaders(search)]
-    return (
-        _environment()
-        .get_template("search_body.html.j2")
-        .render(
-            search=search,
-            about=search.recipe.get("about", ""),
-            when=f"began {_clock(search.created)}, last news {_clock(search.last_news)}",
-            verdict=verdict(search, now),
-            facts=_facts(search, until),
-            links=_links(search),
-            rows=rows[:SHOWN_ROWS],
-            more=rows[SHOWN_ROWS:],
-            names=list(search.space),
-            edges=_edges(search),
-            second=pictures.SECONDS.get(search.settings.get("second", ""), ""),
-            finals=_finals(search),
-            tests=_tests(search),
-            failures=[trial for trial in (*search.trials, *search.finals) if trial.status == FAILED],
-            sections=sections(search, until),
-            recipe=json.dumps(search.recipe, indent=2, ensure_ascii=False),
-        )
-    )
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return render(
+        "search_body.html.j2",
+        search=search,
+        about=search.recipe.get("about", ""),
+        when=f"began {_clock(search.created)}, last news {_clock(search.last_news)}",
+        verdict=verdict(search, now),
+        facts=_facts(search, until),
+        links=_links(search),
+        rows=rows[:SHOWN_ROWS],
+        more=rows[SHOWN_ROWS:],
+        names=list(search.space),
+        edges=_edges(search),
+        second=figures.SECONDS.get(search.settings.get("second", ""), ""),
+        finals=_finals(search),
+        tests=_tests(search),
+        failures=[trial for trial in (*search.trials, *search.finals) if trial.status == FAILED],
+        sections=sections(search, until),
+        recipe=json.dumps(search.recipe, indent=2, ensure_ascii=False),
     )
 
 
@@ -88,8 +75,8 @@ def _clock(seconds: float) -> str:
 
 def _facts(search: Search, until: float) -> list[tuple[str, str]]:
     over = sum(trial.over for trial in search.trials)
-    drawn = search_timeline.spans(search, now=until)
-    busy = None if search.pauses else search_timeline.utilisation(drawn, search.slots)
+    drawn = timeline.spans(search, now=until)
+    busy = None if search.pauses else timeline.utilisation(drawn, search.slots)
     overhead = (search.outcome or {}).get("overhead_s_per_trial")
     return [
         ("trials over", f"{over} of {search.wanted}"),

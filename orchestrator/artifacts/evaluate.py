@@ -1,13 +1,10 @@
 """What can be done with a published run: score a tagger, tag files, write the report anew."""
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report import write_report
-from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 
@@ -94,32 +91,3 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
         except BrokenClip as reason:
             broken[name] = str(reason)
     return heard, broken
-
-
-def rewrite_report(run: str, out: str) -> str:
-    """Write the report of a run or a search, finished or not, from what its folder or URI holds; returns the path."""
-    if object_store.exists(object_store.join(run, "search.json")):
-        return _search_report(run, out)
-    recipe_uri = object_store.join(run, "recipe.json")
-    if not object_store.exists(recipe_uri):
-        raise ValueError(f"run {run!r}: no recipe.json there; give a run's or a search's folder or URI, STORAGE/ID")
-    records = records_of(run)
-    if not records:
-        raise ValueError(f"run {run!r}: has no records there yet; they come with the first checkpoint")
-    run_id = run.rstrip("/").rsplit("/", 1)[-1]
-    starts = [record for record in records if record["kind"] == "run"]
-    command = starts[0]["tags"]["command"] if starts else f"antiphon run RECIPE --resume {run_id}"
-    target = Path(out or f"{run_id}.html")
-    recipe = json.loads(object_store.get_text(recipe_uri))
-    write_report(records, recipe, run_id=run_id, command=command, out=target)
-    return str(target.resolve())
-
-
-def _search_report(uri: str, out: str) -> str:
-    from orchestrator.search_report import write_search_report
-    from orchestrator.trials import read_search
-
-    search = read_search(uri)
-    target = Path(out or f"{search.search_id}.html")
-    write_search_report(search, target)
-    return str(target.resolve())

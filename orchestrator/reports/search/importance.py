@@ -13,8 +13,8 @@ import optuna
 import plotly.graph_objects as go
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from orchestrator.search_settings import escaped, in_words
-from orchestrator.trials import Scored, Search
+from orchestrator.reports.search.formatting import escaped, in_words
+from orchestrator.reports.search.snapshot import Scored, Search
 
 LEAST_TRIALS = 10  # and so many for each parameter:
 LEAST_TRIALS_EACH = 4
