@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cluster import rgw
-from cluster.book import Book, Program
-from cluster.services import Service, State, state, wait_until_up
+from cluster import ceph
+from cluster.process_registry import Book, Program
+from cluster.processes import Service, State, state, wait_until_up
 
 DEFAULT_FOLDER = Path("~/.antiphon/stack")
 START_S = 180.0  # a Ray head takes 12 s on two idle cores and 38 s on loaded ones; MLflow about as long
@@ -60,7 +60,7 @@ def up(
         book = Book(folder)
         server = s3 or book.setting("s3", "server")
         if server == "rgw":
-            rgw.check_installed()
+            ceph.check_installed()
         if server is not None:
             book.check("s3", {"server": server})  # before minutes are spent on the others
         if server is not None:
@@ -188,10 +188,10 @@ def start_moto(book: Book) -> Service:
             command=[sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(ports[0])],
             address=address,
             probes=(f"{address}/moto-api/",),
-            client_env=rgw.s3_environment(address, access_key="antiphon", secret_key="antiphon"),
+            client_env=ceph.s3_environment(address, access_key="antiphon", secret_key="antiphon"),
         )
 
     return book.ensure("s3", program, num_ports=1, settings={"server": "moto"})
 
 
-S3_SERVERS: dict[str, Callable[[Book], Service]] = {"moto": start_moto, "rgw": rgw.start}
+S3_SERVERS: dict[str, Callable[[Book], Service]] = {"moto": start_moto, "rgw": ceph.start}

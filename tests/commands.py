@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from orchestrator import cli, options
+from orchestrator.cli import app, options
 from orchestrator.tracking.replayer import Replayer
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.models.tagger import Tagger
@@ -27,10 +27,10 @@ def antiphon(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
     def call(*arguments: Any) -> Done:
         monkeypatch.setattr(sys, "argv", ["antiphon", *map(str, arguments)])
         monkeypatch.setattr(options, "emitted", [])
-        monkeypatch.setattr(cli, "emitted", options.emitted)
+        monkeypatch.setattr(app, "emitted", options.emitted)
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            app.main()
         out, err = capfd.readouterr()
         return Done(int(end.value.code or 0), out, err)
 

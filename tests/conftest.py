@@ -18,7 +18,7 @@ from workloads.train import Run, set_up
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-pytest_plugins = ["tests.servers", "tests.faults", "tests.desk", "tests.commands", "tests.tiny_search"]
+pytest_plugins = ["tests.servers", "tests.faults", "tests.s3_user", "tests.commands", "tests.tiny_search"]
 
 SMALL_MODELS = {
     "generations": (f"models.cnn0.arch={small.MN}", f"models.vit1.arch={small.VIT}", f"models.cnn1.arch={small.MN}"),

@@ -15,7 +15,7 @@ from typing import Any
 
 POINTS = ("step", "spool", "part", "half-part", "before-marker", "after-marker", "tidy", "finish")
 PRELOADED = [
-    "orchestrator.cli",
+    "orchestrator.cli.app",
     "orchestrator.training.driver",
     "orchestrator.reports.run_page",
     "workloads.train",
@@ -75,7 +75,7 @@ def outcome(out: Path) -> dict[str, Any]:
 
 
 def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env: dict[str, str]) -> None:
-    from orchestrator.cli import main
+    from orchestrator.cli.app import main
 
     os.environ.update(env)
     descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

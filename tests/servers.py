@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster import rgw, stack
-from cluster.book import Book, Program, free_ports
-from cluster.services import leader, wait_until_up
+from cluster import ceph, stack
+from cluster.process_registry import Book, Program, free_ports
+from cluster.processes import leader, wait_until_up
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def rgw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Ceph RGW: checks credentials, honours exclusive creates, survives kill -9. Skips where it is not installed."""
     try:
-        rgw.check_installed()
+        ceph.check_installed()
     except ValueError as missing:
         pytest.skip(str(missing))
     yield from _served(tmp_path_factory.mktemp("rgw"), "rgw")
@@ -69,7 +69,7 @@ def kill_server(rgw_server: S3Server) -> Iterator[Callable[[], None]]:
 
 def start_server(server: S3Server) -> None:
     """Start Ceph's daemons again, on the same ports and objects."""
-    wait_until_up(rgw.start(Book(server.folder)), deadline_s=90)
+    wait_until_up(ceph.start(Book(server.folder)), deadline_s=90)
 
 
 def _served(folder: Path, kind: str) -> Iterator[S3Server]:

@@ -68,7 +68,7 @@ def _spool(run: str) -> Iterator[Path]:
             yield spool
     except Timeout:
         raise ValueError(
-            f"run {run!r}: its own replayer still works on it, see {spool.with_name('log')}; wait for that"
+            f"run {run!r}: its own replayer still works on it, see {spool.with_name('tracking.log')}; wait for that"
         ) from None
 
 

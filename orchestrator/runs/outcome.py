@@ -5,37 +5,31 @@ import os
 import time
 from typing import Any
 
-from rich.table import Table
-
 from orchestrator.runs.lease import seconds_since_boot
 from orchestrator.runs.location import Place
 from orchestrator.storage import object_store
 from workloads.runtime.event_log import read_spool
 
+BAD_NUMBERS = "bad-numbers.json"
 
-def conclude(place: Place, command: str, *, publish: bool) -> dict[str, Any]:
-    """The run's outcome, the object that --json prints; with `publish` also written, with report and records.
 
-    The outcome is written last, since it says whether the run is done.
+def conclude(place: Place, *, publish: bool) -> dict[str, Any]:
+    """The run's outcome, the object that --json prints; with `publish` also written to the run's folder or URI.
+
+    Called by the driver once its workers have ended. `outcome.json` is written last, after the records: it says whether
+    the run is done, so a kill before it leaves a run that `--resume` goes on with.
     """
-    from orchestrator.reports.run_page import (
-        write_report,  # Plotly costs a second; a mistake should be told before that
-    )
-
     records = read_spool(place.spool)
     outcome = _outcome(place, records)
     if not publish:
         return outcome
-    recipe = json.loads(object_store.get_text(object_store.join(place.uri, "recipe.json")))
-    write_report(records, recipe, run_id=place.run_id, command=command, out=place.folder / "report.html")
     bad = [record for record in records if record["kind"] == "bad"]
     if bad:
-        (place.folder / "bad-numbers.json").write_text(json.dumps(bad, indent=1))
+        (place.folder / BAD_NUMBERS).write_text(json.dumps(bad, indent=1))
     if not object_store.is_local(place.uri):
         share_spool(place)
-        for name in ("report.html", "bad-numbers.json"):
-            if (place.folder / name).exists():
-                object_store.put_text(object_store.join(place.uri, name), (place.folder / name).read_text())
+        if bad:
+            object_store.put_text(object_store.join(place.uri, BAD_NUMBERS), (place.folder / BAD_NUMBERS).read_text())
     object_store.put_text(object_store.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
     return outcome
 
@@ -66,24 +60,3 @@ def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:
         "steps_run": max(result.get("steps", last) - resumed_from, 0),
         "models": {name: {key: row[key] for key in shown} for name, row in result.get("models", {}).items()},
     }
-
-
-def table(outcome: dict[str, Any]) -> Table:
-    """The run's headline: one row a model."""
-    rows = outcome["models"]
-    metric = "accuracy" if any("accuracy" in row["val"] for row in rows.values()) else "mAP"
-    shown = Table(title=f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s")
-    columns = ("model", "taught", "learned", f"val {metric}", f"test {metric}", "parameters", "checkpoint")
-    for column in columns:
-        shown.add_column(column, overflow="fold", justify="left" if column in ("model", "checkpoint") else "right")
-    for name, row in rows.items():
-        scores = [f"{row[part][metric]:.3f}" if row[part] else "-" for part in ("val", "test")]
-        shown.add_row(
-            name,
-            str(row["steps_taught"]),
-            str(row["steps_learned"]),
-            *scores,
-            f"{row['params']:,}",
-            row["checkpoint"],
-        )
-    return shown

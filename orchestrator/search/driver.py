@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import Place, place_of
 from orchestrator.runs.outcome import share_spool
+from orchestrator.runs.records import end_record
 from orchestrator.runs.resume import differences
 from orchestrator.search.finals import at_full_length, finals
 from orchestrator.search.request import Budget, SearchRequest
@@ -41,8 +42,16 @@ if TYPE_CHECKING:
 WAITING = 0.01  # CPUs of a trial that waits for its workers
 
 
-def search(request: SearchRequest) -> dict[str, Any]:
-    """The whole search; returns its outcome, the object that --json prints. ValueError for the user's mistakes."""
+@dataclass(frozen=True)
+class SearchResult:
+    """What came of a search: the object that --json prints, and where the search is."""
+
+    outcome: dict[str, Any]
+    place: Place
+
+
+def search(request: SearchRequest) -> SearchResult:
+    """The whole search, from its checks to its outcome. ValueError for the user's mistakes."""
     budget = check(request)
     request = replace(request, recipe=absolute(request.recipe))
     require_data(request.recipe)
@@ -53,13 +62,13 @@ def search(request: SearchRequest) -> dict[str, Any]:
             take_over(place.uri, driver)  # two drivers of one search would train everything twice
             place.folder.mkdir(parents=True, exist_ok=True)
             with beating(place.uri, driver):
-                return _drive(request, place, budget, began=began)
+                return SearchResult(_drive(request, place, budget, began=began), place)
         except KeyboardInterrupt:  # before the first trial, or after the last
             said = read_spool(place.spool) if place.spool.exists() else []
             if said and said[-1]["kind"] != "end":
                 with Spool(place.spool) as spool:
-                    spool.append(_end("preempted"))
-            return _preempted(place)
+                    spool.append(end_record("preempted"))
+            return SearchResult(_preempted(place), place)
 
 
 def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float) -> dict[str, Any]:
@@ -81,18 +90,18 @@ def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float
             write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
             with Spool(place.spool) as spool:
                 spool.append(_search_record(request, place))
-                replayer = start_replayer(place.spool, place.tracking, log=place.folder / "log")
+                replayer = start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
                 replayer.wait_started()
                 reopen(place.uri)
                 crew = Crew(request.recipe, place.uri, spool, resources=slot, slots=slots, workers=workers)
                 outcome = _work(request, place, crew, budget, began=began)
-                spool.append(_end(outcome["status"]))
+                spool.append(end_record(outcome["status"]))
                 share_spool(place)
         finally:
             ray.shutdown()
         wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
         if outcome["status"] != "preempted":
-            _write_report(place)
+            share(place.uri, place.folder / NAMES)
     return outcome
 
 
@@ -120,10 +129,6 @@ def _work(request: SearchRequest, place: Place, crew: "Crew", budget: Budget, *,
     return outcome_of(place, request.recipe, last, slots=crew.slots, spent=spent, began=began, alone=not known)
 
 
-def _end(status: str) -> dict[str, Any]:
-    return {"kind": "end", "status": status, "error": "", "mistake": False}
-
-
 def _preempted(place: Place) -> dict[str, Any]:
     return {"search_id": place.run_id, "status": "preempted"}
 
@@ -131,17 +136,6 @@ def _preempted(place: Place) -> dict[str, Any]:
 def _interrupt() -> None:
     """SIGTERM as Ctrl-C: what is committed stays, and the rest is learned when the search goes on."""
     raise KeyboardInterrupt
-
-
-def _write_report(place: Place) -> None:
-    """The search's page, as `antiphon report` writes it, beside what it tells of."""
-    from orchestrator.reports.search.page import write_search_report
-    from orchestrator.reports.search.snapshot import read_search
-
-    share(place.uri, place.folder / NAMES)
-    report = place.folder / "report.html"
-    write_search_report(read_search(place.uri), report)
-    share(place.uri, report)
 
 
 def _open(request: SearchRequest) -> Place:

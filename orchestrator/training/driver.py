@@ -6,7 +6,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,17 @@ Show = Callable[[Place], AbstractContextManager[None]]
 TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the tracker to catch up
 
 
-def run(request: Request, *, show: Show) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run: its outcome, and whether this driver published it (else it was done already, or is resumed
+    by another driver by now)."""
+
+    outcome: dict[str, Any]
+    place: Place
+    published: bool
+
+
+def run(request: Request, *, show: Show) -> RunResult:
     """The whole run; returns its outcome, the object that --json prints, also of a run that failed.
 
     `show` opens a context in which the spool's progress is shown. Raises ValueError for the user's mistakes that can
@@ -52,15 +62,15 @@ def run(request: Request, *, show: Show) -> dict[str, Any]:
     )
     place = opened.place
     if opened.outcome is not None:  # done already: then nothing is left to do
-        return opened.outcome
+        return RunResult(opened.outcome, place, published=False)
     assert opened.attempt is not None
     with beating(place.uri, driver):
         replayer = _drive(request, place, opened.attempt, show)
         wait_for_tracking(replayer)
 
-        def concluded() -> dict[str, Any]:
+        def concluded() -> RunResult:
             mine = is_driven_by(place.uri, driver)  # else somebody else has resumed it by now
-            return conclude(place, request.command, publish=mine)
+            return RunResult(conclude(place, publish=mine), place, published=mine)
 
         return object_store.patiently(concluded, what=place.uri, patience_s=request.patience_s)
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from cluster import stack
-from cluster.book import is_free
-from cluster.services import Service, lives, members
+from cluster.process_registry import is_free
+from cluster.processes import Service, lives, members
 
 ROOT = Path(__file__).parents[2]
 CLIENT = """
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def running(folder: Path) -> stack.Stack:
     """The stack, up; the first time by the command line, in a process that ends before the tests begin."""
     if not stack.status(folder):
-        run = "from orchestrator.cli_cluster import app; app()"
+        run = "from orchestrator.cli.cluster import app; app()"
         options = ["--cpus", "1", "--s3", "moto", "--folder", str(folder), "--json"]
         started = subprocess.run([sys.executable, "-c", run, "up", *options], cwd=ROOT, capture_output=True, text=True)
         assert started.returncode == 0, started.stderr

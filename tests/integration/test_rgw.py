@@ -8,9 +8,9 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from cluster import rgw
-from cluster.book import Book
-from cluster.services import state, wait_until_up
+from cluster import ceph
+from cluster.process_registry import Book
+from cluster.processes import state, wait_until_up
 
 
 def client(server: Any, *, secret: str | None = None) -> Any:
@@ -47,6 +47,6 @@ def test_objects_survive_kill_9_of_all_daemons(rgw_server: Any) -> None:
     psutil.wait_procs(daemons, timeout=10)
     assert {state(service) for service in book.services.values()} == {"dead"}
 
-    wait_until_up(rgw.start(book), deadline_s=60)
+    wait_until_up(ceph.start(book), deadline_s=60)
     assert book.services["s3"].address == rgw_server.endpoint
     assert client(rgw_server).get_object(Bucket="lasting", Key="object")["Body"].read() == body

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.desk import Desk, leaks, through, wait_for
+from tests.s3_user import Desk, leaks, through, wait_for
 from tests.servers import start_server
 from workloads.runtime.event_log import read_spool
 from workloads.runtime.opener import MARKER

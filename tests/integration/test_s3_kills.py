@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from tests import killed
-from tests.desk import Desk, publish_200_mb, through, wait_for
+from tests.s3_user import Desk, publish_200_mb, through, wait_for
 from workloads.runtime.opener import MARKER
 
 pytestmark = pytest.mark.faults

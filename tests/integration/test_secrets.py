@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.desk import leaks
+from tests.s3_user import leaks
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ Axes: B clips of a shard, T samples, M mel bands, F frames, C tags, 4 = masks (t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,8 +22,17 @@ from workloads.config.recipe import Recipe
 from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Corpus
-from workloads.models.front_end import LogMel
 from workloads.runtime.rng import keyed_generator
+
+
+class FrontEnd(Protocol):
+    """What turns waveforms into log-mels; one of a kind gives the same numbers as any other of that kind."""
+
+    kind: str
+    mask_value: float  # of masked cells
+
+    def __call__(self, x_BT: Tensor) -> Tensor: ...
+
 
 Draw = tuple[int, int]  # a clip's position, its occurrence in the epoch
 
@@ -42,7 +52,7 @@ class Shard:
     _mels: dict[str, Tensor] = field(default_factory=dict)
     _clean: "Shard | None" = None
 
-    def mel(self, front_end: LogMel) -> Tensor:
+    def mel(self, front_end: FrontEnd) -> Tensor:
         """The log-mels mel_BMF, mixed and masked; computed once for all models that share a kind of front end."""
         if front_end.kind not in self._mels:
             with torch.no_grad():

@@ -1,0 +1,207 @@
+"""Ceph RGW on one machine: an S3 server that checks credentials and survives kill -9.
+
+Owns the four daemons and the files that they are made from, as measured in reference/storage.md 1.4. One disk, one
+copy: for tests and a single box. Data stay in the stack folder's `rgw`.
+"""
+
+import json
+import secrets
+import shutil
+import subprocess
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.process_registry import Book, Program, free_ports, is_free, write_whole
+from cluster.processes import Service, leader
+
+PACKAGES = "radosgw ceph-mon ceph-osd ceph-mgr ceph-common"
+BINARIES = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph-mgr", "ceph", "ceph-authtool", "monmaptool")
+SETTINGS: dict[str, str | int] = {"server": "rgw"}
+COMMAND_S = 120.0  # ceph's own commands wait for daemons that are still starting
+
+CONF = """\
+[global]
+fsid = {fsid}
+mon_host = {mon_host}
+public_network = 127.0.0.0/8
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+osd_crush_chooseleaf_type = 0
+mon_allow_pool_size_one = true
+mon_max_pg_per_osd = 500
+osd_pool_default_pg_num = 4
+osd_pool_default_pgp_num = 4
+osd_pool_default_pg_autoscale_mode = off
+run_dir = {home}/run
+admin_socket = {home}/run/$name.asok
+log_file = {home}/log/$name.log
+crash_dir = {home}/log
+keyring = {home}/$name.keyring
+[mon.a]
+mon_data = {home}/mon
+[mgr.x]
+mgr_data = {home}/mgr
+[osd.0]
+osd_data = {home}/osd
+osd_objectstore = bluestore
+bluestore_block_size = 10737418240
+osd_memory_target = 939524096
+[client.rgw.a]
+rgw_data = {home}/rgw
+rgw_enable_apis = s3, admin
+"""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What one Ceph cluster keeps for life; the monitor's ports are written into its map of monitors."""
+
+    fsid: str
+    osd: str
+    mon_ports: tuple[int, int]
+    access_key: str
+    secret_key: str
+
+    @property
+    def mon_host(self) -> str:
+        return f"[v2:127.0.0.1:{self.mon_ports[0]},v1:127.0.0.1:{self.mon_ports[1]}]"
+
+
+def s3_environment(address: str, *, access_key: str, secret_key: str) -> dict[str, str]:
+    """What botocore, s3fs, Arrow and MLflow read to find an S3 server."""
+    return {
+        "AWS_ENDPOINT_URL": address,
+        "MLFLOW_S3_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+def check_installed() -> None:
+    """ValueError that names Debian's packages if one of the programs is missing."""
+    missing = [name for name in BINARIES if shutil.which(name) is None]
+    if missing:
+        raise ValueError(
+            f"s3 = 'rgw': not installed: {', '.join(missing)}; on Debian: "
+            f"apt-get install --no-install-recommends {PACKAGES}"
+        )
+
+
+def start(book: Book) -> Service:
+    """Bring the daemons up, and make the cluster that they serve if the folder holds none.
+
+    A cluster whose making was interrupted has no `made` marker and is made anew.
+    """
+    home = book.folder / "rgw"
+    longest = home / "run" / "client.rgw.a.asok"
+    if len(str(longest)) > 100:
+        raise ValueError(f"{longest}: a UNIX socket's path holds about 100 characters; choose a shorter --folder")
+    made = (home / "made").is_file()
+    if not made:
+        for name in [name for name in book.services if name.startswith("s3")]:
+            book.stop(name)
+        shutil.rmtree(home, ignore_errors=True)
+        _plan(home)
+    identity = _identity(home)
+    if not made:
+        _make_monitor(home, identity)
+    _ensure_monitor(book, home, identity)
+    if not made:
+        _make_keys_and_disk(home, identity)
+    _ensure_daemon(book, home, "s3-mgr", ["ceph-mgr", "-i", "x"])
+    _ensure_daemon(book, home, "s3-osd", ["ceph-osd", "-i", "0"])
+    gateway = _ensure_gateway(book, home, identity)
+    if not made:
+        keys = ["--access-key", identity.access_key, "--secret-key", identity.secret_key]
+        _run(home, "radosgw-admin", "user", "create", "--uid", "antiphon", "--display-name", "antiphon", *keys)
+        write_whole(home / "made", "")
+    return gateway
+
+
+def _plan(home: Path) -> None:
+    for name in ("mon", "mgr", "osd", "log", "run", "rgw"):
+        (home / name).mkdir(parents=True)
+    first, second = free_ports(2)
+    identity = Identity(
+        str(uuid.uuid4()), str(uuid.uuid4()), (first, second), secrets.token_hex(10), secrets.token_hex(20)
+    )
+    write_whole(home / "identity.json", json.dumps(asdict(identity)))
+    write_whole(home / "ceph.conf", CONF.format(fsid=identity.fsid, mon_host=identity.mon_host, home=home))
+
+
+def _identity(home: Path) -> Identity:
+    record = json.loads((home / "identity.json").read_text())
+    return Identity(**{**record, "mon_ports": tuple(record["mon_ports"])})
+
+
+def _run(home: Path, program: str, *arguments: str, given: str | None = None) -> str:
+    """One of Ceph's commands to its end; RuntimeError with what it said if it fails."""
+    command = [program, "-c", str(home / "ceph.conf"), *arguments]
+    try:
+        done = subprocess.run(command, cwd=home, input=given, capture_output=True, text=True, timeout=COMMAND_S)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{program} {arguments[0]} did not end within {COMMAND_S:.0f} s; logs: {home}/log") from None
+    if done.returncode:
+        raise RuntimeError(f"{program} {' '.join(arguments[:2])} failed ({done.returncode}):\n{done.stderr[-1500:]}")
+    return done.stdout
+
+
+def _tool(home: Path, program: str, *arguments: str) -> str:
+    """The two tools that work on files alone and take no configuration."""
+    return subprocess.run([program, *arguments], cwd=home, check=True, capture_output=True, text=True).stdout
+
+
+def _make_monitor(home: Path, identity: Identity) -> None:
+    caps = ["--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mgr", "allow *"]
+    _tool(home, "ceph-authtool", "--create-keyring", "client.admin.keyring", "--gen-key", "-n", "client.admin", *caps)
+    monitor = ["ceph-authtool", "mon.a.keyring"]
+    _tool(home, *monitor, "--create-keyring", "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+    _tool(home, *monitor, "--import-keyring", "client.admin.keyring")
+    _tool(home, "monmaptool", "--create", "--fsid", identity.fsid, "--addv", "a", identity.mon_host, "monmap")
+    _run(home, "ceph-mon", "--mkfs", "-i", "a", "--monmap", "monmap", "--keyring", "mon.a.keyring")
+
+
+def _ensure_monitor(book: Book, home: Path, identity: Identity) -> None:
+    recorded = book.services.get("s3-mon")
+    running = recorded is not None and leader(recorded) is not None
+    taken = [port for port in identity.mon_ports if not is_free(port)]
+    if taken and not running:
+        raise ValueError(
+            f"port {taken[0]}: Ceph's monitor in {home} was made for it and cannot move, but another program "
+            "listens there; stop that program, or use another --folder"
+        )
+    _ensure_daemon(book, home, "s3-mon", ["ceph-mon", "-i", "a"])
+    _run(home, "ceph", "--connect-timeout", str(int(COMMAND_S) - 10), "mon", "stat")
+
+
+def _make_keys_and_disk(home: Path, identity: Identity) -> None:
+    mgr_caps = ["mon", "allow profile mgr", "osd", "allow *"]
+    gateway_caps = ["mon", "allow rw", "osd", "allow rwx", "mgr", "allow rw"]
+    for name, caps in {"mgr.x": mgr_caps, "client.rgw.a": gateway_caps}.items():
+        write_whole(home / f"{name}.keyring", _run(home, "ceph", "auth", "get-or-create", name, *caps))
+    key = _tool(home, "ceph-authtool", "--gen-print-key").strip()
+    _run(home, "ceph", "osd", "new", identity.osd, "-i", "-", given=json.dumps({"cephx_secret": key}))
+    _tool(home, "ceph-authtool", "--create-keyring", "osd.0.keyring", "-n", "osd.0", "--add-key", key)
+    _run(home, "ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", identity.osd)
+
+
+def _ensure_daemon(book: Book, home: Path, name: str, command: list[str]) -> Service:
+    program = Program(command=[*command, "-c", str(home / "ceph.conf"), "-f"])
+    return book.ensure(name, lambda ports, scratch: program, num_ports=0, settings=SETTINGS)
+
+
+def _ensure_gateway(book: Book, home: Path, identity: Identity) -> Service:
+    def program(ports: tuple[int, ...], scratch: Path) -> Program:
+        address = f"http://127.0.0.1:{ports[0]}"
+        # Without tcp_nodelay a small GET takes 48 ms instead of 7 (reference/storage.md 1.2).
+        listen = f"--rgw_frontends=beast endpoint=127.0.0.1:{ports[0]} tcp_nodelay=1"
+        return Program(
+            command=["radosgw", "-n", "client.rgw.a", "-c", str(home / "ceph.conf"), "-f", listen],
+            address=address,
+            probes=(address,),
+            client_env=s3_environment(address, access_key=identity.access_key, secret_key=identity.secret_key),
+        )
+
+    return book.ensure("s3", program, num_ports=1, settings=SETTINGS)

@@ -1,0 +1,153 @@
+"""`antiphon plan`: what a run would cost, on the command line. Parses and prints; `plan.py` and `measure.py` know."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption
+
+if TYPE_CHECKING:
+    from orchestrator.planning.cost import Cost
+    from orchestrator.planning.measure import Measured
+    from workloads.config.recipe import Recipe
+
+
+def plan(
+    recipe: RecipeArg,
+    settings: SetOption = None,
+    devices: Annotated[int, typer.Option(help="Data-parallel workers; must divide train.shards.")] = 1,
+    tflops: Annotated[
+        float | None, typer.Option(help="What a device really reaches, in TFLOP/s; without it no hours are told.")
+    ] = None,
+    clips: Annotated[int | None, typer.Option(help="Clips to train on, where the metadata is not at hand.")] = None,
+    tags: Annotated[int | None, typer.Option(help="Tags to tell apart; together with --clips.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--measure", metavar="STEPS", help="Train so many steps here and compare.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would cost: parameters, FLOPs, bytes, hours. Exit code 1 if --measure finds it wrong."""
+    with redirect_stdout(sys.stderr):
+        from orchestrator.planning.cost import count_clips, model_sizes, plan_cost
+        from orchestrator.planning.measure import measure
+        from orchestrator.recipes.loader import load_recipe
+        from orchestrator.storage.object_store import FsspecFiles
+        from orchestrator.training.request import Request, check
+
+        loaded, files, measured = load_recipe(recipe, settings), FsspecFiles(), None
+        _check_devices(loaded, devices)
+        phases = check(Request(loaded, "antiphon plan", workers=devices))
+        _check_options(tflops, clips, steps, phases[-1].end)
+        counted = count_clips(loaded, files, clips=clips, tags=tags)
+        sizes = model_sizes(loaded, tags=counted.tags)
+        cost = plan_cost(loaded, phases, counted, sizes)
+        if steps is not None:
+            measured = measure(loaded, plan_cost(loaded, phases, counted, sizes, until=steps), sizes, files=files)
+    hours = None if tflops is None else cost.hours(tflops=tflops, devices=devices)
+    if as_json:
+        found = {"recipe": loaded.name, "devices": devices, "flops": cost.flops, "hours": hours, **asdict(cost)}
+        typer.echo(json.dumps(found | {"measured": None if measured is None else _measured_json(measured, cost)}))
+    else:
+        _print_cost(loaded, cost, known=clips is None)
+        if hours is not None:
+            typer.echo(f"hours        {hours:.3g} on {devices} x {tflops:g} TFLOP/s")
+        if measured is not None:
+            _print_measured(measured, cost, stated=tflops)
+    if measured is not None and measured.wrong:
+        raise typer.Exit(FAILED)
+
+
+def _check_options(tflops: float | None, clips: int | None, steps: int | None, end: int) -> None:
+    if tflops is not None and not 0 < tflops < float("inf"):
+        raise ValueError(f"--tflops {tflops:g}: must be above 0")
+    if steps is not None and not 1 <= steps <= end:
+        raise ValueError(f"--measure {steps}: must be 1 to {end}, the steps of the whole run")
+    if steps is not None and clips is not None:
+        raise ValueError(f"--clips {clips}: --measure trains on the recipe's own clips; leave one of the two out")
+
+
+def _check_devices(recipe: "Recipe", devices: int) -> None:
+    """ValueError where the recipe's shards do not divide among so many devices."""
+    if devices < 1:
+        raise ValueError(f"--devices {devices}: must be 1 or more")
+    if recipe.train.shards % devices:
+        batch = recipe.train.batch_size
+        size, left = divmod(batch, devices)
+        note = f"SIZE (none keeps the {batch} clips of a step)" if left else f"{size} for steps of {batch} clips as now"
+        raise ValueError(
+            f"--devices {devices}: train.shards = {recipe.train.shards} must divide among them; "
+            f"--set train.shards={devices} --set train.shard_size={note}"
+        )
+
+
+def _print_cost(recipe: "Recipe", cost: "Cost", *, known: bool) -> None:
+    Console(width=140).print(_table(recipe.name, cost))
+    scored = "1 to be scored" if known else "scoring left out (--clips are those to train on)"
+    typer.echo(f"FLOPs        of the networks alone: 3 forwards to learn, 1 to teach, {scored}")
+    typer.echo("store        teachers' logits in fp16, were they kept: bytes of one view x the views students hear")
+    every = cost.clips.train + cost.clips.val + cost.clips.test
+    over = (
+        f", more than data.cache_gb = {recipe.data.cache_gb:g}" if cost.cache_bytes > recipe.data.cache_gb * 1e9 else ""
+    )
+    typer.echo(f"clip cache   {size_of(cost.cache_bytes)} for {every:,} clips, were each data.clip_seconds long{over}")
+    times = cost.clips_read / every
+    typer.echo(f"read         {size_of(cost.bytes_read)}: {cost.clips_read:,} clips, each {times:.3g} times")
+    typer.echo(f"checkpoints  {cost.checkpoints}, the last of {size_of(cost.checkpoint_bytes)}; tensors only")
+    typer.echo(
+        f"written      {size_of(cost.bytes_written)} in all; at any time at most {size_of(cost.bytes_kept)} stay"
+    )
+
+
+def _table(name: str, cost: "Cost") -> Table:
+    shown = Table(title=f"{name}: {cost.steps:,} steps, {cost.epochs:.3g} epochs of {cost.clips.train:,} clips")
+    for column in ("model", "parameters", "MACs a clip", "learns", "teaches", "clips seen", "epochs", "FLOPs", "store"):
+        shown.add_column(column, justify="left" if column == "model" else "right")
+    for model_name, model in cost.models.items():
+        shown.add_row(
+            model_name,
+            f"{model.params:,}",
+            f"{model.macs / 1e9:.4g} G",
+            f"{model.own_steps:,}",
+            f"{model.taught_steps:,}",
+            f"{model.clips_seen:,}",
+            f"{model.epochs:.3g}",
+            f"{model.learn_flops + model.teach_flops + model.score_flops:.3g}",
+            f"{size_of(model.store_view_bytes)} x {model.store_views}" if model.store_views else "-",
+        )
+    models = cost.models.values()
+    params, macs, seen = (sum(getattr(model, key) for model in models) for key in ("params", "macs", "clips_seen"))
+    shown.add_row("all", f"{params:,}", f"{macs / 1e9:.4g} G", "", "", f"{seen:,}", "", f"{cost.flops:.3g}", "")
+    return shown
+
+
+def _print_measured(measured: "Measured", cost: "Cost", *, stated: float | None) -> None:
+    hours = cost.hours(tflops=measured.tflops, devices=1)
+    typer.echo(f"measured     {measured.steps} steps here: {measured.seconds_per_step:.4g} s a step")
+    typer.echo(f"             {measured.tflops:.4g} TFLOP/s, so {hours:.3g} hours for the whole run on one such device")
+    if stated is not None:
+        typer.echo(
+            f"             --tflops {stated:g} is {stated / measured.tflops:.3g} times as much as this device reaches"
+        )
+    typer.echo(f"             {size_of(measured.files_bytes)} of files in its checkpoint")
+    for entry in measured.compared:
+        verdict = "WRONG" if entry in measured.wrong else "right"
+        typer.echo(f"  {verdict}  {entry.what}: predicted {entry.predicted:,}, measured {entry.measured:,}")
+
+
+def _measured_json(measured: "Measured", cost: "Cost") -> dict[str, Any]:
+    hours = cost.hours(tflops=measured.tflops, devices=1)
+    return asdict(measured) | {"hours": hours, "wrong": [entry.what for entry in measured.wrong]}
+
+
+def size_of(number: int) -> str:
+    """Bytes as people read them, in powers of ten: 1.05 GB."""
+    value, units = float(number), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"

@@ -1,0 +1,52 @@
+"""`antiphon evaluate` and `antiphon tag`: what a published tagger scores and hears. Parses and prints."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from orchestrator.cli.options import FAILED, CheckpointArg, JsonOption, SetOption, only_json
+
+console = Console(stderr=True)
+
+
+def evaluate(
+    checkpoint: CheckpointArg,
+    data: Annotated[str, typer.Option(help="A recipe whose data set (and test fold) to score on.")],
+    settings: SetOption = None,
+    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a tagger on a part of a recipe's data set."""
+    from orchestrator.artifacts.evaluate import evaluate_checkpoint
+    from orchestrator.recipes.loader import load_recipe
+
+    loaded = load_recipe(data, settings)
+    with only_json(as_json) as emit:
+        scores = evaluate_checkpoint(checkpoint, loaded, part)
+        emit(scores)
+        if not as_json:
+            for name, value in scores["scores"].items():
+                typer.echo(f"{name:10} {value:.4f}")
+
+
+def tag(
+    checkpoint: CheckpointArg,
+    files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, mp3; local or URIs.")],
+    top: Annotated[int, typer.Option(help="How many tags a file.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what can be heard in files."""
+    from orchestrator.artifacts.evaluate import tag_files
+
+    with only_json(as_json) as emit:
+        heard, broken = tag_files(checkpoint, files, top=top)
+        emit({"files": heard, "broken": broken})
+        for name, tags in {} if as_json else heard.items():
+            typer.echo(name)
+            for label, probability in tags:
+                typer.echo(f"  {probability:6.3f}  {label}")
+        for name, reason in broken.items():
+            console.print(f"{name}: {reason}", highlight=False)
+        if broken:
+            raise typer.Exit(FAILED)

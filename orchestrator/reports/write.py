@@ -1,0 +1,57 @@
+"""Where reports are written: beside the run or search that has just ended, or anew from what its folder or URI holds.
+
+Called by the command line, after the outcome is written: a page that fails changes nothing of what it tells of.
+"""
+
+import json
+from pathlib import Path
+
+from orchestrator.reports.run_page import write_report
+from orchestrator.reports.search.page import write_search_report
+from orchestrator.reports.search.snapshot import read_search
+from orchestrator.runs.location import Place
+from orchestrator.runs.records import records_of
+from orchestrator.search.store import share
+from orchestrator.storage import object_store
+from orchestrator.storage.retry import patiently
+from workloads.runtime.event_log import read_spool
+
+REPORT = "report.html"
+
+
+def write_run_report(place: Place, command: str, *, patience_s: float) -> None:
+    """The report of a run that this process has driven, from its own records; beside them, and where it is stored."""
+    recipe_uri = object_store.join(place.uri, "recipe.json")
+    recipe = json.loads(patiently(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s))
+    out = place.folder / REPORT
+    write_report(read_spool(place.spool), recipe, run_id=place.run_id, command=command, out=out)
+    patiently(lambda: share(place.uri, out), what=place.uri, patience_s=patience_s)
+
+
+def write_search_page(place: Place) -> None:
+    """The page of a search that this process has driven; beside its files, and where it is stored."""
+    out = place.folder / REPORT
+    write_search_report(read_search(place.uri), out)
+    share(place.uri, out)
+
+
+def rewrite_report(uri: str, out: str) -> str:
+    """Write the report of a run or a search, finished or not, from what its folder or URI holds; returns the path."""
+    if object_store.exists(object_store.join(uri, "search.json")):
+        search = read_search(uri)
+        target = Path(out or f"{search.search_id}.html")
+        write_search_report(search, target)
+        return str(target.resolve())
+    recipe_uri = object_store.join(uri, "recipe.json")
+    if not object_store.exists(recipe_uri):
+        raise ValueError(f"run {uri!r}: no recipe.json there; give a run's or a search's folder or URI, STORAGE/ID")
+    records = records_of(uri)
+    if not records:
+        raise ValueError(f"run {uri!r}: has no records there yet; they come with the first checkpoint")
+    run_id = uri.rstrip("/").rsplit("/", 1)[-1]
+    starts = [record for record in records if record["kind"] == "run"]
+    command = starts[0]["tags"]["command"] if starts else f"antiphon run RECIPE --resume {run_id}"
+    target = Path(out or f"{run_id}.html")
+    recipe = json.loads(object_store.get_text(recipe_uri))
+    write_report(records, recipe, run_id=run_id, command=command, out=target)
+    return str(target.resolve())

@@ -1,0 +1,326 @@
+"""`antiphon models import`: published weights in, a tagger out that tags, teaches and is started from."""
+
+import json
+import pickle
+import subprocess
+import sys
+from argparse import Namespace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import save_file
+
+from tests.commands import Done, first_tagger
+from tests.efficientat import DATA, case
+from tests.official import keyed_state, waveform
+from workloads.data.synthetic import SOURCES
+from workloads.evaluate.predict import load_tagger
+from workloads.runtime.checkpoint import file_digest
+from workloads.train import loop
+
+MN04 = '{family="mn", width=0.4}'
+LIST = Path(__file__).parents[3] / "workloads" / "models" / "official" / "audioset_tags.txt"
+AUDIOSET = LIST.read_text().splitlines()  # as published: class 0 is speech
+UNSORTED = sorted(SOURCES, reverse=True)  # the ten tags of the embedded data set, as no data set orders them
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """MN at width 0.4 as a training program saves it: in a container, under DataParallel's names."""
+    path = tmp_path_factory.mktemp("published") / "mn04_as_mAP_432.pt"
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{name}": tensor for name, tensor in case("mn04").state.items()}}, path
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def ten_classes(tmp_path_factory) -> Path:
+    """The same network with a head for ten classes, as a bare safetensors file."""
+    path = tmp_path_factory.mktemp("published") / "ten.safetensors"
+    save_file(case("mn04", **{"classifier.5.weight": [10, 512], "classifier.5.bias": [10]}).state, path)
+    return path
+
+
+def mistake(done: Done) -> str:
+    assert done.code == 2, done
+    assert done.out == ""
+    (line,) = done.err.strip().splitlines()
+    return line
+
+
+def imported_as(model: str, folder: Path) -> list[str]:
+    """The settings that make a model of a recipe start from an imported MN."""
+    return [
+        f"models.{model}.arch={MN04}",
+        f'models.{model}.front_end={{kind="efficientat128"}}',
+        f"models.{model}.init={folder}",
+    ]
+
+
+def test_what_is_imported_says_what_the_official_code_says(antiphon, weights, tmp_path):
+    done = antiphon("models", "import", "--family", "mn", weights, tmp_path / "mn04", "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert (made["name"], made["tags"], made["params"]) == ("mn04_as_map_432", 527, 983_599)
+    assert made["model"]["arch"]["width"] == 0.4
+    tagger, state = load_tagger(tmp_path / "mn04")
+    assert state["labels"] == "multi"
+    assert state["tags"] == sorted(AUDIOSET)  # as data sets are, and the head's rows with them
+    columns = [tagger.tags.index(tag) for tag in AUDIOSET[:20]]
+    with torch.no_grad():
+        logits_BC = tagger.tag(waveform(10, 32_000))[:, columns]
+    torch.testing.assert_close(logits_BC, case("mn04").logits_BC, rtol=0, atol=1e-4)
+    assert made["origin"] == state["origin"]
+    assert state["origin"] == {
+        "project": "fschmid56/EfficientAT",
+        "family": "mn",
+        "file": weights.name,
+        "sha256": file_digest(weights),
+        "licence": "MIT",
+        "imported_with": f"antiphon {version('antiphon')}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "network", "strides"),
+    [("mn", "mn04_fc_s2221", "2221"), ("mn", "mn10_attention", "2222"), ("dymn", "dymn04", "2222")],
+)
+def test_every_kind_of_head_keeps_its_tags(antiphon, tmp_path, family, network, strides):
+    save_file(case(network).state, tmp_path / f"{network}.safetensors")
+    arguments = ["--family", family, "--strides", strides, tmp_path / f"{network}.safetensors", tmp_path / "out"]
+    done = antiphon("models", "import", *arguments)
+    assert done.code == 0, done.err
+    tagger, _ = load_tagger(tmp_path / "out")
+    columns = [tagger.tags.index(tag) for tag in AUDIOSET[:20]]
+    with torch.no_grad():
+        logits_BC = tagger.tag(waveform(10, 32_000))[:, columns]
+    torch.testing.assert_close(logits_BC, case(network).logits_BC, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "network"), [("ced", "ced_tiny_10s"), ("ast", "ast_tiny_16")])
+def test_other_projects_go_through_the_same_door(antiphon, tmp_path, family, network):
+    recorded = json.loads((DATA / f"{network}.json").read_text())
+    torch.save(keyed_state(recorded["shapes"]), tmp_path / "theirs.pth")
+    done = antiphon("models", "import", "--family", family, tmp_path / "theirs.pth", tmp_path / "out")
+    assert done.code == 0, done.err
+    tagger, state = load_tagger(tmp_path / "out")
+    assert (state["origin"]["project"], state["name"]) == (recorded["project"], "theirs")
+    columns = [tagger.tags.index(tag) for tag in AUDIOSET[:20]]
+    with torch.no_grad():
+        logits_BC = tagger.tag(waveform(10, 16_000))[:, columns]
+    torch.testing.assert_close(logits_BC, torch.tensor(recorded["logits"]), rtol=0, atol=1e-4)
+
+
+def test_an_imported_tagger_tags_a_file(antiphon, weights, tmp_path):
+    done = antiphon("models", "import", "--family", "mn", weights, tmp_path / "mn04", "--name", "small")
+    assert done.code == 0, done.err
+    assert done.out.startswith("small: mn (width 0.4, ")
+    soundfile.write(tmp_path / "tone.wav", waveform(10, 32_000)[0].numpy(), 32_000, subtype="FLOAT")
+    heard = antiphon("tag", tmp_path / "mn04", tmp_path / "tone.wav", "--top", "527", "--json")
+    assert heard.code == 0, heard.err
+    found = dict(json.loads(heard.out)["files"][str(tmp_path / "tone.wav")])
+    expected_C = torch.sigmoid(case("mn04").logits_BC[0])
+    assert [found[tag] for tag in AUDIOSET[:20]] == pytest.approx(expected_C.tolist(), abs=1e-4)
+
+
+def test_a_recipe_with_other_tags_starts_from_it(antiphon, weights, tmp_path, tiny, start):
+    assert antiphon("models", "import", "--family", "mn", weights, tmp_path / "mn04").code == 0
+    run = start(tiny("demo", *imported_as("cnn", tmp_path / "mn04")))
+    tagger = first_tagger(run, "cnn")
+    assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
+    assert tagger.tags == tuple(sorted(SOURCES))
+    published = case("mn04").state
+    assert torch.equal(tagger.backbone.features[0][0].weight, published["features.0.0.weight"])
+    assert torch.equal(tagger.backbone.classifier[0].weight, published["classifier.2.weight"])
+
+
+def test_it_teaches_a_recipe_with_its_tags(antiphon, ten_classes, tmp_path, tiny, start):
+    (tmp_path / "tags.txt").write_text("\n".join(UNSORTED) + "\n")
+    arguments = ["--family", "mn", ten_classes, tmp_path / "ten", "--tags", tmp_path / "tags.txt"]
+    assert antiphon("models", "import", *arguments).code == 0
+    recipe = tiny("one-way", *imported_as("cnn", tmp_path / "ten"), "schedule.teacher_steps=0", "schedule.steps=2")
+    run = start(recipe)
+    assert loop(run) == "done"
+    taught, state = load_tagger(run.session.work_dir.parent / "models" / "cnn")
+    imported, _ = load_tagger(tmp_path / "ten")
+    assert state["tags"] == sorted(UNSORTED)
+    for name, tensor in imported.state_dict().items():
+        assert torch.equal(taught.state_dict()[name], tensor), name
+
+
+def test_tags_come_from_a_csv_too(antiphon, ten_classes, tmp_path):
+    rows = [f'{number},/m/{number},"{tag}, loud"' for number, tag in enumerate(UNSORTED)]
+    (tmp_path / "tags.csv").write_text("\n".join(["index,mid,display_name", *rows]))
+    arguments = ["--family", "mn", ten_classes, tmp_path / "ten", "--tags", tmp_path / "tags.csv"]
+    assert antiphon("models", "import", *arguments).code == 0
+    _, state = load_tagger(tmp_path / "ten")
+    assert state["tags"] == sorted(f"{tag}, loud" for tag in UNSORTED)
+
+
+@pytest.mark.parametrize(
+    ("network", "arch"), [("mn04", MN04), ("dymn04", '{family="dymn", width=0.4}')], ids=["mn", "dymn"]
+)
+def test_weights_of_images_start_a_model_by_way_of_a_thousand_names(antiphon, tmp_path, tiny, start, network, arch):
+    """As the recipes of EfficientAT tell: classes go by their numbers, the last layer is drawn anew."""
+    head = {"classifier.5.weight": [1000, 512], "classifier.5.bias": [1000]}
+    state, family = case(network, **head).state, network[:-2]
+    torch.save(state, tmp_path / f"{network}_im.pt")
+    (tmp_path / "classes.txt").write_text("".join(f"{number}\n" for number in range(1000)))
+    words = ("--family", family, "--labels", "single", "--tags", tmp_path / "classes.txt")
+    done = antiphon("models", "import", tmp_path / f"{network}_im.pt", tmp_path / "im", *words)
+    assert done.code == 0, done.err
+    settings = [f"models.cnn.arch={arch}", 'models.cnn.front_end={kind="efficientat128"}']
+    tagger = first_tagger(start(tiny("demo", *settings, f"models.cnn.init={tmp_path}/im")), "cnn")
+    assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
+    assert torch.equal(tagger.backbone.classifier[0].weight, state["classifier.2.weight"])
+    assert getattr(tagger.backbone, "temperature", 30) == 30
+
+
+@pytest.mark.parametrize(("words", "labels"), [([], "multi"), (["--labels", "single"], "single")])
+def test_labels_are_what_is_told(antiphon, ten_classes, tmp_path, words, labels):
+    (tmp_path / "tags.txt").write_text("\n".join(UNSORTED) + "\n")
+    arguments = ["--family", "mn", ten_classes, tmp_path / "ten", "--tags", tmp_path / "tags.txt", *words]
+    done = antiphon("models", "import", *arguments)
+    assert done.code == 0, done.err
+    assert f"10 tags ({labels})" in done.out
+    tagger, state = load_tagger(tmp_path / "ten")
+    assert (tagger.labels, state["labels"]) == (labels, labels)
+
+
+@pytest.mark.parametrize(("words", "labels"), [([], "single"), (["--labels", "multi"], "multi")])
+def test_an_ast_of_esc50_tells_one_tag_a_clip(antiphon, tmp_path, words, labels):
+    torch.save(keyed_state(json.loads((DATA / "ast_tiny_esc50.json").read_text())["shapes"]), tmp_path / "esc50.pth")
+    (tmp_path / "tags.txt").write_text("\n".join(f"tag {number}" for number in range(50)))
+    arguments = ["--family", "ast", tmp_path / "esc50.pth", tmp_path / "out", "--tags", tmp_path / "tags.txt", *words]
+    done = antiphon("models", "import", *arguments, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["labels"] == labels
+    assert load_tagger(tmp_path / "out")[1]["labels"] == labels
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(antiphon, tmp_path, value):
+    state = case("mn04").state
+    state["features.9.block.0.0.weight"][3, 0] = value
+    torch.save(state, tmp_path / "lost.pt")
+    told = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "lost.pt", tmp_path / "out"))
+    assert "lost.pt': features.9.block.0.0.weight holds numbers that are not finite" in told
+    assert not (tmp_path / "out").exists()
+
+
+class Boobytrap:
+    """What an unpickler that runs code would print."""
+
+    def __reduce__(self):
+        return print, ("code of the file has run",)
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "bin"])
+def test_a_file_that_needs_code_is_refused_unread(antiphon, tmp_path, ending):
+    torch.save({"state_dict": case("mn04").state, "config": Boobytrap()}, tmp_path / f"mn04.{ending}")
+    done = antiphon("models", "import", "--family", "mn", tmp_path / f"mn04.{ending}", tmp_path / "out")
+    told = mistake(done)
+    assert "holds more than tensors" in told
+    assert "code of the file has run" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_refusal_says_how_to_make_a_file_that_is_taken(antiphon, tmp_path):
+    torch.save({"state_dict": case("mn04").state, "config": Namespace(seed=1)}, tmp_path / "mn04.pt")
+    told = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "mn04.pt", tmp_path / "out"))
+    script = told[told.index("'import torch;") + 1 : told.rindex("'")]
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    done = antiphon("models", "import", "--family", "mn", tmp_path / "mn04.safetensors", tmp_path / "out")
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--family", "mm"], "--family 'mm': no such family; known are mn, dymn, ced, ast, timm"),
+        (["--family", "dymn"], "is a network of the family mn"),
+        (["--family", "ced"], "these are no weights of CED's"),
+        (["--family", "ced", "--strides", "2221"], "for mn and dymn only, not for ced"),
+        (["--family", "mn", "--strides", "2231"], "must be four times 1 or 2"),
+        (["--family", "mn", "--name", "Big One"], "--name 'Big One': a name is a small letter"),
+        (["--family", "mn"], "these weights tell 10 classes apart; name them with --tags FILE"),
+        (["--family", "mn", "--tags", "nowhere.txt"], "--tags 'nowhere.txt': no such file"),
+        (["--family", "mn", "--tags", "nine.txt"], "names 9 tags, the weights tell 10 classes apart"),
+        (["--family", "mn", "--tags", "twice.txt"], "'bird' is there twice"),
+        (["--family", "mn", "--tags", "other.csv"], "a CSV file needs a column display_name"),
+        (["--family", "mn", "--tags", "jumbled.csv"], "its column index must count from 0"),
+        (["--family", "mn", "--labels", "one"], "--labels 'one': must be single (one tag a clip) or multi"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(antiphon, ten_classes, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    Path("nine.txt").write_text("\n".join(UNSORTED[:9]))
+    Path("twice.txt").write_text("\n".join(["bird", *UNSORTED[:8], "bird"]))
+    Path("other.csv").write_text("name\nbird\n")
+    Path("jumbled.csv").write_text("index,display_name\n1,bird\n0,bell\n")
+    assert told in mistake(antiphon("models", "import", *arguments, ten_classes, "out"))
+    assert not Path("out").exists()
+
+
+def test_an_out_that_exists_is_left_alone(antiphon, weights, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    told = mistake(antiphon("models", "import", "--family", "mn", weights, tmp_path / "mine"))
+    assert "is there already; choose a new folder or URI" in told
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_files_that_are_none_are_told_from_damaged_ones(antiphon, weights, tmp_path):
+    for name, data, told in [
+        ("cut.pt", weights.read_bytes()[:100_000], "or a damaged one (RuntimeError: PytorchStreamReader"),
+        ("empty.pth", b"", "no file that torch.save wrote, or a damaged one (EOFError"),
+        ("letter.bin", b"dear friend", "no file that torch.save wrote"),
+        ("pickle.pt", pickle.dumps([1.5], protocol=4), "or a damaged one (UnpicklingError: Unsupported operand"),
+        ("letter.safetensors", b"dear friend", "no safetensors file, or a damaged one"),
+        ("mn04.ckpt", b"", "must end in .pt, .pth, .bin or .safetensors"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        assert told in mistake(antiphon("models", "import", "--family", "mn", tmp_path / name, tmp_path / "out"))
+    missing = antiphon("models", "import", "--family", "mn", tmp_path / "none.pt", tmp_path / "out")
+    assert "none.pt': no such file" in mistake(missing)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"state_dict": {"a": torch.ones(1)}}, "no weights of EfficientAT's MN or DyMN"),
+        ({"state_dict": {"a": 1}}, "its 'a' is no tensor"),
+        ({"model": {}}, "hold no state dict"),
+        ([torch.ones(1)], "found list without tensors"),
+    ],
+)
+def test_contents_that_are_no_network_are_named(antiphon, tmp_path, content, told):
+    torch.save(content, tmp_path / "odd.pt")
+    assert told in mistake(antiphon("models", "import", "--family", "mn", tmp_path / "odd.pt", tmp_path / "out"))
+
+
+def test_damaged_names_are_named(antiphon, tmp_path):
+    state = case("mn04").state
+    state["features.0.0.wieght"] = state.pop("features.0.0.weight")
+    torch.save(state, tmp_path / "odd.pt")
+    told = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "odd.pt", tmp_path / "out"))
+    assert "odd.pt: these weights do not fit" in told
+    assert "unknown: features.0.0.wieght; missing: features.0.0.weight" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_written_to_an_object_store_too(antiphon, weights, s3_server, monkeypatch, tmp_path):
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    s3_server.client().create_bucket(Bucket="taggers")
+    done = antiphon("models", "import", "--family", "mn", weights, "s3://taggers/ours/mn04")
+    assert done.code == 0, done.err
+    soundfile.write(tmp_path / "tone.wav", waveform(1, 32_000)[0].numpy(), 32_000)
+    heard = antiphon("tag", "s3://taggers/ours/mn04", tmp_path / "tone.wav")
+    assert heard.code == 0, heard.err
+    again = antiphon("models", "import", "--family", "mn", weights, "s3://taggers/ours/mn04")
+    assert "is there already" in mistake(again)

@@ -1,0 +1,133 @@
+"""The command line's manners: quick to answer, mistakes in one line, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
+
+
+def antiphon(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ANTIPHON, *arguments], capture_output=True, text=True)
+
+
+def test_help_needs_nothing_heavy():
+    script = "import sys, orchestrator.cli.app; print([name for name in sys.argv[1:] if name in sys.modules])"
+    heavy = ["torch", "ray", "mlflow", "pandas", "numpy", "fsspec", "plotly", "sklearn", "pydantic"]
+    done = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    done = antiphon("--help")
+    assert done.returncode == 0
+    for word in ("run", "recipes", "data", "evaluate", "tag", "report", "cluster"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "dmeo"], "recipe 'dmeo': neither"),
+        (["run", "demo", "--set", "train.seed=x"], "train.seed = 'x'"),
+        (["run", "demo", "--address", "ray://head:10001"], "ray job submit"),
+        (["run", "demo", "--workers", "2"], "--set train.shards=2"),
+        (["run", "demo", "--workers", "2", "--set", "train.shards=2", "--local"], "--local runs in this process alone"),
+        (["run", "esc10", "--set", "data.root=/nowhere"], "/nowhere"),
+        (["run", "demo", "--set", "data.test_fold=9"], "test_fold"),
+        (["run", "demo", "--tracking", "http://me:secret@there"], "--tracking: its URI holds a password"),
+        (["run", "demo", "--patience", "-1"], "--patience -1: must be 0 seconds or more"),
+        (["run", "demo", "--run-id", "a/b"], "run id 'a/b': must be letters, digits"),
+        (["run", "demo", "--storage", "gopher://there"], "URI 'gopher://there'"),
+        (["evaluate", "/nowhere/models/cnn", "--data", "demo"], "checkpoint '/nowhere/models/cnn'"),
+        (["report", "/nowhere"], "run '/nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(arguments, told, tmp_path):
+    storage = ["--storage", str(tmp_path)] if arguments[0] == "run" and "--storage" not in arguments else []
+    done = antiphon(*arguments, *storage)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert told in line
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_mistake_with_json_is_an_object_too():
+    done = antiphon("run", "dmeo", "--json")
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
+    assert (answer["status"], answer["mistake"]) == ("failed", True)
+    assert "recipe 'dmeo'" in answer["error"]
+
+
+def test_dry_run_prints_recipe_and_phases():
+    done = antiphon("run", "demo", "--dry-run", "--set", "schedule.turns=2")
+    assert done.returncode == 0
+    assert "3 phases, 240 steps" in done.stdout
+    assert "cnn -> vit (0.5)" in done.stdout
+
+
+def test_what_a_dry_run_prints_trains_without_the_orchestrator(tmp_path):
+    small = [
+        "data.synthetic_clips=100",
+        "data.clip_seconds=1.0",
+        "schedule.burn_in=1",
+        "schedule.period=1",
+        "schedule.turns=2",
+    ]
+    small += ['models.cnn.arch={family="mn", width=0.1}', 'models.vit.arch={family="vit", dim=16, depth=1, heads=2}']
+    small += [f"data.cache={tmp_path}/clips", "train.shard_size=8"]
+    done = antiphon("run", "demo", "--dry-run", "--json", *[word for value in small for word in ("--set", value)])
+    (tmp_path / "resolved.json").write_text(done.stdout)
+    assert json.loads(done.stdout)["schedule"]["turns"] == 2
+    command = [sys.executable, "-m", "workloads", "resolved.json", "out"]
+    trained = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "out" / "models" / "vit" / "weights.safetensors").is_file()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "out: exists" in again.stderr
+
+
+def test_recipes_are_listed_with_their_headers():
+    listed = json.loads(antiphon("recipes", "--json").stdout)["recipes"]
+    assert {"demo", "esc10", "esc10-control"} <= {entry["name"] for entry in listed}
+    assert "antiphon run demo" in antiphon("recipes").stdout
+
+
+def test_data_check_counts_and_names_what_is_broken(esc10, tmp_path):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "meta").mkdir()
+    lines = (esc10 / "meta" / "esc50.csv").read_text().splitlines()
+    kept = lines[:1] + lines[1::4]
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(kept) + "\n")
+    names = [line.split(",")[0] for line in kept[1:]]
+    for name in names[2:]:
+        os.symlink(esc10 / "audio" / name, tmp_path / "audio" / name)
+    (tmp_path / "audio" / names[0]).write_bytes(b"")
+    base = ["data", "check", "esc10", "--set", f"data.root={tmp_path}", "--set", f"data.cache={tmp_path}/cache"]
+    done = antiphon(*base, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert sum(answer["clips"].values()) == len(names) - 2
+    assert {entry["clip_id"] for entry in answer["quarantined"]} == {Path(name).stem for name in names[:2]}
+    too_many = antiphon(*base, "--set", "data.max_broken_share=0.01")
+    assert too_many.returncode == 2
+    assert "data.max_broken_share" in too_many.stderr
+
+
+def test_json_leaves_nothing_else_on_standard_output():
+    script = """
+import os
+from orchestrator.cli.options import only_json
+with only_json(True) as emit:
+    print("noise")
+    os.system("echo more")
+    emit({"a": 1})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == '{"a": 1}\n'
+    assert "noise" in done.stderr
+    assert "more" in done.stderr

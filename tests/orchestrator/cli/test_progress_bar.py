@@ -1,0 +1,25 @@
+"""The progress bar says who learns and who teaches."""
+
+import io
+
+from rich.console import Console
+
+from orchestrator.cli.progress_bar import progress, roles
+from workloads.runtime.event_log import Spool
+
+TURN = {"kind": "phase", "index": 2, "of": 9, "total": 300, "trains": ["vit"]}
+
+
+def test_roles_are_told_in_a_few_words():
+    assert roles({**TURN, "edges": [{"teacher": "cnn", "student": "vit"}]}) == "phase 3/9: cnn -> vit"
+    assert roles({**TURN, "trains": ["cnn", "vit"], "edges": []}) == "phase 3/9: cnn, vit"
+
+
+def test_the_bar_follows_the_spool_to_its_last_record(tmp_path):
+    shown = io.StringIO()
+    spool = Spool(tmp_path / "spool.jsonl")
+    with progress(spool.path, Console(file=shown, width=100, force_terminal=True)):
+        spool.append({**TURN, "edges": [{"teacher": "cnn", "student": "vit"}]})
+        spool.append({"kind": "metrics", "step": 120, "values": {}})
+    assert "cnn -> vit" in shown.getvalue()
+    assert "120/300" in shown.getvalue()

@@ -1,0 +1,146 @@
+"""Recipes: what the user writes, what comes out, and how mistakes are told."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.recipes.loader import SHIPPED, flatten, header, load_recipe, parse, resolve, shipped_names
+from orchestrator.search.request import SearchRequest
+from orchestrator.search.validation import check
+
+ROOT = Path(__file__).parents[3]
+PAPERS = [name for name in shipped_names() if name.split("-")[0] in ("ast", "psla", "efficientat", "ced", "tkd")]
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_recipe_survives_being_resolved(name):
+    recipe = load_recipe(name, ["data.root=x", "data.manifest=x.csv"])
+    assert recipe.name == name
+    assert parse(json.loads(json.dumps(resolve(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_recipe_opens_with_its_command(name):
+    assert header(name)[0].startswith((f"antiphon run {name}", f"antiphon search {name}"))
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_papers_recipe_says_what_it_needs_and_that_nobody_trained_it(name):
+    told = header(name)
+    assert f"data.{'root' if 'esc50' in name else 'manifest'}=" in told[0]
+    assert told[1].startswith("NOT trained here. Published: ")
+    for word in ("Needs", "Hours:", "Other than there:"):
+        assert any(line.startswith(word) for line in told)
+    with pytest.raises(ValueError, match=r"needs (the data set's folder: )?--set data\.(root|manifest)="):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_value_of_a_papers_recipe_carries_its_source(name):
+    """What it is, hears and learns by; not the words that say which, where, and how often it is looked at."""
+    words = ("name", "about", "extends", "format", "teacher", "student", "device", "eval_every", "checkpoint_every")
+    free = ("#", "[", *words, "burn_in = 0", *(f'kind = "{kind}"' for kind in ("mutual", "one_way", "best")))
+    lines = [line for line in (SHIPPED / f"{name}.toml").read_text().splitlines() if line]
+    values = [line for line in lines if not line.startswith(free)]
+    assert values
+    assert [line for line in values if "  # " not in line] == []
+
+
+def test_settings_reach_tables_lists_and_text():
+    recipe = load_recipe(
+        "demo", ["train.seed=7", "edges.1.weight=0.25", "data.root=/some/where", "models.cnn.arch.width=0.5"]
+    )
+    assert recipe.train.seed == 7
+    assert recipe.edges[1].weight == 0.25
+    assert recipe.data.root == "/some/where"
+    assert recipe.models["cnn"].arch.width == 0.5
+
+
+def test_a_recipe_file_may_build_on_a_shipped_one(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "esc10"\n[data]\nroot = "x"\n[schedule]\nkind = "mutual"\nburn_in = 1\nsteps = 2\n')
+    recipe = load_recipe(str(path))
+    assert recipe.name == "mine"
+    assert recipe.models == load_recipe("esc10", ["data.root=x"]).models
+    assert (recipe.schedule.kind, recipe.schedule.steps) == ("mutual", 2)  # nothing of the other kind is left
+
+
+def test_a_resolved_recipe_can_be_run_again(tmp_path):
+    path = tmp_path / "resolved.json"
+    recipe = load_recipe("gated")
+    path.write_text(json.dumps(resolve(recipe)))
+    assert load_recipe(str(path)) == recipe
+
+
+def test_flattening_keeps_every_value_under_its_path():
+    flat = flatten(resolve(load_recipe("demo")))
+    assert flat["edges.1.teacher"] == "vit"
+    assert flat["models.cnn.optimizer.betas"] == "[0.9, 0.999]"
+    assert flat["models.cnn.arch.family"] == "mn"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("a.b", "--set 'a.b': must look like a.b=value"),
+        ("train.seeds=3", "train.seeds: unknown key"),
+        ("train.seed=x", "train.seed = 'x': input should be a valid integer"),
+        (
+            "models.cnn.arch.family=foo",
+            "models.cnn.arch.family = 'foo': must be one of 'mn', 'dymn', 'efficientnet', 'vit', 'ast', 'ced'",
+        ),
+        ("models.cnn.arch.width=-1", "models.cnn.arch.width = -1.0: must be above 0"),
+        ("models.cnn.arch.widht=1", "models.cnn.arch.widht: unknown key"),
+        ("edges.0.weight=2", "edges.0.weight = 2.0: must be between 0 and 1"),
+        ("edges.0.teacher=dog", "edges: no model named 'dog'; the models are cnn, vit"),
+        ("edges.0.teacher=vit", "edges.0.student = 'vit': a model cannot be its own teacher"),
+        ("edges.1.student=vit", "a model cannot be its own teacher"),
+        ("edges.5.weight=1", "no such place in the recipe"),
+        ("schedule.kind=gated", "schedule.steps: is missing"),
+        (
+            "schedule.kind=often",
+            "must be one of 'one_way', 'generations', 'alternate', 'mutual', 'gated', 'per_sample'",
+        ),
+        ("data.format=esc50", "data.root = '': format esc50 needs the data set's folder"),
+        ("data.val_share=0.7", "data.val_share = 0.7: must be above 0 and at most 0.5"),
+        ("models.vit.arch.heads=0", "models.vit.arch.heads = 0: must be above 0"),
+        ("models.cnn.optimizer.betas=[1.0, 0.9]", "models.cnn.optimizer.betas = (1.0, 0.9): each must be 0 up to 1"),
+        ("models.cnn.optimizer.weight_decay=-1", "weight_decay = -1.0: must be 0 or more"),
+        ("train.precision=fp8", "train.precision = 'fp8'"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_value_and_rule(setting, told):
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        load_recipe("demo", [setting])
+    assert told in str(caught.value)
+
+
+def test_mel_mixup_needs_one_front_end():
+    other = ["augment.mixup=0.5", "augment.mixup_on=mel"]
+    assert load_recipe("demo", other)
+    with pytest.raises(ValueError, match=r"mel-mixup needs one shared front end, use 'waveform'"):
+        load_recipe("demo", [*other, 'models.vit.front_end={kind="kaldi128"}'])
+
+
+def test_unknown_recipes_list_the_shipped_ones_and_circles_are_cut(tmp_path):
+    with pytest.raises(ValueError, match="shipped are alternate, ast-audioset"):
+        load_recipe("dmeo")
+    path = tmp_path / "a.toml"
+    path.write_text(f'extends = "{path}"\n')
+    with pytest.raises(ValueError, match="in a circle"):
+        load_recipe(str(path))
+    path.write_text("name = \n")
+    with pytest.raises(ValueError, match="not readable"):
+        load_recipe(str(path))
+
+
+def test_the_searches_in_the_readme_are_recipes_that_can_be_searched(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    searches = [block for block in blocks if "[search]" in block]
+    assert searches
+    for number, block in enumerate(searches):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block)
+        check(SearchRequest(load_recipe(str(file)), "", full=2))

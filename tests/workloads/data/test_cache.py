@@ -1,0 +1,230 @@
+"""The clip cache: decoded once, whole or not at all, bounded, and honest about broken files."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from workloads.config.recipe import Data
+from workloads.data.cache import Broken, ClipCache, check_share
+from workloads.data.clips import Clip
+from workloads.data.manifest import read_corpus
+from workloads.runtime.opener import LocalFiles
+
+
+class Counting(LocalFiles):
+    """Notes every opened file in a log that several processes may share."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def open(self, uri: str) -> BinaryIO:
+        with self.log.open("a") as log:
+            log.write(f"{Path(uri).name}\n")
+        return super().open(uri)
+
+    def opened(self) -> Counter[str]:
+        return Counter(self.log.read_text().split() if self.log.exists() else [])
+
+
+def tones(folder: Path, count: int, *, seconds: float = 0.5, rate: int = 16_000) -> list[Clip]:
+    """So many wavs, each a tone of its own."""
+    clips = []
+    for number in range(count):
+        time_T = np.arange(round(seconds * rate)) / rate
+        soundfile.write(folder / f"{number}.wav", 0.5 * np.sin(2 * np.pi * (200 + 50 * number) * time_T), rate)
+        clips.append(Clip(f"c{number}", f"{number}.wav", ("t",), 1, f"c{number}"))
+    return clips
+
+
+def data_at(folder: Path) -> Data:
+    return Data(format="manifest", root=str(folder), manifest="unused.csv")
+
+
+def make_cache(folder: Path, *, rate: int = 16_000, limit_gb: float = 1.0) -> ClipCache:
+    return ClipCache(folder / "cache", rate=rate, limit_gb=limit_gb)
+
+
+def test_clips_come_back_as_they_were_to_the_last_bit_of_16(tmp_path: Path) -> None:
+    clips, cache = tones(tmp_path, 3), make_cache(tmp_path)
+    assert cache.prepare(clips, data_at(tmp_path), LocalFiles()) == []
+    for clip in clips:
+        samples, _ = soundfile.read(tmp_path / clip.path, dtype="float32")
+        assert torch.equal(cache.load(clip.clip_id), torch.from_numpy(samples))
+
+
+def test_a_second_cache_over_the_same_folder_decodes_nothing(tmp_path: Path) -> None:
+    clips, opener = tones(tmp_path, 5), Counting(tmp_path / "log")
+    for _ in range(2):
+        make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener)
+    assert set(opener.opened().values()) == {1}
+
+
+def test_a_changed_file_and_another_rate_are_decoded_anew(tmp_path: Path) -> None:
+    clips, opener, cache = tones(tmp_path, 1), Counting(tmp_path / "log"), make_cache(tmp_path)
+    cache.prepare(clips, data_at(tmp_path), opener)
+    soundfile.write(tmp_path / "0.wav", np.zeros(100), 16_000)
+    cache.prepare(clips, data_at(tmp_path), opener)
+    assert len(cache.load("c0")) == 100
+    at_8k = make_cache(tmp_path, rate=8_000)
+    at_8k.prepare(clips, data_at(tmp_path), opener)
+    assert len(at_8k.load("c0")) == 50
+    assert opener.opened() == {"0.wav": 3}
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_cache import Counting, data_at, make_cache
+from workloads.data.clips import Clip
+folder = Path(sys.argv[1])
+clips = [Clip(f"c{n}", f"{n}.wav", ("t",), 1, f"c{n}") for n in range(40)]
+print("ready", flush=True)
+sys.stdin.readline()
+cache = make_cache(folder)
+assert cache.prepare(clips, data_at(folder), Counting(folder / "log")) == []
+assert len(cache.load("c39")) == 8000
+"""
+
+
+def test_two_processes_at_once_decode_each_clip_once(tmp_path: Path) -> None:
+    tones(tmp_path, 40)
+    command = [sys.executable, "-c", PREPARE, str(tmp_path), str(Path(__file__).parent)]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for process in both:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in both:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait(timeout=60) for process in both] == [0, 0]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert Counting(tmp_path / "log").opened() == {f"{number}.wav": 1 for number in range(40)}
+
+
+def test_what_a_killed_writer_left_does_not_count_and_goes(tmp_path: Path) -> None:
+    clips, opener, cache = tones(tmp_path, 1), Counting(tmp_path / "log"), make_cache(tmp_path)
+    cache.prepare(clips, data_at(tmp_path), opener)
+    (stored,) = cache.folder.glob("*.npy")
+    half = stored.with_name(stored.name + ".part")
+    stored.rename(half)
+    half.write_bytes(half.read_bytes()[:1000])
+    again = make_cache(tmp_path)
+    assert again.prepare(clips, data_at(tmp_path), opener) == []
+    assert len(again.load("c0")) == 8000
+    assert list(again.folder.glob("*.part")) == []
+    assert opener.opened() == {"0.wav": 2}
+
+
+def mixed_bag(folder: Path) -> list[Clip]:
+    """Real-world files: three of them sound, five of them not."""
+    rng = np.random.default_rng(0)
+    noise = 0.1 * rng.standard_normal(22_050)
+    soundfile.write(folder / "stereo.flac", np.stack([noise, noise], axis=1), 44_100)
+    soundfile.write(folder / "low.mp3", noise, 8_000)
+    soundfile.write(folder / "short.wav", noise[:1600], 16_000)
+    soundfile.write(folder / "whole.wav", noise, 16_000)
+    (folder / "truncated.wav").write_bytes((folder / "whole.wav").read_bytes()[:5000])
+    (folder / "whole.wav").unlink()
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.ogg").write_text("not a sound\n" * 100)
+    soundfile.write(folder / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
+    names = ["stereo.flac", "low.mp3", "short.wav", "truncated.wav", "empty.wav", "text.ogg", "nan.wav", "gone.wav"]
+    return [Clip(name.split(".")[0], name, ("t",), 1, name) for name in names]
+
+
+def test_broken_files_are_quarantined_with_their_reasons_and_the_others_are_usable(tmp_path: Path) -> None:
+    clips, cache = mixed_bag(tmp_path), make_cache(tmp_path)
+    broken = cache.prepare(clips, data_at(tmp_path), LocalFiles())
+    reasons = {entry.clip_id: entry.reason for entry in broken}
+    assert list(reasons) == ["truncated", "empty", "text", "nan", "gone"]
+    assert reasons["truncated"].startswith("cut short: 2478 of 22050")
+    assert reasons["empty"].startswith("cannot be decoded")
+    assert reasons["text"].startswith("cannot be decoded")
+    assert reasons["nan"] == "holds samples that are NaN or infinite"
+    assert reasons["gone"] == "not found"
+    assert len(cache.load("stereo")) == 8000
+    assert len(cache.load("low")) == pytest.approx(44_100, rel=0.05)
+    assert len(cache.load("short")) == 1600
+    with pytest.raises(AssertionError, match="quarantined"):
+        cache.load("nan")
+
+
+def test_a_broken_file_is_not_tried_again_until_it_changes(tmp_path: Path) -> None:
+    clips, opener = mixed_bag(tmp_path), Counting(tmp_path / "log")
+    first = make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener)
+    assert make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener) == first
+    assert opener.opened()["text.ogg"] == 1
+    soundfile.write(tmp_path / "text.ogg", np.zeros(1600), 16_000)
+    soundfile.write(tmp_path / "gone.wav", np.zeros(1600), 16_000)
+    mended = make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener)
+    assert [entry.clip_id for entry in mended] == ["truncated", "empty", "nan"]
+
+
+def test_above_the_limit_the_clips_unused_for_longest_go_first(tmp_path: Path) -> None:
+    clips = tones(tmp_path, 4)  # each 16 128 bytes
+    cache = make_cache(tmp_path, limit_gb=50_000 / 1e9)  # room for three
+    for age, clip in zip((300, 100, 200), clips[:3], strict=True):
+        before = set(cache.folder.glob("*.npy"))
+        cache.prepare([clip], data_at(tmp_path), LocalFiles())
+        (new,) = set(cache.folder.glob("*.npy")) - before
+        os.utime(new, (1e9 - age, 1e9 - age))
+    opener = Counting(tmp_path / "log")
+    cache.prepare([clips[0]], data_at(tmp_path), opener)  # the oldest, but in use again
+    cache.prepare([clips[3]], data_at(tmp_path), opener)
+    assert len(list(cache.folder.glob("*.npy"))) == 3
+    cache.prepare([clips[0], clips[1]], data_at(tmp_path), opener)
+    assert opener.opened() == {"3.wav": 1}, "2 went; 0 and 1 stayed"
+    assert torch.equal(cache.load("c2"), make_loaded(tmp_path, clips[2])), "a clip pushed out is made again on demand"
+
+
+def make_loaded(folder: Path, clip: Clip) -> torch.Tensor:
+    return torch.from_numpy(soundfile.read(folder / clip.path, dtype="float32")[0])
+
+
+def test_clips_that_do_not_fit_at_all_say_how_much_room_they_need(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, limit_gb=40_000 / 1e9)
+    with pytest.raises(ValueError, match=r"data.cache_gb = 4e-05: 3 of 10 clips fill it; all need about 0.000161 GB"):
+        cache.prepare(tones(tmp_path, 10), data_at(tmp_path), LocalFiles())
+
+
+def test_check_share_lets_few_broken_clips_pass_and_names_many() -> None:
+    broken = [Broken(f"c{number}", f"{number}.wav", "cut short") for number in range(5)]
+    check_share(broken, 100, 0.05)
+    check_share([], 100, 0.0)
+    with pytest.raises(ValueError, match=r"5 of 99 clips \(5.1%\).*5.0%: 0.wav: cut short; 1.wav.*2.wav: cut short\. "):
+        check_share(broken, 99, 0.05)
+
+
+def test_synthetic_clips_are_cached_like_any_other(tmp_path: Path) -> None:
+    data = Data(labels="multi", clip_seconds=1.0, synthetic_clips=50)
+    corpus, cache = read_corpus(data, LocalFiles()), make_cache(tmp_path)
+    assert cache.prepare(corpus.clips, data, LocalFiles()) == []
+    other = replace(data, synthetic_seed=1)
+    assert cache.prepare(read_corpus(other, LocalFiles()).clips, other, LocalFiles()) == []
+    assert len(list(cache.folder.glob("*.npy"))) == 100
+    assert cache.load("synthetic-000007").shape == (16_000,)
+
+
+def test_real_recordings_survive_the_cache(tmp_path: Path, esc10: Path) -> None:
+    data = Data(format="esc50", root=str(esc10))
+    clips = read_corpus(data, LocalFiles()).clips[::20]
+    cache = make_cache(tmp_path)
+    assert cache.prepare(clips, data, LocalFiles()) == []
+    for clip in clips:
+        info = soundfile.info(esc10 / clip.path)
+        assert len(cache.load(clip.clip_id)) == pytest.approx(info.duration * 16_000, abs=2)

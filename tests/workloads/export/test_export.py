@@ -1,0 +1,216 @@
+"""Taggers written as files that run without us: what the file says against what the tagger says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from tests.official import keyed_state, waveform
+from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
+from workloads.config.recipe import FrontEnd, Model
+from workloads.export.export import FACTS, ExportMismatch, check, export, longest, open_file, takes_any_length
+from workloads.export.quantise import quantise
+from workloads.models.tagger import Tagger, build_tagger
+
+CASES: dict[str, tuple[Arch, str]] = {
+    "mn": (MN(family="mn", width=0.1), "efficientat128"),
+    "mn_attention": (MN(family="mn", width=0.1, head="attention", se_axes=("c", "f")), "efficientat128"),
+    "vit": (ViT(family="vit", dim=32, depth=2, heads=2, pool="avg"), "logmel64"),
+    "ced": (CED(family="ced", size="tiny"), "ced64"),
+    "ast": (AST(family="ast", size="tiny", stride=16), "kaldi128"),
+    "efficientnet": (EfficientNet(family="efficientnet"), "kaldi128"),
+    "tc_resnet": (OnDevice(family="ondevice", variant="tc_resnet"), "logmel40"),
+    "dymn": (DyMN(family="dymn", width=0.1, temperature=1.0), "efficientat128"),
+    "lstm_p": (OnDevice(family="ondevice", variant="lstm_p"), "logmel40"),
+    "crnn": (OnDevice(family="ondevice", variant="crnn"), "logmel40"),
+    "att_rnn": (OnDevice(family="ondevice", variant="att_rnn"), "logmel40"),
+    "mhatt_rnn": (OnDevice(family="ondevice", variant="mhatt_rnn"), "logmel40"),
+}
+
+
+def tagger_of(name: str) -> Tagger:
+    """A tagger of clips of a second, with weights as large as trained ones: fresh ones say almost nothing."""
+    arch, kind = CASES[name]
+    return drawn(built(Model(arch=arch, front_end=FrontEnd(kind=kind))))
+
+
+def built(model: Model, *, seconds: float = 1.0, rate: int | None = None) -> Tagger:
+    return build_tagger(
+        model,
+        name="tagger",
+        tags=("a", "b", "c"),
+        labels="multi",
+        clip_seconds=seconds,
+        clip_rate=rate or model.front_end.rate,
+        seed=0,
+    )
+
+
+def drawn(tagger: Tagger) -> Tagger:
+    """The tagger with keyed weights, ready to listen."""
+    tagger.load_state_dict(
+        keyed_state({name: list(tensor.shape) for name, tensor in tagger.state_dict().items()})
+        | {name: tensor for name, tensor in tagger.state_dict().items() if name == "backbone.temperature"}
+    )
+    return tagger.eval()
+
+
+def says(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]:
+    """Two clips of sound, and the tagger's logits of them."""
+    x_BT = waveform(seconds, tagger.clip_rate)
+    with torch.no_grad():
+        return x_BT, tagger.tag(x_BT)
+
+
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        *((name, "onnx") for name in ("mn", "vit", "ced", "ast", "tc_resnet")),
+        ("vit", "pt2"),
+        *(
+            pytest.param(name, "onnx", marks=pytest.mark.slow)
+            for name in ("mn_attention", "efficientnet", "dymn", "lstm_p", "crnn", "att_rnn", "mhatt_rnn")
+        ),
+        *(pytest.param(name, "pt2", marks=pytest.mark.slow) for name in ("mn", "ced", "ast", "crnn", "dymn")),
+    ],
+)
+def test_a_file_says_what_the_tagger_says(name, to, tmp_path):
+    tagger, path = tagger_of(name), tmp_path / f"tagger.{to}"
+    assert export(tagger, path, to=to, front_end_inside=True) < 1e-5
+    runs = open_file(path, to)
+    for seconds in (1.0, 0.7, 1.3) if takes_any_length(tagger) else (1.0,):
+        x_BT, expected_BC = says(tagger, seconds)
+        assert expected_BC.abs().max() > 0.01
+        torch.testing.assert_close(torch.from_numpy(runs(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(runs(x_BT[1:].numpy())), expected_BC[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "ced"])
+def test_the_front_end_may_stay_outside(name, tmp_path):
+    tagger, path = tagger_of(name), tmp_path / "tagger.onnx"
+    export(tagger, path, to="onnx", front_end_inside=False)
+    x_BT, expected_BC = says(tagger, 1.0)
+    logits_BC = open_file(path, "onnx")(tagger.front_end(x_BT).numpy())
+    torch.testing.assert_close(torch.from_numpy(logits_BC), expected_BC, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_facts_travel_inside_the_file(to, tmp_path):
+    path, facts = tmp_path / f"tagger.{to}", {"tags": ["a", "b", "c"], "rate": 16_000}
+    export(tagger_of("vit"), path, to=to, front_end_inside=False, facts=facts)
+    if to == "onnx":
+        (found,) = (entry.value for entry in onnx.load(path).metadata_props if entry.key == FACTS)
+    else:
+        extra = {FACTS: ""}
+        torch.export.load(path, extra_files=extra)
+        found = extra[FACTS]
+    assert json.loads(found) == facts
+
+
+def test_a_file_with_one_wrong_weight_is_found_out(tmp_path):
+    tagger, path = tagger_of("vit"), tmp_path / "tagger.onnx"
+    assert export(tagger, path, to="onnx", front_end_inside=True) == check(
+        tagger, path, to="onnx", front_end_inside=True
+    )
+    written = onnx.load(path)
+    weight = max(written.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = np.frombuffer(weight.raw_data, dtype=np.float32).copy()
+    values[0] += 1
+    weight.raw_data = values.tobytes()
+    onnx.save(written, path)
+    with pytest.raises(ExportMismatch, match=r"tagger\.onnx: its logits for 1 clips of 1 x the length differ by"):
+        check(tagger, path, to="onnx", front_end_inside=True)
+
+
+def test_a_file_of_other_weights_is_found_out(tmp_path):
+    tagger, path = tagger_of("vit"), tmp_path / "tagger.pt2"
+    export(tagger, path, to="pt2", front_end_inside=False)
+    tagger.mean += 0.01
+    with pytest.raises(ExportMismatch, match="not to be used"):
+        check(tagger, path, to="pt2", front_end_inside=False)
+
+
+def test_which_networks_take_other_lengths():
+    free = {name for name in CASES if takes_any_length(tagger_of(name))}
+    assert free == set(CASES) - {"vit", "ast", "lstm_p"}
+    gated = Model(arch=MN(family="mn", width=0.1, se_axes=("c", "t")))
+    filled_up = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64", frames=1012))
+    assert not takes_any_length(built(gated))
+    assert not takes_any_length(built(filled_up))
+    ced = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
+    assert takes_any_length(built(ced, seconds=10.11))
+    assert not takes_any_length(built(ced, seconds=10.12)), "1013 frames: a second window"
+
+
+def test_only_ced_has_a_longest_clip():
+    assert {longest(tagger_of(name), front_end_inside=True) for name in set(CASES) - {"ced"}} == {None}
+    ced = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
+    for rate, samples in ((16_000, 161_919), (32_000, 323_838)):  # one more, and the front end makes 1013 frames
+        tagger = built(ced, rate=rate)
+        assert longest(tagger, front_end_inside=False) == 1012
+        assert longest(tagger, front_end_inside=True) == samples
+        frames = [tagger.front_end(torch.zeros(1, samples + more)).shape[2] for more in (0, 1)]
+        assert frames == [1012, 1013]
+    assert longest(built(ced, seconds=12.0), front_end_inside=True) is None, "its file takes clips of 12 s only"
+
+
+@pytest.mark.parametrize(
+    ("to", "inside"),
+    [("onnx", True), ("onnx", False), pytest.param("pt2", True, marks=pytest.mark.slow)],
+)
+def test_ceds_file_hears_up_to_one_window(to, inside, tmp_path):
+    tagger, path = tagger_of("ced"), tmp_path / f"tagger.{to}"
+    export(tagger, path, to=to, front_end_inside=inside)
+    x_BT = waveform(10.12, 16_000)[:, :161_919]
+    with torch.no_grad():
+        heard, expected_BC = x_BT if inside else tagger.front_end(x_BT), tagger.tag(x_BT)
+    assert heard.shape[-1] == longest(tagger, front_end_inside=inside)
+    logits_BC = torch.from_numpy(open_file(path, to)(heard.numpy()))
+    torch.testing.assert_close(logits_BC, expected_BC, rtol=1e-4, atol=1e-5)
+
+
+def test_a_ced_of_several_windows_is_written_for_its_own_length(tmp_path):
+    model = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
+    tagger, path = drawn(built(model, seconds=12.0)), tmp_path / "tagger.onnx"
+    assert export(tagger, path, to="onnx", front_end_inside=True) < 1e-5
+    x_BT, expected_BC = says(tagger, 12.0)
+    torch.testing.assert_close(
+        torch.from_numpy(open_file(path, "onnx")(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5
+    )
+    (entry,) = onnx.load(path).graph.input
+    assert [side.dim_value for side in entry.type.tensor_type.shape.dim] == [0, 192_000]  # any number of clips
+
+
+def test_writing_says_nothing(tmp_path):
+    """In a process of its own, so that torch's warnings cannot have been given before."""
+    program = (
+        "from pathlib import Path; import sys; sys.path.insert(0, '.');"
+        "from tests.workloads.export.test_export import tagger_of; from workloads.export.export import export;"
+        "[export(tagger_of('vit'), Path(sys.argv[1]) / f't.{to}', to=to, front_end_inside=True)"
+        " for to in ('onnx', 'pt2')]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["mn", "vit"])
+def test_eight_bits_say_nearly_the_same_in_a_smaller_file(name, tmp_path):
+    tagger, path, small = tagger_of(name), tmp_path / "tagger.onnx", tmp_path / "small.onnx"
+    export(tagger, path, to="onnx", front_end_inside=False, facts={"rate": 1})
+    mel_BMF = tagger.front_end(says(tagger, 1.0)[0]).numpy()
+    share = quantise(path, small, [mel_BMF])
+    assert share.int8 > 0
+    assert share.fp32 == 0
+    assert small.stat().st_size < 0.6 * path.stat().st_size
+    assert [entry.key for entry in onnx.load(small).metadata_props] == [FACTS]
+    expected_BC, logits_BC = open_file(path, "onnx")(mel_BMF), open_file(small, "onnx")(mel_BMF)
+    difference = np.abs(logits_BC - expected_BC).max() / np.abs(expected_BC).max()
+    assert 0 < difference < 0.2
