@@ -49,4 +49,4 @@ def replayers() -> Iterator[list[Replayer]]:
 
 def first_tagger(run: Run, name: str) -> Tagger:
     """A model of the run as its first step finds it."""
-    return build_initial_tagger(run.recipe, name, tags=run.prepared.corpus.tags, files=LocalFiles())
+    return build_initial_tagger(run.recipe, name, tags=run.prepared.dataset.tags, files=LocalFiles())

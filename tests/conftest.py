@@ -10,9 +10,9 @@ import pytest
 from orchestrator.recipes.loader import load_recipe
 from tests import small
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import LocalFiles
-from workloads.runtime.session import FolderShelf, LocalSession
+from workloads.runtime.session import LocalCheckpointStore, LocalSession
 from workloads.train import Run, set_up
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -62,9 +62,9 @@ def start(tmp_path: Path) -> Callable[..., Run]:
 
     def begin(recipe: Recipe, *, shelf_of: Run | None = None, **options: Any) -> Run:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        spool = Spool(folder / "spool.jsonl")
-        shelf = FolderShelf(shelf_of.session.work_dir.parent if shelf_of else folder)
-        session = LocalSession(work_dir=folder / "scratch", spool=spool, shelf=shelf, **options)
+        event_log = EventLog(folder / "events.jsonl")
+        store = LocalCheckpointStore(shelf_of.session.work_dir.parent if shelf_of else folder)
+        session = LocalSession(work_dir=folder / "scratch", event_log=event_log, store=store, **options)
         return set_up(recipe, session, files=LocalFiles())
 
     return begin

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 COLUMNS = ("fault", "what the user sees", "seconds to recover", "steps repeated", "equal at the end")
@@ -26,9 +26,9 @@ def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
     return add
 
 
-def recovery(spool: Path) -> dict[str, float | int]:
+def recovery(event_log: Path) -> dict[str, float | int]:
     """Of a run's last interruption: seconds from its last sign of life to the next step, and steps done twice."""
-    records = [record for record in read_spool(spool) if record["kind"] in ("start", "metrics")]
+    records = [record for record in read_event_log(event_log) if record["kind"] in ("start", "metrics")]
     again = max(number for number, record in enumerate(records) if record["kind"] == "start")
     start, next_step = records[again], records[again + 1]
     before = max((record for record in records[:again] if record["kind"] == "metrics"), key=lambda record: record["t"])

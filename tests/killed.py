@@ -93,21 +93,21 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 
 def _arm(kill: Kill) -> None:
     """Let the real function run into its own death; what it does otherwise stays as it is."""
-    from orchestrator.runs.checkpoint_store import RunShelf
+    from orchestrator.runs.checkpoint_store import RunCheckpointStore
     from orchestrator.storage import object_store
-    from workloads.distill.train_state import Member
+    from workloads.distill.train_state import TrainState
     from workloads.evaluate.deliver import checkpoint
-    from workloads.runtime.event_log import Spool
+    from workloads.runtime.event_log import EventLog
 
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if kill.point == "step":  # of one model: another may have learned in the same step already
-        _before(Member, "step", kill.count, die)
+        _before(TrainState, "step", kill.count, die)
     elif kill.point == "sigterm":
-        _before(Member, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        _before(TrainState, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     elif kill.point == "spool":
-        _before(Spool, "append", kill.count, _torn_line)
+        _before(EventLog, "append", kill.count, _torn_line)
     elif kill.point in ("part", "half-part"):
         from fsspec.implementations.local import LocalFileSystem
 
@@ -115,7 +115,7 @@ def _arm(kill: Kill) -> None:
     elif kill.point == "before-marker":
         _before(object_store, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
     elif kill.point == "after-marker":
-        _before(RunShelf, "_superfluous", kill.count, die)
+        _before(RunCheckpointStore, "_superfluous", kill.count, die)
     elif kill.point == "tidy":
         _before(object_store, "remove", kill.count, _only_the_marker)
     elif kill.point == "finish":
@@ -146,8 +146,8 @@ def _before(owner: Any, name: str, count: int, act: Callable[..., None]) -> None
     setattr(owner, name, counted)
 
 
-def _torn_line(spool: Any, record: dict[str, Any]) -> None:
-    with spool.path.open("ab") as file:
+def _torn_line(event_log: Any, record: dict[str, Any]) -> None:
+    with event_log.path.open("ab") as file:
         file.write(json.dumps(record).encode()[:20])
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -17,7 +17,7 @@ import pytest
 from tests import killed, small
 from tests.proxy import Proxy
 from workloads.runtime import checkpoint
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 PLAN = ["schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.checkpoint_every=4"]
 CHECKPOINTS = "runs/r/checkpoints/"
@@ -31,7 +31,7 @@ def command(cache: Path, *, tracking: str = "none") -> list[str]:
 
 
 @dataclass
-class Desk:
+class S3User:
     """One user with an empty home folder and a bucket of his own; his run is called `r`."""
 
     server: Any
@@ -83,12 +83,12 @@ class Desk:
         return self.said.strip().splitlines()[-1]
 
     @property
-    def spool(self) -> Path:
-        return self.home / ".cache/antiphon/runs/r/spool.jsonl"
+    def event_log(self) -> Path:
+        return self.home / ".cache/antiphon/runs/r/events.jsonl"
 
     def saved(self) -> int:
         """How many checkpoints the run says it has written (they may still be on their way)."""
-        records = read_spool(self.spool) if self.spool.exists() else []
+        records = read_event_log(self.event_log) if self.event_log.exists() else []
         return len([record for record in records if record["kind"] == "checkpoint"])
 
     def objects(self) -> list[str]:
@@ -120,7 +120,7 @@ class Desk:
             assert self.outcome["models"][name] | {"checkpoint": ""} == row | {"checkpoint": ""}
         total = undisturbed["steps_run"]
         assert self.outcome["resumed_from_step"] + self.outcome["steps_run"] == total
-        body = self.server.client().get_object(Bucket=self.bucket, Key="runs/r/spool.jsonl")["Body"].read()
+        body = self.server.client().get_object(Bucket=self.bucket, Key="runs/r/events.jsonl")["Body"].read()
         records = [json.loads(line) for line in body.splitlines()]
         assert {record["step"] for record in records if record["kind"] == "metrics"} == set(range(1, total + 1))
         assert self.checkpoints()
@@ -129,36 +129,36 @@ class Desk:
 
     def steps_repeated(self) -> int:
         """How far the run was when it ended for the first time, less where it went on."""
-        records = read_spool(self.spool)
+        records = read_event_log(self.event_log)
         start = max(number for number, record in enumerate(records) if record["kind"] == "start")
         before = [record["step"] for record in records[:start] if record["kind"] == "metrics"]
         return max(before) - records[start]["step"]
 
     def went_on(self, since: float) -> float:
         """Seconds from an instant (of time.time) to the next training step, as the run itself recorded it."""
-        after = [record["t"] / 1000 - since for record in read_spool(self.spool) if record["kind"] == "metrics"]
+        after = [record["t"] / 1000 - since for record in read_event_log(self.event_log) if record["kind"] == "metrics"]
         return min(seconds for seconds in after if seconds > 0)
 
 
 @pytest.fixture(scope="session")
-def desk_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("desk-clips")
 
 
 @pytest.fixture(scope="session")
-def undisturbed(desk_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed(user_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The outcome of the desk's run where nothing goes wrong, in a local folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
     where = ["--local", "--storage", str(folder / "runs"), "--run-id", "r"]
-    assert killed.antiphon([*command(desk_cache), *where], folder / "out") == 0
+    assert killed.antiphon([*command(user_cache), *where], folder / "out") == 0
     return killed.outcome(folder / "out")
 
 
 @pytest.fixture
-def desk(rgw_server: Any, desk_cache: Path, tmp_path: Path) -> Desk:
+def user(rgw_server: Any, user_cache: Path, tmp_path: Path) -> S3User:
     bucket = tmp_path.name.replace("_", "-").lower()[-60:].strip("-")
     rgw_server.client().create_bucket(Bucket=bucket)
-    return Desk(rgw_server, bucket, tmp_path, desk_cache)
+    return S3User(rgw_server, bucket, tmp_path, user_cache)
 
 
 @pytest.fixture
@@ -196,19 +196,19 @@ def publish_200_mb(env: dict[str, str], run_uri: str, home: Path, step: int) -> 
     os.environ.update(env)
     import torch
 
-    from orchestrator.runs.checkpoint_store import RunShelf
+    from orchestrator.runs.checkpoint_store import RunCheckpointStore
     from orchestrator.runs.lease import Driver, take_over
 
     attempt = take_over(run_uri, Driver())
-    shelf = RunShelf(attempt, keep_last=9, patience_s=60)
-    shelf.collect_garbage()
+    store = RunCheckpointStore(attempt, keep_last=9, patience_s=60)
+    store.collect_garbage()
     name = f"step-{step:08d}-attempt-{attempt.number}"
     weights = {"w": torch.rand(50_000_000, generator=torch.Generator().manual_seed(step))}
     folder = checkpoint.write(home / name, tensors={"vit": weights}, state={"step": step, "best_for": {}})
     began = time.perf_counter()
-    shelf.publish(folder)
+    store.publish(folder)
     up = time.perf_counter()
-    fetched = shelf.fetch(name, home)
+    fetched = store.fetch(name, home)
     down = time.perf_counter()
     checkpoint.read_state(fetched)
     assert torch.equal(checkpoint.read_tensors(fetched, "vit")["w"], weights["w"])

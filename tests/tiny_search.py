@@ -58,7 +58,7 @@ def results(home: Path, kind: str = "trials") -> dict[str, dict[str, Any]]:
 
 def wait_until_told(home: Path) -> None:
     """Wait for the replayer, which holds this lock while it works and may be behind on a busy machine."""
-    with FileLock(home / "spool.jsonl.lock", timeout=240):
+    with FileLock(home / "events.jsonl.lock", timeout=240):
         pass
 
 

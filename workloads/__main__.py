@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from workloads.config.recipe import Recipe, restore
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import LocalFiles
-from workloads.runtime.session import FolderShelf, LocalSession
+from workloads.runtime.session import LocalCheckpointStore, LocalSession
 from workloads.train import loop, set_up
 
 
@@ -26,9 +26,12 @@ def main(arguments: list[str]) -> int:
         print(f"{folder}: exists; name another folder, or move that one away", file=sys.stderr)
         return 2
 
-    with Spool(folder / "spool.jsonl") as spool:
+    with EventLog(folder / "events.jsonl") as event_log:
         session = LocalSession(
-            work_dir=folder / "scratch", spool=spool, shelf=FolderShelf(folder), device=recipe.train.device
+            work_dir=folder / "scratch",
+            event_log=event_log,
+            store=LocalCheckpointStore(folder),
+            device=recipe.train.device,
         )
         try:
             run = set_up(recipe, session, files=LocalFiles())

@@ -19,20 +19,20 @@ from torch import Tensor
 
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
-from workloads.data.prepare import Prepared
-from workloads.distill.batch_norm import BufferMean
-from workloads.distill.edges import Lesson, student_loss
-from workloads.distill.pool import Team
-from workloads.distill.preflight import prepare_together
+from workloads.data.prepare import PreparedData
+from workloads.distill.batch_norm import ShardMeanStats
+from workloads.distill.edges import EdgeTerm, student_loss
+from workloads.distill.pool import ModelPool
+from workloads.distill.preflight import prepare_run
 from workloads.distill.schedule import Phase, edge_weights, own_steps, plan_phases, smooth_scores
 from workloads.distill.sources import TeacherSource
 from workloads.evaluate import metrics
-from workloads.evaluate.deliver import finish
+from workloads.evaluate.deliver import deliver_models
 from workloads.evaluate.predict import BadNumbers, score_clips
-from workloads.evaluate.step_metrics import averaged, own_numbers, stats_of
+from workloads.evaluate.step_metrics import mean_over_workers, optimizer_metrics, shard_metrics
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.event_log import Spool, read_spool, stamped
+from workloads.runtime.event_log import EventLog, read_event_log, stamped
 from workloads.runtime.opener import HISTORY, LocalFiles, Opener
 from workloads.runtime.resume import newest_whole
 from workloads.runtime.rng import keyed_seed
@@ -49,18 +49,18 @@ class Run:
     recipe: Recipe
     session: Session
     phases: tuple[Phase, ...]
-    prepared: Prepared
+    prepared: PreparedData
     batches: Batches
-    team: Team
+    pool: ModelPool
     shards: range  # of the global batch, this worker's own
     step: int = 0
     scores: dict[str, float] = field(default_factory=dict)  # smoothed validation scores: they may steer weights
     validated: dict[str, tuple[int, float]] = field(default_factory=dict)  # model -> own step, primary score
     pending: list[dict[str, Any]] = field(default_factory=list)  # spool records since the last report
-    history: Spool = field(init=False)  # all of them, which travel with the checkpoints
+    history: EventLog = field(init=False)  # all of them, which travel with the checkpoints
 
     def __post_init__(self) -> None:
-        self.history = Spool(self.session.work_dir / HISTORY)
+        self.history = EventLog(self.session.work_dir / HISTORY)
 
     def note(self, kind: str, **fields: Any) -> None:
         """Something to say with the next report."""
@@ -83,7 +83,7 @@ def loop(run: Run, *, until: int | None = None) -> str:
         pass
     if run.step < run.phases[-1].end:
         return "preempted"
-    models = finish(run.recipe, run.team, run.prepared, run.session)
+    models = deliver_models(run.recipe, run.pool, run.prepared, run.session)
     run.note("result", steps=run.step, resumed_from_step=resumed_from, models=models)
     _report(run)
     return "done"
@@ -102,7 +102,7 @@ def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
             continue
         if until is not None and run.step >= until:
             return
-        sources = run.team.enter(phase, resumed=phase.start < run.step)
+        sources = run.pool.enter_phase(phase, resumed=phase.start < run.step)
         run.note("phase", **_phase_fields(run, index))
         while run.step < phase.end:
             wants_log = run.step == 0 or (run.step + 1) % recipe.train.log_every == 0
@@ -133,38 +133,40 @@ def train_step(
     """
     train = run.recipe.train
     weights = edge_weights(run.recipe, phase, run.step, run.scores)
-    students = [run.team.members[name] for name in phase.trains]
-    buffers = BufferMean([student.tagger for student in students], shards=train.shards, session=run.session)
+    students = [run.pool.states[name] for name in phase.trains]
+    buffers = ShardMeanStats([student.tagger for student in students], shards=train.shards, session=run.session)
     totals, stats = torch.zeros(len(students), device=run.session.device), []
     for index in run.shards:
         shard = run.batches.shard(run.step, index).to(run.session.device)
-        with run.team.synchronised(phase.trains, last=index == run.shards[-1]):
-            spoken = _forward(run, phase, shard, seed=keyed_seed(train.seed, "dropout", run.step, index))
-            said = {source: source.logits(shard, spoken) for source in dict.fromkeys(sources.values())}
+        with run.pool.synchronised(phase.trains, last=index == run.shards[-1]):
+            student_outputs = _forward(run, phase, shard, seed=keyed_seed(train.seed, "dropout", run.step, index))
+            teacher_outputs = {
+                source: source.logits(shard, student_outputs) for source in dict.fromkeys(sources.values())
+            }
             losses = []
             for name in phase.trains:
                 edges = [edge for edge in phase.edges if edge.student == name]
-                lessons = [Lesson(edge, weights[edge.key], said[sources[edge.key]]) for edge in edges]
+                terms = [EdgeTerm(edge, weights[edge.key], teacher_outputs[sources[edge.key]]) for edge in edges]
                 loss, parts = student_loss(
-                    spoken[name],
+                    student_outputs[name],
                     shard.y_BC,
-                    lessons,
+                    terms,
                     labels=run.recipe.data.labels,
                     smoothing=train.label_smoothing,
                 )
                 losses.append(loss)
                 if wants_log:
-                    stats.append(stats_of(run.recipe, name, loss, parts, spoken[name], lessons))
+                    stats.append(shard_metrics(run.recipe, name, loss, parts, student_outputs[name], terms))
             (torch.stack(losses).sum() / len(run.shards)).backward()
         totals += torch.stack(losses).detach()
         buffers.after_shard()
     bad = _bad_numbers(run, phase, totals)
-    buffers.finish(undo=[run.team.members[name].tagger for name in bad])
+    buffers.finish(undo=[run.pool.states[name].tagger for name in bad])
     for name in phase.trains:
-        run.team.members[name].step(skip=name in bad)
+        run.pool.states[name].step(skip=name in bad)
     for name in {edge.teacher for edge in phase.edges if weights[edge.key] > 0}:
-        run.team.taught[name] += 1
-    return averaged(stats, run.session) | own_numbers(run.team, phase.trains) if wants_log else {}
+        run.pool.taught[name] += 1
+    return mean_over_workers(stats, run.session) | optimizer_metrics(run.pool, phase.trains) if wants_log else {}
 
 
 def _bad_numbers(run: Run, phase: Phase, totals: Tensor) -> list[str]:
@@ -174,7 +176,7 @@ def _bad_numbers(run: Run, phase: Phase, totals: Tensor) -> list[str]:
     """
     if run.session.world_size > 1:
         dist.all_reduce(totals)  # gradients are everybody's already; a loss is one worker's
-    norms = torch.stack([run.team.members[name].clip_gradients() for name in phase.trains])
+    norms = torch.stack([run.pool.states[name].clip_gradients() for name in phase.trains])
     sound = (totals.isfinite() & norms.isfinite()).tolist()
     bad = [name for name, fine in zip(phase.trains, sound, strict=True) if not fine]
     if bad:
@@ -200,23 +202,23 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
             "set train.shards or --workers"
         )
     phases = plan_phases(recipe)
-    prepared, afresh = prepare_together(recipe, own_steps(phases), session, files)
-    make_tagger = partial(build_initial_tagger, recipe, tags=prepared.corpus.tags, files=files)
+    prepared, afresh = prepare_run(recipe, own_steps(phases), session, files)
+    make_tagger = partial(build_initial_tagger, recipe, tags=prepared.dataset.tags, files=files)
     run = Run(
         recipe=recipe,
         session=session,
         phases=phases,
         prepared=prepared,
-        batches=Batches(prepared.splits.train, prepared.corpus, prepared.cache, recipe),
-        team=Team(recipe, session, phases, make_tagger),
+        batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe),
+        pool=ModelPool(recipe, session, phases, make_tagger),
         shards=range(session.rank * each, (session.rank + 1) * each),
     )
-    _take_up(run, prepared.corpus.fingerprint())
+    restore_run(run, prepared.dataset.fingerprint())
     run.note("data", **prepared.summary(), started_afresh=afresh)
     return run
 
 
-def _take_up(run: Run, fingerprint: str) -> None:
+def restore_run(run: Run, fingerprint: str) -> None:
     """Go on from the newest checkpoint that is whole, if there is any, and say from where."""
     folder, state, damaged = newest_whole(run.session)
     if folder is not None:
@@ -224,24 +226,24 @@ def _take_up(run: Run, fingerprint: str) -> None:
             raise ValueError(
                 "data.root: its clips are not those with which this run began; bring them back, or start a new run"
             )
-        run.team.load(folder, state)
+        run.pool.load(folder, state)
         run.step, run.scores = state["step"], state["scores"]
         run.validated = {name: (own_step, score) for name, (own_step, score) in state["validated"].items()}
-        for record in read_spool(folder / HISTORY):
+        for record in read_event_log(folder / HISTORY):
             run.history.append(record)
     run.note("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
 
 
 def _forward(run: Run, phase: Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:
     """The training forward of every model that learns: logits_BC by name. Dropout depends on step and shard only."""
-    spoken = {}
+    student_outputs = {}
     for name in phase.trains:
-        member = run.team.members[name]
+        state = run.pool.states[name]
         torch.manual_seed(seed)
-        mel_BMF = shard.mel(member.tagger.front_end)
-        with run.team.autocast():
-            spoken[name] = member.forward(mel_BMF).float()
-    return spoken
+        mel_BMF = shard.mel(state.tagger.front_end)
+        with run.pool.autocast():
+            student_outputs[name] = state.forward(mel_BMF).float()
+    return student_outputs
 
 
 def _validate(run: Run, phase: Phase) -> None:
@@ -249,12 +251,12 @@ def _validate(run: Run, phase: Phase) -> None:
     values: dict[str, float] = {}
     primary: dict[str, float] = {}
     for name in phase.trains:
-        member = run.team.members[name]
-        own = score_clips(member.candidate, run.prepared.splits.val, run.prepared, run.session)
+        state = run.pool.states[name]
+        own = score_clips(state.candidate, run.prepared.splits.val, run.prepared, run.session)
         scores = gather(run.session, own)[0]
         primary[name] = scores[metrics.primary(run.recipe.data.labels)]
-        member.average.validated(primary[name], member.tagger)
-        run.validated[name] = (member.own_step, primary[name])
+        state.average.validated(primary[name], state.tagger)
+        run.validated[name] = (state.own_step, primary[name])
         values |= {f"{name}/val/{key}": value for key, value in scores.items()}
     run.scores = smooth_scores(run.recipe, run.scores, primary)
     _log(run, values)
@@ -270,7 +272,7 @@ def _save(run: Run) -> None:
     if run.session.rank == 0:
         began = time.perf_counter()
         name = f"step-{run.step:08d}-attempt-{run.session.attempt}"
-        folder = run.team.save(run.session.work_dir / name, _state(run), history=run.history.path)
+        folder = run.pool.save(run.session.work_dir / name, _state(run), history=run.history.path)
         seconds = round(time.perf_counter() - began, 4)
         run.note("checkpoint", step=run.step, name=name, seconds=seconds)
     _report(run, folder)
@@ -278,13 +280,13 @@ def _save(run: Run) -> None:
 
 def _state(run: Run) -> dict[str, Any]:
     """What a checkpoint says of itself and the loop; `best_for` are validation scores of exactly these weights."""
-    taken = {name: member.own_step for name, member in run.team.members.items()}
+    taken = {name: state.own_step for name, state in run.pool.states.items()}
     return {
         "step": run.step,
         "scores": run.scores,
         "validated": run.validated,
         "best_for": {name: score for name, (at, score) in run.validated.items() if taken.get(name, at) == at},
-        "data": run.prepared.corpus.fingerprint(),
+        "data": run.prepared.dataset.fingerprint(),
         "recipe": asdict(run.recipe),
         "versions": {package: version(package) for package in VERSIONS},
     }
@@ -297,7 +299,7 @@ def _report(run: Run, folder: Path | None = None) -> None:
 
 def _phase_fields(run: Run, index: int) -> dict[str, Any]:
     phase = run.phases[index]
-    snapshots = run.team.snapshots.items()
+    snapshots = run.pool.snapshots.items()
     return {
         "step": phase.start,
         "index": index,

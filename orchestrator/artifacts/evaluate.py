@@ -9,7 +9,7 @@ from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 
 if TYPE_CHECKING:
-    from workloads.data.prepare import Prepared
+    from workloads.data.prepare import PreparedData
     from workloads.models.tagger import Tagger
 
 
@@ -43,7 +43,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
     }
 
 
-def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: str) -> "Prepared":
+def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: str) -> "PreparedData":
     """A recipe's data set as this tagger, published at `uri`, hears it.
 
     Raises ValueError where its tags or labels differ, and where the tagger learned from this data set with another
@@ -53,15 +53,15 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
 
     recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
     prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate)
-    if prepared.corpus.tags != tagger.tags:
+    if prepared.dataset.tags != tagger.tags:
         raise ValueError(
             f"checkpoint {uri!r}: knows the tags {', '.join(tagger.tags)}; "
-            f"the data set has {', '.join(prepared.corpus.tags)}"
+            f"the data set has {', '.join(prepared.dataset.tags)}"
         )
     if recipe.data.labels != tagger.labels:
         raise ValueError(f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}")
     learned = state.get("data", {})
-    same = learned.get("fingerprint") == prepared.corpus.fingerprint()
+    same = learned.get("fingerprint") == prepared.dataset.fingerprint()
     if same and learned["test_fold"] != recipe.data.test_fold:
         raise ValueError(
             f"data.test_fold = {recipe.data.test_fold}: the checkpoint {uri!r} learned from clips of it; its own is "

@@ -27,7 +27,7 @@ from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe
 from workloads.data.batches import evaluation_batch
 from workloads.data.clips import Clip
-from workloads.data.prepare import Prepared
+from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
 from workloads.evaluate.predict import load_tagger
 from workloads.export.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
@@ -163,7 +163,7 @@ def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, 
     }
 
 
-def _quantised(tagger: Tagger, prepared: Prepared, path: Path, out: Path) -> dict[str, Any]:
+def _quantised(tagger: Tagger, prepared: PreparedData, path: Path, out: Path) -> dict[str, Any]:
     """The int8 file, and how both files score on the test part of the data."""
     clips = prepared.splits.test
     if not clips:
@@ -172,7 +172,7 @@ def _quantised(tagger: Tagger, prepared: Prepared, path: Path, out: Path) -> dic
     calibration = train[:: max(1, len(train) // CALIBRATION_CLIPS)][:CALIBRATION_CLIPS]
     share = quantise(path, out, _mels(tagger, calibration, prepared))
     scores = {}
-    y_NC = torch.from_numpy(prepared.corpus.targets(clips))
+    y_NC = torch.from_numpy(prepared.dataset.targets(clips))
     for name, runs in {"float": open_file(path, "onnx"), "int8": open_file(out, "onnx")}.items():
         logits_NC = np.concatenate([runs(mel_BMF) for mel_BMF in _mels(tagger, clips, prepared)])
         scores[name] = metrics.score(torch.from_numpy(logits_NC), y_NC, tagger.labels)
@@ -189,10 +189,10 @@ def _quantised(tagger: Tagger, prepared: Prepared, path: Path, out: Path) -> dic
     }
 
 
-def _mels(tagger: Tagger, clips: Sequence[Clip], prepared: Prepared) -> Iterator[NDArray[np.float32]]:
+def _mels(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Iterator[NDArray[np.float32]]:
     """mel_BMF of each clip, un-normalised."""
     for clip in clips:
-        shard = evaluation_batch([clip], prepared.corpus, prepared.cache, prepared.recipe)
+        shard = evaluation_batch([clip], prepared.dataset, prepared.cache, prepared.recipe)
         with torch.no_grad():
             yield tagger.front_end(shard.x_BT).numpy()
 

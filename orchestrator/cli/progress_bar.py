@@ -16,12 +16,12 @@ LOOK_S = 0.5
 
 
 @contextmanager
-def progress(spool: Path, console: Console) -> Iterator[None]:
+def progress(event_log: Path, console: Console) -> Iterator[None]:
     """Show the spool's progress until the context ends."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     stop = threading.Event()
     with Progress(*columns, console=console) as bar:
-        follower = threading.Thread(target=_follow, args=(spool, bar, stop), daemon=True)
+        follower = threading.Thread(target=_follow, args=(event_log, bar, stop), daemon=True)
         follower.start()
         try:
             yield
@@ -30,9 +30,9 @@ def progress(spool: Path, console: Console) -> Iterator[None]:
             follower.join()
 
 
-def _follow(spool: Path, bar: Progress, stop: threading.Event) -> None:
+def _follow(event_log: Path, bar: Progress, stop: threading.Event) -> None:
     task = bar.add_task("starting", total=None)
-    with spool.open("rb") as file:
+    with event_log.open("rb") as file:
         while not stop.wait(LOOK_S):
             _show(bar, task, _whole_lines(file))
         _show(bar, task, _whole_lines(file))

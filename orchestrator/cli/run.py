@@ -68,13 +68,13 @@ def run(
         from orchestrator.cli.progress_bar import progress
         from orchestrator.tracking.uri import ui_command
 
-        result = run_recipe(request, show=lambda place: progress(place.spool, console))
+        result = run_recipe(request, show=lambda location: progress(location.event_log, console))
         outcome = result.outcome
         if result.published:
             from orchestrator.reports.write import write_run_report  # Plotly costs a second
 
-            with report_may_fail(result.place.uri):
-                write_run_report(result.place, command, patience_s=patience)
+            with report_may_fail(result.location.uri):
+                write_run_report(result.location, command, patience_s=patience)
         emit(outcome)
         if outcome["mistake"]:
             raise ValueError(outcome["error"])

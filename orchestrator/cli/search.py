@@ -69,8 +69,8 @@ def search(
         if outcome["status"] != "preempted":
             from orchestrator.reports.write import write_search_page
 
-            with report_may_fail(result.place.uri):
-                write_search_page(result.place)
+            with report_may_fail(result.location.uri):
+                write_search_page(result.location)
         emit(outcome)
     if outcome["status"] == "preempted":
         typer.echo(f"interrupted; the same command with --resume {outcome['search_id']} goes on", err=True)

@@ -24,12 +24,12 @@ def replay(
 ) -> None:
     """Deliver a run's records to MLflow, as for a server that was away. What is there already is not sent again."""
     from orchestrator.runs.backfill import replay_run
-    from orchestrator.tracking.log_reader import Away
+    from orchestrator.tracking.log_reader import TrackingUnavailable
 
     try:
         with redirect_stdout(sys.stderr):  # MLflow prints where the run can be seen
             done = replay_run(run, tracking)
-    except Away as error:
+    except TrackingUnavailable as error:
         notes.print(f"MLflow does not take it, try again later: {error}", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(FAILED) from None
     if as_json:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from workloads.config.recipe import Recipe
 from workloads.data.clips import split
-from workloads.data.manifest import read_corpus
+from workloads.data.manifest import read_dataset
 from workloads.distill.schedule import Phase
 from workloads.models.size import Size, count
 from workloads.runtime.opener import Opener
@@ -84,11 +84,11 @@ def count_clips(recipe: Recipe, files: Opener, *, clips: int | None, tags: int |
             raise ValueError(f"--clips {clips} --tags {tags}: each must be 1 or more")
         return Clips(train=clips, tags=tags)
     try:
-        corpus = read_corpus(recipe.data, files)
+        dataset = read_dataset(recipe.data, files)
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}; or say how much there is: --clips N (to train on) --tags C") from None
-    cut = split(corpus, recipe.data)
-    return Clips(train=len(cut.train), val=len(cut.val), test=len(cut.test), tags=len(corpus.tags))
+    cut = split(dataset, recipe.data)
+    return Clips(train=len(cut.train), val=len(cut.val), test=len(cut.test), tags=len(dataset.tags))
 
 
 def model_sizes(recipe: Recipe, *, tags: int) -> dict[str, Size]:
@@ -193,7 +193,7 @@ def _hearings(phase: Phase, name: str) -> int:
     """How many forwards a model runs in a step of this phase only to teach.
 
     Who learns and teaches at once runs one forward for both; every other way in which a teacher is heard (its view, its
-    snapshot or average) takes one, shared by all students that hear it so (`Team._sources`).
+    snapshot or average) takes one, shared by all students that hear it so (`ModelPool._sources`).
     """
     heard = {(edge.view, edge.source) for edge in phase.edges if edge.teacher == name}
     return sum(source != "live" or name not in phase.trains for _, source in heard)

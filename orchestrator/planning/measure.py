@@ -16,9 +16,9 @@ from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
 from workloads.distill.schedule import Phase
 from workloads.models.size import Size, macs_of_forward
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import Opener
-from workloads.runtime.session import FolderShelf, LocalSession
+from workloads.runtime.session import LocalCheckpointStore, LocalSession
 from workloads.train import Run, loop, set_up
 
 TOLERANCE = 0.01  # share by which a prediction may be off
@@ -82,10 +82,10 @@ class Watch:
         assert isinstance(self.run.batches, CountedBatches)
         self.times.append(time.perf_counter())
         new = self.run.batches.handed_out - self._handed_out
-        for name, member in self.run.team.members.items():
-            if member.own_step > self._own.get(name, 0):
+        for name, state in self.run.pool.states.items():
+            if state.own_step > self._own.get(name, 0):
                 self.clips[name] = self.clips.get(name, 0) + new
-                self._own[name] = member.own_step
+                self._own[name] = state.own_step
         self._handed_out += new
         return self.run.step >= self.stop_after
 
@@ -100,21 +100,21 @@ def measure(recipe: Recipe, cost: Cost, sizes: dict[str, Size], *, files: Opener
     watch = Watch(stop_after=cost.steps)
     with tempfile.TemporaryDirectory(prefix="antiphon-plan-") as scratch:
         folder = Path(scratch)
-        with Spool(folder / "spool.jsonl") as spool:
+        with EventLog(folder / "events.jsonl") as event_log:
             session = LocalSession(
                 work_dir=folder / "scratch",
-                spool=spool,
-                shelf=FolderShelf(folder),
+                event_log=event_log,
+                store=LocalCheckpointStore(folder),
                 device=recipe.train.device,
                 should_stop=watch.should_stop,
             )
             run = set_up(recipe, session, files=files)
-            run.batches = CountedBatches(run.batches.clips, run.prepared.corpus, run.prepared.cache, recipe)
+            run.batches = CountedBatches(run.batches.clips, run.prepared.dataset, run.prepared.cache, recipe)
             watch.run = run
             watch.times.append(time.perf_counter())
             loop(run)
             newest = folder / "checkpoints" / session.checkpoints()[0]
-            taggers = {name: run.team.member(name).tagger.eval() for name in recipe.models}
+            taggers = {name: run.pool.train_state(name).tagger.eval() for name in recipe.models}
             params = {name: tagger.num_parameters for name, tagger in taggers.items()}
             shard = run.batches.shard(0, 0).to(recipe.train.device)
             macs = {name: macs_of_forward(tagger, shard.mel(tagger.front_end)) for name, tagger in taggers.items()}

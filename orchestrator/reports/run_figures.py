@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.reports.run_history import Phase, Story
+from orchestrator.reports.run_history import Phase, RunHistory
 
 COLOURS = ("#3b82f6", "#ec4899", "#14b8a6", "#f97316", "#8b5cf6", "#84cc16", "#06b6d4", "#a3a3a3")
 VALIDATION = "#ef4444"
@@ -27,11 +27,11 @@ EDGE_PANELS = {
 }
 
 
-def roles(story: Story) -> go.Figure:
+def roles(history: RunHistory) -> go.Figure:
     """A row for each model, a block for each phase in which it learns or teaches."""
-    figure = _figure(height=90 + 44 * len(story.models))
+    figure = _figure(height=90 + 44 * len(history.models))
     for role, colour in ROLES.items():
-        blocks = [(model, phase) for model in story.models for phase in story.phases if phase.role(model) == role]
+        blocks = [(model, phase) for model in history.models for phase in history.phases if phase.role(model) == role]
         if not blocks:
             continue
         figure.add_bar(
@@ -40,7 +40,7 @@ def roles(story: Story) -> go.Figure:
             y=[model for model, _ in blocks],
             base=[phase.start for _, phase in blocks],
             x=[phase.end - phase.start for _, phase in blocks],
-            text=[role if _has_room(phase.end - phase.start, story) else "" for _, phase in blocks],
+            text=[role if _has_room(phase.end - phase.start, history) else "" for _, phase in blocks],
             hovertext=[_heard(model, phase) for model, phase in blocks],
             hoverinfo="text",
             insidetextanchor="middle",
@@ -49,8 +49,8 @@ def roles(story: Story) -> go.Figure:
         )
     figure.update_layout(barmode="overlay", bargap=0.25)
     figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
-    figure.update_yaxes(categoryorder="array", categoryarray=story.models[::-1])
-    figure.update_xaxes(title="step", range=_steps(story))
+    figure.update_yaxes(categoryorder="array", categoryarray=history.models[::-1])
+    figure.update_xaxes(title="step", range=_steps(history))
     return figure
 
 
@@ -61,37 +61,37 @@ def _heard(model: str, phase: Phase) -> str:
     return f"{model}, phase {phase.index + 1}, steps {phase.start} to {phase.end}<br>" + "<br>".join(learns + teaches)
 
 
-def model_curves(story: Story, model: str) -> go.Figure:
+def model_curves(history: RunHistory, model: str) -> go.Figure:
     """Losses above, validation scores below, over the steps of the run; the background says what the model did."""
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.09)
-    edges = [edge for edge in story.edges if edge.endswith(f"-to-{model}")]
+    edges = [edge for edge in history.edges if edge.endswith(f"-to-{model}")]
     losses = {f"{model}/loss": ("loss", "solid"), f"{model}/label_loss": ("label loss", "dot")}
     losses |= {f"{edge}/kd_loss": (f"kd loss from {edge.removesuffix(f'-to-{model}')}", "dash") for edge in edges}
-    drawn = [(key, *style) for key, style in losses.items() if key in story.curves]
+    drawn = [(key, *style) for key, style in losses.items() if key in history.curves]
     for colour, (key, name, dash) in zip(_cycle(), drawn, strict=False):
-        points = story.while_open(key.split("/")[0], story.curves[key])
+        points = history.while_open(key.split("/")[0], history.curves[key])
         figure.add_trace(_line(points, name, colour, dash=dash, legend="legend"), row=1, col=1)
     prefix = f"{model}/val/"
-    scores = {key.removeprefix(prefix): curve for key, curve in story.curves.items() if key.startswith(prefix)}
-    shown = [story.score] + [name for name in ("mAP", "accuracy", "auc") if name != story.score]
+    scores = {key.removeprefix(prefix): curve for key, curve in history.curves.items() if key.startswith(prefix)}
+    shown = [history.score] + [name for name in ("mAP", "accuracy", "auc") if name != history.score]
     for colour, name in zip(_cycle(), [name for name in shown if name in scores], strict=False):
         figure.add_trace(_line(scores[name], name, colour, marks=True, legend="legend2"), row=2, col=1)
     if "log_loss" in scores:
         line = _line(scores["log_loss"], "validation log loss", VALIDATION, marks=True, legend="legend")
         figure.add_trace(line, row=1, col=1)
     plain(figure, height=470)
-    _shade(figure, story, model)
+    _shade(figure, history, model)
     figure.update_layout(legend={"x": 1.01, "y": 1}, legend2={"x": 1.01, "y": 0.44})
     figure.update_yaxes(title="loss (nats)", row=1, col=1)
     figure.update_yaxes(title="validation score", row=2, col=1)
-    figure.update_xaxes(range=_steps(story))
+    figure.update_xaxes(range=_steps(history))
     figure.update_xaxes(title="step", row=2, col=1)
     return figure
 
 
-def _shade(figure: go.Figure, story: Story, model: str) -> None:
+def _shade(figure: go.Figure, history: RunHistory, model: str) -> None:
     """Colour the background by role; name the spans that have room, if they are few."""
-    spans = story.spans(model)
+    spans = history.spans(model)
     for start, end, role in spans:
         figure.add_shape(
             type="rect",
@@ -106,45 +106,45 @@ def _shade(figure: go.Figure, story: Story, model: str) -> None:
             opacity=0.13,
             line={"width": 0},
         )
-        if len(spans) <= MOST_LABELS and _has_room(end - start, story):
+        if len(spans) <= MOST_LABELS and _has_room(end - start, history):
             where = {"x": (start + end) / 2, "y": 1, "xref": "x", "yref": "paper", "yanchor": "bottom"}
             figure.add_annotation(text=role, showarrow=False, font={"size": 11}, **where)
 
 
-def _has_room(steps: int, story: Story) -> bool:
-    return steps >= LEAST_SHARE * story.last_step
+def _has_room(steps: int, history: RunHistory) -> bool:
+    return steps >= LEAST_SHARE * history.last_step
 
 
-def _steps(story: Story) -> list[float]:
+def _steps(history: RunHistory) -> list[float]:
     """The range of an axis of steps, with room for the last mark."""
-    return [0, max(story.last_step, 1) * 1.01]
+    return [0, max(history.last_step, 1) * 1.01]
 
 
-def edge_curves(story: Story) -> go.Figure:
+def edge_curves(history: RunHistory) -> go.Figure:
     """Four panels over the steps; in each a line for every edge, broken where the edge is closed."""
     figure = make_subplots(
         rows=2, cols=2, shared_xaxes=True, subplot_titles=list(EDGE_PANELS.values()), vertical_spacing=0.15
     )
-    for colour, edge in zip(_cycle(), story.edges, strict=False):
+    for colour, edge in zip(_cycle(), history.edges, strict=False):
         for panel, metric in enumerate(EDGE_PANELS):
-            points = story.while_open(edge, story.curves.get(f"{edge}/{metric}", []))
+            points = history.while_open(edge, history.curves.get(f"{edge}/{metric}", []))
             line = _line(points, edge.replace("-to-", " → "), colour)
             line.update(legendgroup=edge, showlegend=panel == 0)
             figure.add_trace(line, row=panel // 2 + 1, col=panel % 2 + 1)
     plain(figure, height=520)
     figure.update_layout(legend={"orientation": "h", "y": 1.08, "yanchor": "bottom"}, margin={"t": 80})
     for panel, metric in enumerate(EDGE_PANELS):
-        values = [value for edge in story.edges for _, value in story.curves.get(f"{edge}/{metric}", [])]
+        values = [value for edge in history.edges for _, value in history.curves.get(f"{edge}/{metric}", [])]
         top = 1.0 if metric in ("weight", "agreement") else max(filter(math.isfinite, values), default=1.0)
         figure.update_yaxes(range=[0, 1.06 * top], row=panel // 2 + 1, col=panel % 2 + 1)
-    figure.update_xaxes(range=_steps(story))
+    figure.update_xaxes(range=_steps(history))
     figure.update_xaxes(title="step", row=2)
     return figure
 
 
-def tag_scores(story: Story) -> go.Figure:
+def tag_scores(history: RunHistory) -> go.Figure:
     """Bars of every tag's test score, models side by side, the hardest tag on top."""
-    scores = {model: row["per_tag"] for model, row in story.results.items()}
+    scores = {model: row["per_tag"] for model, row in history.results.items()}
     mean = {tag: _mean(own[tag] for own in scores.values() if tag in own) for own in scores.values() for tag in own}
     tags = sorted(mean, key=lambda tag: (mean[tag], tag))
     if len(tags) > MOST_TAGS:
@@ -162,9 +162,9 @@ def tag_scores(story: Story) -> go.Figure:
     return figure
 
 
-def matrix(story: Story, model: str) -> go.Figure | None:
+def matrix(history: RunHistory, model: str) -> go.Figure | None:
     """A model's confusion (single labels) or co-occurrence (several) on the test clips; None if there is none."""
-    row, tags = story.results.get(model, {}), story.data.get("tags", [])
+    row, tags = history.results.get(model, {}), history.data.get("tags", [])
     confusion = "confusion" in row
     values = row.get("confusion") or row.get("cooccurrence")
     if not values:

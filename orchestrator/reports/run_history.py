@@ -26,7 +26,7 @@ class Phase:
 
 
 @dataclass
-class Story:
+class RunHistory:
     """Everything a report tells. Where a resumed run logged a step twice, the later value counts."""
 
     records: list[dict[str, Any]]

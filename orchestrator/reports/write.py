@@ -9,30 +9,32 @@ from pathlib import Path
 from orchestrator.reports.run_page import write_report
 from orchestrator.reports.search.page import write_search_report
 from orchestrator.reports.search.snapshot import read_search
-from orchestrator.runs.location import Place
+from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import records_of
 from orchestrator.search.store import share
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import patiently
-from workloads.runtime.event_log import read_spool
+from orchestrator.storage.retry import retry_while_unavailable
+from workloads.runtime.event_log import read_event_log
 
 REPORT = "report.html"
 
 
-def write_run_report(place: Place, command: str, *, patience_s: float) -> None:
+def write_run_report(location: RunLocation, command: str, *, patience_s: float) -> None:
     """The report of a run that this process has driven, from its own records; beside them, and where it is stored."""
-    recipe_uri = object_store.join(place.uri, "recipe.json")
-    recipe = json.loads(patiently(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s))
-    out = place.folder / REPORT
-    write_report(read_spool(place.spool), recipe, run_id=place.run_id, command=command, out=out)
-    patiently(lambda: share(place.uri, out), what=place.uri, patience_s=patience_s)
+    recipe_uri = object_store.join(location.uri, "recipe.json")
+    recipe = json.loads(
+        retry_while_unavailable(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s)
+    )
+    out = location.folder / REPORT
+    write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, command=command, out=out)
+    retry_while_unavailable(lambda: share(location.uri, out), what=location.uri, patience_s=patience_s)
 
 
-def write_search_page(place: Place) -> None:
+def write_search_page(location: RunLocation) -> None:
     """The page of a search that this process has driven; beside its files, and where it is stored."""
-    out = place.folder / REPORT
-    write_search_report(read_search(place.uri), out)
-    share(place.uri, out)
+    out = location.folder / REPORT
+    write_search_report(read_search(location.uri), out)
+    share(location.uri, out)
 
 
 def rewrite_report(uri: str, out: str) -> str:

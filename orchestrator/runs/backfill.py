@@ -29,15 +29,15 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
     """Deliver all records of a run, a folder or URI, to the MLflow at `uri` (empty: where the run was tracked).
 
     Returns run, mlflow_run_id, tracking, points_sent, and points_held, which MLflow had already. Raises ValueError for
-    the user's mistakes, `replay.Away` when MLflow does not take everything; repeating it is safe then and later.
+    the user's mistakes, TrackingUnavailable when MLflow does not take everything; repeating it is safe.
     """
-    with _spool(run) as spool:
-        with spool.open("rb") as file:
+    with _event_log(run) as event_log:
+        with event_log.open("rb") as file:
             record = json.loads(file.readline())
         uri = uri or _tracked(run, record)
         os.environ.update(CLIENT)
-        destination = open_destination(spool, uri)
-        cursor = Cursor(spool, f"{uri} {destination.run_id}")
+        destination = open_destination(event_log, uri)
+        cursor = Cursor(event_log, f"{uri} {destination.run_id}")
         deliver(cursor, destination, at_once=True)  # so that a finished run is not shown as running meanwhile
         silent_s = time.time() - cursor.last["t"] / 1000
         if object_store.is_local(run) and cursor.last["kind"] != "end" and silent_s > SILENT_S:
@@ -52,23 +52,23 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _spool(run: str) -> Iterator[Path]:
+def _event_log(run: str) -> Iterator[Path]:
     """The run's records as a local file that nobody else delivers meanwhile; a copy where it lies elsewhere."""
-    if not object_store.exists(object_store.join(run, "spool.jsonl")):
-        raise ValueError(f"run {run!r}: no spool.jsonl there; give a run's folder or URI, STORAGE/RUN_ID")
+    if not object_store.exists(object_store.join(run, "events.jsonl")):
+        raise ValueError(f"run {run!r}: no events.jsonl there; give a run's folder or URI, STORAGE/RUN_ID")
     if not object_store.is_local(run):
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            copy = Path(scratch) / "spool.jsonl"
+            copy = Path(scratch) / "events.jsonl"
             copy.write_text("".join(json.dumps(record) + "\n" for record in records_of(run)))
             yield copy
         return
-    spool = object_store.local_path(run) / "spool.jsonl"
+    event_log = object_store.local_path(run) / "events.jsonl"
     try:
-        with FileLock(f"{spool}.lock", timeout=LOCK_S):
-            yield spool
+        with FileLock(f"{event_log}.lock", timeout=LOCK_S):
+            yield event_log
     except Timeout:
         raise ValueError(
-            f"run {run!r}: its own replayer still works on it, see {spool.with_name('tracking.log')}; wait for that"
+            f"run {run!r}: its own replayer still works on it, see {event_log.with_name('tracking.log')}; wait for that"
         ) from None
 
 

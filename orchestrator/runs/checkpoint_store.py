@@ -15,12 +15,13 @@ from typing import Any, Self, TypeVar
 
 from orchestrator.runs.lease import Attempt
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 
 Value = TypeVar("Value")
 NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 
 
-class RunShelf:
+class RunCheckpointStore:
     """`workloads.session.Shelf` on any fsspec URI, guarded by the attempt that may commit."""
 
     def __init__(self, attempt: Attempt, *, keep_last: int, patience_s: float) -> None:
@@ -35,7 +36,7 @@ class RunShelf:
         Raises attempts.Superseded if this attempt may not commit any more, OSError where the store stays away.
         """
         self._put(folder, object_store.join(self._checkpoints, folder.name))
-        self._patiently(self._tidy, self._checkpoints)
+        self._retry(self._tidy, self._checkpoints)
 
     def deliver(self, folder: Path) -> str:
         """Commit a tagger under `models/`; one that an older attempt left there is replaced if it differs."""
@@ -43,12 +44,12 @@ class RunShelf:
 
     def names(self) -> list[str]:
         """Committed checkpoints, the one to go on from first."""
-        return self._patiently(self._committed, self._checkpoints)
+        return self._retry(self._committed, self._checkpoints)
 
     def fetch(self, name: str, work_dir: Path) -> Path:
         """A committed checkpoint as a local folder."""
         uri = object_store.join(self._checkpoints, name)
-        return self._patiently(lambda: object_store.fetch(uri, work_dir / "restored" / name), uri)
+        return self._retry(lambda: object_store.fetch(uri, work_dir / "restored" / name), uri)
 
     def collect_garbage(self) -> None:
         """Remove what killed attempts began to save and never committed; called before this one saves anything."""
@@ -60,19 +61,19 @@ class RunShelf:
                     object_store.remove(object_store.join(self._checkpoints, name))
             object_store.forget_uploads(self._claim.run_uri)
 
-        self._patiently(collect, self._checkpoints)
+        self._retry(collect, self._checkpoints)
 
     def _put(self, folder: Path, uri: str) -> str:
         def put() -> str:
             self._claim.check_newest()
             return object_store.publish(folder, uri, before_commit=self._claim.check_newest)
 
-        published = self._patiently(put, uri)
+        published = self._retry(put, uri)
         shutil.rmtree(folder)
         return published
 
-    def _patiently(self, call: Callable[[], Value], what: str) -> Value:
-        return object_store.patiently(call, what=what, patience_s=self._patience_s)
+    def _retry(self, call: Callable[[], Value], what: str) -> Value:
+        return retry_while_unavailable(call, what=what, patience_s=self._patience_s)
 
     def _committed(self) -> list[str]:
         return ordered(object_store.committed(self._checkpoints))
@@ -98,29 +99,29 @@ class RunShelf:
         return self._best[name]
 
 
-class InBackground:
+class BackgroundUploads:
     """A shelf on which training does not wait for uploads: one runs at a time, and its failure is raised by the next
     call; at the context's end by the context."""
 
-    def __init__(self, shelf: RunShelf) -> None:
-        self.attempt, self._shelf = shelf.attempt, shelf
+    def __init__(self, store: RunCheckpointStore) -> None:
+        self.attempt, self._store = store.attempt, store
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._last: Future[None] | None = None
 
     def publish(self, folder: Path) -> None:
         self._wait()
-        self._last = self._uploads.submit(self._shelf.publish, folder)
+        self._last = self._uploads.submit(self._store.publish, folder)
 
     def deliver(self, folder: Path) -> str:
         self._wait()
-        return self._shelf.deliver(folder)
+        return self._store.deliver(folder)
 
     def names(self) -> list[str]:
         self._wait()
-        return self._shelf.names()
+        return self._store.names()
 
     def fetch(self, name: str, work_dir: Path) -> Path:
-        return self._shelf.fetch(name, work_dir)
+        return self._store.fetch(name, work_dir)
 
     def _wait(self) -> None:
         last, self._last = self._last, None

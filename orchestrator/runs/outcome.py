@@ -6,41 +6,43 @@ import time
 from typing import Any
 
 from orchestrator.runs.lease import seconds_since_boot
-from orchestrator.runs.location import Place
+from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 BAD_NUMBERS = "bad-numbers.json"
 
 
-def conclude(place: Place, *, publish: bool) -> dict[str, Any]:
+def conclude(location: RunLocation, *, publish: bool) -> dict[str, Any]:
     """The run's outcome, the object that --json prints; with `publish` also written to the run's folder or URI.
 
     Called by the driver once its workers have ended. `outcome.json` is written last, after the records: it says whether
     the run is done, so a kill before it leaves a run that `--resume` goes on with.
     """
-    records = read_spool(place.spool)
-    outcome = _outcome(place, records)
+    records = read_event_log(location.event_log)
+    outcome = _outcome(location, records)
     if not publish:
         return outcome
     bad = [record for record in records if record["kind"] == "bad"]
     if bad:
-        (place.folder / BAD_NUMBERS).write_text(json.dumps(bad, indent=1))
-    if not object_store.is_local(place.uri):
-        share_spool(place)
+        (location.folder / BAD_NUMBERS).write_text(json.dumps(bad, indent=1))
+    if not object_store.is_local(location.uri):
+        publish_event_log(location)
         if bad:
-            object_store.put_text(object_store.join(place.uri, BAD_NUMBERS), (place.folder / BAD_NUMBERS).read_text())
-    object_store.put_text(object_store.join(place.uri, "outcome.json"), json.dumps(outcome, indent=1))
+            object_store.put_text(
+                object_store.join(location.uri, BAD_NUMBERS), (location.folder / BAD_NUMBERS).read_text()
+            )
+    object_store.put_text(object_store.join(location.uri, "outcome.json"), json.dumps(outcome, indent=1))
     return outcome
 
 
-def share_spool(place: Place) -> None:
+def publish_event_log(location: RunLocation) -> None:
     """Put what was recorded so far where the run's other things are: at its beginning, that it began and how."""
-    if not object_store.is_local(place.uri):
-        object_store.put_text(object_store.join(place.uri, "spool.jsonl"), place.spool.read_text())
+    if not object_store.is_local(location.uri):
+        object_store.put_text(object_store.join(location.uri, "events.jsonl"), location.event_log.read_text())
 
 
-def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, Any]:
     end = records[-1]
     starts = [number for number, record in enumerate(records) if record["kind"] == "start"]
     attempt = records[starts[-1] :] if starts else []
@@ -49,13 +51,13 @@ def _outcome(place: Place, records: list[dict[str, Any]]) -> dict[str, Any]:
     last = max((record["step"] for record in attempt if record["kind"] in ("metrics", "checkpoint")), default=0)
     shown = ("params", "steps_taught", "steps_learned", "val", "test", "checkpoint", "weights_sha256")
     return {
-        "run_id": place.run_id,
+        "run_id": location.run_id,
         "status": end["status"],
         "error": end["error"],
         "mistake": end["mistake"],
         "seconds": round(time.clock_gettime(time.CLOCK_BOOTTIME) - seconds_since_boot(os.getpid()), 1),
-        "report": object_store.join(place.uri, "report.html"),
-        "tracking": place.tracking,
+        "report": object_store.join(location.uri, "report.html"),
+        "tracking": location.tracking,
         "resumed_from_step": resumed_from,
         "steps_run": max(result.get("steps", last) - resumed_from, 0),
         "models": {name: {key: row[key] for key in shown} for name, row in result.get("models", {}).items()},

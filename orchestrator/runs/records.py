@@ -10,10 +10,10 @@ from typing import Any
 
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.runs.checkpoint_store import ordered
-from orchestrator.runs.location import Place
+from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import HISTORY, MARKER
 
 
@@ -33,27 +33,29 @@ def history(run_uri: str) -> list[dict[str, Any]]:
 
 def records_of(run_uri: str) -> list[dict[str, Any]]:
     """All that can be read of a run where it is stored: its spool, and what its last checkpoint says beyond that."""
-    uri, records = object_store.join(run_uri, "spool.jsonl"), []
+    uri, records = object_store.join(run_uri, "events.jsonl"), []
     if object_store.exists(uri):
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            copy = Path(scratch) / "spool.jsonl"
+            copy = Path(scratch) / "events.jsonl"
             copy.write_text(object_store.get_text(uri))
-            records = read_spool(copy)
+            records = read_event_log(copy)
     known = {json.dumps(record) for record in records}
     return records + [record for record in history(run_uri) if json.dumps(record) not in known]
 
 
-def recovered(place: Place) -> list[dict[str, Any]]:
+def recovered(location: RunLocation) -> list[dict[str, Any]]:
     """What this machine's spool lacks of the run's history: it may be lost, or behind the last checkpoint."""
-    known = {json.dumps(record) for record in read_spool(place.spool)} if place.spool.exists() else set()
-    return [record for record in history(place.uri) if json.dumps(record) not in known]
+    known = (
+        {json.dumps(record) for record in read_event_log(location.event_log)} if location.event_log.exists() else set()
+    )
+    return [record for record in history(location.uri) if json.dumps(record) not in known]
 
 
-def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> dict[str, Any]:
+def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: int) -> dict[str, Any]:
     """What a run's spool begins with, and what every attempt adds anew."""
     return {
         "kind": "run",
-        "run_id": place.run_id,
+        "run_id": location.run_id,
         "experiment": "antiphon",
         "name": recipe.name,
         "params": flatten(resolve(recipe)),
@@ -61,8 +63,8 @@ def run_record(recipe: Recipe, place: Place, *, command: str, workers: int) -> d
             "git_commit": git_commit(),
             "schedule": recipe.schedule.kind,
             "command": command,
-            "storage": place.uri,
-            "tracking": place.tracking,
+            "storage": location.uri,
+            "tracking": location.tracking,
             "workers": str(workers),
         },
     }

@@ -9,8 +9,9 @@ from typing import Any
 
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.runs.lease import Attempt, Driver, take_over
-from orchestrator.runs.location import Place, place_of
+from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
 
 AUTO = "auto"
@@ -21,13 +22,13 @@ PLACES = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may di
 class Opened:
     """A run that this process may drive now, as `attempt`; or one that is done, with its `outcome`."""
 
-    place: Place
+    location: RunLocation
     attempt: Attempt | None = None
     outcome: dict[str, Any] | None = None
 
 
 def open_run(
-    recipe: Recipe, *, home: str, run_id: str, resume: str, tracked: str, driver: Driver, patience_s: float
+    recipe: Recipe, *, storage: str, run_id: str, resume: str, tracked: str, driver: Driver, patience_s: float
 ) -> Opened:
     """Begin a run (`run_id` or a name of its own), or take one up again: `resume` is its id, or "auto".
 
@@ -35,47 +36,47 @@ def open_run(
     """
 
     def patient(call: Any) -> Any:
-        return object_store.patiently(call, what=f"storage {home!r}", patience_s=patience_s)
+        return retry_while_unavailable(call, what=f"storage {storage!r}", patience_s=patience_s)
 
     if resume == AUTO:
-        resume = patient(lambda: _newest_unfinished(recipe, home))
+        resume = patient(lambda: _newest_unfinished(recipe, storage))
         if not resume:
-            print(f"--resume auto: no unfinished run of this recipe under {home}; starting afresh", file=sys.stderr)
+            print(f"--resume auto: no unfinished run of this recipe under {storage}; starting afresh", file=sys.stderr)
     if resume:
-        place = place_of(home, resume, tracked)
-        patient(lambda: _check_same(recipe, place))
-        outcome = patient(lambda: _finished(place.uri))
+        location = location_of(storage, resume, tracked)
+        patient(lambda: _check_same(recipe, location))
+        outcome = patient(lambda: _finished(location.uri))
         if outcome is not None:
             total = outcome["resumed_from_step"] + outcome["steps_run"]
-            return Opened(place, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
-        return Opened(place, patient(lambda: take_over(place.uri, driver)))
+            return Opened(location, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
+        return Opened(location, patient(lambda: take_over(location.uri, driver)))
     run_id = run_id or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    place = place_of(home, run_id, tracked)
-    if not patient(lambda: _created(place, json.dumps(resolve(recipe), indent=1))):
+    location = location_of(storage, run_id, tracked)
+    if not patient(lambda: _created(location, json.dumps(resolve(recipe), indent=1))):
         raise ValueError(
-            f"--run-id {run_id!r}: there is such a run under {home!r}; `--resume {run_id}` goes on with it, or choose "
-            "another id"
+            f"--run-id {run_id!r}: there is such a run under {storage!r}; `--resume {run_id}` goes on with it, or "
+            "choose another id"
         )
-    return Opened(place, patient(lambda: take_over(place.uri, driver)))
+    return Opened(location, patient(lambda: take_over(location.uri, driver)))
 
 
-def _created(place: Place, recipe: str) -> bool:
+def _created(location: RunLocation, recipe: str) -> bool:
     """Whether the run's folder is this driver's to begin.
 
     An answer may get lost on its way: then the store's client asks again and is told that the recipe exists. Where it
     is ours to the letter and nobody has taken the run up, we go on; the first attempt names its driver, once.
     """
-    uri = object_store.join(place.uri, "recipe.json")
+    uri = object_store.join(location.uri, "recipe.json")
     if object_store.create_exclusively(uri, recipe.encode()):
         return True
-    return object_store.get_text(uri) == recipe and not object_store.names(object_store.join(place.uri, "attempts"))
+    return object_store.get_text(uri) == recipe and not object_store.names(object_store.join(location.uri, "attempts"))
 
 
-def _newest_unfinished(recipe: Recipe, home: str) -> str:
+def _newest_unfinished(recipe: Recipe, storage: str) -> str:
     """The id of the newest run of this very recipe that is not done; empty if there is none."""
     found = []
-    for run_id in object_store.names(home):
-        uri = object_store.join(home, run_id)
+    for run_id in object_store.names(storage):
+        uri = object_store.join(storage, run_id)
         recipe_uri = object_store.join(uri, "recipe.json")
         if (
             object_store.exists(recipe_uri)
@@ -86,16 +87,16 @@ def _newest_unfinished(recipe: Recipe, home: str) -> str:
     return max(found, default=(None, ""))[1]
 
 
-def _check_same(recipe: Recipe, place: Place) -> None:
-    uri = object_store.join(place.uri, "recipe.json")
+def _check_same(recipe: Recipe, location: RunLocation) -> None:
+    uri = object_store.join(location.uri, "recipe.json")
     if not object_store.exists(uri):
         raise ValueError(
-            f"--resume {place.run_id!r}: no such run at {place.uri}; check --storage, or leave --resume out"
+            f"--resume {location.run_id!r}: no such run at {location.uri}; check --storage, or leave --resume out"
         )
     if found := differences(recipe, json.loads(object_store.get_text(uri))):
         key, was, now = found[0]
         raise ValueError(
-            f"--resume {place.run_id!r}: it began with {key} = {was}, and this command says {now}; a run keeps its "
+            f"--resume {location.run_id!r}: it began with {key} = {was}, and this command says {now}; a run keeps its "
             "recipe: repeat the command it began with, or start a new run"
         )
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Driver, beating, take_over
-from orchestrator.runs.location import Place, place_of
-from orchestrator.runs.outcome import share_spool
+from orchestrator.runs.location import RunLocation, location_of
+from orchestrator.runs.outcome import publish_event_log
 from orchestrator.runs.records import end_record
 from orchestrator.runs.resume import differences
 from orchestrator.search.finals import at_full_length, finals
@@ -33,10 +33,10 @@ from orchestrator.training.ray_cluster import connect, join_stack
 from orchestrator.training.request import absolute
 from orchestrator.training.signals import on_sigterm
 from workloads.config.recipe import Train
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 if TYPE_CHECKING:
-    from orchestrator.search.tune_runner import Crew
+    from orchestrator.search.tune_runner import TuneRunner
 
 
 WAITING = 0.01  # CPUs of a trial that waits for its workers
@@ -47,7 +47,7 @@ class SearchResult:
     """What came of a search: the object that --json prints, and where the search is."""
 
     outcome: dict[str, Any]
-    place: Place
+    location: RunLocation
 
 
 def search(request: SearchRequest) -> SearchResult:
@@ -56,52 +56,56 @@ def search(request: SearchRequest) -> SearchResult:
     request = replace(request, recipe=absolute(request.recipe))
     require_data(request.recipe)
     object_store.probe(request.storage)
-    began, place, driver = time.time(), _open(request), Driver()
+    began, location, driver = time.time(), _open(request), Driver()
     with on_sigterm(_interrupt):
         try:
-            take_over(place.uri, driver)  # two drivers of one search would train everything twice
-            place.folder.mkdir(parents=True, exist_ok=True)
-            with beating(place.uri, driver):
-                return SearchResult(_drive(request, place, budget, began=began), place)
+            take_over(location.uri, driver)  # two drivers of one search would train everything twice
+            location.folder.mkdir(parents=True, exist_ok=True)
+            with beating(location.uri, driver):
+                return SearchResult(_drive(request, location, budget, began=began), location)
         except KeyboardInterrupt:  # before the first trial, or after the last
-            said = read_spool(place.spool) if place.spool.exists() else []
+            said = read_event_log(location.event_log) if location.event_log.exists() else []
             if said and said[-1]["kind"] != "end":
-                with Spool(place.spool) as spool:
-                    spool.append(end_record("preempted"))
-            return SearchResult(_preempted(place), place)
+                with EventLog(location.event_log) as event_log:
+                    event_log.append(end_record("preempted"))
+            return SearchResult(_preempted(location), location)
 
 
-def _drive(request: SearchRequest, place: Place, budget: Budget, *, began: float) -> dict[str, Any]:
+def _drive(request: SearchRequest, location: RunLocation, budget: Budget, *, began: float) -> dict[str, Any]:
     """Trials, then finals, then what came of them."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # as in run.py
     address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
     import ray
 
-    from orchestrator.search.tune_runner import Crew, count_slots
+    from orchestrator.search.tune_runner import TuneRunner, count_slots
 
     workers, search = request.workers, searched(request.recipe)
     slot, whole = _needs(request.recipe.train, workers)
-    joined = connect(ray, address, at_least=math.ceil(whole["CPU"]))
+    connection = connect(ray, address, at_least=math.ceil(whole["CPU"]))
     with on_sigterm(_interrupt):  # once more: Ray has set its own
         try:
             # workers of one trial may lie on several nodes, a trial of one process does not
-            slots = count_slots([joined.resources] if workers > 1 else joined.nodes, whole, request.slots)
-            joined.require_seen(ray, object_store.join(place.uri, "search.json"))
-            write_cluster(place.uri, slots=slots, dashboard=joined.dashboard, trials=num_trials(search, budget.trials))
-            with Spool(place.spool) as spool:
-                spool.append(_search_record(request, place))
-                replayer = start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+            slots = count_slots([connection.resources] if workers > 1 else connection.nodes, whole, request.slots)
+            connection.require_seen(ray, object_store.join(location.uri, "search.json"))
+            write_cluster(
+                location.uri, slots=slots, dashboard=connection.dashboard, trials=num_trials(search, budget.trials)
+            )
+            with EventLog(location.event_log) as event_log:
+                event_log.append(_search_record(request, location))
+                replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")
                 replayer.wait_started()
-                reopen(place.uri)
-                crew = Crew(request.recipe, place.uri, spool, resources=slot, slots=slots, workers=workers)
-                outcome = _work(request, place, crew, budget, began=began)
-                spool.append(end_record(outcome["status"]))
-                share_spool(place)
+                reopen(location.uri)
+                runner = TuneRunner(
+                    request.recipe, location.uri, event_log, resources=slot, slots=slots, workers=workers
+                )
+                outcome = _work(request, location, runner, budget, began=began)
+                event_log.append(end_record(outcome["status"]))
+                publish_event_log(location)
         finally:
             ray.shutdown()
         wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
         if outcome["status"] != "preempted":
-            share(place.uri, place.folder / NAMES)
+            share(location.uri, location.folder / NAMES)
     return outcome
 
 
@@ -117,20 +121,22 @@ def _needs(train: Train, workers: int) -> tuple[dict[str, float], dict[str, floa
     return slot, slot
 
 
-def _work(request: SearchRequest, place: Place, crew: "Crew", budget: Budget, *, began: float) -> dict[str, Any]:
+def _work(
+    request: SearchRequest, location: RunLocation, runner: "TuneRunner", budget: Budget, *, began: float
+) -> dict[str, Any]:
     """All that is to be learned, and what came of it; where it was interrupted, how to go on."""
     try:
-        known = known_trials(place.uri)
-        spent = crew.run_trials(known, budget)
-        last = finals(request.recipe, place.uri, crew) if request.finals else []
-        last += at_full_length(place.uri, crew, request.full) if request.full else []
+        known = known_trials(location.uri)
+        spent = runner.run_trials(known, budget)
+        last = finals(request.recipe, location.uri, runner) if request.finals else []
+        last += at_full_length(location.uri, runner, request.full) if request.full else []
     except KeyboardInterrupt:
-        return _preempted(place)
-    return outcome_of(place, request.recipe, last, slots=crew.slots, spent=spent, began=began, alone=not known)
+        return _preempted(location)
+    return outcome_of(location, request.recipe, last, slots=runner.slots, spent=spent, began=began, alone=not known)
 
 
-def _preempted(place: Place) -> dict[str, Any]:
-    return {"search_id": place.run_id, "status": "preempted"}
+def _preempted(location: RunLocation) -> dict[str, Any]:
+    return {"search_id": location.run_id, "status": "preempted"}
 
 
 def _interrupt() -> None:
@@ -138,32 +144,32 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _open(request: SearchRequest) -> Place:
+def _open(request: SearchRequest) -> RunLocation:
     """The place of a new search, or of the one to go on with; ValueError where it is another search, or is none."""
     search_id = request.resume or request.search_id
     if not search_id:
         search_id = f"{request.recipe.name}-search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    place = place_of(request.storage, search_id, request.tracking)
+    location = location_of(request.storage, search_id, request.tracking)
     if request.resume:
-        place = replace(place, tracking=_same_tracking(request, facts_of(place.uri)["tracking"]))
+        location = replace(location, tracking=_same_tracking(request, facts_of(location.uri)["tracking"]))
     facts = {
         "search_id": search_id,
         "created": time.time(),
         "command": request.command,
         "recipe": resolve(request.recipe),
-        "tracking": place.tracking,
+        "tracking": location.tracking,
     }
     if request.resume:
-        found = differences(request.recipe, facts_of(place.uri)["recipe"])
+        found = differences(request.recipe, facts_of(location.uri)["recipe"])
         if found:
             key, was, now = found[0]
             raise ValueError(
                 f"--resume {search_id!r}: it began with {key} = {was}, and this command says {now}; repeat the command "
                 "it began with, or start a new search"
             )
-    elif not begin(place.uri, facts):
+    elif not begin(location.uri, facts):
         raise ValueError(f"--search-id {search_id!r}: there is such a search; `--resume {search_id}` goes on with it")
-    return place
+    return location
 
 
 def _same_tracking(request: SearchRequest, began: str) -> str:
@@ -175,18 +181,18 @@ def _same_tracking(request: SearchRequest, began: str) -> str:
     )
 
 
-def _search_record(request: SearchRequest, place: Place) -> dict[str, Any]:
+def _search_record(request: SearchRequest, location: RunLocation) -> dict[str, Any]:
     """What the search's spool begins with: the parent of its trials in MLflow."""
     search = searched(request.recipe)
     return {
         "kind": "run",
-        "run_id": place.run_id,
+        "run_id": location.run_id,
         "experiment": "antiphon",
         "name": f"{request.recipe.name} search",
         "params": {key: str(value) for key, value in vars(search).items() if key != "space"},
         "tags": {
             "command": request.command,
-            "storage": place.uri,
+            "storage": location.uri,
             **{f"space.{key}": str(vars(value)) for key, value in search.space.items()},
         },
     }

@@ -11,7 +11,7 @@ from workloads.config.recipe import Recipe
 from workloads.config.schedules import Alternate
 from workloads.config.search import Search
 from workloads.distill.schedule import own_steps, plan_phases
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 SET = "set/"  # a metric's name before a setting's: how a population's values changed
 
@@ -46,10 +46,10 @@ class Clock:
             self.seconds += time.perf_counter() - began
 
 
-def said_of(spool: Path) -> list[dict[str, Any]]:
+def said_of(event_log: Path) -> list[dict[str, Any]]:
     """What a run said, also before it was paused, that the search tells on."""
     shown = ("data", "metrics", "phase", "result", "bad")
-    return [record for record in read_spool(spool) if record["kind"] in shown]
+    return [record for record in read_event_log(event_log) if record["kind"] in shown]
 
 
 def mean_values(said: list[list[dict[str, Any]]], step: int) -> dict[str, float]:

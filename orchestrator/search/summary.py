@@ -5,7 +5,7 @@ import statistics
 import time
 from typing import Any
 
-from orchestrator.runs.location import Place
+from orchestrator.runs.location import RunLocation
 from orchestrator.search.store import earlier, known_trials, read_result, write_outcome
 from orchestrator.search.trial_spec import Task, searched
 from orchestrator.storage import object_store
@@ -15,20 +15,20 @@ from workloads.config.search import objective_name
 CONFIDENCE = 0.95
 
 
-def best_first(home: str) -> list[dict[str, Any]]:
+def best_first(search_uri: str) -> list[dict[str, Any]]:
     """The trials that came to their end, the best objective first."""
-    results = [result for _, result in known_trials(home) if result and result["status"] == "done"]
+    results = [result for _, result in known_trials(search_uri) if result and result["status"] == "done"]
     return sorted(results, key=lambda result: (result["objective"], result["number"]))
 
 
-def winner_so_far(home: str) -> dict[str, Any] | None:
+def winner_so_far(search_uri: str) -> dict[str, Any] | None:
     """The trial that finals were begun for, if there is one."""
-    names = [name for name in object_store.names(object_store.join(home, "finals")) if name.startswith("winner-")]
+    names = [name for name in object_store.names(object_store.join(search_uri, "finals")) if name.startswith("winner-")]
     numbers = {int(name.split("-")[1]) for name in names}
-    return next((result for result in best_first(home) if result["number"] in numbers), None)
+    return next((result for result in best_first(search_uri) if result["number"] in numbers), None)
 
 
-def repeated(home: str, tasks: list[Task]) -> list[dict[str, Any]]:
+def repeated(search_uri: str, tasks: list[Task]) -> list[dict[str, Any]]:
     """The finalists by their mean objective over all seeds, the best first.
 
     Every seed has a slice of its own, and slices differ: who failed where others came to their end is left out.
@@ -36,7 +36,7 @@ def repeated(home: str, tasks: list[Task]) -> list[dict[str, Any]]:
     objectives: dict[int, list[float]] = {}
     settings: dict[int, dict[str, Any]] = {}
     for task in tasks:
-        result = read_result(home, task)
+        result = read_result(search_uri, task)
         if result and result["status"] == "done":
             objectives.setdefault(task.number, []).append(result["objective"])
             settings[task.number] = {"settings": task.settings, "course": task.course}
@@ -46,7 +46,7 @@ def repeated(home: str, tasks: list[Task]) -> list[dict[str, Any]]:
 
 
 def outcome_of(
-    place: Place, recipe: Recipe, finals: list[Task], *, slots: int, spent: float, began: float, alone: bool
+    location: RunLocation, recipe: Recipe, finals: list[Task], *, slots: int, spent: float, began: float, alone: bool
 ) -> dict[str, Any]:
     """The search's outcome, the object that --json prints; written last.
 
@@ -56,17 +56,17 @@ def outcome_of(
     came to their end.
     """
     before: dict[str, Any] = dict.fromkeys(("overhead_s_per_trial", "winner", "comparison", "test", "agreement"))
-    before |= {"seconds": 0.0} | earlier(place.uri)
-    trials = known_trials(place.uri)
+    before |= {"seconds": 0.0} | earlier(location.uri)
+    trials = known_trials(location.uri)
     results = [result for _, result in trials if result is not None]
     counted = {
         status: sum(result["status"] == status for result in results) for status in ("done", "stopped", "failed")
     }
-    best = best_first(place.uri)
+    best = best_first(location.uri)
     inside = sum(result["loop_seconds"] for result in results)
     whole = bool(results) and alone and len(results) == len(trials)
     outcome = before | {
-        "search_id": place.run_id,
+        "search_id": location.run_id,
         "status": "done" if best else "failed",
         "trials": len(trials),
         "completed": counted["done"],
@@ -78,16 +78,16 @@ def outcome_of(
             round((spent * slots - inside) / len(results), 2) if whole else before["overhead_s_per_trial"]
         ),
         "best": {key: best[0][key] for key in ("number", "settings", "objective")} if best else None,
-        "tracking": place.tracking,
-        "report": object_store.join(place.uri, "report.html"),
-        **_against_control(recipe, place.uri, [task for task in finals if task.final]),
-        **_agreement(place.uri, [task for task in finals if task.kind == "full"]),
+        "tracking": location.tracking,
+        "report": object_store.join(location.uri, "report.html"),
+        **_against_control(recipe, location.uri, [task for task in finals if task.final]),
+        **_agreement(location.uri, [task for task in finals if task.kind == "full"]),
     }
-    write_outcome(place.uri, outcome)
+    write_outcome(location.uri, outcome)
     return outcome
 
 
-def _against_control(recipe: Recipe, home: str, finals: list[Task]) -> dict[str, Any]:
+def _against_control(recipe: Recipe, search_uri: str, finals: list[Task]) -> dict[str, Any]:
     """The winner's seeds against the control's: validation objective, seed by seed, and test scores of both.
 
     Empty where nothing was held against a control; all None where nothing came to its end.
@@ -96,7 +96,7 @@ def _against_control(recipe: Recipe, home: str, finals: list[Task]) -> dict[str,
         return {}
     results: dict[str, list[dict[str, Any]]] = {"winner": [], "control": []}
     for task in finals:
-        result = read_result(home, task)
+        result = read_result(search_uri, task)
         if result is not None and result["status"] == "done":
             results[task.kind].append(result)
     control = {result["seed"]: result for result in results["control"]}
@@ -120,15 +120,15 @@ def _against_control(recipe: Recipe, home: str, finals: list[Task]) -> dict[str,
     }
 
 
-def _agreement(home: str, tasks: list[Task]) -> dict[str, Any]:
+def _agreement(search_uri: str, tasks: list[Task]) -> dict[str, Any]:
     """Whether trials rank as they do at full length: both objectives, trial by trial, and Kendall's tau of the two.
 
     Empty where nothing was learned at full length; None where fewer than two came to their end.
     """
     if not tasks:
         return {}
-    short = {result["number"]: result["objective"] for result in best_first(home)}
-    full = [result for task in tasks if (result := read_result(home, task)) and result["status"] == "done"]
+    short = {result["number"]: result["objective"] for result in best_first(search_uri)}
+    full = [result for task in tasks if (result := read_result(search_uri, task)) and result["status"] == "done"]
     if len(full) < 2:
         return {"agreement": None}
     from scipy.stats import kendalltau

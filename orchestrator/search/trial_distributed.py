@@ -6,20 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.runs.lease import Attempt, Driver, beating, take_over
-from orchestrator.runs.location import Place
+from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import recovered
 from orchestrator.search.rungs import Clock, Rung, delivered, judge, mean_values, rung_steps, said_of, second_objective
 from orchestrator.search.store import PATIENCE_S
 from orchestrator.search.trial_spec import Task, searched, task_recipe
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_trainer import fit
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 
 def climb_together(
-    recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *, workers: int
+    recipe: Recipe, task: Task, search_uri: str, scratch: Path, clock: Clock, *, workers: int
 ) -> Iterator[Rung]:
     """Rung after rung: how it stands, what happened since, and at the end what else its result says.
 
@@ -29,19 +30,19 @@ def climb_together(
     """
     search, made = searched(recipe), task_recipe(recipe, task)
     steps, reached, told = rung_steps(made, search), 0, 0
-    places = [
-        Place(name, object_store.join(home, task.folder, name), scratch / name, "none")
+    locations = [
+        RunLocation(name, object_store.join(search_uri, task.folder, name), scratch / name, "none")
         for name in (f"slice-{number}" for number in range(search.slices if task.ranked else 1))
     ]
     with ExitStack() as stack:
-        attempts = [stack.enter_context(_held(place)) for place in places]
+        attempts = [stack.enter_context(_held(location)) for location in locations]
         for until in _stops(search, task, steps):
-            for number, (place, attempt) in enumerate(zip(places, attempts, strict=True)):
+            for number, (location, attempt) in enumerate(zip(locations, attempts, strict=True)):
                 part = task_recipe(recipe, task, slice_=number)
                 part = replace(part, train=replace(part.train, score_test=task.final))
-                _go_on(part, place, attempt, workers=workers, until=until if until < steps[-1] else None)
-            clock.seconds = sum(_loop_seconds(place.spool) for place in places)
-            said = [said_of(place.spool) for place in places]
+                _go_on(part, location, attempt, workers=workers, until=until if until < steps[-1] else None)
+            clock.seconds = sum(_loop_seconds(location.event_log) for location in locations)
+            said = [said_of(location.event_log) for location in locations]
             for step in [step for step in steps if reached < step <= until]:
                 values, end = mean_values(said, step), None
                 if step == steps[-1]:
@@ -60,35 +61,35 @@ def _stops(search: Search, task: Task, steps: list[int]) -> list[int]:
 
 
 @contextmanager
-def _held(place: Place) -> Iterator[Attempt]:
+def _held(location: RunLocation) -> Iterator[Attempt]:
     """Within this context the run at this place is ours, and what it said before is at hand."""
     driver = Driver()
     try:
-        attempt = take_over(place.uri, driver)
+        attempt = take_over(location.uri, driver)
     except ValueError as busy:  # whose workers were lost with it, and whose heartbeat is about to stand still
         raise RuntimeError(str(busy)) from None
-    with beating(place.uri, driver):
-        before = object_store.patiently(lambda: recovered(place), what=place.uri, patience_s=PATIENCE_S)
-        with Spool(place.spool) as spool:
+    with beating(location.uri, driver):
+        before = retry_while_unavailable(lambda: recovered(location), what=location.uri, patience_s=PATIENCE_S)
+        with EventLog(location.event_log) as event_log:
             for record in before:  # what was learned before validates nothing again
-                spool.append(record)
+                event_log.append(record)
         yield attempt
 
 
-def _go_on(made: Recipe, place: Place, attempt: Attempt, *, workers: int, until: int | None) -> None:
+def _go_on(made: Recipe, location: RunLocation, attempt: Attempt, *, workers: int, until: int | None) -> None:
     """Learn up to so many steps, or to the end, from wherever the run at this place stands."""
-    said = read_spool(place.spool)
+    said = read_event_log(location.event_log)
     if until is not None and any(record["kind"] == "metrics" and record["step"] >= until for record in said):
         return
-    end = fit(made, place, attempt, workers=workers, patience_s=PATIENCE_S, until=until)
+    end = fit(made, location, attempt, workers=workers, patience_s=PATIENCE_S, until=until)
     if end["status"] != ("done" if until is None else "preempted"):
         raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
 
 
-def _loop_seconds(spool: Path) -> float:
+def _loop_seconds(event_log: Path) -> float:
     """Of every attempt from the workers' first step to the last thing they said: Ray's start and end are not in it."""
     total, first, last = 0, 0, 0
-    for record in read_spool(spool):
+    for record in read_event_log(event_log):
         if record["kind"] == "start":
             total, first, last = total + last - first, record["t"], record["t"]
         elif record["kind"] in ("metrics", "result"):

@@ -20,46 +20,49 @@ from orchestrator.search.rungs import (
 from orchestrator.search.store import PATIENCE_S, read_rungs
 from orchestrator.search.trial_spec import Task, goes_on, searched, task_recipe
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 
 Value = TypeVar("Value")
 KEPT = 3  # checkpoints of a trial: another may be about to go on from one
 
 
-def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *, start: str) -> Iterator[Rung]:
+def climb(recipe: Recipe, task: Task, search_uri: str, scratch: Path, clock: Clock, *, start: str) -> Iterator[Rung]:
     """Rung after rung: how it stands, what happened since, and at the end what else its result says."""
     from workloads.train import advance, loop
 
     search = searched(recipe)
     steps = rung_steps(task_recipe(recipe, task), search)
-    shelf = TrialShelf(object_store.join(home, task.folder), keeps=steps if goes_on(search, task) else [], start=start)
+    store = TrialCheckpointStore(
+        object_store.join(search_uri, task.folder), keeps=steps if goes_on(search, task) else [], start=start
+    )
     slices = range(search.slices if task.ranked else 1)
 
     def begin(at: int) -> list[Any]:
         folder = scratch / str(at)
-        runs = [_set_up(recipe, task, shelf, folder / str(number), slice_=number, at=at) for number in slices]
+        runs = [_set_up(recipe, task, store, folder / str(number), slice_=number, at=at) for number in slices]
         there = runs[0].step
         if task.at(there) == task.at(at):
             return runs
         runs.clear()  # before others take as much memory; the newest checkpoint was damaged
         return begin(there)
 
-    runs = begin(shelf.height())
-    ways, held = [advance(run) for run in runs], task.at(runs[0].step)
-    past = _told_step(home, task) if task.course else runs[0].step
+    runs = begin(store.height())
+    iterators, held = [advance(run) for run in runs], task.at(runs[0].step)
+    past = _told_step(search_uri, task) if task.course else runs[0].step
     told = _told_up_to(past, said_of(runs[0].history.path))
     for step in steps:
         if task.at(at := runs[0].step) != held:  # what was kept there goes on with other values
-            ways.clear()
+            iterators.clear()
             runs.clear()
             runs = begin(at)
-            ways, held = [advance(run) for run in runs], task.at(at)
-        _advance_to(step, runs, ways, clock)
+            iterators, held = [advance(run) for run in runs], task.at(at)
+        _advance_to(step, runs, iterators, clock)
         values = mean_values([said_of(run.history.path) for run in runs], step)
         end: dict[str, Any] | None = None
         if step == steps[-1]:
-            end = {"second": second_objective(search, runs[0].recipe, len(runs[0].prepared.corpus.tags))}
+            end = {"second": second_objective(search, runs[0].recipe, len(runs[0].prepared.dataset.tags))}
             if search.searcher == "pbt" and task.kind == "trial":
                 end["course"] = _course(said_of(runs[0].history.path))
             if task.final:
@@ -69,20 +72,20 @@ def climb(recipe: Recipe, task: Task, home: str, scratch: Path, clock: Clock, *,
         records: list[dict[str, Any]] = []
         if step > past:  # what belongs to earlier rungs was told before the pause
             records, told = [record for record in said[told:] if record["kind"] != "data"], len(said)
-        kept = shelf.newest if task.kind == "trial" else ""  # nobody else goes on from those of a final
+        kept = store.newest if task.kind == "trial" else ""  # nobody else goes on from those of a final
         yield Rung(step, judge(search, runs[0].recipe, values), values, records, past=step <= past, end=end, kept=kept)
 
 
-def _advance_to(step: int, runs: list[Any], ways: list[Iterator[int]], clock: Clock) -> None:
-    for run, way in zip(runs, ways, strict=True):
+def _advance_to(step: int, runs: list[Any], iterators: list[Iterator[int]], clock: Clock) -> None:
+    for run, iterator in zip(runs, iterators, strict=True):
         with clock.running():
             while run.step < step:
-                next(way)
+                next(iterator)
 
 
-def _told_step(home: str, task: Task) -> int:
+def _told_step(search_uri: str, task: Task) -> int:
     """The last rung that a task told, before it was lost."""
-    before = read_rungs(home, task)
+    before = read_rungs(search_uri, task)
     return before["history"][-1]["step"] if before else 0
 
 
@@ -102,12 +105,14 @@ def _course(said: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
     return course if len(course) > 1 else []
 
 
-def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, slice_: int, at: int) -> Any:
+def _set_up(recipe: Recipe, task: Task, store: "TrialCheckpointStore", folder: Path, *, slice_: int, at: int) -> Any:
     from workloads.runtime.session import LocalSession
     from workloads.train import set_up
 
     made = task_recipe(recipe, task, slice_=slice_, at=at)
-    session = LocalSession(work_dir=folder, spool=Spool(folder / "spool.jsonl"), shelf=shelf, device=made.train.device)
+    session = LocalSession(
+        work_dir=folder, event_log=EventLog(folder / "events.jsonl"), store=store, device=made.train.device
+    )
     run = set_up(made, session, files=object_store.FsspecFiles())
     if searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
         values = {SET + place: float(value) for place, value in task.at(run.step).items()}  # all of them are numbers
@@ -115,15 +120,15 @@ def _set_up(recipe: Recipe, task: Task, shelf: "TrialShelf", folder: Path, *, sl
     return run
 
 
-def even_out(recipe: Recipe, tasks: list[Task], home: str) -> int:
+def even_out(recipe: Recipe, tasks: list[Task], search_uri: str) -> int:
     """Take trials that wait for one another back to the newest rung whose checkpoint all of them have; its height."""
-    shelves = [object_store.join(home, task.folder, "checkpoints") for task in tasks]
-    kept = [{_step_of(name): name for name in object_store.committed(shelf)} for shelf in shelves]
+    stores = [object_store.join(search_uri, task.folder, "checkpoints") for task in tasks]
+    kept = [{_step_of(name): name for name in object_store.committed(store)} for store in stores]
     newest = max(set.intersection(*(set(names) for names in kept)), default=0)
-    for shelf, names in zip(shelves, kept, strict=True):
+    for store, names in zip(stores, kept, strict=True):
         for step, name in names.items():
             if step > newest:
-                object_store.remove(object_store.join(shelf, name))
+                object_store.remove(object_store.join(store, name))
     return rung_steps(task_recipe(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
 
 
@@ -132,7 +137,7 @@ def _step_of(checkpoint: str) -> int:
     return int(checkpoint.split("-")[1])
 
 
-class TrialShelf:
+class TrialCheckpointStore:
     """Where a trial keeps things, at `uri`: checkpoints of the steps in `keeps`, the newest of them; published models.
 
     It goes on from the checkpoint at `start`, if there is one, else from its own newest.
@@ -146,15 +151,13 @@ class TrialShelf:
 
     def publish(self, folder: Path) -> None:
         if _step_of(folder.name) in self.keeps:
-            self.newest = self._patiently(lambda: object_store.publish(folder, self._place(folder.name)))
+            self.newest = self._retry(lambda: object_store.publish(folder, self._place(folder.name)))
             for name in self._committed()[:-KEPT]:
-                self._patiently(partial(object_store.remove, self._place(name)))
+                self._retry(partial(object_store.remove, self._place(name)))
         shutil.rmtree(folder)
 
     def deliver(self, folder: Path) -> str:
-        return self._patiently(
-            lambda: object_store.publish(folder, object_store.join(self._uri, "models", folder.name))
-        )
+        return self._retry(lambda: object_store.publish(folder, object_store.join(self._uri, "models", folder.name)))
 
     def names(self) -> list[str]:
         if self._start:
@@ -166,13 +169,13 @@ class TrialShelf:
         return _step_of(names[0]) if (names := self.names()) else 0
 
     def fetch(self, name: str, work_dir: Path) -> Path:
-        return self._patiently(lambda: object_store.fetch(self._start or self._place(name), work_dir))
+        return self._retry(lambda: object_store.fetch(self._start or self._place(name), work_dir))
 
     def _committed(self) -> list[str]:
-        return self._patiently(lambda: object_store.committed(object_store.join(self._uri, "checkpoints")))
+        return self._retry(lambda: object_store.committed(object_store.join(self._uri, "checkpoints")))
 
-    def _patiently(self, call: Callable[[], Value]) -> Value:
-        return object_store.patiently(call, what=self._uri, patience_s=PATIENCE_S)
+    def _retry(self, call: Callable[[], Value]) -> Value:
+        return retry_while_unavailable(call, what=self._uri, patience_s=PATIENCE_S)
 
     def _place(self, name: str) -> str:
         return object_store.join(self._uri, "checkpoints", name)

@@ -10,7 +10,7 @@ from orchestrator.search.trial_spec import Task
 from orchestrator.storage.retry import say
 from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import Spool, read_spool, stamped
+from workloads.runtime.event_log import EventLog, read_event_log, stamped
 
 
 class Source(Protocol):
@@ -21,11 +21,11 @@ class Source(Protocol):
     def tell(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None: ...
 
 
-class Desk:
+class TrialLedger:
     """What the driver knows of the tasks that are under way: which slot, what they said."""
 
-    def __init__(self, source: Source, recipe: Recipe, home: str, spool: Spool, slots: int) -> None:
-        self.source, self.recipe, self.home, self.spool = source, recipe, home, spool
+    def __init__(self, source: Source, recipe: Recipe, search_uri: str, event_log: EventLog, slots: int) -> None:
+        self.source, self.recipe, self.search_uri, self.event_log = source, recipe, search_uri, event_log
         self._free = list(range(slots))
         self._under_way: dict[str, Task] = {}
         self._heard: dict[str, list[dict[str, Any]]] = {}  # task name -> rungs
@@ -34,7 +34,7 @@ class Desk:
         self._hosts: dict[str, str] = {}
         self._told = {  # by an earlier driver, to the end
             record["child"]
-            for record in read_spool(spool.path)
+            for record in read_event_log(event_log.path)
             if record["kind"] == "closed" and record["status"] != "preempted"
         }
 
@@ -61,7 +61,7 @@ class Desk:
         """A rung, and what happened up to it."""
         for record in news["records"]:
             if record["kind"] != "result":  # it is told at the end, by whoever sees that
-                self.spool.append(record | {"child": task.name})
+                self.event_log.append(record | {"child": task.name})
         rung, self._hosts[task.name] = news["rung"], news.get("host", "")
         if rung:
             heard = self._heard.get(task.name, [])  # a retry tells some again
@@ -77,7 +77,7 @@ class Desk:
         self._under_way.pop(task.name, None)
         result = self._settle(task, error)
         if task.kind == "winner" and task.name not in self._told and "delivered" in result:
-            self.spool.append(result["delivered"] | {"child": task.name})  # only a winner's models are registered
+            self.event_log.append(result["delivered"] | {"child": task.name})  # only a winner's models are registered
         if task.kind == "trial":
             self._learn_from(task, result)
         if task.slot not in self._free:  # tasks that take turns share theirs
@@ -100,7 +100,7 @@ class Desk:
     def _settle(self, task: Task, error: str) -> dict[str, Any]:
         """The task's result; its process has not written one where it was stopped or lost."""
         history = self._heard.get(task.name, [])  # of one that could not even start there is nothing
-        if read_result(self.home, task) is None:
+        if read_result(self.search_uri, task) is None:
             found = {
                 "status": "failed" if error else "stopped",
                 "reason": error,
@@ -110,15 +110,15 @@ class Desk:
                 "loop_seconds": self._loop_seconds.get(task.name, 0.0),
                 "host": self._hosts.get(task.name, ""),
             }
-            write_result(self.home, task, found)
-        result = read_result(self.home, task)
+            write_result(self.search_uri, task, found)
+        result = read_result(self.search_uri, task)
         assert result is not None
         return result
 
     def leave(self) -> None:
         """No more of the tasks under way: who did not come to its end is learned if the search goes on."""
         for task in list(self._under_way.values()):
-            if read_result(self.home, task) is not None:  # it came to its end while Tune ended
+            if read_result(self.search_uri, task) is not None:  # it came to its end while Tune ended
                 self.end(task)
             else:
                 self._say(task, "closed", status="preempted", error="the search ended before it")
@@ -126,19 +126,19 @@ class Desk:
     def _share_names(self) -> None:
         """Let the live page know which MLflow runs there are by now, also where it reads from an object store."""
         with suppress(Exception):  # links are not worth a search; what comes next tries again
-            share(self.home, self.spool.path.with_name(NAMES))
+            share(self.search_uri, self.event_log.path.with_name(NAMES))
 
     def _say(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._told:
-            self.spool.append(stamped(kind, **fields, child=task.name))
+            self.event_log.append(stamped(kind, **fields, child=task.name))
 
     def _facts(self, task: Task) -> dict[str, Any]:
         return {
             "experiment": "antiphon",
-            "run_id": f"{self.home.rstrip('/').rsplit('/', 1)[-1]}/{task.name}",
+            "run_id": f"{self.search_uri.rstrip('/').rsplit('/', 1)[-1]}/{task.name}",
             "name": task.name,
             "recipe": self.recipe.name,
             "params": {key: str(value) for key, value in flatten(task.settings).items()}
             | {"seed": str(self.recipe.train.seed if task.seed is None else task.seed)},
-            "tags": {"antiphon.kind": task.kind, "storage": f"{self.home}/{task.folder}"},
+            "tags": {"antiphon.kind": task.kind, "storage": f"{self.search_uri}/{task.folder}"},
         }

@@ -21,7 +21,7 @@ from workloads.config.recipe import Recipe
 Report = Callable[[dict[str, Any]], None]
 
 
-def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int = 1, start: str = "") -> None:
+def learn(recipe: Recipe, task: Task, search_uri: str, report: Report, *, workers: int = 1, start: str = "") -> None:
     """Learn and judge a task of the search at `home`; `report` hears every rung and may end it by raising.
 
     It goes on from the checkpoint at `start`, another trial's, or from its own newest if it keeps any. What goes
@@ -30,34 +30,34 @@ def learn(recipe: Recipe, task: Task, home: str, report: Report, *, workers: int
     """
     from workloads.evaluate.predict import BadNumbers
 
-    done = read_result(home, task)
+    done = read_result(search_uri, task)
     if done is not None:
         for height, rung in enumerate(done["history"], start=1):
             report({"rung": rung, "height": height, "records": []})
         return
     began, clock = time.time(), Clock()
-    if goes_on(searched(recipe), task) and (before := read_rungs(home, task)):
+    if goes_on(searched(recipe), task) and (before := read_rungs(search_uri, task)):
         began, clock.seconds = before["began"], before["loop_seconds"]
-    write_settings(home, task, began=began)
+    write_settings(search_uri, task, began=began)
     history: list[dict[str, Any]] = []
 
     def commit(status: str, reason: str = "", **more: Any) -> None:
         objective = history[-1]["objective"] if status == "done" else None
         result = {"status": status, "reason": reason, "objective": objective, "history": history, "began": began}
-        write_result(home, task, result | {"loop_seconds": round(clock.seconds, 3)} | more)
+        write_result(search_uri, task, result | {"loop_seconds": round(clock.seconds, 3)} | more)
 
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
             if workers > 1:
-                way = climb_together(recipe, task, home, Path(scratch), clock, workers=workers)
+                iterator = climb_together(recipe, task, search_uri, Path(scratch), clock, workers=workers)
             else:
-                way = climb(recipe, task, home, Path(scratch), clock, start=start)
-            for rung in way:
+                iterator = climb(recipe, task, search_uri, Path(scratch), clock, start=start)
+            for rung in iterator:
                 history.append(rung.as_dict())
                 if rung.end is not None:
                     commit("done", **rung.end)  # before it is told: whoever hears of it finds it
                 else:
-                    write_rungs(home, task, history, began=began, loop_seconds=round(clock.seconds, 3))
+                    write_rungs(search_uri, task, history, began=began, loop_seconds=round(clock.seconds, 3))
                 if not rung.past:
                     told: dict[str, Any] = {"records": rung.records, "kept": rung.kept, "host": socket.gethostname()}
                     told |= {"loop_seconds": round(clock.seconds, 3)}

@@ -22,14 +22,14 @@ from orchestrator.search.samplers import Proposals
 from orchestrator.search.schedulers import _scheduler
 from orchestrator.search.store import PATIENCE_S, read_result
 from orchestrator.search.trial_in_process import even_out
-from orchestrator.search.trial_ledger import Desk, Source
+from orchestrator.search.trial_ledger import Source, TrialLedger
 from orchestrator.search.trial_runner import learn
 from orchestrator.search.trial_spec import Task, searched
 from orchestrator.storage import object_store
 from orchestrator.training.ray_trainer import ray_storage
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 
 POINTER = "checkpoint"  # Tune moves a file that holds the URI of ours
 RETRIES = 2  # of a trial whose process or node was lost
@@ -64,14 +64,21 @@ def count_slots(nodes: list[dict[str, float]], need: dict[str, float], wanted: i
     return wanted or most
 
 
-class Crew:
+class TuneRunner:
     """Runs tasks of one search on the cluster at hand, `slots` at a time."""
 
     def __init__(
-        self, recipe: Recipe, home: str, spool: Spool, *, resources: dict[str, float], slots: int, workers: int
+        self,
+        recipe: Recipe,
+        search_uri: str,
+        event_log: EventLog,
+        *,
+        resources: dict[str, float],
+        slots: int,
+        workers: int,
     ) -> None:
         self.slots = slots
-        self._recipe, self._home, self._spool = recipe, home, spool
+        self._recipe, self._search_uri, self._event_log = recipe, search_uri, event_log
         self._resources, self._workers = resources, workers
 
     def run_trials(self, known: list[tuple[Task, dict[str, Any] | None]], budget: Budget) -> float:
@@ -89,10 +96,10 @@ class Crew:
 
     def _run(self, source: Source, *, scheduler: Any = None, seconds: float | None = None) -> float:
         """Ask for tasks one by one."""
-        desk = Desk(source, self._recipe, self._home, self._spool, self.slots)
-        order = {"search_alg": Asking(desk), "num_samples": -1, "max_concurrent_trials": self.slots}
+        ledger = TrialLedger(source, self._recipe, self._search_uri, self._event_log, self.slots)
+        order = {"search_alg": TrialSearcher(ledger), "num_samples": -1, "max_concurrent_trials": self.slots}
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:  # Tune's own state, which is never read
-            return self._fit(desk, {}, where={"storage_path": scratch}, scheduler=scheduler, seconds=seconds, **order)
+            return self._fit(ledger, {}, where={"storage_path": scratch}, scheduler=scheduler, seconds=seconds, **order)
 
     def _run_at_once(self, source: Source, search: Search, *, seconds: float | None) -> float:
         """Give all tasks to the scheduler, which lets them take turns and moves pointers to our checkpoints.
@@ -100,24 +107,24 @@ class Crew:
         Those that are over are not given to it, and the others go on from the newest rung that all of them have
         reached: it waits for ever for trials that begin at different rungs.
         """
-        desk = Desk(source, self._recipe, self._home, self._spool, self.slots)
+        ledger = TrialLedger(source, self._recipe, self._search_uri, self._event_log, self.slots)
         waiting = []
         for task in iter(lambda: source.propose(0), None):
-            if read_result(self._home, task) is None:
+            if read_result(self._search_uri, task) is None:
                 waiting.append(task)
             else:
-                desk.begin(task)
-                desk.end(task)
+                ledger.begin(task)
+                ledger.end(task)
         if not waiting:
             return 0.0
-        height = even_out(self._recipe, waiting, self._home)
+        height = even_out(self._recipe, waiting, self._search_uri)
         space = {"task": tune.grid_search([asdict(task) for task in waiting])}
-        where = ray_storage(object_store.join(self._home, "tune"), patience_s=PATIENCE_S)
-        return self._fit(desk, space, where=where, scheduler=_scheduler(search, height), seconds=seconds)
+        where = ray_storage(object_store.join(self._search_uri, "tune"), patience_s=PATIENCE_S)
+        return self._fit(ledger, space, where=where, scheduler=_scheduler(search, height), seconds=seconds)
 
     def _fit(
         self,
-        desk: "Desk",
+        ledger: "TrialLedger",
         space: dict[str, Any],
         *,
         where: dict[str, Any],
@@ -127,7 +134,7 @@ class Crew:
     ) -> float:
         began = time.monotonic()
         trainable = tune.with_resources(
-            tune.with_parameters(_learn, recipe=self._recipe, home=self._home, workers=self._workers),
+            tune.with_parameters(_learn, recipe=self._recipe, search_uri=self._search_uri, workers=self._workers),
             self._resources,
         )
         tuner = tune.Tuner(
@@ -143,20 +150,20 @@ class Crew:
             run_config=tune.RunConfig(
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
-                callbacks=[Listening(desk)],
+                callbacks=[TrialCallback(ledger)],
                 **where,
             ),
         )
         try:
             tuner.fit()
         except KeyboardInterrupt:
-            desk.leave()
+            ledger.leave()
             raise
-        desk.leave()
+        ledger.leave()
         return time.monotonic() - began
 
 
-def _learn(config: dict[str, Any], *, recipe: Recipe, home: str, workers: int) -> None:
+def _learn(config: dict[str, Any], *, recipe: Recipe, search_uri: str, workers: int) -> None:
     """A trial, in a process of Tune's."""
     import torch
 
@@ -176,34 +183,34 @@ def _learn(config: dict[str, Any], *, recipe: Recipe, home: str, workers: int) -
             start = (Path(folder) / POINTER).read_text()
     name = tune.get_context().get_trial_name()
     assert name is not None
-    learn(recipe, _task(config, name), home, report, workers=workers, start=start)
+    learn(recipe, _task(config, name), search_uri, report, workers=workers, start=start)
 
 
-class Forgotten:
+class NotPickled:
     """What Tune pickles with its own state, which is never read: a search is resumed from its own files."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class Asking(Forgotten, Searcher):
+class TrialSearcher(NotPickled, Searcher):
     """Tune asks here what to try."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, ledger: TrialLedger) -> None:
         super().__init__()
-        self._desk = desk
+        self._ledger = ledger
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        if self._desk.full:  # of tasks that are about to be tried again
+        if self._ledger.full:  # of tasks that are about to be tried again
             return None
-        task = self._desk.ask()
+        task = self._ledger.ask()
         return Searcher.FINISHED if task is None else {"task": asdict(task)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Heard by `Listening`, which knows the trial's task."""
+        """Heard by `TrialCallback`, which knows the trial's task."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is known is in the search's files."""
@@ -212,24 +219,24 @@ class Asking(Forgotten, Searcher):
         raise AssertionError("a search is resumed from its own files")
 
 
-class Listening(Forgotten, tune.Callback):
+class TrialCallback(NotPickled, tune.Callback):
     """Tune tells here what happens."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, ledger: TrialLedger) -> None:
+        self._ledger = ledger
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._desk.begin(_task(trial.config, str(trial)))
+        self._ledger.begin(_task(trial.config, str(trial)))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self._desk.hear(_task(trial.config, str(trial)), result)
+        self._ledger.hear(_task(trial.config, str(trial)), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._desk.end(_task(trial.config, str(trial)))
+        self._ledger.end(_task(trial.config, str(trial)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         error = trial.get_error()
-        self._desk.end(
+        self._ledger.end(
             _task(trial.config, str(trial)),
             error=str(error).strip().splitlines()[-1] if error else "its process was lost",
         )

@@ -15,7 +15,7 @@ from orchestrator.training.request import refuse_passwords
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 from workloads.data.clips import split
-from workloads.data.manifest import read_corpus
+from workloads.data.manifest import read_dataset
 from workloads.distill.schedule import own_steps, plan_phases
 
 MOST_CORNERS = 512  # of a space, that are tried for mistakes before anything starts
@@ -146,6 +146,6 @@ def _corners(search: Search) -> list[dict[str, Any]]:
 
 def require_data(recipe: Recipe) -> None:
     """ValueError where the data cannot be read or split: every trial would find that out by itself."""
-    corpus, slices = read_corpus(recipe.data, object_store.FsspecFiles()), num_slices(recipe)
+    dataset, slices = read_dataset(recipe.data, object_store.FsspecFiles()), num_slices(recipe)
     for number in range(slices):
-        split(corpus, replace(recipe.data, val_slice=number))
+        split(dataset, replace(recipe.data, val_slice=number))

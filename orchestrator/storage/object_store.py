@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from orchestrator.storage.retry import may_pass, patiently, refusal, say, words
+from orchestrator.storage.retry import describe_error, may_pass, refusal, retry_while_unavailable, say
 from workloads.runtime.opener import MARKER
 
 READING_S = 60.0  # how long data are waited for; what a run writes has the user's own --patience
@@ -25,7 +25,7 @@ os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
     """The file system of a URI and the path within it; a plain path is a local one. ValueError for unknown schemes.
 
-    With `patience_s` it repeats by itself for about so long, for those who know nothing of `patiently`.
+    With `patience_s` it repeats by itself for about so long, for those who know nothing of `retry_while_unavailable`.
     """
     options: dict[str, Any] = {}
     if uri.startswith("s3://"):
@@ -70,11 +70,11 @@ class FsspecFiles:
         fs, path = filesystem(uri)
         if is_local(uri):
             return cast(BinaryIO, fs.open(path, "rb"))
-        return io.BytesIO(patiently(lambda: fs.cat_file(path), what=uri, patience_s=READING_S))
+        return io.BytesIO(retry_while_unavailable(lambda: fs.cat_file(path), what=uri, patience_s=READING_S))
 
     def identity(self, uri: str) -> str:
         fs, path = filesystem(uri)
-        info = patiently(lambda: fs.info(path), what=uri, patience_s=READING_S)
+        info = retry_while_unavailable(lambda: fs.info(path), what=uri, patience_s=READING_S)
         stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
         return f"{info['size']}:{stamp}"
 
@@ -129,7 +129,7 @@ def probe(uri: str) -> None:
         fs.rm_file(filesystem(mark)[1])
     except Exception as error:  # every store words its refusals in exceptions of its own
         raise ValueError(
-            f"storage {uri!r}: cannot be written ({words(error)}); check the address, bucket and credentials"
+            f"storage {uri!r}: cannot be written ({describe_error(error)}); check the address, bucket and credentials"
         ) from None
     if not first or second:
         raise ValueError(
@@ -243,7 +243,7 @@ def forget_uploads(uri: str) -> None:
     except OSError as error:
         if may_pass(error):
             raise
-        say(f"{uri}: parts of interrupted uploads may be left there ({words(error)})")
+        say(f"{uri}: parts of interrupted uploads may be left there ({describe_error(error)})")
 
 
 def changed(uri: str) -> datetime:

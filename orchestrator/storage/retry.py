@@ -21,7 +21,7 @@ MEANINGS = {
 }
 
 
-def patiently(call: Callable[[], Value], *, what: str, patience_s: float) -> Value:
+def retry_while_unavailable(call: Callable[[], Value], *, what: str, patience_s: float) -> Value:
     """The call's value, tried again while the store is away, for at most `patience_s` seconds.
 
     What waiting cannot mend (no such bucket, forbidden, no space) is raised at once. Whatever a store raises becomes an
@@ -31,7 +31,7 @@ def patiently(call: Callable[[], Value], *, what: str, patience_s: float) -> Val
         stop=tenacity.stop_after_delay(patience_s),
         wait=tenacity.wait_exponential(multiplier=0.5, max=15),
         retry=tenacity.retry_if_exception(may_pass),
-        before_sleep=lambda state: say(f"{what}: {words(_raised(state))}; trying again"),
+        before_sleep=lambda state: say(f"{what}: {describe_error(_raised(state))}; trying again"),
         reraise=True,
     )
     with _as_os_error(what):
@@ -63,7 +63,7 @@ def _raised(state: tenacity.RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome else None
 
 
-def words(error: BaseException | None) -> str:
+def describe_error(error: BaseException | None) -> str:
     code, _ = refusal(error)
     if code in MEANINGS:
         return f"{code}: {MEANINGS[code]}"
@@ -84,4 +84,4 @@ def _as_os_error(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename:  # a local one, which says where itself
             raise
-        raise OSError(f"{what}: {words(error)}") from error
+        raise OSError(f"{what}: {describe_error(error)}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from orchestrator.tracking.log_reader import Away, Cursor, Writer, follow, say
+from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, follow, say
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import CLIENT, STARTED
 
@@ -33,25 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(CLIENT)
     try:
         # the replayer of an earlier attempt may be about to finish
-        with FileLock(f"{args.spool}.lock", timeout=LOCK_S):
+        with FileLock(f"{args.event_log}.lock", timeout=LOCK_S):
             return _replay(args)
-    except (Away, ImportError, OSError, ValueError) as error:
+    except (TrackingUnavailable, ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)  # the log's last line: the driver quotes it
         return 1
 
 
 def _replay(args: argparse.Namespace) -> int:
-    run = open_destination(args.spool, args.uri)
+    run = open_destination(args.event_log, args.uri)
     with suppress(BrokenPipeError):  # the driver may be gone already
         os.write(1, f"{STARTED} {run.run_id}\n".encode())
     os.dup2(2, 1)  # nobody reads that pipe from here on
-    cursor = Cursor(args.spool, f"{args.uri} {run.run_id}")
+    cursor = Cursor(args.event_log, f"{args.uri} {run.run_id}")
     cursor.resume()
     writer = Writer(pid=args.writer_pid, started=args.writer_started)
     code = follow(cursor, run, writer=writer, old_bytes=args.old_bytes, grace_s=args.grace)
     if code:
-        again = shlex.join(["antiphon", "track", "replay", str(args.spool.parent)])
-        say(f"gave up; the spool {args.spool} is complete; once MLflow is reachable, deliver it with: {again}")
+        again = shlex.join(["antiphon", "track", "replay", str(args.event_log.parent)])
+        say(f"gave up; the spool {args.event_log} is complete; once MLflow is reachable, deliver it with: {again}")
     return code
 
 

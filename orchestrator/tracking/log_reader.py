@@ -21,12 +21,12 @@ RETRY_S = 2.0
 LINES = 200  # records between two acknowledgements
 
 
-class Away(Exception):
+class TrackingUnavailable(Exception):
     """The destination did not take what it was given; try again later."""
 
 
 class Destination(Protocol):
-    """Where records go. `accept` may be repeated with the same records; both raise Away."""
+    """Where records go. `accept` may be repeated with the same records; both raise TrackingUnavailable."""
 
     def accept(self, records: Sequence[dict[str, Any]]) -> None: ...
 
@@ -54,10 +54,10 @@ class Writer:
 class Cursor:
     """A place in a spool: everything before it was acknowledged by the destination called `whom`."""
 
-    def __init__(self, spool: Path, whom: str) -> None:
-        self.spool = spool
+    def __init__(self, event_log: Path, whom: str) -> None:
+        self.event_log = event_log
         self.whom = whom
-        self.file = spool.with_name(spool.name + ".offset")
+        self.file = event_log.with_name(event_log.name + ".offset")
         self.start = 0  # of the last acknowledged line, in bytes
         self.end = 0
         self.last: dict[str, Any] = {}  # the last acknowledged record
@@ -67,7 +67,7 @@ class Cursor:
         if not self.file.exists():
             return
         saved = json.loads(self.file.read_text())
-        with self.spool.open("rb") as file:
+        with self.event_log.open("rb") as file:
             file.seek(saved["start"])
             line = file.read(saved["end"] - saved["start"])
         # a spool fetched from a bucket may have other lines here than the one whose place was saved
@@ -77,7 +77,7 @@ class Cursor:
     def ahead(self, limit: int) -> list[bytes]:
         """Up to `limit` whole lines behind the place; a torn last line is waited for."""
         lines: list[bytes] = []
-        with self.spool.open("rb") as file:
+        with self.event_log.open("rb") as file:
             file.seek(self.end)
             while len(lines) < limit and (line := file.readline()).endswith(b"\n"):
                 lines.append(line)
@@ -123,7 +123,7 @@ def follow(cursor: Cursor, destination: Destination, *, writer: Writer, old_byte
             if gone or cursor.ended(old_bytes):
                 return 0
             time.sleep(POLL_S)
-        except Away as error:
+        except TrackingUnavailable as error:
             if not away:
                 say(f"not delivered, trying again: {error}")
             away = True
@@ -135,7 +135,7 @@ def follow(cursor: Cursor, destination: Destination, *, writer: Writer, old_byte
 
 
 def deliver(cursor: Cursor, destination: Destination, *, at_once: bool = False) -> None:
-    """Hand over everything that is there. Raises Away; what was acknowledged before stays so."""
+    """Hand over everything that is there. Raises TrackingUnavailable; what was acknowledged before stays so."""
     while lines := cursor.ahead(sys.maxsize if at_once else LINES):
         records = [_record(line) for line in lines]
         destination.accept([record for record in records if record is not None])

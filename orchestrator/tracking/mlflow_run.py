@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.log_reader import Away, say
-from orchestrator.tracking.nested_runs import Family
+from orchestrator.tracking.log_reader import TrackingUnavailable, say
+from orchestrator.tracking.nested_runs import NestedRuns
 from orchestrator.tracking.record_mapping import PARAM_LENGTH, RUN_ID_TAG, TAG_LENGTH, Delivery, Point, cut, delivery
 from orchestrator.tracking.uri import artifact_folder
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 
 class MlflowRun:
-    """One MLflow run, found by our run id or created, and what it already holds. Every method raises Away."""
+    """One MLflow run, found by our run id or created, and what it holds. All methods raise TrackingUnavailable."""
 
     def __init__(self, uri: str, run_record: dict[str, Any]) -> None:
         self.held: defaultdict[str, set[int]] = defaultdict(set)  # curve -> its steps
@@ -121,25 +121,29 @@ class MlflowRun:
 
 @contextmanager
 def _away() -> Iterator[None]:
-    """Turn whatever MLflow, its HTTP client or its database raise into Away, in one line."""
+    """Turn whatever MLflow, its HTTP client or its database raise into TrackingUnavailable, in one line."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # MLflow lets those through while it opens a database
 
     try:
         yield
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise Away(" ".join(str(error).split())[:500]) from error
+        raise TrackingUnavailable(" ".join(str(error).split())[:500]) from error
 
 
 def _parts(items: list[Any], size: int) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def open_destination(spool: Path, uri: str) -> Family:
-    """The MLflow run that a spool's records go to, with a run of its own for every child. Raises Away."""
+def open_destination(event_log: Path, uri: str) -> NestedRuns:
+    """The MLflow run that an event log's records go to, and one for every child. Raises TrackingUnavailable."""
 
-    def birth(child: str) -> dict[str, Any]:
-        return next(record for record in read_spool(spool) if record["kind"] == "run" and record.get("child") == child)
+    def child_run_record(child: str) -> dict[str, Any]:
+        return next(
+            record for record in read_event_log(event_log) if record["kind"] == "run" and record.get("child") == child
+        )
 
-    with spool.open("rb") as file:
-        return Family(json.loads(file.readline()), lambda record: MlflowRun(uri, record), birth, spool.parent)
+    with event_log.open("rb") as file:
+        return NestedRuns(
+            json.loads(file.readline()), lambda record: MlflowRun(uri, record), child_run_record, event_log.parent
+        )

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 import workloads
 from orchestrator.storage import object_store
-from orchestrator.tracking.log_reader import Away, say
+from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.tracking.log_reader import TrackingUnavailable, say
 from orchestrator.tracking.record_mapping import RUN_ID_TAG
 from workloads.runtime.opener import MARKER
 
@@ -67,7 +68,7 @@ class Registry:
         self.run_id, self.recipe = run_record["run_id"], run_record.get("recipe", run_record["name"])
 
     def add(self, model: str, row: dict[str, Any]) -> None:
-        """Register a row of the run's result, once, and let `best` follow. Raises Away for what may pass.
+        """Register a row of the run's result, once, and move `best`. Raises TrackingUnavailable for what may pass.
 
         What does not pass (no registry, a damaged tagger) is said in the log.
         """
@@ -82,10 +83,10 @@ class Registry:
         except MlflowException as error:
             status = error.get_http_status_code()
             if status >= 500 and status != NOT_THERE:
-                raise Away(_words(error)) from error
-            say(f"{name} is not registered, MLflow refuses it: {_words(error)}")
+                raise TrackingUnavailable(_describe(error)) from error
+            say(f"{name} is not registered, MLflow refuses it: {_describe(error)}")
         except Exception as error:  # HTTP client, database and artifact store have exceptions of their own
-            raise Away(_words(error)) from error
+            raise TrackingUnavailable(_describe(error)) from error
 
     def _versions(self, name: str) -> list[Any]:
         found: list[Any] = []
@@ -139,7 +140,7 @@ class Registry:
             self.client.set_registered_model_alias(name, BEST, best)
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
@@ -147,7 +148,7 @@ def _read(uri: str) -> Published:
     """Read a published tagger's state after comparing every file's digest; raises Unreadable."""
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            folder = object_store.patiently(
+            folder = retry_while_unavailable(
                 lambda: object_store.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=PATIENCE_S
             )
             digests = json.loads((folder / MARKER).read_text())["files"]
@@ -165,7 +166,7 @@ def _read(uri: str) -> Published:
             rate=state["clip_rate"],
         )
     except (OSError, ValueError, KeyError) as error:
-        raise Unreadable(_words(error)) from error
+        raise Unreadable(_describe(error)) from error
 
 
 def _packed(tagger: Published, scratch: Path) -> Path:

@@ -11,12 +11,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-Birth = Callable[[str], dict[str, Any]]
+ChildRunRecord = Callable[[str], dict[str, Any]]
 PARENT_TAG = "mlflow.parentRunId"  # by this MLflow's pages nest runs
 NAMES = "mlflow.json"  # beside the spool: which MLflow run a trial is, for links; the parent's name is empty
 
 
-class Family:
+class NestedRuns:
     """Hands records to the parent's run or to a child's; children are made when their first record comes.
 
     `birth` finds the `run` record of a child: a replayer that was killed goes on in the middle of the spool. Once there
@@ -24,9 +24,18 @@ class Family:
     """
 
     def __init__(
-        self, record: dict[str, Any], make: Callable[[dict[str, Any]], Any], birth: Birth, folder: Path
+        self,
+        record: dict[str, Any],
+        make: Callable[[dict[str, Any]], Any],
+        child_run_record: ChildRunRecord,
+        folder: Path,
     ) -> None:
-        self._parent, self._make, self._birth, self._names = make(record), make, birth, folder / NAMES
+        self._parent, self._make, self._child_run_record, self._names = (
+            make(record),
+            make,
+            child_run_record,
+            folder / NAMES,
+        )
         self._children: dict[str, Any] = {}
         self._closed: set[str] = set()
 
@@ -61,7 +70,7 @@ class Family:
             self._parent.accept(records)
             return
         if child not in self._children:
-            self._children[child] = self._make(self._born(self._birth(child)))
+            self._children[child] = self._make(self._born(self._child_run_record(child)))
             self._tell_names()
         self._children[child].accept([self._born(record) for record in records])
         for record in records:

@@ -77,23 +77,23 @@ class Replayer:
         return lines[-1] if lines else f"it said nothing in {self.log}"
 
 
-def start_replayer(spool: Path, uri: str, *, log: Path) -> Replayer | NullTracking:
+def start_replayer(event_log: Path, uri: str, *, log: Path) -> Replayer | NullTracking:
     """Start replaying `spool` into the MLflow at `uri` ("none": nowhere), for as long as this process lives.
 
     The spool must begin with its `run` record, and the `run` record of a resumed run must be in it as well.
     """
     if uri == NONE:
         return NullTracking()
-    spool = spool.resolve()
-    assert spool.stat().st_size, "write the run record first"
+    event_log = event_log.resolve()
+    assert event_log.stat().st_size, "write the run record first"
     me = psutil.Process()
     command = [
         sys.executable,
         "-m",
         "orchestrator.tracking",
-        str(spool),
+        str(event_log),
         uri,
-        f"--old-bytes={spool.stat().st_size}",
+        f"--old-bytes={event_log.stat().st_size}",
     ]
     command += [f"--writer-pid={me.pid}", f"--writer-started={me.create_time()}"]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))

@@ -10,23 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.runs.checkpoint_store import InBackground, RunShelf
+from orchestrator.runs.checkpoint_store import BackgroundUploads, RunCheckpointStore
 from orchestrator.runs.lease import Attempt, Driver, beating, is_driven_by
-from orchestrator.runs.location import Place
-from orchestrator.runs.outcome import conclude, share_spool
+from orchestrator.runs.location import RunLocation
+from orchestrator.runs.outcome import conclude, publish_event_log
 from orchestrator.runs.records import end_record, recovered, run_record
 from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.ray_trainer import _run_on_ray
 from orchestrator.training.request import Request, absolute, check
 from orchestrator.training.signals import on_sigterm
 from orchestrator.training.system_metrics import sampling
 from workloads.data.clips import split
-from workloads.data.manifest import read_corpus
-from workloads.runtime.event_log import Spool
+from workloads.data.manifest import read_dataset
+from workloads.runtime.event_log import EventLog
 
-Show = Callable[[Place], AbstractContextManager[None]]
+Show = Callable[[RunLocation], AbstractContextManager[None]]
 TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the tracker to catch up
 
 
@@ -36,7 +37,7 @@ class RunResult:
     by another driver by now)."""
 
     outcome: dict[str, Any]
-    place: Place
+    location: RunLocation
     published: bool
 
 
@@ -48,54 +49,54 @@ def run(request: Request, *, show: Show) -> RunResult:
     """
     check(request)
     request = replace(request, recipe=absolute(request.recipe))
-    split(read_corpus(request.recipe.data, object_store.FsspecFiles()), request.recipe.data)
+    split(read_dataset(request.recipe.data, object_store.FsspecFiles()), request.recipe.data)
     object_store.probe(request.storage)
     driver = Driver()
     opened = open_run(
         request.recipe,
-        home=request.storage,
+        storage=request.storage,
         run_id=request.run_id,
         resume=request.resume,
         tracked=request.tracking,
         driver=driver,
         patience_s=request.patience_s,
     )
-    place = opened.place
+    location = opened.location
     if opened.outcome is not None:  # done already: then nothing is left to do
-        return RunResult(opened.outcome, place, published=False)
+        return RunResult(opened.outcome, location, published=False)
     assert opened.attempt is not None
-    with beating(place.uri, driver):
-        replayer = _drive(request, place, opened.attempt, show)
+    with beating(location.uri, driver):
+        replayer = _drive(request, location, opened.attempt, show)
         wait_for_tracking(replayer)
 
         def concluded() -> RunResult:
-            mine = is_driven_by(place.uri, driver)  # else somebody else has resumed it by now
-            return RunResult(conclude(place, publish=mine), place, published=mine)
+            mine = is_driven_by(location.uri, driver)  # else somebody else has resumed it by now
+            return RunResult(conclude(location, publish=mine), location, published=mine)
 
-        return object_store.patiently(concluded, what=place.uri, patience_s=request.patience_s)
+        return retry_while_unavailable(concluded, what=location.uri, patience_s=request.patience_s)
 
 
-def _drive(request: Request, place: Place, attempt: Attempt, show: Show) -> Any:
+def _drive(request: Request, location: RunLocation, attempt: Attempt, show: Show) -> Any:
     """Record what happens until the run has ended, one way or another; returns the replayer."""
-    place.folder.mkdir(parents=True, exist_ok=True)
-    with Spool(place.spool) as spool:
-        missing = recovered(place)
-        spool.append(run_record(request.recipe, place, command=request.command, workers=request.workers))
+    location.folder.mkdir(parents=True, exist_ok=True)
+    with EventLog(location.event_log) as event_log:
+        missing = recovered(location)
+        event_log.append(run_record(request.recipe, location, command=request.command, workers=request.workers))
         for record in missing:
-            spool.append(record)
-        share_spool(place)
-        replayer = start_replayer(place.spool, place.tracking, log=place.folder / "tracking.log")
+            event_log.append(record)
+        publish_event_log(location)
+        replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")
         launch = _run_locally if request.local else _run_on_ray
         try:
-            with show(place), sampling(spool):
-                end = launch(request, place, attempt, spool, replayer)
-            spool.append(end)
+            with show(location), sampling(event_log):
+                end = launch(request, location, attempt, event_log, replayer)
+            event_log.append(end)
         except BaseException as error:
             try:
-                (place.folder / "error.log").write_text(traceback.format_exc())
-                spool.append(end_record("failed", _reason(error), mistake=isinstance(error, ValueError)))
+                (location.folder / "error.log").write_text(traceback.format_exc())
+                event_log.append(end_record("failed", _reason(error), mistake=isinstance(error, ValueError)))
             except OSError as full:
-                raise OSError(f"{_reason(error)}; `--resume {place.run_id}` goes on once that is mended") from full
+                raise OSError(f"{_reason(error)}; `--resume {location.run_id}` goes on once that is mended") from full
             if not isinstance(error, Exception):
                 raise
     return replayer
@@ -107,7 +108,9 @@ def _reason(error: BaseException) -> str:
     return " ".join(lines) if len(lines) <= 3 else lines[-1]
 
 
-def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool, replayer: Any) -> dict[str, Any]:
+def _run_locally(
+    request: Request, location: RunLocation, attempt: Attempt, event_log: EventLog, replayer: Any
+) -> dict[str, Any]:
     """The loop in this process. Torch is imported only here."""
     from workloads.runtime.session import LocalSession
     from workloads.train import loop, set_up
@@ -119,13 +122,13 @@ def _run_locally(request: Request, place: Place, attempt: Attempt, spool: Spool,
             raise ValueError("train.device = 'cuda': this machine has no GPU that torch can use; set it to 'cpu'")
     replayer.wait_started()
     stop = threading.Event()
-    shelf = RunShelf(attempt, keep_last=request.recipe.train.keep_last, patience_s=request.patience_s)
-    shelf.collect_garbage()
-    with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, InBackground(shelf) as background:
+    store = RunCheckpointStore(attempt, keep_last=request.recipe.train.keep_last, patience_s=request.patience_s)
+    store.collect_garbage()
+    with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, BackgroundUploads(store) as background:
         session = LocalSession(
             work_dir=Path(scratch),
-            spool=spool,
-            shelf=background,
+            event_log=event_log,
+            store=background,
             device=request.recipe.train.device,
             should_stop=stop.is_set,
         )

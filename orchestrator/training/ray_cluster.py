@@ -9,7 +9,7 @@ from orchestrator.storage import object_store
 
 
 @dataclass(frozen=True)
-class Joined:
+class RayConnection:
     """The Ray at hand: what its nodes have, each and in all, and its dashboard's address; empty: it has none."""
 
     resources: dict[str, float]
@@ -35,16 +35,18 @@ class Joined:
             )
 
 
-def connect(ray: Any, address: str, *, at_least: int) -> Joined:
+def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
     """Join the Ray at an address, or start a local one with `at_least` so many CPUs."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
-        joined = ray.init(address=address, **options)
+        connection = ray.init(address=address, **options)
     else:
         cpus = max(os.cpu_count() or 1, at_least)
-        joined = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        connection = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Joined(ray.cluster_resources(), nodes, f"http://{joined.dashboard_url}" if joined.dashboard_url else "")
+    return RayConnection(
+        ray.cluster_resources(), nodes, f"http://{connection.dashboard_url}" if connection.dashboard_url else ""
+    )
 
 
 def join_stack(address: str) -> str:

@@ -6,14 +6,15 @@ from typing import Any
 
 from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Attempt, ask_to_stop
-from orchestrator.runs.location import Place
+from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_cluster import connect, join_stack
 from orchestrator.training.request import Request
 from orchestrator.training.signals import on_sigterm
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 RETRIES = 3  # worker failures that Ray answers by starting the group again
 
@@ -21,7 +22,9 @@ RETRIES = 3  # worker failures that Ray answers by starting the group again
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own idea of the newest checkpoint; ours is the shelf's
 
 
-def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, replayer: Any) -> dict[str, Any]:
+def _run_on_ray(
+    request: Request, location: RunLocation, attempt: Attempt, event_log: EventLog, replayer: Any
+) -> dict[str, Any]:
     """The loop in Ray Train's workers."""
     # Ray starts workers at nice 15: on a shared machine one of two threads starves and the other waits for it.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -30,15 +33,21 @@ def _run_on_ray(request: Request, place: Place, attempt: Attempt, spool: Spool, 
 
     _connect(ray, request, address)
     try:
-        with on_sigterm(lambda: ask_to_stop(place.uri, attempt.driver)):
+        with on_sigterm(lambda: ask_to_stop(location.uri, attempt.driver)):
             replayer.wait_started()
-            return fit(request.recipe, place, attempt, workers=request.workers, patience_s=request.patience_s)
+            return fit(request.recipe, location, attempt, workers=request.workers, patience_s=request.patience_s)
     finally:
         ray.shutdown()
 
 
 def fit(
-    recipe: Recipe, place: Place, attempt: Attempt, *, workers: int, patience_s: float, until: int | None = None
+    recipe: Recipe,
+    location: RunLocation,
+    attempt: Attempt,
+    *,
+    workers: int,
+    patience_s: float,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """One TorchTrainer with all models in every worker, on the Ray at hand; returns the record with which it ended.
 
@@ -49,31 +58,31 @@ def fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from orchestrator.training.ray_worker import SpoolCallback, train_worker
+    from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
-    snapshot = object_store.join(place.uri, RAY_SNAPSHOT)
-    object_store.patiently(lambda: object_store.delete(snapshot), what=snapshot, patience_s=patience_s)
-    said_before = len(read_spool(place.spool))
+    snapshot = object_store.join(location.uri, RAY_SNAPSHOT)
+    retry_while_unavailable(lambda: object_store.delete(snapshot), what=snapshot, patience_s=patience_s)
+    said_before = len(read_event_log(location.event_log))
     # The type checker sees the first generation of these classes, the interpreter the second.
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "recipe": resolve(recipe),
-            "run_uri": place.uri,
+            "run_uri": location.uri,
             "driver": asdict(attempt.driver),
             "patience_s": patience_s,
             "until": until,
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=recipe.train.device == "cuda"),
         run_config=RunConfig(
-            name=place.run_id,
+            name=location.run_id,
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
-            callbacks=[SpoolCallback(str(place.spool))],  # type: ignore[list-item]
-            **ray_storage(place.uri.removesuffix(f"/{place.run_id}"), patience_s=patience_s),
+            callbacks=[EventLogCallback(str(location.event_log))],  # type: ignore[list-item]
+            **ray_storage(location.uri.removesuffix(f"/{location.run_id}"), patience_s=patience_s),
         ),
     )
     trainer.fit()
-    closed = [record for record in read_spool(place.spool)[said_before:] if record["kind"] == "closed"]
+    closed = [record for record in read_event_log(location.event_log)[said_before:] if record["kind"] == "closed"]
     if not closed:
         raise RuntimeError("the workers ended without saying how")
     return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
@@ -89,11 +98,11 @@ def _connect(ray: Any, request: Request, address: str) -> None:
         raise ValueError(f"--workers {need}: {where} has {have:g} {unit}s; ask for fewer, or another train.device")
 
 
-def ray_storage(home: str, *, patience_s: float) -> dict[str, Any]:
+def ray_storage(storage: str, *, patience_s: float) -> dict[str, Any]:
     """Ray keeps its own notes in the same run folder as our checkpoints: it insists on owning the folder it reports."""
-    if object_store.is_local(home):
-        return {"storage_path": str(object_store.local_path(home))}
+    if object_store.is_local(storage):
+        return {"storage_path": str(object_store.local_path(storage))}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-    fs, path = object_store.filesystem(home, patience_s=patience_s)
+    fs, path = object_store.filesystem(storage, patience_s=patience_s)
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}

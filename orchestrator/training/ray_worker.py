@@ -12,12 +12,12 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
 
 from orchestrator.recipes.loader import parse
-from orchestrator.runs.checkpoint_store import RunShelf
+from orchestrator.runs.checkpoint_store import RunCheckpointStore
 from orchestrator.runs.lease import Driver, Superseded, asked_to_stop, take_next
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
-from workloads.runtime.event_log import Spool, stamped
+from workloads.runtime.event_log import EventLog, stamped
 from workloads.runtime.session import gather
 from workloads.train import loop, set_up
 
@@ -53,9 +53,9 @@ class RaySession:
         if isinstance(answer, Superseded):
             raise answer
         self.attempt = answer.number
-        self._shelf = RunShelf(answer, keep_last=recipe.train.keep_last, patience_s=patience_s)
+        self._store = RunCheckpointStore(answer, keep_last=recipe.train.keep_last, patience_s=patience_s)
         if self.rank == 0:
-            self._shelf.collect_garbage()
+            self._store.collect_garbage()
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
         """Records wait for a checkpoint or for their time; rank 0 decides, so that all workers do the same."""
@@ -74,19 +74,19 @@ class RaySession:
 
     def _upload(self, local: Checkpoint, _: str) -> Checkpoint:
         folder = Path(local.path)
-        self._shelf.publish(folder)
+        self._store.publish(folder)
         context = ray.train.get_context().get_storage()
         path = object_store.join(context.experiment_fs_path, "checkpoints", folder.name)
         return Checkpoint(path, context.storage_filesystem)
 
     def deliver(self, folder: Path) -> str:
-        return self._shelf.deliver(folder)
+        return self._store.deliver(folder)
 
     def checkpoints(self) -> list[str]:
-        return self._shelf.names()
+        return self._store.names()
 
     def fetch(self, name: str) -> Path:
-        return self._shelf.fetch(name, self.work_dir)
+        return self._store.fetch(name, self.work_dir)
 
     def should_stop(self) -> bool:
         """Whether the driver left its wish in the run's folder; all workers hear rank 0's answer."""
@@ -110,17 +110,17 @@ class RaySession:
         ray.train.report({"records": [*self._held, closed]})
 
 
-class SpoolCallback(UserCallback):
+class EventLogCallback(UserCallback):
     """In Ray's controller, on the driver's node: rank 0's records go to the spool as they arrive."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._spool: Spool | None = None  # opened where the callback runs, not where it is made
+        self._event_log: EventLog | None = None  # opened where the callback runs, not where it is made
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        self._spool = self._spool or Spool(Path(self._path))
+        self._event_log = self._event_log or EventLog(Path(self._path))
         for record in metrics[0]["records"]:
-            self._spool.append(record)
+            self._event_log.append(record)
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 
 PRIME_S = 0.1  # a share of CPU time is one of a stretch of time; this is the first sample's
 MB = 1e6
@@ -23,14 +23,14 @@ Sampler = Callable[[], dict[str, float]]
 
 
 @contextmanager
-def sampling(spool: Spool, *, every_s: float = 10.0) -> Iterator[None]:
+def sampling(event_log: EventLog, *, every_s: float = 10.0) -> Iterator[None]:
     """Within this context a `machine` record is appended every `every_s` seconds, the first one at once.
 
     A record's `step` is the time in whole `every_s` since the epoch: it goes on growing when a run is resumed, wherever
     that happens. Leave the context before the `end` record is written: a spool ends with that.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_sample, args=(spool, every_s, stop), daemon=True, name="machine")
+    thread = threading.Thread(target=_sample, args=(event_log, every_s, stop), daemon=True, name="machine")
     thread.start()
     try:
         yield
@@ -39,13 +39,13 @@ def sampling(spool: Spool, *, every_s: float = 10.0) -> Iterator[None]:
         thread.join()
 
 
-def _sample(spool: Spool, every_s: float, stop: threading.Event) -> None:
-    samplers = [_processor(), _disk(spool.path.parent), _network(), *_gpus()]
+def _sample(event_log: EventLog, every_s: float, stop: threading.Event) -> None:
+    samplers = [_processor(), _disk(event_log.path.parent), _network(), *_gpus()]
     stop.wait(PRIME_S)
     while True:
         values = {f"system/{name}": round(value, 1) for sampler in samplers for name, value in sampler().items()}
         with suppress(OSError):  # a full disk: the run itself will say so
-            spool.append({"kind": "machine", "step": int(time.time() // every_s), "values": values})
+            event_log.append({"kind": "machine", "step": int(time.time() // every_s), "values": values})
         if stop.wait(every_s):
             return
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 PAIRS = 3
@@ -30,8 +30,8 @@ def spool_of(arguments: list[str], folder: Path, *, env: dict[str, str] | None =
         command, capture_output=True, text=True, env={**os.environ, **(env or {}), "HOME": str(folder)}
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (spool,) = folder.rglob(f"{json.loads(done.stdout)['run_id']}/spool.jsonl")
-    return read_spool(spool)
+    (event_log,) = folder.rglob(f"{json.loads(done.stdout)['run_id']}/events.jsonl")
+    return read_event_log(event_log)
 
 
 def measured(folder: Path, *door: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ import pytest
 from tests import small
 from tests.faults import recovery
 from tests.killed import POINTS, Kill, antiphon, outcome
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 TOTAL = 36
 PLAN = ["schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.checkpoint_every=5"]
@@ -66,7 +66,7 @@ def check_equal(ended: dict, whole: dict) -> None:
     assert ended["resumed_from_step"] + ended["steps_run"] == TOTAL
     for name, row in whole["models"].items():
         assert ended["models"][name] | {"checkpoint": ""} == row | {"checkpoint": ""}
-    records = read_spool(Path(ended["report"]).parent / "spool.jsonl")
+    records = read_event_log(Path(ended["report"]).parent / "events.jsonl")
     steps = {record["step"] for record in records if record["kind"] == "metrics"}
     assert steps == set(range(1, TOTAL + 1))
     left = {path.name for path in (Path(ended["report"]).parent / "checkpoints").glob("*/COMMITTED.json")}
@@ -83,7 +83,7 @@ def test_killed_at_random_points(command, whole, tmp_path, kills, fault_table):
     fault_table(
         fault=f"process killed {kills} times: mid-step, mid-line, mid-file, around the marker",
         seen="nothing; `--resume auto` goes on",
-        **recovery(tmp_path / str(seed - 1) / "runs" / the_run(tmp_path / str(seed - 1)) / "spool.jsonl"),
+        **recovery(tmp_path / str(seed - 1) / "runs" / the_run(tmp_path / str(seed - 1)) / "events.jsonl"),
         equal=True,
     )
 

@@ -19,7 +19,7 @@ from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
 from tests import small
 from tests.servers import MlflowServer
 from workloads.evaluate.predict import load_tagger
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 ROOT = Path(__file__).parents[2]
@@ -66,19 +66,19 @@ def _in_mlflow(uri: str, run_id: str) -> tuple[Any, Curves]:
     return run, {key: sorted((point.step, point.value) for point in points) for key, points in histories.items()}
 
 
-def _said(spool: Path) -> Curves:
+def _said(event_log: Path) -> Curves:
     """The metrics and samples of a spool, of a step that was done twice the first."""
     first: dict[str, dict[int, float]] = {}
-    for record in read_spool(spool):
+    for record in read_event_log(event_log):
         if record["kind"] in ("metrics", "machine"):
             for key, value in record["values"].items():
                 first.setdefault(key, {}).setdefault(record["step"], value)
     return {key: sorted(points.items()) for key, points in first.items()}
 
 
-def _check_all_there(uri: str, spool: Path, run_id: str) -> Any:
+def _check_all_there(uri: str, event_log: Path, run_id: str) -> Any:
     run, curves = _in_mlflow(uri, run_id)
-    said = _said(spool)
+    said = _said(event_log)
     assert said, "a test of nothing"
     for key, points in said.items():
         assert curves[key] == [(step, pytest.approx(value, nan_ok=True)) for step, value in points], key
@@ -107,7 +107,7 @@ def finished(mlflow_server: MlflowServer, home: Path) -> Path:
 
 
 def test_a_run_arrives_whole_and_once(mlflow_server: MlflowServer, finished: Path) -> None:
-    run = _check_all_there(mlflow_server.uri, finished / "spool.jsonl", finished.name)
+    run = _check_all_there(mlflow_server.uri, finished / "events.jsonl", finished.name)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["cnn/steps_learned"] == 6
     assert run.data.tags["cnn.checkpoint"] == str(finished / "models" / "cnn")
@@ -222,20 +222,22 @@ def test_the_best_model_tags_where_only_its_packages_are(
 
 
 def _by_hand(folder: Path, run_id: str, steps: range, *, scale: float, uri: str, end: bool = True) -> Path:
-    with Spool(folder / "spool.jsonl") as spool:
-        spool.append(RUN | {"run_id": run_id, "tags": {"tracking": uri}})
-        _metrics(spool, steps, scale=scale)
+    with EventLog(folder / "events.jsonl") as event_log:
+        event_log.append(RUN | {"run_id": run_id, "tags": {"tracking": uri}})
+        _metrics(event_log, steps, scale=scale)
         if end:
-            spool.append({"kind": "end", "status": "done", "error": "", "mistake": False})
+            event_log.append({"kind": "end", "status": "done", "error": "", "mistake": False})
     return folder
 
 
-def _metrics(spool: Spool, steps: range, *, scale: float = 1.0) -> float:
+def _metrics(event_log: EventLog, steps: range, *, scale: float = 1.0) -> float:
     """Append metrics of these steps; the seconds that the slowest took."""
     slowest = 0.0
     for step in steps:
         started = time.monotonic()
-        spool.append({"kind": "metrics", "step": step, "values": {"cnn/loss": scale * step, "vit/loss": -scale * step}})
+        event_log.append(
+            {"kind": "metrics", "step": step, "values": {"cnn/loss": scale * step, "vit/loss": -scale * step}}
+        )
         slowest = max(slowest, time.monotonic() - started)
     return slowest
 
@@ -256,23 +258,23 @@ def test_a_hung_server_blocks_nobody_and_gets_everything_once(
 ) -> None:
     run_id = f"stopped-{mlflow_server.name}"
     folder = _by_hand(tmp_path, run_id, range(0), scale=1.0, uri=mlflow_server.uri, end=False)
-    replayer = start_replayer(folder / "spool.jsonl", mlflow_server.uri, log=folder / "tracking.log")
+    replayer = start_replayer(folder / "events.jsonl", mlflow_server.uri, log=folder / "tracking.log")
     assert isinstance(replayer, Replayer)
     replayers.append(replayer)
     replayer.wait_started()
-    with Spool(folder / "spool.jsonl") as spool:
-        _metrics(spool, range(200))
-        _until((folder / "spool.jsonl.offset").exists, "the first acknowledgement")
+    with EventLog(folder / "events.jsonl") as event_log:
+        _metrics(event_log, range(200))
+        _until((folder / "events.jsonl.offset").exists, "the first acknowledgement")
         mlflow_server.signal(signal.SIGSTOP)
         try:
-            slowest = _metrics(spool, range(200, 600))
+            slowest = _metrics(event_log, range(200, 600))
             _until(lambda: AWAY in replayer.log.read_text(), "the replayer's notice")
         finally:
             mlflow_server.signal(signal.SIGCONT)
-        spool.append({"kind": "end", "status": "done", "error": "", "mistake": False})
+        event_log.append({"kind": "end", "status": "done", "error": "", "mistake": False})
     assert replayer.wait(timeout_s=60) == 0, replayer.explanation()
     assert slowest < 5.0  # the client gives a request ten seconds
-    run = _check_all_there(mlflow_server.uri, folder / "spool.jsonl", run_id)
+    run = _check_all_there(mlflow_server.uri, folder / "events.jsonl", run_id)
     assert run.info.status == "FINISHED"
 
 
@@ -282,8 +284,8 @@ def test_a_run_that_was_never_delivered_is_delivered_later(mlflow_server: Mlflow
     first, second = _replay(folder), replay_run(str(folder))
     assert (first["points_sent"], first["points_held"]) == (100, 0)
     assert (second["points_sent"], second["points_held"]) == (0, 100)
-    run = _check_all_there(mlflow_server.uri, folder / "spool.jsonl", run_id)
-    assert (run.info.status, run.info.start_time) == ("FINISHED", read_spool(folder / "spool.jsonl")[0]["t"])
+    run = _check_all_there(mlflow_server.uri, folder / "events.jsonl", run_id)
+    assert (run.info.status, run.info.start_time) == ("FINISHED", read_event_log(folder / "events.jsonl")[0]["t"])
 
 
 class Started:
@@ -291,7 +293,7 @@ class Started:
 
     def __init__(self, run_id: str, mlflow_server: MlflowServer, home: Path, *settings: str) -> None:
         self.folder = home / "runs" / run_id
-        self.spool, self.log = self.folder / "spool.jsonl", self.folder / "tracking.log"
+        self.event_log, self.log = self.folder / "events.jsonl", self.folder / "tracking.log"
         self._output = home / f"{run_id}.txt"
         with self._output.open("wb") as out:
             self.process = subprocess.Popen(_command(run_id, mlflow_server, home, *settings), stdout=out, stderr=out)
@@ -309,7 +311,7 @@ class Started:
         _until(seen, what)
 
     def metrics(self) -> list[dict[str, Any]]:
-        records = read_spool(self.spool) if self.spool.exists() else []
+        records = read_event_log(self.event_log) if self.event_log.exists() else []
         return [record for record in records if record["kind"] == "metrics"]
 
     def gaps_ms(self, start_ms: float, end_ms: float) -> list[float]:
@@ -326,7 +328,7 @@ class Started:
         self.process.kill()
         self.process.wait()
         for process in psutil.process_iter(["cmdline"]):
-            if str(self.spool) in (process.info["cmdline"] or []):
+            if str(self.event_log) in (process.info["cmdline"] or []):
                 process.kill()
 
 
@@ -338,7 +340,7 @@ def test_a_minute_without_server_in_mid_run(mlflow_server: MlflowServer, home: P
     run = Started(run_id, mlflow_server, home, *LONG)
     try:
         run.until(lambda: len(run.metrics()) > 50, "fifty metrics")
-        run.until((run.folder / "spool.jsonl.offset").exists, "the first acknowledgement")
+        run.until((run.folder / "events.jsonl.offset").exists, "the first acknowledgement")
         away_ms = time.time() * 1000
         mlflow_server.signal(signal.SIGKILL if outage == "killed" else signal.SIGSTOP)
         run.until(lambda: AWAY in run.log.read_text(), "the replayer's notice")
@@ -355,7 +357,7 @@ def test_a_minute_without_server_in_mid_run(mlflow_server: MlflowServer, home: P
         run.kill()
         mlflow_server.signal(signal.SIGCONT)
         mlflow_server.start()
-    _check_all_there(mlflow_server.uri, run.spool, run_id)
+    _check_all_there(mlflow_server.uri, run.event_log, run_id)
     before, gaps = sorted(run.gaps_ms(0, away_ms)), sorted(run.gaps_ms(away_ms, back_ms))
     print(f"{outage}: {len(gaps)} steps in the minute; ms: median {gaps[len(gaps) // 2]:.0f}, longest {gaps[-1]:.0f}")
     assert gaps[-1] < 8_000  # the client gives a request ten seconds
@@ -378,4 +380,4 @@ def test_a_server_that_never_comes_back(mlflow_server: MlflowServer, home: Path)
     first, second = _replay(run.folder), _replay(run.folder)
     assert first["points_sent"] > 0
     assert (second["points_sent"], second["points_held"]) == (0, first["points_sent"] + first["points_held"])
-    assert _check_all_there(mlflow_server.uri, run.spool, run_id).info.status == "FINISHED"
+    assert _check_all_there(mlflow_server.uri, run.event_log, run_id).info.status == "FINISHED"

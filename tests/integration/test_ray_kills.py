@@ -63,10 +63,10 @@ def test_a_killed_driver_is_resumed(command, whole, tmp_path, victims, fault_tab
     where = ["--storage", str(tmp_path / "runs")]
     with started([*command, *where, "--run-id", "a"]) as (process, family):
         wait_for_spool(tmp_path / "runs", process, kind="checkpoint")
-        members = family()
-        assert any("RayTrainWorker" in " ".join(member.cmdline()) for member in members)
+        states = family()
+        assert any("RayTrainWorker" in " ".join(member.cmdline()) for member in states)
         process.kill()
-        for member in members if victims == "everything" else []:
+        for member in states if victims == "everything" else []:
             member.kill()
         process.wait()
         ended = outcome_of(antiphon([*command, *where, "--resume", "a"]))
@@ -75,7 +75,7 @@ def test_a_killed_driver_is_resumed(command, whole, tmp_path, victims, fault_tab
     assert hashes(ended) == hashes(whole)
     what = {"driver": "the driver killed", "everything": "the driver and all of Ray killed"}[victims]
     seen = "nothing; `--resume ID` takes over at once"
-    fault_table(fault=f"Ray: {what}", seen=seen, **recovery(tmp_path / "runs" / "a" / "spool.jsonl"), equal=True)
+    fault_table(fault=f"Ray: {what}", seen=seen, **recovery(tmp_path / "runs" / "a" / "events.jsonl"), equal=True)
 
 
 def test_a_worker_is_killed(command, whole, tmp_path, fault_table):
@@ -87,7 +87,7 @@ def test_a_worker_is_killed(command, whole, tmp_path, fault_table):
     assert process.returncode == 0, err[-2000:]
     assert hashes(json.loads(out)) == hashes(whole)
     seen = "nothing; Ray starts the workers again"
-    times = recovery(tmp_path / "runs" / "a" / "spool.jsonl")
+    times = recovery(tmp_path / "runs" / "a" / "events.jsonl")
     fault_table(fault="Ray: a worker killed", seen=seen, **times, equal=True)
 
 

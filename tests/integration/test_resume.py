@@ -11,7 +11,7 @@ from tests import small
 from tests.killed import Kill, antiphon, outcome
 from workloads.config.recipe import Data
 from workloads.data.synthetic import render, synthetic_clips
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 PLAN = ["schedule.burn_in=8", "schedule.period=4", "schedule.turns=2", "train.checkpoint_every=4", "train.keep_last=3"]
 TOTAL = 16
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(command, whole,
     assert hashes(ended) == hashes(whole)
     if harm != "marker":  # without its marker it is no checkpoint at all
         assert "damaged" in (tmp_path / "out.err").read_text()
-        starts = [record for record in read_spool(newest.parents[1] / "spool.jsonl") if record["kind"] == "start"]
+        starts = [record for record in read_event_log(newest.parents[1] / "events.jsonl") if record["kind"] == "start"]
         assert "vit.safetensors is missing or differs from its SHA-256" in starts[-1]["damaged"][0]
 
 
@@ -148,10 +148,10 @@ def test_other_clips_than_it_began_with_are_refused(own_clips, tmp_path):
 def test_a_lost_spool_comes_back_from_the_checkpoint(command, whole, tmp_path):
     out, run = tmp_path / "out", tmp_path / "runs" / "a"
     assert antiphon([*command, "--run-id", "a"], out, Kill("step", 21)) == -9
-    (run / "spool.jsonl").unlink()
+    (run / "events.jsonl").unlink()
     assert antiphon(["report", str(run), "--out", str(tmp_path / "r.html")], out) == 0  # before it is resumed
     assert antiphon([*command, "--resume", "a"], out) == 0
-    logged = [record["step"] for record in read_spool(run / "spool.jsonl") if record["kind"] == "metrics"]
+    logged = [record["step"] for record in read_event_log(run / "events.jsonl") if record["kind"] == "metrics"]
     assert sorted(set(logged)) == list(range(1, TOTAL + 1))
 
 

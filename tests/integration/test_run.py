@@ -15,7 +15,7 @@ import soundfile
 
 from tests import small
 from workloads.config.recipe import Data
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 
 SMALL = [*small.SIZES, *small.TWO_MODELS]
 TURNS = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2"]
@@ -62,7 +62,7 @@ def local_run(home) -> dict:
 
 
 def records(outcome: dict) -> list[dict]:
-    return read_spool(Path(outcome["report"]).parent / "spool.jsonl")
+    return read_event_log(Path(outcome["report"]).parent / "events.jsonl")
 
 
 def test_the_json_line_says_what_came_out(ray_run):
@@ -324,7 +324,7 @@ def test_sigterm_saves_and_says_preempted(home, tmp_path, door):
         [*command, *settings([*SMALL, *long])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        spool = wait_for_spool(tmp_path / "cut", process)
+        event_log = wait_for_spool(tmp_path / "cut", process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
     finally:
@@ -332,9 +332,9 @@ def test_sigterm_saves_and_says_preempted(home, tmp_path, door):
     assert process.returncode == 75, err[-2000:]
     outcome = json.loads(out)
     assert outcome["status"] == "preempted"
-    saved = [record for record in read_spool(spool) if record["kind"] == "checkpoint"]
+    saved = [record for record in read_event_log(event_log) if record["kind"] == "checkpoint"]
     assert saved[-1]["step"] == outcome["steps_run"] > 0
-    assert (spool.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
+    assert (event_log.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
 
 
 def wait_for_spool(folder: Path, process, *, kind: str = "metrics") -> Path:
@@ -342,8 +342,8 @@ def wait_for_spool(folder: Path, process, *, kind: str = "metrics") -> Path:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
-        for spool in folder.glob("*/spool.jsonl"):
-            if any(record["kind"] == kind for record in read_spool(spool)):
-                return spool
+        for event_log in folder.glob("*/events.jsonl"):
+            if any(record["kind"] == kind for record in read_event_log(event_log)):
+                return event_log
         time.sleep(0.1)
     raise AssertionError("no step within two minutes")

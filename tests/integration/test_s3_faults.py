@@ -5,25 +5,25 @@ import time
 
 import pytest
 
-from tests.s3_user import Desk, leaks, through, wait_for
+from tests.s3_user import S3User, leaks, through, wait_for
 from tests.servers import start_server
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import MARKER
 
 
-def check_told(desk: Desk) -> None:
+def check_told(user: S3User) -> None:
     """One line at the end, no traceback, no secret."""
-    assert "Traceback" not in desk.said
-    assert "failed: s3://" in desk.last_line
-    assert leaks(desk.server.env["AWS_SECRET_ACCESS_KEY"], desk.home) == []
+    assert "Traceback" not in user.said
+    assert "failed: s3://" in user.last_line
+    assert leaks(user.server.env["AWS_SECRET_ACCESS_KEY"], user.home) == []
 
 
-def check_kept(desk: Desk) -> None:
+def check_kept(user: S3User) -> None:
     """There is a checkpoint, and whatever claims to be one is whole."""
-    kept = [name for name, files in desk.checkpoints().items() if MARKER in files]
+    kept = [name for name, files in user.checkpoints().items() if MARKER in files]
     assert kept
     for name in kept:
-        desk.check_whole(name)
+        user.check_whole(name)
 
 
 @pytest.mark.parametrize(
@@ -35,26 +35,26 @@ def check_kept(desk: Desk) -> None:
     ],
     ids=["secret", "key", "bucket"],
 )
-def test_mistakes_are_told_before_anything_starts(desk, fault_table, wrong, words):
-    storage = f"s3://{desk.bucket if wrong else 'no-such-bucket'}/runs"
-    assert desk.antiphon("--storage", storage, env=wrong) == 2
-    assert words in desk.last_line
-    assert storage in desk.last_line
-    assert desk.said.count("\n") == 1, desk.said
-    assert desk.objects() == []
-    assert not desk.spool.exists()
+def test_mistakes_are_told_before_anything_starts(user, fault_table, wrong, words):
+    storage = f"s3://{user.bucket if wrong else 'no-such-bucket'}/runs"
+    assert user.antiphon("--storage", storage, env=wrong) == 2
+    assert words in user.last_line
+    assert storage in user.last_line
+    assert user.said.count("\n") == 1, user.said
+    assert user.objects() == []
+    assert not user.event_log.exists()
     fault_table(fault=f"S3: wrong {next(iter(wrong), 'bucket')}", seen=f"exit 2 before anything starts: {words}")
 
 
-def test_a_connection_cut_in_mid_upload(desk, proxy, undisturbed, fault_table):
+def test_a_connection_cut_in_mid_upload(user, proxy, undisturbed, fault_table):
     proxy.cut_at("step-00000004-attempt-1/cnn.safetensors")
-    assert desk.antiphon(env=through(proxy)) == 0, desk.said
+    assert user.antiphon(env=through(proxy)) == 0, user.said
     assert proxy.closed_at
-    desk.check_ended_like(undisturbed)
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3: connection cut in mid-upload",
         seen="nothing; that upload is repeated",
-        seconds=desk.went_on(proxy.closed_at),
+        seconds=user.went_on(proxy.closed_at),
         repeated=0,
         equal=True,
     )
@@ -62,133 +62,133 @@ def test_a_connection_cut_in_mid_upload(desk, proxy, undisturbed, fault_table):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["recipe.json", "attempts/1", "checkpoints/step-00000004-attempt-1/COMMITTED.json"])
-def test_the_answer_to_an_exclusive_create_gets_lost(desk, proxy, undisturbed, name):
+def test_the_answer_to_an_exclusive_create_gets_lost(user, proxy, undisturbed, name):
     """The store has done it, and refuses the repeated request: what is there already is our own."""
-    proxy.lose_answer_to(f"PUT /{desk.bucket}/runs/r/{name}")
-    assert desk.antiphon(env=through(proxy)) == 0, desk.said
+    proxy.lose_answer_to(f"PUT /{user.bucket}/runs/r/{name}")
+    assert user.antiphon(env=through(proxy)) == 0, user.said
     assert proxy.closed_at
-    desk.check_ended_like(undisturbed)
+    user.check_ended_like(undisturbed)
 
 
 @pytest.mark.faults
-def test_a_server_that_is_killed_and_comes_back(desk, kill_server, undisturbed, fault_table):
-    run = desk.begin()
-    wait_for(lambda: desk.saved() >= 2, run)
+def test_a_server_that_is_killed_and_comes_back(user, kill_server, undisturbed, fault_table):
+    run = user.begin()
+    wait_for(lambda: user.saved() >= 2, run)
     kill_server()
-    wait_for(lambda: "trying again" in desk.said, run)
-    start_server(desk.server)
+    wait_for(lambda: "trying again" in user.said, run)
+    start_server(user.server)
     back = time.time()
     run.join()
-    assert run.exitcode == 0, desk.said
-    desk.check_ended_like(undisturbed)
+    assert run.exitcode == 0, user.said
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3: all daemons killed (SIGKILL), started again",
         seen="waits: s3://...: Could not connect to the endpoint URL ...; trying again",
-        seconds=desk.went_on(back),
+        seconds=user.went_on(back),
         repeated=0,
         equal=True,
     )
 
 
 @pytest.mark.faults
-def test_a_server_that_is_killed_and_comes_back_on_ray(desk, kill_server, undisturbed, fault_table):
-    run = desk.begin_on_ray()
+def test_a_server_that_is_killed_and_comes_back_on_ray(user, kill_server, undisturbed, fault_table):
+    run = user.begin_on_ray()
     try:
-        wait_for(lambda: desk.saved() >= 2, run)
+        wait_for(lambda: user.saved() >= 2, run)
         kill_server()
-        start_server(desk.server)
+        start_server(user.server)
         back = time.time()
-        assert run.wait() == 0, desk.said
+        assert run.wait() == 0, user.said
     finally:
         run.kill()
-    desk.check_ended_like(undisturbed)
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3, on Ray: all daemons killed (SIGKILL), started again",
         seen="nothing; it trains on, uploads wait (seconds: to the end of the run)",
-        seconds=max(0.0, ended(desk) - back),
+        seconds=max(0.0, ended(user) - back),
         repeated=0,
         equal=True,
     )
 
 
-def ended(desk: Desk) -> float:
+def ended(user: S3User) -> float:
     """When the run had its last word (time.time)."""
-    return read_spool(desk.spool)[-1]["t"] / 1000
+    return read_event_log(user.event_log)[-1]["t"] / 1000
 
 
 @pytest.mark.faults
-def test_a_server_that_does_not_come_back_in_time(desk, kill_server, undisturbed, fault_table):
-    run = desk.begin("--patience", "2")
-    wait_for(lambda: desk.saved() >= 2, run)
+def test_a_server_that_does_not_come_back_in_time(user, kill_server, undisturbed, fault_table):
+    run = user.begin("--patience", "2")
+    wait_for(lambda: user.saved() >= 2, run)
     kill_server()
     run.join()
     assert run.exitcode == 1
-    check_told(desk)
-    assert "Could not connect" in desk.last_line
-    start_server(desk.server)
-    check_kept(desk)
+    check_told(user)
+    assert "Could not connect" in user.last_line
+    start_server(user.server)
+    check_kept(user)
     since = time.time()
-    assert desk.antiphon("--resume", "r") == 0, desk.said
-    repeated = desk.steps_repeated()
+    assert user.antiphon("--resume", "r") == 0, user.said
+    repeated = user.steps_repeated()
     assert repeated <= 8
-    desk.check_ended_like(undisturbed)
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3: gone for longer than --patience; then `--resume`",
         seen="exit 1: failed: s3://...: Could not connect to the endpoint URL ...",
-        seconds=desk.went_on(since),
+        seconds=user.went_on(since),
         repeated=repeated,
         equal=True,
     )
 
 
 @pytest.mark.faults
-def test_a_request_that_is_never_answered(desk, proxy, undisturbed, fault_table):
+def test_a_request_that_is_never_answered(user, proxy, undisturbed, fault_table):
     proxy.hold_at("step-00000004-attempt-1/cnn.safetensors")
-    assert desk.antiphon(env=through(proxy)) == 0, desk.said
+    assert user.antiphon(env=through(proxy)) == 0, user.said
     assert proxy.held.is_set()
-    desk.check_ended_like(undisturbed)
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3: an upload stands still for ever",
         seen="nothing; after 15 s that upload is repeated",
-        seconds=desk.went_on(proxy.closed_at),
+        seconds=user.went_on(proxy.closed_at),
         repeated=0,
         equal=True,
     )
 
 
 @pytest.mark.faults
-def test_slow_answers(desk, proxy, undisturbed, fault_table):
+def test_slow_answers(user, proxy, undisturbed, fault_table):
     proxy.delay_s = 0.1
-    assert desk.antiphon(env=through(proxy)) == 0, desk.said
-    desk.check_ended_like(undisturbed)
+    assert user.antiphon(env=through(proxy)) == 0, user.said
+    user.check_ended_like(undisturbed)
     fault_table(fault="S3: every answer 0.1 s late", seen="nothing", repeated=0, equal=True)
 
 
 @pytest.mark.faults
-def test_no_space(desk, undisturbed, fault_table):
+def test_no_space(user, undisturbed, fault_table):
     """There is room for the first checkpoint and half of the second."""
-    quota(desk, "set", "--max-size", "1800000")
-    quota(desk, "enable")
-    assert desk.antiphon() == 1
-    check_told(desk)
-    assert "QuotaExceeded: no space left, the quota is used up" in desk.last_line
-    assert "trying again" not in desk.said
-    check_kept(desk)
-    quota(desk, "disable")
+    quota(user, "set", "--max-size", "1800000")
+    quota(user, "enable")
+    assert user.antiphon() == 1
+    check_told(user)
+    assert "QuotaExceeded: no space left, the quota is used up" in user.last_line
+    assert "trying again" not in user.said
+    check_kept(user)
+    quota(user, "disable")
     since = time.time()
-    assert desk.antiphon("--resume", "r") == 0, desk.said
-    repeated = desk.steps_repeated()
-    desk.check_ended_like(undisturbed)
+    assert user.antiphon("--resume", "r") == 0, user.said
+    repeated = user.steps_repeated()
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3: no space (quota); then room and `--resume`",
         seen="exit 1: failed: s3://...: QuotaExceeded: no space left, the quota is used up",
-        seconds=desk.went_on(since),
+        seconds=user.went_on(since),
         repeated=repeated,
         equal=True,
     )
 
 
-def quota(desk: Desk, action: str, *more: str) -> None:
-    conf = ["-c", str(desk.server.folder / "rgw" / "ceph.conf")]
-    which = ["--quota-scope", "bucket", "--bucket", desk.bucket]
+def quota(user: S3User, action: str, *more: str) -> None:
+    conf = ["-c", str(user.server.folder / "rgw" / "ceph.conf")]
+    which = ["--quota-scope", "bucket", "--bucket", user.bucket]
     subprocess.run(["radosgw-admin", *conf, "quota", action, *which, *more], check=True, capture_output=True)

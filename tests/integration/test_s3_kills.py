@@ -7,45 +7,45 @@ import psutil
 import pytest
 
 from tests import killed
-from tests.s3_user import Desk, publish_200_mb, through, wait_for
+from tests.s3_user import S3User, publish_200_mb, through, wait_for
 from workloads.runtime.opener import MARKER
 
 pytestmark = pytest.mark.faults
 
 
-def half_saved(desk: Desk) -> str:
+def half_saved(user: S3User) -> str:
     """The name of the one checkpoint that was not finished, which yet has some of its files."""
-    (half,) = [name for name, files in desk.checkpoints().items() if MARKER not in files]
+    (half,) = [name for name, files in user.checkpoints().items() if MARKER not in files]
     return half
 
 
-def test_killed_in_mid_upload(desk, proxy, undisturbed, fault_table):
+def test_killed_in_mid_upload(user, proxy, undisturbed, fault_table):
     proxy.hold_at("step-00000008-attempt-1/vit.safetensors")
-    run = desk.begin(env=through(proxy))
+    run = user.begin(env=through(proxy))
     wait_for(proxy.held.is_set, run)
     run.kill()
     run.join()
     assert run.exitcode == -9
-    half = half_saved(desk)
+    half = half_saved(user)
     since = time.time()
-    assert desk.antiphon("--resume", "r") == 0, desk.said
-    assert desk.outcome["resumed_from_step"] == 4
-    repeated = desk.steps_repeated()
-    assert half not in desk.checkpoints()
-    desk.check_ended_like(undisturbed)
+    assert user.antiphon("--resume", "r") == 0, user.said
+    assert user.outcome["resumed_from_step"] == 4
+    repeated = user.steps_repeated()
+    assert half not in user.checkpoints()
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3: run killed (SIGKILL) in mid-upload; then `--resume`",
         seen="nothing; what was uploaded by half is removed",
-        seconds=desk.went_on(since),
+        seconds=user.went_on(since),
         repeated=repeated,
         equal=True,
     )
 
 
-def test_killed_in_mid_upload_on_ray(desk, proxy, undisturbed, fault_table):
+def test_killed_in_mid_upload_on_ray(user, proxy, undisturbed, fault_table):
     """Driver, controller, worker and Ray's own processes die while the worker uploads the second checkpoint."""
     proxy.hold_at("step-00000008-attempt-2/vit.safetensors")
-    run = desk.begin_on_ray(env=through(proxy))
+    run = user.begin_on_ray(env=through(proxy))
     everybody = [psutil.Process(run.pid)]
     try:
         wait_for(proxy.held.is_set, run)
@@ -55,42 +55,42 @@ def test_killed_in_mid_upload_on_ray(desk, proxy, undisturbed, fault_table):
             process.kill()
         run.wait()
     psutil.wait_procs(everybody, timeout=10)
-    half = half_saved(desk)
+    half = half_saved(user)
     since = time.time()
-    assert desk.begin_on_ray("--resume", "r").wait() == 0, desk.said
-    repeated = 8 - desk.outcome["resumed_from_step"]  # at least: uploads run behind the training
+    assert user.begin_on_ray("--resume", "r").wait() == 0, user.said
+    repeated = 8 - user.outcome["resumed_from_step"]  # at least: uploads run behind the training
     assert repeated == 4
-    assert half not in desk.checkpoints()
-    desk.check_ended_like(undisturbed)
+    assert half not in user.checkpoints()
+    user.check_ended_like(undisturbed)
     fault_table(
         fault="S3, on Ray: driver, controller and worker killed in mid-upload; then `--resume`",
         seen="nothing; what was uploaded by half is removed",
-        seconds=desk.went_on(since),
+        seconds=user.went_on(since),
         repeated=repeated,
         equal=True,
     )
 
 
-def test_a_large_checkpoint(desk, proxy, fault_table):
+def test_a_large_checkpoint(user, proxy, fault_table):
     """200 MB go up in parts of 50: straight, over a line that breaks, and over one where the process dies."""
-    publish(desk, step=1, env={})
-    straight = desk.outcome
+    publish(user, step=1, env={})
+    straight = user.outcome
     proxy.cut_at("partNumber=2")
-    publish(desk, step=2, env=through(proxy))
+    publish(user, step=2, env=through(proxy))
     assert proxy.closed_at
-    assert unfinished_uploads(desk) == 0
+    assert unfinished_uploads(user) == 0
     proxy.hold_at("partNumber=3")
-    dying = begin_publishing(desk, step=3, env=through(proxy))
+    dying = begin_publishing(user, step=3, env=through(proxy))
     wait_for(proxy.held.is_set, dying)
     dying.kill()
     dying.join()
-    assert unfinished_uploads(desk) == 1
-    publish(desk, step=4, env={})
-    assert unfinished_uploads(desk) == 0
-    assert {name: len(files) for name, files in desk.checkpoints().items()} == {
+    assert unfinished_uploads(user) == 1
+    publish(user, step=4, env={})
+    assert unfinished_uploads(user) == 0
+    assert {name: len(files) for name, files in user.checkpoints().items()} == {
         f"step-0000000{step}-attempt-{step}": 3 for step in (1, 2, 4)
     }
-    print(f"\n200 MB through RunShelf: {straight['up']:.0f} MB/s up, {straight['down']:.0f} MB/s down")
+    print(f"\n200 MB through RunCheckpointStore: {straight['up']:.0f} MB/s up, {straight['down']:.0f} MB/s down")
     fault_table(
         fault="S3: 200 MB checkpoint; line cut, and process killed, in mid-upload",
         seen="nothing; that part is repeated, and no parts are left behind",
@@ -98,15 +98,15 @@ def test_a_large_checkpoint(desk, proxy, fault_table):
     )
 
 
-def begin_publishing(desk: Desk, *, step: int, env: dict[str, str]) -> Any:
-    return killed.forked(publish_200_mb, {**desk.env, **env}, f"s3://{desk.bucket}/runs/r", desk.home, step)
+def begin_publishing(user: S3User, *, step: int, env: dict[str, str]) -> Any:
+    return killed.forked(publish_200_mb, {**user.env, **env}, f"s3://{user.bucket}/runs/r", user.home, step)
 
 
-def publish(desk: Desk, *, step: int, env: dict[str, str]) -> None:
-    process = begin_publishing(desk, step=step, env=env)
+def publish(user: S3User, *, step: int, env: dict[str, str]) -> None:
+    process = begin_publishing(user, step=step, env=env)
     process.join()
     assert process.exitcode == 0
 
 
-def unfinished_uploads(desk: Desk) -> int:
-    return len(desk.server.client().list_multipart_uploads(Bucket=desk.bucket).get("Uploads", []))
+def unfinished_uploads(user: S3User) -> int:
+    return len(user.server.client().list_multipart_uploads(Bucket=user.bucket).get("Uploads", []))

@@ -117,9 +117,9 @@ def test_a_population_changes_its_values_while_it_learns(searching, tmp_path) ->
     assert moved
     for name in moved:
         assert 0.1 <= trials[name]["settings"]["edges.0.weight"] <= 0.9
-    spool = [json.loads(line) for line in (home / "spool.jsonl").read_text().splitlines()]
+    event_log = [json.loads(line) for line in (home / "events.jsonl").read_text().splitlines()]
     told: dict[str, list[list[Any]]] = {}
-    for record in spool:
+    for record in event_log:
         values = {key.removeprefix("set/"): value for key, value in record.get("values", {}).items() if "set/" in key}
         if values:
             told.setdefault(record["child"], []).append([record["step"] - 1, values])
@@ -143,8 +143,10 @@ def test_trials_of_two_workers_say_what_trials_of_one_would(searching, tmp_path)
     assert several["test"]["winner"]["cnn"]["mAP"]
     (found,) = results(tmp_path / "runs" / "two").values()
     assert 0 < found["loop_seconds"] < found["ended"] - found["began"], "the start of workers is not training"
-    spool = (tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0" / "models").glob("*/state.json")
-    assert [json.loads(path.read_text())["test"] for path in spool] == [{}, {}], "a trial leaves the test fold alone"
+    event_log = (tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0" / "models").glob("*/state.json")
+    assert [json.loads(path.read_text())["test"] for path in event_log] == [{}, {}], (
+        "a trial leaves the test fold alone"
+    )
 
 
 @pytest.mark.slow

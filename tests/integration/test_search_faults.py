@@ -201,7 +201,7 @@ def test_an_interrupted_search_keeps_what_is_committed_and_says_how_to_go_on(
     assert len(before) < 4
     assert not results(home, "finals")
     assert not (home / "outcome.json").exists()
-    cut = [json.loads(line) for line in (home / "spool.jsonl").read_text().splitlines()]
+    cut = [json.loads(line) for line in (home / "events.jsonl").read_text().splitlines()]
     children = {record["child"] for record in cut if "child" in record}
     assert {record["child"] for record in cut if record["kind"] == "closed"} == children, "nobody is left running"
     words[words.index("--search-id")] = "--resume"

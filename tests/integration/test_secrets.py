@@ -36,9 +36,9 @@ def command_line(pid: int) -> bytes:
 
 
 @pytest.mark.faults
-def test_the_secret_is_found_nowhere(desk, short):
-    secret = desk.server.env["AWS_SECRET_ACCESS_KEY"]
-    run = desk.begin_on_ray(tracking="", env={"RAY_TMPDIR": str(short), "TMPDIR": str(short)})
+def test_the_secret_is_found_nowhere(user, short):
+    secret = user.server.env["AWS_SECRET_ACCESS_KEY"]
+    run = user.begin_on_ray(tracking="", env={"RAY_TMPDIR": str(short), "TMPDIR": str(short)})
     seen: set[bytes] = set()
     try:
         while run.poll() is None:
@@ -46,22 +46,26 @@ def test_the_secret_is_found_nowhere(desk, short):
             time.sleep(0.2)
     finally:
         run.kill()
-    assert run.returncode == 0, desk.said
+    assert run.returncode == 0, user.said
 
     assert any(b"RayTrainWorker" in line for line in seen)
     assert any(b"orchestrator.tracking" in line for line in seen)
     assert not [line for line in seen if secret.encode() in line]
 
-    objects = desk.home / "objects"
-    for key in desk.objects():
+    objects = user.home / "objects"
+    for key in user.objects():
         (objects / key).parent.mkdir(parents=True, exist_ok=True)
-        desk.server.client().download_file(desk.bucket, key, str(objects / key))
-    for name in ("objects/runs/r/spool.jsonl", ".cache/antiphon/runs/mlflow.db", ".cache/antiphon/runs/r/tracking.log"):
-        assert (desk.home / name).is_file()
+        user.server.client().download_file(user.bucket, key, str(objects / key))
+    for name in (
+        "objects/runs/r/events.jsonl",
+        ".cache/antiphon/runs/mlflow.db",
+        ".cache/antiphon/runs/r/tracking.log",
+    ):
+        assert (user.home / name).is_file()
     assert list(short.glob("ray/session_*/logs/*worker*"))
-    assert leaks(secret, desk.home, short) == []
+    assert leaks(secret, user.home, short) == []
 
     planted = [objects / "runs/r/planted", short / "planted"]  # the search can find it
     for path in planted:
         path.write_bytes(b"\0before" + secret.encode() + b"after\0")
-    assert leaks(secret, desk.home, short) == planted
+    assert leaks(secret, user.home, short) == planted

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.recipes.loader import load_recipe, shipped_names
-from workloads.distill.edges import Lesson, student_loss
+from workloads.distill.edges import EdgeTerm, student_loss
 from workloads.distill.schedule import edge_weights
 from workloads.train import loop, train_step
 
@@ -34,7 +34,7 @@ def short(tiny, name, *settings):
 def walk_to_teaching(run):
     """Take the run's steps until the first phase with edges; returns it, entered, with its sources."""
     for phase in run.phases:
-        sources = run.team.enter(phase)
+        sources = run.pool.enter_phase(phase)
         if phase.edges:
             return phase, sources
         while run.step < phase.end:
@@ -47,7 +47,7 @@ def gradients(run, names):
     """Catch each model's gradients as the backward leaves them, before clipping and the optimizer see them."""
     caught = {name: {} for name in names}
     for name in names:
-        for key, parameter in run.team.members[name].tagger.named_parameters():
+        for key, parameter in run.pool.states[name].tagger.named_parameters():
             parameter.register_post_accumulate_grad_hook(
                 lambda p, name=name, key=key: caught[name].__setitem__(key, p.grad.clone())
             )
@@ -58,16 +58,16 @@ def gradients(run, names):
 def test_each_gradient_is_that_of_the_models_own_loss_with_teachers_as_constants(tiny, start, name):
     run = start(short(tiny, name, "models.cnn.arch.dropout=0.0") if name != "generations" else short(tiny, name))
     phase, sources = walk_to_teaching(run)
-    for member in run.team.members.values():  # dropout off: the test draws its own forwards
+    for member in run.pool.states.values():  # dropout off: the test draws its own forwards
         for module in member.tagger.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    before = {key: copy.deepcopy(member.tagger) for key, member in run.team.members.items()}
+    before = {key: copy.deepcopy(member.tagger) for key, member in run.pool.states.items()}
     shard = run.batches.shard(run.step, 0)
     weights = edge_weights(run.recipe, phase, run.step, run.scores)
     caught = gradients(run, phase.trains)
     forwards = Counter()
-    for key, member in run.team.members.items():
+    for key, member in run.pool.states.items():
         member.tagger.register_forward_hook(lambda *_, key=key: forwards.update([key]))
     train_step(run, phase, sources)
     assert forwards == dict.fromkeys(phase.needs, 1)  # also a model that learns and teaches speaks once
@@ -75,12 +75,12 @@ def test_each_gradient_is_that_of_the_models_own_loss_with_teachers_as_constants
     # every model says its piece once, as it stood before the step: those that learn in training mode, others in eval
     said = {key: tagger(shard.mel(tagger.front_end)) for key, tagger in before.items()}
     for name_ in phase.trains:
-        lessons = [
-            Lesson(edge, weights[edge.key], said[edge.teacher].detach())
+        terms = [
+            EdgeTerm(edge, weights[edge.key], said[edge.teacher].detach())
             for edge in phase.edges
             if edge.student == name_
         ]
-        loss, _ = student_loss(said[name_], shard.y_BC, lessons, labels=run.recipe.data.labels, smoothing=0.0)
+        loss, _ = student_loss(said[name_], shard.y_BC, terms, labels=run.recipe.data.labels, smoothing=0.0)
         own = torch.autograd.grad(loss, before[name_].parameters())
         assert caught[name_].keys() == dict(before[name_].named_parameters()).keys()
         for (key, _), expected in zip(before[name_].named_parameters(), own, strict=True):
@@ -93,7 +93,7 @@ def test_a_model_that_only_teaches_stands_still(tiny, start, name):
     phase, sources = walk_to_teaching(run)
     (teacher,) = phase.teachers
     assert teacher not in phase.trains
-    tagger = run.team.members[teacher].tagger
+    tagger = run.pool.states[teacher].tagger
     state = copy.deepcopy(tagger.state_dict())
     train_step(run, phase, sources)
     assert not tagger.training
@@ -101,7 +101,7 @@ def test_a_model_that_only_teaches_stands_still(tiny, start, name):
     after = tagger.state_dict()
     assert all(torch.equal(after[key], value) for key, value in state.items())
     (student,) = phase.trains
-    moved = run.team.members[student]
+    moved = run.pool.states[student]
     assert moved.tagger.training
     assert moved.own_step > 0
 
@@ -116,7 +116,7 @@ def test_a_snapshot_teaches_as_it_was_while_its_model_learns_on(tiny, start):
         train_step(run, phase, sources)
         run.step += 1
     torch.testing.assert_close(sources["cnn-to-vit"].logits(shard, {}), first, rtol=0, atol=0)
-    retaken = run.team.enter(run.phases[2])
+    retaken = run.pool.enter_phase(run.phases[2])
     assert not torch.equal(retaken["cnn-to-vit"].logits(shard, {}), first)
 
 
@@ -125,7 +125,7 @@ def test_an_ema_teacher_speaks_with_its_averaged_weights(tiny, start):
     phase, sources = walk_to_teaching(run)
     train_step(run, phase, sources)
     shard = run.batches.shard(0, 0)
-    member = run.team.members["cnn"]
+    member = run.pool.states["cnn"]
     averaged = member.average.candidate(member.tagger)
     said = sources["cnn-to-vit"].logits(shard, {})
     with torch.no_grad():
@@ -151,21 +151,21 @@ def test_only_the_models_a_phase_needs_are_in_memory(tiny, start):
     run = start(short(tiny, "generations"))
     seen = []
     for phase in run.phases:
-        run.team.enter(phase)
-        seen.append(sorted(run.team.members))
+        run.pool.enter_phase(phase)
+        seen.append(sorted(run.pool.states))
     assert seen == [["cnn0"], ["cnn0", "vit1"], ["cnn1", "vit1"]]
 
 
 def test_a_parked_model_comes_back_bit_for_bit(tiny, start):
     run = start(short(tiny, "control-no-teacher"))
     burn_in, first, second = run.phases
-    sources = run.team.enter(burn_in)
+    sources = run.pool.enter_phase(burn_in)
     train_step(run, burn_in, sources)
-    before = {key: tensor.clone() for key, tensor in run.team.members["cnn"].tensors().items()}
-    run.team.enter(first)  # edges closed: the cnn is not needed while the vit learns
-    assert "cnn" not in run.team.members
-    run.team.enter(second)
-    after = run.team.members["cnn"].tensors()
+    before = {key: tensor.clone() for key, tensor in run.pool.states["cnn"].tensors().items()}
+    run.pool.enter_phase(first)  # edges closed: the cnn is not needed while the vit learns
+    assert "cnn" not in run.pool.states
+    run.pool.enter_phase(second)
+    after = run.pool.states["cnn"].tensors()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
 
@@ -174,8 +174,8 @@ def test_what_is_learned_depends_on_shards_not_on_turns(tiny, start):
     """Two shards in one worker: buffers are the mean of both shards' and gradients the mean of both losses'."""
     run = start(short(tiny, "control-no-teacher", "train.shards=2", "models.cnn.arch.dropout=0.0"))
     phase = run.phases[0]
-    sources = run.team.enter(phase)
-    start_from = copy.deepcopy(run.team.members["cnn"].tagger)
+    sources = run.pool.enter_phase(phase)
+    start_from = copy.deepcopy(run.pool.states["cnn"].tagger)
     caught = gradients(run, ["cnn"])
     train_step(run, phase, sources)
 
@@ -186,7 +186,7 @@ def test_what_is_learned_depends_on_shards_not_on_turns(tiny, start):
         loss, _ = student_loss(alone(shard.mel(alone.front_end)), shard.y_BC, [], labels="multi", smoothing=0.0)
         grads.append(torch.autograd.grad(loss, alone.parameters()))
         buffers.append({key: value for key, value in alone.state_dict().items() if "running" in key})
-    now = run.team.members["cnn"].tagger.state_dict()
+    now = run.pool.states["cnn"].tagger.state_dict()
     assert buffers[0]
     for key in buffers[0]:
         torch.testing.assert_close(now[key], (buffers[0][key] + buffers[1][key]) / 2)
@@ -199,7 +199,7 @@ def test_dropout_depends_on_step_and_shard_only(tiny, start):
     losses = []
     for disturb in (False, True):
         run = start(recipe)
-        sources = run.team.enter(run.phases[0])
+        sources = run.pool.enter_phase(run.phases[0])
         if disturb:
             torch.manual_seed(12345)
             torch.rand(7)
@@ -248,10 +248,10 @@ def test_models_hear_the_same_clips_through_front_ends_of_their_own(tiny, start)
     )
     assert recipe.rate == 32_000
     run = start(recipe)
-    run.team.enter(run.phases[0])
+    run.pool.enter_phase(run.phases[0])
     shard = run.batches.shard(0, 0)
     assert shard.x_BT.shape == (8, 32_000)
-    shapes = [shard.mel(member.tagger.front_end).shape for member in run.team.members.values()]
+    shapes = [shard.mel(member.tagger.front_end).shape for member in run.pool.states.values()]
     assert shapes == [(8, 128, 100), (8, 128, 98)]
     assert loop(run) == "done"
 
@@ -316,7 +316,7 @@ def test_a_teacher_may_hear_the_clean_clip(tiny, start):
     run = start(short(tiny, "one-way", *noisy))
     _, sources = walk_to_teaching(run)
     shard = run.batches.shard(run.step, 0)
-    teacher = run.team.members["cnn"].tagger
+    teacher = run.pool.states["cnn"].tagger
     with torch.no_grad():
         torch.testing.assert_close(
             sources["cnn-to-vit"].logits(shard, {}), teacher(shard.clean().mel(teacher.front_end))
@@ -328,15 +328,15 @@ def test_bf16_runs_and_keeps_losses_and_weights_in_fp32(tiny, start):
     run = start(short(tiny, "mutual", "train.precision=bf16"))
     phase, sources = walk_to_teaching(run)
     said = {}
-    for name, member in run.team.members.items():
+    for name, member in run.pool.states.items():
         member.tagger.register_forward_hook(lambda *args, name=name: said.__setitem__(name, args[2].dtype))
     stats = train_step(run, phase, sources, wants_log=True)
     assert all(torch.isfinite(torch.tensor(value)) for value in stats.values())
-    assert {parameter.dtype for parameter in run.team.members["vit"].tagger.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in run.pool.states["vit"].tagger.parameters()} == {torch.float32}
     assert said == {"cnn": torch.bfloat16, "vit": torch.bfloat16}
 
 
 def spool_of(run):
-    from workloads.runtime.event_log import read_spool
+    from workloads.runtime.event_log import read_event_log
 
-    return read_spool(run.session.work_dir.parent / "spool.jsonl")
+    return read_event_log(run.session.work_dir.parent / "events.jsonl")

@@ -6,7 +6,7 @@ import torch
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN
 from workloads.config.recipe import Edge, FrontEnd, Model
-from workloads.distill.edges import Lesson, student_loss
+from workloads.distill.edges import EdgeTerm, student_loss
 from workloads.models.tagger import Tagger, build_tagger
 
 CASES: dict[str, tuple[Arch, str]] = {
@@ -49,9 +49,9 @@ def test_losses_of_bf16_logits_are_in_fp32(labels):
     y_BC = torch.eye(10)[:6]
     edge = Edge(teacher="a", student="b", weight=0.5, temperature=2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = student_loss(student_BC, y_BC, [Lesson(edge, 0.5, teacher_BC)], labels=labels, smoothing=0.1)
+        found, _ = student_loss(student_BC, y_BC, [EdgeTerm(edge, 0.5, teacher_BC)], labels=labels, smoothing=0.1)
     expected, _ = student_loss(
-        student_BC.float(), y_BC, [Lesson(edge, 0.5, teacher_BC.float())], labels=labels, smoothing=0.1
+        student_BC.float(), y_BC, [EdgeTerm(edge, 0.5, teacher_BC.float())], labels=labels, smoothing=0.1
     )
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)

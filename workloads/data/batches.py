@@ -21,7 +21,7 @@ from torch import Tensor
 from workloads.config.recipe import Recipe
 from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel
 from workloads.data.cache import ClipCache
-from workloads.data.clips import Clip, Corpus
+from workloads.data.clips import Clip, Dataset
 from workloads.runtime.rng import keyed_generator
 
 
@@ -87,7 +87,7 @@ class Shard:
 class Batches:
     """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step."""
 
-    def __init__(self, clips: Sequence[Clip], corpus: Corpus, cache: ClipCache, recipe: Recipe) -> None:
+    def __init__(self, clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> None:
         size = recipe.train.batch_size
         if len(clips) < size:
             raise ValueError(
@@ -100,7 +100,7 @@ class Batches:
         self.recipe = recipe
         self.length = round(recipe.data.clip_seconds * recipe.rate)
         self.steps_per_epoch = len(clips) // size
-        self._y_NC = torch.from_numpy(corpus.targets(clips))
+        self._y_NC = torch.from_numpy(dataset.targets(clips))
         self._ordered: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))
 
     def shard(self, step: int, index: int) -> Shard:
@@ -191,13 +191,13 @@ def _mixed(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> Tensor:
     return torch.lerp(partner_BC, own_BC, weight_B[:, None])
 
 
-def evaluation_batch(clips: Sequence[Clip], corpus: Corpus, cache: ClipCache, recipe: Recipe) -> Shard:
+def evaluation_batch(clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> Shard:
     """These clips as they are, cut or padded to clip_seconds; view 0."""
     length = round(recipe.data.clip_seconds * cache.rate)
     return Shard(
         clip_ids=tuple(clip.clip_id for clip in clips),
         view=0,
         x_BT=torch.stack([apply_view(cache.load(clip.clip_id), clean_view(), length=length) for clip in clips]),
-        y_BC=torch.from_numpy(corpus.targets(clips)),
+        y_BC=torch.from_numpy(dataset.targets(clips)),
         masks_B4=torch.zeros(len(clips), 4),
     )

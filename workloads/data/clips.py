@@ -32,7 +32,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Dataset:
     """All clips by clip_id, and the sorted tags, whose order is that of a model's outputs."""
 
     clips: tuple[Clip, ...]
@@ -68,18 +68,18 @@ class Splits:
     test: tuple[Clip, ...]
 
 
-def split(corpus: Corpus, data: Data) -> Splits:
+def split(dataset: Dataset, data: Data) -> Splits:
     """Cut by data.test_fold, then the other folds by data.val_slice; no recording is on two sides.
 
     With one tag a clip the slices hold the tags in equal shares as far as whole recordings allow. Raises ValueError for
     a fold that does not exist, for a source on both sides of the test fold, and for more slices than recordings or
     clips of a tag can fill.
     """
-    folds = sorted({clip.fold for clip in corpus.clips})
+    folds = sorted({clip.fold for clip in dataset.clips})
     if data.test_fold not in folds:
         raise ValueError(f"data.test_fold = {data.test_fold}: no such fold; the folds are {', '.join(map(str, folds))}")
-    test = tuple(clip for clip in corpus.clips if clip.fold == data.test_fold)
-    rest = tuple(clip for clip in corpus.clips if clip.fold != data.test_fold)
+    test = tuple(clip for clip in dataset.clips if clip.fold == data.test_fold)
+    rest = tuple(clip for clip in dataset.clips if clip.fold != data.test_fold)
     torn = {clip.source for clip in test} & {clip.source for clip in rest}
     if torn:
         raise ValueError(
@@ -88,14 +88,14 @@ def split(corpus: Corpus, data: Data) -> Splits:
         )
     slices = round(1 / data.val_share)
     fillable = len({clip.source for clip in rest})
-    if corpus.labels == "single" and rest:
+    if dataset.labels == "single" and rest:
         fillable = min(fillable, max(Counter(clip.tags for clip in rest).values()))
     if fillable < slices:
         raise ValueError(
             f"data.val_share = {data.val_share}: that makes {slices} slices, but the training folds fill {fillable}; "
             "raise it, or add recordings"
         )
-    val = _validation_sources(rest, data, slices, stratified=corpus.labels == "single")
+    val = _validation_sources(rest, data, slices, stratified=dataset.labels == "single")
     return Splits(
         train=tuple(clip for clip in rest if clip.source not in val),
         val=tuple(clip for clip in rest if clip.source in val),

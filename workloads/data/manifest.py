@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator, Mapping
 
 from workloads.config.recipe import Data
-from workloads.data.clips import Clip, Corpus
+from workloads.data.clips import Clip, Dataset
 from workloads.data.synthetic import synthetic_clips
 from workloads.runtime.opener import Opener
 from workloads.runtime.rng import keyed_generator
@@ -16,7 +16,7 @@ from workloads.runtime.rng import keyed_generator
 FOLDS = 5  # into which the sources of a manifest without folds are dealt
 
 
-def read_corpus(data: Data, opener: Opener) -> Corpus:
+def read_dataset(data: Data, opener: Opener) -> Dataset:
     """The clips that `data` describes, whatever the order of its rows.
 
     Raises ValueError, naming row and fix, for missing columns, repeated clip_ids, clips without tags, folds that are no
@@ -38,7 +38,7 @@ def read_corpus(data: Data, opener: Opener) -> Corpus:
             f"{data.manifest}: column absent names {nowhere[0]!r}, which no clip has as a tag; the tags are "
             f"{', '.join(tags)}"
         )
-    return Corpus(tuple(found), tuple(tags), data.labels)
+    return Dataset(tuple(found), tuple(tags), data.labels)
 
 
 def _read_esc50(data: Data, opener: Opener) -> list[Clip]:

@@ -10,7 +10,7 @@ from workloads.models.tagger import Tagger
 from workloads.runtime.session import Session
 
 
-class BufferMean:
+class ShardMeanStats:
     """Each shard starts from the step's first buffers, which then become the mean over all shards of all workers."""
 
     def __init__(self, taggers: list[Tagger], *, shards: int, session: Session) -> None:

@@ -76,7 +76,7 @@ def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, labels: str) 
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EdgeTerm:
     """What one edge says in one step: the weight of this step and the teacher's logits_BC."""
 
     edge: Edge
@@ -85,7 +85,7 @@ class Lesson:
 
 
 def student_loss(
-    logits_BC: Tensor, y_BC: Tensor, lessons: list[Lesson], *, labels: str, smoothing: float
+    logits_BC: Tensor, y_BC: Tensor, terms: list[EdgeTerm], *, labels: str, smoothing: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A student's whole loss, averaged over clips, and its parts by metric name.
 
@@ -95,11 +95,11 @@ def student_loss(
     label_weight_B = torch.ones_like(label_B)
     taught_B = torch.zeros_like(label_B)
     parts = {"label_loss": label_B.mean().detach()}
-    for lesson in lessons:
-        edge, teacher_BC = lesson.edge, lesson.teacher_BC
+    for term in terms:
+        edge, teacher_BC = term.edge, term.teacher_BC
         if edge.shuffled:
             teacher_BC = teacher_BC.roll(1, 0)
-        weight_B = lesson.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels)
+        weight_B = term.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels)
         kd_B = kd_loss(logits_BC, teacher_BC, edge, labels=labels)
         label_weight_B = label_weight_B - weight_B
         taught_B = taught_B + weight_B * kd_B

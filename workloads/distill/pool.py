@@ -1,4 +1,4 @@
-"""The models of a run with everything that moves with them, and the one place where roles change (`Team.enter`)."""
+"""The models of a run in memory and on disk, and the one place where roles change (`ModelPool.enter_phase`)."""
 
 import contextlib
 import copy
@@ -14,41 +14,41 @@ from torch.nn.parallel import DistributedDataParallel
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.sources import Frozen, Peer, TeacherSource
-from workloads.distill.train_state import Member
+from workloads.distill.train_state import TrainState
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.opener import HISTORY
 from workloads.runtime.session import Session
 
 
-class Team:
+class ModelPool:
     """The models that the present phase needs; the others wait on disk."""
 
     def __init__(
         self, recipe: Recipe, session: Session, phases: tuple[Phase, ...], make_tagger: Callable[[str], Tagger]
     ) -> None:
-        self.members: dict[str, Member] = {}
+        self.states: dict[str, TrainState] = {}
         self.snapshots: dict[str, Tagger] = {}
         self.taught = dict.fromkeys(recipe.models, 0)
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
         self._totals = own_steps(phases)
-        self._parked: dict[str, dict[str, Any]] = {}  # name -> scalars; the tensors are in the folder below
-        self._folder = session.work_dir / "parked"
+        self._offloaded: dict[str, dict[str, Any]] = {}  # name -> scalars; the tensors are in the folder below
+        self._folder = session.work_dir / "offloaded"
         self._folder.mkdir(parents=True, exist_ok=True)
         # A group for each model: their collectives cannot interleave. Made once, in the same order on every worker.
         self._groups = {name: dist.new_group() if session.world_size > 1 else None for name in recipe.models}
 
-    def enter(self, phase: Phase, *, resumed: bool = False) -> dict[str, TeacherSource]:
+    def enter_phase(self, phase: Phase, *, resumed: bool = False) -> dict[str, TeacherSource]:
         """Change roles: bring in whom the phase needs, park the rest, take snapshots; returns each edge's source."""
-        for name in [name for name in self.members if name not in phase.needs]:
-            self._park(name)
+        for name in [name for name in self.states if name not in phase.needs]:
+            self._offload(name)
         for name in phase.needs:
-            self.member(name)
-        for name, member in self.members.items():
-            member.tagger.train(name in phase.trains)
+            self.train_state(name)
+        for name, state in self.states.items():
+            state.tagger.train(name in phase.trains)
         if not resumed:
             teachers = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}
-            self.snapshots = {name: copy.deepcopy(self.members[name].tagger).eval() for name in sorted(teachers)}
+            self.snapshots = {name: copy.deepcopy(self.states[name].tagger).eval() for name in sorted(teachers)}
         return self._sources(phase)
 
     def _sources(self, phase: Phase) -> dict[str, TeacherSource]:
@@ -68,13 +68,13 @@ class Team:
         if source == "snapshot":
             return lambda: self.snapshots[name]
         if source == "ema":
-            return lambda: self.members[name].candidate
-        return lambda: self.members[name].tagger
+            return lambda: self.states[name].candidate
+        return lambda: self.states[name].tagger
 
-    def member(self, name: str) -> Member:
+    def train_state(self, name: str) -> TrainState:
         """The model, built, or brought back from disk, if it is not in memory."""
-        if name not in self.members:
-            member = Member(
+        if name not in self.states:
+            state = TrainState(
                 self._recipe.models[name],
                 self._make_tagger(name),
                 total_steps=self._totals[name],
@@ -82,20 +82,20 @@ class Team:
                 group=self._groups[name],
                 compiled=self._recipe.train.compile,
             )
-            if name in self._parked:
-                member.load(checkpoint.read_tensors(self._folder, name), self._parked.pop(name))
-            self.members[name] = member
-        return self.members[name]
+            if name in self._offloaded:
+                state.load(checkpoint.read_tensors(self._folder, name), self._offloaded.pop(name))
+            self.states[name] = state
+        return self.states[name]
 
-    def dismiss(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Let a model go that the run is done with."""
-        del self.members[name]
+        del self.states[name]
 
-    def _park(self, name: str) -> None:
-        member = self.members.pop(name)
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in member.tensors().items()}
+    def _offload(self, name: str) -> None:
+        state = self.states.pop(name)
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors().items()}
         save_file(tensors, self._folder / f"{name}.safetensors")
-        self._parked[name] = member.scalars()
+        self._offloaded[name] = state.scalars()
 
     def autocast(self) -> torch.autocast:
         """bf16 around a model's forward where the recipe says so; losses stay in fp32."""
@@ -106,28 +106,28 @@ class Team:
         """Gradients of these models cross workers with the step's last shard only."""
         with contextlib.ExitStack() as stack:
             for name in names:
-                forward = self.members[name].forward
+                forward = self.states[name].forward
                 if isinstance(forward, DistributedDataParallel) and not last:
                     stack.enter_context(forward.no_sync())
             yield
 
     def save(self, folder: Path, state: dict[str, Any], *, history: Path) -> Path:
         """Write the whole team as one checkpoint; `state` and the file of records are the loop's own."""
-        tensors = {name: member.tensors() for name, member in self.members.items()}
+        tensors = {name: state.tensors() for name, state in self.states.items()}
         tensors |= {f"snapshot-{name}": tagger.state_dict() for name, tagger in self.snapshots.items()}
         state = state | {
             "taught": self.taught,
-            "members": {name: member.scalars() for name, member in self.members.items()} | self._parked,
+            "models": {name: state.scalars() for name, state in self.states.items()} | self._offloaded,
             "snapshots": sorted(self.snapshots),
         }
-        parked = {f"{name}.safetensors": self._folder / f"{name}.safetensors" for name in self._parked}
-        return checkpoint.write(folder, tensors=tensors, state=state, files={HISTORY: history, **parked})
+        offloaded = {f"{name}.safetensors": self._folder / f"{name}.safetensors" for name in self._offloaded}
+        return checkpoint.write(folder, tensors=tensors, state=state, files={HISTORY: history, **offloaded})
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take up a saved team: everyone waits on disk until a phase needs them."""
         self.taught = dict(state["taught"])
-        self._parked = dict(state["members"])
-        for name in self._parked:
+        self._offloaded = dict(state["models"])
+        for name in self._offloaded:
             save_file(checkpoint.read_tensors(folder, name), self._folder / f"{name}.safetensors")
         for name in state["snapshots"]:
             self.snapshots[name] = self._make_tagger(name).to(self._session.device).eval()

@@ -1,16 +1,16 @@
 """What all workers of a run find out together before its first step: its data, and mistakes in its models."""
 
 from workloads.config.recipe import Recipe
-from workloads.data.prepare import Prepared, prepare
+from workloads.data.prepare import PreparedData, prepare
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready
 from workloads.runtime.opener import Opener
 from workloads.runtime.session import Session, gather
 
 
-def prepare_together(
+def prepare_run(
     recipe: Recipe, own_steps: dict[str, int], session: Session, files: Opener
-) -> tuple[Prepared, dict[str, tuple[str, ...]]]:
+) -> tuple[PreparedData, dict[str, tuple[str, ...]]]:
     """The run's data, the same for every worker, and what of each model's `init` does not fit it.
 
     A mistake that one worker alone can see (a file that only its node lacks) is raised by all of them: they would wait
@@ -22,9 +22,9 @@ def prepare_together(
         if recipe.train.compile:
             require_compiler(session.device)
         prepared = prepare(recipe, files)
-        fingerprint = prepared.corpus.fingerprint()
+        fingerprint = prepared.dataset.fingerprint()
         for name in recipe.models:
-            tagger = build_initial_tagger(recipe, name, tags=prepared.corpus.tags, files=files)
+            tagger = build_initial_tagger(recipe, name, tags=prepared.dataset.tags, files=files)
             afresh[name] = tagger.started_afresh
             if not own_steps[name]:
                 require_ready(tagger, name)

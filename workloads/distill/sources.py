@@ -17,7 +17,7 @@ from workloads.models.tagger import Tagger
 class TeacherSource(Protocol):
     """Where an edge gets its teacher's logits; the loop asks and knows no more."""
 
-    def logits(self, shard: Shard, spoken: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, shard: Shard, student_outputs: Mapping[str, Tensor]) -> Tensor:
         """Raw logits_BC without gradient; `spoken` are this step's training forwards by model."""
         ...
 
@@ -28,8 +28,8 @@ class Peer:
 
     name: str
 
-    def logits(self, shard: Shard, spoken: Mapping[str, Tensor]) -> Tensor:
-        return spoken[self.name].detach().float()
+    def logits(self, shard: Shard, student_outputs: Mapping[str, Tensor]) -> Tensor:
+        return student_outputs[self.name].detach().float()
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Frozen:
     view: str
     autocast: Callable[[], torch.autocast]
 
-    def logits(self, shard: Shard, spoken: Mapping[str, Tensor]) -> Tensor:
+    def logits(self, shard: Shard, student_outputs: Mapping[str, Tensor]) -> Tensor:
         tagger, heard = self.tagger(), shard.clean() if self.view == "clean" else shard
         assert not tagger.training, "a frozen teacher must be in eval mode: batch norm would learn from this batch"
         with torch.no_grad():

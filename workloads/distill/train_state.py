@@ -36,7 +36,7 @@ def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
     return optimizer.lr * (optimizer.floor + (1 - optimizer.floor) * left)
 
 
-class Member:
+class TrainState:
     """One model in memory: weights, optimizer, learning-rate curve, average; all counted in its own steps."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Member:
         self.optimizer: torch.optim.Optimizer = kind(
             tagger.parameters(), lr=self.lr, betas=model.optimizer.betas, weight_decay=model.optimizer.weight_decay
         )
-        # Batch norm's buffers are averaged over all shards by `BufferMean`, so DDP must leave them alone.
+        # Batch norm's buffers are averaged over all shards by `ShardMeanStats`, so DDP must leave them alone.
         self.forward: nn.Module = (
             DistributedDataParallel(self.tagger, process_group=group, broadcast_buffers=False) if group else self.tagger
         )

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from workloads.config.recipe import Recipe
-from workloads.data.prepare import Prepared
-from workloads.distill.pool import Team
+from workloads.data.prepare import PreparedData
+from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
 from workloads.evaluate.predict import predict_clips
 from workloads.models.tagger import Tagger
@@ -16,7 +16,9 @@ from workloads.runtime import checkpoint
 from workloads.runtime.session import Session
 
 
-def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> dict[str, dict[str, Any]]:
+def deliver_models(
+    recipe: Recipe, pool: ModelPool, prepared: PreparedData, session: Session
+) -> dict[str, dict[str, Any]]:
     """Score and publish every model; returns the result table's rows by name.
 
     The hash covers the last trained weights, also where an average is what is delivered. The test fold is read here
@@ -24,15 +26,15 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
     """
     rows: dict[str, dict[str, Any]] = {}
     for name in recipe.models:
-        member = team.member(name)
-        digest = checkpoint.weights_digest(member.tagger.state_dict())
-        member.tagger.load_state_dict(member.average.delivered(member.tagger))
-        tagger = member.tagger.eval()
+        trained = pool.train_state(name)
+        digest = checkpoint.weights_digest(trained.tagger.state_dict())
+        trained.tagger.load_state_dict(trained.average.delivered(trained.tagger))
+        tagger = trained.tagger.eval()
         row: dict[str, Any] = {
             "params": tagger.num_parameters,
-            "steps_taught": team.taught[name],
-            "steps_learned": member.own_step,
-            "steps_skipped": member.skipped,
+            "steps_taught": pool.taught[name],
+            "steps_learned": trained.own_step,
+            "steps_skipped": trained.skipped,
         }
         labels = recipe.data.labels
         row["test"] = {}
@@ -40,7 +42,7 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
         for part, clips in parts.items():
             logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
             row[part] = metrics.score(logits_NC, y_NC, labels)
-        row["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.corpus.tags, labels)
+        row["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.dataset.tags, labels)
         matrix, compare = (
             ("confusion", metrics.confusion) if labels == "single" else ("cooccurrence", metrics.cooccurrence)
         )
@@ -48,7 +50,7 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
         row["weights_sha256"] = digest
         if session.rank == 0:
             state = _identity(name, recipe, prepared)
-            if member.own_step:
+            if trained.own_step:
                 state |= _learned(recipe, prepared, tagger) | {part: row[part] for part in ("val", "test")}
             else:
                 state = tagger.began_as | state  # it is what it was, and learned from none of these clips
@@ -57,28 +59,28 @@ def finish(recipe: Recipe, team: Team, prepared: Prepared, session: Session) -> 
             )
             row["checkpoint"] = session.deliver(folder)
         rows[name] = row
-        team.dismiss(name)
+        pool.release(name)
     return rows
 
 
-def _identity(name: str, recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+def _identity(name: str, recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
     """What a tagger is."""
     return {
         "kind": "tagger",
         "name": name,
         "model": asdict(recipe.models[name]),
-        "tags": list(prepared.corpus.tags),
+        "tags": list(prepared.dataset.tags),
         "labels": recipe.data.labels,
         "clip_seconds": recipe.data.clip_seconds,
         "clip_rate": recipe.rate,
     }
 
 
-def _learned(recipe: Recipe, prepared: Prepared, tagger: Tagger) -> dict[str, Any]:
+def _learned(recipe: Recipe, prepared: PreparedData, tagger: Tagger) -> dict[str, Any]:
     """What a tagger learned from, and whose weights were the first: their licence goes on holding, from run to run."""
     data = {
         "format": recipe.data.format,
-        "fingerprint": prepared.corpus.fingerprint(),
+        "fingerprint": prepared.dataset.fingerprint(),
         "test_fold": recipe.data.test_fold,
         "clips": {part: len(getattr(prepared.splits, part)) for part in ("train", "val", "test")},
     }

@@ -11,7 +11,7 @@ from workloads.config.recipe import Model, restore
 from workloads.data.batches import evaluation_batch
 from workloads.data.clips import Clip
 from workloads.data.decode import decode, fit, resample
-from workloads.data.prepare import Prepared
+from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
@@ -23,7 +23,7 @@ class BadNumbers(RuntimeError):
 
 
 def predict_clips(
-    tagger: Tagger, clips: Sequence[Clip], prepared: Prepared, session: Session | None = None
+    tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session | None = None
 ) -> tuple[Tensor, Tensor]:
     """logits_NC and y_NC over clips in their order; a run's workers share the batches and all get the whole.
 
@@ -36,7 +36,7 @@ def predict_clips(
     first, stride = (session.rank, session.world_size) if session else (0, 1)
     tagger.eval()
     for number in range(first, len(batches), stride):
-        shard = evaluation_batch(batches[number], prepared.corpus, prepared.cache, prepared.recipe)
+        shard = evaluation_batch(batches[number], prepared.dataset, prepared.cache, prepared.recipe)
         with torch.no_grad():
             mine[number] = tagger.tag(shard.x_BT.to(device)).float().cpu()
     tagger.train(was_training)
@@ -49,13 +49,13 @@ def predict_clips(
             f"the model's logits of {len(lost)} of {len(clips)} clips are not finite ({lost[0]} is the first): its "
             "weights have diverged, or these clips are broken; lower the learning rate, or look at them"
         )
-    return logits_NC, torch.from_numpy(prepared.corpus.targets(clips))
+    return logits_NC, torch.from_numpy(prepared.dataset.targets(clips))
 
 
-def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: Prepared, session: Session) -> dict[str, float]:
+def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session) -> dict[str, float]:
     """A tagger's scores on clips (`metrics.score`)."""
     logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
-    return metrics.score(logits_NC, y_NC, prepared.corpus.labels)
+    return metrics.score(logits_NC, y_NC, prepared.dataset.labels)
 
 
 def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:

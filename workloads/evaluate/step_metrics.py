@@ -6,28 +6,28 @@ Axes: B clips, C tags.
 from torch import Tensor
 
 from workloads.config.recipe import Recipe
-from workloads.distill.edges import Lesson
-from workloads.distill.pool import Team
+from workloads.distill.edges import EdgeTerm
+from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
 from workloads.runtime.session import Session, gather
 
 
-def stats_of(
-    recipe: Recipe, name: str, loss: Tensor, parts: dict[str, Tensor], logits_BC: Tensor, lessons: list[Lesson]
+def shard_metrics(
+    recipe: Recipe, name: str, loss: Tensor, parts: dict[str, Tensor], logits_BC: Tensor, terms: list[EdgeTerm]
 ) -> dict[str, float]:
     """One model's losses on one shard, and how far it agrees with each of its teachers."""
     stats = {f"{name}/loss": loss.item()}
     for key, value in parts.items():
         stats[key if "/" in key else f"{name}/{key}"] = value.item()
     labels = recipe.data.labels
-    for lesson in lessons:
-        key, teacher_BC = lesson.edge.key, lesson.teacher_BC
+    for term in terms:
+        key, teacher_BC = term.edge.key, term.teacher_BC
         stats[f"{key}/agreement"] = metrics.agreement(logits_BC.detach(), teacher_BC, labels)
-        stats[f"{key}/teacher_entropy"] = metrics.teacher_entropy(teacher_BC, lesson.edge.temperature, labels)
+        stats[f"{key}/teacher_entropy"] = metrics.teacher_entropy(teacher_BC, term.edge.temperature, labels)
     return stats
 
 
-def averaged(stats: list[dict[str, float]], session: Session) -> dict[str, float]:
+def mean_over_workers(stats: list[dict[str, float]], session: Session) -> dict[str, float]:
     """The mean of every key over all shards of all workers."""
     everyone = [entry for entries in gather(session, stats) for entry in entries]
     means = {}
@@ -37,11 +37,11 @@ def averaged(stats: list[dict[str, float]], session: Session) -> dict[str, float
     return means
 
 
-def own_numbers(team: Team, names: tuple[str, ...]) -> dict[str, float]:
+def optimizer_metrics(pool: ModelPool, names: tuple[str, ...]) -> dict[str, float]:
     """Each learner's own step, rate and gradient norm, which are the same on every worker."""
     numbers: dict[str, float] = {}
     for name in names:
-        member = team.members[name]
-        numbers |= {f"{name}/own_step": member.own_step, f"{name}/lr": member.last_lr}
-        numbers[f"{name}/grad_norm"] = member.grad_norm.item()
+        state = pool.states[name]
+        numbers |= {f"{name}/own_step": state.own_step, f"{name}/lr": state.last_lr}
+        numbers[f"{name}/grad_norm"] = state.grad_norm.item()
     return numbers

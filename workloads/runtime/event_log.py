@@ -20,7 +20,7 @@ def stamped(kind: str, **fields: Any) -> dict[str, Any]:
     return {"kind": kind, "t": time.time_ns() // 1_000_000, **fields}
 
 
-class Spool:
+class EventLog:
     """Appends records to one file; 3.8 us a record (reference/storage.md 2.1).
 
     Several processes may have it open: a line is written by one call in append mode.
@@ -54,7 +54,7 @@ class Spool:
         self.close()
 
 
-def read_spool(path: Path) -> list[dict[str, Any]]:
+def read_event_log(path: Path) -> list[dict[str, Any]]:
     """All records in order. A torn last line is left out; any other broken line raises ValueError."""
     lines = path.read_bytes().split(b"\n")[:-1]
     return [_parsed(path, number, line) for number, line in enumerate(lines, start=1)]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import MARKER
 
 
@@ -59,7 +59,7 @@ class Shelf(Protocol):
     def fetch(self, name: str, work_dir: Path) -> Path: ...
 
 
-class FolderShelf:
+class LocalCheckpointStore:
     """A shelf that is one local folder, for a run that nobody else works on."""
 
     attempt = 1
@@ -95,26 +95,26 @@ class LocalSession:
         self,
         *,
         work_dir: Path,
-        spool: Spool,
-        shelf: Shelf,
+        event_log: EventLog,
+        store: Shelf,
         device: str = "cpu",
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.work_dir = work_dir
         self.device = torch.device(device)
-        self.attempt = shelf.attempt
+        self.attempt = store.attempt
         self.should_stop = should_stop
-        self.deliver, self.checkpoints = shelf.deliver, shelf.names
-        self._spool, self._shelf = spool, shelf
+        self.deliver, self.checkpoints = store.deliver, store.names
+        self._event_log, self._store = event_log, store
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
         for record in records:
-            self._spool.append(record)
+            self._event_log.append(record)
         if checkpoint is not None:
-            self._shelf.publish(checkpoint)
+            self._store.publish(checkpoint)
 
     def fetch(self, name: str) -> Path:
-        return self._shelf.fetch(name, self.work_dir)
+        return self._store.fetch(name, self.work_dir)
 
 
 def gather(session: Session, value: Any) -> list[Any]:

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from orchestrator.reports.search import page as search_page
 from orchestrator.reports.search.snapshot import Search, read_search
-from orchestrator.storage.retry import words
+from orchestrator.storage.retry import describe_error
 
 EVERY_S = 3.0  # how often a page asks
 DRAWN_S = 60.0  # how often what goes on is drawn longer, where there is no news
@@ -76,7 +76,7 @@ def app(uri: str, *, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
         return JSONResponse({"stamp": stamp, "html": news, "live": search.outcome is None})
 
     def away(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": words(error)}, status_code=503)
+        return JSONResponse({"error": describe_error(error)}, status_code=503)
 
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(GZipMiddleware)]
     return Starlette(

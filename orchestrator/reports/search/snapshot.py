@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.search.store import OUTCOME
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import patiently
+from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.search import objective_name
 
@@ -171,7 +171,7 @@ def read_search(uri: str, *, before: Search | None = None) -> Search:
 
     Raises ValueError where no search is, or where one of its files is not what a search writes.
     """
-    return patiently(lambda: _search(uri, before), what=f"search {uri}", patience_s=PATIENCE_S)
+    return retry_while_unavailable(lambda: _search(uri, before), what=f"search {uri}", patience_s=PATIENCE_S)
 
 
 def _search(uri: str, before: Search | None) -> Search:

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from orchestrator.cli.progress_bar import progress, roles
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 
 TURN = {"kind": "phase", "index": 2, "of": 9, "total": 300, "trains": ["vit"]}
 
@@ -17,9 +17,9 @@ def test_roles_are_told_in_a_few_words():
 
 def test_the_bar_follows_the_spool_to_its_last_record(tmp_path):
     shown = io.StringIO()
-    spool = Spool(tmp_path / "spool.jsonl")
-    with progress(spool.path, Console(file=shown, width=100, force_terminal=True)):
-        spool.append({**TURN, "edges": [{"teacher": "cnn", "student": "vit"}]})
-        spool.append({"kind": "metrics", "step": 120, "values": {}})
+    event_log = EventLog(tmp_path / "events.jsonl")
+    with progress(event_log.path, Console(file=shown, width=100, force_terminal=True)):
+        event_log.append({**TURN, "edges": [{"teacher": "cnn", "student": "vit"}]})
+        event_log.append({"kind": "metrics", "step": 120, "values": {}})
     assert "cnn -> vit" in shown.getvalue()
     assert "120/300" in shown.getvalue()

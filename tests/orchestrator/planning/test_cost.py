@@ -15,7 +15,7 @@ from orchestrator.planning.measure import measure, tensor_bytes
 from tests import small
 from workloads.distill.schedule import plan_phases
 from workloads.models.size import Size
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
 from workloads.train import loop, train_step
 
@@ -67,7 +67,7 @@ def test_a_whole_run_is_as_it_was_planned(tiny, start, monkeypatch, name, settin
 
     folder = run.session.work_dir.parent
     saved = sorted((folder / "checkpoints").iterdir())
-    sizes = model_sizes(recipe, tags=len(run.prepared.corpus.tags))
+    sizes = model_sizes(recipe, tags=len(run.prepared.dataset.tags))
     bytes_of = {int(path.name.split("-")[1]): tensor_bytes(path) for path in saved}
     assert bytes_of == {step: checkpoint_bytes(recipe, run.phases, sizes, step) for step in bytes_of}
     delivered = sum(tensor_bytes(path) for path in (folder / "models").iterdir())
@@ -78,7 +78,7 @@ def test_a_whole_run_is_as_it_was_planned(tiny, start, monkeypatch, name, settin
     assert cost.clips_read == len(read)
     cached = [job.target.stat().st_size for job in run.prepared.cache._jobs.values()]
     assert (cost.cache_bytes, cost.bytes_read) == (sum(cached), len(read) * cached[0])
-    rows = read_spool(folder / "spool.jsonl")[-1]["models"]
+    rows = read_event_log(folder / "events.jsonl")[-1]["models"]
     for model, row in rows.items():
         planned = cost.models[model]
         assert (planned.params, planned.own_steps, planned.taught_steps) == (
@@ -94,7 +94,7 @@ def test_partners_from_other_shards_are_read_once_more(tiny, start, monkeypatch)
     read, load = [], run.prepared.cache.load
     monkeypatch.setattr(run.prepared.cache, "load", lambda clip_id: read.append(clip_id) or load(clip_id))
     phase = run.phases[0]
-    sources = run.team.enter(phase)
+    sources = run.pool.enter_phase(phase)
     for run.step in range(phase.steps):
         train_step(run, phase, sources)
     planned = cost._clips_read(recipe, run.phases, HUNDRED, until=3, whole=False) - 2 * HUNDRED.val  # both validated
@@ -147,10 +147,10 @@ def test_planned_flops_are_those_of_a_real_step(tiny, start):
     run = start(recipe)
     sizes = model_sizes(recipe, tags=10)
     with FlopCounterMode(display=False) as counter:
-        run.batches.shard(0, 0).mel(run.team.member("vit").tagger.front_end)
+        run.batches.shard(0, 0).mel(run.pool.train_state("vit").tagger.front_end)
     front_end = counter.get_total_flops()
     for phase, hearings in zip(run.phases, (1, 2), strict=True):  # the clean view has a spectrum of its own
-        sources = run.team.enter(phase)
+        sources = run.pool.enter_phase(phase)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             train_step(run, phase, sources)
         counted = counter.get_total_flops() - hearings * front_end

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.reports.run_figures import LEAST_SHARE
-from orchestrator.reports.run_history import Story
+from orchestrator.reports.run_history import RunHistory
 from orchestrator.reports.run_page import write_report
 from tests.pages import Page
 
@@ -163,13 +163,13 @@ def test_data_is_counted(page: Page) -> None:
 
 
 def test_curves_are_the_spools_and_break_where_the_model_rests(page: Page) -> None:
-    story = Story(told(), recipe("single"))
+    history = RunHistory(told(), recipe("single"))
     loss, label_loss, kd_loss, score, val_loss = page.figures["curves-vit"]["data"]
     names = [trace["name"] for trace in (loss, label_loss, kd_loss, score, val_loss)]
     assert names == ["loss", "label loss", "kd loss from cnn", "accuracy", "validation log loss"]
     drawn = [(x, y) for x, y in zip(loss["x"], loss["y"], strict=True) if y is not None]
-    assert drawn == story.curves["vit/loss"]
-    assert list(zip(score["x"], score["y"], strict=True)) == story.curves["vit/val/accuracy"]
+    assert drawn == history.curves["vit/loss"]
+    assert list(zip(score["x"], score["y"], strict=True)) == history.curves["vit/val/accuracy"]
     # burn-in and the first turn (to step 70) join; then the cnn learns until 100
     assert loss["x"][5:9] == [60, 70, 110, 110]
     assert loss["y"][7] is None
@@ -196,7 +196,7 @@ def test_every_edge_has_its_four_curves(page: Page) -> None:
 
 
 def test_tags_and_confusion_are_the_results(page: Page) -> None:
-    result = Story(told(), recipe("single")).results
+    result = RunHistory(told(), recipe("single")).results
     for trace in page.figures["tags"]["data"]:
         assert dict(zip(map(html.unescape, trace["y"]), trace["x"], strict=True)) == result[trace["name"]]["per_tag"]
     heat = page.figures["matrix-vit"]["data"][0]
@@ -229,7 +229,7 @@ def test_many_turns_are_shaded_but_not_all_named(tmp_path: Path) -> None:
 def test_steps_done_twice_count_once_as_done_last() -> None:
     records = [{"kind": "metrics", "t": 1, "step": at, "values": {"cnn/loss": at + 0.5}} for at in (10, 20, 30)]
     again = [{"kind": "metrics", "t": 2, "step": at, "values": {"cnn/loss": float(at)}} for at in (20, 30, 40)]
-    assert Story(records + again, recipe("single")).curves == {
+    assert RunHistory(records + again, recipe("single")).curves == {
         "cnn/loss": [(10, 10.5), (20, 20.0), (30, 30.0), (40, 40.0)]
     }
 

@@ -17,7 +17,7 @@ from orchestrator.cli.app import app
 from orchestrator.runs import backfill
 from orchestrator.tracking.replayer import CLIENT
 from orchestrator.tracking.uri import sqlite_uri
-from workloads.runtime.event_log import Spool, stamped
+from workloads.runtime.event_log import EventLog, stamped
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
@@ -42,9 +42,9 @@ def _records(run_id: str, tracked: str, *, ended: bool = True, seconds_ago: floa
 
 
 def _run(folder: Path, records: list[dict[str, Any]]) -> str:
-    with Spool(folder / "spool.jsonl") as spool:
+    with EventLog(folder / "events.jsonl") as event_log:
         for record in records:
-            spool.append(record)
+            event_log.append(record)
     return str(folder)
 
 
@@ -81,7 +81,7 @@ def test_the_outcome_says_where_and_the_user_overrules_it(tmp_path: Path, uri: s
 
 def test_a_run_in_an_object_store_is_fetched(uri: str) -> None:
     lines = [json.dumps(record) + "\n" for record in _records("remote", uri)]
-    fsspec.filesystem("memory").pipe_file("/team/remote/spool.jsonl", "".join(lines).encode())
+    fsspec.filesystem("memory").pipe_file("/team/remote/events.jsonl", "".join(lines).encode())
     assert backfill.replay_run("memory://team/remote")["points_sent"] == 2
     assert backfill.replay_run("memory://team/remote/")["points_held"] == 2
 
@@ -99,13 +99,16 @@ def test_nobody_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 def test_a_folder_without_records_is_the_users_mistake(tmp_path: Path) -> None:
     done = _antiphon(str(tmp_path))
     assert done.returncode == 2
-    assert "no spool.jsonl there" in done.stderr
+    assert "no events.jsonl there" in done.stderr
 
 
 def test_a_run_that_is_being_delivered_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backfill, "LOCK_S", 0)
     run = _run(tmp_path, _records("busy", "sqlite:///nowhere.db"))
-    with FileLock(tmp_path / "spool.jsonl.lock"), pytest.raises(ValueError, match="its own replayer still works on it"):
+    with (
+        FileLock(tmp_path / "events.jsonl.lock"),
+        pytest.raises(ValueError, match="its own replayer still works on it"),
+    ):
         backfill.replay_run(run)
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from s3fs import S3FileSystem
 
-from orchestrator.runs.checkpoint_store import InBackground, RunShelf
+from orchestrator.runs.checkpoint_store import BackgroundUploads, RunCheckpointStore
 from orchestrator.runs.lease import Attempt, Driver, Superseded, take_next
 from orchestrator.storage import object_store
 from workloads.runtime import checkpoint
 
 
-def shelf(attempt: Attempt, *, keep_last: int = 2) -> RunShelf:
-    return RunShelf(attempt, keep_last=keep_last, patience_s=0)
+def store(attempt: Attempt, *, keep_last: int = 2) -> RunCheckpointStore:
+    return RunCheckpointStore(attempt, keep_last=keep_last, patience_s=0)
 
 
 def saved(tmp_path: Path, name: str, best_for: dict[str, float] | None = None) -> Path:
@@ -40,7 +40,7 @@ def start(home: str, driver: Driver) -> str:
 
 
 def test_the_newest_and_each_models_best_stay(first, tmp_path):
-    kept = shelf(first)
+    kept = store(first)
     scores = [("cnn", 0.5), ("vit", 0.9), ("cnn", 0.7), ("cnn", 0.7), ("vit", 0.2), ("cnn", 0.1)]
     for step, (model, score) in enumerate(scores, start=1):
         kept.publish(saved(tmp_path, f"step-{step:08d}-attempt-2", {model: score}))
@@ -50,8 +50,8 @@ def test_the_newest_and_each_models_best_stay(first, tmp_path):
 
 def test_an_attempt_goes_on_from_what_the_newest_one_committed(first, driver, tmp_path):
     """Attempt 3 went on from step 10; that attempt 2 committed step 20 in the meantime is not its past."""
-    shelf(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
-    second = shelf(take_next(first.run_uri, driver))
+    store(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
+    second = store(take_next(first.run_uri, driver))
     second.publish(saved(tmp_path, "step-00000015-attempt-3"))
     object_store.publish(
         saved(tmp_path, "step-00000020-attempt-2"),
@@ -61,7 +61,7 @@ def test_an_attempt_goes_on_from_what_the_newest_one_committed(first, driver, tm
 
 
 def test_an_older_attempt_never_commits(first, driver, tmp_path):
-    old = shelf(first)
+    old = store(first)
     take_next(first.run_uri, driver)
     with pytest.raises(Superseded):
         old.publish(saved(tmp_path, "step-00000020-attempt-2"))
@@ -72,7 +72,7 @@ def test_an_older_attempt_never_commits(first, driver, tmp_path):
 
 
 def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, driver, tmp_path, monkeypatch):
-    old = shelf(first)
+    old = store(first)
     real = object_store.filesystem
 
     def slow(uri: str):
@@ -89,18 +89,18 @@ def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, 
 
 
 def test_what_a_killed_save_left_is_collected(first, driver, tmp_path):
-    shelf(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
+    store(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
     torn = object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-2")
     object_store.put_text(object_store.join(torn, "cnn.safetensors"), "half of it")
-    after = shelf(take_next(first.run_uri, driver))
+    after = store(take_next(first.run_uri, driver))
     after.collect_garbage()
     assert after.names() == ["step-00000010-attempt-2"]
     assert object_store.names(object_store.join(first.run_uri, "checkpoints")) == ["step-00000010-attempt-2"]
 
 
 def test_a_tagger_of_an_older_attempt_is_replaced_if_it_differs(first, driver, tmp_path):
-    shelf(first).deliver(saved(tmp_path, "cnn", {"cnn": 0.1}))
-    uri = shelf(take_next(first.run_uri, driver)).deliver(saved(tmp_path, "cnn", {"cnn": 0.2}))
+    store(first).deliver(saved(tmp_path, "cnn", {"cnn": 0.1}))
+    uri = store(take_next(first.run_uri, driver)).deliver(saved(tmp_path, "cnn", {"cnn": 0.2}))
     folder = object_store.fetch(uri, tmp_path / "back")
     assert checkpoint.read_state(folder)["best_for"] == {"cnn": 0.2}
 
@@ -112,7 +112,7 @@ def test_a_store_that_stays_away_is_told_in_one_line(monkeypatch, tmp_path, capf
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     S3FileSystem.clear_instance_cache()  # clients remember the endpoint with which they were made
-    away = RunShelf(Attempt("s3://nowhere/run", 1, Driver()), keep_last=2, patience_s=3)
+    away = RunCheckpointStore(Attempt("s3://nowhere/run", 1, Driver()), keep_last=2, patience_s=3)
     with pytest.raises(OSError, match=r"s3://nowhere/run/checkpoints.*127\.0\.0\.1:9") as told:
         away.names()
     assert "\n" not in str(told.value)
@@ -121,10 +121,10 @@ def test_a_store_that_stays_away_is_told_in_one_line(monkeypatch, tmp_path, capf
 
 
 def test_uploads_in_the_background_are_there_at_the_end_and_their_failure_is_not_lost(first, driver, tmp_path):
-    with InBackground(shelf(first)) as background:
+    with BackgroundUploads(store(first)) as background:
         background.publish(saved(tmp_path, "step-00000010-attempt-2"))
         background.publish(saved(tmp_path, "step-00000020-attempt-2"))
-    assert len(shelf(first).names()) == 2
+    assert len(store(first).names()) == 2
     take_next(first.run_uri, driver)
-    with pytest.raises(Superseded), InBackground(shelf(first)) as background:
+    with pytest.raises(Superseded), BackgroundUploads(store(first)) as background:
         background.publish(saved(tmp_path, "step-00000030-attempt-2"))

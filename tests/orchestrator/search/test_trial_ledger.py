@@ -9,13 +9,13 @@ import pytest
 
 from orchestrator.search.finals import finals
 from orchestrator.search.store import read_result, write_result, write_settings
-from orchestrator.search.trial_ledger import Desk
+from orchestrator.search.trial_ledger import TrialLedger
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.tracking.nested_runs import NAMES
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 WINNER = Task("winner", 0, {"edges.0.weight": 0.5}, seed=1)
 
@@ -36,20 +36,20 @@ class Heard:
 class Sure:
     """Whatever it runs comes to its end, with the seed for a score."""
 
-    def __init__(self, home: Path) -> None:
-        self.home, self.ran = str(home), 0
+    def __init__(self, search_uri: Path) -> None:
+        self.search_uri, self.ran = str(search_uri), 0
 
     def run_listed(self, tasks: list[Task]) -> float:
         for task in tasks:
-            self.ran += read_result(self.home, task) is None
-            end(self.home, task, "done", float(task.seed or 0))
+            self.ran += read_result(self.search_uri, task) is None
+            end(self.search_uri, task, "done", float(task.seed or 0))
         return 0.0
 
 
-def end(home: str, task: Task, status: str, objective: float | None, **more: Any) -> None:
-    write_settings(home, task, began=1.0)
+def end(search_uri: str, task: Task, status: str, objective: float | None, **more: Any) -> None:
+    write_settings(search_uri, task, began=1.0)
     result = {"status": status, "reason": "", "objective": objective, "history": [], "began": 1.0, "loop_seconds": 1.0}
-    write_result(home, task, result | more)
+    write_result(search_uri, task, result | more)
 
 
 @pytest.fixture
@@ -59,43 +59,43 @@ def recipe(tiny: Callable[..., Recipe]) -> Recipe:
 
 
 @pytest.fixture
-def desk(recipe: Recipe, tmp_path: Path) -> Desk:
-    return Desk(Heard(), recipe, str(tmp_path), Spool(tmp_path / "spool.jsonl"), slots=1)
+def ledger(recipe: Recipe, tmp_path: Path) -> TrialLedger:
+    return TrialLedger(Heard(), recipe, str(tmp_path), EventLog(tmp_path / "events.jsonl"), slots=1)
 
 
-def kinds(desk: Desk) -> list[str]:
-    return [record["kind"] for record in read_spool(desk.spool.path)]
+def kinds(ledger: TrialLedger) -> list[str]:
+    return [record["kind"] for record in read_event_log(ledger.event_log.path)]
 
 
-def test_what_a_winner_delivered_is_told_also_by_whoever_only_finds_it(desk: Desk, recipe: Recipe) -> None:
+def test_what_a_winner_delivered_is_told_also_by_whoever_only_finds_it(ledger: TrialLedger, recipe: Recipe) -> None:
     """Its process committed, and the driver was interrupted before it heard so; a later driver does not repeat it."""
-    desk.begin(WINNER)
-    end(desk.home, WINNER, "done", 0.4, delivered={"kind": "result", "t": 1, "models": {}})
-    desk.leave()
-    assert kinds(desk) == ["run", "result", "closed"]
-    again = Desk(Heard(), recipe, desk.home, desk.spool, slots=1)
+    ledger.begin(WINNER)
+    end(ledger.search_uri, WINNER, "done", 0.4, delivered={"kind": "result", "t": 1, "models": {}})
+    ledger.leave()
+    assert kinds(ledger) == ["run", "result", "closed"]
+    again = TrialLedger(Heard(), recipe, ledger.search_uri, ledger.event_log, slots=1)
     again.begin(WINNER)
     again.end(WINNER)
-    assert kinds(desk) == ["run", "result", "closed"]
+    assert kinds(ledger) == ["run", "result", "closed"]
 
 
-def test_a_task_that_could_not_even_begin_is_told_as_one_that_failed(desk: Desk) -> None:
-    desk.end(WINNER, error="no memory")
-    assert kinds(desk) == ["run", "closed"]
-    found = read_result(desk.home, WINNER)
+def test_a_task_that_could_not_even_begin_is_told_as_one_that_failed(ledger: TrialLedger) -> None:
+    ledger.end(WINNER, error="no memory")
+    assert kinds(ledger) == ["run", "closed"]
+    found = read_result(ledger.search_uri, WINNER)
     assert found is not None
     assert (found["status"], found["reason"]) == ("failed", "no memory")
 
 
-def test_who_proposes_learns_how_a_trial_ended_and_where_it_was_stopped(desk: Desk) -> None:
+def test_who_proposes_learns_how_a_trial_ended_and_where_it_was_stopped(ledger: TrialLedger) -> None:
     rungs = [{"step": 10, "objective": 0.7, "values": {}}, {"step": 20, "objective": 0.6, "values": {}}]
-    end(desk.home, Task("trial", 0), "done", 0.5, second=3.0, history=rungs)
-    end(desk.home, Task("trial", 1), "stopped", 0.6, history=rungs)
-    end(desk.home, Task("trial", 2), "failed", None)
+    end(ledger.search_uri, Task("trial", 0), "done", 0.5, second=3.0, history=rungs)
+    end(ledger.search_uri, Task("trial", 1), "stopped", 0.6, history=rungs)
+    end(ledger.search_uri, Task("trial", 2), "failed", None)
     for number in range(3):
-        desk.end(Task("trial", number))
-    assert isinstance(desk.source, Heard)
-    assert desk.source.told == [(0, [0.5, 3.0], False), (1, [0.7, 0.6], True), (2, None, False)]
+        ledger.end(Task("trial", number))
+    assert isinstance(ledger.source, Heard)
+    assert ledger.source.told == [(0, [0.5, 3.0], False), (1, [0.7, 0.6], True), (2, None, False)]
 
 
 def test_a_winner_is_scored_on_the_test_fold_once_however_many_trials_follow(recipe: Recipe, tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_links_to_mlflow_are_beside_a_search_on_an_object_store_while_it_goes_on
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     s3_server.client().create_bucket(Bucket="links")
-    desk = Desk(Heard(), recipe, "s3://links/s", Spool(tmp_path / "spool.jsonl"), slots=1)
-    desk.begin(Task("trial", 0))
+    ledger = TrialLedger(Heard(), recipe, "s3://links/s", EventLog(tmp_path / "events.jsonl"), slots=1)
+    ledger.begin(Task("trial", 0))
     (tmp_path / NAMES).write_text('{"": "p", "0000": "c"}')
-    desk.hear(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
+    ledger.hear(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
     assert object_store.get_text(f"s3://links/s/{NAMES}") == (tmp_path / NAMES).read_text()

@@ -34,9 +34,9 @@ def recipe(tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
     return make
 
 
-def learned(recipe: Recipe, task: Task, home: Path) -> list[dict[str, Any]]:
+def learned(recipe: Recipe, task: Task, search_uri: Path) -> list[dict[str, Any]]:
     news: list[dict[str, Any]] = []
-    learn(recipe, task, str(home), news.append)
+    learn(recipe, task, str(search_uri), news.append)
     return news
 
 

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from orchestrator.tracking import log_reader
-from orchestrator.tracking.log_reader import Away, Cursor, Writer, follow
+from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, follow
 from orchestrator.tracking.record_mapping import PARAM_LENGTH, cut, delivery
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 
 NOBODY = Writer(pid=0, started=0.0)
 
@@ -25,7 +25,7 @@ class Kept(list[dict[str, Any]]):
     def accept(self, records: Any) -> None:
         if self.refusals:
             self.refusals -= 1
-            raise Away("closed")
+            raise TrackingUnavailable("closed")
         self.extend(records)
 
     def lost_writer(self, end_ms: int) -> None:
@@ -38,12 +38,12 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_reader, "RETRY_S", 0.01)
 
 
-def _spool(path: Path, count: int, *, end: bool = True) -> Path:
-    with Spool(path) as spool:
+def _event_log(path: Path, count: int, *, end: bool = True) -> Path:
+    with EventLog(path) as event_log:
         for step in range(count):
-            spool.append({"kind": "metrics", "step": step, "values": {"cnn/loss": 1.0}})
+            event_log.append({"kind": "metrics", "step": step, "values": {"cnn/loss": 1.0}})
         if end:
-            spool.append({"kind": "end", "status": "done", "error": ""})
+            event_log.append({"kind": "end", "status": "done", "error": ""})
     return path
 
 
@@ -52,7 +52,7 @@ def _steps(kept: list[dict[str, Any]]) -> list[int]:
 
 
 def test_everything_arrives_in_order_through_refusals(tmp_path: Path) -> None:
-    path = _spool(tmp_path / "spool.jsonl", 450)
+    path = _event_log(tmp_path / "events.jsonl", 450)
     kept = Kept(refusals=3)
     assert follow(Cursor(path, "here"), kept, writer=NOBODY, old_bytes=0, grace_s=60) == 0
     assert _steps(kept) == list(range(450))
@@ -60,7 +60,7 @@ def test_everything_arrives_in_order_through_refusals(tmp_path: Path) -> None:
 
 
 def test_the_place_is_kept_for_the_same_destination_only(tmp_path: Path) -> None:
-    path = _spool(tmp_path / "spool.jsonl", 250)
+    path = _event_log(tmp_path / "events.jsonl", 250)
     follow(Cursor(path, "here"), Kept(), writer=NOBODY, old_bytes=0, grace_s=0)
     again, elsewhere = Cursor(path, "here"), Cursor(path, "elsewhere")
     again.resume()
@@ -69,17 +69,17 @@ def test_the_place_is_kept_for_the_same_destination_only(tmp_path: Path) -> None
 
 
 def test_another_spool_under_the_same_name_is_read_from_its_beginning(tmp_path: Path) -> None:
-    path = _spool(tmp_path / "spool.jsonl", 20)
+    path = _event_log(tmp_path / "events.jsonl", 20)
     follow(Cursor(path, "here"), Kept(), writer=NOBODY, old_bytes=0, grace_s=0)
     path.unlink()
-    _spool(path, 400)
+    _event_log(path, 400)
     cursor = Cursor(path, "here")
     cursor.resume()
     assert cursor.end == 0
 
 
 def test_a_run_whose_driver_is_gone_is_reported_lost_after_its_last_record(tmp_path: Path) -> None:
-    path = _spool(tmp_path / "spool.jsonl", 3, end=False)
+    path = _event_log(tmp_path / "events.jsonl", 3, end=False)
     with path.open("ab") as file:
         file.write(b'{"kind": "metr')  # torn by the kill
     kept = Kept()
@@ -91,7 +91,7 @@ def test_a_run_whose_driver_is_gone_is_reported_lost_after_its_last_record(tmp_p
 
 
 def test_the_end_of_an_earlier_attempt_does_not_stop_it(tmp_path: Path) -> None:
-    path = _spool(tmp_path / "spool.jsonl", 3)
+    path = _event_log(tmp_path / "events.jsonl", 3)
     old_bytes = path.stat().st_size
     me = psutil.Process()
 
@@ -101,7 +101,7 @@ def test_the_end_of_an_earlier_attempt_does_not_stop_it(tmp_path: Path) -> None:
         def accept(self, records: Any) -> None:
             super().accept(records)
             if len(self) == 4:
-                _spool(path, 5)
+                _event_log(path, 5)
 
     kept = Resumes()
     writer = Writer(pid=me.pid, started=me.create_time())
@@ -110,7 +110,7 @@ def test_the_end_of_an_earlier_attempt_does_not_stop_it(tmp_path: Path) -> None:
 
 
 def test_it_gives_up_only_when_the_spool_is_complete(tmp_path: Path) -> None:
-    path = _spool(tmp_path / "spool.jsonl", 3, end=False)
+    path = _event_log(tmp_path / "events.jsonl", 3, end=False)
     me = psutil.Process()
 
     class Closed(Kept):
@@ -121,21 +121,21 @@ def test_it_gives_up_only_when_the_spool_is_complete(tmp_path: Path) -> None:
         def accept(self, records: Any) -> None:
             self.asked += 1
             if self.asked == 3:
-                _spool(path, 0)
-            raise Away("closed")
+                _event_log(path, 0)
+            raise TrackingUnavailable("closed")
 
     closed = Closed()
     writer = Writer(pid=me.pid, started=me.create_time())
     assert follow(Cursor(path, "here"), closed, writer=writer, old_bytes=0, grace_s=0) == 3
     assert closed.asked == 3
-    assert not (tmp_path / "spool.jsonl.offset").exists()
+    assert not (tmp_path / "events.jsonl.offset").exists()
 
 
 def test_a_damaged_line_is_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "spool.jsonl"
+    path = tmp_path / "events.jsonl"
     path.write_bytes(b"\0\0\0\n")
     kept = Kept()
-    assert follow(Cursor(_spool(path, 2), "here"), kept, writer=NOBODY, old_bytes=0, grace_s=0) == 0
+    assert follow(Cursor(_event_log(path, 2), "here"), kept, writer=NOBODY, old_bytes=0, grace_s=0) == 0
     assert _steps(kept) == [0, 1]
     assert "skipped a line that is not JSON: b'\\x00" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.runs.backfill import replay_run
 from orchestrator.storage import object_store
-from orchestrator.tracking.log_reader import Away
+from orchestrator.tracking.log_reader import TrackingUnavailable
 from orchestrator.tracking.model_registry import requirements
 from orchestrator.tracking.replayer import CLIENT
 from orchestrator.tracking.uri import sqlite_uri
@@ -21,7 +21,7 @@ from workloads.config.architectures import MN
 from workloads.config.recipe import Model
 from workloads.models.tagger import build_tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.event_log import Spool
+from workloads.runtime.event_log import EventLog
 
 ROOT = Path(__file__).parents[3]
 TAGS = ("dog", "rain", "saw")
@@ -72,10 +72,10 @@ def _run(folder: Path, recipe: str, run_id: str, tagger: Path | str, accuracy: f
     row = {"params": 1, "steps_taught": 2, "steps_learned": 3, "val": val, "test": {"accuracy": 0.25}}
     row |= {"checkpoint": str(tagger), "weights_sha256": "ab12"}
     run = {"kind": "run", "run_id": run_id, "experiment": "antiphon", "name": recipe, "params": {}, "tags": {}}
-    with Spool(folder / run_id / "spool.jsonl") as spool:
-        spool.append(run)
-        spool.append({"kind": "result", "steps": 7, "models": {"cnn": row}})
-        spool.append({"kind": "end", "status": "done", "error": "", "mistake": False})
+    with EventLog(folder / run_id / "events.jsonl") as event_log:
+        event_log.append(run)
+        event_log.append({"kind": "result", "steps": 7, "models": {"cnn": row}})
+        event_log.append({"kind": "end", "status": "done", "error": "", "mistake": False})
     return folder / run_id
 
 
@@ -216,17 +216,17 @@ def test_an_artifact_store_that_is_away_is_tried_again(
     tmp_path: Path, home: Path, uri: str, client: Any, published: Callable[..., Path]
 ) -> None:
     run = tmp_path / "away-1"
-    with Spool(run / "spool.jsonl") as spool:
-        spool.append(
+    with EventLog(run / "events.jsonl") as event_log:
+        event_log.append(
             {"kind": "run", "run_id": run.name, "experiment": "antiphon", "name": "away", "params": {}, "tags": {}}
         )
     hole = home / "artifacts" / replay_run(str(run), uri)["mlflow_run_id"]
     hole.write_text("a file where the run's artifacts belong")
-    (run / "spool.jsonl").unlink()
+    (run / "events.jsonl").unlink()
     _run(tmp_path, "away", run.name, published(), 0.5)
-    with pytest.raises(Away):
+    with pytest.raises(TrackingUnavailable):
         replay_run(str(run), uri)
-    command = [sys.executable, "-m", "orchestrator.tracking", str(run / "spool.jsonl"), uri, "--grace", "0"]
+    command = [sys.executable, "-m", "orchestrator.tracking", str(run / "events.jsonl"), uri, "--grace", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     replayer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert replayer.returncode == 3, replayer.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
 from orchestrator.tracking.uri import sqlite_uri, ui_command
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 CURVES = 4
 ROOT = Path(__file__).parents[3]
@@ -53,20 +53,20 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "cwd")
 
 
-def _start(spool: Path, uri: str, replayers: list[Replayer]) -> Replayer:
-    replayer = start_replayer(spool, uri, log=spool.with_name("tracking.log"))
+def _start(event_log: Path, uri: str, replayers: list[Replayer]) -> Replayer:
+    replayer = start_replayer(event_log, uri, log=event_log.with_name("tracking.log"))
     assert isinstance(replayer, Replayer)
     replayers.append(replayer)
     return replayer
 
 
-def _metrics(spool: Spool, steps: range) -> None:
+def _metrics(event_log: EventLog, steps: range) -> None:
     for step in steps:
-        spool.append({"kind": "metrics", "step": step, "values": {f"cnn/m{n}": step + n for n in range(CURVES)}})
+        event_log.append({"kind": "metrics", "step": step, "values": {f"cnn/m{n}": step + n for n in range(CURVES)}})
 
 
-def _replay_by_hand(spool: Path, uri: str) -> None:
-    command = [sys.executable, "-m", "orchestrator.tracking", str(spool), uri]
+def _replay_by_hand(event_log: Path, uri: str) -> None:
+    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log), uri]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
 
 
@@ -106,7 +106,7 @@ def test_importing_it_costs_no_mlflow() -> None:
 
 
 def test_no_tracking_has_the_same_interface(tmp_path: Path) -> None:
-    nothing = start_replayer(tmp_path / "spool.jsonl", "none", log=tmp_path / "log")
+    nothing = start_replayer(tmp_path / "events.jsonl", "none", log=tmp_path / "log")
     assert (nothing.wait_started(), nothing.wait(timeout_s=0), nothing.explanation()) == ("", 0, "")
     assert ui_command("none") == ""
     assert list(tmp_path.iterdir()) == [tmp_path / "cwd"]
@@ -119,9 +119,9 @@ def test_ui_command_names_the_store(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_not_there_stops_the_run(tmp_path: Path, replayers: list[Replayer]) -> None:
-    with Spool(tmp_path / "spool.jsonl") as spool:
-        spool.append(RUN)
-    replayer = _start(tmp_path / "spool.jsonl", f"http://127.0.0.1:{_free_port()}", replayers)
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        event_log.append(RUN)
+    replayer = _start(tmp_path / "events.jsonl", f"http://127.0.0.1:{_free_port()}", replayers)
     with pytest.raises(RuntimeError, match=r"(?s)tracking could not start: .*Connection refused.*--tracking none"):
         replayer.wait_started()
     assert replayer.wait(timeout_s=0) == 1
@@ -129,30 +129,32 @@ def test_a_server_that_is_not_there_stops_the_run(tmp_path: Path, replayers: lis
 
 def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Path, replayers: list[Replayer]) -> None:
     uri = sqlite_uri(tmp_path)
-    offset = tmp_path / "spool.jsonl.offset"
-    with Spool(tmp_path / "spool.jsonl") as spool:
-        spool.append(RUN)
-        _metrics(spool, range(1200))
-        first = _start(spool.path, uri, replayers)
+    offset = tmp_path / "events.jsonl.offset"
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        event_log.append(RUN)
+        _metrics(event_log, range(1200))
+        first = _start(event_log.path, uri, replayers)
         run_id = first.wait_started()
         _until(offset.exists, "the first acknowledgement")
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
-        assert f'"end": {spool.path.stat().st_size},' not in offset.read_text(), "it was killed too late to prove much"
+        assert f'"end": {event_log.path.stat().st_size},' not in offset.read_text(), (
+            "it was killed too late to prove much"
+        )
         # the run itself was preempted too and goes on from an earlier checkpoint: steps 1100 to 1199 come twice
-        spool.append({"kind": "end", "status": "preempted", "error": ""})
-        spool.append(RUN | {"params": {"models.cnn.p1": "changed"}})
-        spool.append({"kind": "start", "attempt": 2, "step": 1100, "damaged": []})
-        second = _start(spool.path, uri, replayers)
+        event_log.append({"kind": "end", "status": "preempted", "error": ""})
+        event_log.append(RUN | {"params": {"models.cnn.p1": "changed"}})
+        event_log.append({"kind": "start", "attempt": 2, "step": 1100, "damaged": []})
+        second = _start(event_log.path, uri, replayers)
         assert second.wait_started() == run_id
-        _metrics(spool, range(1100, 1300))
-        spool.append({"kind": "end", "status": "done", "error": ""})
+        _metrics(event_log, range(1100, 1300))
+        event_log.append({"kind": "end", "status": "done", "error": ""})
         assert second.wait(timeout_s=60) == 0
     client, run = _run(uri)
     history = _history(client, run)
     assert history == {f"cnn/m{n}": [(step, float(step + n)) for step in range(1300)] for n in range(CURVES)}
     offset.unlink()
-    _replay_by_hand(spool.path, uri)
+    _replay_by_hand(event_log.path, uri)
     client, run = _run(uri)
     assert _history(client, run) == history
     assert run.info.status == "FINISHED"
@@ -162,24 +164,28 @@ def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Pa
 
 
 def test_every_record_finds_its_place(tmp_path: Path) -> None:
-    with Spool(tmp_path / "spool.jsonl") as spool:
-        spool.append(RUN)
-        spool.append({"kind": "start", "attempt": 1, "step": 0, "damaged": []})
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        event_log.append(RUN)
+        event_log.append({"kind": "start", "attempt": 1, "step": 0, "damaged": []})
         clips = {"train": 80, "val": 20, "test": 25}
         broken = [{"clip_id": "7", "path": "7.wav", "reason": "empty"}]
         data = {"fingerprint": "f00d", "tags": ["dog", "rain"], "labels": "single", "clips": clips}
-        spool.append({"kind": "data", **data, "quarantined": broken})
-        spool.append({"kind": "phase", "step": 0, "index": 0, "of": 2, "steps": 40, "trains": ["cnn"], "edges": []})
-        spool.append({"kind": "metrics", "step": 10, "values": {"cnn/loss": float("nan"), "cnn-to-vit/kd_loss": 0.25}})
-        spool.append({"kind": "bad", "step": 12, "models": ["cnn", "vit"], "policy": "skip", "clip_ids": ["3", "8"]})
-        spool.append({"kind": "machine", "step": 178, "values": {"system/cpu_utilization_percentage": 97.5}})
-        spool.append({"kind": "checkpoint", "step": 20, "name": "step-20", "seconds": 0.5})
-        spool.append(RESULT)
-        spool.append({"kind": "closed", "status": "failed", "error": "disk full", "mistake": False})
-        spool.append({"kind": "end", "status": "failed", "error": "disk full"})
-    _replay_by_hand(spool.path, sqlite_uri(tmp_path))
+        event_log.append({"kind": "data", **data, "quarantined": broken})
+        event_log.append({"kind": "phase", "step": 0, "index": 0, "of": 2, "steps": 40, "trains": ["cnn"], "edges": []})
+        event_log.append(
+            {"kind": "metrics", "step": 10, "values": {"cnn/loss": float("nan"), "cnn-to-vit/kd_loss": 0.25}}
+        )
+        event_log.append(
+            {"kind": "bad", "step": 12, "models": ["cnn", "vit"], "policy": "skip", "clip_ids": ["3", "8"]}
+        )
+        event_log.append({"kind": "machine", "step": 178, "values": {"system/cpu_utilization_percentage": 97.5}})
+        event_log.append({"kind": "checkpoint", "step": 20, "name": "step-20", "seconds": 0.5})
+        event_log.append(RESULT)
+        event_log.append({"kind": "closed", "status": "failed", "error": "disk full", "mistake": False})
+        event_log.append({"kind": "end", "status": "failed", "error": "disk full"})
+    _replay_by_hand(event_log.path, sqlite_uri(tmp_path))
     client, run = _run(sqlite_uri(tmp_path))
-    record = {r["kind"]: r for r in read_spool(spool.path)}
+    record = {r["kind"]: r for r in read_event_log(event_log.path)}
     (kd_loss,) = client.get_metric_history(run.info.run_id, "cnn-to-vit/kd_loss")
     assert (kd_loss.value, kd_loss.step, kd_loss.timestamp) == (0.25, 10, record["metrics"]["t"])
     assert run.data.metrics.pop("cnn/loss") != 0.0  # nan is stored, and as nan
@@ -240,18 +246,18 @@ def test_nothing_is_lost_or_doubled_when_the_server_dies_and_returns(
     port = _free_port()
     uri = f"http://127.0.0.1:{port}"
     process = server(port)
-    with Spool(tmp_path / "spool.jsonl") as spool:
-        spool.append(RUN)
-        replayer = _start(spool.path, uri, replayers)
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        event_log.append(RUN)
+        replayer = _start(event_log.path, uri, replayers)
         replayer.wait_started()
-        _metrics(spool, range(300))
-        _until((tmp_path / "spool.jsonl.offset").exists, "the first acknowledgement")
+        _metrics(event_log, range(300))
+        _until((tmp_path / "events.jsonl.offset").exists, "the first acknowledgement")
         _kill_group(process)
-        _metrics(spool, range(300, 600))
+        _metrics(event_log, range(300, 600))
         _until(lambda: "not delivered, trying again" in replayer.log.read_text(), "the replayer's notice")
         server(port)
-        spool.append(RESULT)
-        spool.append({"kind": "end", "status": "done", "error": ""})
+        event_log.append(RESULT)
+        event_log.append({"kind": "end", "status": "done", "error": ""})
         assert replayer.wait(timeout_s=60) == 0, replayer.explanation()
     client, run = _run(uri)
     history = _history(client, run)
@@ -283,14 +289,14 @@ def _free_port() -> int:
 
 
 def test_a_driver_that_is_lost_takes_no_trial_along_that_was_over(tmp_path: Path) -> None:
-    uri, spool = sqlite_uri(tmp_path), tmp_path / "spool.jsonl"
-    with Spool(spool) as out:
+    uri, event_log = sqlite_uri(tmp_path), tmp_path / "events.jsonl"
+    with EventLog(event_log) as out:
         out.append(RUN)
         for child in ("0000", "0001"):
             out.append(RUN | {"run_id": f"search/{child}", "name": child, "child": child})
             out.append({"kind": "metrics", "step": 1, "values": {"objective": 0.5}, "child": child})
         out.append({"kind": "closed", "status": "done", "error": "", "child": "0000"})
-    _replay_by_hand(spool, uri)
+    _replay_by_hand(event_log, uri)
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)

@@ -10,16 +10,16 @@ import pytest
 
 from orchestrator.tracking.record_mapping import delivery
 from orchestrator.training.system_metrics import sampling
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 
 def test_one_sample_at_once_and_a_prompt_end(tmp_path: Path) -> None:
-    with Spool(tmp_path / "spool.jsonl") as spool:
-        with sampling(spool, every_s=10.0):
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        with sampling(event_log, every_s=10.0):
             pass
         assert "machine" not in {thread.name for thread in threading.enumerate()}
-        spool.append({"kind": "end", "status": "done", "error": ""})
-    sample, end = read_spool(spool.path)
+        event_log.append({"kind": "end", "status": "done", "error": ""})
+    sample, end = read_event_log(event_log.path)
     assert (sample["kind"], end["kind"]) == ("machine", "end")
     assert sample["t"] // 10_000 - sample["step"] in (0, 1)
     assert 0 < sample["values"]["system/system_memory_usage_percentage"] < 100
@@ -28,11 +28,11 @@ def test_one_sample_at_once_and_a_prompt_end(tmp_path: Path) -> None:
 
 
 def test_samples_go_on_with_growing_steps(tmp_path: Path) -> None:
-    with Spool(tmp_path / "spool.jsonl") as spool, sampling(spool, every_s=0.02):
+    with EventLog(tmp_path / "events.jsonl") as event_log, sampling(event_log, every_s=0.02):
         deadline = time.monotonic() + 30
-        while len(read_spool(spool.path)) < 4:
+        while len(read_event_log(event_log.path)) < 4:
             assert time.monotonic() < deadline
-    steps = [record["step"] for record in read_spool(spool.path)]
+    steps = [record["step"] for record in read_event_log(event_log.path)]
     assert steps == sorted(set(steps))
 
 
@@ -49,9 +49,9 @@ def test_the_names_are_mlflows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for monitor in (CPUMonitor(), DiskMonitor(), NetworkMonitor(), GPUMonitor()):
         monitor.collect_metrics()
         expected |= {f"system/{name}" for name in monitor.aggregate_metrics()}
-    with Spool(tmp_path / "spool.jsonl") as spool, sampling(spool):
+    with EventLog(tmp_path / "events.jsonl") as event_log, sampling(event_log):
         pass
-    values = read_spool(spool.path)[0]["values"]
+    values = read_event_log(event_log.path)[0]["values"]
     assert set(values) == expected
     assert values["system/gpu_0_memory_usage_percentage"] == 25.0
     assert values["system/gpu_1_power_usage_watts"] == 300.0
@@ -65,9 +65,9 @@ def test_what_a_card_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: pyte
 
     gpu.nvmlDeviceGetPowerUsage = refuse
     monkeypatch.setitem(sys.modules, "pynvml", gpu)
-    with Spool(tmp_path / "spool.jsonl") as spool, sampling(spool):
+    with EventLog(tmp_path / "events.jsonl") as event_log, sampling(event_log):
         pass
-    names = [name for name in read_spool(spool.path)[0]["values"] if "gpu_0" in name]
+    names = [name for name in read_event_log(event_log.path)[0]["values"] if "gpu_0" in name]
     assert names == [f"system/gpu_0_{what}" for what in _TOLD]
 
 

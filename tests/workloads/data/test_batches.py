@@ -16,8 +16,8 @@ from workloads.config.schedules import Mutual
 from workloads.data.augment import apply_view, draw_view, mask_mel
 from workloads.data.batches import Batches, Shard, evaluation_batch
 from workloads.data.cache import ClipCache
-from workloads.data.clips import Clip, Corpus
-from workloads.data.manifest import read_corpus
+from workloads.data.clips import Clip, Dataset
+from workloads.data.manifest import read_dataset
 from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
 
@@ -39,31 +39,31 @@ def make_recipe(
 
 
 @pytest.fixture(scope="module")
-def real(esc10: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, ClipCache, Data]:
+def real(esc10: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, ClipCache, Data]:
     """Forty real recordings, four of each tag, and the cache that holds them; clips of 2 s are cut from 5 s."""
     data = Data(format="esc50", root=str(esc10), clip_seconds=2.0)
-    corpus = read_corpus(data, LocalFiles())
+    dataset = read_dataset(data, LocalFiles())
     by_tag: dict[tuple[str, ...], list[Clip]] = {}
-    for clip in corpus.clips:
+    for clip in dataset.clips:
         by_tag.setdefault(clip.tags, []).append(clip)
-    corpus = replace(corpus, clips=tuple(clip for clips in by_tag.values() for clip in clips[:4]))
+    dataset = replace(dataset, clips=tuple(clip for clips in by_tag.values() for clip in clips[:4]))
     cache = ClipCache(tmp_path_factory.mktemp("cache"), rate=16_000, limit_gb=1.0)
-    assert cache.prepare(corpus.clips, data, LocalFiles()) == []
-    return corpus, cache, data
+    assert cache.prepare(dataset.clips, data, LocalFiles()) == []
+    return dataset, cache, data
 
 
 @pytest.fixture
-def build(real: tuple[Corpus, ClipCache, Data]) -> Callable[..., Batches]:
-    corpus, cache, data = real
+def build(real: tuple[Dataset, ClipCache, Data]) -> Callable[..., Batches]:
+    dataset, cache, data = real
 
     def build_batches(**settings: object) -> Batches:
-        return Batches(corpus.clips, corpus, cache, make_recipe(data, **settings))
+        return Batches(dataset.clips, dataset, cache, make_recipe(data, **settings))
 
     return build_batches
 
 
 @pytest.fixture(scope="module")
-def unequal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, ClipCache, Data]:
+def unequal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, ClipCache, Data]:
     """A hundred clips of noise, ten of a rare tag and ninety of a common one; each is cut from twice its length."""
     folder = tmp_path_factory.mktemp("unequal")
     data = Data(format="manifest", root=str(folder), manifest="unused.csv", clip_seconds=0.1, sampling="balanced")
@@ -73,7 +73,7 @@ def unequal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, ClipCache
         soundfile.write(folder / clip.path, x_T, 16_000)
     cache = ClipCache(folder / "cache", rate=16_000, limit_gb=1.0)
     assert cache.prepare(clips, data, LocalFiles()) == []
-    return Corpus(clips, ("common", "rare"), "single"), cache, data
+    return Dataset(clips, ("common", "rare"), "single"), cache, data
 
 
 def same(a: Shard, b: Shard) -> bool:
@@ -121,16 +121,16 @@ def test_the_runs_seed_changes_the_order_and_no_view(build: Callable[..., Batche
 
 
 def test_a_shard_holds_the_views_of_its_clips(
-    build: Callable[..., Batches], real: tuple[Corpus, ClipCache, Data]
+    build: Callable[..., Batches], real: tuple[Dataset, ClipCache, Data]
 ) -> None:
-    corpus, cache, _ = real
+    dataset, cache, _ = real
     shard = build().shard(2, 1)
     for row, clip_id in enumerate(shard.clip_ids):
         view = draw_view(AUGMENT, clip_id, 1)
         assert torch.equal(shard.x_BT[row], apply_view(cache.load(clip_id), view, length=32_000))
         assert shard.masks_B4[row].tolist() == pytest.approx(view.masks)
-        (clip,) = [clip for clip in corpus.clips if clip.clip_id == clip_id]
-        assert torch.equal(shard.y_BC[row], torch.from_numpy(corpus.targets([clip])[0]))
+        (clip,) = [clip for clip in dataset.clips if clip.clip_id == clip_id]
+        assert torch.equal(shard.y_BC[row], torch.from_numpy(dataset.targets([clip])[0]))
 
 
 def test_waveform_mixup_mixes_views_and_labels_of_partners_from_the_whole_batch(
@@ -205,10 +205,10 @@ def test_fewer_clips_than_a_batch_is_refused(build: Callable[..., Batches]) -> N
         build(shard_size=21, shards=2)
 
 
-def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(unequal: tuple[Corpus, ClipCache, Data]) -> None:
+def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(unequal: tuple[Dataset, ClipCache, Data]) -> None:
     """A tag with 10 clips and one with 90: each clip of the rare one must come up nine times as often."""
-    corpus, cache, data = unequal
-    batches = Batches(corpus.clips, corpus, cache, make_recipe(data, augment=Augment(), shard_size=50, shards=1))
+    dataset, cache, data = unequal
+    batches = Batches(dataset.clips, dataset, cache, make_recipe(data, augment=Augment(), shard_size=50, shards=1))
     assert batches.steps_per_epoch == 2
     drawn = Counter(clip_id for step in range(40) for clip_id in batches.shard(step, 0).clip_ids)
     rare = sum(drawn[f"c{n:02}"] for n in range(10))
@@ -218,12 +218,12 @@ def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(unequal: tupl
 
 @pytest.mark.parametrize("mixup", [0.0, 0.7])
 def test_a_clip_that_is_drawn_again_is_heard_in_another_view(
-    unequal: tuple[Corpus, ClipCache, Data], mixup: float
+    unequal: tuple[Dataset, ClipCache, Data], mixup: float
 ) -> None:
     """Two shards, two steps an epoch: occurrences are counted over the whole epoch, those of partners too."""
-    corpus, cache, data = unequal
+    dataset, cache, data = unequal
     augment = replace(AUGMENT, mixup=mixup)
-    batches = Batches(corpus.clips, corpus, cache, make_recipe(data, augment=augment, shard_size=25))
+    batches = Batches(dataset.clips, dataset, cache, make_recipe(data, augment=augment, shard_size=25))
     again = 0
     for epoch in range(2):
         seen: Counter[str] = Counter()
@@ -248,10 +248,10 @@ def test_a_clip_that_is_drawn_again_is_heard_in_another_view(
     assert again > 50
 
 
-def test_drawing_again_changes_nothing_about_who_loads_it(unequal: tuple[Corpus, ClipCache, Data]) -> None:
-    corpus, cache, data = unequal
+def test_drawing_again_changes_nothing_about_who_loads_it(unequal: tuple[Dataset, ClipCache, Data]) -> None:
+    dataset, cache, data = unequal
     halves, whole = (
-        Batches(corpus.clips, corpus, cache, make_recipe(data, augment=MIXED, shard_size=size, shards=50 // size))
+        Batches(dataset.clips, dataset, cache, make_recipe(data, augment=MIXED, shard_size=size, shards=50 // size))
         for size in (25, 50)
     )
     for step in (3, 0, 2):
@@ -264,10 +264,10 @@ def test_drawing_again_changes_nothing_about_who_loads_it(unequal: tuple[Corpus,
 
 @pytest.mark.parametrize("mixup_on", ["waveform", "mel"])
 def test_a_view_that_is_clean_is_not_loaded_again(
-    unequal: tuple[Corpus, ClipCache, Data], monkeypatch: pytest.MonkeyPatch, mixup_on: str
+    unequal: tuple[Dataset, ClipCache, Data], monkeypatch: pytest.MonkeyPatch, mixup_on: str
 ) -> None:
     """Crop and mixture are the clean view's too; roll, gain or a mask make it another one."""
-    corpus, cache, data = unequal
+    dataset, cache, data = unequal
     read: list[str] = []
     load = cache.load
     monkeypatch.setattr(cache, "load", lambda clip_id: read.append(clip_id) or load(clip_id))
@@ -276,19 +276,19 @@ def test_a_view_that_is_clean_is_not_loaded_again(
     others = [{"roll": 0.1}, {"gain_db": 1.0}, {"mask_time": 0.1}, {"mask_mel": 0.1}]
     for augment, alike in [(plain, True), *((replace(plain, **other), False) for other in others)]:
         recipe = make_recipe(data, augment=augment, shard_size=50, shards=1)
-        shard = Batches(corpus.clips, corpus, cache, recipe).shard(0, 0)
+        shard = Batches(dataset.clips, dataset, cache, recipe).shard(0, 0)
         read.clear()
         clean = shard.clean()
         assert (clean is shard, len(read)) == ((True, 0) if alike else (False, 50))
         assert (clean.mel(front_end) is shard.mel(front_end)) == alike
 
 
-def test_evaluation_hears_clips_in_order_without_augmentation(real: tuple[Corpus, ClipCache, Data]) -> None:
-    corpus, cache, data = real
+def test_evaluation_hears_clips_in_order_without_augmentation(real: tuple[Dataset, ClipCache, Data]) -> None:
+    dataset, cache, data = real
     recipe = make_recipe(data, augment=MIXED)
-    batch = evaluation_batch(corpus.clips[10:26], corpus, cache, recipe)
-    assert batch.clip_ids == tuple(clip.clip_id for clip in corpus.clips[10:26])
-    assert torch.equal(batch.y_BC, torch.from_numpy(corpus.targets(corpus.clips[10:26])))
-    start_T = cache.load(corpus.clips[17].clip_id)[:32_000]
+    batch = evaluation_batch(dataset.clips[10:26], dataset, cache, recipe)
+    assert batch.clip_ids == tuple(clip.clip_id for clip in dataset.clips[10:26])
+    assert torch.equal(batch.y_BC, torch.from_numpy(dataset.targets(dataset.clips[10:26])))
+    start_T = cache.load(dataset.clips[17].clip_id)[:32_000]
     assert torch.equal(batch.x_BT[7], start_T)
     assert not batch.masks_B4.any()

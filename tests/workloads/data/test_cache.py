@@ -16,7 +16,7 @@ import torch
 from workloads.config.recipe import Data
 from workloads.data.cache import Broken, ClipCache, check_share
 from workloads.data.clips import Clip
-from workloads.data.manifest import read_corpus
+from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles
 
 
@@ -212,17 +212,17 @@ def test_check_share_lets_few_broken_clips_pass_and_names_many() -> None:
 
 def test_synthetic_clips_are_cached_like_any_other(tmp_path: Path) -> None:
     data = Data(labels="multi", clip_seconds=1.0, synthetic_clips=50)
-    corpus, cache = read_corpus(data, LocalFiles()), make_cache(tmp_path)
-    assert cache.prepare(corpus.clips, data, LocalFiles()) == []
+    dataset, cache = read_dataset(data, LocalFiles()), make_cache(tmp_path)
+    assert cache.prepare(dataset.clips, data, LocalFiles()) == []
     other = replace(data, synthetic_seed=1)
-    assert cache.prepare(read_corpus(other, LocalFiles()).clips, other, LocalFiles()) == []
+    assert cache.prepare(read_dataset(other, LocalFiles()).clips, other, LocalFiles()) == []
     assert len(list(cache.folder.glob("*.npy"))) == 100
     assert cache.load("synthetic-000007").shape == (16_000,)
 
 
 def test_real_recordings_survive_the_cache(tmp_path: Path, esc10: Path) -> None:
     data = Data(format="esc50", root=str(esc10))
-    clips = read_corpus(data, LocalFiles()).clips[::20]
+    clips = read_dataset(data, LocalFiles()).clips[::20]
     cache = make_cache(tmp_path)
     assert cache.prepare(clips, data, LocalFiles()) == []
     for clip in clips:

@@ -10,8 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from workloads.config.recipe import Data
-from workloads.data.clips import Clip, Corpus, split
-from workloads.data.manifest import read_corpus
+from workloads.data.clips import Clip, Dataset, split
+from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles
 
 ROWS = "clip_id,path,tags,fold,source\nb,b.wav,dog;rain,1,s1\na,a.wav,rain,2,s2\n"
@@ -23,27 +23,27 @@ def manifest(folder: Path, text: str, *, labels: str = "multi") -> Data:
     return Data(format="manifest", root=str(folder), manifest=str(file), labels=labels)
 
 
-def made_corpus(*, labels: str, sources: int = 60, per_source: int = 3, tags: int = 4) -> Corpus:
+def made_corpus(*, labels: str, sources: int = 60, per_source: int = 3, tags: int = 4) -> Dataset:
     names = [f"tag{number}" for number in range(tags)]
     clips = []
     for source in range(sources):
         for take in range(per_source):
             own = (names[source % tags],) if labels == "single" else (names[source % tags], names[take % tags])
             clips.append(Clip(f"{source}-{take}", f"{source}-{take}.wav", own, 1 + source % 5, f"s{source}"))
-    return Corpus(tuple(clips), tuple(names), labels)
+    return Dataset(tuple(clips), tuple(names), labels)
 
 
 def test_esc50_layout_maps_the_categories_that_occur(esc10: Path) -> None:
-    corpus = read_corpus(Data(format="esc50", root=str(esc10)), LocalFiles())
-    assert len(corpus.clips) == 400
-    assert len(corpus.tags) == 10
-    assert list(corpus.tags) == sorted(corpus.tags)
-    dog = next(clip for clip in corpus.clips if clip.clip_id == "1-100032-A")
+    dataset = read_dataset(Data(format="esc50", root=str(esc10)), LocalFiles())
+    assert len(dataset.clips) == 400
+    assert len(dataset.tags) == 10
+    assert list(dataset.tags) == sorted(dataset.tags)
+    dog = next(clip for clip in dataset.clips if clip.clip_id == "1-100032-A")
     assert dog == Clip("1-100032-A", "audio/1-100032-A.ogg", ("dog",), 1, "100032")
-    y_NC = corpus.targets(corpus.clips)
+    y_NC = dataset.targets(dataset.clips)
     assert y_NC.dtype == np.float32
     assert y_NC.sum(axis=0).tolist() == [40] * 10
-    assert y_NC[corpus.clips.index(dog)].tolist() == [float(tag == "dog") for tag in corpus.tags]
+    assert y_NC[dataset.clips.index(dog)].tolist() == [float(tag == "dog") for tag in dataset.tags]
 
 
 @pytest.mark.parametrize("test_fold", [1, 5])
@@ -51,16 +51,16 @@ def test_esc10_splits_keep_recordings_whole_and_slices_partition_the_training_fo
     esc10: Path, test_fold: int
 ) -> None:
     data = Data(format="esc50", root=str(esc10), test_fold=test_fold)
-    corpus = read_corpus(data, LocalFiles())
+    dataset = read_dataset(data, LocalFiles())
     validated: Counter[str] = Counter()
     for val_slice in range(10):
-        parts = split(corpus, replace(data, val_slice=val_slice))
+        parts = split(dataset, replace(data, val_slice=val_slice))
         sources = [{clip.source for clip in part} for part in (parts.train, parts.val, parts.test)]
         assert sum(map(len, sources)) == len(set().union(*sources))
         assert {clip.fold for clip in parts.test} == {test_fold}
         assert len(parts.test) == 80
         assert len(parts.train) + len(parts.val) == 320
-        assert {tag for clip in parts.val for tag in clip.tags} == set(corpus.tags), "every class steers"
+        assert {tag for clip in parts.val for tag in clip.tags} == set(dataset.tags), "every class steers"
         validated.update(clip.clip_id for clip in parts.val)
     assert len(validated) == 320
     assert set(validated.values()) == {1}
@@ -68,18 +68,18 @@ def test_esc10_splits_keep_recordings_whole_and_slices_partition_the_training_fo
 
 def test_split_seed_changes_the_slices_and_nothing_else_does(esc10: Path) -> None:
     data = Data(format="esc50", root=str(esc10))
-    corpus = read_corpus(data, LocalFiles())
-    assert split(corpus, data) == split(corpus, replace(data, sampling="balanced"))
-    assert split(corpus, data).val != split(corpus, replace(data, split_seed=1)).val
-    assert split(corpus, data).test == split(corpus, replace(data, split_seed=1)).test
+    dataset = read_dataset(data, LocalFiles())
+    assert split(dataset, data) == split(dataset, replace(data, sampling="balanced"))
+    assert split(dataset, data).val != split(dataset, replace(data, split_seed=1)).val
+    assert split(dataset, data).test == split(dataset, replace(data, split_seed=1)).test
 
 
 @pytest.mark.parametrize("labels", ["single", "multi"])
 def test_slices_of_many_clips_per_recording_partition_too(labels: str) -> None:
-    corpus, data = made_corpus(labels=labels), Data(labels=labels, val_share=0.25)
-    slices = [split(corpus, replace(data, val_slice=val_slice)) for val_slice in range(4)]
+    dataset, data = made_corpus(labels=labels), Data(labels=labels, val_share=0.25)
+    slices = [split(dataset, replace(data, val_slice=val_slice)) for val_slice in range(4)]
     seen = [clip.clip_id for parts in slices for clip in parts.val]
-    assert sorted(seen) == sorted(clip.clip_id for clip in corpus.clips if clip.fold != 1)
+    assert sorted(seen) == sorted(clip.clip_id for clip in dataset.clips if clip.fold != 1)
     for parts in slices:
         assert not {clip.source for clip in parts.train} & {clip.source for clip in parts.val}
         assert len(parts.val) == 36, "12 of the 48 recordings"
@@ -91,8 +91,8 @@ def test_an_unknown_fold_lists_the_folds() -> None:
 
 
 def test_a_recording_in_the_test_fold_and_outside_is_refused() -> None:
-    corpus = made_corpus(labels="single")
-    torn = replace(corpus, clips=(replace(corpus.clips[0], fold=2), *corpus.clips[1:]))
+    dataset = made_corpus(labels="single")
+    torn = replace(dataset, clips=(replace(dataset.clips[0], fold=2), *dataset.clips[1:]))
     with pytest.raises(ValueError, match=r"source s0 is in the test fold 1 and in others"):
         split(torn, Data())
 
@@ -103,21 +103,21 @@ def test_more_slices_than_recordings_is_refused() -> None:
 
 
 def test_a_manifest_is_read_whatever_the_order_of_its_rows(tmp_path: Path) -> None:
-    corpus = read_corpus(manifest(tmp_path, ROWS), LocalFiles())
-    assert corpus.clips == (
+    dataset = read_dataset(manifest(tmp_path, ROWS), LocalFiles())
+    assert dataset.clips == (
         Clip("a", "a.wav", ("rain",), 2, "s2"),
         Clip("b", "b.wav", ("dog", "rain"), 1, "s1"),
     )
-    assert corpus.tags == ("dog", "rain")
-    assert corpus.targets(corpus.clips).tolist() == [[0, 1], [1, 1]]
+    assert dataset.tags == ("dog", "rain")
+    assert dataset.targets(dataset.clips).tolist() == [[0, 1], [1, 1]]
     header, first, second, _ = ROWS.split("\n")
-    turned = read_corpus(manifest(tmp_path, "\n".join([header, second, first])), LocalFiles())
-    assert turned == corpus
-    assert turned.fingerprint() == corpus.fingerprint()
+    turned = read_dataset(manifest(tmp_path, "\n".join([header, second, first])), LocalFiles())
+    assert turned == dataset
+    assert turned.fingerprint() == dataset.fingerprint()
 
 
 def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
-    from_csv = read_corpus(manifest(tmp_path, ROWS), LocalFiles())
+    from_csv = read_dataset(manifest(tmp_path, ROWS), LocalFiles())
     table = pyarrow.table(
         {
             "clip_id": ["b", "a"],
@@ -129,24 +129,24 @@ def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
     )
     pyarrow.parquet.write_table(table, tmp_path / "clips.parquet")
     data = Data(format="manifest", root=str(tmp_path), manifest=str(tmp_path / "clips.parquet"), labels="multi")
-    assert read_corpus(data, LocalFiles()) == from_csv
+    assert read_dataset(data, LocalFiles()) == from_csv
 
 
 def test_without_folds_sources_are_dealt_by_name(tmp_path: Path) -> None:
     rows = [f"c{number},c{number}.wav,t,s{number // 2}" for number in range(400)]
     header = "clip_id,path,tags,source"
-    clips = read_corpus(manifest(tmp_path, "\n".join([header, *rows])), LocalFiles()).clips
+    clips = read_dataset(manifest(tmp_path, "\n".join([header, *rows])), LocalFiles()).clips
     fold_of = {clip.source: clip.fold for clip in clips}
     assert all(clip.fold == fold_of[clip.source] for clip in clips)
     assert set(fold_of.values()) == {1, 2, 3, 4, 5}
     assert min(Counter(fold_of.values()).values()) > 20, "of 200 sources in 5 folds"
-    fewer = read_corpus(manifest(tmp_path, "\n".join([header, *rows[:100]])), LocalFiles()).clips
+    fewer = read_dataset(manifest(tmp_path, "\n".join([header, *rows[:100]])), LocalFiles()).clips
     assert all(clip.fold == fold_of[clip.source] for clip in fewer), "more rows move no old ones"
     assert [fold_of[f"s{number}"] for number in range(6)] == [3, 3, 4, 2, 3, 5]
 
 
 def test_a_missing_source_is_the_clip_itself(tmp_path: Path) -> None:
-    (clip,) = read_corpus(manifest(tmp_path, "clip_id,path,tags\na,a.wav,t\n"), LocalFiles()).clips
+    (clip,) = read_dataset(manifest(tmp_path, "clip_id,path,tags\na,a.wav,t\n"), LocalFiles()).clips
     assert clip.source == "a"
 
 
@@ -165,35 +165,35 @@ def test_a_missing_source_is_the_clip_itself(tmp_path: Path) -> None:
 )
 def test_mistakes_in_a_manifest_name_row_and_fix(tmp_path: Path, text: str, labels: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_corpus(manifest(tmp_path, text, labels=labels), LocalFiles())
+        read_dataset(manifest(tmp_path, text, labels=labels), LocalFiles())
 
 
 def test_a_data_set_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"esc50.csv: no such file; check data.root"):
-        read_corpus(Data(format="esc50", root=str(tmp_path)), LocalFiles())
+        read_dataset(Data(format="esc50", root=str(tmp_path)), LocalFiles())
     with pytest.raises(ValueError, match=r"clips.json.*must end in .csv or .parquet"):
-        read_corpus(Data(format="manifest", manifest="clips.json"), LocalFiles())
+        read_dataset(Data(format="manifest", manifest="clips.json"), LocalFiles())
 
 
 @pytest.mark.parametrize(
     "change", [{"clip_id": "z"}, {"path": "z"}, {"tags": ("z",)}, {"fold": 9}, {"source": "z"}, {"absent": ()}]
 )
 def test_the_fingerprint_changes_with_everything_a_result_depends_on(change: dict) -> None:
-    corpus = made_corpus(labels="single")
-    changed = replace(corpus, clips=(replace(corpus.clips[0], **change), *corpus.clips[1:]))
-    assert changed.fingerprint() != corpus.fingerprint()
+    dataset = made_corpus(labels="single")
+    changed = replace(dataset, clips=(replace(dataset.clips[0], **change), *dataset.clips[1:]))
+    assert changed.fingerprint() != dataset.fingerprint()
 
 
 def test_the_fingerprint_does_not_depend_on_where_the_root_lies(tmp_path: Path) -> None:
     found = []
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-        found.append(read_corpus(manifest(tmp_path / name, ROWS), LocalFiles()).fingerprint())
+        found.append(read_dataset(manifest(tmp_path / name, ROWS), LocalFiles()).fingerprint())
     assert found[0] == found[1]
 
 
 def test_a_clip_with_none_of_the_tags_is_a_negative_where_several_are_allowed(tmp_path: Path) -> None:
     manifest = tmp_path / "clips.csv"
     manifest.write_text("clip_id,path,tags\na,a.wav,t\nb,b.wav,\n")
-    corpus = read_corpus(Data(format="manifest", manifest=str(manifest), labels="multi"), LocalFiles())
-    assert corpus.targets(corpus.clips).tolist() == [[1.0], [0.0]]
+    dataset = read_dataset(Data(format="manifest", manifest=str(manifest), labels="multi"), LocalFiles())
+    assert dataset.targets(dataset.clips).tolist() == [[1.0], [0.0]]

@@ -10,7 +10,7 @@ from torch import nn
 
 from workloads.config.recipe import Data
 from workloads.data.decode import resample
-from workloads.data.manifest import read_corpus
+from workloads.data.manifest import read_dataset
 from workloads.data.synthetic import SOURCES, events, render, synthetic_clips
 from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
@@ -46,7 +46,7 @@ def test_tags_are_those_of_the_events_and_folds_hold_them_in_equal_shares() -> N
         assert clip.tags == tuple(sorted(event.tag for event in events(clip.clip_id, DATA)))
         assert clip.source == clip.clip_id
     assert {len(clip.tags) for clip in clips} == {1, 2, 3}
-    single = read_corpus(Data(labels="single", clip_seconds=3.0, synthetic_clips=400), LocalFiles())
+    single = read_dataset(Data(labels="single", clip_seconds=3.0, synthetic_clips=400), LocalFiles())
     for fold in range(1, 6):
         y_NC = single.targets([clip for clip in single.clips if clip.fold == fold])
         assert y_NC.sum(axis=0).tolist() == [8] * 10
@@ -77,12 +77,12 @@ def test_the_two_tags_of_a_pair_share_their_average_spectrum() -> None:
 @pytest.fixture(scope="module")
 def heard() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(mel_NMF normalised, y_NC, whether in fold 1) of the whole data set."""
-    corpus = read_corpus(DATA, LocalFiles())
+    dataset = read_dataset(DATA, LocalFiles())
     front_end = build_front_end("logmel64", clip_rate=16_000)
-    x_NT = torch.stack([render(clip.clip_id, DATA, 16_000) for clip in corpus.clips])
+    x_NT = torch.stack([render(clip.clip_id, DATA, 16_000) for clip in dataset.clips])
     mel_NMF = torch.cat([front_end(x_BT) for x_BT in x_NT.split(32)])
-    y_NC = torch.from_numpy(corpus.targets(corpus.clips))
-    return (mel_NMF - front_end.mean) / front_end.std, y_NC, torch.tensor([clip.fold == 1 for clip in corpus.clips])
+    y_NC = torch.from_numpy(dataset.targets(dataset.clips))
+    return (mel_NMF - front_end.mean) / front_end.std, y_NC, torch.tensor([clip.fold == 1 for clip in dataset.clips])
 
 
 def test_the_mean_spectrum_does_not_solve_it(heard: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from workloads.config.recipe import Edge
-from workloads.distill.edges import Lesson, kd_loss, label_loss, open_gate, student_loss
+from workloads.distill.edges import EdgeTerm, kd_loss, label_loss, open_gate, student_loss
 
 STUDENT = torch.tensor([[0.2, -1.0, 0.5], [1.5, 0.3, -0.7]], dtype=torch.float64).float()
 TEACHER = torch.tensor([[1.0, 0.1, -2.0], [-0.5, 0.4, 0.9]])
@@ -67,8 +67,8 @@ def test_label_loss_smooths_towards_the_middle_for_several_tags_and_evenly_for_o
 
 
 def test_labels_weigh_what_the_open_edges_leave():
-    first = Lesson(edge(), 0.3, TEACHER)
-    second = Lesson(Edge(teacher="dymn", student="vit", temperature=2.0), 0.2, TEACHER.flip(0))
+    first = EdgeTerm(edge(), 0.3, TEACHER)
+    second = EdgeTerm(Edge(teacher="dymn", student="vit", temperature=2.0), 0.2, TEACHER.flip(0))
     loss, parts = student_loss(STUDENT, Y, [first, second], labels="single", smoothing=0.0)
     expected = (
         0.5 * label_loss(STUDENT, Y, labels="single")
@@ -88,7 +88,7 @@ def test_the_better_teacher_is_heard_on_its_clips_only(labels):
     teacher = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     y = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     assert open_gate(gated, student, teacher, y, labels=labels).tolist() == [1.0, 0.0, 0.0]  # the tie is closed
-    loss, parts = student_loss(student, y, [Lesson(gated, 0.5, teacher)], labels=labels, smoothing=0.0)
+    loss, parts = student_loss(student, y, [EdgeTerm(gated, 0.5, teacher)], labels=labels, smoothing=0.0)
     own = label_loss(student, y, labels=labels)
     kd = kd_loss(student, teacher, gated, labels=labels)
     torch.testing.assert_close(loss, (0.5 * own[0] + 0.5 * kd[0] + own[1] + own[2]) / 3)
@@ -105,6 +105,8 @@ def test_switokd_silences_a_lagging_teacher_far_behind():
 
 
 def test_a_shuffled_teacher_speaks_of_another_clip():
-    plain, _ = student_loss(STUDENT, Y, [Lesson(edge(), 0.5, TEACHER.roll(1, 0))], labels="single", smoothing=0.0)
-    shuffled, _ = student_loss(STUDENT, Y, [Lesson(edge(shuffled=True), 0.5, TEACHER)], labels="single", smoothing=0.0)
+    plain, _ = student_loss(STUDENT, Y, [EdgeTerm(edge(), 0.5, TEACHER.roll(1, 0))], labels="single", smoothing=0.0)
+    shuffled, _ = student_loss(
+        STUDENT, Y, [EdgeTerm(edge(shuffled=True), 0.5, TEACHER)], labels="single", smoothing=0.0
+    )
     torch.testing.assert_close(shuffled, plain)

@@ -114,7 +114,7 @@ def test_weight_decay_is_inside_adams_gradient_and_outside_adamws(tiny, start, k
     scaled by itself, steps by lr whatever its size."""
     settings = [f"models.cnn.optimizer.kind={kind}", "models.cnn.optimizer.weight_decay=0.5"]
     run = start(tiny("demo", *settings, "models.cnn.optimizer.lr=0.1", "models.cnn.optimizer.warmup=0"))
-    member = run.team.member("cnn")
+    member = run.pool.train_state("cnn")
     weight = next(member.tagger.parameters())
     with torch.no_grad():
         weight.fill_(1.0)

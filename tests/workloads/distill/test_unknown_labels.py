@@ -15,11 +15,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from workloads.config.recipe import Augment, Data, Edge, Recipe
 from workloads.data.augment import draw_view
 from workloads.data.batches import Batches
-from workloads.data.clips import Corpus
-from workloads.data.manifest import read_corpus
+from workloads.data.clips import Dataset
+from workloads.data.manifest import read_dataset
 from workloads.distill.edges import label_loss, open_gate
 from workloads.evaluate import metrics
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
 from workloads.train import Run, loop
 
@@ -27,18 +27,18 @@ NAN = math.nan
 TAGS = ("drum", "flute", "viola")
 
 
-def read(folder: Path, text: str, *, labels: str = "multi") -> Corpus:
+def read(folder: Path, text: str, *, labels: str = "multi") -> Dataset:
     (folder / "clips.csv").write_text(text)
     data = Data(format="manifest", root=str(folder), manifest=str(folder / "clips.csv"), labels=labels)
-    return read_corpus(data, LocalFiles())
+    return read_dataset(data, LocalFiles())
 
 
 def test_what_is_neither_a_tag_nor_absent_is_unknown(tmp_path: Path) -> None:
     rows = "a,a.wav,drum;viola,flute\nb,b.wav,flute,\nc,c.wav,,drum;flute;viola\nd,d.wav,,\n"
-    corpus = read(tmp_path, "clip_id,path,tags,absent\n" + rows)
-    assert corpus.tags == TAGS
+    dataset = read(tmp_path, "clip_id,path,tags,absent\n" + rows)
+    assert dataset.tags == TAGS
     expected = np.array([[1, 0, 1], [NAN, 1, NAN], [0, 0, 0], [NAN, NAN, NAN]], np.float32)
-    np.testing.assert_array_equal(corpus.targets(corpus.clips), expected)
+    np.testing.assert_array_equal(dataset.targets(dataset.clips), expected)
     whole = read(tmp_path, "clip_id,path,tags\na,a.wav,drum;viola\nb,b.wav,flute\n")
     part = read(tmp_path, "clip_id,path,tags,absent\na,a.wav,drum;viola,flute\nb,b.wav,flute,\n")
     assert whole.fingerprint() != part.fingerprint(), "another data set: some of its labels are unknown"
@@ -126,7 +126,7 @@ def one_of_three(number: int) -> tuple[str, list[str]]:
 
 def digests(run: Run) -> dict[str, str]:
     assert loop(run) == "done"
-    (result,) = (record for record in read_spool(run.history.path) if record["kind"] == "result")
+    (result,) = (record for record in read_event_log(run.history.path) if record["kind"] == "result")
     return {name: row["weights_sha256"] for name, row in result["models"].items()}
 
 
@@ -148,8 +148,8 @@ def test_mixed_labels_are_means_of_what_is_known(sounds: Callable[..., Recipe], 
     recipe = sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}" if number % 2 else ",")
     prepared = start(recipe).prepared
     mixed = replace(recipe, augment=Augment(mixup=1.0))
-    batches = Batches(prepared.splits.train, prepared.corpus, prepared.cache, mixed)
-    plain = Batches(prepared.splits.train, prepared.corpus, prepared.cache, recipe)
+    batches = Batches(prepared.splits.train, prepared.dataset, prepared.cache, mixed)
+    plain = Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe)
     shard, before = batches.shard(0, 0), plain.shard(0, 0).y_BC
     kinds = set()
     for row, clip_id in enumerate(shard.clip_ids):

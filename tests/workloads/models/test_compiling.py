@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 from workloads.train import loop
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def spool_of(run):
-    return read_spool(run.session.work_dir.parent / "spool.jsonl")
+    return read_event_log(run.session.work_dir.parent / "events.jsonl")
 
 
 def curves(run) -> dict[tuple[int, str], float]:
@@ -40,7 +40,7 @@ def curves(run) -> dict[tuple[int, str], float]:
 def test_a_compiled_run_learns_the_same_under_the_same_names(tiny, start):
     plain, compiled = start(tiny("demo", *PLAN)), start(tiny("demo", *PLAN, "train.compile=true"))
     assert loop(plain) == loop(compiled) == "done"
-    assert all(member.tagger.backbone._compiled_call_impl for member in compiled.team.members.values())
+    assert all(member.tagger.backbone._compiled_call_impl for member in compiled.pool.states.values())
     expected, found = curves(plain), curves(compiled)
     assert len(expected) > 15
     assert found == pytest.approx(expected, abs=1e-3)

@@ -12,7 +12,7 @@ from workloads.config.architectures import DyMN
 from workloads.evaluate.predict import load_tagger
 from workloads.models.dymn import DynamicConv, DynamicReLU
 from workloads.models.families import adapt_weights, build_backbone
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 from workloads.train import loop
 
 
@@ -101,7 +101,9 @@ def test_a_run_with_it_resumes_with_the_same_bits(tiny, start) -> None:
     assert loop(cut, until=5) == "preempted"
     resumed = start(recipe, shelf_of=cut)
     assert loop(resumed) == "done"
-    one, other = (read_spool(run.session.work_dir.parent / "spool.jsonl")[-1]["models"] for run in (whole, resumed))
+    one, other = (
+        read_event_log(run.session.work_dir.parent / "events.jsonl")[-1]["models"] for run in (whole, resumed)
+    )
     assert one["cnn"]["weights_sha256"] == other["cnn"]["weights_sha256"]
     assert one["cnn"]["test"] == other["cnn"]["test"]
     tagger, _ = load_tagger(Path(other["cnn"]["checkpoint"]))

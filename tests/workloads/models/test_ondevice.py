@@ -14,7 +14,7 @@ from workloads.evaluate.predict import load_tagger
 from workloads.models.backbone import Backbone
 from workloads.models.families import adapt_weights, build_backbone
 from workloads.models.ondevice import Cepstrum, PeepholeLSTM, TemporalBlock
-from workloads.runtime.event_log import read_spool
+from workloads.runtime.event_log import read_event_log
 from workloads.train import loop
 
 VARIANTS = ("lstm_p", "tc_resnet", "crnn", "att_rnn", "mhatt_rnn")
@@ -247,10 +247,10 @@ def test_clips_too_short_for_crnn_are_refused() -> None:
 def test_a_run_with_it(variant: str, tiny, start) -> None:
     model = f'{{arch={{family="ondevice", variant="{variant}", dropout=0.1}}, front_end={{kind="logmel40"}}}}'
     recipe = tiny("demo", f"models.cnn={model}", "schedule.burn_in=2", "schedule.period=2", "schedule.turns=2")
-    fresh = start(recipe).team.member("cnn").tagger.backbone.state_dict()
+    fresh = start(recipe).pool.train_state("cnn").tagger.backbone.state_dict()
     run = start(recipe)
     assert loop(run) == "done"
-    result = read_spool(run.session.work_dir.parent / "spool.jsonl")[-1]["models"]["cnn"]
+    result = read_event_log(run.session.work_dir.parent / "events.jsonl")[-1]["models"]["cnn"]
     tagger, _ = load_tagger(Path(result["checkpoint"]))
     tagger.eval()
     with torch.no_grad():

@@ -6,43 +6,43 @@ from pathlib import Path
 
 import pytest
 
-from workloads.runtime.event_log import Spool, read_spool
+from workloads.runtime.event_log import EventLog, read_event_log
 
 
 def test_records_come_back_in_order_with_the_time_of_their_event(tmp_path: Path) -> None:
     before = time.time_ns() // 1_000_000
-    with Spool(tmp_path / "new" / "spool.jsonl") as spool:
-        spool.append({"kind": "metrics", "step": 10, "values": {"cnn/loss": 0.5}})
-        spool.append({"kind": "end", "status": "done", "error": "é\nx"})
+    with EventLog(tmp_path / "new" / "events.jsonl") as event_log:
+        event_log.append({"kind": "metrics", "step": 10, "values": {"cnn/loss": 0.5}})
+        event_log.append({"kind": "end", "status": "done", "error": "é\nx"})
     after = time.time_ns() // 1_000_000
-    first, second = read_spool(tmp_path / "new" / "spool.jsonl")
+    first, second = read_event_log(tmp_path / "new" / "events.jsonl")
     assert first.pop("t") <= second.pop("t") <= after
     assert first == {"kind": "metrics", "step": 10, "values": {"cnn/loss": 0.5}}
     assert second == {"kind": "end", "status": "done", "error": "é\nx"}
-    assert before <= read_spool(tmp_path / "new" / "spool.jsonl")[0]["t"]
+    assert before <= read_event_log(tmp_path / "new" / "events.jsonl")[0]["t"]
 
 
 def test_a_record_can_be_read_before_the_spool_is_closed(tmp_path: Path) -> None:
-    with Spool(tmp_path / "spool.jsonl") as spool:
-        spool.append({"kind": "metrics", "step": 0, "values": {}})
-        assert len(read_spool(spool.path)) == 1
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        event_log.append({"kind": "metrics", "step": 0, "values": {}})
+        assert len(read_event_log(event_log.path)) == 1
 
 
 def test_a_torn_last_line_is_left_out_and_then_cut(tmp_path: Path) -> None:
-    path = tmp_path / "spool.jsonl"
-    with Spool(path) as spool:
-        spool.append({"kind": "metrics", "step": 0, "values": {}})
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as event_log:
+        event_log.append({"kind": "metrics", "step": 0, "values": {}})
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"kind": "metr')
-    assert [record["step"] for record in read_spool(path)] == [0]
-    with Spool(path) as spool:
-        spool.append({"kind": "metrics", "step": 10, "values": {}})
+    assert [record["step"] for record in read_event_log(path)] == [0]
+    with EventLog(path) as event_log:
+        event_log.append({"kind": "metrics", "step": 10, "values": {}})
     assert path.read_bytes().startswith(whole)
-    assert [record["step"] for record in read_spool(path)] == [0, 10]
+    assert [record["step"] for record in read_event_log(path)] == [0, 10]
 
 
 def test_a_broken_line_elsewhere_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "spool.jsonl"
+    path = tmp_path / "events.jsonl"
     path.write_text(json.dumps({"kind": "end"}) + "\n\0\0\0\n" + json.dumps({"kind": "end"}) + "\n")
     with pytest.raises(ValueError, match=r"spool\.jsonl, line 2: .*is not JSON; delete that line"):
-        read_spool(path)
+        read_event_log(path)
