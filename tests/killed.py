@@ -93,7 +93,7 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 
 def _arm(kill: Kill) -> None:
     """Let the real function run into its own death; what it does otherwise stays as it is."""
-    from orchestrator.runs.checkpoint_store import RunCheckpointStore
+    from orchestrator.runs.checkpoint_store import NewestAndBest
     from orchestrator.storage import object_store
     from workloads.distill.train_state import TrainState
     from workloads.evaluate.deliver import checkpoint
@@ -115,7 +115,7 @@ def _arm(kill: Kill) -> None:
     elif kill.point == "before-marker":
         _before(object_store, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
     elif kill.point == "after-marker":
-        _before(RunCheckpointStore, "_superfluous", kill.count, die)
+        _before(NewestAndBest, "removable", kill.count, die)
     elif kill.point == "tidy":
         _before(object_store, "remove", kill.count, _only_the_marker)
     elif kill.point == "finish":

@@ -196,11 +196,11 @@ def publish_200_mb(env: dict[str, str], run_uri: str, home: Path, step: int) -> 
     os.environ.update(env)
     import torch
 
-    from orchestrator.runs.checkpoint_store import RunCheckpointStore
+    from orchestrator.runs.checkpoint_store import CheckpointStore, NewestAndBest
     from orchestrator.runs.lease import Driver, take_over
 
     attempt = take_over(run_uri, Driver())
-    store = RunCheckpointStore(attempt, keep_last=9, patience_s=60)
+    store = CheckpointStore(attempt, retention=NewestAndBest(9), patience_s=60)
     store.collect_garbage()
     name = f"step-{step:08d}-attempt-{attempt.number}"
     weights = {"w": torch.rand(50_000_000, generator=torch.Generator().manual_seed(step))}

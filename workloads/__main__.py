@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from workloads.config.recipe import Recipe, restore
+from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import LocalFiles
-from workloads.runtime.session import LocalCheckpointStore, LocalSession
+from workloads.runtime.session import LocalSession
 from workloads.train import loop, set_up
 
 

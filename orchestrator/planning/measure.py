@@ -16,9 +16,10 @@ from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
 from workloads.distill.schedule import Phase
 from workloads.models.size import Size, macs_of_forward
+from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import Opener
-from workloads.runtime.session import LocalCheckpointStore, LocalSession
+from workloads.runtime.session import LocalSession
 from workloads.train import Run, loop, set_up
 
 TOLERANCE = 0.01  # share by which a prediction may be off

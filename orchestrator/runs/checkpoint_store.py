@@ -1,7 +1,9 @@
-"""Where an attempt of a run keeps its checkpoints and taggers: publishing, finding, retention, garbage.
+"""Checkpoints and delivered taggers of one run, or of one trial of a search, on any fsspec URI.
 
-Checkpoints are named `step-S-attempt-A`: attempts never write into each other's folders. To go on from is the newest
-attempt's last one, since what an older attempt may still have committed is not what the newer ones built on.
+One fencing rule holds for all of them (`workloads/runtime/checkpoint_store.py`): every commit, replacement and removal
+checks first that the store's attempt is still the newest one. Checkpoints are named `step-S-attempt-A`, so attempts
+never write into each other's folders. A run resumes from the newest attempt's last step: what an older attempt may have
+committed after it was superseded is not what the newer ones continued from.
 """
 
 import json
@@ -9,55 +11,120 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from orchestrator.runs.lease import Attempt
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 
 Value = TypeVar("Value")
+Scores = Callable[[str], dict[str, float]]  # of a checkpoint: each model's validation score with exactly these weights
 NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 
 
-class RunCheckpointStore:
-    """`workloads.session.Shelf` on any fsspec URI, guarded by the attempt that may commit."""
+class Retention(Protocol):
+    """Which checkpoints are committed at all, and which of the committed ones may be removed."""
 
-    def __init__(self, attempt: Attempt, *, keep_last: int, patience_s: float) -> None:
-        self.attempt = attempt.number
-        self._claim, self._keep_last, self._patience_s = attempt, keep_last, patience_s
-        self._checkpoints = object_store.join(attempt.run_uri, "checkpoints")
-        self._best: dict[str, dict[str, float]] = {}  # checkpoint -> its models' scores; markers never change
+    def commits(self, name: str) -> bool: ...
+
+    def removable(self, names: list[str], scores: Scores) -> list[str]:
+        """Of `names`, the one to resume from first, those that are needed no longer."""
+        ...
+
+
+@dataclass(frozen=True)
+class NewestAndBest:
+    """For runs: the newest `keep_last` checkpoints stay, and each model's best by validation score."""
+
+    keep_last: int
+
+    def commits(self, name: str) -> bool:
+        return True
+
+    def removable(self, names: list[str], scores: Scores) -> list[str]:
+        kept = set(names[: self.keep_last])
+        for model in {model for name in names for model in scores(name)}:
+            scored = [name for name in names if model in scores(name)]
+            kept.add(max(reversed(scored), key=lambda name: scores(name)[model]))  # of equal scores, the oldest
+        return [name for name in names if name not in kept]
+
+
+@dataclass(frozen=True)
+class NewestAt:
+    """For trials that pause at rungs: checkpoints of these steps only, the newest few of them.
+
+    Population based training may start another trial from one of the last ones, so more than one stays.
+    """
+
+    steps: tuple[int, ...]
+    keep_last: int = 3
+
+    def commits(self, name: str) -> bool:
+        return step_of(name) in self.steps
+
+    def removable(self, names: list[str], scores: Scores) -> list[str]:
+        return names[self.keep_last :]
+
+
+class CheckpointStore:
+    """`workloads.runtime.checkpoint_store.CheckpointStore` on any fsspec URI, for the process that holds `claim`.
+
+    Each call waits up to `patience_s` seconds for a store that is unavailable, then raises OSError; calls that change
+    something raise Superseded if a newer attempt exists. A kill leaves a folder without its marker, which counts as
+    absent and is removed by `collect_garbage` of a later attempt. With `start`, a checkpoint's URI, possibly another
+    trial's, it resumes from that one instead of its own newest.
+    """
+
+    def __init__(self, claim: Attempt, *, retention: Retention, patience_s: float, start: str = "") -> None:
+        self.attempt = claim.number
+        self.newest_uri = ""  # of the checkpoint committed last by this store
+        self._claim, self._retention, self._patience_s, self._start = claim, retention, patience_s, start
+        self._checkpoints = object_store.join(claim.run_uri, "checkpoints")
+        self._scores_of: dict[str, dict[str, float]] = {}  # read once: a committed checkpoint never changes
 
     def publish(self, folder: Path) -> None:
-        """Commit a training state, then let those go that are neither new nor anybody's best.
-
-        Raises attempts.Superseded if this attempt may not commit any more, OSError where the store stays away.
-        """
-        self._put(folder, object_store.join(self._checkpoints, folder.name))
-        self._retry(self._tidy, self._checkpoints)
+        """Commit a checkpoint if the retention wants it, then remove those that it needs no longer."""
+        if not self._retention.commits(folder.name):
+            shutil.rmtree(folder)
+            return
+        self.newest_uri = self._put(folder, object_store.join(self._checkpoints, folder.name))
+        for name in self._retention.removable(self._own_names(), self._scores):
+            self.remove(name)
 
     def deliver(self, folder: Path) -> str:
-        """Commit a tagger under `models/`; one that an older attempt left there is replaced if it differs."""
+        """Commit a tagger under `models/`; a different one that an older attempt delivered is replaced."""
         return self._put(folder, object_store.join(self._claim.run_uri, "models", folder.name))
 
     def names(self) -> list[str]:
-        """Committed checkpoints, the one to go on from first."""
-        return self._retry(self._committed, self._checkpoints)
+        """Committed checkpoints, the one to resume from first."""
+        return [self._start.rsplit("/", 1)[-1]] if self._start else self._own_names()
 
     def fetch(self, name: str, work_dir: Path) -> Path:
         """A committed checkpoint as a local folder."""
-        uri = object_store.join(self._checkpoints, name)
+        uri = self._start or object_store.join(self._checkpoints, name)
         return self._retry(lambda: object_store.fetch(uri, work_dir / "restored" / name), uri)
 
+    def remove(self, name: str) -> None:
+        """Remove one checkpoint."""
+        uri = object_store.join(self._checkpoints, name)
+
+        def remove() -> None:
+            self._claim.check_newest()
+            object_store.remove(uri)
+
+        self._retry(remove, uri)
+
     def collect_garbage(self) -> None:
-        """Remove what killed attempts began to save and never committed; called before this one saves anything."""
+        """Remove what killed attempts began to save and never committed; called before this attempt saves anything."""
 
         def collect() -> None:
-            finished = object_store.committed(self._checkpoints)
+            self._claim.check_newest()
+            committed = object_store.committed(self._checkpoints)
             for name in object_store.names(self._checkpoints):
-                if name not in finished:
+                if name not in committed:
                     object_store.remove(object_store.join(self._checkpoints, name))
             object_store.forget_uploads(self._claim.run_uri)
 
@@ -72,38 +139,28 @@ class RunCheckpointStore:
         shutil.rmtree(folder)
         return published
 
+    def _own_names(self) -> list[str]:
+        return self._retry(lambda: resume_order(object_store.committed(self._checkpoints)), self._checkpoints)
+
+    def _scores(self, name: str) -> dict[str, float]:
+        if name not in self._scores_of:
+            uri = object_store.join(self._checkpoints, name, "state.json")
+            state: dict[str, Any] = json.loads(self._retry(lambda: object_store.get_text(uri), uri))
+            self._scores_of[name] = state["best_for"]
+        return self._scores_of[name]
+
     def _retry(self, call: Callable[[], Value], what: str) -> Value:
         return retry_while_unavailable(call, what=what, patience_s=self._patience_s)
 
-    def _committed(self) -> list[str]:
-        return ordered(object_store.committed(self._checkpoints))
-
-    def _tidy(self) -> None:
-        for name in self._superfluous():
-            object_store.remove(object_store.join(self._checkpoints, name))
-
-    def _superfluous(self) -> list[str]:
-        found = self._committed()
-        kept = set(found[: self._keep_last])
-        for model in {model for name in found for model in self._scores(name)}:
-            scored = [name for name in found if model in self._scores(name)]
-            kept.add(max(reversed(scored), key=lambda name: self._scores(name)[model]))  # of equals, the oldest
-        return [name for name in found if name not in kept]
-
-    def _scores(self, name: str) -> dict[str, float]:
-        if name not in self._best:
-            state: dict[str, Any] = json.loads(
-                object_store.get_text(object_store.join(self._checkpoints, name, "state.json"))
-            )
-            self._best[name] = state["best_for"]
-        return self._best[name]
-
 
 class BackgroundUploads:
-    """A shelf on which training does not wait for uploads: one runs at a time, and its failure is raised by the next
-    call; at the context's end by the context."""
+    """A checkpoint store whose `publish` returns at once: a thread uploads, one checkpoint at a time.
 
-    def __init__(self, store: RunCheckpointStore) -> None:
+    Called by the training thread. The failure of an upload is raised by the next call, or at the end of the context,
+    which waits for the last upload. A kill loses at most the checkpoint that is being uploaded.
+    """
+
+    def __init__(self, store: CheckpointStore) -> None:
         self.attempt, self._store = store.attempt, store
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._last: Future[None] | None = None
@@ -139,11 +196,21 @@ class BackgroundUploads:
             self._wait()
 
 
-def ordered(names: list[str]) -> list[str]:
-    """Checkpoint names, the one to go on from first: the newest attempt's last step."""
+def resume_order(names: list[str]) -> list[str]:
+    """Checkpoint names, the one to resume from first: the newest attempt's last step."""
+    return sorted(names, key=lambda name: (_attempt_of(name), step_of(name)), reverse=True)
 
-    def key(name: str) -> tuple[int, int]:
-        step, attempt = NAME.fullmatch(name).groups()  # type: ignore[union-attr]
-        return int(attempt), int(step)
 
-    return sorted(names, key=key, reverse=True)
+def step_of(name: str) -> int:
+    """The step of a checkpoint called step-S-attempt-A."""
+    return int(_parts(name)[0])
+
+
+def _attempt_of(name: str) -> int:
+    return int(_parts(name)[1])
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    match = NAME.fullmatch(name)
+    assert match, f"checkpoint {name}: must be called step-S-attempt-A"
+    return match.groups()

@@ -1,7 +1,9 @@
-"""Who may commit to a run: each attempt takes `attempts/N` by exclusive create, and its driver shows that it lives.
+"""Which attempt of a run or of a search's trial may commit, and whether the process that drives it is alive.
 
-Clocks are not trusted: an attempt counts as dead where its driver's process is gone from this very host, where it said
-that it ended, or where its heartbeat stood still for `SILENCE_S` on the watcher's own monotonic clock.
+Each attempt takes `attempts/N` by exclusive create, N counting from 1; only the newest may commit (the rule of
+`workloads/runtime/checkpoint_store.py`). Clocks are not trusted: an attempt counts as ended where its driver's process
+is gone from this very host, where the driver left a note that it has ended, or where its heartbeat has not changed for
+`SILENCE_S` seconds of the watching process's own monotonic clock.
 """
 
 import json
@@ -18,18 +20,15 @@ from pathlib import Path
 import psutil
 
 from orchestrator.storage import object_store
+from workloads.runtime.checkpoint_store import Superseded
 
 BEAT_S = 10.0
-SILENCE_S = 30.0  # how long a heartbeat may stand still before its driver counts as dead
-
-
-class Superseded(RuntimeError):
-    """Another attempt has taken this run over; this one must not commit any more."""
+SILENCE_S = 30.0  # without a new heartbeat a driver on another host counts as dead
 
 
 @dataclass(frozen=True)
 class Driver:
-    """The process that drives attempts of a run, so that others can tell whether it still does."""
+    """The process that drives attempts of a run, described so that other processes can tell whether it still lives."""
 
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     host: str = field(default_factory=socket.gethostname)
@@ -39,12 +38,12 @@ class Driver:
     since_boot: float = field(default_factory=lambda: seconds_since_boot(os.getpid()))
 
     def here(self) -> bool:
-        """Whether it ran (or runs) where this process could see it."""
+        """Whether it runs, or ran, where this process could see it: same host, boot and process namespace."""
         mine = Driver()
         return (self.host, self.boot, self.processes) == (mine.host, mine.boot, mine.processes)
 
     def exists(self) -> bool:
-        """Whether its process is still there; only to be asked `here`."""
+        """Whether its process still exists; only meaningful where `here()` holds."""
         try:
             zombie = psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
             return not zombie and abs(seconds_since_boot(self.pid) - self.since_boot) < 0.05
@@ -57,39 +56,52 @@ class Driver:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One claim on a run. Attempts are numbered from 1 without gaps; the newest alone may commit."""
+    """One claim on a run or trial at `run_uri`. Attempts are numbered from 1 without gaps."""
 
     run_uri: str
     number: int
     driver: Driver
 
     def check_newest(self) -> None:
-        """Raise Superseded if a newer attempt exists."""
+        """Raise Superseded if a newer attempt exists; called before every commit, replacement and removal."""
         if object_store.exists(_path(self.run_uri, str(self.number + 1))):
             other = _driver(self.run_uri, _newest(self.run_uri))
-            raise Superseded(f"{other} has taken this run over (it resumed it); this attempt stops and commits nothing")
+            raise Superseded(f"{other} has resumed this run; this attempt stops and commits nothing")
 
 
 def take_over(run_uri: str, driver: Driver, *, silence_s: float = SILENCE_S) -> Attempt:
-    """The next attempt of a run, once the one before has certainly ended; waits `silence_s` where that must be watched.
+    """Claim the next attempt for a driver, once the attempt before has certainly ended.
 
-    Raises ValueError if the run is still being driven, or if somebody else is faster.
+    Waits up to `silence_s` seconds where that can only be seen from the heartbeat. Raises ValueError if the run is
+    still being driven, or if another process claims it first.
     """
     number = _newest(run_uri)
     if number:
         before = _driver(run_uri, number)
         if _lives(run_uri, before, silence_s):
-            raise ValueError(f"run {run_uri!r}: {before} is still working on it; wait for it, or stop it first")
+            raise ValueError(f"run {run_uri!r}: {before} is still working on it; wait until it ends, or stop it first")
     return _claim(Attempt(run_uri, number + 1, driver))
 
 
 def take_next(run_uri: str, driver: Driver) -> Attempt:
-    """The next attempt for workers that `driver` has started (again); Superseded if the run is no longer its own."""
+    """Claim the next attempt for workers that `driver` has started or restarted.
+
+    Raises Superseded if the newest attempt is another driver's.
+    """
     number = _newest(run_uri)
     holder = _driver(run_uri, number)
     if holder.token != driver.token:
-        raise Superseded(f"{holder} has taken this run over (it resumed it); these workers stop")
+        raise Superseded(f"{holder} has resumed this run; these workers stop")
     return _claim(Attempt(run_uri, number + 1, driver))
+
+
+def take_unconditionally(run_uri: str, driver: Driver) -> Attempt:
+    """Claim the next attempt whoever holds the newest: for a caller that knows it is the only rightful one.
+
+    So does a trial's process, which Tune starts one at a time: its predecessor, if it lives on somewhere, can commit
+    nothing from here on.
+    """
+    return _claim(Attempt(run_uri, _newest(run_uri) + 1, driver))
 
 
 def is_driven_by(run_uri: str, driver: Driver) -> bool:
@@ -99,14 +111,17 @@ def is_driven_by(run_uri: str, driver: Driver) -> bool:
 
 @contextmanager
 def beating(run_uri: str, driver: Driver) -> Iterator[None]:
-    """Within this context the driver's heartbeat goes on; at its end the driver says that it has ended."""
+    """Send the driver's heartbeat from a thread while the context lasts; at its end, note that the driver has ended.
+
+    A kill leaves no note: another process then sees from the process table, or from the heartbeat, that it is gone.
+    """
     stop = threading.Event()
 
     def beat() -> None:
         count = 0
         while not stop.wait(BEAT_S):
             count += 1
-            with suppress(Exception):  # a store that is away for a moment; if it stays away, others may take over
+            with suppress(Exception):  # a short outage of the store; in a long one other processes may take over
                 object_store.put_text(_path(run_uri, f"{driver.token}.beat"), str(count))
 
     thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
@@ -116,22 +131,22 @@ def beating(run_uri: str, driver: Driver) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        with suppress(Exception):  # then a watcher has to wait for the heartbeat's silence
+        with suppress(Exception):  # without the note, another process waits until the heartbeat counts as silent
             object_store.put_text(_path(run_uri, f"{driver.token}.ended"), "")
 
 
-def ask_to_stop(run_uri: str, driver: Driver) -> None:
-    """Leave the wish that this driver's workers save and stop where they look for it."""
+def request_stop(run_uri: str, driver: Driver) -> None:
+    """Ask the driver's workers to save and stop, by a file that rank 0 looks for."""
     object_store.put_text(_path(run_uri, f"{driver.token}.stop"), "")
 
 
-def asked_to_stop(run_uri: str, driver: Driver) -> bool:
-    """Whether the driver wants its workers to save and stop."""
+def stop_requested(run_uri: str, driver: Driver) -> bool:
+    """Whether the driver has asked its workers to save and stop."""
     return object_store.exists(_path(run_uri, f"{driver.token}.stop"))
 
 
 def seconds_since_boot(pid: int) -> float:
-    """When a process started; unlike its wall-clock time this cannot jump."""
+    """When a process started, in seconds since the host's boot; unlike wall-clock time this cannot jump."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return int(ticks) / os.sysconf("SC_CLK_TCK")
 
@@ -153,19 +168,17 @@ def _lives(run_uri: str, driver: Driver, silence_s: float) -> bool:
 
 def _claim(attempt: Attempt) -> Attempt:
     path, claim = _path(attempt.run_uri, str(attempt.number)), secrets.token_hex(8)
-    made = object_store.create_exclusively(
-        path, json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode()
-    )
-    # An answer may get lost on its way: then the store's client asks again and is told that the object exists.
-    if not made and json.loads(object_store.get_text(path))["claim"] != claim:
-        raise ValueError(f"run {attempt.run_uri!r}: another process has just taken it up; only one may")
+    content = json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode()
+    created = object_store.create_exclusively(path, content)
+    # A lost answer makes the store's client send the request again, which then fails because the object exists.
+    if not created and json.loads(object_store.get_text(path))["claim"] != claim:
+        raise ValueError(f"run {attempt.run_uri!r}: another process has just resumed it; only one may")
     return attempt
 
 
 def _newest(run_uri: str) -> int:
-    return max(
-        (int(name) for name in object_store.names(object_store.join(run_uri, "attempts")) if name.isdigit()), default=0
-    )
+    names = object_store.names(object_store.join(run_uri, "attempts"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def _driver(run_uri: str, number: int) -> Driver:

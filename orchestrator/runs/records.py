@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.recipes.loader import flatten, resolve
-from orchestrator.runs.checkpoint_store import ordered
+from orchestrator.runs.checkpoint_store import resume_order
 from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
@@ -20,7 +20,7 @@ from workloads.runtime.opener import HISTORY, MARKER
 def history(run_uri: str) -> list[dict[str, Any]]:
     """Everything the run said up to its last checkpoint, which carries it; the driver's own records are not in it."""
     checkpoints = object_store.join(run_uri, "checkpoints")
-    for name in ordered(object_store.committed(checkpoints)):
+    for name in resume_order(object_store.committed(checkpoints)):
         try:
             digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
             text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.runs.checkpoint_store import BackgroundUploads, RunCheckpointStore
+from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest
 from orchestrator.runs.lease import Attempt, Driver, beating, is_driven_by
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.outcome import conclude, publish_event_log
@@ -122,7 +122,8 @@ def _run_locally(
             raise ValueError("train.device = 'cuda': this machine has no GPU that torch can use; set it to 'cpu'")
     replayer.wait_started()
     stop = threading.Event()
-    store = RunCheckpointStore(attempt, keep_last=request.recipe.train.keep_last, patience_s=request.patience_s)
+    retention = NewestAndBest(request.recipe.train.keep_last)
+    store = CheckpointStore(attempt, retention=retention, patience_s=request.patience_s)
     store.collect_garbage()
     with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, BackgroundUploads(store) as background:
         session = LocalSession(

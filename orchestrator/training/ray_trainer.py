@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.recipes.loader import resolve
-from orchestrator.runs.lease import Attempt, ask_to_stop
+from orchestrator.runs.lease import Attempt, request_stop
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
@@ -33,7 +33,7 @@ def _run_on_ray(
 
     _connect(ray, request, address)
     try:
-        with on_sigterm(lambda: ask_to_stop(location.uri, attempt.driver)):
+        with on_sigterm(lambda: request_stop(location.uri, attempt.driver)):
             replayer.wait_started()
             return fit(request.recipe, location, attempt, workers=request.workers, patience_s=request.patience_s)
     finally:

@@ -12,8 +12,8 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
 
 from orchestrator.recipes.loader import parse
-from orchestrator.runs.checkpoint_store import RunCheckpointStore
-from orchestrator.runs.lease import Driver, Superseded, asked_to_stop, take_next
+from orchestrator.runs.checkpoint_store import CheckpointStore, NewestAndBest
+from orchestrator.runs.lease import Driver, Superseded, stop_requested, take_next
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
@@ -53,7 +53,7 @@ class RaySession:
         if isinstance(answer, Superseded):
             raise answer
         self.attempt = answer.number
-        self._store = RunCheckpointStore(answer, keep_last=recipe.train.keep_last, patience_s=patience_s)
+        self._store = CheckpointStore(answer, retention=NewestAndBest(recipe.train.keep_last), patience_s=patience_s)
         if self.rank == 0:
             self._store.collect_garbage()
 
@@ -100,7 +100,7 @@ class RaySession:
             return False
         self._looked = time.monotonic()
         try:
-            return asked_to_stop(self._run_uri, self._driver)
+            return stop_requested(self._run_uri, self._driver)
         except Exception:  # a store that is away for a moment must not end the training; the next look comes
             return False
 

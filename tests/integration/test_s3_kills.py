@@ -90,7 +90,7 @@ def test_a_large_checkpoint(user, proxy, fault_table):
     assert {name: len(files) for name, files in user.checkpoints().items()} == {
         f"step-0000000{step}-attempt-{step}": 3 for step in (1, 2, 4)
     }
-    print(f"\n200 MB through RunCheckpointStore: {straight['up']:.0f} MB/s up, {straight['down']:.0f} MB/s down")
+    print(f"\n200 MB through CheckpointStore: {straight['up']:.0f} MB/s up, {straight['down']:.0f} MB/s down")
     fault_table(
         fault="S3: 200 MB checkpoint; line cut, and process killed, in mid-upload",
         seen="nothing; that part is repeated, and no parts are left behind",

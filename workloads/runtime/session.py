@@ -3,7 +3,6 @@
 The loop knows only `Session`. `LocalSession` trains without Ray, for instance on a bare GPU machine.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +10,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from workloads.runtime.checkpoint_store import CheckpointStore
 from workloads.runtime.event_log import EventLog
-from workloads.runtime.opener import MARKER
 
 
 class Session(Protocol):
@@ -45,46 +44,6 @@ class Session(Protocol):
         ...
 
 
-class Shelf(Protocol):
-    """Where one attempt of a run keeps what it makes. `publish` and `deliver` consume the folder they are given."""
-
-    attempt: int
-
-    def publish(self, folder: Path) -> None: ...
-
-    def deliver(self, folder: Path) -> str: ...
-
-    def names(self) -> list[str]: ...
-
-    def fetch(self, name: str, work_dir: Path) -> Path: ...
-
-
-class LocalCheckpointStore:
-    """A shelf that is one local folder, for a run that nobody else works on."""
-
-    attempt = 1
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def publish(self, folder: Path) -> None:
-        self._move(folder, "checkpoints")
-
-    def deliver(self, folder: Path) -> str:
-        return self._move(folder, "models")
-
-    def names(self) -> list[str]:
-        found = (self._folder / "checkpoints").glob(f"*/{MARKER}")
-        return sorted((marker.parent.name for marker in found), reverse=True)
-
-    def fetch(self, name: str, work_dir: Path) -> Path:
-        return self._folder / "checkpoints" / name
-
-    def _move(self, folder: Path, where: str) -> str:
-        (self._folder / where).mkdir(parents=True, exist_ok=True)
-        return str(shutil.move(folder, self._folder / where / folder.name))
-
-
 class LocalSession:
     """A run in this process, alone: no Ray, no process group."""
 
@@ -96,7 +55,7 @@ class LocalSession:
         *,
         work_dir: Path,
         event_log: EventLog,
-        store: Shelf,
+        store: CheckpointStore,
         device: str = "cpu",
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:

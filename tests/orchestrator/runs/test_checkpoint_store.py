@@ -6,14 +6,15 @@ import pytest
 import torch
 from s3fs import S3FileSystem
 
-from orchestrator.runs.checkpoint_store import BackgroundUploads, RunCheckpointStore
-from orchestrator.runs.lease import Attempt, Driver, Superseded, take_next
+from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest, NewestAt
+from orchestrator.runs.lease import Attempt, Driver, take_next, take_unconditionally
 from orchestrator.storage import object_store
 from workloads.runtime import checkpoint
+from workloads.runtime.checkpoint_store import Superseded
 
 
-def store(attempt: Attempt, *, keep_last: int = 2) -> RunCheckpointStore:
-    return RunCheckpointStore(attempt, keep_last=keep_last, patience_s=0)
+def store(attempt: Attempt, *, keep_last: int = 2) -> CheckpointStore:
+    return CheckpointStore(attempt, retention=NewestAndBest(keep_last), patience_s=0)
 
 
 def saved(tmp_path: Path, name: str, best_for: dict[str, float] | None = None) -> Path:
@@ -112,7 +113,7 @@ def test_a_store_that_stays_away_is_told_in_one_line(monkeypatch, tmp_path, capf
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     S3FileSystem.clear_instance_cache()  # clients remember the endpoint with which they were made
-    away = RunCheckpointStore(Attempt("s3://nowhere/run", 1, Driver()), keep_last=2, patience_s=3)
+    away = CheckpointStore(Attempt("s3://nowhere/run", 1, Driver()), retention=NewestAndBest(2), patience_s=3)
     with pytest.raises(OSError, match=r"s3://nowhere/run/checkpoints.*127\.0\.0\.1:9") as told:
         away.names()
     assert "\n" not in str(told.value)
@@ -128,3 +129,44 @@ def test_uploads_in_the_background_are_there_at_the_end_and_their_failure_is_not
     take_next(first.run_uri, driver)
     with pytest.raises(Superseded), BackgroundUploads(store(first)) as background:
         background.publish(saved(tmp_path, "step-00000030-attempt-2"))
+
+
+def test_a_superseded_attempt_removes_nothing(first, driver, tmp_path):
+    """Neither one checkpoint, nor what retention or garbage collection would remove."""
+    old = store(first, keep_last=1)
+    old.publish(saved(tmp_path, "step-00000010-attempt-2"))
+    torn = object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-3", "cnn.safetensors")
+    object_store.put_text(torn, "the newer attempt is uploading this")
+    newer = store(take_next(first.run_uri, driver))
+    for change in (lambda: old.remove("step-00000010-attempt-2"), old.collect_garbage):
+        with pytest.raises(Superseded):
+            change()
+    assert newer.names() == ["step-00000010-attempt-2"]
+    assert object_store.exists(torn)
+
+
+def test_a_trial_keeps_the_newest_few_of_its_rungs_and_is_fenced_like_a_run(home, driver, tmp_path):
+    trial = object_store.join(home, "search", "trials", "0000")
+    before = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt((4, 8, 12), 2), patience_s=0)
+    for step in (2, 4, 8):
+        before.publish(saved(tmp_path, f"step-{step:08d}-attempt-1"))
+    assert before.newest_uri == object_store.join(trial, "checkpoints", "step-00000008-attempt-1")
+    again = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt((4, 8, 12), 2), patience_s=0)
+    again.publish(saved(tmp_path, "step-00000012-attempt-2"))
+    assert again.names() == ["step-00000012-attempt-2", "step-00000008-attempt-1"]  # 2 is no rung, 4 was the oldest
+    with pytest.raises(Superseded):
+        before.publish(saved(tmp_path, "step-00000012-attempt-1"))
+    with pytest.raises(Superseded):
+        before.deliver(saved(tmp_path, "cnn"))
+
+
+def test_a_trial_may_start_from_another_ones_checkpoint(home, driver, tmp_path):
+    one, other = (object_store.join(home, "search", "trials", name) for name in ("0000", "0001"))
+    theirs = CheckpointStore(take_unconditionally(one, driver), retention=NewestAt((4,)), patience_s=0)
+    theirs.publish(saved(tmp_path, "step-00000004-attempt-1", {"cnn": 0.5}))
+    ours = CheckpointStore(
+        take_unconditionally(other, driver), retention=NewestAt((4, 8)), patience_s=0, start=theirs.newest_uri
+    )
+    assert ours.names() == ["step-00000004-attempt-1"]
+    state = checkpoint.read_state(ours.fetch("step-00000004-attempt-1", tmp_path / "work"))
+    assert state["best_for"] == {"cnn": 0.5}

@@ -10,10 +10,10 @@ import pytest
 from orchestrator.runs.lease import (
     Driver,
     Superseded,
-    ask_to_stop,
-    asked_to_stop,
     beating,
     is_driven_by,
+    request_stop,
+    stop_requested,
     take_next,
     take_over,
 )
@@ -42,7 +42,7 @@ def test_attempts_are_numbered_and_only_the_newest_may_commit(home):
     two = take_over(run, second)
     assert (one.number, two.number) == (1, 2)
     two.check_newest()
-    with pytest.raises(Superseded, match=rf"process {second.pid} on .* has taken this run over"):
+    with pytest.raises(Superseded, match=rf"process {second.pid} on .* has resumed this run"):
         one.check_newest()
     assert is_driven_by(run, second)
     assert not is_driven_by(run, first)
@@ -108,7 +108,7 @@ def test_of_two_that_resume_at_once_one_wins(home):
     for thread in threads:
         thread.join()
     assert answers.count(2) == 1
-    assert all("just taken it up" in str(answer) or "still working" in str(answer) for answer in answers if answer != 2)
+    assert all("just resumed it" in str(answer) or "still working" in str(answer) for answer in answers if answer != 2)
 
 
 def test_restarted_workers_take_an_attempt_of_their_own_while_the_run_is_their_drivers(home):
@@ -126,6 +126,6 @@ def test_restarted_workers_take_an_attempt_of_their_own_while_the_run_is_their_d
 
 def test_a_wish_to_stop_is_heard_by_its_own_workers_only(home):
     run, first, second = object_store.join(home, "run"), Driver(), Driver()
-    ask_to_stop(run, first)
-    assert asked_to_stop(run, first)
-    assert not asked_to_stop(run, second)
+    request_stop(run, first)
+    assert stop_requested(run, first)
+    assert not stop_requested(run, second)
