@@ -38,11 +38,11 @@ def plan(
         from orchestrator.planning.measure import measure
         from orchestrator.recipes.loader import load_recipe
         from orchestrator.storage.object_store import FsspecFiles
-        from orchestrator.training.request import Request, check
+        from orchestrator.training.request import RunRequest, check_request
 
         loaded, files, measured = load_recipe(recipe, settings), FsspecFiles(), None
         _check_devices(loaded, devices)
-        phases = check(Request(loaded, "antiphon plan", workers=devices))
+        phases = check_request(RunRequest(loaded, "antiphon plan", workers=devices))
         _check_options(tflops, clips, steps, phases[-1].end)
         counted = count_clips(loaded, files, clips=clips, tags=tags)
         sizes = model_sizes(loaded, tags=counted.tags)

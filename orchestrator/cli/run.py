@@ -46,10 +46,10 @@ def run(
     """Train a recipe: its models teach each other as its schedule says."""
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.training.driver import run as run_recipe
-    from orchestrator.training.request import Request, check
+    from orchestrator.training.request import RunRequest, check_request
 
     command = shlex.join(["antiphon", *sys.argv[1:]])
-    request = Request(
+    request = RunRequest(
         load_recipe(recipe, settings),
         command,
         storage=storage,
@@ -63,12 +63,12 @@ def run(
     )
     with only_json(as_json) as emit:
         if dry_run:
-            _dry_run(request.recipe, check(request), emit, as_json)
+            _dry_run(request.recipe, check_request(request), emit, as_json)
             return
         from orchestrator.cli.progress_bar import progress
         from orchestrator.tracking.uri import ui_command
 
-        result = run_recipe(request, show=lambda location: progress(location.event_log, console))
+        result = run_recipe(request, show_progress=lambda location: progress(location.event_log, console))
         outcome = result.outcome
         if result.published:
             from orchestrator.reports.write import write_run_report  # Plotly costs a second

@@ -1,6 +1,7 @@
-"""Delivering a run's records to MLflow afterwards, in this process: what `antiphon track replay` does.
+"""Sending a run's records to MLflow afterwards, in this process: `antiphon track replay`.
 
-Finds the records and where they belong; the sending is `tracking.py`'s. MLflow is imported by the call, not before.
+Finds the records and the MLflow they belong to. Safe to repeat: points that MLflow holds are not sent again. MLflow is
+imported by the call, after its environment variables are set.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from orchestrator.runs.location import EVENT_LOG
 from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import Cursor, deliver
@@ -21,20 +23,20 @@ from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import CLIENT
 from orchestrator.tracking.uri import NONE
 
-LOCK_S = 5.0  # a replayer that is about to finish is waited for
-SILENT_S = 120.0  # a driver that lives appends a sample of its machine every ten seconds
+LOCK_S = 5.0  # how long to wait for a replayer process that is about to finish
+SILENT_S = 120.0  # a living driver appends a system metrics record every ten seconds
 
 
 def replay_run(run: str, uri: str = "") -> dict[str, Any]:
-    """Deliver all records of a run, a folder or URI, to the MLflow at `uri` (empty: where the run was tracked).
+    """Send all records of a run, a folder or URI, to the MLflow at `uri` (empty: where the run was tracked).
 
-    Returns run, mlflow_run_id, tracking, points_sent, and points_held, which MLflow had already. Raises ValueError for
-    the user's mistakes, TrackingUnavailable when MLflow does not take everything; repeating it is safe.
+    Returns run, mlflow_run_id, tracking, points_sent, and points_held (MLflow had those already). Raises ValueError for
+    the user's mistakes, TrackingUnavailable when MLflow does not take everything.
     """
-    with _event_log(run) as event_log:
+    with _local_event_log(run) as event_log:
         with event_log.open("rb") as file:
             record = json.loads(file.readline())
-        uri = uri or _tracked(run, record)
+        uri = uri or _recorded_tracking(run, record)
         os.environ.update(CLIENT)
         destination = open_destination(event_log, uri)
         cursor = Cursor(event_log, f"{uri} {destination.run_id}")
@@ -52,31 +54,32 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _event_log(run: str) -> Iterator[Path]:
-    """The run's records as a local file that nobody else delivers meanwhile; a copy where it lies elsewhere."""
-    if not object_store.exists(object_store.join(run, "events.jsonl")):
-        raise ValueError(f"run {run!r}: no events.jsonl there; give a run's folder or URI, STORAGE/RUN_ID")
+def _local_event_log(run: str) -> Iterator[Path]:
+    """The run's event log as a local file that no replayer process sends meanwhile; a copy of a remote one."""
+    if not object_store.exists(object_store.join(run, EVENT_LOG)):
+        raise ValueError(f"run {run!r}: no {EVENT_LOG} there; give a run's folder or URI, STORAGE/RUN_ID")
     if not object_store.is_local(run):
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            copy = Path(scratch) / "events.jsonl"
+            copy = Path(scratch) / EVENT_LOG
             copy.write_text("".join(json.dumps(record) + "\n" for record in records_of(run)))
             yield copy
         return
-    event_log = object_store.local_path(run) / "events.jsonl"
+    event_log = object_store.local_path(run) / EVENT_LOG
     try:
         with FileLock(f"{event_log}.lock", timeout=LOCK_S):
             yield event_log
     except Timeout:
+        log = event_log.with_name("tracking.log")
         raise ValueError(
-            f"run {run!r}: its own replayer still works on it, see {event_log.with_name('tracking.log')}; wait for that"
+            f"run {run!r}: its replayer process is still sending records (log: {log}); wait until it has finished"
         ) from None
 
 
-def _tracked(run: str, record: dict[str, Any]) -> str:
-    """Where the run said it was tracked: in its outcome, else at its start."""
+def _recorded_tracking(run: str, record: dict[str, Any]) -> str:
+    """The MLflow URI in the run's outcome, else in its first record; ValueError for a run without tracking."""
     outcome = object_store.join(run, "outcome.json")
     uri = json.loads(object_store.get_text(outcome))["tracking"] if object_store.exists(outcome) else ""
     uri = uri or record["tags"].get("tracking", "")
     if uri in ("", NONE):
-        raise ValueError(f"run {run!r}: was not tracked anywhere; say where its records shall go: --tracking URI")
+        raise ValueError(f"run {run!r}: was not tracked anywhere; give the MLflow to send it to: --tracking URI")
     return str(uri)

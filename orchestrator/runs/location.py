@@ -1,4 +1,4 @@
-"""Where the things of a run or a search are: the published ones, and the driver's own files."""
+"""Where the files of a run or a search are: the published ones, and the driver's own."""
 
 import re
 from dataclasses import dataclass
@@ -7,26 +7,32 @@ from pathlib import Path
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import sqlite_uri
 
+EVENT_LOG = "events.jsonl"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
 
 @dataclass(frozen=True)
 class RunLocation:
-    """Where a run's things are: published ones under `uri`, the driver's own files in `folder`."""
+    """Published files lie under `uri`, the driver's own (event log, logs, report) in the local `folder`.
+
+    With a local storage the two are the same folder.
+    """
 
     run_id: str
     uri: str
     folder: Path
-    tracking: str
+    tracking: str  # MLflow URI, or "none"
 
     @property
     def event_log(self) -> Path:
-        return self.folder / "events.jsonl"
+        return self.folder / EVENT_LOG
 
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+def location_of(storage: str, run_id: str, tracking: str) -> RunLocation:
+    """The location of a run called `run_id` under the URI `storage`; `tracking` "" means SQLite beside the runs.
 
-
-def location_of(storage: str, run_id: str, tracked: str) -> RunLocation:
-    """Where the things of a run called `run_id` go; ValueError for a name that is none."""
+    Raises ValueError for an id that cannot be a folder's name.
+    """
     if not NAME.fullmatch(run_id):
         raise ValueError(
             f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', and begin with a letter or digit"
@@ -37,4 +43,4 @@ def location_of(storage: str, run_id: str, tracked: str) -> RunLocation:
     else:
         local = Path("~/.cache/antiphon/runs").expanduser()
         uri = object_store.join(storage, run_id)
-    return RunLocation(run_id, uri, local / run_id, tracked or sqlite_uri(local))
+    return RunLocation(run_id, uri, local / run_id, tracking or sqlite_uri(local))

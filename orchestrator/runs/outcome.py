@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: the outcome, the report, the table. Reads the spool, changes nothing in it."""
+"""What a run came to: its outcome, made of its event log. Writes no report (`reports/write.py` does, afterwards)."""
 
 import json
 import os
@@ -6,11 +6,12 @@ import time
 from typing import Any
 
 from orchestrator.runs.lease import seconds_since_boot
-from orchestrator.runs.location import RunLocation
+from orchestrator.runs.location import EVENT_LOG, RunLocation
 from orchestrator.storage import object_store
 from workloads.runtime.event_log import read_event_log
 
 BAD_NUMBERS = "bad-numbers.json"
+MODEL_KEYS = ("params", "steps_taught", "steps_learned", "val", "test", "checkpoint", "weights_sha256")
 
 
 def conclude(location: RunLocation, *, publish: bool) -> dict[str, Any]:
@@ -37,19 +38,19 @@ def conclude(location: RunLocation, *, publish: bool) -> dict[str, Any]:
 
 
 def publish_event_log(location: RunLocation) -> None:
-    """Put what was recorded so far where the run's other things are: at its beginning, that it began and how."""
+    """Copy the event log to the run's storage, if that is elsewhere; called at the start and at the end of a driver."""
     if not object_store.is_local(location.uri):
-        object_store.put_text(object_store.join(location.uri, "events.jsonl"), location.event_log.read_text())
+        object_store.put_text(object_store.join(location.uri, EVENT_LOG), location.event_log.read_text())
 
 
 def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The outcome by the last attempt's records, of which the last one is the `end` record."""
     end = records[-1]
     starts = [number for number, record in enumerate(records) if record["kind"] == "start"]
     attempt = records[starts[-1] :] if starts else []
     result: dict[str, Any] = next((record for record in attempt if record["kind"] == "result"), {})
     resumed_from = attempt[0]["step"] if attempt else 0
-    last = max((record["step"] for record in attempt if record["kind"] in ("metrics", "checkpoint")), default=0)
-    shown = ("params", "steps_taught", "steps_learned", "val", "test", "checkpoint", "weights_sha256")
+    last_step = max((record["step"] for record in attempt if record["kind"] in ("metrics", "checkpoint")), default=0)
     return {
         "run_id": location.run_id,
         "status": end["status"],
@@ -59,6 +60,6 @@ def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, 
         "report": object_store.join(location.uri, "report.html"),
         "tracking": location.tracking,
         "resumed_from_step": resumed_from,
-        "steps_run": max(result.get("steps", last) - resumed_from, 0),
-        "models": {name: {key: row[key] for key in shown} for name, row in result.get("models", {}).items()},
+        "steps_run": max(result.get("steps", last_step) - resumed_from, 0),
+        "models": {name: {key: row[key] for key in MODEL_KEYS} for name, row in result.get("models", {}).items()},
     }

@@ -1,4 +1,4 @@
-"""What a run has recorded: its event log, and the copy of it that its last checkpoint carries."""
+"""What a run has recorded: its event log, and the copy of it that each checkpoint carries."""
 
 import hashlib
 import json
@@ -10,21 +10,21 @@ from typing import Any
 
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.runs.checkpoint_store import resume_order
-from orchestrator.runs.location import RunLocation
+from orchestrator.runs.location import EVENT_LOG, RunLocation
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import HISTORY, MARKER
 
 
-def history(run_uri: str) -> list[dict[str, Any]]:
-    """Everything the run said up to its last checkpoint, which carries it; the driver's own records are not in it."""
+def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
+    """All records up to the run's last intact checkpoint, which carries them; the driver's own are not among them."""
     checkpoints = object_store.join(run_uri, "checkpoints")
     for name in resume_order(object_store.committed(checkpoints)):
         try:
             digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
             text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()
-        except (ValueError, KeyError, FileNotFoundError):  # damaged: whoever resumes says so, loudly
+        except (ValueError, KeyError, FileNotFoundError):  # damaged: resuming from it reports that
             continue
         if hashlib.sha256(text).hexdigest() == digest:
             return [json.loads(line) for line in text.splitlines()]
@@ -32,27 +32,29 @@ def history(run_uri: str) -> list[dict[str, Any]]:
 
 
 def records_of(run_uri: str) -> list[dict[str, Any]]:
-    """All that can be read of a run where it is stored: its spool, and what its last checkpoint says beyond that."""
-    uri, records = object_store.join(run_uri, "events.jsonl"), []
+    """All records of a run that can be read from its storage: its event log, then what only a checkpoint holds."""
+    uri, records = object_store.join(run_uri, EVENT_LOG), []
     if object_store.exists(uri):
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            copy = Path(scratch) / "events.jsonl"
+            copy = Path(scratch) / EVENT_LOG
             copy.write_text(object_store.get_text(uri))
             records = read_event_log(copy)
-    known = {json.dumps(record) for record in records}
-    return records + [record for record in history(run_uri) if json.dumps(record) not in known]
+    return records + _missing_from(records, checkpointed_records(run_uri))
 
 
-def recovered(location: RunLocation) -> list[dict[str, Any]]:
-    """What this machine's spool lacks of the run's history: it may be lost, or behind the last checkpoint."""
-    known = (
-        {json.dumps(record) for record in read_event_log(location.event_log)} if location.event_log.exists() else set()
-    )
-    return [record for record in history(location.uri) if json.dumps(record) not in known]
+def recovered_records(location: RunLocation) -> list[dict[str, Any]]:
+    """Records of the last checkpoint that this machine's event log lacks: it may be lost, or older than it."""
+    local = read_event_log(location.event_log) if location.event_log.exists() else []
+    return _missing_from(local, checkpointed_records(location.uri))
+
+
+def _missing_from(known: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines = {json.dumps(record) for record in known}
+    return [record for record in records if json.dumps(record) not in lines]
 
 
 def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: int) -> dict[str, Any]:
-    """What a run's spool begins with, and what every attempt adds anew."""
+    """The record that an event log begins with, and that each attempt adds again."""
     return {
         "kind": "run",
         "run_id": location.run_id,
@@ -70,6 +72,11 @@ def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: 
     }
 
 
+def end_record(status: str, error: str = "", *, mistake: bool = False) -> dict[str, Any]:
+    """The record that ends an event log; `mistake` marks an error that the user can mend."""
+    return {"kind": "end", "status": status, "error": error, "mistake": mistake}
+
+
 def git_commit() -> str:
     """The commit of the code that runs; empty for an installed copy, or where there is no git."""
     root = Path(__file__).parents[2]
@@ -77,7 +84,3 @@ def git_commit() -> str:
         return ""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def end_record(status: str, error: str = "", *, mistake: bool = False) -> dict[str, Any]:
-    return {"kind": "end", "status": status, "error": error, "mistake": mistake}

@@ -1,11 +1,12 @@
-"""Which run a command is about: a new one, or one to go on with. Owns the run folder's first files."""
+"""Which run a command is about: a new one, or an earlier one to resume. Creates the run's folder and claims it."""
 
 import json
 import secrets
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.runs.lease import Attempt, Driver, take_over
@@ -14,13 +15,15 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
 
+Value = TypeVar("Value")
 AUTO = "auto"
-PLACES = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines
+RECIPE = "recipe.json"
+MACHINE_KEYS = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A run that this process may drive now, as `attempt`; or one that is done, with its `outcome`."""
+class OpenedRun:
+    """A run that this process may drive now, as `attempt`; or one that is done already, with its `outcome`."""
 
     location: RunLocation
     attempt: Attempt | None = None
@@ -28,87 +31,92 @@ class Opened:
 
 
 def open_run(
-    recipe: Recipe, *, storage: str, run_id: str, resume: str, tracked: str, driver: Driver, patience_s: float
-) -> Opened:
-    """Begin a run (`run_id` or a name of its own), or take one up again: `resume` is its id, or "auto".
+    recipe: Recipe, *, storage: str, run_id: str, resume: str, tracking: str, driver: Driver, patience_s: float
+) -> OpenedRun:
+    """Create a run (called `run_id`, or by a generated name), or resume one: `resume` is its id, or "auto".
 
-    Raises ValueError for an id that exists, one that does not, another recipe, and a run that is still being driven.
+    "auto" is the newest unfinished run of this recipe, and a new run if there is none. Waits up to `patience_s` seconds
+    for an unavailable storage. Raises ValueError for a new id that exists, an old one that does not, another recipe,
+    and a run that is still being driven.
     """
 
-    def patient(call: Any) -> Any:
+    def retry(call: Callable[[], Value]) -> Value:
         return retry_while_unavailable(call, what=f"storage {storage!r}", patience_s=patience_s)
 
     if resume == AUTO:
-        resume = patient(lambda: _newest_unfinished(recipe, storage))
+        resume = retry(lambda: _newest_unfinished(recipe, storage))
         if not resume:
-            print(f"--resume auto: no unfinished run of this recipe under {storage}; starting afresh", file=sys.stderr)
-    if resume:
-        location = location_of(storage, resume, tracked)
-        patient(lambda: _check_same(recipe, location))
-        outcome = patient(lambda: _finished(location.uri))
-        if outcome is not None:
-            total = outcome["resumed_from_step"] + outcome["steps_run"]
-            return Opened(location, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
-        return Opened(location, patient(lambda: take_over(location.uri, driver)))
-    run_id = run_id or f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    location = location_of(storage, run_id, tracked)
-    if not patient(lambda: _created(location, json.dumps(resolve(recipe), indent=1))):
-        raise ValueError(
-            f"--run-id {run_id!r}: there is such a run under {storage!r}; `--resume {run_id}` goes on with it, or "
-            "choose another id"
-        )
-    return Opened(location, patient(lambda: take_over(location.uri, driver)))
+            print(
+                f"--resume auto: no unfinished run of this recipe under {storage}; starting a new one", file=sys.stderr
+            )
+    if not resume:
+        location = location_of(storage, run_id or _generated_id(recipe), tracking)
+        retry(lambda: _create(location, recipe))
+        return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
+    location = location_of(storage, resume, tracking)
+    retry(lambda: _require_same_recipe(recipe, location))
+    if (outcome := retry(lambda: _finished_outcome(location.uri))) is not None:
+        total = outcome["resumed_from_step"] + outcome["steps_run"]
+        return OpenedRun(location, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
+    return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
 
 
-def _created(location: RunLocation, recipe: str) -> bool:
-    """Whether the run's folder is this driver's to begin.
+def differences(recipe: Recipe, resolved: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(key, value in `resolved`, value in `recipe`) of all that makes it another run; where the data lies does not."""
+    old, new = flatten(resolved), flatten(resolve(recipe))
+    keys = sorted((old.keys() | new.keys()) - {*MACHINE_KEYS})
+    return [(key, old.get(key, "-"), new.get(key, "-")) for key in keys if old.get(key) != new.get(key)]
 
-    An answer may get lost on its way: then the store's client asks again and is told that the recipe exists. Where it
-    is ours to the letter and nobody has taken the run up, we go on; the first attempt names its driver, once.
+
+def _generated_id(recipe: Recipe) -> str:
+    return f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _create(location: RunLocation, recipe: Recipe) -> None:
+    """Create the run's folder by writing its recipe exclusively; ValueError if there is such a run.
+
+    A lost answer makes the store's client repeat the request and learn that the file exists. If it is ours to the
+    letter and no attempt has claimed the run, this driver continues; claiming the first attempt then decides.
     """
-    uri = object_store.join(location.uri, "recipe.json")
-    if object_store.create_exclusively(uri, recipe.encode()):
-        return True
-    return object_store.get_text(uri) == recipe and not object_store.names(object_store.join(location.uri, "attempts"))
+    uri, text = object_store.join(location.uri, RECIPE), json.dumps(resolve(recipe), indent=1)
+    if object_store.create_exclusively(uri, text.encode()):
+        return
+    claimed = object_store.names(object_store.join(location.uri, "attempts"))
+    if claimed or object_store.get_text(uri) != text:
+        raise ValueError(
+            f"--run-id {location.run_id!r}: there is such a run at {location.uri}; `--resume {location.run_id}` "
+            "continues it, or choose another id"
+        )
 
 
 def _newest_unfinished(recipe: Recipe, storage: str) -> str:
-    """The id of the newest run of this very recipe that is not done; empty if there is none."""
-    found = []
+    """The id of the newest run of this recipe that is not done; empty if there is none."""
+    unfinished = []
     for run_id in object_store.names(storage):
         uri = object_store.join(storage, run_id)
-        recipe_uri = object_store.join(uri, "recipe.json")
-        if (
-            object_store.exists(recipe_uri)
-            and not differences(recipe, json.loads(object_store.get_text(recipe_uri)))
-            and _finished(uri) is None
-        ):
-            found.append((object_store.changed(recipe_uri), run_id))
-    return max(found, default=(None, ""))[1]
+        recipe_uri = object_store.join(uri, RECIPE)
+        if not object_store.exists(recipe_uri) or differences(recipe, json.loads(object_store.get_text(recipe_uri))):
+            continue
+        if _finished_outcome(uri) is None:
+            unfinished.append((object_store.changed(recipe_uri), run_id))
+    return max(unfinished, default=(None, ""))[1]
 
 
-def _check_same(recipe: Recipe, location: RunLocation) -> None:
-    uri = object_store.join(location.uri, "recipe.json")
+def _require_same_recipe(recipe: Recipe, location: RunLocation) -> None:
+    uri = object_store.join(location.uri, RECIPE)
     if not object_store.exists(uri):
         raise ValueError(
             f"--resume {location.run_id!r}: no such run at {location.uri}; check --storage, or leave --resume out"
         )
-    if found := differences(recipe, json.loads(object_store.get_text(uri))):
-        key, was, now = found[0]
+    if changed := differences(recipe, json.loads(object_store.get_text(uri))):
+        key, old, new = changed[0]
         raise ValueError(
-            f"--resume {location.run_id!r}: it began with {key} = {was}, and this command says {now}; a run keeps its "
-            "recipe: repeat the command it began with, or start a new run"
+            f"--resume {location.run_id!r}: the run was started with {key} = {old}, and this command has {new}; a run "
+            "keeps its recipe: repeat the command that started it, or start a new run"
         )
 
 
-def differences(recipe: Recipe, resolved: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(key, its value there, its value here) of everything that makes another run; where the data lies does not."""
-    there, here = flatten(resolved), flatten(resolve(recipe))
-    keys = sorted((there.keys() | here.keys()) - {*PLACES})
-    return [(key, there.get(key, "-"), here.get(key, "-")) for key in keys if there.get(key) != here.get(key)]
-
-
-def _finished(run_uri: str) -> dict[str, Any] | None:
+def _finished_outcome(run_uri: str) -> dict[str, Any] | None:
     """The outcome of a run that is done, else None."""
     uri = object_store.join(run_uri, "outcome.json")
     outcome: dict[str, Any] = json.loads(object_store.get_text(uri)) if object_store.exists(uri) else {}

@@ -29,8 +29,8 @@ from orchestrator.storage import object_store
 from orchestrator.tracking.nested_runs import NAMES
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import wait_for_tracking
-from orchestrator.training.ray_cluster import connect, join_stack
-from orchestrator.training.request import absolute
+from orchestrator.training.ray_cluster import connect, resolve_address
+from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import on_sigterm
 from workloads.config.recipe import Train
 from workloads.runtime.event_log import EventLog, read_event_log
@@ -53,7 +53,7 @@ class SearchResult:
 def search(request: SearchRequest) -> SearchResult:
     """The whole search, from its checks to its outcome. ValueError for the user's mistakes."""
     budget = check(request)
-    request = replace(request, recipe=absolute(request.recipe))
+    request = replace(request, recipe=with_absolute_paths(request.recipe))
     require_data(request.recipe)
     object_store.probe(request.storage)
     began, location, driver = time.time(), _open(request), Driver()
@@ -74,7 +74,7 @@ def search(request: SearchRequest) -> SearchResult:
 def _drive(request: SearchRequest, location: RunLocation, budget: Budget, *, began: float) -> dict[str, Any]:
     """Trials, then finals, then what came of them."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # as in run.py
-    address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
+    address = resolve_address(request.address)  # before Ray is imported: it reads its token's place then
     import ray
 
     from orchestrator.search.tune_runner import TuneRunner, count_slots
@@ -86,7 +86,7 @@ def _drive(request: SearchRequest, location: RunLocation, budget: Budget, *, beg
         try:
             # workers of one trial may lie on several nodes, a trial of one process does not
             slots = count_slots([connection.resources] if workers > 1 else connection.nodes, whole, request.slots)
-            connection.require_seen(ray, object_store.join(location.uri, "search.json"))
+            connection.require_visible(ray, object_store.join(location.uri, "search.json"))
             write_cluster(
                 location.uri, slots=slots, dashboard=connection.dashboard, trials=num_trials(search, budget.trials)
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.runs.lease import Attempt, Driver, beating, take_over
 from orchestrator.runs.location import RunLocation
-from orchestrator.runs.records import recovered
+from orchestrator.runs.records import recovered_records
 from orchestrator.search.rungs import Clock, Rung, delivered, judge, mean_values, rung_steps, said_of, second_objective
 from orchestrator.search.store import PATIENCE_S
 from orchestrator.search.trial_spec import Task, searched, task_recipe
@@ -69,7 +69,7 @@ def _held(location: RunLocation) -> Iterator[Attempt]:
     except ValueError as busy:  # whose workers were lost with it, and whose heartbeat is about to stand still
         raise RuntimeError(str(busy)) from None
     with beating(location.uri, driver):
-        before = retry_while_unavailable(lambda: recovered(location), what=location.uri, patience_s=PATIENCE_S)
+        before = retry_while_unavailable(lambda: recovered_records(location), what=location.uri, patience_s=PATIENCE_S)
         with EventLog(location.event_log) as event_log:
             for record in before:  # what was learned before validates nothing again
                 event_log.append(record)

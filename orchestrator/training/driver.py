@@ -1,54 +1,57 @@
-"""The driver of one training run: check, record, launch, watch, sum up. The worker's side is `worker.py`."""
+"""The driver of one training run: check, claim, record, launch, watch, conclude.
+
+The driver is the process of `antiphon run`. It writes the event log, sends the heartbeat and starts the replayer
+process; training itself happens in this process (`local_run.py`) or in Ray Train's workers (`ray_trainer.py`,
+`ray_worker.py`). A kill at any instant leaves the committed checkpoints, from which `--resume` continues.
+"""
 
 import sys
-import tempfile
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest
 from orchestrator.runs.lease import Attempt, Driver, beating, is_driven_by
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.outcome import conclude, publish_event_log
-from orchestrator.runs.records import end_record, recovered, run_record
+from orchestrator.runs.records import end_record, recovered_records, run_record
 from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.replayer import start_replayer
-from orchestrator.training.ray_trainer import _run_on_ray
-from orchestrator.training.request import Request, absolute, check
-from orchestrator.training.signals import on_sigterm
+from orchestrator.training.local_run import run_in_process
+from orchestrator.training.ray_trainer import run_on_ray
+from orchestrator.training.request import RunRequest, check_request, with_absolute_paths
 from orchestrator.training.system_metrics import sampling
 from workloads.data.clips import split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.event_log import EventLog
 
-Show = Callable[[RunLocation], AbstractContextManager[None]]
-TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the tracker to catch up
+Progress = Callable[[RunLocation], AbstractContextManager[None]]
+TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the replayer to catch up
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run: its outcome, and whether this driver published it (else it was done already, or is resumed
-    by another driver by now)."""
+    """The outcome of a run, and whether this driver published it.
+
+    It did not where the run was done before, or where another driver has resumed it meanwhile.
+    """
 
     outcome: dict[str, Any]
     location: RunLocation
     published: bool
 
 
-def run(request: Request, *, show: Show) -> RunResult:
-    """The whole run; returns its outcome, the object that --json prints, also of a run that failed.
+def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
+    """Run a recipe from its checks to its outcome (the object that --json prints), also where it fails.
 
-    `show` opens a context in which the spool's progress is shown. Raises ValueError for the user's mistakes that can
-    be seen before anything starts.
+    `show_progress` opens a context in which the event log is followed on the screen. Raises ValueError for the user's
+    mistakes that can be seen before anything starts.
     """
-    check(request)
-    request = replace(request, recipe=absolute(request.recipe))
+    check_request(request)
+    request = replace(request, recipe=with_absolute_paths(request.recipe))
     split(read_dataset(request.recipe.data, object_store.FsspecFiles()), request.recipe.data)
     object_store.probe(request.storage)
     driver = Driver()
@@ -57,93 +60,65 @@ def run(request: Request, *, show: Show) -> RunResult:
         storage=request.storage,
         run_id=request.run_id,
         resume=request.resume,
-        tracked=request.tracking,
+        tracking=request.tracking,
         driver=driver,
         patience_s=request.patience_s,
     )
     location = opened.location
-    if opened.outcome is not None:  # done already: then nothing is left to do
+    if opened.outcome is not None:  # the run is done already
         return RunResult(opened.outcome, location, published=False)
     assert opened.attempt is not None
     with beating(location.uri, driver):
-        replayer = _drive(request, location, opened.attempt, show)
+        replayer = _record_and_train(request, location, opened.attempt, show_progress)
         wait_for_tracking(replayer)
 
-        def concluded() -> RunResult:
-            mine = is_driven_by(location.uri, driver)  # else somebody else has resumed it by now
-            return RunResult(conclude(location, publish=mine), location, published=mine)
+        def publish() -> RunResult:
+            newest = is_driven_by(location.uri, driver)  # else another driver has resumed the run
+            return RunResult(conclude(location, publish=newest), location, published=newest)
 
-        return retry_while_unavailable(concluded, what=location.uri, patience_s=request.patience_s)
+        return retry_while_unavailable(publish, what=location.uri, patience_s=request.patience_s)
 
 
-def _drive(request: Request, location: RunLocation, attempt: Attempt, show: Show) -> Any:
-    """Record what happens until the run has ended, one way or another; returns the replayer."""
+def _record_and_train(request: RunRequest, location: RunLocation, attempt: Attempt, show_progress: Progress) -> Any:
+    """Train, and record how that ended; returns the replayer. Only KeyboardInterrupt and SystemExit are raised."""
     location.folder.mkdir(parents=True, exist_ok=True)
     with EventLog(location.event_log) as event_log:
-        missing = recovered(location)
+        recovered = recovered_records(location)
         event_log.append(run_record(request.recipe, location, command=request.command, workers=request.workers))
-        for record in missing:
+        for record in recovered:
             event_log.append(record)
         publish_event_log(location)
         replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")
-        launch = _run_locally if request.local else _run_on_ray
+        train = run_in_process if request.local else run_on_ray
         try:
-            with show(location), sampling(event_log):
-                end = launch(request, location, attempt, event_log, replayer)
+            with show_progress(location), sampling(event_log):
+                end = train(request, location, attempt, event_log, replayer)
             event_log.append(end)
         except BaseException as error:
-            try:
-                (location.folder / "error.log").write_text(traceback.format_exc())
-                event_log.append(end_record("failed", _reason(error), mistake=isinstance(error, ValueError)))
-            except OSError as full:
-                raise OSError(f"{_reason(error)}; `--resume {location.run_id}` goes on once that is mended") from full
+            _record_failure(event_log, location, error)
             if not isinstance(error, Exception):
                 raise
     return replayer
 
 
-def _reason(error: BaseException) -> str:
-    """An error in one line; of Ray's, which carry a worker's whole traceback, the last one."""
+def _record_failure(event_log: EventLog, location: RunLocation, error: BaseException) -> None:
+    """End the event log with the error, and keep its traceback in error.log."""
+    reason = _one_line(error)
+    try:
+        (location.folder / "error.log").write_text(traceback.format_exc())
+        event_log.append(end_record("failed", reason, mistake=isinstance(error, ValueError)))
+    except OSError as full:  # nothing can be recorded on a full disk
+        raise OSError(f"{reason}; free space, then `--resume {location.run_id}` continues the run") from full
+
+
+def _one_line(error: BaseException) -> str:
+    """An error in one line; of Ray's errors, which carry a worker's whole traceback, the last line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(lines) if len(lines) <= 3 else lines[-1]
 
 
-def _run_locally(
-    request: Request, location: RunLocation, attempt: Attempt, event_log: EventLog, replayer: Any
-) -> dict[str, Any]:
-    """The loop in this process. Torch is imported only here."""
-    from workloads.runtime.session import LocalSession
-    from workloads.train import loop, set_up
-
-    if request.recipe.train.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ValueError("train.device = 'cuda': this machine has no GPU that torch can use; set it to 'cpu'")
-    replayer.wait_started()
-    stop = threading.Event()
-    retention = NewestAndBest(request.recipe.train.keep_last)
-    store = CheckpointStore(attempt, retention=retention, patience_s=request.patience_s)
-    store.collect_garbage()
-    with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, BackgroundUploads(store) as background:
-        session = LocalSession(
-            work_dir=Path(scratch),
-            event_log=event_log,
-            store=background,
-            device=request.recipe.train.device,
-            should_stop=stop.is_set,
-        )
-        with on_sigterm(stop.set):
-            run = set_up(request.recipe, session, files=object_store.FsspecFiles())
-            try:
-                status = loop(run)
-            except ValueError as error:  # once the loop runs, it is not the user's mistake
-                raise RuntimeError(f"step {run.step}: {error}") from error
-    return end_record(status)
-
-
 def wait_for_tracking(replayer: Any) -> None:
-    """Give the tracker time to catch up; what it has not delivered stays in the spool."""
+    """Give the replayer time to catch up; what it has not sent by then stays in the event log."""
     code = replayer.wait(timeout_s=TRACKING_GRACE_S)
     if code is None:
         print("tracking is still catching up in the background; nothing is lost", file=sys.stderr)

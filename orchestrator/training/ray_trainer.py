@@ -1,4 +1,8 @@
-"""A run in Ray Train's workers: one TorchTrainer with all models in every worker."""
+"""A run in Ray Train's workers, seen from the driver: one TorchTrainer with all models in every worker.
+
+Ray restarts the group of workers after a failure, up to `RETRIES` times. "Latest checkpoint" is always what our own
+markers say: Ray's snapshot of its idea of it is deleted before every start.
+"""
 
 import os
 from dataclasses import asdict
@@ -10,25 +14,22 @@ from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.training.ray_cluster import connect, join_stack
-from orchestrator.training.request import Request
+from orchestrator.training.ray_cluster import connect, resolve_address, worker_environment
+from orchestrator.training.request import RunRequest
 from orchestrator.training.signals import on_sigterm
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog, read_event_log
 
-RETRIES = 3  # worker failures that Ray answers by starting the group again
+RETRIES = 3  # worker failures after which Ray starts the group again
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own idea of the newest checkpoint; ours is the shelf's
-
-
-def _run_on_ray(
-    request: Request, location: RunLocation, attempt: Attempt, event_log: EventLog, replayer: Any
+def run_on_ray(
+    request: RunRequest, location: RunLocation, attempt: Attempt, event_log: EventLog, replayer: Any
 ) -> dict[str, Any]:
-    """The loop in Ray Train's workers."""
-    # Ray starts workers at nice 15: on a shared machine one of two threads starves and the other waits for it.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    address = join_stack(request.address)  # before Ray is imported: it reads its token's place then
+    """Train in Ray Train's workers and return the end record; SIGTERM asks the workers to save and stop."""
+    worker_environment()
+    address = resolve_address(request.address)  # before Ray is imported: it reads where its token is then
     import ray
 
     _connect(ray, request, address)
@@ -49,9 +50,9 @@ def fit(
     patience_s: float,
     until: int | None = None,
 ) -> dict[str, Any]:
-    """One TorchTrainer with all models in every worker, on the Ray at hand; returns the record with which it ended.
+    """Train on the connected Ray and return the end record that the workers reported.
 
-    With `until` it saves and ends after so many steps, and another one goes on.
+    With `until` the workers save and end after that many steps, as "preempted"; another call continues.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -62,7 +63,7 @@ def fit(
 
     snapshot = object_store.join(location.uri, RAY_SNAPSHOT)
     retry_while_unavailable(lambda: object_store.delete(snapshot), what=snapshot, patience_s=patience_s)
-    said_before = len(read_event_log(location.event_log))
+    num_records_before = len(read_event_log(location.event_log))
     # The type checker sees the first generation of these classes, the interpreter the second.
     trainer = TorchTrainer(
         train_worker,
@@ -82,27 +83,28 @@ def fit(
         ),
     )
     trainer.fit()
-    closed = [record for record in read_event_log(location.event_log)[said_before:] if record["kind"] == "closed"]
+    new_records = read_event_log(location.event_log)[num_records_before:]
+    closed = [record for record in new_records if record["kind"] == "closed"]
     if not closed:
-        raise RuntimeError("the workers ended without saying how")
+        raise RuntimeError("the workers ended without reporting a status")
     return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
 
 
-def _connect(ray: Any, request: Request, address: str) -> None:
-    """Start a local Ray, or join the one at the address; either way it must be able to hold all workers."""
-    need, unit = request.workers, "GPU" if request.recipe.train.device == "cuda" else "CPU"
-    have = connect(ray, address, at_least=need + 1).resources.get(unit, 0)
-    if have < need:
-        where = f"the cluster at {address}" if address else "this machine"
-        ray.shutdown()
-        raise ValueError(f"--workers {need}: {where} has {have:g} {unit}s; ask for fewer, or another train.device")
-
-
 def ray_storage(storage: str, *, patience_s: float) -> dict[str, Any]:
-    """Ray keeps its own notes in the same run folder as our checkpoints: it insists on owning the folder it reports."""
+    """Ray's storage arguments for a folder or URI: Ray insists on owning the run's folder, so both write there."""
     if object_store.is_local(storage):
         return {"storage_path": str(object_store.local_path(storage))}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     fs, path = object_store.filesystem(storage, patience_s=patience_s)
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+def _connect(ray: Any, request: RunRequest, address: str) -> None:
+    """Connect to Ray; ValueError if it cannot hold all workers at once."""
+    need, unit = request.workers, "GPU" if request.recipe.train.device == "cuda" else "CPU"
+    have = connect(ray, address, at_least=need + 1).resources.get(unit, 0)
+    if have < need:
+        where = f"the cluster at {address}" if address else "this machine"
+        ray.shutdown()
+        raise ValueError(f"--workers {need}: {where} has {have:g} {unit}s; ask for fewer, or another train.device")

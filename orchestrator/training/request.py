@@ -1,4 +1,4 @@
-"""One `antiphon run` as the user typed it, and what is refused before anything starts."""
+"""One `antiphon run` as the user typed it, and the rules that refuse it before anything starts."""
 
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -9,29 +9,24 @@ from workloads.distill.schedule import Phase, plan_phases
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """One `antiphon run`, as the user typed it."""
 
     recipe: Recipe
     command: str
     storage: str = "runs"
-    tracking: str = ""  # MLflow URI; empty: SQLite beside the runs, "none": nowhere
+    tracking: str = ""  # MLflow URI; empty: SQLite beside the runs, "none": no tracking
     workers: int = 1
-    address: str = ""  # of a Ray cluster; empty: a local one, for this run
+    address: str = ""  # of a Ray cluster; empty: a local one for this run
     local: bool = False  # in this process, without Ray
-    run_id: str = ""  # of a new run; empty: one is made up
-    resume: str = ""  # the id of a run to go on with, or "auto"
-    patience_s: float = 300.0  # how long a store that went away is waited for
+    run_id: str = ""  # of a new run; empty: a generated one
+    resume: str = ""  # id of a run to resume, or "auto"
+    patience_s: float = 300.0  # how long to wait for an unavailable store
 
 
-def check(request: Request) -> tuple[Phase, ...]:
-    """Refuse the user's mistakes before anything is started or written; returns the run's phases."""
-    recipe = request.recipe
-    if request.address.startswith("ray://"):
-        raise ValueError(
-            f"--address {request.address!r}: Ray Client connections break long runs; submit the command as a job "
-            "(`ray job submit --address http://HEAD:8265 -- antiphon run ...`) or give HOST:PORT on a cluster node"
-        )
+def check_request(request: RunRequest) -> tuple[Phase, ...]:
+    """Raise ValueError for the user's mistakes before anything is started or written; returns the run's phases."""
+    refuse_ray_client(request.address)
     refuse_passwords(storage=request.storage, tracking=request.tracking)
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
@@ -43,31 +38,54 @@ def check(request: Request) -> tuple[Phase, ...]:
         raise ValueError(f"--workers {request.workers}: --local runs in this process alone; leave one of the two out")
     if request.local and request.address:
         raise ValueError(f"--address {request.address!r}: --local runs without Ray; leave one of the two out")
-    if recipe.train.shards % request.workers:
+    require_shards_divide(request.recipe, request.workers)
+    return plan_phases(request.recipe)
+
+
+def refuse_ray_client(address: str) -> None:
+    """Raise ValueError for a ray:// address: Ray Client connections do not survive long runs."""
+    if address.startswith("ray://"):
         raise ValueError(
-            f"--workers {request.workers}: train.shards = {recipe.train.shards} must divide among them; "
-            f"--set train.shards={request.workers} (the global batch is shards x shard_size clips)"
+            f"--address {address!r}: Ray Client connections break long runs; submit the command as a job "
+            "(`ray job submit --address http://HEAD:8265 -- antiphon run ...`) or give HOST:PORT on a cluster node"
         )
-    return plan_phases(recipe)
 
 
 def refuse_passwords(**uris: str) -> None:
-    """ValueError where the URI of an option holds a password."""
+    """Raise ValueError where the URI of an option holds a password; options by name, without their dashes."""
     for option, uri in uris.items():
         if urlsplit(uri).password is not None:
             raise ValueError(
-                f"--{option}: its URI holds a password, which would stand in the run's records; give it by environment "
-                "variables instead (AWS_*, MLFLOW_TRACKING_USERNAME and _PASSWORD, PGPASSWORD)"
+                f"--{option}: its URI holds a password, which would be stored in the run's records; give it by "
+                "environment variables instead (AWS_*, MLFLOW_TRACKING_USERNAME and _PASSWORD, PGPASSWORD)"
             )
 
 
-def absolute(recipe: Recipe) -> Recipe:
-    """Local paths made absolute: Ray gives every worker a working folder of its own."""
+def require_shards_divide(recipe: Recipe, workers: int) -> None:
+    """Raise ValueError where the shards of the global batch do not divide among so many workers."""
+    if recipe.train.shards % workers:
+        raise ValueError(
+            f"--workers {workers}: train.shards = {recipe.train.shards} must divide among them; "
+            f"--set train.shards={workers} (the global batch is shards x shard_size clips)"
+        )
 
-    def here(uri: str) -> str:
+
+def require_gpu(recipe: Recipe) -> None:
+    """Raise ValueError where the recipe wants a GPU and this machine has none that torch can use; imports torch."""
+    if recipe.train.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("train.device = 'cuda': this machine has no GPU that torch can use; set it to 'cpu'")
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with local paths made absolute: Ray gives every worker a working folder of its own."""
+
+    def absolute(uri: str) -> str:
         return str(object_store.local_path(uri)) if uri and object_store.is_local(uri) else uri
 
     data = recipe.data
-    data = replace(data, root=here(data.root), manifest=here(data.manifest), cache=here(data.cache))
-    models = {name: replace(model, init=here(model.init)) for name, model in recipe.models.items()}
+    data = replace(data, root=absolute(data.root), manifest=absolute(data.manifest), cache=absolute(data.cache))
+    models = {name: replace(model, init=absolute(model.init)) for name, model in recipe.models.items()}
     return replace(recipe, data=data, models=models)

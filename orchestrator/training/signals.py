@@ -1,4 +1,4 @@
-"""What SIGTERM means while a run or a search goes on."""
+"""What SIGTERM means to a driver while a run or a search is in progress."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,9 +7,12 @@ from typing import Any
 
 
 @contextmanager
-def on_sigterm(ask: Callable[[], Any]) -> Iterator[None]:
-    """Within this context SIGTERM asks the run to save and stop; afterwards it means what it meant before."""
-    before = signal.signal(signal.SIGTERM, lambda *_: ask())
+def on_sigterm(action: Callable[[], Any]) -> Iterator[None]:
+    """Call `action` in the main thread at every SIGTERM while the context lasts; then restore the handler before it.
+
+    Enter it from the main thread only: Python delivers signals there.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: action())
     try:
         yield
     finally:

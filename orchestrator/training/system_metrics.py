@@ -1,7 +1,6 @@
-"""How busy the driver's machine is while a run goes on: samples for the spool, named as MLflow names its own.
+"""System metrics of the driver's machine during a run, as records for the event log, named as MLflow names its own.
 
-Knows the operating system's counters and the form of a record; who reads them does not matter here. Workers on other
-machines are not sampled: Ray's own dashboard shows those.
+Workers on other machines are not sampled: Ray's dashboard shows those.
 """
 
 import os
@@ -16,7 +15,7 @@ import psutil
 
 from workloads.runtime.event_log import EventLog
 
-PRIME_S = 0.1  # a share of CPU time is one of a stretch of time; this is the first sample's
+PRIME_S = 0.1  # CPU utilisation is measured over an interval; this is the first sample's
 MB = 1e6
 
 Sampler = Callable[[], dict[str, float]]
@@ -24,10 +23,10 @@ Sampler = Callable[[], dict[str, float]]
 
 @contextmanager
 def sampling(event_log: EventLog, *, every_s: float = 10.0) -> Iterator[None]:
-    """Within this context a `machine` record is appended every `every_s` seconds, the first one at once.
+    """Append a `machine` record every `every_s` seconds while the context lasts, from a thread; the first one at once.
 
-    A record's `step` is the time in whole `every_s` since the epoch: it goes on growing when a run is resumed, wherever
-    that happens. Leave the context before the `end` record is written: a spool ends with that.
+    A record's `step` is the time in units of `every_s` since the epoch: it keeps growing when a run is resumed, on any
+    machine. Leave the context before the `end` record is written: an event log ends with that.
     """
     stop = threading.Event()
     thread = threading.Thread(target=_sample, args=(event_log, every_s, stop), daemon=True, name="machine")
@@ -44,7 +43,7 @@ def _sample(event_log: EventLog, every_s: float, stop: threading.Event) -> None:
     stop.wait(PRIME_S)
     while True:
         values = {f"system/{name}": round(value, 1) for sampler in samplers for name, value in sampler().items()}
-        with suppress(OSError):  # a full disk: the run itself will say so
+        with suppress(OSError):  # a full disk: the run itself reports that
             event_log.append({"kind": "machine", "step": int(time.time() // every_s), "values": values})
         if stop.wait(every_s):
             return

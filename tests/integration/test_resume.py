@@ -71,7 +71,7 @@ def test_what_cannot_be_resumed_is_refused_with_the_fix(command, tmp_path):
     assert "there is such a run" in mistake([*command, "--run-id", "a"], out)
     assert "no such run" in mistake([*command, "--resume", "b"], out)
     said = mistake([*command, "--resume", "a", "--set", "train.seed=3"], out)
-    assert "it began with train.seed = 0, and this command says 3" in said
+    assert "started with train.seed = 0, and this command has 3" in said
     assert "leave one of the two out" in mistake([*command, "--resume", "a", "--run-id", "c"], out)
     assert "must be letters" in mistake([*command, "--run-id", "a/b"], out)
 

@@ -107,7 +107,7 @@ def test_a_run_that_is_being_delivered_is_left_alone(tmp_path: Path, monkeypatch
     run = _run(tmp_path, _records("busy", "sqlite:///nowhere.db"))
     with (
         FileLock(tmp_path / "events.jsonl.lock"),
-        pytest.raises(ValueError, match="its own replayer still works on it"),
+        pytest.raises(ValueError, match="its replayer process is still sending records"),
     ):
         backfill.replay_run(run)
 
