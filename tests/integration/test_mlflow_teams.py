@@ -122,7 +122,7 @@ def test_a_run_arrives_whole_and_once(mlflow_server: MlflowServer, finished: Pat
 def test_checkpoints_are_referred_to_and_not_stored_twice(mlflow_server: MlflowServer, finished: Path) -> None:
     stored = mlflow_server.artifacts()
     assert any(path.endswith("models/cnn/MLmodel") for path in stored), stored
-    assert any(path.endswith("models/vit/code/workloads/tagger.py") for path in stored), stored
+    assert any(path.endswith("models/vit/code/workloads/models/tagger.py") for path in stored), stored
     assert not [path for path in stored if not path.endswith((".py", ".json", ".yaml", ".txt", "MLmodel"))]
 
 

@@ -146,6 +146,22 @@ def test_report_can_be_written_again(ray_run, tmp_path):
     assert (tmp_path / "again.html").read_text() == Path(ray_run["report"]).read_text()
 
 
+def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run):
+    """A folder lies where the report should go: the outcome is there, and the report is only missing."""
+    blocked = home / "runs" / "blocked" / "report.html" / "folder"
+    blocked.mkdir(parents=True)
+    values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
+    done = antiphon(
+        *("run", "demo", "--local", "--json", "--tracking", "none", "--storage", f"{home}/runs", "--run-id", "blocked"),
+        *values,
+    )
+    outcome = outcome_of(done)
+    assert "the report could not be written" in done.stderr
+    assert json.loads((home / "runs" / "blocked" / "outcome.json").read_text())["status"] == "done"
+    for name, row in outcome["models"].items():
+        assert row["weights_sha256"] == local_run["models"][name]["weights_sha256"]
+
+
 def test_workers_share_the_shards_and_storage_is_an_object_store(s3_server, home):
     """20 steps, dropout off: 2 workers x 1 shard, writing to S3, against 1 worker x 2 shards in one process."""
     s3 = s3_server.client()
