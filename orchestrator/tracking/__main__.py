@@ -23,7 +23,7 @@ GRACE_S = 600.0  # how long the replayer knocks at a closed door once everything
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replay one spool. Exit code: 0 delivered, 1 could not start, 3 gave up (the spool stays as it is)."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking", description=main.__doc__)
-    parser.add_argument("spool", type=Path)
+    parser.add_argument("event_log", type=Path)
     parser.add_argument("uri")
     parser.add_argument("--writer-pid", type=int, default=0, help="who writes the spool; 0: nobody any more")
     parser.add_argument("--writer-started", type=float, default=0.0)
