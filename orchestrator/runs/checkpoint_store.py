@@ -55,11 +55,11 @@ class RunCheckpointStore:
         """Remove what killed attempts began to save and never committed; called before this one saves anything."""
 
         def collect() -> None:
-            finished = object_store.committed(self._checkpoints)
-            for name in object_store.names(self._checkpoints):
+            finished = object_store.list_committed(self._checkpoints)
+            for name in object_store.list_names(self._checkpoints):
                 if name not in finished:
-                    object_store.remove(object_store.join(self._checkpoints, name))
-            object_store.forget_uploads(self._claim.run_uri)
+                    object_store.remove_folder(object_store.join(self._checkpoints, name))
+            object_store.abort_stale_uploads(self._claim.run_uri)
 
         self._retry(collect, self._checkpoints)
 
@@ -76,11 +76,11 @@ class RunCheckpointStore:
         return retry_while_unavailable(call, what=what, patience_s=self._patience_s)
 
     def _committed(self) -> list[str]:
-        return ordered(object_store.committed(self._checkpoints))
+        return ordered(object_store.list_committed(self._checkpoints))
 
     def _tidy(self) -> None:
         for name in self._superfluous():
-            object_store.remove(object_store.join(self._checkpoints, name))
+            object_store.remove_folder(object_store.join(self._checkpoints, name))
 
     def _superfluous(self) -> list[str]:
         found = self._committed()

@@ -164,7 +164,8 @@ def _claim(attempt: Attempt) -> Attempt:
 
 def _newest(run_uri: str) -> int:
     return max(
-        (int(name) for name in object_store.names(object_store.join(run_uri, "attempts")) if name.isdigit()), default=0
+        (int(name) for name in object_store.list_names(object_store.join(run_uri, "attempts")) if name.isdigit()),
+        default=0,
     )
 
 

@@ -20,7 +20,7 @@ from workloads.runtime.opener import HISTORY, MARKER
 def history(run_uri: str) -> list[dict[str, Any]]:
     """Everything the run said up to its last checkpoint, which carries it; the driver's own records are not in it."""
     checkpoints = object_store.join(run_uri, "checkpoints")
-    for name in ordered(object_store.committed(checkpoints)):
+    for name in ordered(object_store.list_committed(checkpoints)):
         try:
             digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
             text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()

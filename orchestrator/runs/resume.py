@@ -69,13 +69,15 @@ def _created(location: RunLocation, recipe: str) -> bool:
     uri = object_store.join(location.uri, "recipe.json")
     if object_store.create_exclusively(uri, recipe.encode()):
         return True
-    return object_store.get_text(uri) == recipe and not object_store.names(object_store.join(location.uri, "attempts"))
+    return object_store.get_text(uri) == recipe and not object_store.list_names(
+        object_store.join(location.uri, "attempts")
+    )
 
 
 def _newest_unfinished(recipe: Recipe, storage: str) -> str:
     """The id of the newest run of this very recipe that is not done; empty if there is none."""
     found = []
-    for run_id in object_store.names(storage):
+    for run_id in object_store.list_names(storage):
         uri = object_store.join(storage, run_id)
         recipe_uri = object_store.join(uri, "recipe.json")
         if (
@@ -83,7 +85,7 @@ def _newest_unfinished(recipe: Recipe, storage: str) -> str:
             and not differences(recipe, json.loads(object_store.get_text(recipe_uri)))
             and _finished(uri) is None
         ):
-            found.append((object_store.changed(recipe_uri), run_id))
+            found.append((object_store.modified_at(recipe_uri), run_id))
     return max(found, default=(None, ""))[1]
 
 

@@ -50,7 +50,7 @@ def run(request: Request, *, show: Show) -> RunResult:
     check(request)
     request = replace(request, recipe=absolute(request.recipe))
     split(read_dataset(request.recipe.data, object_store.FsspecFiles()), request.recipe.data)
-    object_store.probe(request.storage)
+    object_store.check_storage(request.storage)
     driver = Driver()
     opened = open_run(
         request.recipe,

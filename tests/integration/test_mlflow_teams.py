@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from orchestrator.runs.backfill import replay_run
-from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, Replayer, start_replayer
 from tests import small
 from tests.servers import MlflowServer
 from workloads.evaluate.predict import load_tagger
@@ -34,7 +34,7 @@ Curves = dict[str, list[tuple[int, float]]]  # key -> its (step, value) in order
 
 @pytest.fixture(autouse=True)
 def _as_in_the_replayer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in CLIENT.items():
+    for key, value in MLFLOW_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
 
 
