@@ -1,7 +1,8 @@
-"""Ceph RGW on one machine: an S3 server that checks credentials and survives kill -9.
+"""Ceph RGW on one machine: an S3 server that checks credentials and keeps its objects after kill -9.
 
-Owns the four daemons and the files that they are made from, as measured in reference/storage.md 1.4. One disk, one
-copy: for tests and a single box. Data stay in the stack folder's `rgw`.
+Owns the four daemons (monitor, manager, OSD, gateway) and the files of their cluster, as measured in
+reference/storage.md 1.4. One disk and one copy of each object: for tests and a single machine. Data stay in the stack
+folder's `rgw`.
 """
 
 import json
@@ -12,7 +13,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.process_registry import Book, Program, free_ports, is_free, write_whole
+from cluster.process_registry import ProcessRegistry, ServiceSpec, free_ports, is_free, write_atomically
 from cluster.processes import Service, leader
 
 PACKAGES = "radosgw ceph-mon ceph-osd ceph-mgr ceph-common"
@@ -55,7 +56,7 @@ rgw_enable_apis = s3, admin
 
 @dataclass(frozen=True)
 class Identity:
-    """What one Ceph cluster keeps for life; the monitor's ports are written into its map of monitors."""
+    """What never changes in one Ceph cluster; the monitor's ports are stored in its monitor map."""
 
     fsid: str
     osd: str
@@ -69,7 +70,7 @@ class Identity:
 
 
 def s3_environment(address: str, *, access_key: str, secret_key: str) -> dict[str, str]:
-    """What botocore, s3fs, Arrow and MLflow read to find an S3 server."""
+    """The environment variables from which botocore, s3fs, Arrow and MLflow take an S3 server."""
     return {
         "AWS_ENDPOINT_URL": address,
         "MLFLOW_S3_ENDPOINT_URL": address,
@@ -89,58 +90,59 @@ def check_installed() -> None:
         )
 
 
-def start(book: Book) -> Service:
-    """Bring the daemons up, and make the cluster that they serve if the folder holds none.
+def start(registry: ProcessRegistry) -> Service:
+    """Start the daemons that do not run, and first create the cluster if the folder holds none; returns the gateway.
 
-    A cluster whose making was interrupted has no `made` marker and is made anew.
+    The caller holds the stack folder's lock. A cluster whose creation was interrupted has no `made` marker: its daemons
+    are stopped, its files removed, and it is created again. Waits for the monitor, not for the gateway.
     """
-    home = book.folder / "rgw"
-    longest = home / "run" / "client.rgw.a.asok"
-    if len(str(longest)) > 100:
-        raise ValueError(f"{longest}: a UNIX socket's path holds about 100 characters; choose a shorter --folder")
+    home = registry.folder / "rgw"
+    socket_path = home / "run" / "client.rgw.a.asok"
+    if len(str(socket_path)) > 100:
+        raise ValueError(f"{socket_path}: a UNIX socket's path holds about 100 characters; choose a shorter --folder")
     made = (home / "made").is_file()
     if not made:
-        for name in [name for name in book.services if name.startswith("s3")]:
-            book.stop(name)
+        for name in [name for name in registry.services if name.startswith("s3")]:
+            registry.stop(name)
         shutil.rmtree(home, ignore_errors=True)
-        _plan(home)
-    identity = _identity(home)
+        _create_files(home)
+    identity = _read_identity(home)
     if not made:
-        _make_monitor(home, identity)
-    _ensure_monitor(book, home, identity)
+        _create_monitor(home, identity)
+    _ensure_monitor(registry, home, identity)
     if not made:
-        _make_keys_and_disk(home, identity)
-    _ensure_daemon(book, home, "s3-mgr", ["ceph-mgr", "-i", "x"])
-    _ensure_daemon(book, home, "s3-osd", ["ceph-osd", "-i", "0"])
-    gateway = _ensure_gateway(book, home, identity)
+        _create_keys_and_disk(home, identity)
+    _ensure_daemon(registry, home, "s3-mgr", ["ceph-mgr", "-i", "x"])
+    _ensure_daemon(registry, home, "s3-osd", ["ceph-osd", "-i", "0"])
+    gateway = _ensure_gateway(registry, home, identity)
     if not made:
         keys = ["--access-key", identity.access_key, "--secret-key", identity.secret_key]
         _run(home, "radosgw-admin", "user", "create", "--uid", "antiphon", "--display-name", "antiphon", *keys)
-        write_whole(home / "made", "")
+        write_atomically(home / "made", "")
     return gateway
 
 
-def _plan(home: Path) -> None:
+def _create_files(home: Path) -> None:
     for name in ("mon", "mgr", "osd", "log", "run", "rgw"):
         (home / name).mkdir(parents=True)
     first, second = free_ports(2)
     identity = Identity(
         str(uuid.uuid4()), str(uuid.uuid4()), (first, second), secrets.token_hex(10), secrets.token_hex(20)
     )
-    write_whole(home / "identity.json", json.dumps(asdict(identity)))
-    write_whole(home / "ceph.conf", CONF.format(fsid=identity.fsid, mon_host=identity.mon_host, home=home))
+    write_atomically(home / "identity.json", json.dumps(asdict(identity)))
+    write_atomically(home / "ceph.conf", CONF.format(fsid=identity.fsid, mon_host=identity.mon_host, home=home))
 
 
-def _identity(home: Path) -> Identity:
+def _read_identity(home: Path) -> Identity:
     record = json.loads((home / "identity.json").read_text())
     return Identity(**{**record, "mon_ports": tuple(record["mon_ports"])})
 
 
-def _run(home: Path, program: str, *arguments: str, given: str | None = None) -> str:
-    """One of Ceph's commands to its end; RuntimeError with what it said if it fails."""
+def _run(home: Path, program: str, *arguments: str, stdin: str | None = None) -> str:
+    """Run one of Ceph's commands and return its stdout; RuntimeError with the end of its stderr if it fails."""
     command = [program, "-c", str(home / "ceph.conf"), *arguments]
     try:
-        done = subprocess.run(command, cwd=home, input=given, capture_output=True, text=True, timeout=COMMAND_S)
+        done = subprocess.run(command, cwd=home, input=stdin, capture_output=True, text=True, timeout=COMMAND_S)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{program} {arguments[0]} did not end within {COMMAND_S:.0f} s; logs: {home}/log") from None
     if done.returncode:
@@ -149,11 +151,11 @@ def _run(home: Path, program: str, *arguments: str, given: str | None = None) ->
 
 
 def _tool(home: Path, program: str, *arguments: str) -> str:
-    """The two tools that work on files alone and take no configuration."""
+    """Run ceph-authtool or monmaptool, which work on files alone and take no configuration."""
     return subprocess.run([program, *arguments], cwd=home, check=True, capture_output=True, text=True).stdout
 
 
-def _make_monitor(home: Path, identity: Identity) -> None:
+def _create_monitor(home: Path, identity: Identity) -> None:
     caps = ["--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mgr", "allow *"]
     _tool(home, "ceph-authtool", "--create-keyring", "client.admin.keyring", "--gen-key", "-n", "client.admin", *caps)
     monitor = ["ceph-authtool", "mon.a.keyring"]
@@ -163,45 +165,45 @@ def _make_monitor(home: Path, identity: Identity) -> None:
     _run(home, "ceph-mon", "--mkfs", "-i", "a", "--monmap", "monmap", "--keyring", "mon.a.keyring")
 
 
-def _ensure_monitor(book: Book, home: Path, identity: Identity) -> None:
-    recorded = book.services.get("s3-mon")
+def _ensure_monitor(registry: ProcessRegistry, home: Path, identity: Identity) -> None:
+    recorded = registry.services.get("s3-mon")
     running = recorded is not None and leader(recorded) is not None
     taken = [port for port in identity.mon_ports if not is_free(port)]
     if taken and not running:
         raise ValueError(
-            f"port {taken[0]}: Ceph's monitor in {home} was made for it and cannot move, but another program "
+            f"port {taken[0]}: Ceph's monitor in {home} was created for it and cannot move, but another program "
             "listens there; stop that program, or use another --folder"
         )
-    _ensure_daemon(book, home, "s3-mon", ["ceph-mon", "-i", "a"])
+    _ensure_daemon(registry, home, "s3-mon", ["ceph-mon", "-i", "a"])
     _run(home, "ceph", "--connect-timeout", str(int(COMMAND_S) - 10), "mon", "stat")
 
 
-def _make_keys_and_disk(home: Path, identity: Identity) -> None:
+def _create_keys_and_disk(home: Path, identity: Identity) -> None:
     mgr_caps = ["mon", "allow profile mgr", "osd", "allow *"]
     gateway_caps = ["mon", "allow rw", "osd", "allow rwx", "mgr", "allow rw"]
     for name, caps in {"mgr.x": mgr_caps, "client.rgw.a": gateway_caps}.items():
-        write_whole(home / f"{name}.keyring", _run(home, "ceph", "auth", "get-or-create", name, *caps))
+        write_atomically(home / f"{name}.keyring", _run(home, "ceph", "auth", "get-or-create", name, *caps))
     key = _tool(home, "ceph-authtool", "--gen-print-key").strip()
-    _run(home, "ceph", "osd", "new", identity.osd, "-i", "-", given=json.dumps({"cephx_secret": key}))
+    _run(home, "ceph", "osd", "new", identity.osd, "-i", "-", stdin=json.dumps({"cephx_secret": key}))
     _tool(home, "ceph-authtool", "--create-keyring", "osd.0.keyring", "-n", "osd.0", "--add-key", key)
     _run(home, "ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", identity.osd)
 
 
-def _ensure_daemon(book: Book, home: Path, name: str, command: list[str]) -> Service:
-    program = Program(command=[*command, "-c", str(home / "ceph.conf"), "-f"])
-    return book.ensure(name, lambda ports, scratch: program, num_ports=0, settings=SETTINGS)
+def _ensure_daemon(registry: ProcessRegistry, home: Path, name: str, command: list[str]) -> Service:
+    spec = ServiceSpec(command=[*command, "-c", str(home / "ceph.conf"), "-f"])
+    return registry.ensure(name, lambda ports, scratch: spec, num_ports=0, settings=SETTINGS)
 
 
-def _ensure_gateway(book: Book, home: Path, identity: Identity) -> Service:
-    def program(ports: tuple[int, ...], scratch: Path) -> Program:
+def _ensure_gateway(registry: ProcessRegistry, home: Path, identity: Identity) -> Service:
+    def make_spec(ports: tuple[int, ...], scratch: Path) -> ServiceSpec:
         address = f"http://127.0.0.1:{ports[0]}"
         # Without tcp_nodelay a small GET takes 48 ms instead of 7 (reference/storage.md 1.2).
         listen = f"--rgw_frontends=beast endpoint=127.0.0.1:{ports[0]} tcp_nodelay=1"
-        return Program(
+        return ServiceSpec(
             command=["radosgw", "-n", "client.rgw.a", "-c", str(home / "ceph.conf"), "-f", listen],
             address=address,
             probes=(address,),
             client_env=s3_environment(address, access_key=identity.access_key, secret_key=identity.secret_key),
         )
 
-    return book.ensure("s3", program, num_ports=1, settings=SETTINGS)
+    return registry.ensure("s3", make_spec, num_ports=1, settings=SETTINGS)

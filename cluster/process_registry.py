@@ -1,6 +1,6 @@
-"""The record of a stack folder, `stack.json`, and the launching of what is written there.
+"""The registry of a stack folder's services, `stack.json`, and their launch.
 
-Knows processes (`services.py`), ports and files; does not know what is launched.
+Owns ports, files and launches of processes (`processes.py`). Does not depend on which services are launched.
 """
 
 import json
@@ -16,15 +16,15 @@ from pathlib import Path
 
 import psutil
 
-from cluster.processes import MARK, Service, end, leader
+from cluster.processes import MARK, Service, leader, stop
 
-# Below the ports that Linux and macOS give to outgoing connections, above those that Ray Client takes for itself.
+# Below the ports that Linux and macOS assign to outgoing connections, above those that Ray Client uses.
 PORTS = range(24_000, 32_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
-    """What to run and how to tell that it serves; a function of the ports and the scratch folder, chosen first."""
+class ServiceSpec:
+    """How to launch a service and how to see that it is up."""
 
     command: list[str]
     address: str = ""
@@ -33,11 +33,11 @@ class Program:
     client_env: dict[str, str] = field(default_factory=dict)
 
 
-Make = Callable[[tuple[int, ...], Path], Program]
+MakeSpec = Callable[[tuple[int, ...], Path], ServiceSpec]  # from the service's ports and its scratch folder
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Different ports that nobody listens on at this moment, on any interface."""
+    """Distinct ports on which no process listens now, on any interface; another process may take them at any time."""
     ports: list[int] = []
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
         if len(ports) == count:
@@ -48,34 +48,40 @@ def free_ports(count: int) -> tuple[int, ...]:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on the port; connections that linger after their server ended do not count."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Whether no process listens on the port; connections that linger after their server ended do not count."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            listener.bind(("", port))
         except OSError:
             return False
     return True
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once, readable by its owner only: a reader sees the old text or the new, never half."""
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by rename, readable by its owner only: readers see the old text or the new, never half."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
         file.write(text)
     os.replace(file.name, path)
 
 
-def _words(settings: dict[str, str | int]) -> str:
+def _in_words(settings: dict[str, str | int]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in settings.items())
 
 
-class Book:
-    """The services of one stack folder; every change is on disk before anything else happens."""
+class ProcessRegistry:
+    """The services of one stack folder.
+
+    Contract: every change is written to `stack.json` before the method returns, so a later command, in another process,
+    finds the services. The file is read once, by the constructor: commands that change it hold the folder's lock
+    (`stack.py`) for as long as they use the object. A kill between launch and record leaves a process that no registry
+    knows.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / "stack.json"
-        self.launched: list[str] = []  # by this object
+        self.launched: list[str] = []  # by this object, in order
         self.services: dict[str, Service] = {}
         if self.path.is_file():
             for record in json.loads(self.path.read_text())["services"]:
@@ -87,78 +93,84 @@ class Book:
         self.services[service.name] = service
         self._save()
 
-    def setting(self, name: str, key: str) -> str | int | None:
-        """What a recorded service was asked to be; None where it is not recorded."""
+    def recorded_setting(self, name: str, key: str) -> str | int | None:
+        """A setting of a recorded service; None if no such service is recorded."""
         return self.services[name].settings[key] if name in self.services else None
 
-    def check(self, name: str, settings: dict[str, str | int]) -> None:
+    def check_settings(self, name: str, settings: dict[str, str | int]) -> None:
         """ValueError if the service is recorded with other settings."""
         if name in self.services and self.services[name].settings != settings:
             raise ValueError(
-                f"{name}: wanted with {_words(settings)}, but the stack in {self.folder} has it with "
-                f"{_words(self.services[name].settings)}; stop that first: antiphon cluster down"
+                f"{name}: requested with {_in_words(settings)}, but the stack in {self.folder} has it with "
+                f"{_in_words(self.services[name].settings)}; stop that first: antiphon cluster down"
             )
 
     def stop(self, name: str) -> bool:
-        """End a recorded service and forget it; False if nothing of it ran."""
-        ran = end(self.services[name])
+        """Stop a recorded service and remove its record; False if none of its processes was running."""
+        ran = stop(self.services[name])
         del self.services[name]
         self._save()
         return ran
 
     def _save(self) -> None:
         records = [asdict(service) for service in self.services.values()]
-        write_whole(self.path, json.dumps({"services": records}, indent=1))
+        write_atomically(self.path, json.dumps({"services": records}, indent=1))
 
-    def ensure(self, name: str, make: Make, *, num_ports: int, settings: dict[str, str | int]) -> Service:
-        """The running service of this name, launched if it does not run.
+    def ensure(self, name: str, make_spec: MakeSpec, *, num_ports: int, settings: dict[str, str | int]) -> Service:
+        """Return the running service of this name; launch it if it does not run, without waiting until it is up.
 
-        One that died comes back on its old ports if they are free, so that its address stays good. ValueError if it
-        is recorded with other settings.
+        A service that died is launched on its old ports if they are free, so that its address stays valid; orphans that
+        it left are stopped first. ValueError if it is recorded with other settings.
         """
         ports = free_ports(num_ports)
         old = self.services.get(name)
         if old is not None:
-            self.check(name, settings)
+            self.check_settings(name, settings)
             if leader(old) is not None:
                 return old
-            end(old)
+            stop(old)
             ports = tuple(port if is_free(port) else new for port, new in zip(old.ports, ports, strict=True))
-        return self._launch(name, make, ports, settings)
+        return self._launch(name, make_spec, ports, settings)
 
-    def _launch(self, name: str, make: Make, ports: tuple[int, ...], settings: dict[str, str | int]) -> Service:
-        # Short, and not under the stack folder: the path of a UNIX socket holds about 100 bytes.
+    def _launch(
+        self, name: str, make_spec: MakeSpec, ports: tuple[int, ...], settings: dict[str, str | int]
+    ) -> Service:
+        # A short path, so not under the stack folder: the path of a UNIX socket holds about 100 bytes.
         scratch = Path(tempfile.mkdtemp(prefix="antiphon-", dir="/tmp"))
-        program = make(ports, scratch)
+        spec = make_spec(ports, scratch)
         mark = uuid.uuid4().hex
-        environment = {**os.environ, **program.process_env, MARK: mark}
-        environment.pop("RAY_ADDRESS", None)  # the user's other cluster is not this stack's business
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         log = logs / f"{name}.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                program.command,
-                cwd=logs,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C at the terminal is not for it
-            )
+        process = _start_process(spec, mark, log)
         service = Service(
             name=name,
             settings=settings,
             pid=process.pid,
             started=psutil.Process(process.pid).create_time(),
             mark=mark,
-            address=program.address,
-            probes=program.probes,
+            address=spec.address,
+            probes=spec.probes,
             ports=ports,
-            client_env=program.client_env,
+            client_env=spec.client_env,
             log=str(log),
             scratch=str(scratch),
         )
         self.put(service)
         self.launched.append(name)
         return service
+
+
+def _start_process(spec: ServiceSpec, mark: str, log: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **spec.process_env, MARK: mark}
+    environment.pop("RAY_ADDRESS", None)  # it may name another cluster of the user
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            spec.command,
+            cwd=log.parent,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C at the terminal does not reach it
+        )

@@ -1,7 +1,11 @@
-"""Processes that outlive the command that started them: recognised, watched, and ended by pid.
+"""Services: processes that outlive the command that started them, recognised, watched and stopped by pid.
 
-Owns what "up" means and how a service ends. Does not know what the services are (`stack.py`, `rgw.py`) nor how they
-are launched and recorded (`book.py`).
+Owns what "up" means and how a service is stopped. Does not depend on which services there are (`stack.py`, `ceph.py`)
+nor on how they are launched and recorded (`process_registry.py`).
+
+Contract: nothing here runs in the background; every function looks at the system's processes when it is called. A pid
+is never trusted alone: the start time is compared, and processes that a service left behind are recognised by an
+environment variable or by their session.
 """
 
 import os
@@ -15,9 +19,9 @@ from typing import Literal
 
 import psutil
 
-MARK = "ANTIPHON_SERVICE"  # environment variable, inherited by whatever a service starts
+MARK = "ANTIPHON_SERVICE"  # environment variable that every process started by a service inherits
 GRACE_S = 40.0  # from SIGTERM to SIGKILL; a Ray head drains for up to 30 s
-LEFT_OVER_GRACE_S = 5.0  # the same for what its leader left behind
+ORPHAN_GRACE_S = 5.0  # the same for processes that the leader left behind
 CLOCK_S = 2.0  # start times are derived from the boot time, which moves a little when the clock is set
 POLL_S = 0.1
 
@@ -26,26 +30,26 @@ State = Literal["up", "silent", "dead"]  # silent: it runs, but does not answer 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One recorded process; `pid` and `started` together name it for ever, a pid alone is given out again."""
+    """One recorded service; `pid` and `started` together identify its leader, since the system reuses pids."""
 
     name: str
-    settings: dict[str, str | int]  # what it was asked to be
-    pid: int
-    started: float  # seconds since the epoch, as the system says
-    mark: str
-    address: str  # what a client is given
-    probes: tuple[str, ...]  # it serves once these URLs answer 200 and these files (/...) hold something
+    settings: dict[str, str | int]  # as requested by the user
+    pid: int  # of the leader: the process that was launched, leader of a session of its own
+    started: float  # seconds since the epoch, as the system reports it
+    mark: str  # value of the environment variable MARK
+    address: str  # for clients
+    probes: tuple[str, ...]  # it is up once these URLs answer 200 and these files (/...) are not empty
     ports: tuple[int, ...]
-    client_env: dict[str, str]  # what a client has to set
+    client_env: dict[str, str]  # environment variables that a client needs
     log: str
-    scratch: str  # short-lived folder, removed with the service
+    scratch: str  # temporary folder, removed with the service
 
 
 def leader(service: Service) -> psutil.Process | None:
-    """The service's own process if it still runs; a zombie and a stranger with its pid do not count."""
+    """The service's leader if it is running; neither a zombie nor another process with its pid."""
     try:
         process = psutil.Process(service.pid)
-        return process if _started_with(process, service) and lives(process) else None
+        return process if _started_with(process, service) and is_running(process) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -54,41 +58,41 @@ def _started_with(process: psutil.Process, service: Service) -> bool:
     return abs(process.create_time() - service.started) < CLOCK_S
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie does not, and stays for ever where a container's first process reaps nobody."""
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process runs. A zombie does not; it stays for ever if a container's first process does not reap it."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def members(service: Service) -> list[psutil.Process]:
-    """Every living process of the service: its own, its descendants, and the orphans that it left."""
+def processes_of(service: Service) -> list[psutil.Process]:
+    """Every running process of the service: its leader, the leader's descendants, and orphans of either."""
     found: set[psutil.Process] = set()
     head = leader(service)
     if head is not None:
         try:
             found = {head, *head.children(recursive=True)}
         except psutil.NoSuchProcess:
-            found = set()  # it ended just now; what it left is found below
+            found = set()  # it ended just now; its orphans are found below
     session_is_ours = _session_is_ours(service)
     for process in psutil.process_iter():
         try:
             mark = process.environ().get(MARK)
-            # Ray's processes write their titles over their environment, but stay in the session of their leader.
+            # Ray's processes overwrite their environment with their title, but stay in their leader's session.
             same_session = mark is None and session_is_ours and os.getsid(process.pid) == service.pid
             if mark == service.mark or same_session:
                 found.add(process)
         except (psutil.AccessDenied, psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            continue  # another user's, or gone: not ours either way
-    return [process for process in found if lives(process)]
+            continue  # another user's, or ended: not one of this service
+    return [process for process in found if is_running(process)]
 
 
 def _session_is_ours(service: Service) -> bool:
-    """Whether processes in a session with the service's pid as its number are the service's.
+    """Whether processes in the session whose number is the service's pid belong to the service.
 
-    The system gives a number out again only when neither a process nor a session has it. So a session whose leader is
-    gone is ours, unless the machine was restarted since; one whose leader started at another time is a stranger's.
+    The system reuses a number only when neither a process nor a session has it. So a session whose leader has ended is
+    the service's, unless the machine was restarted since; a session whose leader started at another time is not.
     """
     if service.started < psutil.boot_time() - CLOCK_S:
         return False
@@ -99,7 +103,7 @@ def _session_is_ours(service: Service) -> bool:
 
 
 def state(service: Service) -> State:
-    """Whether the service runs and answers its probes."""
+    """Whether the service's leader runs and all its probes answer."""
     if leader(service) is None:
         return "dead"
     return "up" if all(_answers(probe) for probe in service.probes) else "silent"
@@ -108,7 +112,7 @@ def state(service: Service) -> State:
 def _answers(probe: str) -> bool:
     if probe.startswith("/"):
         return Path(probe).is_file() and Path(probe).stat().st_size > 0
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know our loopback
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # an HTTP proxy cannot reach our loopback
     try:
         with direct.open(probe, timeout=5) as response:
             return bool(response.status == 200)
@@ -117,7 +121,7 @@ def _answers(probe: str) -> bool:
 
 
 def wait_until_up(service: Service, *, deadline_s: float) -> None:
-    """Return once the service answers; RuntimeError with the end of its log if it dies or takes too long."""
+    """Return once the service is up; RuntimeError with the end of its log if it ends or takes longer than that."""
     deadline = time.monotonic() + deadline_s
     while (now := state(service)) != "up":
         if now == "dead" or time.monotonic() > deadline:
@@ -130,39 +134,40 @@ def _tail(service: Service, *, lines: int = 15) -> str:
     return "\n".join(Path(service.log).read_text(errors="replace").splitlines()[-lines:]) or "(empty)"
 
 
-def end(service: Service) -> bool:
-    """Stop the service and all that it started; False if nothing of it ran.
+def stop(service: Service) -> bool:
+    """Stop every process of the service and remove its scratch folder; False if none was running.
 
-    SIGTERM goes to the leader first, which stops its own children in order; who is left gets SIGTERM, then SIGKILL.
+    SIGTERM goes to the leader first, which stops its children in order; the rest gets SIGTERM, then SIGKILL. Safe to
+    repeat after a kill in the middle. RuntimeError with the pids that SIGKILL did not stop.
     """
-    everyone = members(service)
+    before = processes_of(service)
     head = leader(service)
     if head is not None:
         _signal([head], signal.SIGTERM)
         _wait_gone([head], GRACE_S)
-    # Asked again: processes started in between, and orphans that were nobody's children by then.
-    rest = list({*everyone, *members(service)})
+    # Listed again: processes started in between, and orphans that were no process's children by then.
+    rest = list({*before, *processes_of(service)})
     _signal(rest, signal.SIGTERM)
-    stubborn = _wait_gone(rest, LEFT_OVER_GRACE_S)
+    stubborn = _wait_gone(rest, ORPHAN_GRACE_S)
     _signal(stubborn, signal.SIGKILL)
-    if immortal := _wait_gone(stubborn, LEFT_OVER_GRACE_S):
-        raise RuntimeError(f"{service.name}: SIGKILL did not end pids {sorted(process.pid for process in immortal)}")
+    if unkillable := _wait_gone(stubborn, ORPHAN_GRACE_S):
+        raise RuntimeError(f"{service.name}: SIGKILL did not end pids {sorted(process.pid for process in unkillable)}")
     shutil.rmtree(service.scratch, ignore_errors=True)
-    return bool(everyone)
+    return bool(before)
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         try:
-            process.send_signal(number)  # psutil compares start times first: a pid given out again is never hit
+            process.send_signal(number)  # psutil compares start times first: a reused pid gets no signal
         except psutil.NoSuchProcess:
             continue
 
 
 def _wait_gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those of the processes that still live after so many seconds; returns early when none does."""
+    """Wait until none of the processes runs, at most `seconds`; returns those that still run."""
     deadline = time.monotonic() + seconds
-    while processes := [process for process in processes if lives(process)]:
+    while processes := [process for process in processes if is_running(process)]:
         if time.monotonic() > deadline:
             break
         time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""The table of what went wrong on purpose and what came of it; a plugin: `pytest_plugins` in tests/conftest.py."""
+"""The table of injected faults and their effects; a plugin: `pytest_plugins` in tests/conftest.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ COLUMNS = ("fault", "what the user sees", "seconds to recover", "steps repeated"
 
 @pytest.fixture(scope="session")
 def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
-    """Adds one row to the table at the end of the session; leave out what a fault does not have."""
+    """Adds one row to the table that is printed at the end of the session; arguments left out become "-"."""
     rows = pytestconfig.stash.setdefault(ROWS, [])
 
     def add(
@@ -27,7 +27,7 @@ def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
 
 
 def recovery(event_log: Path) -> dict[str, float | int]:
-    """Of a run's last interruption: seconds from its last sign of life to the next step, and steps done twice."""
+    """Of a run's last interruption: seconds from its last metrics to the next, and the number of repeated steps."""
     records = [record for record in read_event_log(event_log) if record["kind"] in ("start", "metrics")]
     again = max(number for number, record in enumerate(records) if record["kind"] == "start")
     start, next_step = records[again], records[again + 1]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cluster import ceph, stack
-from cluster.process_registry import Book, Program, free_ports
+from cluster.process_registry import ProcessRegistry, ServiceSpec, free_ports
 from cluster.processes import leader, wait_until_up
 
 
@@ -39,54 +39,54 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """moto: the shape of the API only. It accepts any credentials; there is no bucket yet."""
-    yield from _served(tmp_path_factory.mktemp("s3"), "moto")
+    """moto, which only imitates the API and accepts any credentials; without buckets."""
+    yield from _s3_server(tmp_path_factory.mktemp("s3"), "moto")
 
 
 @pytest.fixture(scope="session")
 def rgw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Ceph RGW: checks credentials, honours exclusive creates, survives kill -9. Skips where it is not installed."""
+    """Ceph RGW: checks credentials, honours exclusive creates, keeps objects after kill -9. Skips if not installed."""
     try:
         ceph.check_installed()
     except ValueError as missing:
         pytest.skip(str(missing))
-    yield from _served(tmp_path_factory.mktemp("rgw"), "rgw")
+    yield from _s3_server(tmp_path_factory.mktemp("rgw"), "rgw")
 
 
 @pytest.fixture
 def kill_server(rgw_server: S3Server) -> Iterator[Callable[[], None]]:
-    """SIGKILL to all of Ceph's daemons; they are there again after the test."""
+    """Sends SIGKILL to all of Ceph's daemons; they are started again after the test."""
 
     def kill() -> None:
-        daemons = [psutil.Process(service.pid) for service in Book(rgw_server.folder).services.values()]
+        daemons = [psutil.Process(service.pid) for service in ProcessRegistry(rgw_server.folder).services.values()]
         for daemon in daemons:
             daemon.kill()
         psutil.wait_procs(daemons, timeout=10)
 
     yield kill
-    start_server(rgw_server)  # also where the test failed
+    start_server(rgw_server)  # also if the test failed
 
 
 def start_server(server: S3Server) -> None:
     """Start Ceph's daemons again, on the same ports and objects."""
-    wait_until_up(ceph.start(Book(server.folder)), deadline_s=90)
+    wait_until_up(ceph.start(ProcessRegistry(server.folder)), deadline_s=90)
 
 
-def _served(folder: Path, kind: str) -> Iterator[S3Server]:
-    book = Book(folder)
+def _s3_server(folder: Path, kind: str) -> Iterator[S3Server]:
+    registry = ProcessRegistry(folder)
     try:
-        service = stack.S3_SERVERS[kind](book)
+        service = stack.S3_SERVERS[kind](registry)
         wait_until_up(service, deadline_s=60)
         yield S3Server(endpoint=service.address, env={**stack.CHECKSUMS, **service.client_env}, folder=folder)
     finally:
-        book = Book(folder)  # read again: a test may have restarted something
-        for name in reversed(tuple(book.services)):
-            book.stop(name)
+        registry = ProcessRegistry(folder)  # read again: a test may have restarted something
+        for name in reversed(tuple(registry.services)):
+            registry.stop(name)
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A PostgreSQL server on loopback that trusts whoever connects."""
+    """A PostgreSQL server on loopback that accepts connections without a password."""
 
     bin: Path
     port: int
@@ -100,13 +100,13 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """PostgreSQL from the system's packages; skips where it, or its Python driver, is not installed."""
-    found = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)]
-    programs = next((Path(path).resolve().parent for path in found if path), None)
+    """PostgreSQL from the system's packages; skips if it, or its Python driver, is not installed."""
+    candidates = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)]
+    programs = next((Path(path).resolve().parent for path in candidates if path), None)
     if programs is None:
         pytest.skip("no initdb in PATH nor in /usr/lib/postgresql; on Debian: apt-get install postgresql")
     pytest.importorskip("psycopg2", reason="no psycopg2; uv pip install 'antiphon[postgres]'")
-    # Not below pytest's folder, which is closed to the user that the server runs as: root it refuses.
+    # Not below pytest's folder, which the server's user cannot read: PostgreSQL refuses to run as root.
     home = Path(tempfile.mkdtemp(prefix="antiphon-pg-", dir="/tmp"))
     nobody = pwd.getpwnam("nobody")
     user: dict[str, Any] = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
@@ -129,29 +129,29 @@ def postgres() -> Iterator[Postgres]:
 
 
 class MlflowServer:
-    """An MLflow server that keeps its address, its database and its artifacts however often it is killed."""
+    """An MLflow server with the same address, database and artifacts after every restart."""
 
     def __init__(self, home: Path, store: str, s3: S3Server | None) -> None:
         self.name = home.name
-        self._book, self._store, self._s3 = Book(home), store, s3
-        self._folder = home / "artifacts"  # or the bucket called like `home`
+        self._registry, self._store, self._s3 = ProcessRegistry(home), store, s3
+        self._folder = home / "artifacts"  # or the bucket named like `home`
         self.start()
 
     @property
     def uri(self) -> str:
-        return self._book.services["mlflow"].address
+        return self._registry.services["mlflow"].address
 
     def start(self) -> None:
-        """Start it, or start it again on its old port; returns once it answers."""
-        service = self._book.ensure("mlflow", self._program, num_ports=1, settings={})
+        """Start the server, or restart it on its old port; returns once it answers."""
+        service = self._registry.ensure("mlflow", self._make_spec, num_ports=1, settings={})
         wait_until_up(service, deadline_s=stack.START_S)
 
-    def _program(self, ports: tuple[int, ...], scratch: Path) -> Program:
+    def _make_spec(self, ports: tuple[int, ...], scratch: Path) -> ServiceSpec:
         address = f"http://127.0.0.1:{ports[0]}"
         artifacts = f"s3://{self.name}/proxied" if self._s3 else str(self._folder)
         store = ["--backend-store-uri", self._store, "--artifacts-destination", artifacts]
         serve = ["--host", "127.0.0.1", "--port", str(ports[0]), "--workers", "1"]
-        return Program(
+        return ServiceSpec(
             command=[sys.executable, "-m", "mlflow", "server", *store, *serve],
             address=address,
             probes=(f"{address}/health",),
@@ -163,7 +163,7 @@ class MlflowServer:
         )
 
     def artifacts(self) -> list[str]:
-        """The paths of all artifacts, as their store has them."""
+        """The paths of all artifacts in their store."""
         if self._s3 is None:
             return [str(path) for path in self._folder.rglob("*") if path.is_file()]
         pages = self._s3.client().get_paginator("list_objects_v2").paginate(Bucket=self.name)
@@ -171,22 +171,22 @@ class MlflowServer:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and the workers that it forked; after SIGKILL it is reaped."""
-        service = self._book.services["mlflow"]
+        service = self._registry.services["mlflow"]
         if leader(service) is None:
             return
-        os.killpg(service.pid, number)  # the book starts every service as the leader of a group of its own
+        os.killpg(service.pid, number)  # the registry starts every service as the leader of its own process group
         if number == signal.SIGKILL:
             os.waitpid(service.pid, 0)
 
     def stop(self) -> None:
-        """End it for good, and at once: nobody waits for its answers any more."""
+        """Stop the server with SIGKILL and remove its record."""
         self.signal(signal.SIGKILL)
-        self._book.stop("mlflow")
+        self._registry.stop("mlflow")
 
 
 @pytest.fixture(scope="module", params=["postgres-s3", pytest.param("sqlite", marks=pytest.mark.faults)])
 def mlflow_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """MLflow as teams have it, PostgreSQL and S3 behind the server, and on SQLite and a folder."""
+    """An MLflow server on PostgreSQL and S3, as teams run it, and one on SQLite and a folder."""
     home = tmp_path_factory.mktemp("mlflow")
     store, s3 = f"sqlite:///{home}/mlflow.db", None
     if request.param == "postgres-s3":

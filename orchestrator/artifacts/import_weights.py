@@ -102,7 +102,7 @@ def _checked_labels(labels: str) -> Literal["single", "multi"]:
 
 def _require_new(out: str) -> None:
     if not object_store.is_local(out):
-        object_store.probe(out.rstrip("/").rsplit("/", 1)[0])
+        object_store.check_storage(out.rstrip("/").rsplit("/", 1)[0])
     if object_store.exists(out):
         raise ValueError(f"OUT {out!r}: is there already; choose a new folder or URI")
 

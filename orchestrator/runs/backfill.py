@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from orchestrator.runs.location import EVENT_LOG
 from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
-from orchestrator.tracking.log_reader import Cursor, deliver
+from orchestrator.tracking.log_reader import Cursor, send_pending
 from orchestrator.tracking.mlflow_run import open_destination
-from orchestrator.tracking.replayer import CLIENT
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE
 
 LOCK_S = 5.0  # how long to wait for a replayer process that is about to finish
@@ -37,13 +37,13 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
         with event_log.open("rb") as file:
             record = json.loads(file.readline())
         uri = uri or _recorded_tracking(run, record)
-        os.environ.update(CLIENT)
+        os.environ.update(MLFLOW_ENVIRONMENT)
         destination = open_destination(event_log, uri)
         cursor = Cursor(event_log, f"{uri} {destination.run_id}")
-        deliver(cursor, destination, at_once=True)  # so that a finished run is not shown as running meanwhile
+        send_pending(cursor, destination, as_one_batch=True)  # so that a finished run is not shown as running meanwhile
         silent_s = time.time() - cursor.last["t"] / 1000
         if object_store.is_local(run) and cursor.last["kind"] != "end" and silent_s > SILENT_S:
-            destination.lost_writer(cursor.last["t"])
+            destination.mark_killed(cursor.last["t"])
     return {
         "run": record["run_id"],
         "mlflow_run_id": destination.run_id,

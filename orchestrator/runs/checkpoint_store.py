@@ -113,7 +113,7 @@ class CheckpointStore:
 
         def remove() -> None:
             self._claim.check_newest()
-            object_store.remove(uri)
+            object_store.remove_folder(uri)
 
         self._retry(remove, uri)
 
@@ -122,11 +122,11 @@ class CheckpointStore:
 
         def collect() -> None:
             self._claim.check_newest()
-            committed = object_store.committed(self._checkpoints)
-            for name in object_store.names(self._checkpoints):
+            committed = object_store.list_committed(self._checkpoints)
+            for name in object_store.list_names(self._checkpoints):
                 if name not in committed:
-                    object_store.remove(object_store.join(self._checkpoints, name))
-            object_store.forget_uploads(self._claim.run_uri)
+                    object_store.remove_folder(object_store.join(self._checkpoints, name))
+            object_store.abort_stale_uploads(self._claim.run_uri)
 
         self._retry(collect, self._checkpoints)
 
@@ -140,7 +140,7 @@ class CheckpointStore:
         return published
 
     def _own_names(self) -> list[str]:
-        return self._retry(lambda: resume_order(object_store.committed(self._checkpoints)), self._checkpoints)
+        return self._retry(lambda: resume_order(object_store.list_committed(self._checkpoints)), self._checkpoints)
 
     def _scores(self, name: str) -> dict[str, float]:
         if name not in self._scores_of:

@@ -177,7 +177,7 @@ def _claim(attempt: Attempt) -> Attempt:
 
 
 def _newest(run_uri: str) -> int:
-    names = object_store.names(object_store.join(run_uri, "attempts"))
+    names = object_store.list_names(object_store.join(run_uri, "attempts"))
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 

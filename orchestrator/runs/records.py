@@ -20,7 +20,7 @@ from workloads.runtime.opener import HISTORY, MARKER
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
     """All records up to the run's last intact checkpoint, which carries them; the driver's own are not among them."""
     checkpoints = object_store.join(run_uri, "checkpoints")
-    for name in resume_order(object_store.committed(checkpoints)):
+    for name in resume_order(object_store.list_committed(checkpoints)):
         try:
             digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
             text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()

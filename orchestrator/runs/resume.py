@@ -81,7 +81,7 @@ def _create(location: RunLocation, recipe: Recipe) -> None:
     uri, text = object_store.join(location.uri, RECIPE), json.dumps(resolve(recipe), indent=1)
     if object_store.create_exclusively(uri, text.encode()):
         return
-    claimed = object_store.names(object_store.join(location.uri, "attempts"))
+    claimed = object_store.list_names(object_store.join(location.uri, "attempts"))
     if claimed or object_store.get_text(uri) != text:
         raise ValueError(
             f"--run-id {location.run_id!r}: there is such a run at {location.uri}; `--resume {location.run_id}` "
@@ -92,13 +92,13 @@ def _create(location: RunLocation, recipe: Recipe) -> None:
 def _newest_unfinished(recipe: Recipe, storage: str) -> str:
     """The id of the newest run of this recipe that is not done; empty if there is none."""
     unfinished = []
-    for run_id in object_store.names(storage):
+    for run_id in object_store.list_names(storage):
         uri = object_store.join(storage, run_id)
         recipe_uri = object_store.join(uri, RECIPE)
         if not object_store.exists(recipe_uri) or differences(recipe, json.loads(object_store.get_text(recipe_uri))):
             continue
         if _finished_outcome(uri) is None:
-            unfinished.append((object_store.changed(recipe_uri), run_id))
+            unfinished.append((object_store.modified_at(recipe_uri), run_id))
     return max(unfinished, default=(None, ""))[1]
 
 

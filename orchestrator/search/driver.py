@@ -26,7 +26,7 @@ from orchestrator.search.summary import outcome_of
 from orchestrator.search.trial_spec import searched
 from orchestrator.search.validation import check, require_data
 from orchestrator.storage import object_store
-from orchestrator.tracking.nested_runs import NAMES
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import wait_for_tracking
 from orchestrator.training.ray_cluster import connect, resolve_address
@@ -55,7 +55,7 @@ def search(request: SearchRequest) -> SearchResult:
     budget = check(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
     require_data(request.recipe)
-    object_store.probe(request.storage)
+    object_store.check_storage(request.storage)
     began, location, driver = time.time(), _open(request), Driver()
     with on_sigterm(_interrupt):
         try:
@@ -105,7 +105,7 @@ def _drive(request: SearchRequest, location: RunLocation, budget: Budget, *, beg
             ray.shutdown()
         wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
         if outcome["status"] != "preempted":
-            share(location.uri, location.folder / NAMES)
+            share(location.uri, location.folder / RUN_IDS_FILE)
     return outcome
 
 

@@ -49,7 +49,7 @@ def reopen(search_uri: str) -> None:
     uri = object_store.join(search_uri, OUTCOME)
     if (outcome := _read(uri)) is not None:
         _write(object_store.join(search_uri, EARLIER), outcome)
-        _retry(lambda: object_store.delete(uri), uri)
+        _retry(lambda: object_store.remove_file(uri), uri)
 
 
 def earlier(search_uri: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def write_outcome(search_uri: str, outcome: dict[str, Any]) -> None:
 def known_trials(search_uri: str) -> list[tuple[Task, dict[str, Any] | None]]:
     """Every trial that was begun, by number, with its result if it has one."""
     found, uri = [], object_store.join(search_uri, "trials")
-    for name in sorted(_retry(lambda: object_store.names(uri), uri)):
+    for name in sorted(_retry(lambda: object_store.list_names(uri), uri)):
         said = _read(object_store.join(uri, name, "settings.json"))
         if said is not None:
             task = Task("trial", said["number"], said["settings"], said["seed"])

@@ -23,7 +23,9 @@ def best_first(search_uri: str) -> list[dict[str, Any]]:
 
 def winner_so_far(search_uri: str) -> dict[str, Any] | None:
     """The trial that finals were begun for, if there is one."""
-    names = [name for name in object_store.names(object_store.join(search_uri, "finals")) if name.startswith("winner-")]
+    names = [
+        name for name in object_store.list_names(object_store.join(search_uri, "finals")) if name.startswith("winner-")
+    ]
     numbers = {int(name.split("-")[1]) for name in names}
     return next((result for result in best_first(search_uri) if result["number"] in numbers), None)
 

@@ -123,12 +123,12 @@ def _set_up(recipe: Recipe, task: Task, store: "TrialCheckpointStore", folder: P
 def even_out(recipe: Recipe, tasks: list[Task], search_uri: str) -> int:
     """Take trials that wait for one another back to the newest rung whose checkpoint all of them have; its height."""
     stores = [object_store.join(search_uri, task.folder, "checkpoints") for task in tasks]
-    kept = [{_step_of(name): name for name in object_store.committed(store)} for store in stores]
+    kept = [{_step_of(name): name for name in object_store.list_committed(store)} for store in stores]
     newest = max(set.intersection(*(set(names) for names in kept)), default=0)
     for store, names in zip(stores, kept, strict=True):
         for step, name in names.items():
             if step > newest:
-                object_store.remove(object_store.join(store, name))
+                object_store.remove_folder(object_store.join(store, name))
     return rung_steps(task_recipe(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
 
 
@@ -153,7 +153,7 @@ class TrialCheckpointStore:
         if _step_of(folder.name) in self.keeps:
             self.newest = self._retry(lambda: object_store.publish(folder, self._place(folder.name)))
             for name in self._committed()[:-KEPT]:
-                self._retry(partial(object_store.remove, self._place(name)))
+                self._retry(partial(object_store.remove_folder, self._place(name)))
         shutil.rmtree(folder)
 
     def deliver(self, folder: Path) -> str:
@@ -172,7 +172,7 @@ class TrialCheckpointStore:
         return self._retry(lambda: object_store.fetch(self._start or self._place(name), work_dir))
 
     def _committed(self) -> list[str]:
-        return self._retry(lambda: object_store.committed(object_store.join(self._uri, "checkpoints")))
+        return self._retry(lambda: object_store.list_committed(object_store.join(self._uri, "checkpoints")))
 
     def _retry(self, call: Callable[[], Value]) -> Value:
         return retry_while_unavailable(call, what=self._uri, patience_s=PATIENCE_S)

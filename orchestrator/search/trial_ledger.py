@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from orchestrator.recipes.loader import flatten
 from orchestrator.search.store import read_result, share, write_result
 from orchestrator.search.trial_spec import Task
-from orchestrator.storage.retry import say
-from orchestrator.tracking.nested_runs import NAMES
+from orchestrator.storage.retry import print_status
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog, read_event_log, stamped
 
@@ -83,7 +83,7 @@ class TrialLedger:
         if task.slot not in self._free:  # tasks that take turns share theirs
             self._free.append(task.slot)
         shown = "-" if result["objective"] is None else f"{result['objective']:.4f}"
-        say(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
+        print_status(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
         status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
         self._say(task, "closed", status=status, error=result["reason"])
         self._share_names()
@@ -126,7 +126,7 @@ class TrialLedger:
     def _share_names(self) -> None:
         """Let the live page know which MLflow runs there are by now, also where it reads from an object store."""
         with suppress(Exception):  # links are not worth a search; what comes next tries again
-            share(self.search_uri, self.event_log.path.with_name(NAMES))
+            share(self.search_uri, self.event_log.path.with_name(RUN_IDS_FILE))
 
     def _say(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._told:

@@ -10,7 +10,7 @@ from orchestrator.search.rungs import judged_models, rung_steps
 from orchestrator.search.samplers import planned
 from orchestrator.search.trial_spec import num_slices, searched, trial_recipe, without_teachers
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import say
+from orchestrator.storage.retry import print_status
 from orchestrator.training.request import refuse_passwords
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
@@ -74,7 +74,7 @@ def check(request: SearchRequest) -> Budget:
     if search.scheduler != "none":
         _require_equal_rungs(search, trials)
     if len({tuple(sorted(own_steps(plan_phases(made)).items())) for made in trials}) > 1:
-        say("note: not all trials take equally many steps of each model, so their scores tell that too")
+        print_status("note: not all trials take equally many steps of each model, so their scores tell that too")
     return budget
 
 

@@ -1,6 +1,9 @@
-"""Files anywhere: the only user of fsspec and s3fs. Folders are published parts first, then their marker, exclusively.
+"""Files on local disks and object stores, addressed by URI; the only module that uses fsspec and s3fs.
 
-Credentials and endpoints come from the process environment (AWS_*), never as arguments.
+Contract of a published folder: its parts are written first, then its marker by exclusive create, so a folder without
+marker is unfinished and readers ignore it, whatever a kill left in it. Any number of processes may call these functions
+at once; only `create_exclusively` decides between them. Only `FsspecFiles` retries: wrap other calls in
+`retry_while_unavailable`. Credentials and endpoints come from the process environment (AWS_*), never as arguments.
 """
 
 import io
@@ -13,11 +16,11 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from orchestrator.storage.retry import describe_error, may_pass, refusal, retry_while_unavailable, say
+from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
 from workloads.runtime.opener import MARKER
 
-READING_S = 60.0  # how long data are waited for; what a run writes has the user's own --patience
-# Newer AWS SDKs send checksums that older S3 servers answer with 411; every process that talks S3 needs these.
+READ_RETRY_S = 60.0  # how long reads of data are retried; for what a run writes the user's --patience counts
+# Newer AWS SDKs send checksums that older S3 servers answer with 411; every process that uses S3 needs these.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
@@ -25,11 +28,12 @@ os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
     """The file system of a URI and the path within it; a plain path is a local one. ValueError for unknown schemes.
 
-    With `patience_s` it repeats by itself for about so long, for those who know nothing of `retry_while_unavailable`.
+    With `patience_s` the S3 client itself retries each request for about that long: for callers outside this project,
+    such as Ray, which do not use `retry_while_unavailable`.
     """
     options: dict[str, Any] = {}
     if uri.startswith("s3://"):
-        retries = {"mode": "standard", "total_max_attempts": _attempts(patience_s)}
+        retries = {"mode": "standard", "total_max_attempts": _max_attempts(patience_s)}
         options = {"use_listings_cache": False, "config_kwargs": {"retries": retries}}
     try:
         fs, path = fsspec.core.url_to_fs(os.path.expanduser(uri), **options)
@@ -38,20 +42,20 @@ def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
     return fs, path
 
 
-def _attempts(patience_s: float) -> int:
-    """How often botocore must try to fill that time; between two tries it sleeps random() * min(2**n, 20) seconds.
+def _max_attempts(patience_s: float) -> int:
+    """The number of attempts by which botocore fills that time; between two it sleeps random() * min(2**n, 20) s.
 
-    One by default: its tries inside s3fs's own would hold each call to a server that hangs for seven minutes.
+    One by default: botocore's attempts within s3fs's own would block each call to a server that hangs for 7 minutes.
     """
-    attempts, waited = 1, 0.0
-    while waited < patience_s:
-        waited += min(2 ** (attempts - 1), 20) / 2
+    attempts, expected_s = 1, 0.0
+    while expected_s < patience_s:
+        expected_s += min(2 ** (attempts - 1), 20) / 2
         attempts += 1
     return attempts
 
 
 def join(uri: str, *parts: str) -> str:
-    """A URI below another."""
+    """The URI of a path below another URI."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
@@ -64,17 +68,17 @@ def local_path(uri: str) -> Path:
 
 
 class FsspecFiles:
-    """`workloads.files.Opener` over fsspec, so that clips, manifests and first weights may lie anywhere."""
+    """The `Opener` of `workloads.runtime.opener` over fsspec, for clips, manifests and initial weights at any URI."""
 
     def open(self, uri: str) -> BinaryIO:
         fs, path = filesystem(uri)
         if is_local(uri):
             return cast(BinaryIO, fs.open(path, "rb"))
-        return io.BytesIO(retry_while_unavailable(lambda: fs.cat_file(path), what=uri, patience_s=READING_S))
+        return io.BytesIO(retry_while_unavailable(lambda: fs.cat_file(path), what=uri, patience_s=READ_RETRY_S))
 
     def identity(self, uri: str) -> str:
         fs, path = filesystem(uri)
-        info = retry_while_unavailable(lambda: fs.info(path), what=uri, patience_s=READING_S)
+        info = retry_while_unavailable(lambda: fs.info(path), what=uri, patience_s=READ_RETRY_S)
         stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
         return f"{info['size']}:{stamp}"
 
@@ -84,7 +88,11 @@ class FsspecFiles:
 
 
 def create_exclusively(uri: str, data: bytes) -> bool:
-    """Write a small object that must not exist yet; False if it does. Locally by O_EXCL, on S3 by If-None-Match."""
+    """Write a small object that must not exist yet; False if it does.
+
+    Of any number of processes that create the same URI at most one gets True. Locally by linking a finished file, on S3
+    by If-None-Match. A kill in the middle leaves the whole object or none.
+    """
     fs, path = filesystem(uri)
     try:
         if is_local(uri):
@@ -95,39 +103,42 @@ def create_exclusively(uri: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if refusal(error)[0] != "PreconditionFailed":  # as Ceph says it, without the detail that s3fs looks for
+        if s3_error(error)[0] != "PreconditionFailed":  # Ceph's answer lacks the detail that s3fs looks for
             raise
         return False
     return True
 
 
 def _link_exclusively(data: bytes, path: str) -> None:
-    """All of it or nothing, also if this process is killed: written aside, then linked under its name."""
-    aside = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
+    """Write a temporary file, then link it under its name; FileExistsError if the name is taken.
+
+    A kill in the middle leaves at most the temporary file, which no reader looks at.
+    """
+    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
     try:
-        with open(aside, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.link(aside, path)
+        os.link(temporary, path)
     finally:
-        Path(aside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
-def probe(uri: str) -> None:
-    """Check before anything expensive that a storage URI can be written and holds exclusive creates.
+def check_storage(uri: str) -> None:
+    """Check before anything expensive starts that a storage URI is writable and honours exclusive creates.
 
-    Raises ValueError where it cannot: unreachable, forbidden, no such bucket, or a store that lets the
-    second create win.
+    Raises ValueError where it does not: unreachable, forbidden, no such bucket, or a store in which the second of two
+    creates succeeds. Writes one small object and removes it.
     """
     fs, path = filesystem(uri)
-    mark = join(uri, f".probe-{uuid.uuid4().hex}")
+    probe = join(uri, f".probe-{uuid.uuid4().hex}")
     try:
         if is_local(uri):
             fs.makedirs(path, exist_ok=True)
-        first, second = create_exclusively(mark, b"1"), create_exclusively(mark, b"2")
-        fs.rm_file(filesystem(mark)[1])
-    except Exception as error:  # every store words its refusals in exceptions of its own
+        first, second = create_exclusively(probe, b"1"), create_exclusively(probe, b"2")
+        fs.rm_file(filesystem(probe)[1])
+    except Exception as error:  # each kind of store raises exceptions of its own
         raise ValueError(
             f"storage {uri!r}: cannot be written ({describe_error(error)}); check the address, bucket and credentials"
         ) from None
@@ -140,16 +151,17 @@ def probe(uri: str) -> None:
 def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambda: None) -> str:
     """Copy a finished checkpoint folder to a URI, its marker last; returns the URI.
 
-    `before_commit` is called between the parts and the marker; what it raises leaves the folder without one. A folder
-    that is published already with the same content stays; with other content it is replaced.
+    Safe to repeat: a folder that is published already with the same marker stays; with another one it is replaced. A
+    kill, or an exception of `before_commit`, which is called between the parts and the marker, leaves a folder without
+    marker. One process at a time may publish to a URI; `before_commit` is where the caller checks that.
     """
     fs, path = filesystem(uri)
     marker = (folder / MARKER).read_bytes()
     if fs.exists(join(path, MARKER)):
         if fs.cat_file(join(path, MARKER)) == marker:
             return uri
-        remove(uri)
-    if is_local(uri):  # s3fs would make the bucket
+        remove_folder(uri)
+    if is_local(uri):  # on S3, makedirs would create the bucket
         fs.makedirs(path, exist_ok=True)
     for part in sorted(folder.iterdir()):
         if part.name != MARKER:
@@ -160,18 +172,18 @@ def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambd
 
 
 def put_text(uri: str, text: str) -> None:
-    """Write a small file, in place of one that is there; readers see the old one or the new one, never half of it."""
+    """Write a small file, or replace it; readers see the old content or the new, never half. The last writer wins."""
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, text.encode())
         return
     fs.makedirs(os.path.dirname(path), exist_ok=True)
-    aside = Path(path).with_name(f".{uuid.uuid4().hex}")
+    temporary = Path(path).with_name(f".{uuid.uuid4().hex}")
     try:
-        aside.write_text(text)
-        os.replace(aside, path)
+        temporary.write_text(text)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def get_text(uri: str) -> str:
@@ -179,8 +191,8 @@ def get_text(uri: str) -> str:
     return fs.cat_file(path).decode()
 
 
-def delete(uri: str) -> None:
-    """Remove one file, if it is there."""
+def remove_file(uri: str) -> None:
+    """Remove one file, if it exists."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm_file(path)
@@ -192,7 +204,10 @@ def exists(uri: str) -> bool:
 
 
 def fetch(uri: str, folder: Path) -> Path:
-    """A published folder as a local one; a local URI is used where it lies. ValueError if it is not there."""
+    """Copy a published folder to `folder` and return that; a local URI is returned as a path, without a copy.
+
+    ValueError if there is no marker at the URI.
+    """
     fs, path = filesystem(uri)
     if not fs.exists(join(path, MARKER)):
         raise ValueError(f"checkpoint {uri!r}: no {MARKER} there, so it does not exist or was never finished")
@@ -204,8 +219,8 @@ def fetch(uri: str, folder: Path) -> Path:
     return folder
 
 
-def names(uri: str) -> list[str]:
-    """The names of what lies directly below a URI, sorted; nothing where there is no such folder."""
+def list_names(uri: str) -> list[str]:
+    """The names of the entries directly below a URI, sorted; empty if there is no such folder."""
     fs, path = filesystem(uri)
     try:
         entries = fs.ls(path, detail=False)
@@ -214,13 +229,13 @@ def names(uri: str) -> list[str]:
     return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
 
-def committed(uri: str) -> list[str]:
-    """The names of the finished folders directly below a URI, sorted."""
-    return [name for name in names(uri) if exists(join(uri, name, MARKER))]
+def list_committed(uri: str) -> list[str]:
+    """The names of the folders directly below a URI that have their marker, sorted."""
+    return [name for name in list_names(uri) if exists(join(uri, name, MARKER))]
 
 
-def remove(uri: str) -> None:
-    """Remove a folder; its marker goes first, so that a half-removed one cannot be taken for whole."""
+def remove_folder(uri: str) -> None:
+    """Remove a folder, if it exists; its marker first, so that a kill in the middle leaves an unfinished folder."""
     fs, path = filesystem(uri)
     if fs.exists(join(path, MARKER)):
         fs.rm_file(join(path, MARKER))
@@ -228,25 +243,26 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def forget_uploads(uri: str) -> None:
-    """Give up what was begun to upload below a URI and never ended: S3 shows it in no listing and keeps it for ever.
+def abort_stale_uploads(uri: str) -> None:
+    """Abort the multipart uploads below a URI that were never completed: no listing shows them, and S3 keeps them.
 
-    To be called where nobody uploads. A store that does not let us is left as it is, with a word about it.
+    Call it only while no process uploads below the URI: a running upload would be aborted too. Raises OSError for
+    transient errors; a store that refuses the request for good is left as it is, and stderr says so.
     """
     if not uri.startswith("s3://"):
         return
     fs, path = filesystem(uri)
     bucket, prefix = path.split("/", 1)
     try:
-        for begun in fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/").get("Uploads", []):
-            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=begun["Key"], UploadId=begun["UploadId"])
+        for upload in fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/").get("Uploads", []):
+            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
     except OSError as error:
-        if may_pass(error):
+        if is_transient(error):
             raise
-        say(f"{uri}: parts of interrupted uploads may be left there ({describe_error(error)})")
+        print_status(f"{uri}: parts of interrupted uploads may be left there ({describe_error(error)})")
 
 
-def changed(uri: str) -> datetime:
-    """When a file was last written, by the store's clock."""
+def modified_at(uri: str) -> datetime:
+    """The time at which a file was last written, by the store's clock."""
     fs, path = filesystem(uri)
     return cast(datetime, fs.modified(path))

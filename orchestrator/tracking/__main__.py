@@ -1,4 +1,10 @@
-"""The replaying process: `python -m orchestrator.tracking LOG URI`."""
+"""The replayer process: `python -m orchestrator.tracking EVENT_LOG URI`; `replayer.py` starts it from the driver.
+
+Contract: one process at a time replays an event log, because it locks the file EVENT_LOG.lock; a second process waits
+LOCK_S for it. Once the MLflow run exists, the process writes one line to stdout, "started MLFLOW_RUN_ID", and nothing
+more. It may outlive the driver. Records reach MLflow at least once and are stored once (`log_reader.py`,
+`mlflow_run.py`), so after a kill at any point the next replayer, or `antiphon track replay`, sends what is missing.
+"""
 
 import argparse
 import os
@@ -10,27 +16,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, follow, say
+from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, log_line, replay_until_complete
 from orchestrator.tracking.mlflow_run import open_destination
-from orchestrator.tracking.replayer import CLIENT, STARTED
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, STARTED
 
 LOCK_S = 30.0
-
-
-GRACE_S = 600.0  # how long the replayer knocks at a closed door once everything is written
+GRACE_S = 600.0  # how long sending is retried once the event log is complete
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Replay one spool. Exit code: 0 delivered, 1 could not start, 3 gave up (the spool stays as it is)."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking", description=main.__doc__)
-    parser.add_argument("spool", type=Path)
-    parser.add_argument("uri")
-    parser.add_argument("--writer-pid", type=int, default=0, help="who writes the spool; 0: nobody any more")
-    parser.add_argument("--writer-started", type=float, default=0.0)
-    parser.add_argument("--old-bytes", type=int, default=0, help="what was in the spool before this attempt's end")
-    parser.add_argument("--grace", type=float, default=GRACE_S, help="seconds to go on trying after the run's end")
-    args = parser.parse_args(arguments)
-    os.environ.update(CLIENT)
+    """Replay one event log. Exit code: 0 all sent, 1 could not start, 3 gave up (the event log stays as it is)."""
+    args = _parse(arguments)
+    os.environ.update(MLFLOW_ENVIRONMENT)  # before MLflow is imported, which reads it then
     try:
         # the replayer of an earlier attempt may be about to finish
         with FileLock(f"{args.event_log}.lock", timeout=LOCK_S):
@@ -40,18 +37,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking", description=main.__doc__)
+    parser.add_argument("event_log", type=Path)
+    parser.add_argument("uri")
+    parser.add_argument("--writer-pid", type=int, default=0, help="process that writes the log; 0: it has ended")
+    parser.add_argument("--writer-started", type=float, default=0.0, help="its start time, seconds since the epoch")
+    parser.add_argument("--old-bytes", type=int, default=0, help="size of the log before this attempt's own records")
+    parser.add_argument("--grace", type=float, default=GRACE_S, help="seconds to retry once the log is complete")
+    return parser.parse_args(arguments)
+
+
 def _replay(args: argparse.Namespace) -> int:
     run = open_destination(args.event_log, args.uri)
-    with suppress(BrokenPipeError):  # the driver may be gone already
+    with suppress(BrokenPipeError):  # the driver may have ended already
         os.write(1, f"{STARTED} {run.run_id}\n".encode())
-    os.dup2(2, 1)  # nobody reads that pipe from here on
+    os.dup2(2, 1)  # the driver reads one line only: later output must not fill the pipe and block
     cursor = Cursor(args.event_log, f"{args.uri} {run.run_id}")
     cursor.resume()
     writer = Writer(pid=args.writer_pid, started=args.writer_started)
-    code = follow(cursor, run, writer=writer, old_bytes=args.old_bytes, grace_s=args.grace)
+    code = replay_until_complete(cursor, run, writer=writer, old_bytes=args.old_bytes, grace_s=args.grace)
     if code:
         again = shlex.join(["antiphon", "track", "replay", str(args.event_log.parent)])
-        say(f"gave up; the spool {args.event_log} is complete; once MLflow is reachable, deliver it with: {again}")
+        log_line(
+            f"gave up; the event log {args.event_log} is complete; once MLflow is reachable, send it with: {again}"
+        )
     return code
 
 

@@ -1,7 +1,11 @@
-"""Following a spool: what was read, what was acknowledged, when to stop.
+"""Reading an event log while it is written, and sending its records until the destination has all of them.
 
-Knows neither MLflow nor what the records mean: it hands them to a destination (`tracking.py`) until that has taken
-all of them. The place is kept in a file beside the spool, so a killed replayer goes on where it was.
+Contract: runs in the replayer process, or in that of `antiphon track replay`; a lock file beside the log, which the
+caller holds, keeps the two apart. Records are sent in order and at least once: the position is saved in a file beside
+the log after the destination has taken a batch, so that after a kill in between the next process sends that batch
+again. Destinations must therefore be idempotent.
+
+Depends neither on MLflow nor on what the records mean.
 """
 
 import hashlib
@@ -18,30 +22,34 @@ import psutil
 
 POLL_S = 0.3
 RETRY_S = 2.0
-LINES = 200  # records between two acknowledgements
+BATCH_LINES = 200  # lines between two saved positions
 
 
 class TrackingUnavailable(Exception):
-    """The destination did not take what it was given; try again later."""
+    """The destination did not store what it was sent; try again later."""
 
 
 class Destination(Protocol):
-    """Where records go. `accept` may be repeated with the same records; both raise TrackingUnavailable."""
+    """Where records go. Both methods are safe to repeat and raise TrackingUnavailable."""
 
-    def accept(self, records: Sequence[dict[str, Any]]) -> None: ...
+    def log_records(self, records: Sequence[dict[str, Any]]) -> None:
+        """Store these records; those that are stored already stay as they are."""
+        ...
 
-    def lost_writer(self, end_ms: int) -> None: ...
+    def mark_killed(self, end_ms: int) -> None:
+        """Record that the driver ended at `end_ms` (milliseconds since the epoch) without an `end` record."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """The process that writes the spool; a pid alone may have been given to somebody else since."""
+    """The process that writes the event log; its start time is compared too, since pids are reused."""
 
-    pid: int
+    pid: int  # 0: no process writes the log any more
     started: float  # seconds since the epoch
 
-    def gone(self) -> bool:
-        """Whether it has ended; pid 0 stands for a spool that nobody writes any more."""
+    def has_exited(self) -> bool:
+        """Whether the process has ended, or is a zombie."""
         try:
             process = psutil.Process(self.pid) if self.pid else None
             if process is None or process.status() == psutil.STATUS_ZOMBIE:
@@ -52,30 +60,30 @@ class Writer:
 
 
 class Cursor:
-    """A place in a spool: everything before it was acknowledged by the destination called `whom`."""
+    """A position in an event log: the destination `destination_id` has acknowledged every line before it."""
 
-    def __init__(self, event_log: Path, whom: str) -> None:
+    def __init__(self, event_log: Path, destination_id: str) -> None:
         self.event_log = event_log
-        self.whom = whom
+        self.destination_id = destination_id
         self.file = event_log.with_name(event_log.name + ".offset")
         self.start = 0  # of the last acknowledged line, in bytes
         self.end = 0
         self.last: dict[str, Any] = {}  # the last acknowledged record
 
     def resume(self) -> None:
-        """Go to the saved place, if it is one of this very file and destination; else stay at the beginning."""
+        """Move to the saved position if it belongs to this log and destination; else stay at the beginning."""
         if not self.file.exists():
             return
         saved = json.loads(self.file.read_text())
         with self.event_log.open("rb") as file:
             file.seek(saved["start"])
             line = file.read(saved["end"] - saved["start"])
-        # a spool fetched from a bucket may have other lines here than the one whose place was saved
-        if saved["whom"] == self.whom and saved["sha256"] == hashlib.sha256(line).hexdigest():
-            self.start, self.end, self.last = saved["start"], saved["end"], _record(line) or {}
+        # a log fetched from a bucket may have other lines here than the one whose position was saved
+        if saved["whom"] == self.destination_id and saved["sha256"] == hashlib.sha256(line).hexdigest():
+            self.start, self.end, self.last = saved["start"], saved["end"], _parse(line) or {}
 
-    def ahead(self, limit: int) -> list[bytes]:
-        """Up to `limit` whole lines behind the place; a torn last line is waited for."""
+    def read_lines(self, limit: int) -> list[bytes]:
+        """Up to `limit` whole lines after the position; a last line without newline is still being written."""
         lines: list[bytes] = []
         with self.event_log.open("rb") as file:
             file.seek(self.end)
@@ -83,74 +91,81 @@ class Cursor:
                 lines.append(line)
         return lines
 
-    def ended(self, old_bytes: int) -> bool:
-        """Whether the file ends with an `end` record that begins behind its first `old_bytes` bytes."""
-        lines = self.ahead(sys.maxsize)
+    def log_has_ended(self, old_bytes: int) -> bool:
+        """Whether the log's last record is an `end` that begins after its first `old_bytes` bytes."""
+        lines = self.read_lines(sys.maxsize)
         if not lines:
             return self.last.get("kind") == "end" and self.start >= old_bytes
         start = self.end + sum(map(len, lines)) - len(lines[-1])
-        return (_record(lines[-1]) or {}).get("kind") == "end" and start >= old_bytes
+        return (_parse(lines[-1]) or {}).get("kind") == "end" and start >= old_bytes
 
     def acknowledge(self, lines: list[bytes]) -> None:
-        """Move behind `lines` and save the place: temporary file, then rename."""
+        """Move past `lines` and save the position."""
         self.end += sum(map(len, lines))
         self.start = self.end - len(lines[-1])
-        self.last = _record(lines[-1]) or self.last
+        self.last = _parse(lines[-1]) or self.last
         digest = hashlib.sha256(lines[-1]).hexdigest()
-        place = {"whom": self.whom, "start": self.start, "end": self.end, "sha256": digest}
-        temporary = self.file.with_name(self.file.name + ".tmp")
-        temporary.write_text(json.dumps(place))
-        os.replace(temporary, self.file)
+        position = {"whom": self.destination_id, "start": self.start, "end": self.end, "sha256": digest}
+        replace_file(self.file, json.dumps(position))
 
 
-def follow(cursor: Cursor, destination: Destination, *, writer: Writer, old_bytes: int, grace_s: float) -> int:
-    """Deliver until the spool is complete. Exit code: 0 all delivered, 3 gave up `grace_s` after it was complete.
+def replay_until_complete(
+    cursor: Cursor, destination: Destination, *, writer: Writer, old_bytes: int, grace_s: float
+) -> int:
+    """Send records until the log is complete. Exit code: 0 all sent, 3 gave up `grace_s` after it was complete.
 
-    Complete: it ends with an `end` record behind its first `old_bytes` bytes (an earlier one belongs to an earlier
-    attempt), or its writer is gone.
+    Complete: the log ends with an `end` record after its first `old_bytes` bytes (one before that belongs to an earlier
+    attempt), or its writer has exited. While the destination is unavailable, it retries every RETRY_S seconds.
     """
-    away = False
+    unavailable = False
     complete_since: float | None = None
     while True:
-        gone = writer.gone()  # asked before reading, so that what it wrote last is seen
+        exited = writer.has_exited()  # checked before reading, so that the writer's last records are read
         try:
-            deliver(cursor, destination)
-            if gone and cursor.last["kind"] != "end":
-                destination.lost_writer(cursor.last["t"])
-            if away:
-                say("delivering again")
-            away, complete_since = False, None
-            if gone or cursor.ended(old_bytes):
+            send_pending(cursor, destination)
+            if exited and cursor.last["kind"] != "end":
+                destination.mark_killed(cursor.last["t"])
+            if unavailable:
+                log_line("sending again")
+            unavailable, complete_since = False, None
+            if exited or cursor.log_has_ended(old_bytes):
                 return 0
             time.sleep(POLL_S)
         except TrackingUnavailable as error:
-            if not away:
-                say(f"not delivered, trying again: {error}")
-            away = True
-            if complete_since is None and (gone or cursor.ended(old_bytes)):
+            if not unavailable:
+                log_line(f"not delivered, trying again: {error}")
+            unavailable = True
+            if complete_since is None and (exited or cursor.log_has_ended(old_bytes)):
                 complete_since = time.monotonic()
             if complete_since is not None and time.monotonic() - complete_since >= grace_s:
                 return 3
             time.sleep(RETRY_S)
 
 
-def deliver(cursor: Cursor, destination: Destination, *, at_once: bool = False) -> None:
-    """Hand over everything that is there. Raises TrackingUnavailable; what was acknowledged before stays so."""
-    while lines := cursor.ahead(sys.maxsize if at_once else LINES):
-        records = [_record(line) for line in lines]
-        destination.accept([record for record in records if record is not None])
+def send_pending(cursor: Cursor, destination: Destination, *, as_one_batch: bool = False) -> None:
+    """Send every record that is in the log now. Raises TrackingUnavailable; acknowledged batches stay acknowledged."""
+    while lines := cursor.read_lines(sys.maxsize if as_one_batch else BATCH_LINES):
+        records = [_parse(line) for line in lines]
+        destination.log_records([record for record in records if record is not None])
         cursor.acknowledge(lines)
 
 
-def say(text: str) -> None:
-    """One dated line on stderr, which is the replayer's log."""
+def log_line(text: str) -> None:
+    """Print one dated line to stderr, which is the replayer's log file."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a file by rename: readers, and the next process after a kill, find the old content or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(line)
-    except ValueError:  # a damaged disk must not keep the rest from being delivered
-        say(f"skipped a line that is not JSON: {line[:60]!r}")
+    except ValueError:  # one damaged line must not keep the others from being sent
+        log_line(f"skipped a line that is not JSON: {line[:60]!r}")
         return None
     return record

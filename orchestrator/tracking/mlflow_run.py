@@ -1,4 +1,8 @@
-"""One run in MLflow: found or created, and given what it does not hold yet. Imported by the replaying process only."""
+"""One run in MLflow: found or created, and sent what it does not hold yet.
+
+Runs in the replayer process, or in that of `antiphon track replay`; one process at a time writes a run (see
+`log_reader.py`). MLflow is imported by the first call, not with this module: its environment variables are set first.
+"""
 
 import json
 from collections import defaultdict
@@ -7,106 +11,124 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.log_reader import TrackingUnavailable, say
+from orchestrator.storage.retry import describe_error
+from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
 from orchestrator.tracking.nested_runs import NestedRuns
-from orchestrator.tracking.record_mapping import PARAM_LENGTH, RUN_ID_TAG, TAG_LENGTH, Delivery, Point, cut, delivery
+from orchestrator.tracking.record_mapping import (
+    PARAM_LENGTH,
+    RUN_ID_TAG,
+    TAG_LENGTH,
+    MlflowUpdate,
+    Point,
+    truncate,
+    update_for,
+)
 from orchestrator.tracking.uri import artifact_folder
 from workloads.runtime.event_log import read_event_log
 
 
 class MlflowRun:
-    """One MLflow run, found by our run id or created, and what it holds. All methods raise TrackingUnavailable."""
+    """One MLflow run, found by our run id or created, and a copy of what it holds.
+
+    Contract: every method may be called again with the same records, after TrackingUnavailable or in the next process
+    after a kill: what MLflow holds is read once, when the object is made, and only what is missing is sent. A point is
+    identified by (key, step); the first value of a step counts.
+    """
 
     def __init__(self, uri: str, run_record: dict[str, Any]) -> None:
-        self.held: defaultdict[str, set[int]] = defaultdict(set)  # curve -> its steps
+        self.steps_held: defaultdict[str, set[int]] = defaultdict(set)  # metric key -> its steps
         self.points_sent = self.points_held = 0
-        with _away():
+        with _as_unavailable():
             from mlflow import MlflowClient
 
-            from orchestrator.tracking.model_registry import Registry
+            from orchestrator.tracking.model_registry import ModelRegistry
 
             self.client = MlflowClient(tracking_uri=uri)
             experiment = self._experiment(run_record["experiment"], artifact_folder(uri))
             run = self._find(experiment, run_record["run_id"]) or self._create(experiment, run_record)
             self.run_id: str = run.info.run_id
-            self.registry = Registry(self.client, run, run_record)
+            self.registry = ModelRegistry(self.client, run, run_record)
             self.params: dict[str, str] = dict(run.data.params)
             self.tags: dict[str, str] = dict(run.data.tags)
             self.status = (run.info.status, run.info.end_time)
             for key in run.data.metrics:
-                self.held[key] = {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
+                self.steps_held[key] = {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
 
-    def accept(self, records: Sequence[dict[str, Any]]) -> None:
-        """Send what is not there yet; MLflow stores a point once, however often it is sent."""
-        parcel = delivery(records)
-        for words in parcel.bad:
-            say(f"not a record that MLflow can be told of: {words}")
-        with _away():
-            self._send_params(parcel)
-            self._send_tags(parcel.tags)
-            self._send_points(parcel.points)
-            self._set_status(parcel.status)
-        for model, row in parcel.models.items():  # last: everything else has arrived while this is tried again
-            self.registry.add(model, row)
+    def log_records(self, records: Sequence[dict[str, Any]]) -> None:
+        """Send what MLflow does not hold yet, then register the models of a `result` record."""
+        update = update_for(records)
+        for problem in update.invalid:
+            log_line(f"not a record that can be sent to MLflow: {problem}")
+        with _as_unavailable():
+            self._send_params(update)
+            self._send_tags(update.tags)
+            self._send_points(update.points)
+            self._set_status(update.status)
+        for model, row in update.models.items():  # last, so that a registry that is unavailable delays nothing else
+            self.registry.register(model, row)
 
-    def lost_writer(self, end_ms: int) -> None:
-        """Say of a run that its driver is gone and never said how it ended."""
-        with _away():
-            self._send_tags({"antiphon.status": "killed", "antiphon.error": "the driver ended without a word"})
+    def mark_killed(self, end_ms: int) -> None:
+        """Set the status of a run whose driver ended without an `end` record."""
+        with _as_unavailable():
+            self._send_tags(
+                {"antiphon.status": "killed", "antiphon.error": "the driver ended without recording its end"}
+            )
             self._set_status(("KILLED", end_ms))
 
     def _experiment(self, name: str, artifacts: str | None) -> str:
         from mlflow.exceptions import MlflowException
 
-        known = self.client.get_experiment_by_name(name)
-        if known is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return str(self.client.create_experiment(name, artifact_location=artifacts))
             except MlflowException:
-                known = self.client.get_experiment_by_name(name)
-                if known is None:  # else another run has just created it
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:  # else another run has just created it
                     raise
-        return str(known.experiment_id)
+        return str(experiment.experiment_id)
 
     def _find(self, experiment: str, run_id: str) -> Any:
-        which = f"tags.`{RUN_ID_TAG}` = '{run_id}'"
-        return next(iter(self.client.search_runs([experiment], which, order_by=["attributes.start_time ASC"])), None)
+        condition = f"tags.`{RUN_ID_TAG}` = '{run_id}'"
+        runs = self.client.search_runs([experiment], condition, order_by=["attributes.start_time ASC"])
+        return next(iter(runs), None)
 
     def _create(self, experiment: str, record: dict[str, Any]) -> Any:
         tags = {RUN_ID_TAG: record["run_id"]}
         return self.client.create_run(experiment, start_time=record["t"], tags=tags, run_name=record["name"])
 
-    def _send_params(self, parcel: Delivery) -> None:
+    def _send_params(self, update: MlflowUpdate) -> None:
+        """Send new parameters; a value that differs from the one held becomes a tag of `update`."""
         from mlflow.entities import Param
 
-        values = {key: cut(value, PARAM_LENGTH) for key, value in parcel.params.items()}
-        fresh = {key: value for key, value in values.items() if key not in self.params}
-        for some in _parts([Param(key, value) for key, value in fresh.items()], 100):
-            self.client.log_batch(self.run_id, params=some)
-        self.params |= fresh
-        parcel.tags |= {f"resumed.{key}": value for key, value in values.items() if self.params[key] != value}
+        values = {key: truncate(value, PARAM_LENGTH) for key, value in update.params.items()}
+        new = {key: value for key, value in values.items() if key not in self.params}
+        for batch in _batches([Param(key, value) for key, value in new.items()], 100):
+            self.client.log_batch(self.run_id, params=batch)
+        self.params |= new
+        update.tags |= {f"resumed.{key}": value for key, value in values.items() if self.params[key] != value}
 
     def _send_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        fresh = {key: cut(value, TAG_LENGTH) for key, value in tags.items()}.items() - self.tags.items()
-        for some in _parts([RunTag(key, value) for key, value in sorted(fresh)], 100):
-            self.client.log_batch(self.run_id, tags=some)
-        self.tags |= dict(fresh)
+        new = {key: truncate(value, TAG_LENGTH) for key, value in tags.items()}.items() - self.tags.items()
+        for batch in _batches([RunTag(key, value) for key, value in sorted(new)], 100):
+            self.client.log_batch(self.run_id, tags=batch)
+        self.tags |= dict(new)
 
     def _send_points(self, points: list[Point]) -> None:
         from mlflow.entities import Metric
 
-        fresh: dict[tuple[str, int], Point] = {}
-        for point in points:  # of a step done twice, before and after a resume, the first counts
-            if point.step not in self.held[point.key]:
-                fresh.setdefault((point.key, point.step), point)
-        for some in _parts([Metric(p.key, p.value, p.t, p.step) for p in fresh.values()], 1000):
-            self.client.log_batch(self.run_id, metrics=some)
-        for key, step in fresh:
-            self.held[key].add(step)
-        self.points_sent += len(fresh)
-        self.points_held += len(points) - len(fresh)
+        new: dict[tuple[str, int], Point] = {}
+        for point in points:  # of a step that was trained twice, before and after a resume, the first value counts
+            if point.step not in self.steps_held[point.key]:
+                new.setdefault((point.key, point.step), point)
+        for batch in _batches([Metric(p.key, p.value, p.t, p.step) for p in new.values()], 1000):
+            self.client.log_batch(self.run_id, metrics=batch)  # MLflow stores an identical point once
+        for key, step in new:
+            self.steps_held[key].add(step)
+        self.points_sent += len(new)
+        self.points_held += len(points) - len(new)
 
     def _set_status(self, status: tuple[str, int | None] | None) -> None:
         if status is None or status == self.status:
@@ -120,23 +142,26 @@ class MlflowRun:
 
 
 @contextmanager
-def _away() -> Iterator[None]:
-    """Turn whatever MLflow, its HTTP client or its database raise into TrackingUnavailable, in one line."""
+def _as_unavailable() -> Iterator[None]:
+    """Raise whatever MLflow, its HTTP client or its database raise as TrackingUnavailable, in one line."""
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets those through while it opens a database
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow does not catch those while it opens a database
 
     try:
         yield
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise TrackingUnavailable(" ".join(str(error).split())[:500]) from error
+        raise TrackingUnavailable(describe_error(error)[:500]) from error
 
 
-def _parts(items: list[Any], size: int) -> list[list[Any]]:
+def _batches(items: list[Any], size: int) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def open_destination(event_log: Path, uri: str) -> NestedRuns:
-    """The MLflow run that an event log's records go to, and one for every child. Raises TrackingUnavailable."""
+    """The MLflow run that an event log's records go to, and one for every child run in it.
+
+    The log's first record must be its `run` record. Raises TrackingUnavailable.
+    """
 
     def child_run_record(child: str) -> dict[str, Any]:
         return next(
@@ -144,6 +169,5 @@ def open_destination(event_log: Path, uri: str) -> NestedRuns:
         )
 
     with event_log.open("rb") as file:
-        return NestedRuns(
-            json.loads(file.readline()), lambda record: MlflowRun(uri, record), child_run_record, event_log.parent
-        )
+        run_record = json.loads(file.readline())
+    return NestedRuns(run_record, lambda record: MlflowRun(uri, record), child_run_record, event_log.parent)

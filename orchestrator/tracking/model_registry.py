@@ -1,8 +1,8 @@
-"""MLflow's model registry: a version for each model that a run delivered, and the alias `best` of each name.
+"""MLflow's model registry: one version for each model that a run published, and the alias `best` of each name.
 
-Imported by `mlflow_run.py`, in the replaying process only (`pyfunc_model.py` is not imported by us: it is the code
-inside a registered model). A version refers to the published tagger and does not hold
-it: what lies in MLflow is code, signature and an example. Axes: B clips, T samples.
+Imports MLflow, so `mlflow_run.py` imports it late, after MLflow's environment variables are set. `pyfunc_model.py` is
+the code inside a registered model and not imported here. A version refers to the published tagger and does not hold its
+weights: MLflow stores code, signature and an example. Axes: B clips, T samples.
 """
 
 import hashlib
@@ -26,108 +26,118 @@ from numpy.typing import NDArray
 
 import workloads
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.tracking.log_reader import TrackingUnavailable, say
+from orchestrator.storage.retry import describe_error, retry_while_unavailable
+from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
 from orchestrator.tracking.record_mapping import RUN_ID_TAG
 from workloads.runtime.opener import MARKER
 
 BEST = "best"
 DIGEST_TAG = "antiphon.weights_file_sha256"
-PATIENCE_S = 30.0  # for the store that the tagger is read from
-NOT_THERE = 501  # of the statuses from 500 on, the one that waiting does not change
+READ_RETRY_S = 30.0  # how long reading the tagger is retried
+NOT_IMPLEMENTED = 501  # the HTTP status from 500 on that a retry does not change
 TONE_HZ = 440.0
-# What `pyfunc_model.py` and its copy of `workloads` import; all families' needs, since timm brings torchvision anyway.
+# What `pyfunc_model.py` and its copy of `workloads` import, for all families: timm depends on torchvision anyway.
 LIBRARIES = (
     *("mlflow", "numpy", "pandas", "pydantic", "filelock", "safetensors"),
     *("torch", "torchaudio", "torchvision", "timm", "soundfile"),
 )
 
 
-class Unreadable(Exception):
-    """A published tagger that cannot be registered, because it cannot be read."""
+class UnreadableTagger(Exception):
+    """A published tagger cannot be registered because it cannot be read."""
 
 
 @dataclass(frozen=True)
-class Published:
-    """What a published tagger says of itself."""
+class PublishedTagger:
+    """What the registry needs to know about a published tagger."""
 
     uri: str  # absolute
     digest: str  # SHA-256 of the file that holds the weights
     tags: tuple[str, ...]
-    score: str  # the metric by which taggers of this kind are compared
+    score: str  # the metric that chooses the best version: accuracy or mAP
     samples: int  # of one clip
     rate: int  # Hz
 
 
-class Registry:
-    """The registered models of one run's recipe; versions are found again by the tag that names their run."""
+class ModelRegistry:
+    """The registered models of one run's recipe; versions are looked up by the tag that holds their run's id.
+
+    Contract: called by the replayer at least once per result, and safe to repeat: a version whose run and weights are
+    registered is not created again. Several replayers may write to the same name at once; see `_choose_best`. A kill
+    between upload and version leaves artifacts of the run that the next call overwrites.
+    """
 
     def __init__(self, client: MlflowClient, run: Any, run_record: dict[str, Any]) -> None:
         self.client, self.run = client, run
-        # a search's trial has a name of its own besides its recipe's
+        # a search's trial has a name other than its recipe's
         self.run_id, self.recipe = run_record["run_id"], run_record.get("recipe", run_record["name"])
 
-    def add(self, model: str, row: dict[str, Any]) -> None:
-        """Register a row of the run's result, once, and move `best`. Raises TrackingUnavailable for what may pass.
+    def register(self, model: str, row: dict[str, Any]) -> None:
+        """Register the tagger of a result row and move `best`. Raises TrackingUnavailable for transient errors.
 
-        What does not pass (no registry, a damaged tagger) is said in the log.
+        Permanent errors (no registry, a damaged tagger) are printed to the replayer's log.
         """
         name = f"{self.recipe}-{model}"
         try:
-            tagger = _read(row["checkpoint"])
-            if not self._known(name, tagger):
-                self._create(name, model, row, tagger)
+            tagger = _read_tagger(row["checkpoint"])
+            if not self._is_registered(name, tagger):
+                self._create_version(name, model, row, tagger)
             self._choose_best(name, f"val.{tagger.score}")
-        except Unreadable as reason:
-            say(f"{name} is not registered: {reason}")
+        except UnreadableTagger as reason:
+            log_line(f"{name} is not registered: {reason}")
         except MlflowException as error:
             status = error.get_http_status_code()
-            if status >= 500 and status != NOT_THERE:
+            if status >= 500 and status != NOT_IMPLEMENTED:
                 raise TrackingUnavailable(_describe(error)) from error
-            say(f"{name} is not registered, MLflow refuses it: {_describe(error)}")
-        except Exception as error:  # HTTP client, database and artifact store have exceptions of their own
+            log_line(f"{name} is not registered, MLflow refuses it: {_describe(error)}")
+        except Exception as error:  # HTTP client, database and artifact store each raise their own types
             raise TrackingUnavailable(_describe(error)) from error
 
     def _versions(self, name: str) -> list[Any]:
-        found: list[Any] = []
+        versions: list[Any] = []
         token = None
         while True:
             page = self.client.search_model_versions(f"name='{name}'", page_token=token)
-            found += page
+            versions += page
             if not (token := page.token):
-                return found
+                return versions
 
-    def _known(self, name: str, tagger: Published) -> bool:
-        """Whether this run's tagger has a version. One of other weights, which a later attempt replaced, is removed."""
+    def _is_registered(self, name: str, tagger: PublishedTagger) -> bool:
+        """Whether this run's tagger has a version; the run's versions of other, since replaced weights are deleted."""
         ours = [version for version in self._versions(name) if version.tags.get(RUN_ID_TAG) == self.run_id]
         for version in ours:
             if version.tags.get(DIGEST_TAG) != tagger.digest:
                 self.client.delete_model_version(name, version.version)
         return any(version.tags.get(DIGEST_TAG) == tagger.digest for version in ours)
 
-    def _create(self, name: str, model: str, row: dict[str, Any], tagger: Published) -> None:
+    def _create_version(self, name: str, model: str, row: dict[str, Any], tagger: PublishedTagger) -> None:
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        run_id, place = self.run.info.run_id, f"models/{model}"
+        run_id, artifact_path = self.run.info.run_id, f"models/{model}"
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            self.client.log_artifacts(run_id, str(_packed(tagger, Path(scratch))), place)
-        tags = {RUN_ID_TAG: self.run_id, DIGEST_TAG: tagger.digest, "antiphon.recipe": self.recipe}
-        tags |= {"antiphon.checkpoint": tagger.uri, "antiphon.weights_sha256": row["weights_sha256"]}
-        scores = {part: row[part].get(tagger.score, math.nan) for part in ("val", "test")}
-        tags |= {f"{part}.{tagger.score}": repr(value) for part, value in scores.items() if math.isfinite(value)}
+            self.client.log_artifacts(run_id, str(_save_model(tagger, Path(scratch))), artifact_path)
         self.client.create_model_version(
             name,
-            f"{self.run.info.artifact_uri}/{place}",
+            f"{self.run.info.artifact_uri}/{artifact_path}",
             run_id,
-            tags=tags,
+            tags=self._version_tags(row, tagger),
             description=f"{model} of run {self.run_id}. The weights stay at {tagger.uri}",
         )
 
+    def _version_tags(self, row: dict[str, Any], tagger: PublishedTagger) -> dict[str, str]:
+        tags = {RUN_ID_TAG: self.run_id, DIGEST_TAG: tagger.digest, "antiphon.recipe": self.recipe}
+        tags |= {"antiphon.checkpoint": tagger.uri, "antiphon.weights_sha256": row["weights_sha256"]}
+        scores = {part: row[part].get(tagger.score, math.nan) for part in ("val", "test")}
+        return tags | {f"{part}.{tagger.score}": repr(value) for part, value in scores.items() if math.isfinite(value)}
+
     def _choose_best(self, name: str, score: str) -> None:
-        """Give the alias to the highest score, of equals to the oldest; asked again, as other runs do the same."""
+        """Move the alias to the version with the highest score, the oldest of equals.
+
+        Read again afterwards, up to three times, since replayers of other runs may move it in between.
+        """
         for _ in range(3):
             scored = [
                 (float(version.tags[score]), -int(version.version))
@@ -141,23 +151,19 @@ class Registry:
 
 
 def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return f"{type(error).__name__}: {describe_error(error)[:500]}"
 
 
-def _read(uri: str) -> Published:
-    """Read a published tagger's state after comparing every file's digest; raises Unreadable."""
+def _read_tagger(uri: str) -> PublishedTagger:
+    """Read a published tagger's state after comparing the digest of every file; raises UnreadableTagger."""
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
             folder = retry_while_unavailable(
-                lambda: object_store.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=PATIENCE_S
+                lambda: object_store.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=READ_RETRY_S
             )
-            digests = json.loads((folder / MARKER).read_text())["files"]
-            for name, digest in digests.items():  # as `workloads.checkpoint` does, which would bring torch along
-                with (folder / name).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                        raise ValueError(f"checkpoint {uri}: {name} differs from its SHA-256")
+            digests = _checked_digests(uri, folder)
             state = json.loads((folder / "state.json").read_text())
-        return Published(
+        return PublishedTagger(
             uri=str(object_store.local_path(uri)) if object_store.is_local(uri) else uri,
             digest=digests["weights.safetensors"],
             tags=tuple(state["tags"]),
@@ -166,13 +172,26 @@ def _read(uri: str) -> Published:
             rate=state["clip_rate"],
         )
     except (OSError, ValueError, KeyError) as error:
-        raise Unreadable(_describe(error)) from error
+        raise UnreadableTagger(_describe(error)) from error
 
 
-def _packed(tagger: Published, scratch: Path) -> Path:
-    """The model's folder in MLflow's form: code, requirements, signature and example, no weights and no pickle."""
+def _checked_digests(uri: str, folder: Path) -> dict[str, str]:
+    """File name -> SHA-256 of a fetched tagger; ValueError where a file differs.
+
+    `workloads.runtime.checkpoint` checks the same, but importing it imports torch.
+    """
+    digests: dict[str, str] = json.loads((folder / MARKER).read_text())["files"]
+    for name, digest in digests.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"checkpoint {uri}: {name} differs from its SHA-256")
+    return digests
+
+
+def _save_model(tagger: PublishedTagger, scratch: Path) -> Path:
+    """Write the model's folder in MLflow's format: code, requirements, signature, example; no weights, no pickle."""
     package, folder = Path(workloads.__file__).parent, scratch / "model"
-    shutil.copytree(package, scratch / package.name, ignore=_all_but_code)
+    shutil.copytree(package, scratch / package.name, ignore=_not_code)
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -183,13 +202,13 @@ def _packed(tagger: Published, scratch: Path) -> Path:
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, tagger.samples))]),
             outputs=Schema([ColSpec("float", tag) for tag in tagger.tags]),
         ),
-        input_example=_tone(tagger),
+        input_example=_example_waveform(tagger),
         metadata={"clip_rate": tagger.rate},
     )
     return folder
 
 
-def _all_but_code(folder: str, names: list[str]) -> list[str]:
+def _not_code(folder: str, names: list[str]) -> list[str]:
     return [
         name
         for name in names
@@ -198,15 +217,15 @@ def _all_but_code(folder: str, names: list[str]) -> list[str]:
 
 
 def requirements(uri: str) -> list[str]:
-    """The packages that a served tagger needs, in the versions of this process; `uri` tells how weights are fetched."""
+    """The packages that a served tagger needs, in this process's versions; includes what reads the weights' `uri`."""
     fs, _ = object_store.filesystem(uri)
-    files = {"fsspec", type(fs).__module__.partition(".")[0]}  # s3fs, gcsfs ... are called like their modules
-    # A local build's mark (+cpu, +cu128) names no package of an index.
+    files = {"fsspec", type(fs).__module__.partition(".")[0]}  # packages such as s3fs are named like their modules
+    # package indexes do not have local version labels (+cpu, +cu128)
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in (*LIBRARIES, *sorted(files))]
 
 
-def _tone(tagger: Published) -> NDArray[np.float32]:
-    """One quiet waveform_BT; in eighths, because the example is stored as decimal text, twice."""
+def _example_waveform(tagger: PublishedTagger) -> NDArray[np.float32]:
+    """One quiet tone_BT, in multiples of 1/8: MLflow stores the example as decimal text, twice."""
     seconds_T = np.arange(tagger.samples) / tagger.rate
     tone_T = np.round(2 * np.sin(2 * np.pi * TONE_HZ * seconds_T)) / 8
     return tone_T.astype(np.float32)[None]

@@ -1,41 +1,42 @@
-"""A search in MLflow: one parent run, and a child of it for every trial. Knows no MLflow itself (`tracking.py` does).
+"""A search in MLflow: one parent run, and a child run for every trial. Does not depend on MLflow (see `mlflow_run.py`).
 
-Records of a search's spool that carry `child` belong to that trial; a trial's last one is `closed`, since `end` ends
-the spool.
+Records of a search's event log that have `child` belong to that trial; a trial's last record is `closed`, since `end`
+is the last of the whole log.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from orchestrator.tracking.log_reader import replace_file
+
 ChildRunRecord = Callable[[str], dict[str, Any]]
-PARENT_TAG = "mlflow.parentRunId"  # by this MLflow's pages nest runs
-NAMES = "mlflow.json"  # beside the spool: which MLflow run a trial is, for links; the parent's name is empty
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's pages nest runs by this tag
+RUN_IDS_FILE = "mlflow.json"  # beside the event log: trial name -> MLflow run id, for links; "" is the parent
 
 
 class NestedRuns:
-    """Hands records to the parent's run or to a child's; children are made when their first record comes.
+    """The destination of a search's records (and of a plain run's, which has no children).
 
-    `birth` finds the `run` record of a child: a replayer that was killed goes on in the middle of the spool. Once there
-    is a child, `folder` holds everybody's MLflow run.
+    Contract: used by one thread of the replayer process. A child run is created when its first record arrives; that may
+    be any record of it, because a replayer that follows a killed one resumes in the middle of the log, so
+    `child_run_record` looks up the child's `run` record. After the first child, `folder` holds RUN_IDS_FILE, replaced
+    by rename each time a child run is opened. Methods are as safe to repeat as those of the runs (`MlflowRun`).
     """
 
     def __init__(
         self,
-        record: dict[str, Any],
-        make: Callable[[dict[str, Any]], Any],
+        run_record: dict[str, Any],
+        open_run: Callable[[dict[str, Any]], Any],
         child_run_record: ChildRunRecord,
         folder: Path,
     ) -> None:
-        self._parent, self._make, self._child_run_record, self._names = (
-            make(record),
-            make,
-            child_run_record,
-            folder / NAMES,
-        )
+        self._parent = open_run(run_record)
+        self._open_run = open_run
+        self._child_run_record = child_run_record
+        self._run_ids_file = folder / RUN_IDS_FILE
         self._children: dict[str, Any] = {}
         self._closed: set[str] = set()
 
@@ -51,41 +52,40 @@ class NestedRuns:
     def points_held(self) -> int:
         return sum(run.points_held for run in self._runs())
 
-    def accept(self, records: Sequence[dict[str, Any]]) -> None:
-        for child, own in groupby(records, key=lambda record: record.get("child", "")):
-            self._accept(child, list(own))
+    def log_records(self, records: Sequence[dict[str, Any]]) -> None:
+        """Send each record to the parent run or to its child's, in order."""
+        for child, group in groupby(records, key=lambda record: record.get("child", "")):
+            if child:
+                self._log_to_child(child, list(group))
+            else:
+                self._parent.log_records(list(group))
 
-    def lost_writer(self, end_ms: int) -> None:
-        """Say of the parent, and of the children that were not over, that the driver is gone."""
+    def mark_killed(self, end_ms: int) -> None:
+        """Mark the parent and the children that had not finished: the driver ended without an `end` record."""
         for child, run in self._children.items():
             if child not in self._closed:
-                run.lost_writer(end_ms)
-        self._parent.lost_writer(end_ms)
+                run.mark_killed(end_ms)
+        self._parent.mark_killed(end_ms)
 
     def _runs(self) -> list[Any]:
         return [*self._children.values(), self._parent]
 
-    def _accept(self, child: str, records: list[dict[str, Any]]) -> None:
-        if not child:
-            self._parent.accept(records)
-            return
+    def _log_to_child(self, child: str, records: list[dict[str, Any]]) -> None:
         if child not in self._children:
-            self._children[child] = self._make(self._born(self._child_run_record(child)))
-            self._tell_names()
-        self._children[child].accept([self._born(record) for record in records])
+            self._children[child] = self._open_run(self._as_own_run(self._child_run_record(child)))
+            self._write_run_ids()
+        self._children[child].log_records([self._as_own_run(record) for record in records])
         for record in records:
             (self._closed.add if record["kind"] == "closed" else self._closed.discard)(child)
 
-    def _tell_names(self) -> None:
-        """Add those at hand to the names that are told already, by this replayer or by one before it."""
-        names = json.loads(self._names.read_text()) if self._names.exists() else {"": self.run_id}
-        names |= {child: run.run_id for child, run in self._children.items()}
-        temporary = self._names.with_name(NAMES + ".tmp")
-        temporary.write_text(json.dumps(names, indent=1))
-        os.replace(temporary, self._names)
+    def _write_run_ids(self) -> None:
+        """Add the open children to the file's run ids, which an earlier replayer may have begun."""
+        run_ids = json.loads(self._run_ids_file.read_text()) if self._run_ids_file.exists() else {"": self.run_id}
+        run_ids |= {child: run.run_id for child, run in self._children.items()}
+        replace_file(self._run_ids_file, json.dumps(run_ids, indent=1))
 
-    def _born(self, record: dict[str, Any]) -> dict[str, Any]:
-        """A child's record as that of a run of its own."""
+    def _as_own_run(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A child's record in the form that a separate run's has."""
         if record["kind"] == "closed":
             return record | {"kind": "end"}
         if record["kind"] == "run":

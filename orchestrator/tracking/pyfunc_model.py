@@ -1,7 +1,7 @@
-"""The code of a registered model: MLflow runs this file, beside a copy of `workloads`, in whatever process serves it.
+"""The code of a registered model: MLflow runs this file, beside a copy of `workloads`, in the process that serves it.
 
-Knows nothing of the orchestrator, which is not there. The weights stay where the run published them; the model's
-configuration says where that is and which bytes they are. `registry.py` puts the three together.
+Does not depend on the orchestrator, which is not installed there. The weights stay where the run published them; the
+model's configuration holds their URI and SHA-256. `model_registry.py` packs code and configuration.
 Axes: B clips, T samples, C tags.
 """
 
@@ -15,16 +15,16 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-# Newer AWS SDKs ask for checksums that older S3 servers do not know.
+# Newer AWS SDKs send checksums that older S3 servers reject.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
 
 class ServedTagger(PythonModel):
-    """Waveforms of one clip's length in, the probability of each tag out."""
+    """MLflow's interface to a tagger: waveforms of one clip's length in, the probability of each tag out."""
 
     def load_context(self, context: Any) -> None:
-        """Fetch the published tagger; ValueError if it is gone, damaged, or no longer the one that was registered."""
+        """Fetch the tagger, once per process; ValueError if it is missing, damaged, or not the registered one."""
         from workloads.evaluate.predict import load_tagger
         from workloads.runtime.checkpoint import file_digest
 
@@ -33,7 +33,9 @@ class ServedTagger(PythonModel):
             folder = _fetch(uri, Path(scratch) / "tagger")
             self.tagger, _ = load_tagger(folder)
             if file_digest(folder / "weights.safetensors") != digest:
-                raise ValueError(f"checkpoint {uri}: holds other weights than those that were registered")
+                raise ValueError(
+                    f"checkpoint {uri}: holds other weights than those that were registered; register it again"
+                )
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> pd.DataFrame:
         """Probabilities of float32 waveforms (B, T) at the tagger's rate: one row a waveform, one column a tag."""
@@ -51,10 +53,10 @@ def _fetch(uri: str, folder: Path) -> Path:
 
     fs, path = fsspec.core.url_to_fs(uri)
     if not fs.exists(path):
-        raise ValueError(f"checkpoint {uri}: it is not there, as seen from this machine")
+        raise ValueError(f"checkpoint {uri}: not found from this machine; make that address reachable here")
     folder.mkdir()
-    for part in fs.ls(path, detail=False):
-        fs.get_file(part, str(folder / part.rstrip("/").rsplit("/", 1)[-1]))
+    for file in fs.ls(path, detail=False):
+        fs.get_file(file, str(folder / file.rstrip("/").rsplit("/", 1)[-1]))
     return folder
 
 

@@ -1,8 +1,12 @@
-"""Tracking: what a run says reaches MLflow without the run ever waiting for it. The user of mlflow, with `registry.py`.
+"""The driver's side of tracking: starts the process that sends a run's event log to MLflow.
 
-The driver's side starts a process of its own (`python -m orchestrator.tracking SPOOL URI`), which reads the spool
-and replays it. MLflow is imported in that process alone (and by `antiphon track replay`); importing this module is
-cheap. What the records mean to MLflow is in `deliveries.py`. Why not log directly: reference/storage.md 2.1.
+Contract: the driver starts one replayer process per attempt (`python -m orchestrator.tracking EVENT_LOG URI`, see
+`__main__.py`) in a session of its own, so it outlives a driver that is killed or interrupted, and continues until every
+record is sent or it gives up. Training never waits for MLflow: the driver waits for the replayer twice, with a timeout,
+until the MLflow run exists and at the end of the run. Records arrive at least once and are stored once.
+
+MLflow is imported in the replayer process (and by `antiphon track replay`), never here: importing this module is cheap.
+Why not log directly: reference/storage.md 2.1.
 """
 
 import os
@@ -15,86 +19,86 @@ import psutil
 
 from orchestrator.tracking.uri import NONE
 
-STARTED = "started"
-CLIENT = {
+STARTED = "started"  # first word of the line that the replayer writes to stdout, before the MLflow run's id
+# Environment of a process that uses MLflow; set it before MLflow is imported.
+MLFLOW_ENVIRONMENT = {
     # no retries inside the client: a create_run that timed out would be sent again, and there would be two runs
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",  # loses points silently
-    "MLFLOW_LOGGING_LEVEL": "ERROR",  # the log is for what did not arrive
+    "MLFLOW_LOGGING_LEVEL": "ERROR",  # the log file is for what was not delivered
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # else a registered model takes the user's own uv.lock along
+    "MLFLOW_UV_AUTO_DETECT": "false",  # else the user's own uv.lock is stored with a registered model
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
 
 class NullTracking:
-    """No tracking, with the same interface: the driver does not ask whether there is any."""
+    """Stands for a replayer where nothing is tracked, with the same interface."""
 
     def wait_started(self, *, timeout_s: float = 120.0) -> str:
-        """No MLflow run, hence no id of one."""
+        """Return an empty id: there is no MLflow run."""
         return ""
 
     def wait(self, *, timeout_s: float) -> int | None:
-        """Done at once."""
+        """Return 0 at once."""
         return 0
 
     def explanation(self) -> str:
-        """Nothing to explain."""
+        """Return an empty text."""
         return ""
 
 
 class Replayer:
-    """The replaying process, seen from the driver; it outlives the driver when it must."""
+    """Handle of the replayer process in the driver. Used by one thread; the process may outlive this handle."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
         self.log = log
 
     def wait_started(self, *, timeout_s: float = 120.0) -> str:
-        """Wait until the MLflow run exists; its id. RuntimeError with the reason if it cannot be had."""
+        """Wait until the MLflow run exists and return its id; call it once.
+
+        RuntimeError with the reason if the process ends or does not answer in time; the process is killed then.
+        """
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
         answer = self.process.stdout.readline().decode().split() if ready else []
         if len(answer) == 2 and answer[0] == STARTED:
             return answer[1]
-        reason = self.explanation() if ready else f"no answer within {timeout_s:.0f} s; its log is {self.log}"
+        reason = self.explanation() if ready else f"no answer within {timeout_s:.0f} s (log: {self.log})"
         self.process.kill()
         self.process.wait()
-        raise RuntimeError(f"tracking could not start: {reason}\nMend that, or run with --tracking {NONE}")
+        raise RuntimeError(f"tracking could not start: {reason}\nFix that, or run with --tracking {NONE}")
 
     def wait(self, *, timeout_s: float) -> int | None:
-        """Its exit code (0 all delivered, 3 given up, see `explanation`), None while it is still delivering."""
+        """Wait for the process; its exit code (0 all sent, 3 gave up, see `explanation`), None while it is running."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def explanation(self) -> str:
-        """The last line of its log."""
+        """The last line of the process's log: the reason where it ended with an error."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"it said nothing in {self.log}"
+        return lines[-1] if lines else f"its log {self.log} is empty"
 
 
 def start_replayer(event_log: Path, uri: str, *, log: Path) -> Replayer | NullTracking:
-    """Start replaying `spool` into the MLflow at `uri` ("none": nowhere), for as long as this process lives.
+    """Start the process that sends `event_log` to the MLflow at `uri` ("none": to none), and return at once.
 
-    The spool must begin with its `run` record, and the `run` record of a resumed run must be in it as well.
+    This process is named as the log's writer: the replayer finishes after the log's `end` record, or once this process
+    has exited and all records are sent. The log must begin with its `run` record, and the `run` record of a resumed
+    run must have been appended too: everything in the log now counts as old (`--old-bytes`).
     """
     if uri == NONE:
         return NullTracking()
     event_log = event_log.resolve()
     assert event_log.stat().st_size, "write the run record first"
     me = psutil.Process()
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator.tracking",
-        str(event_log),
-        uri,
-        f"--old-bytes={event_log.stat().st_size}",
-    ]
+    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log), uri]
+    command += [f"--old-bytes={event_log.stat().st_size}"]
     command += [f"--writer-pid={me.pid}", f"--writer-started={me.create_time()}"]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +109,6 @@ def start_replayer(event_log: Path, uri: str, *, log: Path) -> Replayer | NullTr
             stdout=subprocess.PIPE,
             stderr=file,
             env=os.environ | {"PYTHONPATH": path},
-            start_new_session=True,  # neither Ctrl-C nor a killed driver takes it along
+            start_new_session=True,  # neither Ctrl-C nor the driver's end reaches it
         )
     return Replayer(process, log)

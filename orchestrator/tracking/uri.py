@@ -1,4 +1,4 @@
-"""Where MLflow is: the URIs that `--tracking` takes. Knows no MLflow."""
+"""The URIs that `--tracking` takes. Does not depend on MLflow."""
 
 import shlex
 import sys
@@ -8,7 +8,7 @@ NONE = "none"
 
 
 def sqlite_uri(folder: Path) -> str:
-    """The embedded default: one database file in `folder`, artifacts beside it."""
+    """The default, without a server: one database file in `folder`, artifacts beside it."""
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
@@ -22,7 +22,7 @@ def ui_command(uri: str) -> str:
 
 
 def artifact_folder(uri: str) -> str | None:
-    """The folder URI of a SQLite database's artifacts, made if need be; None: the server decides."""
+    """The URI of the folder for a SQLite database's artifacts, created if missing; None: the server decides."""
     if not uri.startswith("sqlite:///"):
         return None
     folder = Path(uri.removeprefix("sqlite:///")).resolve().parent / "artifacts"

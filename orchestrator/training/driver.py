@@ -53,7 +53,7 @@ def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
     check_request(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
     split(read_dataset(request.recipe.data, object_store.FsspecFiles()), request.recipe.data)
-    object_store.probe(request.storage)
+    object_store.check_storage(request.storage)
     driver = Driver()
     opened = open_run(
         request.recipe,

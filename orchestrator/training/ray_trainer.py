@@ -62,7 +62,7 @@ def fit(
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
     snapshot = object_store.join(location.uri, RAY_SNAPSHOT)
-    retry_while_unavailable(lambda: object_store.delete(snapshot), what=snapshot, patience_s=patience_s)
+    retry_while_unavailable(lambda: object_store.remove_file(snapshot), what=snapshot, patience_s=patience_s)
     num_records_before = len(read_event_log(location.event_log))
     # The type checker sees the first generation of these classes, the interpreter the second.
     trainer = TorchTrainer(

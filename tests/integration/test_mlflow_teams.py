@@ -1,4 +1,4 @@
-"""A team's MLflow, with everything that can happen to it: what a run says arrives there once, whole, and in time."""
+"""An MLflow server as teams run it, and its outages: all records of a run arrive once, and training never waits."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from orchestrator.runs.backfill import replay_run
-from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, Replayer, start_replayer
 from tests import small
 from tests.servers import MlflowServer
 from workloads.evaluate.predict import load_tagger
@@ -25,24 +25,23 @@ ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 ROOT = Path(__file__).parents[2]
 SHORT = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2"]
 LONG = ["schedule.burn_in=100000", "schedule.period=2", "schedule.turns=2", "train.checkpoint_every=100000"]
-SAMPLE = "system/"  # the machine's curves; how many of them there are depends on how long the run took
 RUN = {"kind": "run", "experiment": "antiphon", "name": "hand", "params": {"a": "1"}}
-AWAY = "not delivered, trying again"
+NOT_DELIVERED = "not delivered, trying again"
 
-Curves = dict[str, list[tuple[int, float]]]  # key -> its (step, value) in order of steps
+Curves = dict[str, list[tuple[int, float]]]  # metric key -> its (step, value) in order of steps
 
 
 @pytest.fixture(autouse=True)
-def _as_in_the_replayer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in CLIENT.items():
+def _replayer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in MLFLOW_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
 
 
 def _command(run_id: str, mlflow_server: MlflowServer, home: Path, *settings: str) -> list[str]:
     values = [*small.SIZES, *small.TWO_MODELS, f"data.cache={home}/clips", *settings]
     words = [word for value in values for word in ("--set", value)]
-    place = ["--storage", f"{home}/runs", "--run-id", run_id, "--tracking", mlflow_server.uri]
-    return [ANTIPHON, "run", "demo", "--local", "--json", *place, *words]
+    where = ["--storage", f"{home}/runs", "--run-id", run_id, "--tracking", mlflow_server.uri]
+    return [ANTIPHON, "run", "demo", "--local", "--json", *where, *words]
 
 
 def _replay(run: Path, *options: str) -> dict[str, Any]:
@@ -50,12 +49,12 @@ def _replay(run: Path, *options: str) -> dict[str, Any]:
         [ANTIPHON, "track", "replay", str(run), "--json", *options], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 def _in_mlflow(uri: str, run_id: str) -> tuple[Any, Curves]:
-    """The one MLflow run of a run of ours, and all points of its curves."""
+    """The one MLflow run of one of our runs, and all points of its metrics."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -66,8 +65,8 @@ def _in_mlflow(uri: str, run_id: str) -> tuple[Any, Curves]:
     return run, {key: sorted((point.step, point.value) for point in points) for key, points in histories.items()}
 
 
-def _said(event_log: Path) -> Curves:
-    """The metrics and samples of a spool, of a step that was done twice the first."""
+def _recorded(event_log: Path) -> Curves:
+    """The metrics and machine samples of an event log; of a repeated step, the first value."""
     first: dict[str, dict[int, float]] = {}
     for record in read_event_log(event_log):
         if record["kind"] in ("metrics", "machine"):
@@ -76,18 +75,18 @@ def _said(event_log: Path) -> Curves:
     return {key: sorted(points.items()) for key, points in first.items()}
 
 
-def _check_all_there(uri: str, event_log: Path, run_id: str) -> Any:
+def _check_all_delivered(uri: str, event_log: Path, run_id: str) -> Any:
     run, curves = _in_mlflow(uri, run_id)
-    said = _said(event_log)
-    assert said, "a test of nothing"
-    for key, points in said.items():
+    recorded = _recorded(event_log)
+    assert recorded, "the event log holds no metrics"
+    for key, points in recorded.items():
         assert curves[key] == [(step, pytest.approx(value, nan_ok=True)) for step, value in points], key
     return run
 
 
-def _until(happened: Callable[[], Any], what: str, *, seconds: float = 240.0) -> None:
+def _wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
-    while not happened():
+    while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
         time.sleep(0.05)
 
@@ -99,15 +98,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(mlflow_server: MlflowServer, home: Path) -> Path:
-    """The folder of a small real run that was tracked by the team's server while it went on."""
+    """The folder of a small real run that was tracked by the server while it ran."""
     run_id = f"finished-{mlflow_server.name}"
     done = subprocess.run(_command(run_id, mlflow_server, home, *SHORT), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "runs" / run_id
 
 
-def test_a_run_arrives_whole_and_once(mlflow_server: MlflowServer, finished: Path) -> None:
-    run = _check_all_there(mlflow_server.uri, finished / "events.jsonl", finished.name)
+def test_all_records_of_a_run_arrive_once(mlflow_server: MlflowServer, finished: Path) -> None:
+    run = _check_all_delivered(mlflow_server.uri, finished / "events.jsonl", finished.name)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["cnn/steps_learned"] == 6
     assert run.data.tags["cnn.checkpoint"] == str(finished / "models" / "cnn")
@@ -126,9 +125,9 @@ def test_checkpoints_are_referred_to_and_not_stored_twice(mlflow_server: MlflowS
     assert not [path for path in stored if not path.endswith((".py", ".json", ".yaml", ".txt", "MLmodel"))]
 
 
-# In a process of its own: whatever belongs to no package that the model names, or to what those need, cannot be
-# imported; nor can the copy of `workloads` in this repository. So the model is whole without Antiphon.
-CLOSED = """
+# Runs in a new process, in which only the packages that the model requires, and those that these depend on, can be
+# imported, and not this repository's `workloads`. It shows that the registered model works without Antiphon.
+ISOLATED = """
 import importlib.metadata, json, re, sys
 
 def closure(names):
@@ -147,8 +146,8 @@ uri, name, repository = sys.argv[1:4]
 given = closure(open(sys.argv[4]).read().split())
 owners = importlib.metadata.packages_distributions()
 
-class Closed:
-    # finds what the model names and nothing else, as where only that is installed
+class RequiredOnly:
+    # finds only what the model requires, as if nothing else were installed
     def __init__(self, finders):
         self.finders = finders
 
@@ -165,11 +164,11 @@ class Closed:
         for finder in self.finders:
             yield from getattr(finder, "find_distributions", lambda *_: ())(*context)
 
-sys.meta_path = [Closed(list(sys.meta_path))]
+sys.meta_path = [RequiredOnly(list(sys.meta_path))]
 sys.path = [entry for entry in sys.path if not entry.startswith(repository) or "site-packages" in entry]
 try:
     import orchestrator
-    raise SystemExit("the door is open")
+    raise SystemExit("orchestrator can be imported")
 except ModuleNotFoundError:
     pass
 import mlflow, numpy
@@ -185,12 +184,12 @@ print(json.dumps({
     "example": model.input_example.shape,
     "example_tags": len(model.predict(model.input_example).columns),
     "signature": [str(model.metadata.signature.inputs), len(model.metadata.signature.outputs.inputs)],
-    "strangers": sorted({name.partition(".")[0] for name in sys.modules} & {"ray", "orchestrator", "cluster", "moto"}),
+    "unexpected": sorted({name.partition(".")[0] for name in sys.modules} & {"ray", "orchestrator", "cluster", "moto"}),
 }))
 """
 
 
-def test_the_best_model_tags_where_only_its_packages_are(
+def test_the_best_model_runs_where_only_its_requirements_are_installed(
     mlflow_server: MlflowServer, finished: Path, tmp_path: Path
 ) -> None:
     import numpy as np
@@ -204,24 +203,24 @@ def test_the_best_model_tags_where_only_its_packages_are(
     x_BT = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) / 10
     np.save(tmp_path / "x.npy", x_BT.numpy())
     (tmp_path / "cwd").mkdir()
-    command = [sys.executable, "-I", "-c", CLOSED, mlflow_server.uri, "demo-cnn", str(ROOT), needs]
+    command = [sys.executable, "-I", "-c", ISOLATED, mlflow_server.uri, "demo-cnn", str(ROOT), needs]
     done = subprocess.run(
         [*command, str(tmp_path / "x.npy")], cwd=tmp_path / "cwd", capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
+    printed = json.loads(done.stdout.splitlines()[-1])
     tagger, state = load_tagger(finished / "models" / "cnn")
     with torch.no_grad():
         expected = tagger.tag(x_BT).sigmoid()
-    assert answer["tags"] == state["tags"]
-    torch.testing.assert_close(torch.tensor(answer["probabilities"]), expected)
-    assert not answer["workloads"].startswith(str(ROOT))
-    assert answer["strangers"] == []
-    assert (answer["example"], answer["example_tags"]) == ([1, 16_000], 10)
-    assert answer["signature"] == ["[Tensor('float32', (-1, 16000))]", 10]
+    assert printed["tags"] == state["tags"]
+    torch.testing.assert_close(torch.tensor(printed["probabilities"]), expected)
+    assert not printed["workloads"].startswith(str(ROOT))
+    assert printed["unexpected"] == []
+    assert (printed["example"], printed["example_tags"]) == ([1, 16_000], 10)
+    assert printed["signature"] == ["[Tensor('float32', (-1, 16000))]", 10]
 
 
-def _by_hand(folder: Path, run_id: str, steps: range, *, scale: float, uri: str, end: bool = True) -> Path:
+def _write_log(folder: Path, run_id: str, steps: range, *, scale: float, uri: str, end: bool = True) -> Path:
     with EventLog(folder / "events.jsonl") as event_log:
         event_log.append(RUN | {"run_id": run_id, "tags": {"tracking": uri}})
         _metrics(event_log, steps, scale=scale)
@@ -231,7 +230,7 @@ def _by_hand(folder: Path, run_id: str, steps: range, *, scale: float, uri: str,
 
 
 def _metrics(event_log: EventLog, steps: range, *, scale: float = 1.0) -> float:
-    """Append metrics of these steps; the seconds that the slowest took."""
+    """Append metrics of these steps; returns the seconds that the slowest append took."""
     slowest = 0.0
     for step in steps:
         started = time.monotonic()
@@ -242,54 +241,54 @@ def _metrics(event_log: EventLog, steps: range, *, scale: float = 1.0) -> float:
     return slowest
 
 
-def test_one_point_per_step_where_the_spool_was_lost_too(mlflow_server: MlflowServer, tmp_path: Path) -> None:
-    """The second attempt goes on from a checkpoint before the last delivered step, with a new spool."""
+def test_one_point_per_step_where_the_event_log_was_lost_too(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """The second attempt resumes from a checkpoint before the last delivered step, with a new event log."""
     run_id = f"lost-{mlflow_server.name}"
-    replay_run(str(_by_hand(tmp_path / "a", run_id, range(100), scale=1.0, uri=mlflow_server.uri, end=False)))
-    done = replay_run(str(_by_hand(tmp_path / "b", run_id, range(60, 150), scale=2.0, uri=mlflow_server.uri)))
+    replay_run(str(_write_log(tmp_path / "a", run_id, range(100), scale=1.0, uri=mlflow_server.uri, end=False)))
+    done = replay_run(str(_write_log(tmp_path / "b", run_id, range(60, 150), scale=2.0, uri=mlflow_server.uri)))
     assert (done["points_sent"], done["points_held"]) == (100, 80)
     _, curves = _in_mlflow(mlflow_server.uri, run_id)
     expected = [(step, float(step)) for step in range(100)] + [(step, 2.0 * step) for step in range(100, 150)]
     assert curves == {"cnn/loss": expected, "vit/loss": [(step, -value) for step, value in expected]}
 
 
-def test_a_hung_server_blocks_nobody_and_gets_everything_once(
+def test_a_suspended_server_blocks_no_append_and_gets_every_record_once(
     mlflow_server: MlflowServer, tmp_path: Path, replayers: list[Replayer]
 ) -> None:
     run_id = f"stopped-{mlflow_server.name}"
-    folder = _by_hand(tmp_path, run_id, range(0), scale=1.0, uri=mlflow_server.uri, end=False)
+    folder = _write_log(tmp_path, run_id, range(0), scale=1.0, uri=mlflow_server.uri, end=False)
     replayer = start_replayer(folder / "events.jsonl", mlflow_server.uri, log=folder / "tracking.log")
     assert isinstance(replayer, Replayer)
     replayers.append(replayer)
     replayer.wait_started()
     with EventLog(folder / "events.jsonl") as event_log:
         _metrics(event_log, range(200))
-        _until((folder / "events.jsonl.offset").exists, "the first acknowledgement")
+        _wait_until((folder / "events.jsonl.offset").exists, "the first acknowledgement")
         mlflow_server.signal(signal.SIGSTOP)
         try:
             slowest = _metrics(event_log, range(200, 600))
-            _until(lambda: AWAY in replayer.log.read_text(), "the replayer's notice")
+            _wait_until(lambda: NOT_DELIVERED in replayer.log.read_text(), "the replayer's notice")
         finally:
             mlflow_server.signal(signal.SIGCONT)
         event_log.append({"kind": "end", "status": "done", "error": "", "mistake": False})
     assert replayer.wait(timeout_s=60) == 0, replayer.explanation()
     assert slowest < 5.0  # the client gives a request ten seconds
-    run = _check_all_there(mlflow_server.uri, folder / "events.jsonl", run_id)
+    run = _check_all_delivered(mlflow_server.uri, folder / "events.jsonl", run_id)
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_that_was_never_delivered_is_delivered_later(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+def test_a_run_that_was_never_sent_is_sent_later(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     run_id = f"later-{mlflow_server.name}"
-    folder = _by_hand(tmp_path, run_id, range(50), scale=0.5, uri=mlflow_server.uri)
+    folder = _write_log(tmp_path, run_id, range(50), scale=0.5, uri=mlflow_server.uri)
     first, second = _replay(folder), replay_run(str(folder))
     assert (first["points_sent"], first["points_held"]) == (100, 0)
     assert (second["points_sent"], second["points_held"]) == (0, 100)
-    run = _check_all_there(mlflow_server.uri, folder / "events.jsonl", run_id)
+    run = _check_all_delivered(mlflow_server.uri, folder / "events.jsonl", run_id)
     assert (run.info.status, run.info.start_time) == ("FINISHED", read_event_log(folder / "events.jsonl")[0]["t"])
 
 
-class Started:
-    """A run that goes on in a process of its own while the test looks on."""
+class RunProcess:
+    """A run in a process of its own, watched by the test."""
 
     def __init__(self, run_id: str, mlflow_server: MlflowServer, home: Path, *settings: str) -> None:
         self.folder = home / "runs" / run_id
@@ -298,33 +297,33 @@ class Started:
         with self._output.open("wb") as out:
             self.process = subprocess.Popen(_command(run_id, mlflow_server, home, *settings), stdout=out, stderr=out)
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self._output.read_text()
 
-    def until(self, happened: Callable[[], Any], what: str) -> None:
-        """Wait for something that happens while the run goes on."""
+    def wait_until(self, condition: Callable[[], Any], what: str) -> None:
+        """Wait for a condition that becomes true while the run is running."""
 
-        def seen() -> bool:
-            assert self.process.poll() is None, f"it ended before {what}: {self.said()[-3000:]}"
-            return bool(happened())
+        def holds() -> bool:
+            assert self.process.poll() is None, f"it ended before {what}: {self.output()[-3000:]}"
+            return bool(condition())
 
-        _until(seen, what)
+        _wait_until(holds, what)
 
     def metrics(self) -> list[dict[str, Any]]:
         records = read_event_log(self.event_log) if self.event_log.exists() else []
         return [record for record in records if record["kind"] == "metrics"]
 
     def gaps_ms(self, start_ms: float, end_ms: float) -> list[float]:
-        """The times between neighbouring metrics within a stretch of time."""
+        """Milliseconds between successive metrics records within an interval."""
         within = [record["t"] for record in self.metrics() if start_ms < record["t"] < end_ms]
         return [later - earlier for earlier, later in itertools.pairwise(within)]
 
-    def ended(self) -> int:
-        """Its exit code."""
+    def wait(self) -> int:
+        """Wait for the end of the process; its exit code."""
         return self.process.wait(timeout=300)
 
     def kill(self) -> None:
-        """End it and its replayer, which would live on, as a reboot does."""
+        """Kill the run and its replayer, which would outlive it, as a reboot does."""
         self.process.kill()
         self.process.wait()
         for process in psutil.process_iter(["cmdline"]):
@@ -334,31 +333,33 @@ class Started:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("outage", ["killed", "hung"])
-def test_a_minute_without_server_in_mid_run(mlflow_server: MlflowServer, home: Path, outage: str) -> None:
-    """The run goes on as if nothing were; it is told to stop once the server is back, and saves itself."""
+def test_a_minute_without_server_during_a_run(mlflow_server: MlflowServer, home: Path, outage: str) -> None:
+    """The run continues at its usual pace; it gets SIGTERM once the server is back, and saves itself."""
     run_id = f"{outage}-{mlflow_server.name}"
-    run = Started(run_id, mlflow_server, home, *LONG)
+    run = RunProcess(run_id, mlflow_server, home, *LONG)
     try:
-        run.until(lambda: len(run.metrics()) > 50, "fifty metrics")
-        run.until((run.folder / "events.jsonl.offset").exists, "the first acknowledgement")
-        away_ms = time.time() * 1000
+        run.wait_until(lambda: len(run.metrics()) > 50, "fifty metrics")
+        run.wait_until((run.folder / "events.jsonl.offset").exists, "the first acknowledgement")
+        down_ms = time.time() * 1000
         mlflow_server.signal(signal.SIGKILL if outage == "killed" else signal.SIGSTOP)
-        run.until(lambda: AWAY in run.log.read_text(), "the replayer's notice")
-        run.until(lambda: time.time() * 1000 > away_ms + 60_000, "a minute")
+        run.wait_until(lambda: NOT_DELIVERED in run.log.read_text(), "the replayer's notice")
+        run.wait_until(lambda: time.time() * 1000 > down_ms + 60_000, "a minute")
         back_ms = time.time() * 1000
         if outage == "killed":
             mlflow_server.start()
         else:
             mlflow_server.signal(signal.SIGCONT)
         run.process.send_signal(signal.SIGTERM)
-        assert run.ended() == 75, run.said()[-3000:]
-        _until(lambda: _in_mlflow(mlflow_server.uri, run_id)[0].info.status == "KILLED", "the delivery of its end")
+        assert run.wait() == 75, run.output()[-3000:]
+        _wait_until(
+            lambda: _in_mlflow(mlflow_server.uri, run_id)[0].info.status == "KILLED", "the arrival of its status"
+        )
     finally:
         run.kill()
         mlflow_server.signal(signal.SIGCONT)
         mlflow_server.start()
-    _check_all_there(mlflow_server.uri, run.event_log, run_id)
-    before, gaps = sorted(run.gaps_ms(0, away_ms)), sorted(run.gaps_ms(away_ms, back_ms))
+    _check_all_delivered(mlflow_server.uri, run.event_log, run_id)
+    before, gaps = sorted(run.gaps_ms(0, down_ms)), sorted(run.gaps_ms(down_ms, back_ms))
     print(f"{outage}: {len(gaps)} steps in the minute; ms: median {gaps[len(gaps) // 2]:.0f}, longest {gaps[-1]:.0f}")
     assert gaps[-1] < 8_000  # the client gives a request ten seconds
     assert gaps[len(gaps) // 2] < 3 * before[len(before) // 2]
@@ -366,18 +367,18 @@ def test_a_minute_without_server_in_mid_run(mlflow_server: MlflowServer, home: P
 
 @pytest.mark.faults
 def test_a_server_that_never_comes_back(mlflow_server: MlflowServer, home: Path) -> None:
-    """The run ends as it should; its replayer is lost, as in a reboot; `track replay` delivers everything."""
+    """The run finishes; its replayer is killed, as by a reboot; `track replay` sends everything."""
     run_id = f"never-{mlflow_server.name}"
-    run = Started(run_id, mlflow_server, home, *SHORT)
+    run = RunProcess(run_id, mlflow_server, home, *SHORT)
     try:
-        run.until(run.metrics, "the first step")
+        run.wait_until(run.metrics, "the first step")
         mlflow_server.signal(signal.SIGKILL)
-        assert run.ended() == 0, run.said()[-3000:]
+        assert run.wait() == 0, run.output()[-3000:]
     finally:
         run.kill()
         mlflow_server.start()
-    assert "nothing is lost" in run.said()
+    assert "nothing is lost" in run.output()
     first, second = _replay(run.folder), _replay(run.folder)
     assert first["points_sent"] > 0
     assert (second["points_sent"], second["points_held"]) == (0, first["points_sent"] + first["points_held"])
-    assert _check_all_there(mlflow_server.uri, run.event_log, run_id).info.status == "FINISHED"
+    assert _check_all_delivered(mlflow_server.uri, run.event_log, run_id).info.status == "FINISHED"

@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from cluster import ceph
-from cluster.process_registry import Book
+from cluster.process_registry import ProcessRegistry
 from cluster.processes import state, wait_until_up
 
 
@@ -39,14 +39,14 @@ def test_objects_survive_kill_9_of_all_daemons(rgw_server: Any) -> None:
     s3.create_bucket(Bucket="lasting")
     body = os.urandom(1 << 20)
     s3.put_object(Bucket="lasting", Key="object", Body=body)
-    book = Book(rgw_server.folder)
-    assert set(book.services) == {"s3-mon", "s3-mgr", "s3-osd", "s3"}
-    daemons = [psutil.Process(service.pid) for service in book.services.values()]
+    registry = ProcessRegistry(rgw_server.folder)
+    assert set(registry.services) == {"s3-mon", "s3-mgr", "s3-osd", "s3"}
+    daemons = [psutil.Process(service.pid) for service in registry.services.values()]
     for daemon in daemons:
         daemon.kill()
     psutil.wait_procs(daemons, timeout=10)
-    assert {state(service) for service in book.services.values()} == {"dead"}
+    assert {state(service) for service in registry.services.values()} == {"dead"}
 
-    wait_until_up(ceph.start(book), deadline_s=60)
-    assert book.services["s3"].address == rgw_server.endpoint
+    wait_until_up(ceph.start(registry), deadline_s=60)
+    assert registry.services["s3"].address == rgw_server.endpoint
     assert client(rgw_server).get_object(Bucket="lasting", Key="object")["Body"].read() == body

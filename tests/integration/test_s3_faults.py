@@ -49,12 +49,12 @@ def test_mistakes_are_told_before_anything_starts(user, fault_table, wrong, word
 def test_a_connection_cut_in_mid_upload(user, proxy, undisturbed, fault_table):
     proxy.cut_at("step-00000004-attempt-1/cnn.safetensors")
     assert user.antiphon(env=through(proxy)) == 0, user.said
-    assert proxy.closed_at
+    assert proxy.applied_at
     user.check_ended_like(undisturbed)
     fault_table(
         fault="S3: connection cut in mid-upload",
         seen="nothing; that upload is repeated",
-        seconds=user.went_on(proxy.closed_at),
+        seconds=user.went_on(proxy.applied_at),
         repeated=0,
         equal=True,
     )
@@ -66,7 +66,7 @@ def test_the_answer_to_an_exclusive_create_gets_lost(user, proxy, undisturbed, n
     """The store has done it, and refuses the repeated request: what is there already is our own."""
     proxy.lose_answer_to(f"PUT /{user.bucket}/runs/r/{name}")
     assert user.antiphon(env=through(proxy)) == 0, user.said
-    assert proxy.closed_at
+    assert proxy.applied_at
     user.check_ended_like(undisturbed)
 
 
@@ -150,7 +150,7 @@ def test_a_request_that_is_never_answered(user, proxy, undisturbed, fault_table)
     fault_table(
         fault="S3: an upload stands still for ever",
         seen="nothing; after 15 s that upload is repeated",
-        seconds=user.went_on(proxy.closed_at),
+        seconds=user.went_on(proxy.applied_at),
         repeated=0,
         equal=True,
     )

@@ -77,7 +77,7 @@ def test_a_large_checkpoint(user, proxy, fault_table):
     straight = user.outcome
     proxy.cut_at("partNumber=2")
     publish(user, step=2, env=through(proxy))
-    assert proxy.closed_at
+    assert proxy.applied_at
     assert unfinished_uploads(user) == 0
     proxy.hold_at("partNumber=3")
     dying = begin_publishing(user, step=3, env=through(proxy))

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.search.store import OUTCOME
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.tracking.nested_runs import NAMES
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.config.search import objective_name
 
 PATIENCE_S = 5.0  # for a store that is away for a moment
@@ -180,7 +180,7 @@ def _search(uri: str, before: Search | None) -> Search:
         raise ValueError(f"search {uri!r}: no search.json there; give a search's folder or URI, STORAGE/SEARCH_ID")
     head = _json(head_uri)
     outcome = _json_or(object_store.join(uri, OUTCOME), None)  # before the trials: they are complete then
-    names = _json_or(object_store.join(uri, NAMES), {})
+    names = _json_or(object_store.join(uri, RUN_IDS_FILE), {})
     ended = outcome is not None
     try:
         trials = _read_all(object_store.join(uri, "trials"), ended, before.trials if before else (), names)
@@ -212,7 +212,7 @@ def _search(uri: str, before: Search | None) -> Search:
 def _read_all(uri: str, ended: bool, before: tuple[Trial, ...], names: dict[str, str]) -> tuple[Trial, ...]:
     known = {trial.name: trial for trial in before if trial.over and trial.mlflow_run_id == names.get(trial.name, "")}
     with ThreadPoolExecutor(READERS) as readers:
-        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended, names), object_store.names(uri))
+        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended, names), object_store.list_names(uri))
         found = [trial for trial in read if trial is not None]
     return tuple(sorted(found, key=lambda trial: (trial.number, trial.name)))
 
@@ -265,8 +265,8 @@ def _finished(name: str, result: dict[str, Any], mlflow_run_id: str) -> Trial:
 
 def _last_beat(uri: str) -> float:
     """When a driver of the search last showed that it lives."""
-    beats = [name for name in object_store.names(uri) if name.endswith(".beat")]
-    return max((object_store.changed(object_store.join(uri, name)).timestamp() for name in beats), default=0.0)
+    beats = [name for name in object_store.list_names(uri) if name.endswith(".beat")]
+    return max((object_store.modified_at(object_store.join(uri, name)).timestamp() for name in beats), default=0.0)
 
 
 def _rungs(history: list[dict[str, Any]]) -> tuple[Rung, ...]:

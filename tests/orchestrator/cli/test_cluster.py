@@ -1,4 +1,4 @@
-"""`antiphon cluster` by its exit codes and output, with a small program as the stack; the real one: test_stack.py."""
+"""`antiphon cluster` by its exit codes and output, with one small process as the stack; the real one: test_stack.py."""
 
 import json
 import sys
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.process_registry import Book, Program
-from cluster.processes import end
+from cluster.process_registry import ProcessRegistry, ServiceSpec
+from cluster.processes import stop
 from orchestrator.cli.cluster import app
 
 run = CliRunner()
@@ -18,13 +18,13 @@ run = CliRunner()
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A stack folder that records one running service."""
-    program = Program(command=[sys.executable, "-c", "import signal; signal.pause()"], address="nowhere:1")
-    service = Book(tmp_path).ensure("sleeper", lambda ports, scratch: program, num_ports=0, settings={})
+    spec = ServiceSpec(command=[sys.executable, "-c", "import signal; signal.pause()"], address="nowhere:1")
+    service = ProcessRegistry(tmp_path).ensure("sleeper", lambda ports, scratch: spec, num_ports=0, settings={})
     yield tmp_path
-    end(service)
+    stop(service)
 
 
-def test_status_of_no_stack_is_a_failure_and_says_how_to_start_one(tmp_path: Path) -> None:
+def test_status_without_a_stack_fails_and_prints_how_to_start_one(tmp_path: Path) -> None:
     result = run.invoke(app, ["status", "--folder", str(tmp_path)])
     assert result.exit_code == 1
     assert "antiphon cluster up" in result.stderr
@@ -49,7 +49,7 @@ def test_status_then_down_then_down_again(folder: Path) -> None:
 
 
 def test_a_dead_service_makes_status_fail(folder: Path) -> None:
-    end(Book(folder).services["sleeper"])
+    stop(ProcessRegistry(folder).services["sleeper"])
     result = run.invoke(app, ["status", "--folder", str(folder), "--json"])
     assert result.exit_code == 1
     assert json.loads(result.stdout)["services"][0]["state"] == "dead"
@@ -57,5 +57,5 @@ def test_a_dead_service_makes_status_fail(folder: Path) -> None:
 
 def test_up_with_an_unknown_s3_server_is_the_users_mistake(tmp_path: Path) -> None:
     result = run.invoke(app, ["up", "--s3", "minio", "--folder", str(tmp_path)])
-    assert isinstance(result.exception, ValueError)  # the main command makes exit code 2 of it
+    assert isinstance(result.exception, ValueError)  # `main` turns it into exit code 2
     assert "moto, rgw" in str(result.exception)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
 from orchestrator.runs import backfill
-from orchestrator.tracking.replayer import CLIENT
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import sqlite_uri
 from workloads.runtime.event_log import EventLog, stamped
 
@@ -24,7 +24,7 @@ ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
 @pytest.fixture(autouse=True)
 def _as_in_the_replayer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in CLIENT.items():
+    for key, value in MLFLOW_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
 
 

@@ -69,7 +69,7 @@ def test_an_older_attempt_never_commits(first, driver, tmp_path):
     with pytest.raises(Superseded):
         old.deliver(saved(tmp_path, "cnn"))
     assert old.names() == []
-    assert object_store.committed(object_store.join(first.run_uri, "models")) == []
+    assert object_store.list_committed(object_store.join(first.run_uri, "models")) == []
 
 
 def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, driver, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_what_a_killed_save_left_is_collected(first, driver, tmp_path):
     after = store(take_next(first.run_uri, driver))
     after.collect_garbage()
     assert after.names() == ["step-00000010-attempt-2"]
-    assert object_store.names(object_store.join(first.run_uri, "checkpoints")) == ["step-00000010-attempt-2"]
+    assert object_store.list_names(object_store.join(first.run_uri, "checkpoints")) == ["step-00000010-attempt-2"]
 
 
 def test_a_tagger_of_an_older_attempt_is_replaced_if_it_differs(first, driver, tmp_path):

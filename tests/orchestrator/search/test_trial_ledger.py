@@ -12,7 +12,7 @@ from orchestrator.search.store import read_result, write_result, write_settings
 from orchestrator.search.trial_ledger import TrialLedger
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
-from orchestrator.tracking.nested_runs import NAMES
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.runtime.event_log import EventLog, read_event_log
@@ -118,6 +118,6 @@ def test_links_to_mlflow_are_beside_a_search_on_an_object_store_while_it_goes_on
     s3_server.client().create_bucket(Bucket="links")
     ledger = TrialLedger(Heard(), recipe, "s3://links/s", EventLog(tmp_path / "events.jsonl"), slots=1)
     ledger.begin(Task("trial", 0))
-    (tmp_path / NAMES).write_text('{"": "p", "0000": "c"}')
+    (tmp_path / RUN_IDS_FILE).write_text('{"": "p", "0000": "c"}')
     ledger.hear(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
-    assert object_store.get_text(f"s3://links/s/{NAMES}") == (tmp_path / NAMES).read_text()
+    assert object_store.get_text(f"s3://links/s/{RUN_IDS_FILE}") == (tmp_path / RUN_IDS_FILE).read_text()

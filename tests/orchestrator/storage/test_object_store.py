@@ -18,49 +18,49 @@ def folder(tmp_path, step: int):
     )
 
 
-def test_a_published_folder_comes_back_whole(home, tmp_path):
-    object_store.probe(home)
+def test_a_published_folder_is_fetched_unchanged(home, tmp_path):
+    object_store.check_storage(home)
     made = folder(tmp_path, 7)
     uri = object_store.publish(made, object_store.join(home, "checkpoints", made.name))
     back = object_store.fetch(uri, tmp_path / "back")
     assert checkpoint.read_state(back) == {"step": 7}
     assert torch.equal(checkpoint.read_tensors(back, "cnn")["w"], torch.full((3,), 7))
-    assert object_store.committed(object_store.join(home, "checkpoints")) == [made.name]
+    assert object_store.list_committed(object_store.join(home, "checkpoints")) == [made.name]
     assert object_store.publish(made, uri) == uri  # again changes nothing
 
 
-def test_without_its_marker_a_folder_is_not_there(home, tmp_path):
-    object_store.probe(home)
+def test_a_folder_without_marker_is_unfinished(home, tmp_path):
+    object_store.check_storage(home)
     made = folder(tmp_path, 7)
     (made / "COMMITTED.json").rename(tmp_path / "marker")
     object_store.put_text(object_store.join(home, "checkpoints", made.name, "cnn.safetensors"), "half")
-    assert object_store.committed(object_store.join(home, "checkpoints")) == []
+    assert object_store.list_committed(object_store.join(home, "checkpoints")) == []
     with pytest.raises(ValueError, match="never finished"):
         object_store.fetch(object_store.join(home, "checkpoints", made.name), tmp_path / "back")
 
 
-def test_the_second_exclusive_create_loses(home):
-    object_store.probe(home)
-    mark = object_store.join(home, "attempt-1")
-    assert object_store.create_exclusively(mark, b"first")
-    assert not object_store.create_exclusively(mark, b"second")
-    assert object_store.get_text(mark) == "first"
+def test_the_second_exclusive_create_fails(home):
+    object_store.check_storage(home)
+    uri = object_store.join(home, "attempt-1")
+    assert object_store.create_exclusively(uri, b"first")
+    assert not object_store.create_exclusively(uri, b"second")
+    assert object_store.get_text(uri) == "first"
 
 
-def test_storage_that_cannot_be_written_is_told_with_the_fix(tmp_path):
+def test_storage_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
-        object_store.probe(str(tmp_path / "file" / "below"))
+        object_store.check_storage(str(tmp_path / "file" / "below"))
 
 
-def test_a_missing_bucket_is_told_before_anything_starts(s3_server):
-    script = "from orchestrator.storage import object_store\nobject_store.probe('s3://no-such-bucket/x')"
+def test_a_missing_bucket_is_an_error(s3_server):
+    script = "from orchestrator.storage import object_store\nobject_store.check_storage('s3://no-such-bucket/x')"
     env = {**os.environ, **s3_server.env}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
     assert "ValueError: storage 's3://no-such-bucket/x': cannot be written" in done.stderr
 
 
-def test_files_know_whether_they_changed(tmp_path):
+def test_the_identity_of_a_file_changes_with_its_content(tmp_path):
     files = object_store.FsspecFiles()
     path = tmp_path / "a.wav"
     path.write_bytes(b"one")

@@ -1,4 +1,4 @@
-"""Following a spool: when it waits, what it repeats, when it stops. The destinations are lists; MLflow is elsewhere."""
+"""Replaying an event log: when it waits, what it sends again, when it stops. Destinations are lists, without MLflow."""
 
 import os
 from pathlib import Path
@@ -8,32 +8,32 @@ import psutil
 import pytest
 
 from orchestrator.tracking import log_reader
-from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, follow
-from orchestrator.tracking.record_mapping import PARAM_LENGTH, cut, delivery
+from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, replay_until_complete
+from orchestrator.tracking.record_mapping import PARAM_LENGTH, truncate, update_for
 from workloads.runtime.event_log import EventLog
 
-NOBODY = Writer(pid=0, started=0.0)
+EXITED = Writer(pid=0, started=0.0)
 
 
-class Kept(list[dict[str, Any]]):
-    """A destination that keeps what it is given, after refusing it `refusals` times."""
+class Recorder(list[dict[str, Any]]):
+    """A destination that appends the records to itself, after it was unavailable `failures` times."""
 
-    def __init__(self, refusals: int = 0) -> None:
-        self.refusals = refusals
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
         self.killed_at: int | None = None
 
-    def accept(self, records: Any) -> None:
-        if self.refusals:
-            self.refusals -= 1
-            raise TrackingUnavailable("closed")
+    def log_records(self, records: Any) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise TrackingUnavailable("no connection")
         self.extend(records)
 
-    def lost_writer(self, end_ms: int) -> None:
+    def mark_killed(self, end_ms: int) -> None:
         self.killed_at = end_ms
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_reader, "POLL_S", 0.01)
     monkeypatch.setattr(log_reader, "RETRY_S", 0.01)
 
@@ -47,30 +47,30 @@ def _event_log(path: Path, count: int, *, end: bool = True) -> Path:
     return path
 
 
-def _steps(kept: list[dict[str, Any]]) -> list[int]:
-    return [record["step"] for record in kept if record["kind"] == "metrics"]
+def _steps(received: list[dict[str, Any]]) -> list[int]:
+    return [record["step"] for record in received if record["kind"] == "metrics"]
 
 
-def test_everything_arrives_in_order_through_refusals(tmp_path: Path) -> None:
+def test_all_records_arrive_in_order_despite_failures(tmp_path: Path) -> None:
     path = _event_log(tmp_path / "events.jsonl", 450)
-    kept = Kept(refusals=3)
-    assert follow(Cursor(path, "here"), kept, writer=NOBODY, old_bytes=0, grace_s=60) == 0
-    assert _steps(kept) == list(range(450))
-    assert kept.killed_at is None
+    received = Recorder(failures=3)
+    assert replay_until_complete(Cursor(path, "here"), received, writer=EXITED, old_bytes=0, grace_s=60) == 0
+    assert _steps(received) == list(range(450))
+    assert received.killed_at is None
 
 
-def test_the_place_is_kept_for_the_same_destination_only(tmp_path: Path) -> None:
+def test_the_position_is_saved_for_the_same_destination_only(tmp_path: Path) -> None:
     path = _event_log(tmp_path / "events.jsonl", 250)
-    follow(Cursor(path, "here"), Kept(), writer=NOBODY, old_bytes=0, grace_s=0)
+    replay_until_complete(Cursor(path, "here"), Recorder(), writer=EXITED, old_bytes=0, grace_s=0)
     again, elsewhere = Cursor(path, "here"), Cursor(path, "elsewhere")
     again.resume()
     elsewhere.resume()
     assert (again.end, again.last["kind"], elsewhere.end) == (path.stat().st_size, "end", 0)
 
 
-def test_another_spool_under_the_same_name_is_read_from_its_beginning(tmp_path: Path) -> None:
+def test_another_log_under_the_same_name_is_read_from_its_beginning(tmp_path: Path) -> None:
     path = _event_log(tmp_path / "events.jsonl", 20)
-    follow(Cursor(path, "here"), Kept(), writer=NOBODY, old_bytes=0, grace_s=0)
+    replay_until_complete(Cursor(path, "here"), Recorder(), writer=EXITED, old_bytes=0, grace_s=0)
     path.unlink()
     _event_log(path, 400)
     cursor = Cursor(path, "here")
@@ -78,71 +78,73 @@ def test_another_spool_under_the_same_name_is_read_from_its_beginning(tmp_path: 
     assert cursor.end == 0
 
 
-def test_a_run_whose_driver_is_gone_is_reported_lost_after_its_last_record(tmp_path: Path) -> None:
+def test_a_run_whose_driver_has_exited_is_marked_killed_after_its_last_record(tmp_path: Path) -> None:
     path = _event_log(tmp_path / "events.jsonl", 3, end=False)
     with path.open("ab") as file:
-        file.write(b'{"kind": "metr')  # torn by the kill
-    kept = Kept()
+        file.write(b'{"kind": "metr')  # half a line, as a kill leaves it
+    received = Recorder()
     me = psutil.Process()
     reused_pid = Writer(pid=os.getpid(), started=me.create_time() - 60)
-    assert follow(Cursor(path, "here"), kept, writer=reused_pid, old_bytes=0, grace_s=0) == 0
-    assert _steps(kept) == [0, 1, 2]
-    assert kept.killed_at == kept[-1]["t"]
+    assert replay_until_complete(Cursor(path, "here"), received, writer=reused_pid, old_bytes=0, grace_s=0) == 0
+    assert _steps(received) == [0, 1, 2]
+    assert received.killed_at == received[-1]["t"]
 
 
-def test_the_end_of_an_earlier_attempt_does_not_stop_it(tmp_path: Path) -> None:
+def test_the_end_of_an_earlier_attempt_does_not_stop_the_replay(tmp_path: Path) -> None:
     path = _event_log(tmp_path / "events.jsonl", 3)
     old_bytes = path.stat().st_size
     me = psutil.Process()
 
-    class Resumes(Kept):
-        """Writes the second attempt while the first one is being delivered."""
+    class Resumes(Recorder):
+        """Appends the second attempt while the records of the first are being sent."""
 
-        def accept(self, records: Any) -> None:
-            super().accept(records)
+        def log_records(self, records: Any) -> None:
+            super().log_records(records)
             if len(self) == 4:
                 _event_log(path, 5)
 
-    kept = Resumes()
+    received = Resumes()
     writer = Writer(pid=me.pid, started=me.create_time())
-    assert follow(Cursor(path, "here"), kept, writer=writer, old_bytes=old_bytes, grace_s=0) == 0
-    assert _steps(kept) == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert replay_until_complete(Cursor(path, "here"), received, writer=writer, old_bytes=old_bytes, grace_s=0) == 0
+    assert _steps(received) == [0, 1, 2, 0, 1, 2, 3, 4]
 
 
-def test_it_gives_up_only_when_the_spool_is_complete(tmp_path: Path) -> None:
+def test_it_gives_up_only_when_the_log_is_complete(tmp_path: Path) -> None:
     path = _event_log(tmp_path / "events.jsonl", 3, end=False)
     me = psutil.Process()
 
-    class Closed(Kept):
-        """Never opens; the run ends at the third refusal."""
+    class Unavailable(Recorder):
+        """Never available; the run ends at the third call."""
 
-        asked = 0
+        calls = 0
 
-        def accept(self, records: Any) -> None:
-            self.asked += 1
-            if self.asked == 3:
+        def log_records(self, records: Any) -> None:
+            self.calls += 1
+            if self.calls == 3:
                 _event_log(path, 0)
-            raise TrackingUnavailable("closed")
+            raise TrackingUnavailable("no connection")
 
-    closed = Closed()
+    destination = Unavailable()
     writer = Writer(pid=me.pid, started=me.create_time())
-    assert follow(Cursor(path, "here"), closed, writer=writer, old_bytes=0, grace_s=0) == 3
-    assert closed.asked == 3
+    assert replay_until_complete(Cursor(path, "here"), destination, writer=writer, old_bytes=0, grace_s=0) == 3
+    assert destination.calls == 3
     assert not (tmp_path / "events.jsonl.offset").exists()
 
 
-def test_a_damaged_line_is_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_line_is_skipped_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"\0\0\0\n")
-    kept = Kept()
-    assert follow(Cursor(_event_log(path, 2), "here"), kept, writer=NOBODY, old_bytes=0, grace_s=0) == 0
-    assert _steps(kept) == [0, 1]
+    received = Recorder()
+    assert (
+        replay_until_complete(Cursor(_event_log(path, 2), "here"), received, writer=EXITED, old_bytes=0, grace_s=0) == 0
+    )
+    assert _steps(received) == [0, 1]
     assert "skipped a line that is not JSON: b'\\x00" in capsys.readouterr().err
 
 
-def test_values_beyond_mlflows_limit_are_cut_with_a_note() -> None:
-    assert cut("x" * PARAM_LENGTH, PARAM_LENGTH) == "x" * PARAM_LENGTH
-    short = cut("x" * (PARAM_LENGTH + 1), PARAM_LENGTH)
+def test_values_beyond_mlflows_limit_are_truncated_with_a_note() -> None:
+    assert truncate("x" * PARAM_LENGTH, PARAM_LENGTH) == "x" * PARAM_LENGTH
+    short = truncate("x" * (PARAM_LENGTH + 1), PARAM_LENGTH)
     assert len(short) == PARAM_LENGTH
     assert short.endswith("x ... [cut: 6001 characters, all of them in the resolved recipe]")
 
@@ -151,17 +153,17 @@ def test_a_resumed_run_keeps_its_parameters_and_tags_what_changed() -> None:
     first = {"kind": "run", "t": 1, "run_id": "r", "params": {"train.lr": "1", "train.threads": "2"}, "tags": {}}
     again = first | {"params": {"train.lr": "1", "train.threads": "4"}}
     end = {"kind": "end", "t": 5, "status": "preempted", "error": "signal"}
-    parcel = delivery([first, end, again, {"kind": "start", "t": 6, "attempt": 2, "step": 200, "damaged": []}])
-    assert not parcel.bad
-    assert parcel.params == {"train.lr": "1", "train.threads": "2"}
-    assert parcel.tags["resumed.train.threads"] == "4"
-    assert "resumed.train.lr" not in parcel.tags
-    assert (parcel.tags["antiphon.resumed_from"], parcel.tags["antiphon.status"]) == ("200", "running")
-    assert parcel.status == ("RUNNING", None)
+    update = update_for([first, end, again, {"kind": "start", "t": 6, "attempt": 2, "step": 200, "damaged": []}])
+    assert not update.invalid
+    assert update.params == {"train.lr": "1", "train.threads": "2"}
+    assert update.tags["resumed.train.threads"] == "4"
+    assert "resumed.train.lr" not in update.tags
+    assert (update.tags["antiphon.resumed_from"], update.tags["antiphon.status"]) == ("200", "running")
+    assert update.status == ("RUNNING", None)
 
 
-def test_a_record_that_is_wrong_is_named_and_the_others_are_delivered() -> None:
+def test_an_invalid_record_is_reported_and_the_others_are_sent() -> None:
     good = {"kind": "metrics", "t": 1, "step": 10, "values": {"cnn/loss": 0.5}}
-    parcel = delivery([{"kind": "song", "t": 1}, good | {"values": {"cnn/loss": None}}, {"kind": "metrics"}, good])
-    assert parcel.points == [("cnn/loss", 0.5, 1, 10)]
-    assert [words.split(" ")[0] for words in parcel.bad] == ["KeyError", "TypeError", "KeyError"]
+    update = update_for([{"kind": "song", "t": 1}, good | {"values": {"cnn/loss": None}}, {"kind": "metrics"}, good])
+    assert update.points == [("cnn/loss", 0.5, 1, 10)]
+    assert [message.split(" ")[0] for message in update.invalid] == ["KeyError", "TypeError", "KeyError"]

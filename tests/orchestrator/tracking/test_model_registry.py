@@ -1,4 +1,4 @@
-"""Every delivered model has one version of its name, the best has the alias, and the weights stay where they were."""
+"""Every published model gets one version, the best gets the alias, and the weights stay where they are."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from orchestrator.runs.backfill import replay_run
 from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import TrackingUnavailable
 from orchestrator.tracking.model_registry import requirements
-from orchestrator.tracking.replayer import CLIENT
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import sqlite_uri
 from tests.servers import S3Server
 from workloads.config.architectures import MN
@@ -29,14 +29,14 @@ SAMPLES = 16_000
 
 
 @pytest.fixture(autouse=True)
-def _as_in_the_replayer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in CLIENT.items():
+def _replayer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in MLFLOW_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for all tests, each with a recipe's name of its own: making one takes seconds."""
+    """One database for all tests, since creating one takes seconds; each test uses another recipe name."""
     return tmp_path_factory.mktemp("registry")
 
 
@@ -67,7 +67,7 @@ def published(tmp_path: Path) -> Callable[..., Path]:
 
 
 def _run(folder: Path, recipe: str, run_id: str, tagger: Path | str, accuracy: float | None) -> Path:
-    """The records of a run that delivered one model, `cnn`."""
+    """The records of a run that published one model, `cnn`."""
     val = {} if accuracy is None else {"accuracy": accuracy}
     row = {"params": 1, "steps_taught": 2, "steps_learned": 3, "val": val, "test": {"accuracy": 0.25}}
     row |= {"checkpoint": str(tagger), "weights_sha256": "ab12"}
@@ -81,8 +81,8 @@ def _run(folder: Path, recipe: str, run_id: str, tagger: Path | str, accuracy: f
 
 def _versions(client: Any, name: str) -> dict[str, str]:
     """Version -> its run, oldest first."""
-    found = client.search_model_versions(f"name='{name}'")
-    return {str(v.version): v.tags["antiphon.run_id"] for v in sorted(found, key=lambda v: int(v.version))}
+    versions = client.search_model_versions(f"name='{name}'")
+    return {str(v.version): v.tags["antiphon.run_id"] for v in sorted(versions, key=lambda v: int(v.version))}
 
 
 def _status(client: Any, run_id: str) -> tuple[str, float]:
@@ -105,7 +105,7 @@ def test_best_moves_to_a_better_version_only(
     assert int(client.get_model_version_by_alias("moves-cnn", "best").version) == 4
 
 
-def test_a_version_says_where_the_weights_are_and_holds_none(
+def test_a_version_refers_to_the_weights_and_holds_none(
     tmp_path: Path, uri: str, client: Any, published: Callable[..., Path]
 ) -> None:
     from mlflow.artifacts import download_artifacts
@@ -142,7 +142,7 @@ def test_weights_in_an_object_store_stay_there(
 
     for key, value in s3_server.env.items():
         monkeypatch.setenv(key, value)
-    S3FileSystem.clear_instance_cache()  # clients remember the endpoint with which they were made
+    S3FileSystem.clear_instance_cache()  # cached clients keep the endpoint they were created with
     s3_server.client().create_bucket(Bucket="registry")
     there = object_store.publish(published(), "s3://registry/runs/bucket-1/models/cnn")
     replay_run(str(_run(tmp_path, "bucket", "bucket-1", there, 0.5)), uri)
@@ -154,7 +154,7 @@ def test_weights_in_an_object_store_stay_there(
     S3FileSystem.clear_instance_cache()
 
 
-def test_a_model_refuses_weights_that_it_was_not_registered_with(
+def test_a_model_refuses_other_weights_than_the_registered_ones(
     tmp_path: Path, uri: str, published: Callable[..., Path]
 ) -> None:
     import mlflow
@@ -171,7 +171,7 @@ def test_a_model_refuses_weights_that_it_was_not_registered_with(
         mlflow.pyfunc.load_model("models:/other-cnn@best")
 
 
-def test_weights_that_a_later_attempt_replaced_get_a_version_of_their_own(
+def test_weights_replaced_by_a_later_attempt_replace_the_version(
     tmp_path: Path, uri: str, client: Any, published: Callable[..., Path]
 ) -> None:
     replay_run(str(_run(tmp_path, "again", "again-1", published(), 0.5)), uri)
@@ -181,7 +181,7 @@ def test_weights_that_a_later_attempt_replaced_get_a_version_of_their_own(
 
 
 @pytest.mark.parametrize("damage", ["bytes", "marker", "gone"])
-def test_a_damaged_tagger_is_named_and_all_else_arrives(
+def test_a_damaged_tagger_is_reported_and_everything_else_is_sent(
     tmp_path: Path,
     uri: str,
     client: Any,
@@ -204,7 +204,7 @@ def test_a_damaged_tagger_is_named_and_all_else_arrives(
     assert _versions(client, f"{damage}-cnn") == {}
 
 
-def test_a_name_that_mlflow_refuses_costs_the_version_alone(
+def test_a_name_that_mlflow_refuses_loses_only_the_version(
     tmp_path: Path, uri: str, client: Any, published: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     replay_run(str(_run(tmp_path, "team:demo", "refused-1", published(), 0.5)), uri)
@@ -212,7 +212,7 @@ def test_a_name_that_mlflow_refuses_costs_the_version_alone(
     assert _status(client, "refused-1") == ("FINISHED", 0.25)
 
 
-def test_an_artifact_store_that_is_away_is_tried_again(
+def test_an_unavailable_artifact_store_is_retried(
     tmp_path: Path, home: Path, uri: str, client: Any, published: Callable[..., Path]
 ) -> None:
     run = tmp_path / "away-1"
@@ -220,8 +220,8 @@ def test_an_artifact_store_that_is_away_is_tried_again(
         event_log.append(
             {"kind": "run", "run_id": run.name, "experiment": "antiphon", "name": "away", "params": {}, "tags": {}}
         )
-    hole = home / "artifacts" / replay_run(str(run), uri)["mlflow_run_id"]
-    hole.write_text("a file where the run's artifacts belong")
+    obstacle = home / "artifacts" / replay_run(str(run), uri)["mlflow_run_id"]
+    obstacle.write_text("a file where the run's artifacts belong")
     (run / "events.jsonl").unlink()
     _run(tmp_path, "away", run.name, published(), 0.5)
     with pytest.raises(TrackingUnavailable):
@@ -230,15 +230,15 @@ def test_an_artifact_store_that_is_away_is_tried_again(
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     replayer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert replayer.returncode == 3, replayer.stderr
-    assert replayer.stderr.splitlines()[-1].endswith(f"deliver it with: antiphon track replay {run}")
+    assert replayer.stderr.splitlines()[-1].endswith(f"send it with: antiphon track replay {run}")
     assert _status(client, run.name) == ("FINISHED", 0.25), "metrics and status do not wait for the registry"
     assert _versions(client, "away-cnn") == {}
-    hole.unlink()
+    obstacle.unlink()
     replay_run(str(run), uri)
     assert _versions(client, "away-cnn") == {"1": run.name}
 
 
-def test_the_requirements_are_versions_of_an_index() -> None:
+def test_the_requirements_are_versions_that_a_package_index_has() -> None:
     local, remote = requirements("/runs/models/cnn"), requirements("s3://bucket/models/cnn")
     assert set(remote) - set(local) == {next(line for line in remote if line.startswith("s3fs=="))}
     assert not [line for line in remote if "+" in line or line.count("==") != 1]

@@ -1,4 +1,4 @@
-"""What a run says arrives in a real MLflow, whole and once, whatever happens to the server or to the replayer."""
+"""A run's records arrive in a real MLflow, all of them and once, also where the server or the replayer is killed."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.tracking.replayer import CLIENT, Replayer, start_replayer
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, Replayer, start_replayer
 from orchestrator.tracking.uri import sqlite_uri, ui_command
 from workloads.runtime.event_log import EventLog, read_event_log
 
@@ -46,8 +46,8 @@ RESULT = {
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in CLIENT.items():
+def _replayer_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in MLFLOW_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -65,7 +65,7 @@ def _metrics(event_log: EventLog, steps: range) -> None:
         event_log.append({"kind": "metrics", "step": step, "values": {f"cnn/m{n}": step + n for n in range(CURVES)}})
 
 
-def _replay_by_hand(event_log: Path, uri: str) -> None:
+def _replay_now(event_log: Path, uri: str) -> None:
     command = [sys.executable, "-m", "orchestrator.tracking", str(event_log), uri]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
 
@@ -81,33 +81,33 @@ def _run(uri: str) -> tuple[Any, Any]:
 
 
 def _history(client: Any, run: Any) -> dict[str, list[tuple[int, float]]]:
-    """Curve -> its (step, value) in order of steps."""
+    """Metric key -> its (step, value) in order of steps."""
     keys = run.data.metrics
     return {key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)) for key in keys}
 
 
-def _until(happened: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
+def _wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
-    while not happened():
+    while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
         time.sleep(0.01)
 
 
-def test_importing_it_costs_no_mlflow() -> None:
-    probe = "import sys, orchestrator.tracking.replayer; print({'mlflow', 'ray', 'torch', 'pandas'} & set(sys.modules))"
-    answer = subprocess.run(
-        [sys.executable, "-c", probe],
+def test_importing_the_replayer_imports_no_mlflow() -> None:
+    code = "import sys, orchestrator.tracking.replayer; print({'mlflow', 'ray', 'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert answer.stdout.strip() == "set()"
+    assert done.stdout.strip() == "set()"
 
 
 def test_no_tracking_has_the_same_interface(tmp_path: Path) -> None:
-    nothing = start_replayer(tmp_path / "events.jsonl", "none", log=tmp_path / "log")
-    assert (nothing.wait_started(), nothing.wait(timeout_s=0), nothing.explanation()) == ("", 0, "")
+    null = start_replayer(tmp_path / "events.jsonl", "none", log=tmp_path / "log")
+    assert (null.wait_started(), null.wait(timeout_s=0), null.explanation()) == ("", 0, "")
     assert ui_command("none") == ""
     assert list(tmp_path.iterdir()) == [tmp_path / "cwd"]
 
@@ -118,7 +118,7 @@ def test_ui_command_names_the_store(tmp_path: Path) -> None:
     assert ui_command("http://127.0.0.1:5000").endswith("-m webbrowser http://127.0.0.1:5000")
 
 
-def test_a_server_that_is_not_there_stops_the_run(tmp_path: Path, replayers: list[Replayer]) -> None:
+def test_a_server_that_does_not_answer_stops_the_run_at_its_start(tmp_path: Path, replayers: list[Replayer]) -> None:
     with EventLog(tmp_path / "events.jsonl") as event_log:
         event_log.append(RUN)
     replayer = _start(tmp_path / "events.jsonl", f"http://127.0.0.1:{_free_port()}", replayers)
@@ -127,7 +127,9 @@ def test_a_server_that_is_not_there_stops_the_run(tmp_path: Path, replayers: lis
     assert replayer.wait(timeout_s=0) == 1
 
 
-def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Path, replayers: list[Replayer]) -> None:
+def test_a_killed_replayer_is_resumed_and_a_second_replay_adds_nothing(
+    tmp_path: Path, replayers: list[Replayer]
+) -> None:
     uri = sqlite_uri(tmp_path)
     offset = tmp_path / "events.jsonl.offset"
     with EventLog(tmp_path / "events.jsonl") as event_log:
@@ -135,13 +137,13 @@ def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Pa
         _metrics(event_log, range(1200))
         first = _start(event_log.path, uri, replayers)
         run_id = first.wait_started()
-        _until(offset.exists, "the first acknowledgement")
+        _wait_until(offset.exists, "the first acknowledgement")
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
         assert f'"end": {event_log.path.stat().st_size},' not in offset.read_text(), (
-            "it was killed too late to prove much"
+            "everything was sent before the kill, so the test shows nothing"
         )
-        # the run itself was preempted too and goes on from an earlier checkpoint: steps 1100 to 1199 come twice
+        # the run was preempted too and resumes from an earlier checkpoint: steps 1100 to 1199 come twice
         event_log.append({"kind": "end", "status": "preempted", "error": ""})
         event_log.append(RUN | {"params": {"models.cnn.p1": "changed"}})
         event_log.append({"kind": "start", "attempt": 2, "step": 1100, "damaged": []})
@@ -154,7 +156,7 @@ def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Pa
     history = _history(client, run)
     assert history == {f"cnn/m{n}": [(step, float(step + n)) for step in range(1300)] for n in range(CURVES)}
     offset.unlink()
-    _replay_by_hand(event_log.path, uri)
+    _replay_now(event_log.path, uri)
     client, run = _run(uri)
     assert _history(client, run) == history
     assert run.info.status == "FINISHED"
@@ -163,7 +165,7 @@ def test_a_killed_replayer_goes_on_and_a_second_replay_adds_nothing(tmp_path: Pa
     assert (run.data.tags["antiphon.attempt"], run.data.tags["antiphon.resumed_from"]) == ("2", "1100")
 
 
-def test_every_record_finds_its_place(tmp_path: Path) -> None:
+def test_every_kind_of_record_is_mapped(tmp_path: Path) -> None:
     with EventLog(tmp_path / "events.jsonl") as event_log:
         event_log.append(RUN)
         event_log.append({"kind": "start", "attempt": 1, "step": 0, "damaged": []})
@@ -183,7 +185,7 @@ def test_every_record_finds_its_place(tmp_path: Path) -> None:
         event_log.append(RESULT)
         event_log.append({"kind": "closed", "status": "failed", "error": "disk full", "mistake": False})
         event_log.append({"kind": "end", "status": "failed", "error": "disk full"})
-    _replay_by_hand(event_log.path, sqlite_uri(tmp_path))
+    _replay_now(event_log.path, sqlite_uri(tmp_path))
     client, run = _run(sqlite_uri(tmp_path))
     record = {r["kind"]: r for r in read_event_log(event_log.path)}
     (kd_loss,) = client.get_metric_history(run.info.run_id, "cnn-to-vit/kd_loss")
@@ -220,7 +222,7 @@ def test_every_record_finds_its_place(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
-    """Starts an MLflow server on a port, always on the same database; what was started ends with the test."""
+    """Starts an MLflow server on a port, always on the same database; the servers are killed after the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(port: int) -> subprocess.Popen[bytes]:
@@ -231,7 +233,7 @@ def server(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]
         with (tmp_path / "server.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         started.append(process)
-        _until(lambda: _healthy(port), "the server's start", seconds=90)
+        _wait_until(lambda: _healthy(port), "the server's start", seconds=90)
         return process
 
     (tmp_path / "server").mkdir()
@@ -240,7 +242,7 @@ def server(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]
         _kill_group(process)
 
 
-def test_nothing_is_lost_or_doubled_when_the_server_dies_and_returns(
+def test_no_point_is_lost_or_doubled_when_the_server_is_killed_and_restarted(
     tmp_path: Path, server: Callable[[int], subprocess.Popen[bytes]], replayers: list[Replayer]
 ) -> None:
     port = _free_port()
@@ -251,10 +253,10 @@ def test_nothing_is_lost_or_doubled_when_the_server_dies_and_returns(
         replayer = _start(event_log.path, uri, replayers)
         replayer.wait_started()
         _metrics(event_log, range(300))
-        _until((tmp_path / "events.jsonl.offset").exists, "the first acknowledgement")
+        _wait_until((tmp_path / "events.jsonl.offset").exists, "the first acknowledgement")
         _kill_group(process)
         _metrics(event_log, range(300, 600))
-        _until(lambda: "not delivered, trying again" in replayer.log.read_text(), "the replayer's notice")
+        _wait_until(lambda: "not delivered, trying again" in replayer.log.read_text(), "the replayer's notice")
         server(port)
         event_log.append(RESULT)
         event_log.append({"kind": "end", "status": "done", "error": ""})
@@ -288,7 +290,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_driver_that_is_lost_takes_no_trial_along_that_was_over(tmp_path: Path) -> None:
+def test_a_finished_trial_stays_finished_when_the_driver_is_killed(tmp_path: Path) -> None:
     uri, event_log = sqlite_uri(tmp_path), tmp_path / "events.jsonl"
     with EventLog(event_log) as out:
         out.append(RUN)
@@ -296,7 +298,7 @@ def test_a_driver_that_is_lost_takes_no_trial_along_that_was_over(tmp_path: Path
             out.append(RUN | {"run_id": f"search/{child}", "name": child, "child": child})
             out.append({"kind": "metrics", "step": 1, "values": {"objective": 0.5}, "child": child})
         out.append({"kind": "closed", "status": "done", "error": "", "child": "0000"})
-    _replay_by_hand(event_log, uri)
+    _replay_now(event_log, uri)
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.tracking.record_mapping import delivery
+from orchestrator.tracking.record_mapping import update_for
 from orchestrator.training.system_metrics import sampling
 from workloads.runtime.event_log import EventLog, read_event_log
 
@@ -24,7 +24,7 @@ def test_one_sample_at_once_and_a_prompt_end(tmp_path: Path) -> None:
     assert sample["t"] // 10_000 - sample["step"] in (0, 1)
     assert 0 < sample["values"]["system/system_memory_usage_percentage"] < 100
     assert 0 <= sample["values"]["system/cpu_utilization_percentage"] <= 100
-    assert [point.key for point in delivery([sample]).points] == list(sample["values"])
+    assert [point.key for point in update_for([sample]).points] == list(sample["values"])
 
 
 def test_samples_go_on_with_growing_steps(tmp_path: Path) -> None:
