@@ -17,7 +17,7 @@ from orchestrator.runs.lease import Driver, Superseded, asked_to_stop, take_next
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
-from workloads.runtime.event_log import EventLog, stamped
+from workloads.runtime.event_log import EventLog, timestamped
 from workloads.runtime.session import gather
 from workloads.train import loop, set_up
 
@@ -106,7 +106,7 @@ class RaySession:
 
     def close(self, status: str, error: str = "", *, mistake: bool = False) -> None:
         """The last word; a report without ASYNC waits for the uploads before it."""
-        closed = stamped("closed", status=status, error=error, mistake=mistake)
+        closed = timestamped("closed", status=status, error=error, mistake=mistake)
         ray.train.report({"records": [*self._held, closed]})
 
 
