@@ -32,9 +32,9 @@ from workloads.evaluate.predict import BadNumbers, score_clips
 from workloads.evaluate.step_metrics import mean_over_workers, optimizer_metrics, shard_metrics
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.event_log import EventLog, read_event_log, stamped
+from workloads.runtime.event_log import EventLog, read_event_log, timestamped
 from workloads.runtime.opener import HISTORY, LocalFiles, Opener
-from workloads.runtime.resume import newest_whole
+from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session, gather
 
@@ -64,7 +64,7 @@ class Run:
 
     def note(self, kind: str, **fields: Any) -> None:
         """Something to say with the next report."""
-        self.pending.append(stamped(kind, **fields))
+        self.pending.append(timestamped(kind, **fields))
         self.history.append(self.pending[-1])
 
 
@@ -220,7 +220,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
 
 def restore_run(run: Run, fingerprint: str) -> None:
     """Go on from the newest checkpoint that is whole, if there is any, and say from where."""
-    folder, state, damaged = newest_whole(run.session)
+    folder, state, damaged = newest_intact_checkpoint(run.session)
     if folder is not None:
         if state["data"] != fingerprint:
             raise ValueError(

@@ -23,7 +23,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from orchestrator.storage import object_store
-from workloads.config.recipe import NAME
+from workloads.config.recipe import MODEL_NAME
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
 from workloads.models.official.projects import converter, published_by
@@ -87,8 +87,8 @@ def import_weights(
 def _checked_name(name: str | None, base: str, family: str) -> str:
     """The tagger's name, made of the file's where none is given."""
     made = re.sub(r"[^a-z0-9]+", "_", base.rsplit(".", 1)[0].lower()).strip("_")
-    name = name or (made if NAME.fullmatch(made) else f"{family}_{made}")
-    if not NAME.fullmatch(name):
+    name = name or (made if MODEL_NAME.fullmatch(made) else f"{family}_{made}")
+    if not MODEL_NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: a name is a small letter, then small letters, digits or _")
     return name
 

@@ -116,7 +116,7 @@ def judged_models(search: Search, made: Recipe) -> tuple[str, ...]:
 
     Raises ValueError for one that the recipe does not have, or that has not learned yet where it is first judged.
     """
-    made.known_models("search.models", search.models)
+    made.require_known_models("search.models", search.models)
     phases, first = plan_phases(made), rung_steps(made, search)[0]
     whole, early = own_steps(phases), own_steps(phases, until=first)
     names = search.models or tuple(name for name in made.models if whole[name])

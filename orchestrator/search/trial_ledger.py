@@ -10,7 +10,7 @@ from orchestrator.search.trial_spec import Task
 from orchestrator.storage.retry import print_status
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import EventLog, read_event_log, stamped
+from workloads.runtime.event_log import EventLog, read_event_log, timestamped
 
 
 class Source(Protocol):
@@ -130,7 +130,7 @@ class TrialLedger:
 
     def _say(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._told:
-            self.event_log.append(stamped(kind, **fields, child=task.name))
+            self.event_log.append(timestamped(kind, **fields, child=task.name))
 
     def _facts(self, task: Task) -> dict[str, Any]:
         return {

@@ -18,7 +18,7 @@ from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
 from workloads.runtime.checkpoint_store import Superseded
-from workloads.runtime.event_log import EventLog, stamped
+from workloads.runtime.event_log import EventLog, timestamped
 from workloads.runtime.session import gather
 from workloads.train import loop, set_up
 
@@ -110,7 +110,7 @@ class RaySession:
 
     def close(self, status: str, error: str = "", *, mistake: bool = False) -> None:
         """Report how the workers ended; a report without ASYNC waits for the uploads before it."""
-        closed = stamped("closed", status=status, error=error, mistake=mistake)
+        closed = timestamped("closed", status=status, error=error, mistake=mistake)
         ray.train.report({"records": [*self._unreported, closed]})
 
 

@@ -119,7 +119,7 @@ def test_if_no_checkpoint_is_whole_starting_afresh_is_the_users_decision(command
     for folder in (tmp_path / "runs" / "a" / "checkpoints").iterdir():
         damage(folder, "flip")
     said = mistake([*command, "--resume", "a"], out)
-    assert "none of this run's 4 checkpoints is whole" in said
+    assert "none of this run's 4 checkpoints is intact" in said
     assert "--run-id" in said
 
 

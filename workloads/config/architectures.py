@@ -1,7 +1,7 @@
-"""What a model can be: one frozen value per family, checked when it is built. Imports nothing heavy.
+"""The model architectures: one frozen value per family, checked when it is built. Imports nothing heavy.
 
-Where the sizes come from: reference/efficientat.md (MN, DyMN), ced.md, cmkd.md section 2 (EfficientNet, AST), tkd.md
-section 5 (the on-device ones). `workloads/models/` builds them.
+Sources of the sizes: reference/efficientat.md (MN, DyMN), ced.md, cmkd.md section 2 (EfficientNet, AST), tkd.md
+section 5 (the on-device models). `workloads/models/` builds the networks.
 """
 
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ class MN(Checked):
     width: float = 1.0
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
     head: Literal["mlp", "fully_convolutional", "attention"] = "mlp"
-    se_axes: tuple[Literal["c", "f", "t"], ...] = ("c",)  # squeeze-and-excitation over channels, bands, frames
-    se_join: Literal["max", "avg", "add", "min"] = "max"  # of several axes' results
+    se_axes: tuple[Literal["c", "f", "t"], ...] = ("c",)  # squeeze-and-excitation over channels, mel bands, frames
+    se_join: Literal["max", "avg", "add", "min"] = "max"  # how the results of several axes are combined
     dropout: float = 0.2
     bn_momentum: float = 0.01
 
     def __post_init__(self) -> None:
         _require_mobile(self)
-        self._require(len(set(self.se_axes)) == len(self.se_axes), "se_axes", "must name each axis once")
+        self._require_distinct("se_axes", "axis")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DyMN(Checked):
-    """MN with blocks that choose their weights clip by clip (reference/efficientat.md section 2)."""
+    """MN with dynamic blocks, whose weights depend on the clip (reference/efficientat.md section 2)."""
 
     family: Literal["dymn"]
     width: float = 1.0
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
     dropout: float = 0.2
     bn_momentum: float = 0.01
-    temperature: float = 30.0  # of the choice of kernels, at the beginning; first weights that have cooled need 1
+    temperature: float = 30.0  # of the kernel attention at the start; initial weights trained down to 1 need 1
     cooled_after: float = 0.145  # share of the model's own steps at which it is 1: 29 of EfficientAT's 200 epochs
 
     def __post_init__(self) -> None:
@@ -47,19 +47,18 @@ class DyMN(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dropping(Checked):
-    """What networks share that leave parts of themselves out while they learn."""
+class DropoutArch(Checked):
+    """The settings of networks with dropout and stochastic depth."""
 
     dropout: float = 0.0
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
-        self._require(0 <= self.drop_path < 1, "drop_path", "must be 0 up to 1")
+        self._require_below_1("dropout", "drop_path")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EfficientNet(Dropping):
+class EfficientNet(DropoutArch):
     """timm's EfficientNet with the mean of the last map as features, as CMKD uses it (reference/cmkd.md 1.2)."""
 
     family: Literal["efficientnet"]
@@ -67,8 +66,8 @@ class EfficientNet(Dropping):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(Dropping):
-    """timm's ViT of any size, one channel, square patches with a stride of their own (reference/cmkd.md 2.1)."""
+class ViT(DropoutArch):
+    """timm's ViT of any size, one input channel, square patches with a stride (reference/cmkd.md 2.1)."""
 
     family: Literal["vit"]
     dim: int = 192
@@ -80,14 +79,13 @@ class ViT(Dropping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(self.depth > 0, "depth", "must be above 0")
-        self._require(self.heads > 0, "heads", "must be above 0")
+        self._require_positive("depth", "heads")
         self._require(self.dim > 0 and self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
         self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AST(Dropping):
+class AST(DropoutArch):
     """The Audio Spectrogram Transformer: a distilled DeiT over overlapping patches (reference/cmkd.md 2.1)."""
 
     family: Literal["ast"]
@@ -96,8 +94,8 @@ class AST(Dropping):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CED(Dropping):
-    """CED's ViT: few mel bands, positions of time and frequency apart, clips of any length (reference/ced.md 6)."""
+class CED(DropoutArch):
+    """CED's ViT: few mel bands, time and frequency embeddings apart, clips of any length (reference/ced.md 6)."""
 
     family: Literal["ced"]
     size: Literal["tiny", "mini", "small", "base"] = "tiny"
@@ -105,22 +103,22 @@ class CED(Dropping):
 
 @dataclass(frozen=True, kw_only=True)
 class OnDevice(Checked):
-    """The five small keyword-spotting networks that TKD teaches (reference/tkd.md section 5)."""
+    """The five small keyword-spotting networks that are TKD's students (reference/tkd.md section 5)."""
 
     family: Literal["ondevice"]
     variant: Literal["lstm_p", "tc_resnet", "crnn", "att_rnn", "mhatt_rnn"] = "att_rnn"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.dropout < 1, "dropout", "must be 0 up to 1")
+        self._require_below_1("dropout")
 
 
 Arch = MN | DyMN | EfficientNet | ViT | AST | CED | OnDevice
 
 
 def _require_mobile(arch: MN | DyMN) -> None:
-    """What MN and DyMN share."""
-    arch._require(arch.width > 0, "width", "must be above 0")
+    """The checks that MN and DyMN share."""
+    arch._require_positive("width")
     arch._require(set(arch.strides) <= {1, 2}, "strides", "each must be 1 or 2")
-    arch._require(0 <= arch.dropout < 1, "dropout", "must be 0 up to 1")
+    arch._require_below_1("dropout")
     arch._require(0 < arch.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")

@@ -1,6 +1,7 @@
-"""What a run is made of: frozen values, checked when they are built.
+"""The settings of a run: frozen values, checked when they are built.
 
-Knows no file format (`orchestrator/recipe.py` does) and imports nothing heavy: parsing a recipe must not cost torch.
+Does not depend on a file format (`orchestrator/recipes/loader.py` reads TOML) and imports nothing heavy: parsing a
+recipe must not import torch.
 """
 
 import re
@@ -20,12 +21,12 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "logmel40": 16_000,
 }
 Value = TypeVar("Value")
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Checked):
-    """Which clips, how they are cut into train, validation and test, and where the decoded ones are kept."""
+    """Which clips, how they are split into train, validation and test, and where the decoded ones are cached."""
 
     format: Literal["synthetic", "esc50", "manifest"] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
@@ -33,12 +34,12 @@ class Data(Checked):
     labels: Literal["single", "multi"] = "single"
     clip_seconds: float = 5.0
     test_fold: int = 1
-    val_share: float = 0.1  # of the training folds, whole source recordings
-    val_slice: int = 0  # which of the 1 / val_share slices validates
+    val_share: float = 0.1  # of the training folds, in whole source recordings
+    val_slice: int = 0  # which of the 1 / val_share slices is the validation set
     split_seed: int = 0
     sampling: Literal["uniform", "balanced"] = "uniform"
     max_broken_share: float = 0.05  # more quarantined clips than this stops the run
-    cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips, shared by the runs of a node
+    cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips, shared by all runs of a node
     cache_gb: float = 20.0
     synthetic_clips: int = 400
     synthetic_seed: int = 0
@@ -49,9 +50,9 @@ class Data(Checked):
         slices = round(1 / self.val_share)
         self._require(0 <= self.val_slice < slices, "val_slice", f"must be 0 to {slices - 1} at this val_share")
         self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
-        self._require(self.cache_gb > 0, "cache_gb", "must be above 0")
+        self._require_positive("cache_gb")
         if self.format == "synthetic":
-            self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten a fold")
+            self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten per fold")
         if self.format == "esc50":
             self._require(bool(self.root), "root", "format esc50 needs the data set's folder: --set data.root=DIR")
         if self.format == "manifest":
@@ -60,7 +61,7 @@ class Data(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Checked):
-    """How a view of a clip differs from the clip; every draw is keyed (`augment.py`)."""
+    """How a view of a clip differs from the clip; every draw is keyed (`workloads/data/augment.py`)."""
 
     view_seed: int = 0
     roll: float = 0.0  # largest shift, as a share of the clip, wrapped around
@@ -72,25 +73,24 @@ class Augment(Checked):
     mask_mel: float = 0.0  # widest frequency mask, as a share of the mel scale
 
     def __post_init__(self) -> None:
-        for name in ("roll", "mixup", "mask_time", "mask_mel"):
-            self._require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
+        self._require_0_to_1("roll", "mixup", "mask_time", "mask_mel")
         self._require(self.gain_db >= 0, "gain_db", "must be 0 dB or more")
-        self._require(self.mixup_alpha > 0, "mixup_alpha", "must be above 0")
+        self._require_positive("mixup_alpha")
 
     @property
     def has_clean_view(self) -> bool:
-        """Whether the clean view is another one: crop and mixture, which both have, do not make it so."""
+        """Whether the clean view differs from the view: crop and mixup are the same in both."""
         return any((self.roll, self.gain_db, self.mask_time, self.mask_mel))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEnd(Checked):
-    """Waveform to log-mel, and the model's own normalisation of it; without mean and std the kind's own are used."""
+    """The waveform's transform to log-mels and their normalisation; without mean and std those of the kind are used."""
 
     kind: Literal["logmel64", "kaldi128", "efficientat128", "ced64", "logmel40"] = "logmel64"
     mean: float | None = None
     std: float | None = None
-    frames: int = 0  # cut to so many, or fill up as AST does (1024 for a clip of 10 s); 0: as many as the clip has
+    frames: int = 0  # cut or pad to this number, as AST does (1024 for a clip of 10 s); 0: as many as the clip has
 
     def __post_init__(self) -> None:
         self._require(self.std is None or self.std > 0, "std", "must be above 0")
@@ -103,26 +103,26 @@ class FrontEnd(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Checked):
-    """Adam and its learning-rate curve, counted in the model's own steps: shares are of all the steps it will take."""
+    """Adam and its learning-rate schedule, counted in the model's own steps: shares are of all of them."""
 
-    kind: Literal["adamw", "adam"] = "adamw"  # what weight_decay is: apart from the gradient, or L2 within it
+    kind: Literal["adamw", "adam"] = "adamw"  # adamw: decoupled weight decay; adam: L2 term in the gradient
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of the steps
     warmup_curve: Literal["linear", "exponential"] = "linear"
-    decay: Literal["cosine", "constant", "step", "linear"] = "cosine"  # cosine begins where the warm-up ends
+    decay: Literal["cosine", "constant", "step", "linear"] = "cosine"  # cosine starts where the warm-up ends
     decay_from: float = 0.0  # step, linear: share of the steps at which the rate first falls
-    decay_every: float = 0.0  # step: share of the steps between one fall and the next
-    decay_factor: float = 0.5  # step: what each fall multiplies the rate by
-    decay_until: float = 1.0  # linear: share of the steps from which on the rate is at its floor
+    decay_every: float = 0.0  # step: share of the steps between two falls
+    decay_factor: float = 0.5  # step: factor of the rate at each fall
+    decay_until: float = 1.0  # linear: share of the steps at which the rate reaches its floor
     floor: float = 0.0  # cosine, linear: the rate at the end, as a share of lr
-    clip_norm: float = 1.0  # largest gradient norm; 0 leaves gradients alone
+    clip_norm: float = 1.0  # largest gradient norm; 0: no clipping
 
     def __post_init__(self) -> None:
-        self._require(self.lr > 0, "lr", "must be above 0")
+        self._require_positive("lr")
         self._require(all(0 <= beta < 1 for beta in self.betas), "betas", "each must be 0 up to 1")
-        self._require(self.weight_decay >= 0, "weight_decay", "must be 0 or more")
+        self._require_non_negative("weight_decay")
         self._require(0 <= self.warmup < 1, "warmup", "must be a share of the steps, 0 up to 1")
         self._require(0 <= self.floor <= 1, "floor", "must be a share of lr, 0 to 1")
         self._require(self.clip_norm >= 0, "clip_norm", "must be 0 (off) or more")
@@ -143,27 +143,27 @@ class Average(Checked):
 
     kind: Literal["none", "ema", "best"] = "none"
     decay: float = 0.99  # of the moving average, per own step
-    best: int = 3  # how many of the best validated weights are averaged
+    best: int = 3  # number of weights averaged, those with the best validation scores
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.decay < 1, "decay", "must be 0 up to 1")
+        self._require_below_1("decay")
         self._require(self.best >= 1, "best", "must be 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Checked):
-    """One named model of a run: what it is, what it hears, how it learns."""
+    """One named model of a run: architecture, front end, optimizer, weight averaging, initial weights."""
 
     arch: Arch
     front_end: FrontEnd = field(default_factory=FrontEnd)
     optimizer: Optimizer = field(default_factory=Optimizer)
     average: Average = field(default_factory=Average)
-    init: str = ""  # URI of a checkpoint of ours or of a safetensors file in the family's own key names
+    init: str = ""  # URI of a published tagger, or of a safetensors file with the family's own key names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edge(Checked):
-    """Who teaches whom, and how (loss: `edges.py`)."""
+    """One teacher of one student, and how it teaches (losses: `workloads/distill/edges.py`)."""
 
     teacher: str
     student: str
@@ -173,12 +173,12 @@ class Edge(Checked):
     view: Literal["same", "clean"] = "same"
     source: Literal["live", "snapshot", "ema"] = "live"
     gate: Literal["always", "better_on_clip", "switokd"] = "always"
-    shuffled: bool = False  # a control: the teacher speaks about the wrong clip
+    shuffled: bool = False  # a control: teacher logits are rolled by one clip
 
     def __post_init__(self) -> None:
         self._require(self.teacher != self.student, "student", "a model cannot be its own teacher")
-        self._require(0 <= self.weight <= 1, "weight", "must be between 0 and 1")
-        self._require(self.temperature > 0, "temperature", "must be above 0")
+        self._require_0_to_1("weight")
+        self._require_positive("temperature")
 
     @property
     def key(self) -> str:
@@ -187,27 +187,28 @@ class Edge(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Checked):
-    """The loop's own settings."""
+    """The settings of the training loop."""
 
-    seed: int = 0  # order, initial weights, dropout; views have a seed of their own
-    shard_size: int = 32  # clips that pass a model at once; batch norm sees one shard
-    shards: int = 1  # shards in the global batch; must divide among the workers
+    seed: int = 0  # of the order, initial weights and dropout; views have augment.view_seed
+    shard_size: int = 32  # clips of one forward pass; batch norm sees one shard
+    shards: int = 1  # shards in the global batch, a multiple of the number of workers
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
-    compile: bool = False  # networks go through torch.compile: minutes at the start, then faster steps
+    compile: bool = False  # use torch.compile: minutes at the start, then faster steps
     threads: int = 2
     label_smoothing: float = 0.0
     log_every: int = 10  # steps
     eval_every: int = 100
     checkpoint_every: int = 200
-    score_test: bool = True  # at the end; the trials of a search leave the test fold alone
-    keep_last: int = 2  # checkpoints that stay, besides each model's best
+    score_test: bool = True  # at the end; the trials of a search do not read the test fold
+    keep_last: int = 2  # checkpoints kept, besides each model's best
     bad_numbers: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; a skipped step counts
 
     def __post_init__(self) -> None:
-        for name in ("shard_size", "shards", "threads", "log_every", "eval_every", "checkpoint_every", "keep_last"):
-            self._require(getattr(self, name) > 0, name, "must be above 0")
-        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "must be 0 up to 1")
+        self._require_positive(
+            "shard_size", "shards", "threads", "log_every", "eval_every", "checkpoint_every", "keep_last"
+        )
+        self._require_below_1("label_smoothing")
 
     @property
     def batch_size(self) -> int:
@@ -216,7 +217,7 @@ class Train(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Checked):
-    """A whole run. Which edges are open when is the schedule's business (`roles.py`)."""
+    """A whole run. The schedule decides which edges are open in which phase (`workloads/distill/schedule.py`)."""
 
     name: str
     about: str = ""
@@ -226,21 +227,33 @@ class Recipe(Checked):
     edges: tuple[Edge, ...] = ()
     schedule: Schedule
     train: Train = field(default_factory=Train)
-    search: Search | None = None  # what `antiphon search` varies; a run takes the values as they stand
+    search: Search | None = None  # what `antiphon search` varies; a single run ignores it
 
     def __post_init__(self) -> None:
+        self._check_models()
+        self._check_edges()
+        if self.search:
+            self._check_search(self.search)
+        self._check_mixup()
+
+    def _check_models(self) -> None:
         self._require(bool(self.models), "models", "needs at least one model")
         for name in self.models:
-            if not NAME.fullmatch(name):
+            if not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"models.{name}: a name is a small letter, then small letters, digits or _")
+
+    def _check_edges(self) -> None:
         for edge in self.edges:
-            self.known_models("edges", (edge.teacher, edge.student))
+            self.require_known_models("edges", (edge.teacher, edge.student))
         if len({edge.key for edge in self.edges}) < len(self.edges):
             raise ValueError("edges: two edges join the same teacher and student; keep one")
-        if self.search:
-            self.known_models("search.models", self.search.models)
-            if self.search.metric == "accuracy" and self.data.labels == "multi":
-                raise ValueError("search.metric = 'accuracy': needs data.labels = 'single'; use 'mAP' or 'log_loss'")
+
+    def _check_search(self, search: Search) -> None:
+        self.require_known_models("search.models", search.models)
+        if search.metric == "accuracy" and self.data.labels == "multi":
+            raise ValueError("search.metric = 'accuracy': needs data.labels = 'single'; use 'mAP' or 'log_loss'")
+
+    def _check_mixup(self) -> None:
         kinds = {model.front_end.kind for model in self.models.values()}
         if self.augment.mixup and self.augment.mixup_on == "mel" and len(kinds) > 1:
             raise ValueError(
@@ -248,8 +261,8 @@ class Recipe(Checked):
                 "mel-mixup needs one shared front end, use 'waveform'"
             )
 
-    def known_models(self, where: str, names: tuple[str, ...]) -> None:
-        """Refuse a name that is not among the models, listing those that are."""
+    def require_known_models(self, where: str, names: tuple[str, ...]) -> None:
+        """Raise ValueError for a name that is not among the models; `where` is the recipe key that holds it."""
         for name in names:
             if name not in self.models:
                 raise ValueError(f"{where}: no model named {name!r}; the models are {', '.join(self.models)}")
@@ -261,7 +274,7 @@ class Recipe(Checked):
 
 
 def restore(kind: type[Value], values: object) -> Value:
-    """Plain values, as `asdict` and JSON give them, back to the frozen value; ValueError where they do not fit."""
+    """A config value from plain values, as `asdict` and JSON give them; ValueError where they do not fit `kind`."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind).validate_python(values)

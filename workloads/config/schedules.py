@@ -1,4 +1,4 @@
-"""The settings of the role schedules; what they mean is in `roles.py`."""
+"""The settings of the role schedules. `workloads/distill/schedule.py` turns them into phases. Imports nothing heavy."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,7 +8,7 @@ from workloads.config.checked import Checked
 
 @dataclass(frozen=True, kw_only=True)
 class OneWay(Checked):
-    """The teachers learn from labels, then freeze and teach everybody else (CMKD's default)."""
+    """The teachers train on labels, then are frozen and teach all other models (CMKD's default)."""
 
     kind: Literal["one_way"]
     teachers: tuple[str, ...]
@@ -17,14 +17,14 @@ class OneWay(Checked):
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        self._require(len(set(self.teachers)) == len(self.teachers), "teachers", "must name each model once")
-        self._require(self.teacher_steps >= 0, "teacher_steps", "must be 0 or more")
-        self._require(self.steps > 0, "steps", "must be above 0")
+        self._require_distinct("teachers", "model")
+        self._require_non_negative("teacher_steps")
+        self._require_positive("steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generations(Checked):
-    """One model after the other; each is taught by earlier ones, frozen (Born-Again; CMKD's iterated form)."""
+    """The models train one after another; each is taught by earlier ones, frozen (Born-Again; CMKD's iterated form)."""
 
     kind: Literal["generations"]
     order: tuple[str, ...]
@@ -32,47 +32,49 @@ class Generations(Checked):
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        self._require(self.steps > 0, "steps", "must be above 0")
+        self._require_positive("steps")
         self._require(len(self.order) >= 2, "order", "needs two models or more")
-        self._require(len(set(self.order)) == len(self.order), "order", "must name each model once")
+        self._require_distinct("order", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alternate(Checked):
-    """After a burn-in on labels the models take turns: one learns for `period` steps, the others teach it."""
+    """After a burn-in on labels the models take turns: one trains for `period` steps, the others teach it."""
 
     kind: Literal["alternate"]
     burn_in: int
     period: int
     turns: int
-    order: tuple[str, ...] = ()  # who learns first, second, ...; empty: as the models are written
+    order: tuple[str, ...] = ()  # the order in which the models train; empty: that of the recipe's `models`
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        self._require(self.burn_in >= 0, "burn_in", "must be 0 or more")
-        self._require(self.period > 0, "period", "must be above 0")
-        self._require(self.turns > 0, "turns", "must be above 0")
+        self._require_non_negative("burn_in")
+        self._require_positive("period", "turns")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mutual(Checked):
-    """All models learn in every step, each from its peers; snapshots are retaken every `exchange` steps."""
+    """All models train in every step, each taught by its peers; snapshots are renewed every `exchange` steps."""
 
     kind: Literal["mutual"]
     burn_in: int
     steps: int
-    exchange: int = 0  # 0: one phase, snapshots (if any edge asks for them) date from its start
+    exchange: int = 0  # 0: one phase; snapshots, if any edge has source = "snapshot", are taken at its start
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        self._require(self.burn_in >= 0, "burn_in", "must be 0 or more")
-        self._require(self.steps > 0, "steps", "must be above 0")
+        self._require_non_negative("burn_in")
+        self._require_positive("steps")
         self._require(self.exchange >= 0, "exchange", "must be 0 (never) or more steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gated(Checked):
-    """Mutual learning whose weights follow the validation scores: the better teaches more, nobody below the floor."""
+    """Mutual learning with edge weights that follow the validation scores: the better model teaches with more weight.
+
+    No edge's weight falls below the share `floor` of its full weight.
+    """
 
     kind: Literal["gated"]
     burn_in: int
@@ -83,16 +85,16 @@ class Gated(Checked):
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        self._require(self.burn_in >= 0, "burn_in", "must be 0 or more")
-        self._require(self.steps > 0, "steps", "must be above 0")
-        self._require(0 <= self.floor <= 1, "floor", "must be between 0 and 1")
-        self._require(self.margin > 0, "margin", "must be above 0")
-        self._require(0 <= self.smoothing < 1, "smoothing", "must be 0 up to 1")
+        self._require_non_negative("burn_in")
+        self._require_positive("steps")
+        self._require_0_to_1("floor")
+        self._require_positive("margin")
+        self._require_below_1("smoothing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerSample(Checked):
-    """All models learn in every step; on each clip the model with the lower label loss teaches the other (Bi-KD)."""
+    """All models train in every step; on each clip the model with the lower label loss teaches the other (Bi-KD)."""
 
     kind: Literal["per_sample"]
     burn_in: int
@@ -100,21 +102,21 @@ class PerSample(Checked):
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        self._require(self.burn_in >= 0, "burn_in", "must be 0 or more")
-        self._require(self.steps > 0, "steps", "must be above 0")
+        self._require_non_negative("burn_in")
+        self._require_positive("steps")
 
 
 Schedule = OneWay | Generations | Alternate | Mutual | Gated | PerSample
 
-LENGTHS = ("burn_in", "teacher_steps", "steps", "turns", "ramp")
+LENGTH_FIELDS = ("burn_in", "teacher_steps", "steps", "turns", "ramp")
 
 
 def shortened(schedule: Schedule, share: float) -> Schedule:
-    """The same schedule over a share of its steps; how long a turn or an exchange is stays.
+    """The same schedule over a share of its steps; the lengths of a turn and of an exchange do not change.
 
     Raises ValueError where that leaves no whole number.
     """
-    lengths = {name: getattr(schedule, name) for name in LENGTHS if hasattr(schedule, name)}
+    lengths = {name: getattr(schedule, name) for name in LENGTH_FIELDS if hasattr(schedule, name)}
     shorter = {name: round(length * share) for name, length in lengths.items()}
     for name, length in lengths.items():
         if abs(shorter[name] - length * share) > 1e-6:

@@ -1,4 +1,4 @@
-"""What a search varies and how it judges: frozen values of a recipe's `search` table. Imports nothing heavy."""
+"""What a search varies and how it scores trials: a recipe's `search` table as frozen values. Imports nothing heavy."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any, Literal
 from workloads.config.checked import Checked
 
 LOWER_IS_BETTER = ("log_loss", "ece")
-CHANGEABLE = re.compile(r"edges\.\d+\.(weight|temperature)|models\.\w+\.optimizer\.(lr|weight_decay)")
-FIXED = (  # places that decide on what a trial is judged, or when: whoever may choose them chooses the easiest
+PBT_KEYS = re.compile(r"edges\.\d+\.(weight|temperature)|models\.\w+\.optimizer\.(lr|weight_decay)")
+UNSEARCHABLE_KEYS = (  # they decide how or when a trial is scored: a search would choose the easiest setting
     "search",
     "data.format",
     "data.root",
@@ -25,16 +25,16 @@ FIXED = (  # places that decide on what a trial is judged, or when: whoever may 
     "train.checkpoint_every",
     "train.score_test",
 )
-SMALLEST_POPULATION = 4  # of which the worst quarter follows the best one
+MIN_POPULATION = 4  # the worst quarter of a population continues from the best quarter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range(Checked):
-    """Every number from `low` to `high`, both included; whole ones where both are whole."""
+    """Every number from `low` to `high`, both included; integers where both are integers."""
 
     low: int | float
     high: int | float
-    log: bool = False  # even steps of the logarithm, for what spans orders of magnitude
+    log: bool = False  # uniform in the logarithm, for values that span orders of magnitude
 
     def __post_init__(self) -> None:
         self._require(self.low < self.high, "low", f"must be below high = {self.high}")
@@ -54,47 +54,33 @@ class Choices(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Checked):
-    """What is varied, who proposes, how long a trial lasts, and what is best (`orchestrator/search.py`)."""
+    """What is varied, what proposes trials, how long a trial is, and the objective (`orchestrator/search/`)."""
 
-    space: dict[str, Range | Choices]  # dotted places in the recipe, as --set takes them
+    space: dict[str, Range | Choices]  # dotted recipe keys, as --set takes them
     searcher: Literal["grid", "random", "tpe", "pbt"] = "tpe"
     scheduler: Literal["none", "asha", "hyperband"] = "none"
-    trials: int = 24  # at most; a grid has as many as it has points
-    share: float = 1.0  # of the recipe's burn-in, turns and steps, that a trial takes; periods stay as they are
-    rungs: int = 1  # equal parts of a trial, at whose ends it is judged
-    halving: int = 3  # asha, hyperband: one in so many goes on to the next rung
-    slices: int = 2  # of the training folds: a trial learns once for each and is judged by the mean
+    trials: int = 24  # upper bound; a grid has as many as it has points
+    share: float = 1.0  # of the recipe's burn-in, turns and steps that a trial takes; periods do not change
+    rungs: int = 1  # equal parts of a trial; it is scored at the end of each
+    halving: int = 3  # asha, hyperband: one trial in this number continues to the next rung
+    slices: int = 2  # of the training folds: a trial trains once per slice, its score is the mean
     metric: Literal["log_loss", "ece", "mAP", "accuracy"] = "log_loss"
-    models: tuple[str, ...] = ()  # whose metric counts, the mean of them; empty: all
+    models: tuple[str, ...] = ()  # whose mean metric is the objective; empty: all
     second: Literal["", "macs", "latency_ms"] = ""  # a second objective, of the same models; tpe only
-    finalists: int = 1  # the best so many are repeated with `repeats` seeds before one of them wins
-    repeats: int = 3  # seeds of the winner, and of its control without teachers
+    finalists: int = 1  # number of best trials that are repeated with `repeats` seeds before one of them wins
+    repeats: int = 3  # number of seeds of the winner, and of its control without teachers
     seed: int = 0  # of the proposals
 
     def __post_init__(self) -> None:
-        self._require(bool(self.space), "space", "names no place in the recipe; there is nothing to search")
-        judging = [place for place in self.space if any(_overlap(place, fixed) for fixed in FIXED)]
-        if judging:
-            raise ValueError(
-                f"space: {', '.join(judging)} cannot be searched: it decides on what a trial is judged, or when; leave "
-                "it out, or change it for all trials with --set"
-            )
+        self._check_space()
         for name in ("trials", "rungs", "slices", "finalists", "repeats"):
             self._require(getattr(self, name) >= 1, name, "must be 1 or more")
         self._require(0 < self.share <= 1, "share", "must be above 0 and at most 1, a full run")
         self._require(self.halving >= 2, "halving", "must be 2 or more")
         if self.searcher == "grid":
-            ranges = [place for place, values in self.space.items() if isinstance(values, Range)]
+            ranges = [key for key, values in self.space.items() if isinstance(values, Range)]
             self._require(not ranges, "searcher", f"a grid needs choices, and {', '.join(ranges)} is a range")
-        if self.scheduler != "none":
-            self._require(self.rungs >= 2, "rungs", f"must be 2 or more for scheduler = {self.scheduler!r} to stop at")
-            self._require(
-                self.searcher != "pbt", "scheduler", "must be 'none' with searcher = 'pbt', which stops nobody"
-            )
-        if self.scheduler == "hyperband":
-            self._require(
-                self.searcher != "tpe", "scheduler", "hyperband takes all trials at once, tpe one by one; use asha"
-            )
+        self._check_scheduler()
         if self.pauses:
             self._require(self.slices == 1, "slices", "must be 1 where trials wait for one another (pbt, hyperband)")
         if self.searcher == "pbt":
@@ -103,21 +89,42 @@ class Search(Checked):
             self._require(self.searcher == "tpe", "second", "needs searcher = 'tpe'")
             self._require(self.scheduler == "none", "second", "needs scheduler = 'none': it stops by one objective")
 
+    def _check_space(self) -> None:
+        self._require(bool(self.space), "space", "names no recipe key; there is nothing to search")
+        unsearchable = [key for key in self.space if any(_overlap(key, other) for other in UNSEARCHABLE_KEYS)]
+        if unsearchable:
+            raise ValueError(
+                f"space: {', '.join(unsearchable)} cannot be searched: it decides how or when a trial is scored; leave "
+                "it out, or change it for all trials with --set"
+            )
+
+    def _check_scheduler(self) -> None:
+        if self.scheduler == "none":
+            return
+        self._require(self.rungs >= 2, "rungs", f"must be 2 or more for scheduler = {self.scheduler!r} to stop at")
+        self._require(
+            self.searcher != "pbt", "scheduler", "must be 'none' with searcher = 'pbt', which stops no trial early"
+        )
+        if self.scheduler == "hyperband":
+            self._require(
+                self.searcher != "tpe", "scheduler", "hyperband takes all trials at once, tpe one by one; use asha"
+            )
+
     def _check_population(self) -> None:
         self._require(self.rungs >= 2, "rungs", "must be 2 or more for searcher = 'pbt' to change values at")
         self._require(
-            self.trials >= SMALLEST_POPULATION, "trials", f"must be {SMALLEST_POPULATION} or more with searcher = 'pbt'"
+            self.trials >= MIN_POPULATION, "trials", f"must be {MIN_POPULATION} or more with searcher = 'pbt'"
         )
-        fixed = [place for place in self.space if not CHANGEABLE.fullmatch(place)]
+        fixed = [key for key in self.space if not PBT_KEYS.fullmatch(key)]
         if fixed:
             raise ValueError(
-                f"space: {', '.join(fixed)} cannot change while a model learns; searcher = 'pbt' varies weights and "
+                f"space: {', '.join(fixed)} cannot change during a training; searcher = 'pbt' varies weights and "
                 "temperatures of edges, learning rates and weight decays"
             )
 
     @property
     def pauses(self) -> bool:
-        """Whether trials wait at rungs for one another, and go on from what they kept there."""
+        """Whether trials wait for one another at rungs, and resume from the checkpoints that they saved there."""
         return self.searcher == "pbt" or self.scheduler == "hyperband"
 
     @property
@@ -126,10 +133,10 @@ class Search(Checked):
 
 
 def objective_name(metric: str) -> str:
-    """What is minimised: a metric of which more is better is taken from 1."""
+    """The name of the minimised quantity: 1 minus the metric where higher is better."""
     return f"val {metric}" if metric in LOWER_IS_BETTER else f"1 - val {metric}"
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one of two dotted places is the other, or holds it."""
+    """Whether one of two dotted keys equals or contains the other."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")

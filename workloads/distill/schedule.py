@@ -82,7 +82,7 @@ def smooth_scores(recipe: Recipe, scores: Mapping[str, float], new: Mapping[str,
 
 
 def _one_way(recipe: Recipe, schedule: OneWay) -> list[Phase]:
-    recipe.known_models("schedule.teachers", schedule.teachers)
+    recipe.require_known_models("schedule.teachers", schedule.teachers)
     if not schedule.teachers or set(schedule.teachers) == set(recipe.models):
         raise ValueError(f"schedule.teachers = {list(schedule.teachers)}: name one or more models, and leave a student")
     students = tuple(name for name in recipe.models if name not in schedule.teachers)
@@ -95,7 +95,7 @@ def _one_way(recipe: Recipe, schedule: OneWay) -> list[Phase]:
 
 
 def _generations(recipe: Recipe, schedule: Generations) -> list[Phase]:
-    recipe.known_models("schedule.order", schedule.order)
+    recipe.require_known_models("schedule.order", schedule.order)
     phases = []
     for number, name in enumerate(schedule.order):
         earlier = schedule.order[:number]

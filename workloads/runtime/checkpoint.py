@@ -1,6 +1,6 @@
-"""One checkpoint is one directory: safetensors, JSON, and a marker written last, without which it does not exist.
+"""A checkpoint is one folder: safetensors, JSON, and a marker file, written last, without which it does not count.
 
-Knows nothing of where the directory goes afterwards (`orchestrator/storage.py` does) nor of what the tensors mean.
+Does not depend on where the folder is published (`orchestrator/storage/object_store.py`) or on what the tensors mean.
 """
 
 import hashlib
@@ -26,14 +26,16 @@ def write(
     state: dict[str, Any],
     files: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Write `<name>.safetensors` for each entry, `state.json`, ready-made files, then the marker; returns the folder.
+    """Write `<stem>.safetensors` for each entry, `state.json`, copies of `files`, then the marker; returns the folder.
 
-    `tensors` maps a file's stem to its tensors; `files` maps a file's name to an existing file to take along.
+    `tensors` maps a file's stem to its tensors; `files` maps a file's name to an existing file, which is copied. Raises
+    FileExistsError where the folder exists. A kill leaves a folder without marker, which `read_state` refuses.
     """
     folder.mkdir(parents=True)
-    for stem, named in tensors.items():
+    for stem, named_tensors in tensors.items():
         save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, folder / f"{stem}.safetensors"
+            {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors.items()},
+            folder / f"{stem}.safetensors",
         )
     for name, path in (files or {}).items():
         shutil.copyfile(path, folder / name)
@@ -46,14 +48,19 @@ def write(
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `state.json`, after every file's digest has been compared; ValueError where one differs."""
+    """The checkpoint's `state.json`, after every file's SHA-256 has been compared.
+
+    Raises ValueError where the marker or a file is missing, or a file's digest differs.
+    """
     marker = folder / MARKER
     if not marker.is_file():
-        raise ValueError(f"checkpoint {folder}: no {MARKER}, so it was never finished; choose another")
+        raise ValueError(f"checkpoint {folder}: no {MARKER}, so it was never finished; choose another checkpoint")
     for name, digest in json.loads(marker.read_text())["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
-            raise ValueError(f"checkpoint {folder}: {name} is missing or differs from its SHA-256; choose another")
+            raise ValueError(
+                f"checkpoint {folder}: {name} is missing or differs from its SHA-256; choose another checkpoint"
+            )
     return json.loads((folder / "state.json").read_text())
 
 
@@ -69,7 +76,7 @@ def file_digest(path: Path) -> str:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over a state dict: names sorted, raw bytes; equal exactly when every bit is."""
+    """SHA-256 over the sorted names and raw bytes of a state dict: equal exactly when names and all bits are equal."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -79,24 +86,24 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A model's weights and what is known of them: from a published tagger's folder, or one safetensors file (nothing).
+    """A model's weights and state: of a published tagger's folder, or of one safetensors file, whose state is empty.
 
-    Raises ValueError where there is no such file, it is none of safetensors, or a folder is unfinished or damaged.
+    Raises ValueError where a file is missing or not in the safetensors format, or the folder is unfinished or damaged.
     """
     try:
         if uri.endswith(".safetensors"):
             with files.open(uri) as file:
                 return load(file.read()), {}
-        held = {}
+        contents = {}
         for name in (MARKER, "weights.safetensors", "state.json"):
             with files.open(files.join(uri, name)) as file:
-                held[name] = file.read()
-        weights = load(held["weights.safetensors"])
+                contents[name] = file.read()
+        weights = load(contents["weights.safetensors"])
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"init = {uri!r}: neither a safetensors file nor a finished tagger's folder ({error})"
         ) from None
-    for name, digest in json.loads(held.pop(MARKER))["files"].items():
-        if name in held and hashlib.sha256(held[name]).hexdigest() != digest:
+    for name, digest in json.loads(contents.pop(MARKER))["files"].items():
+        if name in contents and hashlib.sha256(contents[name]).hexdigest() != digest:
             raise ValueError(f"init = {uri!r}: {name} differs from its SHA-256; it was damaged or changed")
-    return weights, json.loads(held["state.json"])
+    return weights, json.loads(contents["state.json"])

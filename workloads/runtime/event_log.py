@@ -1,7 +1,7 @@
-"""The spool: everything a run has to say, one JSON object per line in a local file.
+"""The event log: everything that a run records, one JSON object per line in a local file.
 
-Owns the form of a line and how it gets onto the disk. Does not know who reads it: the replayer sends it to MLflow,
-the report draws it, and it travels with the checkpoints.
+Owns the form of a line and how it is written. Does not depend on its readers: the replayer sends the records to
+MLflow, the report draws them, and a copy travels with the checkpoints.
 """
 
 import json
@@ -11,19 +11,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-KINDS = ("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine", "result", "closed", "end")
-DURABLE = ("run", "start", "bad", "checkpoint", "result", "closed", "end")  # survive a power cut; 1.4 ms each
+RECORD_KINDS = ("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine", "result", "closed", "end")
+DURABLE_KINDS = ("run", "start", "bad", "checkpoint", "result", "closed", "end")  # survive a power cut; 1.4 ms each
 
 
-def stamped(kind: str, **fields: Any) -> dict[str, Any]:
-    """A record of something that happens now: `t` is in milliseconds since the epoch, taken once and never again."""
+def timestamped(kind: str, **fields: Any) -> dict[str, Any]:
+    """A record of an event that happens now: `t` is in milliseconds since the epoch and is never changed afterwards."""
     return {"kind": kind, "t": time.time_ns() // 1_000_000, **fields}
 
 
 class EventLog:
-    """Appends records to one file; 3.8 us a record (reference/storage.md 2.1).
+    """Appends records to one file; 3.8 us per record (reference/storage.md 2.1).
 
-    Several processes may have it open: a line is written by one call in append mode.
+    Several threads and processes of a machine may have the file open and append to it: a line is written by one call
+    in append mode. After `append` has returned, the record survives a kill of the process, and of `DURABLE_KINDS` also
+    a power cut. A kill within `append` leaves at most one torn line at the end: `read_event_log` leaves it out, and the
+    next process that opens the file cuts it off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,16 +36,16 @@ class EventLog:
         self._file = path.open("ab")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record; one that is not `stamped` yet gets its time now."""
-        assert record["kind"] in KINDS, record["kind"]
-        line = record if "t" in record else stamped(**record)
+        """Write one record; one without a time `t` gets the current time."""
+        assert record["kind"] in RECORD_KINDS, record["kind"]
+        line = record if "t" in record else timestamped(**record)
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
-        if record["kind"] in DURABLE:
+        if record["kind"] in DURABLE_KINDS:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; nothing is buffered, so a killed writer loses at most the line it was writing."""
+        """Close the file; every record has been written already."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -55,12 +58,15 @@ class EventLog:
 
 
 def read_event_log(path: Path) -> list[dict[str, Any]]:
-    """All records in order. A torn last line is left out; any other broken line raises ValueError."""
+    """All records in order, also while another process appends.
+
+    A torn last line is left out; any other line that is not JSON raises ValueError.
+    """
     lines = path.read_bytes().split(b"\n")[:-1]
-    return [_parsed(path, number, line) for number, line in enumerate(lines, start=1)]
+    return [_parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(line)
     except ValueError:
@@ -71,10 +77,10 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut what a killed writer left behind its last whole line, or the next record would be glued to it."""
+    """Cut off what a killed process left after the last complete line; the next record would continue that line."""
     if not path.exists():
         return
     with path.open("r+b") as file:
         content = file.read()
-        if not content.endswith(b"\n"):  # else leave it alone: somebody may be appending
+        if not content.endswith(b"\n"):  # else leave the file alone: another process may be appending
             file.truncate(content.rfind(b"\n") + 1)

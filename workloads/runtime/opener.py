@@ -1,15 +1,15 @@
-"""How workloads read files: through an opener, so that this package needs to know no object store."""
+"""How workloads read files: through an opener, so that this package does not depend on an object store."""
 
 import os
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 MARKER = "COMMITTED.json"  # the file that makes a folder a checkpoint, written last
-HISTORY = "records.jsonl"  # in a checkpoint: everything the run has said up to there
+HISTORY = "records.jsonl"  # in a checkpoint: the run's records up to that step
 
 
 class Opener(Protocol):
-    """What opens URIs; the orchestrator injects one for object stores."""
+    """Opens URIs; the orchestrator passes in one for object stores."""
 
     def open(self, uri: str) -> BinaryIO:
         """The file at `uri`, opened for reading bytes; raises FileNotFoundError where there is none."""
@@ -20,12 +20,12 @@ class Opener(Protocol):
         ...
 
     def join(self, root: str, path: str) -> str:
-        """The URI of `path` under `root`; a path that is absolute stays as it is."""
+        """The URI of `path` under `root`; an absolute `path` is returned unchanged."""
         ...
 
 
 class LocalFiles:
-    """Plain paths of this machine; `~` is the home folder."""
+    """Opens paths of this machine; `~` is the home folder."""
 
     def open(self, uri: str) -> BinaryIO:
         return Path(uri).expanduser().open("rb")

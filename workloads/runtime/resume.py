@@ -1,4 +1,4 @@
-"""Where a run goes on: its newest checkpoint that is whole. Knows nothing of what a checkpoint's state means."""
+"""From which checkpoint a run resumes: the newest intact one. Does not depend on what a checkpoint's state means."""
 
 from pathlib import Path
 from typing import Any
@@ -7,31 +7,32 @@ from workloads.runtime import checkpoint
 from workloads.runtime.session import Session, gather
 
 
-def newest_whole(session: Session) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """The newest checkpoint that every worker could fetch and verify, its state, and why newer ones were passed over.
+def newest_intact_checkpoint(session: Session) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The newest checkpoint that every worker could fetch and verify, its state, and why newer ones were skipped.
 
-    No checkpoint: (None, {}, []), a fresh start. Raises ValueError where there are some and none is whole: starting
-    afresh must be the user's decision.
+    Called by every worker once, before the first step; all return the same checkpoint. Without checkpoints: (None, {},
+    []), a run from the beginning. Raises ValueError where there are some and none is intact: starting again is the
+    user's decision.
     """
     names = gather(session, session.checkpoints() if session.rank == 0 else [])[0]
     damaged: list[str] = []
     for name in names:
         folder = session.fetch(name)
-        state, trouble = _read(folder)
-        troubles = [words for words in gather(session, trouble) if words]
-        if not troubles:
+        state, error = _read_state(folder)
+        errors = [message for message in gather(session, error) if message]
+        if not errors:
             return folder, state, damaged
-        damaged.append(troubles[0])
+        damaged.append(errors[0])
     if damaged:
         raise ValueError(
-            f"none of this run's {len(damaged)} checkpoints is whole, so it cannot be resumed; start it anew under "
+            f"none of this run's {len(damaged)} checkpoints is intact, so it cannot be resumed; start a new run under "
             f"another --run-id ({'; '.join(damaged)})"
         )
     return None, {}, []
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], str]:
-    """A checkpoint's state, or what is wrong with it."""
+def _read_state(folder: Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint's state and an empty string, or no state and the reason why it cannot be used."""
     try:
         return checkpoint.read_state(folder), ""
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a key and on nothing else. Knows no torch and no purpose."""
+"""Random numbers that depend on a key only. Does not depend on torch, nor on what the numbers are used for."""
 
 from hashlib import blake2b
 
@@ -11,7 +11,7 @@ def keyed_generator(*key: str | int) -> np.random.Generator:
 
 
 def keyed_seed(*key: str | int) -> int:
-    """A seed of 63 bits for this key, for generators that are not numpy's."""
+    """A seed of 63 bits for this key, for generators other than numpy's."""
     return _digest(key) >> 65
 
 

@@ -1,6 +1,6 @@
-"""Where a training run lives: which worker this is, where its reports go, when it must stop.
+"""The surroundings of a training run: which worker this is, where its records and checkpoints go, when it must stop.
 
-The loop knows only `Session`. `LocalSession` trains without Ray, for instance on a bare GPU machine.
+The loop depends on `Session` only. `LocalSession` trains without Ray, for instance on a single GPU machine.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,24 @@ from workloads.runtime.event_log import EventLog
 
 
 class Session(Protocol):
-    """The loop's surroundings. `report` and `should_stop` are called by every worker equally often."""
+    """What the loop needs of its surroundings.
+
+    Every worker calls `report` and `should_stop` equally often and in the same order: an implementation may communicate
+    with the other workers in them. Only rank 0 calls `deliver` and `checkpoints`; each worker calls `fetch` for itself.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     work_dir: Path  # this worker's scratch folder
-    attempt: int  # the how manieth time somebody works on this run
+    attempt: int  # attempt number of this run, from 1
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
-        """Hand over spool records and, if any, a finished checkpoint folder, which then belongs to the session."""
+        """Append records to the event log and publish a finished checkpoint folder, which then belongs to the session.
+
+        A session may hold records back until a later call. A kill loses records and a checkpoint that have not been
+        written yet, never half of a checkpoint: without its marker file it does not count.
+        """
         ...
 
     def deliver(self, folder: Path) -> str:
@@ -32,20 +40,20 @@ class Session(Protocol):
         ...
 
     def checkpoints(self) -> list[str]:
-        """The names of this run's committed checkpoints, the one to go on from first."""
+        """The names of this run's committed checkpoints, the one to resume from first."""
         ...
 
     def fetch(self, name: str) -> Path:
-        """A committed checkpoint as a local folder; whether it is whole is the caller's question."""
+        """A committed checkpoint as a local folder; the caller checks whether it is intact."""
         ...
 
     def should_stop(self) -> bool:
-        """Whether the run was asked to save and stop."""
+        """Whether the run was asked to save a checkpoint and stop; the same on every worker."""
         ...
 
 
 class LocalSession:
-    """A run in this process, alone: no Ray, no process group."""
+    """A run with this process as its only worker: no Ray, no process group."""
 
     rank = 0
     world_size = 1
@@ -77,7 +85,10 @@ class LocalSession:
 
 
 def gather(session: Session, value: Any) -> list[Any]:
-    """Every worker's value, by rank, on every worker (small Python objects; control flow and metrics, not tensors)."""
+    """The values of all workers, ordered by rank. Every worker calls it, and equally often.
+
+    For small Python objects that control the loop or are logged, not for tensors.
+    """
     if session.world_size == 1:
         return [value]
     values: list[Any] = [None] * session.world_size

@@ -17,7 +17,7 @@ from orchestrator.cli.app import app
 from orchestrator.runs import backfill
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import sqlite_uri
-from workloads.runtime.event_log import EventLog, stamped
+from workloads.runtime.event_log import EventLog, timestamped
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
@@ -36,8 +36,8 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _records(run_id: str, tracked: str, *, ended: bool = True, seconds_ago: float = 0.0) -> list[dict[str, Any]]:
     run = {"run_id": run_id, "experiment": "antiphon", "name": "demo", "params": {}, "tags": {"tracking": tracked}}
-    records = [stamped("run", **run), stamped("metrics", step=1, values={"cnn/loss": 0.5, "vit/loss": 0.25})]
-    records += [stamped("end", status="done", error="", mistake=False)] if ended else []
+    records = [timestamped("run", **run), timestamped("metrics", step=1, values={"cnn/loss": 0.5, "vit/loss": 0.25})]
+    records += [timestamped("end", status="done", error="", mistake=False)] if ended else []
     return [record | {"t": record["t"] - round(seconds_ago * 1000)} for record in records]
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is refused."""
+"""A checkpoint is either intact or refused."""
 
 import json
 
@@ -15,14 +15,14 @@ def saved(tmp_path):
     return checkpoint.write(tmp_path / "step", tensors=tensors, state={"step": 3})
 
 
-def test_what_was_written_comes_back(saved):
+def test_what_was_written_is_read_back(saved):
     assert checkpoint.read_state(saved) == {"step": 3}
-    back = checkpoint.read_tensors(saved, "cnn")
-    assert torch.equal(back["a"], torch.arange(6.0).view(2, 3))
-    assert torch.equal(back["b"], torch.tensor([1, 2]))
+    tensors = checkpoint.read_tensors(saved, "cnn")
+    assert torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
+    assert torch.equal(tensors["b"], torch.tensor([1, 2]))
 
 
-def test_without_its_marker_it_does_not_exist(saved):
+def test_a_folder_without_marker_is_no_checkpoint(saved):
     (saved / "COMMITTED.json").unlink()
     with pytest.raises(ValueError, match="never finished"):
         checkpoint.read_state(saved)
@@ -43,13 +43,13 @@ def test_one_wrong_byte_is_refused(saved, damage):
         checkpoint.read_state(saved)
 
 
-def test_an_existing_folder_is_never_written_over(saved):
+def test_an_existing_folder_is_never_overwritten(saved):
     with pytest.raises(FileExistsError):
         checkpoint.write(saved, tensors={}, state={})
     assert json.loads((saved / "state.json").read_text()) == {"step": 3}
 
 
-def test_digest_sees_every_bit_and_no_order():
+def test_the_digest_depends_on_every_bit_but_not_on_the_order():
     first = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3)}
     assert checkpoint.weights_digest(first) == checkpoint.weights_digest(dict(reversed(first.items())))
     flipped = {**first, "a": torch.tensor([1.0, torch.nextafter(torch.tensor(2.0), torch.tensor(3.0))])}
@@ -62,13 +62,13 @@ def test_weights_come_from_a_folder_or_a_single_file(tmp_path):
         tmp_path / "cnn", tensors={"weights": {"x": torch.ones(2)}}, state={"tags": ["dog", "rain"]}
     )
     for uri, expected in ((str(folder), ["dog", "rain"]), (str(folder / "weights.safetensors"), None)):
-        weights, known = checkpoint.read_weights(LocalFiles(), uri)
+        weights, state = checkpoint.read_weights(LocalFiles(), uri)
         assert torch.equal(weights["x"], torch.ones(2))
-        assert known.get("tags") == expected
+        assert state.get("tags") == expected
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (
             lambda folder: (folder / "COMMITTED.json").unlink(),
@@ -82,10 +82,10 @@ def test_weights_come_from_a_folder_or_a_single_file(tmp_path):
         (lambda folder: flip(folder / "state.json"), "state.json differs from its SHA-256; it was damaged or changed"),
     ],
 )
-def test_weights_of_an_unfinished_or_damaged_folder_are_refused(tmp_path, damage, told):
+def test_weights_of_an_unfinished_or_damaged_folder_are_refused(tmp_path, damage, message):
     folder = checkpoint.write(tmp_path / "cnn", tensors={"weights": {"x": torch.ones(2)}}, state={"tags": ["dog"]})
     damage(folder)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         checkpoint.read_weights(LocalFiles(), str(folder))
 
 

@@ -1,4 +1,4 @@
-"""The spool keeps every whole record, whatever happened to its writer."""
+"""The event log keeps every complete record, also when a writer is killed."""
 
 import json
 import time
@@ -9,7 +9,7 @@ import pytest
 from workloads.runtime.event_log import EventLog, read_event_log
 
 
-def test_records_come_back_in_order_with_the_time_of_their_event(tmp_path: Path) -> None:
+def test_records_are_read_back_in_order_with_the_time_of_their_event(tmp_path: Path) -> None:
     before = time.time_ns() // 1_000_000
     with EventLog(tmp_path / "new" / "events.jsonl") as event_log:
         event_log.append({"kind": "metrics", "step": 10, "values": {"cnn/loss": 0.5}})
@@ -22,13 +22,13 @@ def test_records_come_back_in_order_with_the_time_of_their_event(tmp_path: Path)
     assert before <= read_event_log(tmp_path / "new" / "events.jsonl")[0]["t"]
 
 
-def test_a_record_can_be_read_before_the_spool_is_closed(tmp_path: Path) -> None:
+def test_a_record_can_be_read_before_the_event_log_is_closed(tmp_path: Path) -> None:
     with EventLog(tmp_path / "events.jsonl") as event_log:
         event_log.append({"kind": "metrics", "step": 0, "values": {}})
         assert len(read_event_log(event_log.path)) == 1
 
 
-def test_a_torn_last_line_is_left_out_and_then_cut(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_left_out_then_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventLog(path) as event_log:
         event_log.append({"kind": "metrics", "step": 0, "values": {}})
@@ -41,8 +41,8 @@ def test_a_torn_last_line_is_left_out_and_then_cut(tmp_path: Path) -> None:
     assert [record["step"] for record in read_event_log(path)] == [0, 10]
 
 
-def test_a_broken_line_elsewhere_is_named(tmp_path: Path) -> None:
+def test_the_message_names_an_invalid_line_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(json.dumps({"kind": "end"}) + "\n\0\0\0\n" + json.dumps({"kind": "end"}) + "\n")
-    with pytest.raises(ValueError, match=r"spool\.jsonl, line 2: .*is not JSON; delete that line"):
+    with pytest.raises(ValueError, match=r"events\.jsonl, line 2: .*is not JSON; delete that line"):
         read_event_log(path)
