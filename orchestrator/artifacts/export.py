@@ -32,7 +32,7 @@ from workloads.evaluate import metrics
 from workloads.evaluate.predict import load_tagger
 from workloads.export.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
 from workloads.export.quantise import quantise
-from workloads.models.size import count
+from workloads.models.size import model_size
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 
@@ -119,7 +119,7 @@ def export_checkpoint(uri: str, wanted: Target, recipe: Recipe | None) -> dict[s
 def _write(tagger: Tagger, state: dict[str, Any], draft: Path, wanted: Target) -> dict[str, Any]:
     """The float file, checked; what travels in it and what it weighs."""
     facts = _facts(tagger, state, inside=wanted.front_end_inside)
-    size = count(
+    size = model_size(
         tagger.model, num_classes=len(tagger.tags), clip_seconds=tagger.clip_seconds, clip_rate=tagger.clip_rate
     )
     difference = export(tagger, draft, to=wanted.to, front_end_inside=wanted.front_end_inside, facts=facts)

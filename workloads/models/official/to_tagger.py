@@ -1,7 +1,8 @@
-"""A published network with names for its classes becomes a tagger of ours.
+"""Makes a tagger of a converted network and names for its classes.
 
-Its tags are sorted, as those of every data set of ours are (`clips.py`): only so can it teach a recipe and be scored on
-one with its whole head. Projects number AudioSet's classes otherwise, so the rows of the head change places.
+The tags are sorted, as those of every data set here are (`data/clips.py`): only then can the tagger teach a recipe and
+be scored on its data with the whole head. Projects order AudioSet's classes differently, so the head's rows are
+reordered.
 """
 
 from typing import Literal
@@ -9,17 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workloads.models.families import build_backbone
-from workloads.models.official.converted import Converted
+from workloads.models.official.converted import Converted, empty_backbone
 from workloads.models.tagger import Tagger, build_tagger
 
 
-def tagged(
+def to_tagger(
     converted: Converted, tags: tuple[str, ...], *, name: str, labels: Literal["single", "multi"] | None = None
 ) -> Tagger:
-    """The tagger, all of whose weights are the published ones; `tags` name its classes in their published order.
+    """The tagger, with published weights only; `tags` name its classes in their published order.
 
-    `labels` says whether a clip has one of them or any number, where the weights are not known for it.
+    `labels` overrides the labels that the weights are known to be trained with: one tag per clip, or any number.
     """
     assert len(tags) == converted.num_classes
     model, order = converted.model, sorted(range(len(tags)), key=lambda number: tags[number])
@@ -32,27 +32,27 @@ def tagged(
         clip_rate=model.front_end.rate,
         seed=0,
     )
-    tagger.load_initial(_in_order(converted.weights, tagger, torch.tensor(order)))
-    assert not tagger.started_afresh, "weights that fit were not taken whole"
+    tagger.load_initial(_reorder_classes(converted.weights, tagger, torch.tensor(order)))
+    assert not tagger.newly_initialised, "weights that fit were not all loaded"
     return tagger
 
 
-def _in_order(weights: dict[str, Tensor], tagger: Tagger, order_C: Tensor) -> dict[str, Tensor]:
+def _reorder_classes(weights: dict[str, Tensor], tagger: Tagger, order_C: Tensor) -> dict[str, Tensor]:
     """The weights with their classes in this order.
 
-    Which axes are over classes shows when one class more is asked for. An axis longer than the classes, as of MN's
-    attention, holds all of them again and again.
+    Axes over classes are those that become longer in a network with one more class. An axis longer than the number of
+    classes, as of MN's attention, repeats all classes.
     """
-    model, classes = tagger.model, len(order_C)
-    frames = model.front_end.frames or tagger.front_end.frames(tagger.clip_seconds)
-    with torch.device("meta"):  # shapes without numbers
-        wider = build_backbone(model.arch, bands=tagger.front_end.bands, frames=frames, num_classes=classes + 1)
+    num_classes = len(order_C)
+    wider = empty_backbone(
+        tagger.model.arch, bands=tagger.front_end.bands, frames=tagger.num_frames, num_classes=num_classes + 1
+    )
     wider_shapes = {name: tensor.shape for name, tensor in wider.state_dict().items()}
-    ordered = {}
+    reordered = {}
     for name, tensor in weights.items():
         for axis, (length, wider_length) in enumerate(zip(tensor.shape, wider_shapes[name], strict=True)):
             if length != wider_length:
-                again = tensor.unflatten(axis, (-1, classes)).index_select(axis + 1, order_C)
-                tensor = again.flatten(axis, axis + 1)
-        ordered[name] = tensor
-    return ordered
+                by_class = tensor.unflatten(axis, (-1, num_classes)).index_select(axis + 1, order_C)
+                tensor = by_class.flatten(axis, axis + 1)
+        reordered[name] = tensor
+    return reordered
