@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.official import keyed_state
-from workloads.export.fold import folded
+from workloads.export.fold import fold_batch_norm
 from workloads.models.catalog import CATALOG
 from workloads.models.dymn import DynamicBlock, DynamicConv, DynamicReLU
 from workloads.models.families import build_backbone
@@ -196,7 +196,7 @@ def block_run(block: nn.Module, x_BCMF: Tensor, temperature: Tensor, *, learns: 
 @pytest.mark.parametrize("name", ["mn04", "mn10"])
 def test_batch_norm_folded_into_convolutions(name, capsys):
     model = backbone(name).eval()
-    other = folded(model)
+    other = fold_batch_norm(model)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in other.modules()) == 0
     with torch.no_grad():
         torch.testing.assert_close(other(mels(name, 2)), model(mels(name, 2)), rtol=1e-3, atol=1e-5)
