@@ -1,4 +1,4 @@
-"""State dicts as EfficientAT's own code has them, drawn anew, and the logits its code gave for them."""
+"""State dicts with EfficientAT's names and shapes, randomly drawn, and the logits that its own code gave for them."""
 
 import json
 from pathlib import Path
@@ -20,11 +20,11 @@ class Case(NamedTuple):
 
 
 def case(name: str, **shapes: list[int]) -> Case:
-    """A recorded case; `shapes` replaces some, for which no logits were recorded.
+    """A recorded case; `shapes` replaces some shapes, for which no logits were recorded.
 
-    Some tensors are scaled by a recorded gain, batch norms' means and variances to what reaches them: as drawn they
-    would drown it, and the logits would tell nothing about the sound or the layers before. DyMN's dynamic kernels are
-    made larger and its choices calmer, or the network would be chaotic and rounding all that one compares.
+    Some tensors are scaled by a recorded gain. Batch norms' means and variances are scaled to their input: as drawn
+    they are much larger, and the logits would not depend on the sound or the layers before. DyMN's dynamic kernels are
+    made larger and its kernel attention more even; otherwise the network would be chaotic and amplify rounding errors.
     """
     recorded = json.loads((DATA / f"{name}.json").read_text())
     state = keyed_state(recorded["shapes"] | shapes)

@@ -1,7 +1,7 @@
-"""Weights and a waveform that anybody can draw again, to compare an official network with ours.
+"""Reproducible weights and a reproducible waveform, to compare an official network with ours.
 
-Nothing of the official projects is kept here: `tests/data/official/*.json` holds names and shapes of a state dict, the
-commit of the project it came from, and the logits its own code gave for `keyed_state` and `waveform`.
+No code or weights of the official projects are here: `tests/data/official/*.json` holds names and shapes of a state
+dict, the commit of the project it came from, and the logits its own code gave for `keyed_state` and `waveform`.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def keyed_state(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """A state dict whose every tensor depends on its name and shape only; as large as trained weights usually are."""
+    """A state dict whose tensors depend on their names and shapes only; of the usual scale of trained weights."""
     return {name: _draw(name, tuple(shape)) for name, shape in shapes.items()}
 
 
@@ -24,7 +24,7 @@ def waveform(seconds: float, rate: int) -> Tensor:
     for number, generator in enumerate((_generator("first clip"), _generator("second clip"))):
         glide = np.sin(2 * np.pi * (200 + 300 * number + 150 * time) * time)
         clicks = (np.mod(time, 0.5 + 0.25 * number) < 0.01) * 0.5
-        # drawn per millisecond, so that the same noise is heard at any rate
+        # drawn per millisecond, so that the noise is the same at any rate
         noise = np.repeat(generator.standard_normal(math.ceil(seconds * 1000)), rate // 1000)[: len(time)]
         clips.append(0.4 * glide + clicks + 0.05 * noise)
     return torch.from_numpy(np.stack(clips)).float().clamp(-1, 1)

@@ -74,14 +74,14 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
     """The `top` most likely tags of each file with probabilities; files that could not be heard, with reasons."""
     from workloads.data.decode import BrokenClip
     from workloads.evaluate.predict import load_tagger, tag_file
-    from workloads.export.fold import folded
+    from workloads.export.fold import fold_batch_norm
 
     if top < 1:
         raise ValueError(f"--top {top}: must be 1 or more")
     opener = object_store.FsspecFiles()
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
-    tagger, heard, broken = folded(tagger), {}, {}
+    tagger, heard, broken = fold_batch_norm(tagger), {}, {}
     for name in files:
         try:
             with opener.open(name) as file:

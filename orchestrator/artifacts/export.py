@@ -30,9 +30,18 @@ from workloads.data.clips import Clip
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
 from workloads.evaluate.predict import load_tagger
-from workloads.export.export import FORMATS, Format, Runs, export, longest, open_file, some_sound, takes_any_length
+from workloads.export.export import (
+    FORMATS,
+    Format,
+    Forward,
+    example_input,
+    export,
+    max_length,
+    open_file,
+    takes_any_length,
+)
 from workloads.export.quantise import quantise
-from workloads.models.size import count
+from workloads.models.size import model_size
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 
@@ -103,8 +112,8 @@ def export_checkpoint(uri: str, wanted: Target, recipe: Recipe | None) -> dict[s
     with tempfile.TemporaryDirectory(dir=wanted.path.parent, prefix=".export-") as scratch:
         drafts = {path: Path(scratch) / path.name for path in wanted.paths}
         told = _write(tagger, state, drafts[wanted.path], wanted)
-        heard = some_sound(tagger, clips=1, front_end_inside=wanted.front_end_inside)
-        hearing: dict[str, Runs] = {"file": open_file(drafts[wanted.path], wanted.to)}
+        heard = example_input(tagger, num_clips=1, front_end_inside=wanted.front_end_inside)
+        hearing: dict[str, Forward] = {"file": open_file(drafts[wanted.path], wanted.to)}
         if recipe and prepared:
             int8 = _quantised(tagger, prepared, drafts[wanted.path], drafts[wanted.int8_path])
             told["int8"] = int8 | {"recipe": recipe.name, "file": wanted.int8_path.name}
@@ -119,10 +128,10 @@ def export_checkpoint(uri: str, wanted: Target, recipe: Recipe | None) -> dict[s
 def _write(tagger: Tagger, state: dict[str, Any], draft: Path, wanted: Target) -> dict[str, Any]:
     """The float file, checked; what travels in it and what it weighs."""
     facts = _facts(tagger, state, inside=wanted.front_end_inside)
-    size = count(
+    size = model_size(
         tagger.model, num_classes=len(tagger.tags), clip_seconds=tagger.clip_seconds, clip_rate=tagger.clip_rate
     )
-    difference = export(tagger, draft, to=wanted.to, front_end_inside=wanted.front_end_inside, facts=facts)
+    difference = export(tagger, draft, to=wanted.to, front_end_inside=wanted.front_end_inside, metadata=facts)
     return {
         "file": wanted.path.name,
         "to": wanted.to,
@@ -156,7 +165,7 @@ def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, 
         "labels": tagger.labels,
         "rate": tagger.clip_rate,
         "clip_seconds": tagger.clip_seconds,
-        "input": goes_in | {"longest": longest(tagger, front_end_inside=inside)},  # named axes may have any length
+        "input": goes_in | {"longest": max_length(tagger, front_end_inside=inside)},  # named axes may have any length
         "weights_sha256": checkpoint.weights_digest(tagger.state_dict()),
         **{key: state[key] for key in ("origin", "first_weights") if key in state},
         "antiphon": version("antiphon"),
@@ -197,7 +206,7 @@ def _mels(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Iter
             yield tagger.front_end(shard.x_BT).numpy()
 
 
-def _latencies(tagger: Tagger, heard: torch.Tensor, hearing: dict[str, Runs], *, inside: bool) -> dict[str, float]:
+def _latencies(tagger: Tagger, heard: torch.Tensor, hearing: dict[str, Forward], *, inside: bool) -> dict[str, float]:
     """Median milliseconds a clip on one thread, of PyTorch and of each file, taken in turns in this process."""
     forward = torch.no_grad()(tagger.tag if inside else tagger)
     tries: dict[str, Callable[[], object]] = {"pytorch": lambda: forward(heard)}

@@ -26,8 +26,8 @@ from orchestrator.storage import object_store
 from workloads.config.recipe import MODEL_NAME
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
-from workloads.models.official.projects import converter, published_by
-from workloads.models.official.tagged import tagged
+from workloads.models.official.projects import converter, source_of
+from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 
@@ -55,14 +55,14 @@ def import_weights(
     not fit `family`, for tags of another number, and where `out` exists.
     """
     told = None if labels is None else _checked_labels(labels)
-    source = published_by(family)
+    source = source_of(family)
     base = file.rstrip("/").rsplit("/", 1)[-1]
     name = _checked_name(name, base, family)
     _require_new(out)
     data = _read(file, "weights")
     state = _state_dict(_load(data, file), file)
     converted = _convert(state, base, family, strides)
-    tagger = tagged(converted, _tags(converted.num_classes, tags), name=name, labels=told)
+    tagger = to_tagger(converted, _tags(converted.num_classes, tags), name=name, labels=told)
     origin = {
         "project": source.project,
         "family": family,
@@ -175,7 +175,7 @@ def _convert(state: dict[str, Tensor], base: str, family: str, strides: str | No
     told = None
     if family in STRIDED:
         told = _strides(strides)
-        efficientat.require_told(base, told)
+        efficientat.check_file_name(base, told)
     elif strides:
         raise ValueError(f"--strides {strides}: for {' and '.join(STRIDED)} only, not for {family}")
     try:
@@ -190,7 +190,7 @@ def _convert(state: dict[str, Tensor], base: str, family: str, strides: str | No
 
 def _strides(said: str | None) -> efficientat.Strides:
     if said is None:
-        return efficientat.USUAL
+        return efficientat.DEFAULT_STRIDES
     if not re.fullmatch("[12]{4}", said):
         raise ValueError(f"--strides {said!r}: must be four times 1 or 2, such as 2221")
     first, second, third, fourth = (int(stride) for stride in said)

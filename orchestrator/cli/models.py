@@ -32,14 +32,14 @@ def models(
     chosen = {name: model for name, model in CATALOG.items() if name.startswith(only)}
     if not chosen:
         raise ValueError(f"--only {only!r}: no published model begins so; they are {', '.join(CATALOG)}")
-    from workloads.models.size import count, seconds_per_clip
+    from workloads.models.size import model_size, seconds_per_clip
 
     rows: list[dict[str, Any]] = []
     with Console(stderr=True).status("counting") as status:
         for name, model in chosen.items():
             status.update(f"counting {name}")
             shape: dict[str, Any] = {"num_classes": CLASSES, "clip_seconds": SECONDS, "clip_rate": model.front_end.rate}
-            size = count(model, **shape)
+            size = model_size(model, **shape)
             row = {"name": name, "family": model.arch.family, "params": size.params, "macs": size.macs}
             row["front_end"] = model.front_end.kind
             if latency:

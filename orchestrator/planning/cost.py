@@ -10,7 +10,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.clips import split
 from workloads.data.manifest import read_dataset
 from workloads.distill.schedule import Phase
-from workloads.models.size import Size, count
+from workloads.models.size import Size, model_size
 from workloads.runtime.opener import Opener
 
 HEADER_BYTES = 128  # of a .npy file with one axis
@@ -94,7 +94,7 @@ def count_clips(recipe: Recipe, files: Opener, *, clips: int | None, tags: int |
 def model_sizes(recipe: Recipe, *, tags: int) -> dict[str, Size]:
     """How large each model of the recipe is when it tells so many tags apart."""
     return {
-        name: count(model, num_classes=tags, clip_seconds=recipe.data.clip_seconds, clip_rate=recipe.rate)
+        name: model_size(model, num_classes=tags, clip_seconds=recipe.data.clip_seconds, clip_rate=recipe.rate)
         for name, model in recipe.models.items()
     }
 

@@ -68,7 +68,7 @@ def second_objective(search: Search, recipe: Recipe, num_tags: int) -> float | N
     """The second objective of what was learned: multiply-adds, or milliseconds, per clip; the sum over the models."""
     if not search.second:
         return None
-    from workloads.models.size import count, seconds_per_clip
+    from workloads.models.size import model_size, seconds_per_clip
 
     total = 0.0
     for name in judged_models(search, recipe):
@@ -78,7 +78,7 @@ def second_objective(search: Search, recipe: Recipe, num_tags: int) -> float | N
             "clip_rate": recipe.rate,
         }
         model = recipe.models[name]
-        total += count(model, **shape).macs if search.second == "macs" else 1000 * seconds_per_clip(model, **shape)
+        total += model_size(model, **shape).macs if search.second == "macs" else 1000 * seconds_per_clip(model, **shape)
     return total
 
 

@@ -41,11 +41,12 @@ class ServedTagger(PythonModel):
         """Probabilities of float32 waveforms (B, T) at the tagger's rate: one row a waveform, one column a tag."""
         import torch
 
+        from workloads.models.probabilities import probabilities
+
         x_BT = torch.tensor(np.asarray(model_input, dtype=np.float32))
         with torch.no_grad():
             logits_BC = self.tagger.tag(x_BT)
-        probabilities_BC = logits_BC.softmax(1) if self.tagger.labels == "single" else logits_BC.sigmoid()
-        return pd.DataFrame(probabilities_BC.numpy(), columns=list(self.tagger.tags))
+        return pd.DataFrame(probabilities(logits_BC, self.tagger.labels).numpy(), columns=list(self.tagger.tags))
 
 
 def _fetch(uri: str, folder: Path) -> Path:

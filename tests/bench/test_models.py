@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.official import keyed_state
-from workloads.export.fold import folded
+from workloads.export.fold import fold_batch_norm
 from workloads.models.catalog import CATALOG
 from workloads.models.dymn import DynamicBlock, DynamicConv, DynamicReLU
 from workloads.models.families import build_backbone
@@ -36,7 +36,7 @@ class PlainConv(DynamicConv):
     """EfficientAT's form: one grouped convolution, the batch folded into its groups, pointwise ones too."""
 
     def forward(self, x_BCMF: Tensor, h_BH: Tensor, temperature: Tensor) -> Tensor:
-        share_BK = (self.choice(h_BH) / temperature).softmax(dim=1)
+        share_BK = (self.kernel_attention(h_BH) / temperature).softmax(dim=1)
         kernels = (share_BK @ self.weight.flatten(1)).view(-1, *self.weight.shape[2:])
         folded = x_BCMF.reshape(1, -1, *x_BCMF.shape[2:])
         groups = len(x_BCMF) * (x_BCMF.shape[1] if self.depthwise else 1)
@@ -48,7 +48,7 @@ class PlainReLU(DynamicReLU):
     """The definition, word for word."""
 
     def forward(self, x_BCMF: Tensor, h_BH: Tensor) -> Tensor:
-        theta = (2 * self.lines(h_BH).sigmoid() - 1).view(*x_BCMF.shape[:2], 4, 1, 1)
+        theta = (2 * self.coefficients(h_BH).sigmoid() - 1).view(*x_BCMF.shape[:2], 4, 1, 1)
         return torch.maximum(
             (theta[:, :, 0] + 1) * x_BCMF + theta[:, :, 2] * 0.5, theta[:, :, 1] * x_BCMF + theta[:, :, 3] * 0.5
         )
@@ -196,7 +196,7 @@ def block_run(block: nn.Module, x_BCMF: Tensor, temperature: Tensor, *, learns: 
 @pytest.mark.parametrize("name", ["mn04", "mn10"])
 def test_batch_norm_folded_into_convolutions(name, capsys):
     model = backbone(name).eval()
-    other = folded(model)
+    other = fold_batch_norm(model)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in other.modules()) == 0
     with torch.no_grad():
         torch.testing.assert_close(other(mels(name, 2)), model(mels(name, 2)), rtol=1e-3, atol=1e-5)

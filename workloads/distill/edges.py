@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workloads.config.recipe import Edge
+from workloads.models.probabilities import probabilities
 
 
 def label_loss(logits_BC: Tensor, y_BC: Tensor, *, labels: str, smoothing: float = 0.0) -> Tensor:
@@ -64,8 +65,7 @@ def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, labels: str) 
     The paper pauses the model that leads; here its labels go on and only the lagging peer's term is switched off,
     because budgets are fixed when the run starts.
     """
-    act = (lambda z: z.float().softmax(1)) if labels == "single" else (lambda z: z.float().sigmoid())
-    leader, lagging = act(student_BC), act(teacher_BC)
+    leader, lagging = probabilities(student_BC.float(), labels), probabilities(teacher_BC.float(), labels)
     known = ~y_BC.isnan()
     leader, lagging, y_BC = leader * known, lagging * known, y_BC.nan_to_num()
     gap = (lagging - leader).abs().sum(1)

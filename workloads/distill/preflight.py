@@ -3,7 +3,7 @@
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import PreparedData, prepare
 from workloads.models.compiling import require_compiler
-from workloads.models.initial_weights import build_initial_tagger, require_ready
+from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach
 from workloads.runtime.opener import Opener
 from workloads.runtime.session import Session, gather
 
@@ -25,9 +25,9 @@ def prepare_run(
         fingerprint = prepared.dataset.fingerprint()
         for name in recipe.models:
             tagger = build_initial_tagger(recipe, name, tags=prepared.dataset.tags, files=files)
-            afresh[name] = tagger.started_afresh
+            afresh[name] = tagger.newly_initialised
             if not own_steps[name]:
-                require_ready(tagger, name)
+                require_ready_to_teach(tagger, name)
     except ValueError as error:
         mistake = str(error)
     answers = gather(session, (mistake, fingerprint))

@@ -53,7 +53,7 @@ def deliver_models(
             if trained.own_step:
                 state |= _learned(recipe, prepared, tagger) | {part: row[part] for part in ("val", "test")}
             else:
-                state = tagger.began_as | state  # it is what it was, and learned from none of these clips
+                state = tagger.initial_checkpoint | state  # it is what it was, and learned from none of these clips
             folder = checkpoint.write(
                 session.work_dir / "models" / name, tensors={"weights": tagger.state_dict()}, state=state
             )
@@ -84,7 +84,7 @@ def _learned(recipe: Recipe, prepared: PreparedData, tagger: Tagger) -> dict[str
         "test_fold": recipe.data.test_fold,
         "clips": {part: len(getattr(prepared.splits, part)) for part in ("train", "val", "test")},
     }
-    first = tagger.began_as.get("origin") or tagger.began_as.get("first_weights")
+    first = tagger.initial_checkpoint.get("origin") or tagger.initial_checkpoint.get("first_weights")
     return {"recipe": recipe.name, "data": data} | ({"first_weights": first} if first else {})
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from workloads.models.probabilities import probabilities
+
 ECE_BINS = 15
 AUC_EDGE = 1e-6  # d' of a perfect AUC is infinite, which no log can hold: 6.72 is the most we report
 
@@ -75,10 +77,10 @@ def teacher_entropy(z_NC: Tensor, temperature: float, labels: str) -> float:
     """Mean entropy in nats of what a teacher says at a temperature: of a clip (single) or of a clip's tag (multi)."""
     _check(labels)
     z_NC = z_NC.detach().double() / temperature
+    p_NC = probabilities(z_NC, labels)
     if labels == "single":
-        p_NC = z_NC.softmax(1)
         return -torch.xlogy(p_NC, p_NC).sum(1).mean().item()
-    return F.binary_cross_entropy_with_logits(z_NC, z_NC.sigmoid()).item()
+    return F.binary_cross_entropy_with_logits(z_NC, p_NC).item()
 
 
 def _score_single(logits_NC: Tensor, tag_N: Tensor) -> dict[str, float]:

@@ -13,6 +13,7 @@ from workloads.data.clips import Clip
 from workloads.data.decode import decode, fit, resample
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
+from workloads.models.probabilities import probabilities
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session, gather
@@ -93,8 +94,7 @@ def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int)
     windows_BT = torch.stack([fit(x_T[start:], length) for start in (*range(0, last, length), last)])
     with torch.no_grad():
         logits_BC = tagger.tag(windows_BT)
-    probabilities = logits_BC.softmax(1) if state["labels"] == "single" else logits_BC.sigmoid()
-    mean_C = probabilities.mean(0)
+    mean_C = probabilities(logits_BC, state["labels"]).mean(0)
     best = mean_C.topk(min(top, len(mean_C)))
     return [
         (state["tags"][index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -1,12 +1,13 @@
 """AST: the Audio Spectrogram Transformer, a distilled DeiT over overlapping patches (reference/cmkd.md section 2.1).
 
-Blocks and tokens are timm's; AST's own are the stride of the patches and a head that reads the mean of the class and
-the distillation token. Knows no front end and no training.
+Blocks and tokens are timm's; AST adds the stride of the patches and a head that reads the mean of the class and the
+distillation token. Does not depend on front ends or training.
 
-Axes: B clips, M mel bands, F frames, C tags, N tokens, D features.
+Axes: B clips, M mel bands, F frames, C tags, L tokens, D features, P steps in time.
 """
 
 from functools import partial
+from typing import Literal
 
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -15,27 +16,31 @@ from torch import Tensor, nn
 from workloads.config.architectures import AST
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
-from workloads.models.patches import GRID, StridedPatches, along_time, of_images, require_room
+from workloads.models.patches import GRID, StridedPatches, adapt_patches, mean_over_mel, require_patch_fits
 
 PATCH, DEPTH = 16, 12
-SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # DeiT's: dimension, heads
+SIZES: dict[Literal["tiny", "small", "base"], tuple[int, int]] = {  # DeiT's: dimension, heads
+    "tiny": (192, 3),
+    "small": (384, 6),
+    "base": (768, 12),
+}
 HEAD = ("mlp_head.1.weight", "mlp_head.1.bias", "mlp_head.0.weight", "mlp_head.0.bias")
 IMAGE_HEADS = ("head.", "head_dist.")
 
 
 class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ignore[misc]  # our forward takes no attention mask
-    """mel_BMF (normalised, of the size it was built for) to logits_BC; `grid` as in `vit.py`."""
+    """mel_BMF (normalised, of the size the network was built for) to logits_BC; `grid` as in `vit.py`."""
 
     grid: Tensor
 
     def __init__(self, arch: AST, *, bands: int, frames: int, num_classes: int) -> None:
-        require_room(PATCH, bands=bands, frames=frames)
+        require_patch_fits(PATCH, bands=bands, frames=frames)
         dim, heads = SIZES[arch.size]
         super().__init__(
             img_size=(bands, frames),
             patch_size=PATCH,
             in_chans=1,
-            num_classes=0,  # DeiT's two heads; AST has one over both tokens
+            num_classes=0,  # DeiT has two heads; AST has one over both tokens
             embed_dim=dim,
             depth=DEPTH,
             num_heads=heads,
@@ -48,9 +53,9 @@ class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ign
         self.register_buffer(GRID, torch.tensor(self.patch_embed.grid_size, dtype=torch.float32))
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
-        tokens_BND = self.forward_features(mel_BMF)
-        embedding_BD = tokens_BND[:, :2].mean(1)
-        sequence_BPD = along_time(tokens_BND[:, 2:], self.patch_embed.grid_size)
+        tokens_BLD = self.forward_features(mel_BMF)
+        embedding_BD = tokens_BLD[:, :2].mean(1)
+        sequence_BPD = mean_over_mel(tokens_BLD[:, 2:], self.patch_embed.grid_size)
         return Outputs(self.mlp_head(embedding_BD), embedding_BD, sequence_BPD)
 
 
@@ -62,13 +67,13 @@ def build(arch: AST, *, bands: int, frames: int, num_classes: int) -> Spectrogra
 def adapt_weights(
     state: dict[str, Tensor], model: SpectrogramTransformer, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Fit timm's distilled DeiT (ImageNet) or a state dict of ours, of any clip length, to the model.
+    """Fit timm's distilled DeiT (ImageNet) or one of our own state dicts, of any clip length, to the model.
 
-    DeiT's two heads go; ours goes when it tells another number of classes apart. Returns what to load and the names
-    dropped. Anything else that does not fit is a ValueError naming it.
+    DeiT's two heads are dropped; our head is dropped when its number of classes differs. Returns what to load and the
+    names dropped. Anything else that does not fit is a ValueError naming it.
     """
-    foreign = tuple(name for name in state if name.startswith(IMAGE_HEADS))
-    weights = of_images(state, model.patch_embed.grid_size, special=2, keep=2)
-    weights = {name: tensor for name, tensor in weights.items() if name not in foreign} | {GRID: model.grid}
+    image_heads = tuple(name for name in state if name.startswith(IMAGE_HEADS))
+    weights = adapt_patches(state, model.patch_embed.grid_size, num_special=2, num_kept=2)
+    weights = {name: tensor for name, tensor in weights.items() if name not in image_heads} | {GRID: model.grid}
     weights, dropped = fit_head(weights, model, head=HEAD, other_classes=other_classes)
-    return weights, (*foreign, *dropped)
+    return weights, (*image_heads, *dropped)

@@ -1,4 +1,4 @@
-"""What every family's network is to the rest: a normalised log-mel goes in, three things come out.
+"""The interface of every family's network: a normalised log-mel in; logits, an embedding and a sequence out.
 
 Axes: B clips, M mel bands, F frames, D features, P steps in time, C tags.
 """
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 
 class Outputs(NamedTuple):
-    """What a network makes of clips: one logit per tag, one vector per clip, and one vector per step in time."""
+    """A network's outputs for a batch: one logit per tag, one vector per clip, and one vector per step in time."""
 
     logits_BC: Tensor
-    embedding_BD: Tensor  # what the head reads: fit for a linear probe
+    embedding_BD: Tensor  # the input of the head, suitable for a linear probe
     sequence_BPD: Tensor  # the deepest map that still has time, for temporal distillation (reference/tkd.md section 3)
 
 
 class Backbone(nn.Module, ABC):
-    """A family's network; `outputs` is the one thing it must define."""
+    """A family's network; subclasses define `outputs` only."""
 
     @abstractmethod
     def outputs(self, mel_BMF: Tensor) -> Outputs:
-        """Everything at once, from one pass over a normalised mel_BMF."""
+        """All outputs, from one pass over a normalised mel_BMF."""
 
     def forward(self, mel_BMF: Tensor) -> Tensor:
         """Logits_BC of a normalised mel_BMF."""

@@ -1,13 +1,13 @@
-"""The published models by name: what each is, and the front end it was published with. Imports nothing heavy."""
+"""The published models by name: architecture, and the front end each was published with. Imports nothing heavy."""
 
 from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, OnDevice
 from workloads.config.recipe import FrontEnd, Model
 
-SECONDS, CLASSES = 10.0, 527  # AudioSet's clips and tags, for which published sizes are given
+SECONDS, CLASSES = 10.0, 527  # of AudioSet's clips and tags, for which published sizes are given
 MN_WIDTHS = (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 3.0, 4.0)
 
 _efficientat, _ced, _kaldi = FrontEnd(kind="efficientat128"), FrontEnd(kind="ced64"), FrontEnd(kind="kaldi128")
-_ast, _small = FrontEnd(kind="kaldi128", frames=1024), FrontEnd(kind="logmel40")
+_ast, _ondevice = FrontEnd(kind="kaldi128", frames=1024), FrontEnd(kind="logmel40")
 
 CATALOG: dict[str, Model] = {
     **{
@@ -27,9 +27,9 @@ CATALOG: dict[str, Model] = {
     "ced_mini": Model(arch=CED(family="ced", size="mini"), front_end=_ced),
     "ced_small": Model(arch=CED(family="ced", size="small"), front_end=_ced),
     "ced_base": Model(arch=CED(family="ced", size="base"), front_end=_ced),
-    "lstm_p": Model(arch=OnDevice(family="ondevice", variant="lstm_p"), front_end=_small),
-    "tc_resnet": Model(arch=OnDevice(family="ondevice", variant="tc_resnet"), front_end=_small),
-    "crnn": Model(arch=OnDevice(family="ondevice", variant="crnn"), front_end=_small),
-    "att_rnn": Model(arch=OnDevice(family="ondevice", variant="att_rnn"), front_end=_small),
-    "mhatt_rnn": Model(arch=OnDevice(family="ondevice", variant="mhatt_rnn"), front_end=_small),
+    "lstm_p": Model(arch=OnDevice(family="ondevice", variant="lstm_p"), front_end=_ondevice),
+    "tc_resnet": Model(arch=OnDevice(family="ondevice", variant="tc_resnet"), front_end=_ondevice),
+    "crnn": Model(arch=OnDevice(family="ondevice", variant="crnn"), front_end=_ondevice),
+    "att_rnn": Model(arch=OnDevice(family="ondevice", variant="att_rnn"), front_end=_ondevice),
+    "mhatt_rnn": Model(arch=OnDevice(family="ondevice", variant="mhatt_rnn"), front_end=_ondevice),
 }

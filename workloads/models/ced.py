@@ -1,14 +1,15 @@
 """CED: a plain ViT over few, large mel bands, for clips of any length (reference/ced.md section 6).
 
-What makes it CED is written here: batch norm over the mel bands instead of a data set's mean, a position for time and
-one for frequency that are added, the mean over all patches, and windows for what is longer than it was built for.
-Blocks are timm's. Knows no front end and no training.
+What is specific to CED is written here: batch norm over the mel bands instead of a data set's mean, positional
+embeddings of time and of frequency that are added, the mean over all patches, and windows for clips longer than its
+positions. Blocks are timm's. Does not depend on front ends or training.
 
-Axes: B clips, M mel bands, F frames, C tags; patches are (R rows of the mel axis, T columns of time), D features.
+Axes: B clips, M mel bands, F frames, C tags, L tokens, D features, P steps in time; patches lie in R rows (mel) and
+S columns (time).
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import trunc_normal_
@@ -19,12 +20,17 @@ from torch.nn import functional as F
 from workloads.config.architectures import CED
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
-from workloads.models.patches import along_time, require_room
+from workloads.models.patches import mean_over_mel, require_patch_fits
 
 PATCH, DEPTH = 16, 12
-WINDOW = 1012  # frames that the positions reach over: 10 s and a little
-SIZES = {"tiny": (192, 3), "mini": (256, 4), "small": (384, 6), "base": (768, 12)}  # dimension, heads
-PUBLISHED = {  # how names in the published files begin -> how ours do
+WINDOW = 1012  # frames that the positions cover: slightly more than 10 s
+SIZES: dict[Literal["tiny", "mini", "small", "base"], tuple[int, int]] = {  # dimension, heads
+    "tiny": (192, 3),
+    "mini": (256, 4),
+    "small": (384, 6),
+    "base": (768, 12),
+}
+PUBLISHED_PREFIXES = {  # prefix of a name in the published files -> in ours
     "init_bn.1.": "norm_mel.",
     "patch_embed.proj.": "patches.",
     "time_pos_embed": "time",
@@ -35,9 +41,9 @@ HEAD = ("head.1.weight", "head.1.bias", "head.0.weight", "head.0.bias")
 
 
 class ConsistentTransformer(Backbone):
-    """mel_BMF (in decibels, any length) to logits_BC; clips longer than a window are heard window by window.
+    """mel_BMF (in decibels, any length) to logits_BC; clips longer than a window are processed window by window.
 
-    The last window is filled up with zeros behind the batch norm; logits and embeddings are averaged over the windows.
+    The last window is padded with zeros after the batch norm; logits and embeddings are averaged over the windows.
     """
 
     def __init__(self, arch: CED, *, bands: int, num_classes: int) -> None:
@@ -68,25 +74,26 @@ class ConsistentTransformer(Backbone):
         num_windows = max(1, -(-frames // WINDOW))
         if num_windows == 1:
             return self._window(mel_BMF)
-        filled_BMF = F.pad(mel_BMF, (0, num_windows * WINDOW - frames))
-        heard = self._window(torch.cat(filled_BMF.split(WINDOW, dim=2)))
-        logits_WBC, embedding_WBD, sequence_WBPD = (part.unflatten(0, (num_windows, -1)) for part in heard)
-        sequence_BPD = torch.cat(sequence_WBPD.unbind(0), dim=1)
+        padded_BMF = F.pad(mel_BMF, (0, num_windows * WINDOW - frames))
+        stacked = self._window(torch.cat(padded_BMF.split(WINDOW, dim=2)))
+        # the windows first: (num_windows, B, ...)
+        logits, embedding, sequence = (part.unflatten(0, (num_windows, -1)) for part in stacked)
+        sequence_BPD = torch.cat(sequence.unbind(0), dim=1)
         steps = (num_windows - 1) * self.time.shape[3] + -(-(frames - (num_windows - 1) * WINDOW) // PATCH)
-        return Outputs(logits_WBC.mean(0), embedding_WBD.mean(0), sequence_BPD[:, :steps])
+        return Outputs(logits.mean(0), embedding.mean(0), sequence_BPD[:, :steps])
 
     def _window(self, mel_BMF: Tensor) -> Outputs:
-        """At most one window of batch-normalised spectra; what does not fill a patch at its end is left out."""
-        x_BDRT = self.patches(mel_BMF.unsqueeze(1))
-        x_BDRT = x_BDRT + self._first_positions(x_BDRT.shape[3]) + self.bands
-        tokens_BND = self.norm(self.blocks(self.drop(x_BDRT.flatten(2).transpose(1, 2))))
-        embedding_BD = tokens_BND.mean(1)
-        return Outputs(self.head(embedding_BD), embedding_BD, along_time(tokens_BND, tuple(x_BDRT.shape[2:])))
+        """Outputs of at most one window of batch-normalised spectra; an incomplete patch at its end is left out."""
+        x_BDRS = self.patches(mel_BMF.unsqueeze(1))
+        x_BDRS = x_BDRS + self._first_positions(x_BDRS.shape[3]) + self.bands
+        tokens_BLD = self.norm(self.blocks(self.drop(x_BDRS.flatten(2).transpose(1, 2))))
+        embedding_BD = tokens_BLD.mean(1)
+        return Outputs(self.head(embedding_BD), embedding_BD, mean_over_mel(tokens_BLD, tuple(x_BDRS.shape[2:])))
 
     def _first_positions(self, columns: int) -> Tensor:
-        """As many positions of time as there are columns; picked one by one in an exported file.
+        """The time positions of the first `columns` columns; selected by index in an exported file.
 
-        torch.export takes it for a rule that a slice is shorter than the whole, and refuses a full window.
+        torch.export would infer from a slice that it is shorter than the whole, and refuse a full window.
         """
         if torch.compiler.is_exporting():
             return self.time.index_select(3, torch.arange(columns, device=self.time.device))
@@ -94,24 +101,25 @@ class ConsistentTransformer(Backbone):
 
 
 def build(arch: CED, *, bands: int, frames: int, num_classes: int) -> ConsistentTransformer:
-    """Build CED for `bands`; ValueError where a patch does not fit. It takes any number of frames from 16 on."""
-    require_room(PATCH, bands=bands, frames=frames)
+    """Build CED for `bands`; ValueError where a patch does not fit. It takes 16 frames or more."""
+    require_patch_fits(PATCH, bands=bands, frames=frames)
     return ConsistentTransformer(arch, bands=bands, num_classes=num_classes)
 
 
 def adapt_weights(
     state: dict[str, Tensor], model: ConsistentTransformer, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take a state dict in our own key names or the published ones, as of weights that were trained without labels.
+    """Fit a state dict in our own key names or the published ones, such as weights that were trained without labels.
 
-    The head is dropped when it tells other classes apart.
+    The head is dropped when its classes differ.
     """
     weights = {our_name(name): tensor for name, tensor in state.items()}
     return fit_head(weights, model, head=HEAD, other_classes=other_classes)
 
 
 def our_name(name: str) -> str:
-    """The name of a published file's tensor here."""
+    """Our name of a tensor in a published file."""
     return next(
-        (ours + name.removeprefix(theirs) for theirs, ours in PUBLISHED.items() if name.startswith(theirs)), name
+        (ours + name.removeprefix(theirs) for theirs, ours in PUBLISHED_PREFIXES.items() if name.startswith(theirs)),
+        name,
     )

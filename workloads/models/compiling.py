@@ -1,15 +1,15 @@
-"""Whether torch.compile works where a run lives. Knows no model."""
+"""Checks whether torch.compile works on the machine of a run. Does not depend on any model."""
 
 import torch
 
 
 def require_compiler(device: torch.device) -> None:
-    """Compile the smallest function there is; ValueError, with torch's own reason, where that fails."""
+    """Compile a trivial function on `device`; ValueError, with torch's own reason, where that fails."""
     torch.compiler.reset()
     try:
         with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
             torch.compile(torch.sin)(torch.ones(2, device=device))
-    except Exception as error:  # every backend has its own
+    except Exception as error:  # every backend raises its own type
         reason = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())[:200]
         raise ValueError(
             f"train.compile = True: torch cannot compile on {device.type} here ({reason}); install a C++ compiler "

@@ -1,10 +1,10 @@
-"""DyMN: MobileNetV3-Large whose blocks choose their weights clip by clip (reference/efficientat.md section 2).
+"""DyMN: MobileNetV3-Large whose blocks compute their weights for each clip (reference/efficientat.md section 2).
 
-Every block looks at its input once (`Context`); from that it mixes the kernels of its convolutions, bends its
-activation and gates frequency and time. Knows no front end and no training, but for `set_progress`, which cools the
-choice of kernels down from "all of them a little" to "one of them".
+Every block summarises its input once (`Context`); from that summary it mixes the kernels of its convolutions, sets the
+coefficients of its activation and gates frequency and time. Does not depend on front ends or training, except for
+`set_progress`, which lowers the temperature of the kernel attention: from nearly even weights towards one kernel.
 
-Axes: B clips, M mel bands, F frames, C channels (or tags, in logits_BC), H context, K kernels.
+Axes: B clips, M mel bands, F frames, D features or channels, C tags, Z kernels.
 """
 
 import itertools
@@ -23,15 +23,15 @@ from workloads.models.fit import fit_head
 from workloads.models.mn import block_rows, channels
 
 HEAD = ("classifier.3.weight", "classifier.3.bias")
-KERNELS = 4
-PIECES = 2  # of the bent activation
+NUM_KERNELS = 4
+NUM_LINES = 2  # whose maximum is the dynamic ReLU
 
 
 class DynamicConv(nn.Module):
-    """A convolution whose kernel is a mixture of `KERNELS`, weighed for every clip by softmax(Linear(h) / temperature).
+    """A convolution with a kernel for each clip: `NUM_KERNELS` mixed by softmax(Linear(h) / temperature).
 
-    Pointwise ones are a batched matrix product, depthwise ones one convolution with the batch folded into its groups:
-    equal to a convolution for each clip of its own.
+    Pointwise convolutions are a batched matrix product, depthwise ones a single convolution with the batch folded into
+    its groups; both equal a separate convolution for each clip.
     """
 
     def __init__(self, inputs: int, outputs: int, *, context: int, kernel: int = 1, stride: int = 1) -> None:
@@ -40,87 +40,88 @@ class DynamicConv(nn.Module):
         assert not self.depthwise or inputs == outputs
         self.kernel, self.stride, self.outputs = kernel, stride, outputs
         shape = (outputs, 1 if self.depthwise else inputs, kernel, kernel)
-        self.weight = nn.Parameter(torch.empty(KERNELS, *shape))
-        self.choice = nn.Linear(context, KERNELS)
-        for single in self.weight:
-            nn.init.kaiming_normal_(single, mode="fan_out")
+        self.weight = nn.Parameter(torch.empty(NUM_KERNELS, *shape))
+        self.kernel_attention = nn.Linear(context, NUM_KERNELS)
+        for kernel_weight in self.weight:
+            nn.init.kaiming_normal_(kernel_weight, mode="fan_out")
 
-    def forward(self, x_BCMF: Tensor, h_BH: Tensor, temperature: Tensor) -> Tensor:
-        share_BK = (self.choice(h_BH) / temperature).softmax(dim=1)
-        kernels = (share_BK @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+    def forward(self, x_BDMF: Tensor, h_BD: Tensor, temperature: Tensor) -> Tensor:
+        attention_BZ = (self.kernel_attention(h_BD) / temperature).softmax(dim=1)
+        kernels = (attention_BZ @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
         if not self.depthwise:
-            y_BCN = kernels.flatten(2) @ x_BCMF.flatten(2)
-            return y_BCN.unflatten(2, x_BCMF.shape[2:])
+            y = kernels.flatten(2) @ x_BDMF.flatten(2)
+            return y.unflatten(2, x_BDMF.shape[2:])
         if torch.compiler.is_exporting():
-            return shifted_depthwise(x_BCMF, kernels.squeeze(2), stride=self.stride)
-        folded = x_BCMF.reshape(1, -1, *x_BCMF.shape[2:])
+            return shifted_depthwise(x_BDMF, kernels.squeeze(2), stride=self.stride)
+        folded = x_BDMF.reshape(1, -1, *x_BDMF.shape[2:])
         y = F.conv2d(
             folded, kernels.flatten(0, 1), stride=self.stride, padding=self.kernel // 2, groups=folded.shape[1]
         )
-        return y.view(*x_BCMF.shape[:2], *y.shape[2:])
+        return y.view(*x_BDMF.shape[:2], *y.shape[2:])
 
 
-def shifted_depthwise(x_BCMF: Tensor, kernels_BCKK: Tensor, *, stride: int) -> Tensor:
-    """Each clip's own depthwise convolution as a sum of shifted, scaled maps.
+def shifted_depthwise(x_BDMF: Tensor, kernels: Tensor, *, stride: int) -> Tensor:
+    """A depthwise convolution with `kernels` (B, D, side, side) for each clip, as a sum of shifted, scaled maps.
 
-    The same numbers as one convolution with batch times channels groups, but without a number of groups: formats that
-    write it down once for all batch sizes (ONNX) need this form.
+    Equal to one convolution with batch times channels groups, but without a number of groups, which formats that store
+    one graph for all batch sizes (ONNX) would have to fix.
     """
-    side = kernels_BCKK.shape[-1]
-    bands, frames = ((length + stride - 1) // stride for length in x_BCMF.shape[2:])  # ONNX divides towards zero
-    padded = F.pad(x_BCMF, [side // 2] * 4)
+    side = kernels.shape[-1]
+    bands, frames = ((length + stride - 1) // stride for length in x_BDMF.shape[2:])  # not -(-l // s): ONNX truncates
+    padded = F.pad(x_BDMF, [side // 2] * 4)
     height, width = stride * (bands - 1) + 1, stride * (frames - 1) + 1
     return reduce(
         operator.add,
         (
             padded[:, :, row : row + height : stride, column : column + width : stride]
-            * kernels_BCKK[:, :, row, column, None, None]
+            * kernels[:, :, row, column, None, None]
             for row, column in itertools.product(range(side), repeat=2)
         ),
     )
 
 
 class Context(nn.Module):
-    """What a block sees of its input: h_BH, and gates for every band and every frame of the block's output."""
+    """A block's summary of its input: h_BD, and gates for every band and every frame of the block's output."""
 
     def __init__(self, inputs: int, expanded: int, *, context: int, stride: int, momentum: float) -> None:
         super().__init__()
-        self.look = Conv2dNormActivation(
+        self.joint_conv = Conv2dNormActivation(
             inputs, context, kernel_size=1, norm_layer=_norm(momentum), activation_layer=nn.Hardswish
         )
         self.stride = stride
         self.bands, self.frames = nn.Conv2d(context, expanded, 1), nn.Conv2d(context, expanded, 1)
 
-    def forward(self, x_BCMF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bands = x_BCMF.shape[2]
-        both = torch.cat([x_BCMF.mean(3, keepdim=True), x_BCMF.mean(2).unsqueeze(3)], dim=2)
-        seen_BHL1 = self.look(both)
-        of_bands, of_frames = self._thinned(seen_BHL1[:, :, :bands]), self._thinned(seen_BHL1[:, :, bands:])
-        gates = (self.bands(of_bands).sigmoid(), self.frames(of_frames.transpose(2, 3)).sigmoid())
-        return seen_BHL1.mean((2, 3)), *gates
+    def forward(self, x_BDMF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bands = x_BDMF.shape[2]
+        pooled = torch.cat([x_BDMF.mean(3, keepdim=True), x_BDMF.mean(2).unsqueeze(3)], dim=2)
+        joint = self.joint_conv(pooled)  # (B, D, bands + frames, 1)
+        band_context_BDM1 = self._downsample(joint[:, :, :bands])
+        frame_context_BDF1 = self._downsample(joint[:, :, bands:])
+        gates = (self.bands(band_context_BDM1).sigmoid(), self.frames(frame_context_BDF1.transpose(2, 3)).sigmoid())
+        return joint.mean((2, 3)), *gates
 
-    def _thinned(self, seen_BHL1: Tensor) -> Tensor:
-        """Means of three neighbours, one for each place of the block's output."""
+    def _downsample(self, context: Tensor) -> Tensor:
+        """Means of three neighbours along axis 2, one for each band or frame of the block's output."""
         if self.stride == 1:
-            return seen_BHL1
-        # A pool with a stride would be shorter by a line, but torch.export takes an odd length for a rule in it.
-        return F.avg_pool2d(seen_BHL1, (3, 1), 1, (1, 0))[:, :, :: self.stride]
+            return context
+        # A pool with a stride would save a line of code, but torch.export would fix in it whether a length is odd.
+        return F.avg_pool2d(context, (3, 1), 1, (1, 0))[:, :, :: self.stride]
 
 
 class DynamicReLU(nn.Module):
-    """The larger of two straight lines, whose slopes and offsets every clip chooses for every channel."""
+    """The larger of two linear functions, whose slopes and offsets are computed per clip and channel."""
 
     def __init__(self, num_channels: int, *, context: int) -> None:
         super().__init__()
-        self.lines = nn.Linear(context, 2 * PIECES * num_channels)
+        self.coefficients = nn.Linear(context, 2 * NUM_LINES * num_channels)
 
-    def forward(self, x_BCMF: Tensor, h_BH: Tensor) -> Tensor:
-        theta = (2 * self.lines(h_BH).sigmoid() - 1).view(*x_BCMF.shape[:2], 2 * PIECES, 1, 1)
-        slope, offset = theta[:, :, 0] + 1, theta[:, :, 2] * 0.5  # of the first line, which starts near the identity
-        # The larger of two lines is the first and what the second has over it, which spares the backward pass of
-        # `maximum`; in place, because new maps are slow to come by. `make bench` compares it with the definition.
-        over = (x_BCMF * (theta[:, :, 1] - slope)).add_(theta[:, :, 3] * 0.5 - offset).relu_()
-        return (x_BCMF * slope).add_(offset).add_(over)
+    def forward(self, x_BDMF: Tensor, h_BD: Tensor) -> Tensor:
+        theta = (2 * self.coefficients(h_BD).sigmoid() - 1).view(*x_BDMF.shape[:2], 2 * NUM_LINES, 1, 1)
+        slope, offset = theta[:, :, 0] + 1, theta[:, :, 2] * 0.5  # of the first line, initially near the identity
+        # max(first, second) = first + relu(second - first), which avoids the backward pass of `maximum`; in place,
+        # because allocating maps is slow. `make bench` compares it with the definition.
+        excess = (x_BDMF * (theta[:, :, 1] - slope)).add_(theta[:, :, 3] * 0.5 - offset).relu_()
+        return (x_BDMF * slope).add_(offset).add_(excess)
 
 
 class DynamicBlock(nn.Module):
@@ -149,20 +150,20 @@ class DynamicBlock(nn.Module):
         self.project = DynamicConv(row.expanded_channels, row.out_channels, context=context)
         self.project_norm = norm(row.out_channels)
 
-    def forward(self, x_BCMF: Tensor, temperature: Tensor) -> Tensor:
-        h_BH, bands_BCM1, frames_BC1F = self.context(x_BCMF)
-        y = x_BCMF
+    def forward(self, x_BDMF: Tensor, temperature: Tensor) -> Tensor:
+        h_BD, band_gates_BDM1, frame_gates_BD1F = self.context(x_BDMF)
+        y = x_BDMF
         if self.expand is not None and self.expand_norm is not None:
-            y = self.expand_norm(self.expand(y, h_BH, temperature))
-        y = self.relu(self.depthwise_norm(self.depthwise(y, h_BH, temperature)), h_BH)
-        y = self.project_norm(self.project(y * (bands_BCM1 * frames_BC1F), h_BH, temperature))
-        return y.add_(x_BCMF) if self.residual else y
+            y = self.expand_norm(self.expand(y, h_BD, temperature))
+        y = self.relu(self.depthwise_norm(self.depthwise(y, h_BD, temperature)), h_BD)
+        y = self.project_norm(self.project(y * (band_gates_BDM1 * frame_gates_BD1F), h_BD, temperature))
+        return y.add_(x_BDMF) if self.residual else y
 
 
 class DynamicMobileNet(Backbone):
     """mel_BMF (normalised, any size) to logits_BC; `features` gives the last map, `classifier` is the two-layer head.
 
-    The temperature is saved with the weights: it belongs to how the kernels are mixed.
+    The temperature is saved with the weights, because the mixture of kernels depends on it.
     """
 
     temperature: Tensor
@@ -185,38 +186,38 @@ class DynamicMobileNet(Backbone):
             nn.Dropout(arch.dropout),
             nn.Linear(penultimate, num_classes),
         )
-        self.hottest, self.cooled_after = arch.temperature, arch.cooled_after
+        self.initial_temperature, self.cooled_after = arch.temperature, arch.cooled_after
         self.register_buffer("temperature", torch.tensor(float(arch.temperature)))
         for module in self.modules():
             _init(module)
 
     def set_progress(self, own_step: int, total: int) -> None:
-        """Cool down on a straight line from `temperature` to 1, which is reached after `cooled_after` of all steps."""
+        """Lower the temperature linearly from `initial_temperature` to 1, reached after `cooled_after` of all steps."""
         done = min(1.0, own_step / max(1.0, self.cooled_after * total))
-        self.temperature.fill_(self.hottest + (1.0 - self.hottest) * done)
+        self.temperature.fill_(self.initial_temperature + (1.0 - self.initial_temperature) * done)
 
     def features(self, mel_BMF: Tensor) -> Tensor:
-        """The last map, x_BCMF with C = 6 c(160)."""
-        x_BCMF = self.stem(mel_BMF.unsqueeze(1))
+        """The last map, x_BDMF with D = 6 channels(160, width)."""
+        x_BDMF = self.stem(mel_BMF.unsqueeze(1))
         for block in self.blocks:
-            x_BCMF = block(x_BCMF, self.temperature)
-        return self.last(x_BCMF)
+            x_BDMF = block(x_BDMF, self.temperature)
+        return self.last(x_BDMF)
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
-        x_BCMF = self.features(mel_BMF)
-        embedding_BD = x_BCMF.mean((2, 3))
-        return Outputs(self.classifier(embedding_BD), embedding_BD, x_BCMF.mean(2).transpose(1, 2))
+        x_BDMF = self.features(mel_BMF)
+        embedding_BD = x_BDMF.mean((2, 3))
+        return Outputs(self.classifier(embedding_BD), embedding_BD, x_BDMF.mean(2).transpose(1, 2))
 
 
 def build(arch: DyMN, *, bands: int, frames: int, num_classes: int) -> DynamicMobileNet:
-    """Build DyMN; `bands` and `frames` are free because it pools over whatever map is left."""
+    """Build DyMN; it takes any `bands` and `frames`, because it pools over the whole last map."""
     return DynamicMobileNet(arch, num_classes=num_classes)
 
 
 def adapt_weights(
     state: dict[str, Tensor], model: DynamicMobileNet, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take a state dict in our own key names; the last layer is dropped when it tells other classes apart."""
+    """Fit a state dict in our own key names; the last layer is dropped when its classes differ."""
     return fit_head(state, model, head=HEAD, other_classes=other_classes)
 
 
@@ -229,7 +230,7 @@ def _clip(value: int, low: int, high: int) -> int:
 
 
 def _init(module: nn.Module) -> None:
-    """As MobileNetV3's: Kaiming for convolutions, N(0, 0.01) for dense layers; dynamic kernels have theirs already."""
+    """As MobileNetV3: Kaiming for convolutions, N(0, 0.01) for dense layers; dynamic kernels are drawn already."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
     elif isinstance(module, nn.Linear):

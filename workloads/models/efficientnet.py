@@ -1,8 +1,8 @@
 """EfficientNet: timm's, with the mean over bands and frames of its last map as features (reference/cmkd.md 1.2).
 
-CMKD's CNN: the mean pools features, not probabilities as PSLA's does. Knows no front end and no training.
+CMKD's CNN: the mean pools features, not probabilities as PSLA's does. Does not depend on front ends or training.
 
-Axes: B clips, M mel bands, F frames, C tags; of the map x_BDMF the D are channels.
+Axes: B clips, M mel bands, F frames, D channels, C tags.
 """
 
 from typing import Any
@@ -39,16 +39,16 @@ class MeanPooledEfficientNet(Backbone):
 
 
 def build(arch: EfficientNet, *, bands: int, frames: int, num_classes: int) -> MeanPooledEfficientNet:
-    """Build EfficientNet; `bands` and `frames` are free because it pools over whatever map is left."""
+    """Build EfficientNet; it takes any `bands` and `frames`, because it pools over the whole last map."""
     return MeanPooledEfficientNet(arch, num_classes=num_classes)
 
 
 def adapt_weights(
     state: dict[str, Tensor], model: MeanPooledEfficientNet, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Fit timm's ImageNet weights or a state dict of ours: the stem is summed to one channel, as timm does it.
+    """Fit timm's ImageNet weights or one of our own state dicts: the stem is summed to one channel, as timm does it.
 
-    The head is dropped when it tells other classes apart.
+    The head is dropped when its classes differ.
     """
     weights = {name if name.startswith(NET) else NET + name: tensor for name, tensor in state.items()}
     if STEM in weights and weights[STEM].ndim == 4:

@@ -1,7 +1,7 @@
-"""The model families: which file builds which.
+"""The model families, each built by the file of its name.
 
-A backbone maps a normalised log-mel to logits; it knows no front end, no tags and no training. A family's file is
-imported when the family is asked for: torchvision and timm cost seconds. Each offers `build` and `adapt_weights`.
+A backbone maps a normalised log-mel to logits; it does not depend on front ends, tags or training. A family's file is
+imported on demand, because torchvision and timm take seconds to import. Each offers `build` and `adapt_weights`.
 """
 
 from importlib import import_module
@@ -23,9 +23,10 @@ def build_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> 
 def adapt_weights(
     state: dict[str, Tensor], backbone: Backbone, *, family: str, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Fit foreign initial weights to the backbone: what to load, and the names that were dropped on purpose.
+    """Fit initial weights from elsewhere to the backbone: what to load, and the names that were dropped on purpose.
 
-    The head is dropped when it tells another number of classes apart, or `other_classes` in the same number.
+    The head is dropped when its number of classes differs, or when the classes are others of the same number
+    (`other_classes`).
     """
     return _family(family).adapt_weights(state, backbone, other_classes=other_classes)
 

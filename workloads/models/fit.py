@@ -1,23 +1,23 @@
-"""Do these weights fit this model? Knows names and shapes, no family."""
+"""Checks whether weights fit a model, by names and shapes. Does not depend on any family."""
 
 from collections.abc import Collection
 
 from torch import Tensor, nn
 
-SHOWN = 6  # names in a message; a wrong file has hundreds
+MAX_SHOWN = 6  # names in a message; a wrong file has hundreds
 
 
 def fit_head(
     state: dict[str, Tensor], model: nn.Module, *, head: tuple[str, ...], other_classes: bool
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state without its `head` tensors where these tell other classes apart; ValueError where the rest misfits.
+    """Drop the `head` tensors from the state where their classes differ; ValueError where the rest does not fit.
 
-    The rows of the first tensor in `head` tell the number of classes; weights that were trained without labels have no
-    head at all. Returns what to load, and the names of the head where it stays as it was drawn.
+    The first tensor in `head` has as many rows as there are classes, or a multiple; weights trained without labels have
+    no head at all. Returns what to load, and the names of the head where the model keeps its random initial one.
     """
-    wanted = len(model.state_dict()[head[0]])
+    num_rows = len(model.state_dict()[head[0]])
     other_classes |= not any(name in state for name in head)
-    other_classes |= head[0] in state and len(state[head[0]]) != wanted
+    other_classes |= head[0] in state and len(state[head[0]]) != num_rows
     dropped = head if other_classes else ()
     weights = {name: tensor for name, tensor in state.items() if name not in dropped}
     require_fit(weights, model, without=dropped)
@@ -25,24 +25,24 @@ def fit_head(
 
 
 def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collection[str] = ()) -> None:
-    """Raise ValueError naming every kind of misfit between `weights` and the model's state, less `without`."""
-    needed = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in without}
+    """Raise ValueError naming every mismatch between `weights` and the model's state dict, less `without`."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in without}
     problems = {
-        "unknown": [name for name in weights if name not in needed],
-        "missing": [name for name in needed if name not in weights],
+        "unknown": [name for name in weights if name not in expected],
+        "missing": [name for name in expected if name not in weights],
         "wrong shape": [
             f"{name} is {tuple(weights[name].shape)}, must be {tuple(shape)}"
-            for name, shape in needed.items()
+            for name, shape in expected.items()
             if name in weights and weights[name].shape != shape
         ],
     }
-    said = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
-    if said:
+    misfits = "; ".join(f"{kind}: {_abbreviated(names)}" for kind, names in problems.items() if names)
+    if misfits:
         raise ValueError(
-            f"these weights do not fit {type(model).__name__}; {'; '.join(said)}. They belong to another architecture"
+            f"these weights do not fit {type(model).__name__}; {misfits}. They belong to another architecture"
         )
 
 
-def _some(names: list[str]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def _abbreviated(names: list[str]) -> str:
+    rest = len(names) - MAX_SHOWN
+    return ", ".join(names[:MAX_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,7 +1,8 @@
-"""First weights from elsewhere: are they of the network that the recipe builds, and do they hear what it hears?
+"""Initial weights from a file or a published tagger: checks that they belong to the recipe's network and front end.
 
-Names and shapes tell a network's sizes (`models/fit.py`). What they do not tell (strides, heads, pooling, front end) a
-published tagger's own words do. Weights of a bare file come without words, and are taken as they are.
+Names and shapes of tensors give a network's sizes (`models/fit.py`). What they do not give (strides, heads, pooling,
+front end) is compared with the state saved beside a published tagger. The weights of a bare file come without that
+state and are not checked further.
 """
 
 import json
@@ -16,11 +17,11 @@ from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.opener import Opener
 
-LEARNING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "temperature")  # the last one is in the weights
+TRAINING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "temperature")  # the last is in the weights
 
 
 def build_initial_tagger(recipe: Recipe, name: str, *, tags: tuple[str, ...], files: Opener) -> Tagger:
-    """A model of the recipe with its first weights, which depend on the run's seed, its name and `init` only."""
+    """A model of the recipe with its initial weights, which depend only on the run's seed, its name and `init`."""
     model = recipe.models[name]
     tagger = build_tagger(
         model,
@@ -32,69 +33,70 @@ def build_initial_tagger(recipe: Recipe, name: str, *, tags: tuple[str, ...], fi
         seed=recipe.train.seed,
     )
     if model.init:
-        load_initial(tagger, name, files)
+        load_initial_weights(tagger, name, files)
     return tagger
 
 
-def load_initial(tagger: Tagger, name: str, files: Opener) -> None:
-    """Load the weights at the model's `init` into its tagger, which keeps what is known of them (`began_as`).
+def load_initial_weights(tagger: Tagger, name: str, files: Opener) -> None:
+    """Load the weights at the model's `init` into its tagger, with the state saved beside them (`initial_checkpoint`).
 
     Raises ValueError where they cannot be read, or belong to another network or another front end.
     """
     model = tagger.model
-    weights, known = checkpoint.read_weights(files, model.init)
-    if known:
-        was = restore(Model, known["model"])
-        _require(name, model.init, was.front_end.kind, model.front_end.kind, place="front_end.kind")
-        for key, value in _shape(was.arch).items():
-            _require(name, model.init, value, _shape(model.arch).get(key), place=f"arch.{key}")
-    tagger.load_initial(weights, tuple(known["tags"]) if known else None)
+    weights, saved = checkpoint.read_weights(files, model.init)
+    if saved:
+        saved_model = restore(Model, saved["model"])
+        _require_equal(name, model.init, saved_model.front_end.kind, model.front_end.kind, place="front_end.kind")
+        for key, value in _network_settings(saved_model.arch).items():
+            _require_equal(name, model.init, value, _network_settings(model.arch).get(key), place=f"arch.{key}")
+    tagger.load_initial(weights, tuple(saved["tags"]) if saved else None)
     _require_temperature(name, model, weights)
-    tagger.began_as = known
+    tagger.initial_checkpoint = saved
 
 
-def require_ready(tagger: Tagger, name: str) -> None:
-    """ValueError for a model that never learns and is not what its weights were: it would teach what it does not know.
+def require_ready_to_teach(tagger: Tagger, name: str) -> None:
+    """Check a model that never trains in this run: ValueError where it is not what its weights were trained as.
 
-    A model that learns may begin with another head, on other statistics or with clips of another length.
+    A model that trains may start with another head, another normalisation or clips of another length.
     """
-    model, known = tagger.model, tagger.began_as
-    if tagger.started_afresh:
+    model, saved = tagger.model, tagger.initial_checkpoint
+    if tagger.newly_initialised:
         raise ValueError(
-            f"models.{name}.init = {model.init!r}: its head tells other tags apart than the data's, and {name} never "
-            "learns them; give it weights for these tags, or let it learn first"
+            f"models.{name}.init = {model.init!r}: its head is for other tags than the data's, and {name} never trains "
+            "in this schedule; give it weights for these tags, or train it first"
         )
-    if not known:
+    if not saved:
         return
-    _require(name, model.init, known["labels"], tagger.labels, place="labels", of="data")
-    if isinstance(model.arch, ViT | AST) and not model.front_end.frames:  # positions would be cut or stretched
-        _require(name, model.init, known["clip_seconds"], tagger.clip_seconds, place="clip_seconds", of="data")
-    was = restore(Model, known["model"]).front_end
-    mean = tagger.front_end.mean if was.mean is None else was.mean
-    std = tagger.front_end.std if was.std is None else was.std
-    _require(name, model.init, mean, tagger.mean, place="front_end.mean")
-    _require(name, model.init, std, tagger.std, place="front_end.std")
-    _require(name, model.init, was.frames, model.front_end.frames, place="front_end.frames")
+    _require_equal(name, model.init, saved["labels"], tagger.labels, place="labels", section="data")
+    if isinstance(model.arch, ViT | AST) and not model.front_end.frames:  # positions would be cropped or interpolated
+        _require_equal(
+            name, model.init, saved["clip_seconds"], tagger.clip_seconds, place="clip_seconds", section="data"
+        )
+    saved_front_end = restore(Model, saved["model"]).front_end
+    mean, std = tagger.front_end.mean_and_std(saved_front_end)
+    _require_equal(name, model.init, mean, tagger.mean, place="front_end.mean")
+    _require_equal(name, model.init, std, tagger.std, place="front_end.std")
+    _require_equal(name, model.init, saved_front_end.frames, model.front_end.frames, place="front_end.frames")
 
 
-def _shape(arch: Arch) -> dict[str, Any]:
-    """What a network is, less how it learns; as JSON has it."""
+def _network_settings(arch: Arch) -> dict[str, Any]:
+    """The architecture's settings, without those that only concern training; as JSON values."""
     values = json.loads(json.dumps(asdict(arch)))
-    return {key: value for key, value in values.items() if key not in LEARNING_ONLY}
+    return {key: value for key, value in values.items() if key not in TRAINING_ONLY}
 
 
-def _require(name: str, init: str, was: Any, now: Any, *, place: str, of: str = "") -> None:
-    """ValueError where a value of the model, or `of` another part of the recipe, is not that of the weights."""
-    if was != now:
-        shown = json.dumps(was)
+def _require_equal(name: str, init: str, saved: Any, value: Any, *, place: str, section: str = "") -> None:
+    """ValueError where a value of the model, or of another `section` of the recipe, is not that of the weights."""
+    if saved != value:
+        expected = json.dumps(saved)
         raise ValueError(
-            f"models.{name}.init = {init!r}: its weights are of {place} = {shown}, and the recipe says "
-            f"{json.dumps(now)}; set {of or f'models.{name}'}.{place} = {shown}, or start from other weights"
+            f"models.{name}.init = {init!r}: its weights have {place} = {expected}, the recipe has "
+            f"{json.dumps(value)}; set {section or f'models.{name}'}.{place} = {expected}, or start from other weights"
         )
 
 
 def _require_temperature(name: str, model: Model, weights: dict[str, Tensor]) -> None:
-    """DyMN's choice of kernels has cooled in weights that are trained; its schedule would heat it again."""
-    held = next((float(tensor) for key, tensor in weights.items() if key.split(".")[-1] == "temperature"), None)
-    if held is not None:
-        _require(name, model.init, held, getattr(model.arch, "temperature", held), place="arch.temperature")
+    """Trained weights of DyMN hold a lowered temperature; ValueError where the schedule would raise it again."""
+    saved = next((float(tensor) for key, tensor in weights.items() if key.split(".")[-1] == "temperature"), None)
+    if saved is not None:
+        _require_equal(name, model.init, saved, getattr(model.arch, "temperature", saved), place="arch.temperature")

@@ -1,10 +1,10 @@
 """MN: MobileNetV3-Large at any width, as EfficientAT trains it (reference/efficientat.md section 1).
 
 The network is torchvision's; what differs is written here: one input channel, a plain sigmoid as the
-squeeze-and-excitation gate, gates over bands and frames, three heads, batch norm's momentum, strides. Knows no front
-end and no training.
+squeeze-and-excitation gate, gates over bands and frames, three heads, batch norm's momentum, strides. Does not depend
+on front ends or training.
 
-Axes: B clips, M mel bands, F frames, C tags; of maps x_BDMF the D are channels.
+Axes: B clips, M mel bands, F frames, D channels, C tags, H heads, P steps in time.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from workloads.config.architectures import MN
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 
-HEADS = {  # what tells classes apart; the first one's rows are a multiple of the classes
+HEADS = {  # tensors whose shape depends on the classes; the rows of the first are a multiple of their number
     "mlp": ("classifier.3.weight", "classifier.3.bias"),
     "fully_convolutional": tuple(
         f"classifier.{name}"
@@ -47,33 +47,35 @@ BLOCKS: tuple[tuple[int, int, int, int, bool, str, str], ...] = (
     (160, 5, 960, 160, True, "HS", "1"),
 )
 JOINS: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "avg": torch.mean, "add": torch.sum, "min": torch.amin}
-channels = InvertedResidualConfig.adjust_channels  # the nearest multiple of 8, of a width
+channels = InvertedResidualConfig.adjust_channels  # channels times a width, as the nearest multiple of 8
 
 
 def block_rows(width: float, strides: tuple[int, ...]) -> list[InvertedResidualConfig]:
     """The block table at a width, with its free strides filled in."""
-    known = {"1": 1} | {f"s{index}": stride for index, stride in enumerate(strides)}
-    return [InvertedResidualConfig(*row, stride=known[stride], dilation=1, width_mult=width) for *row, stride in BLOCKS]
+    values = {"1": 1} | {f"s{index}": stride for index, stride in enumerate(strides)}
+    return [
+        InvertedResidualConfig(*row, stride=values[stride], dilation=1, width_mult=width) for *row, stride in BLOCKS
+    ]
 
 
 class AxisGate(nn.Module):
-    """Squeeze-and-excitation over one axis of x_BDMF: the means over the other two say how much of each is kept."""
+    """Squeeze-and-excitation over one axis of x_BDMF, from the means over the other two."""
 
     def __init__(self, axis: int, size: int) -> None:
         super().__init__()
-        self.axis, self.others = axis, [other for other in (1, 2, 3) if other != axis]
+        self.axis, self.pooled_axes = axis, [other for other in (1, 2, 3) if other != axis]
         squeezed = channels(size // 4, 1)
         self.fc1, self.fc2 = nn.Linear(size, squeezed), nn.Linear(squeezed, size)
 
     def forward(self, x_BDMF: Tensor) -> Tensor:
-        gate = self.fc2(self.fc1(x_BDMF.mean(self.others)).relu()).sigmoid()
+        gate = self.fc2(self.fc1(x_BDMF.mean(self.pooled_axes)).relu()).sigmoid()
         shape = [x_BDMF.shape[0], 1, 1, 1]
         shape[self.axis] = x_BDMF.shape[self.axis]
         return x_BDMF * gate.view(shape)
 
 
 class ConcurrentGates(nn.Module):
-    """One gate per axis, all on the same input, their results joined cell by cell."""
+    """One gate per axis, all on the same input, their outputs combined element by element."""
 
     def __init__(self, sizes: dict[str, int], join: str) -> None:
         super().__init__()
@@ -85,9 +87,9 @@ class ConcurrentGates(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """PSLA's head: per tag, a few learned weightings of time, mixed; bands are averaged first.
+    """PSLA's head: per tag, attention over time with several heads, mixed linearly; bands are averaged first.
 
-    Weights are sigmoids brought to a sum of 1 over time, the scores they weigh stay linear.
+    Attention weights are sigmoids normalised to a sum of 1 over time; the scores that they weight stay linear.
     """
 
     def __init__(self, inputs: int, num_classes: int) -> None:
@@ -96,15 +98,15 @@ class AttentionPool(nn.Module):
         self.mix = nn.Parameter(torch.full((ATTENTION_HEADS,), 1 / ATTENTION_HEADS))
 
     def forward(self, x_BDMF: Tensor) -> Tensor:
-        both = self.project(x_BDMF.mean(2).transpose(1, 2)).unflatten(2, (2, ATTENTION_HEADS, -1))
-        weights, scores = both.unbind(2)  # B, time, heads, C
-        weights = weights.sigmoid().clamp(1e-7, 1 - 1e-7)
-        pooled_BHC = (weights * scores).sum(1) / weights.sum(1)
+        projected = self.project(x_BDMF.mean(2).transpose(1, 2)).unflatten(2, (2, ATTENTION_HEADS, -1))
+        weights_BPHC, scores_BPHC = projected.unbind(2)
+        weights_BPHC = weights_BPHC.sigmoid().clamp(1e-7, 1 - 1e-7)
+        pooled_BHC = (weights_BPHC * scores_BPHC).sum(1) / weights_BPHC.sum(1)
         return torch.einsum("bhc,h->bc", pooled_BHC, self.mix)
 
 
 class MobileNet(Backbone):
-    """mel_BMF (normalised, any size unless frames are gated) to logits_BC; `features` gives the map, then the head."""
+    """mel_BMF (normalised, any size unless frames are gated) to logits_BC; `features` returns the last map."""
 
     def __init__(self, arch: MN, *, bands: int, frames: int, num_classes: int) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class MobileNet(Backbone):
             rows,
             last_channel=channels(1280, arch.width),
             num_classes=num_classes,
-            block=partial(InvertedResidual, se_layer=SqueezeExcitation),  # its own gate is the plain sigmoid
+            block=partial(InvertedResidual, se_layer=SqueezeExcitation),  # its default gate is the plain sigmoid
             norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=arch.bn_momentum),
             dropout=arch.dropout,
         )
@@ -124,18 +126,18 @@ class MobileNet(Backbone):
         self.classifier = _head(arch.head, net, 6 * rows[-1].out_channels, num_classes)
         for module in self.modules():
             _init_like_linear(module)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # trains faster so: `make bench`
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # trains faster: `make bench`
 
     def _gate_axes(self, arch: MN, rows: list[InvertedResidualConfig], bands: int, frames: int) -> None:
-        """Put gates over the wanted axes where torchvision has one over channels."""
-        sides = [_halved(bands, 2), _halved(frames, 2)]
+        """Replace torchvision's gates over channels by gates over the configured axes."""
+        sides = [_strided(bands, 2), _strided(frames, 2)]
         for row, block in zip(rows, self.features[1:-1], strict=True):
-            sides = [_halved(side, row.stride) for side in sides]
+            sides = [_strided(side, row.stride) for side in sides]
             sizes = {"c": row.expanded_channels, "f": sides[0], "t": sides[1]}
             for index, layer in enumerate(block.block):
                 if isinstance(layer, SqueezeExcitation):
-                    wanted: dict[str, int] = {axis: sizes[axis] for axis in arch.se_axes}
-                    block.block[index] = ConcurrentGates(wanted, arch.se_join) if wanted else nn.Identity()
+                    gated: dict[str, int] = {axis: sizes[axis] for axis in arch.se_axes}
+                    block.block[index] = ConcurrentGates(gated, arch.se_join) if gated else nn.Identity()
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         x_BDMF = self.features(mel_BMF.unsqueeze(1))
@@ -157,12 +159,12 @@ def build(arch: MN, *, bands: int, frames: int, num_classes: int) -> MobileNet:
 def adapt_weights(
     state: dict[str, Tensor], model: MobileNet, *, other_classes: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take a state dict in our own key names; what tells other classes apart is dropped."""
+    """Fit a state dict in our own key names; the head's tensors are dropped when its classes differ."""
     return fit_head(state, model, head=HEADS[model.head], other_classes=other_classes)
 
 
-def _halved(side: int, stride: int) -> int:
-    """What a convolution that keeps its input's size at stride 1 leaves of a side."""
+def _strided(side: int, stride: int) -> int:
+    """The length of a side after a convolution that would keep it at stride 1."""
     return -(-side // stride)
 
 
@@ -178,14 +180,14 @@ def _head(kind: str, net: MobileNetV3, inputs: int, num_classes: int) -> nn.Modu
 
 
 def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution over one channel; torchvision writes three."""
+    """The same convolution over one channel; torchvision's has three."""
     conv = nn.Conv2d(1, stem.out_channels, kernel_size=3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out")
     return conv
 
 
 def _init_like_linear(module: nn.Module) -> None:
-    """EfficientAT starts Linear at N(0, 0.01), the gates' too, which torchvision writes as 1x1 convolutions."""
+    """EfficientAT draws Linear weights from N(0, 0.01), also the gates', which are 1x1 convolutions in torchvision."""
     if isinstance(module, SqueezeExcitation):
         layers = [module.fc1, module.fc2]
     elif isinstance(module, AxisGate | AttentionPool):

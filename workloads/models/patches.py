@@ -1,6 +1,6 @@
-"""Patches of a mel spectrogram and the positions that belong to them, for timm's Transformers.
+"""Patches of a mel spectrogram and their positional embeddings, for timm's Transformers.
 
-Axes: B clips, M mel bands, F frames; positions are (R rows of the mel axis, T columns of time, D).
+Axes: B clips, M mel bands, F frames, L tokens, D features; patches lie in R rows (mel) and S columns (time).
 """
 
 import math
@@ -15,7 +15,7 @@ STEM, POSITIONS, GRID = "patch_embed.proj.weight", "pos_embed", "grid"
 
 
 class StridedPatches(PatchEmbed):
-    """timm's patch embedding with a stride of its own; what does not fill a patch at the far edge is left out."""
+    """timm's patch embedding with a configurable stride; what does not fill a patch at the far edge is left out."""
 
     def __init__(self, *, stride: int, **options: Any) -> None:
         super().__init__(**options)
@@ -29,8 +29,8 @@ class StridedPatches(PatchEmbed):
         return super().forward(mel_BMF.unsqueeze(1))
 
 
-def require_room(patch: int, *, bands: int, frames: int) -> None:
-    """ValueError where not one patch fits the spectrogram."""
+def require_patch_fits(patch: int, *, bands: int, frames: int) -> None:
+    """ValueError where the spectrogram is smaller than one patch."""
     if min(bands, frames) < patch:
         raise ValueError(
             f"patch = {patch}: must fit the mel spectrogram of {bands} bands x {frames} frames; "
@@ -38,35 +38,41 @@ def require_room(patch: int, *, bands: int, frames: int) -> None:
         )
 
 
-def along_time(patches_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patches in the order of (R, T) to one vector per column of time: the mean over the mel axis."""
-    return patches_BND.unflatten(1, grid).mean(1)
+def mean_over_mel(patches_BLD: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches in the order of (R, S) to one vector per column of time, shape (B, S, D): the mean over the mel axis."""
+    return patches_BLD.unflatten(1, grid).mean(1)
 
 
-def of_images(state: dict[str, Tensor], grid: tuple[int, int], *, special: int, keep: int) -> dict[str, Tensor]:
-    """The state with its stem summed to one channel and its positions brought to `grid`, as AST does.
+def adapt_patches(
+    state: dict[str, Tensor], grid: tuple[int, int], *, num_special: int, num_kept: int
+) -> dict[str, Tensor]:
+    """The state with its stem summed to one channel and its positions resized to `grid`, as AST does.
 
-    `special` of its positions belong to class and distillation tokens, of which the first `keep` stay. Positions per
-    axis are cut from the middle or stretched. A state without `grid` comes from images and must be square.
+    The first `num_special` positions belong to class and distillation tokens, of which the first `num_kept` are kept.
+    Along each axis, positions are cropped to the middle or interpolated. A state without `grid` comes from images and
+    must be square.
     """
     weights = dict(state)
     if STEM in weights and weights[STEM].ndim == 4:
         weights[STEM] = weights[STEM].sum(dim=1, keepdim=True)
     if POSITIONS in weights and weights[POSITIONS].ndim == 3:
-        weights[POSITIONS] = _fit_positions(weights[POSITIONS], state.get(GRID), grid, special, keep)
+        weights[POSITIONS] = _resize_positions(weights[POSITIONS], state.get(GRID), grid, num_special, num_kept)
     return weights
 
 
-def _fit_positions(positions: Tensor, have: Tensor | None, grid: tuple[int, int], special: int, keep: int) -> Tensor:
-    """positions (1, special + R * T, D) on another grid, behind those of the special tokens that stay."""
-    first, patches = positions[:, :special], positions[:, special:]
-    rows, columns = _square(patches.shape[1], special) if have is None else (int(side) for side in have)
-    if rows * columns != patches.shape[1]:
-        raise ValueError(f"{POSITIONS}: {patches.shape[1]} patch positions are no {rows} x {columns} grid")
-    positions_RTD = patches.reshape(rows, columns, -1)
+def _resize_positions(
+    positions: Tensor, old_grid: Tensor | None, grid: tuple[int, int], num_special: int, num_kept: int
+) -> Tensor:
+    """positions (1, num_special + R * S, D) on another grid, behind those of the special tokens that are kept."""
+    special, patches = positions[:, :num_special], positions[:, num_special:]
+    num_patches = patches.shape[1]
+    rows, columns = _square(num_patches, num_special) if old_grid is None else (int(side) for side in old_grid)
+    if rows * columns != num_patches:
+        raise ValueError(f"{POSITIONS}: {num_patches} patch positions are no {rows} x {columns} grid")
+    positions_RSD = patches.reshape(rows, columns, -1)
     for axis, length in enumerate(grid):
-        positions_RTD = _fit_axis(positions_RTD, axis, length)
-    return torch.cat([first[:, :keep], positions_RTD.flatten(0, 1).unsqueeze(0)], dim=1)
+        positions_RSD = _resize_axis(positions_RSD, axis, length)
+    return torch.cat([special[:, :num_kept], positions_RSD.flatten(0, 1).unsqueeze(0)], dim=1)
 
 
 def _square(num_patches: int, num_special: int) -> tuple[int, int]:
@@ -79,11 +85,11 @@ def _square(num_patches: int, num_special: int) -> tuple[int, int]:
     return side, side
 
 
-def _fit_axis(positions_RTD: Tensor, axis: int, length: int) -> Tensor:
-    """Cut the middle out of an axis that is too long, stretch one that is too short bilinearly."""
-    have = positions_RTD.shape[axis]
-    if length <= have:
-        return positions_RTD.narrow(axis, have // 2 - length // 2, length)
-    size = [length if index == axis else side for index, side in enumerate(positions_RTD.shape[:2])]
-    stretched = F.interpolate(positions_RTD.permute(2, 0, 1).unsqueeze(0).float(), size=size, mode="bilinear")
-    return stretched.squeeze(0).permute(1, 2, 0)
+def _resize_axis(positions_RSD: Tensor, axis: int, length: int) -> Tensor:
+    """Crop an axis that is too long to its middle, interpolate one that is too short bilinearly."""
+    old_length = positions_RSD.shape[axis]
+    if length <= old_length:
+        return positions_RSD.narrow(axis, old_length // 2 - length // 2, length)
+    size = [length if index == axis else side for index, side in enumerate(positions_RSD.shape[:2])]
+    resized = F.interpolate(positions_RSD.permute(2, 0, 1).unsqueeze(0).float(), size=size, mode="bilinear")
+    return resized.squeeze(0).permute(1, 2, 0)

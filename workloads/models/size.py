@@ -1,6 +1,6 @@
-"""How large a model is, told without training it: parameters, multiply-adds and seconds per clip, bytes on disk.
+"""The cost of a model without training it: parameters, multiply-adds and seconds per clip, bytes.
 
-Knows no recipe and no data set: only the model's settings, how long its clips are and how many tags it tells apart.
+Does not depend on recipes or data sets: only on the model's settings, the length of its clips and the number of tags.
 """
 
 import statistics
@@ -20,74 +20,74 @@ from workloads.models.tagger import Tagger
 
 @dataclass(frozen=True)
 class Size:
-    """What `count` found."""
+    """The size of a model, as `model_size` computes it."""
 
     params: int
-    macs: int  # multiply-adds of the network's forward over one clip; its front end is not in them
+    macs: int  # multiply-adds of the network's forward over one clip, without the front end
     weight_bytes: int  # of its state dict: weights, and buffers such as batch norm's
-    optimizer_bytes: int  # of what Adam keeps once it has taken a step: two moments and a counter for each tensor
+    optimizer_bytes: int  # of Adam's state after a step: two moments and a counter for each tensor
 
 
-def count(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int) -> Size:
+def model_size(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int) -> Size:
     """Parameters, multiply-adds and bytes of `model` for clips of `clip_seconds` at `clip_rate` Hz.
 
-    Multiply-adds are those of convolutions and matrix products, attention's included, as torch's counter sees them.
+    Multiply-adds are those of convolutions and matrix products, attention's included, as torch's counter counts them.
     Raises ValueError where the network cannot be built for such clips.
     """
-    tagger = _untrained(model, num_classes, clip_seconds, clip_rate)
-    frames = model.front_end.frames or tagger.front_end.frames(clip_seconds)
+    tagger = _untrained_tagger(model, num_classes, clip_seconds, clip_rate)
     parameters = list(tagger.parameters())
     return Size(
         params=tagger.num_parameters,
-        macs=_macs(tagger.backbone, bands=tagger.front_end.bands, frames=frames),
+        macs=_count_macs(tagger.backbone, bands=tagger.front_end.bands, frames=tagger.num_frames),
         weight_bytes=sum(tensor.nbytes for tensor in tagger.state_dict().values()),
         optimizer_bytes=sum(2 * parameter.nbytes + 4 for parameter in parameters),  # the counter is one float32
     )
 
 
 def macs_of_forward(tagger: Tagger, mel_BMF: Tensor) -> int:
-    """Multiply-adds of a real forward of the network, as `count` counts them, for each clip of a batch."""
-    counter, countable = FlopCounterMode(display=False), torch.backends.cudnn.flags(enabled=False)
-    with counter, sdpa_kernel(SDPBackend.MATH), countable, torch.no_grad():  # it does not know cuDNN's recurrent layers
+    """Multiply-adds per clip of a real forward of the network over a batch, counted as in `model_size`."""
+    # Without cuDNN, because the counter does not count its recurrent layers.
+    counter, without_cudnn = FlopCounterMode(display=False), torch.backends.cudnn.flags(enabled=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), without_cudnn, torch.no_grad():
         tagger(mel_BMF)
     return counter.get_total_flops() // 2 // len(mel_BMF)
 
 
 def seconds_per_clip(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int, repeats: int = 7) -> float:
     """Median seconds from the waveform of one clip to its logits, on one thread of this CPU, front end included."""
-    tagger, threads = _untrained(model, num_classes, clip_seconds, clip_rate), torch.get_num_threads()
+    tagger, threads = _untrained_tagger(model, num_classes, clip_seconds, clip_rate), torch.get_num_threads()
     x_BT = torch.zeros(1, round(clip_seconds * clip_rate)).uniform_(-0.1, 0.1)
     torch.set_num_threads(1)
     try:
         timer = Timer("tag(x_BT)", globals={"tag": torch.no_grad()(tagger.tag), "x_BT": x_BT})
-        return statistics.median(timer.repeat(1 + repeats, number=1)[1:])  # the first one warms up
+        return statistics.median(timer.repeat(1 + repeats, number=1)[1:])  # the first run warms up
     finally:
         torch.set_num_threads(threads)
 
 
-def _untrained(model: Model, num_classes: int, clip_seconds: float, clip_rate: int) -> Tagger:
-    with torch.random.fork_rng(devices=[]):  # its weights are drawn, and nobody else's draws must move
+def _untrained_tagger(model: Model, num_classes: int, clip_seconds: float, clip_rate: int) -> Tagger:
+    with torch.random.fork_rng(devices=[]):  # drawing its weights must not advance the caller's random numbers
         tagger = Tagger(
             model,
             tags=tuple(map(str, range(num_classes))),
-            labels="multi",  # the same network either way
+            labels="multi",  # does not change the network
             clip_seconds=clip_seconds,
             clip_rate=clip_rate,
         )
     return tagger.eval()
 
 
-def _macs(backbone: Backbone, *, bands: int, frames: int) -> int:
-    """Of one clip's forward, on tensors that have shapes and no numbers.
+def _count_macs(backbone: Backbone, *, bands: int, frames: int) -> int:
+    """Multiply-adds of one clip's forward, on tensors that have shapes but no data.
 
-    Fake ones, not torch's "meta" device, which knows no autocast; and attention by its plain formula, because the
-    counter does not know the CPU's fused kernel and would leave half of an AST out.
+    Fake tensors, not torch's "meta" device, which does not support autocast; and attention by its plain formula,
+    because the counter does not count the CPU's fused kernel and would omit half of an AST.
     """
     with (
-        FakeTensorMode(allow_non_fake_inputs=True) as shapes,
+        FakeTensorMode(allow_non_fake_inputs=True) as fake_mode,
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),
         torch.no_grad(),
     ):
-        backbone(shapes.from_tensor(torch.zeros(1, bands, frames)))
+        backbone(fake_mode.from_tensor(torch.zeros(1, bands, frames)))
     return counter.get_total_flops() // 2

@@ -1,4 +1,4 @@
-"""A tagger: front end, the model's own normalisation, and a backbone. Knows no training, no teachers and no data set.
+"""A tagger: front end, the model's normalisation, and a backbone. Does not depend on training, teachers or data sets.
 
 Axes: B clips, T samples, M mel bands, F frames, C tags.
 """
@@ -30,28 +30,25 @@ class Tagger(nn.Module):
         super().__init__()
         self.model, self.tags, self.labels = model, tags, labels
         self.clip_seconds, self.clip_rate = clip_seconds, clip_rate
-        self.started_afresh: tuple[str, ...] = ()  # what first weights did not bring
-        self.began_as: dict[str, Any] = {}  # what is known of the tagger whose weights were the first ones
+        self.newly_initialised: tuple[str, ...] = ()  # tensors that the initial weights did not provide
+        self.initial_checkpoint: dict[str, Any] = {}  # the state of the published tagger that provided them, if any
         self.front_end = build_front_end(model.front_end.kind, clip_rate=clip_rate)
-        self.mean = self.front_end.mean if model.front_end.mean is None else model.front_end.mean
-        self.std = self.front_end.std if model.front_end.std is None else model.front_end.std
+        self.mean, self.std = self.front_end.mean_and_std(model.front_end)
+        self.num_frames = self.front_end.input_frames(model.front_end, clip_seconds)
         self.backbone = build_backbone(
-            model.arch,
-            bands=self.front_end.bands,
-            frames=model.front_end.frames or self.front_end.frames(clip_seconds),
-            num_classes=len(tags),
+            model.arch, bands=self.front_end.bands, frames=self.num_frames, num_classes=len(tags)
         )
 
     def forward(self, mel_BMF: Tensor) -> Tensor:
-        """Logits_BC of this model's own log-mel, masked where the view says so but un-normalised."""
-        return self.backbone(self.normalised(mel_BMF))
+        """Logits_BC of this model's log-mel, masked where the view has masks but un-normalised."""
+        return self.backbone(self.normalise(mel_BMF))
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         """Logits, embedding and temporal sequence, from the same log-mel as `forward`."""
-        return self.backbone.outputs(self.normalised(mel_BMF))
+        return self.backbone.outputs(self.normalise(mel_BMF))
 
-    def normalised(self, mel_BMF: Tensor) -> Tensor:
-        """What the backbone reads: as many frames as it was built for where the recipe says how many, normalised."""
+    def normalise(self, mel_BMF: Tensor) -> Tensor:
+        """The backbone's input: normalised, and padded or cut to the recipe's number of frames where it has one."""
         if frames := self.model.front_end.frames:
             missing = frames - mel_BMF.shape[-1]  # a negative number cuts
             mel_BMF = nn.functional.pad(mel_BMF, (0, missing), value=self.front_end.mask_value)
@@ -59,24 +56,24 @@ class Tagger(nn.Module):
 
     def tag(self, x_BT: Tensor) -> Tensor:
         """Logits_BC of waveforms at `clip_rate`; in eval mode only."""
-        assert not self.training, "a model in training mode would learn from the clips it tags: call eval() first"
+        assert not self.training, "a model in training mode would update its batch norm from these clips: call eval()"
         return self(self.front_end(x_BT))
 
     def set_progress(self, own_step: int, total: int) -> None:
-        """Tell a backbone that changes as it learns how far it is; most do not ask."""
-        tell = getattr(self.backbone, "set_progress", None)
-        if tell is not None:
-            tell(own_step, total)
+        """Report the model's progress to its backbone, if that defines `set_progress`; most do not."""
+        backbone_set_progress = getattr(self.backbone, "set_progress", None)
+        if backbone_set_progress is not None:
+            backbone_set_progress(own_step, total)
 
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.backbone.parameters())
 
     def load_initial(self, state: dict[str, Tensor], tags: tuple[str, ...] | None = None) -> None:
-        """Start from a state dict in the family's key names or from a whole tagger's, which told these `tags` apart.
+        """Load initial weights: a state dict in the family's key names, or that of a whole tagger for these `tags`.
 
-        What does not fit (a head for other tags) stays as it was drawn and is named in `started_afresh`. Raises
-        ValueError naming the tensors that are unknown, missing or of the wrong shape.
+        What does not fit (a head for other tags) keeps its random initial values and is named in `newly_initialised`.
+        Raises ValueError naming the tensors that are unknown, missing or of the wrong shape.
         """
         prefix = "backbone."
         if any(name.startswith(prefix) for name in state):
@@ -84,7 +81,7 @@ class Tagger(nn.Module):
         other_tags = tags is not None and tags != self.tags
         weights, dropped = adapt_weights(state, self.backbone, family=self.model.arch.family, other_classes=other_tags)
         self.backbone.load_state_dict(self.backbone.state_dict() | weights)
-        self.started_afresh = dropped
+        self.newly_initialised = dropped
 
 
 def build_tagger(
@@ -97,10 +94,10 @@ def build_tagger(
     clip_rate: int,
     seed: int,
 ) -> Tagger:
-    """A tagger whose first weights depend on the run's `seed` and the model's `name` only.
+    """A tagger whose initial weights depend only on the run's `seed` and the model's `name`.
 
-    The global random state is left as it was, so models do not move each other's weights.
+    The global random state is restored, so that models do not change each other's weights.
     """
-    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU: only its generator is touched
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, so only its generator is used
         torch.default_generator.manual_seed(keyed_seed(seed, name, "weights"))
         return Tagger(model, tags=tags, labels=labels, clip_seconds=clip_seconds, clip_rate=clip_rate)

@@ -16,7 +16,7 @@ import torch
 from orchestrator.artifacts import export
 from tests.official import waveform
 from workloads.evaluate.predict import load_tagger
-from workloads.export.export import FACTS
+from workloads.export.export import METADATA_KEY
 from workloads.runtime import checkpoint
 from workloads.train import loop
 
@@ -117,9 +117,9 @@ def test_an_imported_tagger_keeps_its_origin(trained, antiphon, tmp_path):
         assert known in card
         assert f"Licence of the weights: {licence}." in card
         assert "not learned in a run of antiphon" in card
-        extra = {FACTS: ""}
+        extra = {METADATA_KEY: ""}
         torch.export.load(out, extra_files=extra)
-        assert json.loads(extra[FACTS])["origin"]["licence"] == licence
+        assert json.loads(extra[METADATA_KEY])["origin"]["licence"] == licence
 
 
 def test_the_licence_of_first_weights_goes_on_from_run_to_run(trained, antiphon, tmp_path, tiny, start):
@@ -163,9 +163,9 @@ def test_ceds_file_says_how_long_a_clip_may_be(antiphon, tmp_path, tiny, start):
         bound = f"(an axis with a name may have any length, up to {longest:,} {axis})"
         assert bound in done.out
         assert bound.replace("have any", "be of any") in out.with_name(out.name + ".md").read_text()
-        extra = {FACTS: ""}
+        extra = {METADATA_KEY: ""}
         torch.export.load(out, extra_files=extra)
-        told = json.loads(extra[FACTS])["input"]
+        told = json.loads(extra[METADATA_KEY])["input"]
         assert (told["shape"][-1], told["longest"]) == (axis, longest)
 
 

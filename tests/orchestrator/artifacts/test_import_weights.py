@@ -131,7 +131,7 @@ def test_a_recipe_with_other_tags_starts_from_it(antiphon, weights, tmp_path, ti
     assert antiphon("models", "import", "--family", "mn", weights, tmp_path / "mn04").code == 0
     run = start(tiny("demo", *imported_as("cnn", tmp_path / "mn04")))
     tagger = first_tagger(run, "cnn")
-    assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
+    assert tagger.newly_initialised == ("classifier.3.weight", "classifier.3.bias")
     assert tagger.tags == tuple(sorted(SOURCES))
     published = case("mn04").state
     assert torch.equal(tagger.backbone.features[0][0].weight, published["features.0.0.weight"])
@@ -175,7 +175,7 @@ def test_weights_of_images_start_a_model_by_way_of_a_thousand_names(antiphon, tm
     assert done.code == 0, done.err
     settings = [f"models.cnn.arch={arch}", 'models.cnn.front_end={kind="efficientat128"}']
     tagger = first_tagger(start(tiny("demo", *settings, f"models.cnn.init={tmp_path}/im")), "cnn")
-    assert tagger.started_afresh == ("classifier.3.weight", "classifier.3.bias")
+    assert tagger.newly_initialised == ("classifier.3.weight", "classifier.3.bias")
     assert torch.equal(tagger.backbone.classifier[0].weight, state["classifier.2.weight"])
     assert getattr(tagger.backbone, "temperature", 30) == 30
 

@@ -17,7 +17,7 @@ from orchestrator.search.trial_spec import Task, trial_recipe, without_teachers
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.distill.schedule import own_steps, plan_phases
-from workloads.models.size import count, seconds_per_clip
+from workloads.models.size import model_size, seconds_per_clip
 from workloads.train import advance
 
 SPACE = {"edges.0.weight": Range(low=0.1, high=0.9)}
@@ -64,7 +64,7 @@ def test_the_second_objective_is_the_cost_of_a_clip_over_the_judged_models(recip
     shape: dict[str, Any] = {"num_classes": 10, "clip_seconds": made.data.clip_seconds, "clip_rate": made.rate}
     models = [made.models[name] for name in ("cnn", "vit")]
     if second == "macs":
-        assert found["second"] == sum(count(model, **shape).macs for model in models)
+        assert found["second"] == sum(model_size(model, **shape).macs for model in models)
     else:  # the unit, on a machine as busy as it likes
         assert 0.1 < found["second"] / sum(1000 * seconds_per_clip(model, **shape) for model in models) < 10
 

@@ -1,4 +1,4 @@
-"""Taggers written as files that run without us: what the file says against what the tagger says."""
+"""Taggers exported as files: the file's logits against the tagger's."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model
-from workloads.export.export import FACTS, ExportMismatch, check, export, longest, open_file, takes_any_length
+from workloads.export.export import METADATA_KEY, ExportMismatch, check, export, max_length, open_file, takes_any_length
 from workloads.export.quantise import quantise
 from workloads.models.tagger import Tagger, build_tagger
 
@@ -35,9 +35,9 @@ CASES: dict[str, tuple[Arch, str]] = {
 
 
 def tagger_of(name: str) -> Tagger:
-    """A tagger of clips of a second, with weights as large as trained ones: fresh ones say almost nothing."""
+    """A tagger of one-second clips, with weights of the scale of trained ones: initial ones give logits near 0."""
     arch, kind = CASES[name]
-    return drawn(built(Model(arch=arch, front_end=FrontEnd(kind=kind))))
+    return with_keyed_weights(built(Model(arch=arch, front_end=FrontEnd(kind=kind))))
 
 
 def built(model: Model, *, seconds: float = 1.0, rate: int | None = None) -> Tagger:
@@ -52,8 +52,8 @@ def built(model: Model, *, seconds: float = 1.0, rate: int | None = None) -> Tag
     )
 
 
-def drawn(tagger: Tagger) -> Tagger:
-    """The tagger with keyed weights, ready to listen."""
+def with_keyed_weights(tagger: Tagger) -> Tagger:
+    """The tagger with keyed weights, in eval mode."""
     tagger.load_state_dict(
         keyed_state({name: list(tensor.shape) for name, tensor in tagger.state_dict().items()})
         | {name: tensor for name, tensor in tagger.state_dict().items() if name == "backbone.temperature"}
@@ -61,8 +61,8 @@ def drawn(tagger: Tagger) -> Tagger:
     return tagger.eval()
 
 
-def says(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]:
-    """Two clips of sound, and the tagger's logits of them."""
+def waveform_and_logits(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]:
+    """Two clips, and the tagger's logits of them."""
     x_BT = waveform(seconds, tagger.clip_rate)
     with torch.no_grad():
         return x_BT, tagger.tag(x_BT)
@@ -80,40 +80,40 @@ def says(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]:
         *(pytest.param(name, "pt2", marks=pytest.mark.slow) for name in ("mn", "ced", "ast", "crnn", "dymn")),
     ],
 )
-def test_a_file_says_what_the_tagger_says(name, to, tmp_path):
+def test_a_file_gives_the_taggers_logits(name, to, tmp_path):
     tagger, path = tagger_of(name), tmp_path / f"tagger.{to}"
     assert export(tagger, path, to=to, front_end_inside=True) < 1e-5
-    runs = open_file(path, to)
+    forward = open_file(path, to)
     for seconds in (1.0, 0.7, 1.3) if takes_any_length(tagger) else (1.0,):
-        x_BT, expected_BC = says(tagger, seconds)
+        x_BT, expected_BC = waveform_and_logits(tagger, seconds)
         assert expected_BC.abs().max() > 0.01
-        torch.testing.assert_close(torch.from_numpy(runs(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.from_numpy(runs(x_BT[1:].numpy())), expected_BC[1:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(forward(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(forward(x_BT[1:].numpy())), expected_BC[1:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vit", "ced"])
 def test_the_front_end_may_stay_outside(name, tmp_path):
     tagger, path = tagger_of(name), tmp_path / "tagger.onnx"
     export(tagger, path, to="onnx", front_end_inside=False)
-    x_BT, expected_BC = says(tagger, 1.0)
+    x_BT, expected_BC = waveform_and_logits(tagger, 1.0)
     logits_BC = open_file(path, "onnx")(tagger.front_end(x_BT).numpy())
     torch.testing.assert_close(torch.from_numpy(logits_BC), expected_BC, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
-def test_facts_travel_inside_the_file(to, tmp_path):
-    path, facts = tmp_path / f"tagger.{to}", {"tags": ["a", "b", "c"], "rate": 16_000}
-    export(tagger_of("vit"), path, to=to, front_end_inside=False, facts=facts)
+def test_metadata_is_stored_in_the_file(to, tmp_path):
+    path, metadata = tmp_path / f"tagger.{to}", {"tags": ["a", "b", "c"], "rate": 16_000}
+    export(tagger_of("vit"), path, to=to, front_end_inside=False, metadata=metadata)
     if to == "onnx":
-        (found,) = (entry.value for entry in onnx.load(path).metadata_props if entry.key == FACTS)
+        (stored,) = (entry.value for entry in onnx.load(path).metadata_props if entry.key == METADATA_KEY)
     else:
-        extra = {FACTS: ""}
+        extra = {METADATA_KEY: ""}
         torch.export.load(path, extra_files=extra)
-        found = extra[FACTS]
-    assert json.loads(found) == facts
+        stored = extra[METADATA_KEY]
+    assert json.loads(stored) == metadata
 
 
-def test_a_file_with_one_wrong_weight_is_found_out(tmp_path):
+def test_a_file_with_one_wrong_weight_fails_the_check(tmp_path):
     tagger, path = tagger_of("vit"), tmp_path / "tagger.onnx"
     assert export(tagger, path, to="onnx", front_end_inside=True) == check(
         tagger, path, to="onnx", front_end_inside=True
@@ -128,58 +128,58 @@ def test_a_file_with_one_wrong_weight_is_found_out(tmp_path):
         check(tagger, path, to="onnx", front_end_inside=True)
 
 
-def test_a_file_of_other_weights_is_found_out(tmp_path):
+def test_a_file_of_other_weights_fails_the_check(tmp_path):
     tagger, path = tagger_of("vit"), tmp_path / "tagger.pt2"
     export(tagger, path, to="pt2", front_end_inside=False)
     tagger.mean += 0.01
-    with pytest.raises(ExportMismatch, match="not to be used"):
+    with pytest.raises(ExportMismatch, match="do not use this file"):
         check(tagger, path, to="pt2", front_end_inside=False)
 
 
 def test_which_networks_take_other_lengths():
-    free = {name for name in CASES if takes_any_length(tagger_of(name))}
-    assert free == set(CASES) - {"vit", "ast", "lstm_p"}
+    any_length = {name for name in CASES if takes_any_length(tagger_of(name))}
+    assert any_length == set(CASES) - {"vit", "ast", "lstm_p"}
     gated = Model(arch=MN(family="mn", width=0.1, se_axes=("c", "t")))
-    filled_up = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64", frames=1012))
+    padded = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64", frames=1012))
     assert not takes_any_length(built(gated))
-    assert not takes_any_length(built(filled_up))
+    assert not takes_any_length(built(padded))
     ced = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
     assert takes_any_length(built(ced, seconds=10.11))
     assert not takes_any_length(built(ced, seconds=10.12)), "1013 frames: a second window"
 
 
-def test_only_ced_has_a_longest_clip():
-    assert {longest(tagger_of(name), front_end_inside=True) for name in set(CASES) - {"ced"}} == {None}
+def test_only_ced_has_a_maximum_length():
+    assert {max_length(tagger_of(name), front_end_inside=True) for name in set(CASES) - {"ced"}} == {None}
     ced = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
-    for rate, samples in ((16_000, 161_919), (32_000, 323_838)):  # one more, and the front end makes 1013 frames
+    for rate, samples in ((16_000, 161_919), (32_000, 323_838)):  # one sample more makes 1013 frames
         tagger = built(ced, rate=rate)
-        assert longest(tagger, front_end_inside=False) == 1012
-        assert longest(tagger, front_end_inside=True) == samples
+        assert max_length(tagger, front_end_inside=False) == 1012
+        assert max_length(tagger, front_end_inside=True) == samples
         frames = [tagger.front_end(torch.zeros(1, samples + more)).shape[2] for more in (0, 1)]
         assert frames == [1012, 1013]
-    assert longest(built(ced, seconds=12.0), front_end_inside=True) is None, "its file takes clips of 12 s only"
+    assert max_length(built(ced, seconds=12.0), front_end_inside=True) is None, "its file accepts clips of 12 s only"
 
 
 @pytest.mark.parametrize(
     ("to", "inside"),
     [("onnx", True), ("onnx", False), pytest.param("pt2", True, marks=pytest.mark.slow)],
 )
-def test_ceds_file_hears_up_to_one_window(to, inside, tmp_path):
+def test_ceds_file_accepts_up_to_one_window(to, inside, tmp_path):
     tagger, path = tagger_of("ced"), tmp_path / f"tagger.{to}"
     export(tagger, path, to=to, front_end_inside=inside)
     x_BT = waveform(10.12, 16_000)[:, :161_919]
     with torch.no_grad():
-        heard, expected_BC = x_BT if inside else tagger.front_end(x_BT), tagger.tag(x_BT)
-    assert heard.shape[-1] == longest(tagger, front_end_inside=inside)
-    logits_BC = torch.from_numpy(open_file(path, to)(heard.numpy()))
+        clips, expected_BC = x_BT if inside else tagger.front_end(x_BT), tagger.tag(x_BT)
+    assert clips.shape[-1] == max_length(tagger, front_end_inside=inside)
+    logits_BC = torch.from_numpy(open_file(path, to)(clips.numpy()))
     torch.testing.assert_close(logits_BC, expected_BC, rtol=1e-4, atol=1e-5)
 
 
 def test_a_ced_of_several_windows_is_written_for_its_own_length(tmp_path):
     model = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
-    tagger, path = drawn(built(model, seconds=12.0)), tmp_path / "tagger.onnx"
+    tagger, path = with_keyed_weights(built(model, seconds=12.0)), tmp_path / "tagger.onnx"
     assert export(tagger, path, to="onnx", front_end_inside=True) < 1e-5
-    x_BT, expected_BC = says(tagger, 12.0)
+    x_BT, expected_BC = waveform_and_logits(tagger, 12.0)
     torch.testing.assert_close(
         torch.from_numpy(open_file(path, "onnx")(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5
     )
@@ -187,8 +187,8 @@ def test_a_ced_of_several_windows_is_written_for_its_own_length(tmp_path):
     assert [side.dim_value for side in entry.type.tensor_type.shape.dim] == [0, 192_000]  # any number of clips
 
 
-def test_writing_says_nothing(tmp_path):
-    """In a process of its own, so that torch's warnings cannot have been given before."""
+def test_export_prints_nothing(tmp_path):
+    """In a new process, so that torch's warnings cannot have been given before."""
     program = (
         "from pathlib import Path; import sys; sys.path.insert(0, '.');"
         "from tests.workloads.export.test_export import tagger_of; from workloads.export.export import export;"
@@ -202,15 +202,15 @@ def test_writing_says_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mn", "vit"])
-def test_eight_bits_say_nearly_the_same_in_a_smaller_file(name, tmp_path):
+def test_int8_gives_nearly_the_same_logits_from_a_smaller_file(name, tmp_path):
     tagger, path, small = tagger_of(name), tmp_path / "tagger.onnx", tmp_path / "small.onnx"
-    export(tagger, path, to="onnx", front_end_inside=False, facts={"rate": 1})
-    mel_BMF = tagger.front_end(says(tagger, 1.0)[0]).numpy()
-    share = quantise(path, small, [mel_BMF])
-    assert share.int8 > 0
-    assert share.fp32 == 0
+    export(tagger, path, to="onnx", front_end_inside=False, metadata={"rate": 1})
+    mel_BMF = tagger.front_end(waveform_and_logits(tagger, 1.0)[0]).numpy()
+    operators = quantise(path, small, [mel_BMF])
+    assert operators.int8 > 0
+    assert operators.fp32 == 0
     assert small.stat().st_size < 0.6 * path.stat().st_size
-    assert [entry.key for entry in onnx.load(small).metadata_props] == [FACTS]
+    assert [entry.key for entry in onnx.load(small).metadata_props] == [METADATA_KEY]
     expected_BC, logits_BC = open_file(path, "onnx")(mel_BMF), open_file(small, "onnx")(mel_BMF)
     difference = np.abs(logits_BC - expected_BC).max() / np.abs(expected_BC).max()
     assert 0 < difference < 0.2

@@ -1,4 +1,4 @@
-"""train.compile: networks through torch.compile learn as they do without, and a machine that cannot says so at once."""
+"""train.compile: compiled networks train as uncompiled ones, and a machine that cannot compile is reported at once."""
 
 import json
 import os
@@ -17,18 +17,19 @@ ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 PLAN = ("schedule.burn_in=3", "schedule.period=3", "schedule.turns=2")
 
 needs_compiler = pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler, and none is here"
+    shutil.which(os.environ.get("CXX", "g++")) is None,
+    reason="torch.compile needs a C++ compiler, and none is installed",
 )
 
 
-def spool_of(run):
+def events_of(run):
     return read_event_log(run.session.work_dir.parent / "events.jsonl")
 
 
 def curves(run) -> dict[tuple[int, str], float]:
     return {
         (record["step"], key): value
-        for record in spool_of(run)
+        for record in events_of(run)
         if record["kind"] == "metrics"
         for key, value in record["values"].items()
         if key.endswith("loss")
@@ -37,13 +38,13 @@ def curves(run) -> dict[tuple[int, str], float]:
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_compiled_run_learns_the_same_under_the_same_names(tiny, start):
+def test_a_compiled_run_trains_the_same_under_the_same_names(tiny, start):
     plain, compiled = start(tiny("demo", *PLAN)), start(tiny("demo", *PLAN, "train.compile=true"))
     assert loop(plain) == loop(compiled) == "done"
-    assert all(member.tagger.backbone._compiled_call_impl for member in compiled.pool.states.values())
-    expected, found = curves(plain), curves(compiled)
+    assert all(state.tagger.backbone._compiled_call_impl for state in compiled.pool.states.values())
+    expected, actual = curves(plain), curves(compiled)
     assert len(expected) > 15
-    assert found == pytest.approx(expected, abs=1e-3)
+    assert actual == pytest.approx(expected, abs=1e-3)
     for name in ("cnn", "vit"):
         files = [run.session.work_dir.parent / "models" / name / "weights.safetensors" for run in (plain, compiled)]
         one, other = (sorted(safe_open(file, "pt").keys()) for file in files)
@@ -60,7 +61,7 @@ def test_a_compiled_run_resumes_with_the_same_bits(tiny, start):
     assert loop(cut, until=5) == "preempted"
     resumed = start(recipe, shelf_of=cut)
     assert loop(resumed) == "done"
-    one, other = (spool_of(run)[-1]["models"] for run in (whole, resumed))
+    one, other = (events_of(run)[-1]["models"] for run in (whole, resumed))
     assert {name: row["weights_sha256"] for name, row in one.items()} == {
         name: row["weights_sha256"] for name, row in other.items()
     }
@@ -74,7 +75,7 @@ def test_without_a_compiler_a_run_is_refused_before_it_trains(tmp_path):
         text=True,
         env={**os.environ, "CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
     )
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["mistake"], told["steps_run"]) == (2, True, 0)
-    assert "train.compile = True: torch cannot compile on cpu here" in told["error"]
-    assert "install a C++ compiler" in told["error"]
+    outcome = json.loads(done.stdout)
+    assert (done.returncode, outcome["mistake"], outcome["steps_run"]) == (2, True, 0)
+    assert "train.compile = True: torch cannot compile on cpu here" in outcome["error"]
+    assert "install a C++ compiler" in outcome["error"]

@@ -1,4 +1,4 @@
-"""Decoding, resampling and the front ends, against torchaudio, against the transform written out, and against maths."""
+"""Decoding, resampling and the front ends, against torchaudio, the transform written out, and closed formulas."""
 
 import io
 import math
@@ -40,10 +40,10 @@ def sound_file(samples: np.ndarray, rate: int, container: str, subtype: str) -> 
         ("MP3", "MPEG_LAYER_III", 8_000, 0.1),
     ],
 )
-def test_every_format_gives_the_samples_that_went_in(container: str, subtype: str, rate: int, allowed: float) -> None:
+def test_every_format_gives_the_encoded_samples(container: str, subtype: str, rate: int, allowed: float) -> None:
     sine = 0.5 * tone(440, rate).numpy()
-    x_T, found_rate = decode(io.BytesIO(sound_file(sine, rate, container, subtype)))
-    assert found_rate == rate
+    x_T, decoded_rate = decode(io.BytesIO(sound_file(sine, rate, container, subtype)))
+    assert decoded_rate == rate
     assert x_T.dtype == torch.float32
     assert len(x_T) == pytest.approx(rate, rel=0.01)
     inside = slice(rate // 4, rate // 2)
@@ -75,25 +75,25 @@ MP3 = sound_file(noise(16_000).numpy(), 16_000, "MP3", "MPEG_LAYER_III")
         (sound_file(np.array([0.0, np.inf, 0.0]), 16_000, "WAV", "FLOAT"), "NaN or infinite"),
     ],
 )
-def test_files_without_usable_audio_are_broken_clips_that_say_why(content: bytes, reason: str) -> None:
+def test_files_without_usable_audio_are_broken_clips_with_a_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BrokenClip, match=reason):
         decode(io.BytesIO(content))
 
 
-def test_a_wav_streamed_through_a_pipe_is_sound_although_its_header_promises_four_gigabytes() -> None:
+def test_a_wav_streamed_through_a_pipe_is_decoded_although_its_header_claims_four_gigabytes() -> None:
     streamed = bytearray(WAV)
     streamed[40:44] = b"\xff\xff\xff\xff"
     assert len(decode(io.BytesIO(bytes(streamed)))[0]) == 16_000
 
 
-def test_resampling_keeps_what_the_new_rate_holds_and_removes_the_rest() -> None:
+def test_resampling_keeps_frequencies_below_the_new_nyquist_and_removes_the_rest() -> None:
     kept_T = resample(tone(1000, 44_100), orig=44_100, new=16_000)
     assert torch.allclose(kept_T[2000:-2000], tone(1000, 16_000)[2000:-2000], atol=5e-3)
     removed_T = resample(tone(12_000, 44_100), orig=44_100, new=16_000)
     assert removed_T[2000:-2000].abs().max() < 0.01
 
 
-def test_a_rate_without_common_factors_is_resampled_without_a_giant_table() -> None:
+def test_a_rate_without_common_factors_is_resampled_without_a_huge_filter() -> None:
     x_T = resample(tone(1000, 44_099), orig=44_099, new=32_000)
     assert len(x_T) == pytest.approx(32_000, abs=2)
     assert torch.allclose(x_T[2000:20_000], tone(1000, 32_000)[2000:20_000], atol=0.02)
@@ -148,7 +148,7 @@ def test_logmel64_of_silence_is_the_log_of_its_floor_and_its_mask_is_its_mean() 
 @pytest.mark.parametrize("clip_rate", [16_000, 32_000, 44_100])
 @pytest.mark.parametrize("seconds", [0.05, 1.0, 2.3456, 5.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_frames_says_how_long_the_mel_will_be(kind: str, seconds: float, clip_rate: int) -> None:
+def test_frames_is_the_length_of_the_mel(kind: str, seconds: float, clip_rate: int) -> None:
     front_end = build_front_end(kind, clip_rate=clip_rate)
     mel_BMF = front_end(noise(2, round(seconds * clip_rate)))
     assert mel_BMF.shape == (2, front_end.bands, front_end.frames(seconds))
@@ -163,7 +163,7 @@ def test_five_seconds_have_the_known_number_of_frames(kind: str, frames: int) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tone_is_loudest_in_the_same_band_at_any_clip_rate_and_louder_when_it_is_louder(kind: str) -> None:
+def test_a_tones_loudest_band_is_the_same_at_any_clip_rate_and_its_power_follows_its_amplitude(kind: str) -> None:
     loudest = set()
     for clip_rate in (16_000, 32_000):
         mel_MF = build_front_end(kind, clip_rate=clip_rate)(
@@ -171,20 +171,20 @@ def test_a_tone_is_loudest_in_the_same_band_at_any_clip_rate_and_louder_when_it_
         )
         loudest.add(int(mel_MF[0, :, mel_MF.shape[2] // 2].argmax()))
         difference = mel_MF[0].max() - mel_MF[1].max()
-        hundredfold = 20.0 if kind == "ced64" else math.log(100)  # CED counts in decibels
+        hundredfold = 20.0 if kind == "ced64" else math.log(100)  # CED uses decibels
         assert difference == pytest.approx(hundredfold, abs=0.01), "power falls by 100 when amplitude falls by 10"
     assert len(loudest) == 1
 
 
 @pytest.mark.parametrize("clip_rate", [16_000, 32_000])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_clips_mel_does_not_depend_on_its_batch_mates(kind: str, clip_rate: int) -> None:
+def test_a_clips_mel_does_not_depend_on_the_other_clips_of_the_batch(kind: str, clip_rate: int) -> None:
     front_end = build_front_end(kind, clip_rate=clip_rate)
     x_BT = noise(5, clip_rate)
-    mates_BT = torch.cat((x_BT[2:3], 100 * noise(7, clip_rate, seed=1)))
-    alone, first, among = front_end(x_BT[2:3])[0], front_end(mates_BT)[0], front_end(x_BT)[2]
-    # The mates are 40 dB louder: a shared floor would show as whole units, rounding in near-silent bands as 1e-5.
-    assert torch.allclose(alone, first, atol=1e-3, rtol=0)
+    louder_BT = torch.cat((x_BT[2:3], 100 * noise(7, clip_rate, seed=1)))
+    alone, first_of_louder, among = front_end(x_BT[2:3])[0], front_end(louder_BT)[0], front_end(x_BT)[2]
+    # The others are 40 dB louder: a shared floor would differ by whole units, rounding in near-silent bands by 1e-5.
+    assert torch.allclose(alone, first_of_louder, atol=1e-3, rtol=0)
     assert torch.allclose(alone, among, atol=1e-3, rtol=0)
 
 
@@ -198,14 +198,14 @@ def test_mels_are_computed_in_full_precision_inside_autocast(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_front_end_has_nothing_to_save_or_to_learn(kind: str) -> None:
+def test_a_front_end_has_nothing_to_save_or_to_train(kind: str) -> None:
     front_end = build_front_end(kind, clip_rate=44_100)
     assert not front_end.state_dict()
     assert not list(front_end.parameters())
-    assert list(front_end.buffers()), "but its constants move with it to another device"
+    assert list(front_end.buffers()), "its constants must move with it to another device"
 
 
-def test_unknown_kinds_and_clips_too_short_are_the_users_to_mend() -> None:
+def test_unknown_kinds_and_clips_too_short_are_refused() -> None:
     with pytest.raises(ValueError, match="logmel64, kaldi128, efficientat128"):
         build_front_end("mfcc", clip_rate=16_000)
     with pytest.raises(ValueError, match=r"clip_seconds = 0.01.*0.05 s or more"):

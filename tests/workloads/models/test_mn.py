@@ -1,10 +1,11 @@
-"""MN against the tables of EfficientAT (sizes, widths, maps), and which initial weights it takes."""
+"""MN against the tables of EfficientAT (sizes, widths, maps), and which initial weights it accepts."""
 
 import pytest
 import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
+from tests.gradients import parameters_without_gradient
 from workloads.config.architectures import MN
 from workloads.models.families import adapt_weights, build_backbone
 
@@ -14,7 +15,7 @@ def build_mn(*, classes: int = 527, **options) -> nn.Module:
 
 
 def millions(**options) -> float:
-    with torch.device("meta"):  # shapes without numbers: the widest has 68 million
+    with torch.device("meta"):  # shapes without data: the widest has 68 million parameters
         return sum(p.numel() for p in build_mn(**options).parameters()) / 1e6
 
 
@@ -82,7 +83,7 @@ def test_settings_reach_batch_norm_dropout_and_gates() -> None:
     assert {type(m.scale_activation) for m in gates} == {nn.Sigmoid}
 
 
-def test_first_weights_have_the_reference_s_spread() -> None:
+def test_initial_weights_have_the_reference_s_spread() -> None:
     torch.manual_seed(0)
     model = build_mn()
     stem, gate, last = model.features[0][0], model.features[-2].block[2], model.classifier[3]
@@ -96,10 +97,10 @@ def test_every_parameter_has_a_gradient() -> None:
     torch.manual_seed(0)
     model = build_mn(width=0.1, classes=5).train()
     model(torch.randn(4, 128, 100)).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert parameters_without_gradient(model) == []
 
 
-def test_weights_of_the_same_classes_are_taken_whole() -> None:
+def test_weights_of_the_same_classes_are_all_loaded() -> None:
     source, target = build_mn(width=0.1, classes=5), build_mn(width=0.1, classes=5)
     weights, dropped = adapt_weights(source.state_dict(), target, family="mn")
     target.load_state_dict(weights)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.gradients import parameters_without_gradient
 from workloads.config.architectures import MN
 from workloads.models.backbone import Backbone
 from workloads.models.families import adapt_weights, build_backbone
@@ -43,11 +44,10 @@ def test_every_head_gives_logits_an_embedding_and_a_sequence(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_learns_and_goes_where_classes_differ(head: str) -> None:
+def test_every_head_has_gradients_and_is_dropped_where_classes_differ(head: str) -> None:
     model = build_mn(head=head, se_axes=("c", "f")).train()
     model(torch.randn(4, 128, 100)).square().sum().backward()
-    still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    assert still == set()
+    assert parameters_without_gradient(model) == []
     other = build_mn(classes=7, head=head, se_axes=("c", "f"))
     weights, dropped = adapt_weights(model.state_dict(), other, family="mn")
     assert dropped
@@ -55,12 +55,12 @@ def test_every_head_learns_and_goes_where_classes_differ(head: str) -> None:
     assert set(weights) == set(model.state_dict()) - set(dropped)
 
 
-def test_a_fully_convolutional_head_averages_the_scores_of_all_places() -> None:
+def test_a_fully_convolutional_head_averages_the_scores_of_all_positions() -> None:
     model = build_mn(head="fully_convolutional").eval()
     with torch.no_grad():
         maps = model.features(torch.ones(1, 1, 128, 100))
         weight = model.classifier[0].weight.flatten(1)
-        scores = torch.einsum("kd,bdmf->bkmf", weight, maps) / (1 + 1e-5) ** 0.5  # batch norm as it was born
+        scores = torch.einsum("cd,bdmf->bcmf", weight, maps) / (1 + 1e-5) ** 0.5  # batch norm as initialised
         assert torch.allclose(model(torch.ones(1, 128, 100)), scores.mean((2, 3)), atol=1e-6)
 
 
@@ -73,27 +73,25 @@ def test_attention_pools_scores_by_weights_that_sum_to_one_over_time() -> None:
     for head in range(4):
         for tag in range(3):
             row = head * 3 + tag
-            frames = x.mean(2)  # B, D, time
-            weights = torch.sigmoid(
-                torch.einsum("d,bdt->bt", pool.project.weight[row], frames) + pool.project.bias[row]
-            )
-            scores = torch.einsum("d,bdt->bt", pool.project.weight[12 + row], frames) + pool.project.bias[12 + row]
+            x_BDP = x.mean(2)
+            weights = torch.sigmoid(torch.einsum("d,bdp->bp", pool.project.weight[row], x_BDP) + pool.project.bias[row])
+            scores = torch.einsum("d,bdp->bp", pool.project.weight[12 + row], x_BDP) + pool.project.bias[12 + row]
             expected[:, tag] += pool.mix[head] * (weights / weights.sum(1, keepdim=True) * scores).sum(1)
     assert torch.allclose(pool(x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("join", ["max", "avg", "add", "min"])
-def test_gates_of_several_axes_are_joined_cell_by_cell(join: str) -> None:
+def test_gates_of_several_axes_are_combined_element_by_element(join: str) -> None:
     torch.manual_seed(0)
     gates, x = ConcurrentGates({"c": 8, "f": 12, "t": 20}, join), torch.randn(2, 8, 12, 20)
-    each = []
+    gated = []
     for axis, others in (("c", (2, 3)), ("f", (1, 3)), ("t", (1, 2))):
         gate = gates.axes[axis]
         scale = torch.sigmoid(gate.fc2(torch.relu(gate.fc1(x.mean(others)))))
         for other in others:
             scale = scale.unsqueeze(other)
-        each.append(x * scale)
-    stacked = torch.stack(each)
+        gated.append(x * scale)
+    stacked = torch.stack(gated)
     expected = {"max": stacked.amax(0), "avg": stacked.mean(0), "add": stacked.sum(0), "min": stacked.amin(0)}[join]
     assert torch.allclose(gates(x), expected, atol=1e-6)
 
@@ -101,7 +99,7 @@ def test_gates_of_several_axes_are_joined_cell_by_cell(join: str) -> None:
 def test_gates_over_bands_fit_the_maps_and_squeeze_by_four() -> None:
     model = build_mn(se_axes=("f",))
     gates = [module.axes["f"] for module in model.modules() if isinstance(module, ConcurrentGates)]
-    # 128 bands are 16, 8 and 4 where the block table has a gate; a quarter of it, but never under 8
+    # 128 bands are 16, 8 and 4 where the block table has a gate; a quarter of that, but at least 8
     assert [gate.fc1.in_features for gate in gates] == [16] * 3 + [8] * 2 + [4] * 3
     assert {gate.fc1.out_features for gate in gates} == {8}
 

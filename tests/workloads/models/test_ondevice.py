@@ -1,4 +1,4 @@
-"""The five keyword spotters against Google's sizes, and their parts against what they stand for, the slow way."""
+"""The five keyword spotters against Google's sizes, and their parts against their definitions, step by step."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,7 @@ from scipy.fft import dct
 from torch import Tensor, nn
 from torchaudio.transforms import MFCC
 
+from tests.gradients import parameters_without_gradient
 from workloads.config.architectures import OnDevice
 from workloads.evaluate.predict import load_tagger
 from workloads.models.backbone import Backbone
@@ -32,8 +33,8 @@ def size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def running(model: nn.Module) -> int:
-    """Batch norm's running means and variances, which Keras counts as parameters that are not trained."""
+def num_running_statistics(model: nn.Module) -> int:
+    """Batch norm's running means and variances, which Keras counts as non-trainable parameters."""
     return sum(tensor.numel() for name, tensor in model.state_dict().items() if "running" in name)
 
 
@@ -42,14 +43,14 @@ def running(model: nn.Module) -> int:
     [
         ("lstm_p", 0.546, 545_912),
         ("crnn", 0.468, 467_772),
-        ("att_rnn", 0.497, 496_497),  # 496,519 with running statistics: only so does it round to the table's .497
+        ("att_rnn", 0.497, 496_497),  # 496,519 with running statistics, which rounds to the table's .497
         ("mhatt_rnn", 0.743, 743_025),
     ],
 )
 def test_sizes_match_the_table(variant: str, millions: float, weights: int) -> None:
     model = build_spotter(variant)
     assert size(model) == weights
-    assert round((weights + running(model)) / 1e6, 3) == millions
+    assert round((weights + num_running_statistics(model)) / 1e6, 3) == millions
 
 
 def test_the_size_of_tc_resnet_follows_from_its_channels() -> None:
@@ -70,7 +71,7 @@ def test_three_things_come_out_of_any_length(variant: str, frames: int) -> None:
     model = build_spotter(variant, frames=frames).eval()
     with torch.no_grad():
         logits, embedding, sequence = model.outputs(torch.randn(2, 40, frames))
-        assert torch.allclose(model.head(embedding), logits, atol=1e-6)  # it is what the last layer reads
+        assert torch.allclose(model.head(embedding), logits, atol=1e-6)  # it is the input of the last layer
     steps, features, width = {
         "lstm_p": (frames, 200, 200),
         "tc_resnet": (math.ceil(frames / 2), 72, 72),
@@ -87,11 +88,11 @@ def test_three_things_come_out_of_any_length(variant: str, frames: int) -> None:
 def test_every_parameter_has_a_gradient(variant: str) -> None:
     model = build_spotter(variant, classes=5).train()
     model(torch.randn(4, 40, 50)).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-6] == []
+    assert parameters_without_gradient(model, at_most=1e-6) == []
 
 
 @every_variant
-def test_clips_do_not_hear_each_other(variant: str) -> None:
+def test_clips_do_not_influence_each_other(variant: str) -> None:
     model, mel_BMF = build_spotter(variant).eval(), torch.randn(3, 40, 50)
     with torch.no_grad():
         for together, alone in zip(model.outputs(mel_BMF), model.outputs(mel_BMF[1:2]), strict=True):
@@ -110,13 +111,13 @@ def test_cepstra_are_those_of_mfcc_and_of_the_textbook() -> None:
     torch.manual_seed(0)
     mel_BMF, cepstrum = torch.randn(2, 40, 30), Cepstrum(40, 20)
     mfcc = MFCC(16_000, n_mfcc=20, melkwargs={"n_mels": 40, "n_fft": 1024})
-    x_BFK = cepstrum(mel_BMF)
-    assert torch.allclose(x_BFK, mel_BMF.transpose(1, 2) @ mfcc.dct_mat, atol=1e-5)
+    x_BFQ = cepstrum(mel_BMF)
+    assert torch.allclose(x_BFQ, mel_BMF.transpose(1, 2) @ mfcc.dct_mat, atol=1e-5)
     textbook = dct(mel_BMF.double().numpy(), type=2, axis=1, norm="ortho")[:, :20]
-    assert torch.allclose(x_BFK.transpose(1, 2).double(), torch.from_numpy(textbook), atol=1e-5)
+    assert torch.allclose(x_BFQ.transpose(1, 2).double(), torch.from_numpy(textbook), atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(cepstrum(mel_BMF), x_BFK)
-    assert cepstrum.state_dict() == {}  # a constant is no weight
+        assert torch.equal(cepstrum(mel_BMF), x_BFQ)
+    assert cepstrum.state_dict() == {}  # a constant, not a weight
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -138,54 +139,56 @@ def test_without_peepholes_the_cell_is_torch_s_own() -> None:
         assert torch.allclose(ours(x_BPD), theirs(x_BPD)[0], atol=1e-5)
 
 
-def test_every_gate_sees_the_cell_as_the_paper_says() -> None:
+def test_peepholes_follow_the_papers_equations() -> None:
     """Sak et al. 2014, equations 1 to 6, one clip and one step at a time."""
     torch.manual_seed(0)
     lstm, x_BPD = PeepholeLSTM(3, 5, 2).double(), torch.randn(2, 6, 3, dtype=torch.float64)
     nn.init.normal_(lstm.peepholes)
-    of_x, of_r = lstm.inputs.weight.view(4, 5, 3), lstm.recurrent.weight.view(4, 5, 2)
-    bias, (peep_i, peep_f, peep_o) = lstm.inputs.bias.view(4, 5), lstm.peepholes
+    input_weights, recurrent_weights = lstm.inputs.weight.view(4, 5, 3), lstm.recurrent.weight.view(4, 5, 2)
+    bias, (peephole_i, peephole_f, peephole_o) = lstm.inputs.bias.view(4, 5), lstm.peepholes
     for clip, x_PD in enumerate(x_BPD):
         r, c = torch.zeros(2, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
         for step, x in enumerate(x_PD):
-            i, f, g, o = (of_x[gate] @ x + of_r[gate] @ r + bias[gate] for gate in range(4))
+            i, f, g, o = (input_weights[gate] @ x + recurrent_weights[gate] @ r + bias[gate] for gate in range(4))
             c_before = c
-            c = torch.sigmoid(f + peep_f * c_before) * c_before + torch.sigmoid(i + peep_i * c_before) * torch.tanh(g)
-            r = lstm.project.weight @ (torch.sigmoid(o + peep_o * c) * torch.tanh(c))
+            c = torch.sigmoid(f + peephole_f * c_before) * c_before + torch.sigmoid(
+                i + peephole_i * c_before
+            ) * torch.tanh(g)
+            r = lstm.project.weight @ (torch.sigmoid(o + peephole_o * c) * torch.tanh(c))
             assert torch.allclose(lstm(x_BPD)[clip, step], r, atol=1e-12)
 
 
-@pytest.mark.parametrize(("variant", "ahead"), [("lstm_p", 0), ("crnn", 6)])
-def test_those_that_stream_hear_no_future_and_answer_at_the_end(variant: str, ahead: int) -> None:
+@pytest.mark.parametrize(("variant", "lookahead"), [("lstm_p", 0), ("crnn", 6)])
+def test_streaming_variants_are_causal_and_use_the_last_step(variant: str, lookahead: int) -> None:
     model, mel_BMF = build_spotter(variant).eval(), torch.randn(2, 40, 50)
     other_BMF = mel_BMF.clone()
     other_BMF[:, :, 30:] = torch.randn(2, 40, 20)
     dense = model.dense if variant == "crnn" else nn.Identity()
     with torch.no_grad():
         _, embedding, sequence = model.outputs(mel_BMF)
-        heard_other = (sequence - model.outputs(other_BMF).sequence_BPD).abs().amax((0, 2)) > 1e-6
+        changed = (sequence - model.outputs(other_BMF).sequence_BPD).abs().amax((0, 2)) > 1e-6
         assert torch.allclose(embedding, dense(sequence[:, -1]), atol=1e-6)
-    assert heard_other.tolist() == [step + ahead >= 30 for step in range(50 - ahead)]
+    assert changed.tolist() == [step + lookahead >= 30 for step in range(50 - lookahead)]
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(50, 50), (50, 72)])
-def test_a_silent_block_of_tc_resnet_passes_its_shortcut_on(inputs: int, outputs: int) -> None:
+def test_a_block_of_tc_resnet_without_convolutions_is_its_shortcut(inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     block, x_BDF = TemporalBlock(inputs, outputs).eval(), torch.randn(2, inputs, 21)
     shortcut = x_BDF
     if inputs != outputs:
         conv, norm = block.shortcut[0], block.shortcut[1]
-        every_other = torch.einsum("od,bdf->bof", conv.weight[:, :, 0], x_BDF[:, :, ::2])
-        shortcut = every_other / (1 + norm.eps) ** 0.5
+        strided = torch.einsum("ed,bdf->bef", conv.weight[:, :, 0], x_BDF[:, :, ::2])
+        shortcut = strided / (1 + norm.eps) ** 0.5
     assert not torch.allclose(block(x_BDF), shortcut.relu(), atol=1e-2)
     nn.init.zeros_(block.convs[-1].weight)
     assert torch.allclose(block(x_BDF), shortcut.relu(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("variant", "heads"), ATTENTIVE)
-def test_attention_is_what_the_network_weighs_time_with(variant: str, heads: int) -> None:
+def test_attention_is_what_the_network_weights_time_with(variant: str, heads: int) -> None:
     model, mel_BMF = build_spotter(variant).train(), torch.randn(2, 40, 50)
-    # Training mode: an untrained batch norm that is not used would leave every step nearly alike.
+    # Training mode: with an untrained batch norm's running statistics, all steps would be nearly alike.
     pooled: list[Tensor] = []
     model.dense.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
     with torch.no_grad():
@@ -196,19 +199,19 @@ def test_attention_is_what_the_network_weighs_time_with(variant: str, heads: int
         over_heads_BD = pooled[0].unflatten(1, (heads, 256)).mean(1)
         assert torch.allclose(over_heads_BD, (a_BP.unsqueeze(2) * sequence_BPD).sum(1), atol=1e-5)
         for head, query in enumerate(model.queries):
-            asked = query(sequence_BPD[:, 25])
-            scores = torch.stack([(asked * sequence_BPD[:, step]).sum(1) for step in range(50)], dim=1)
+            query_BD = query(sequence_BPD[:, 25])
+            scores = torch.stack([(query_BD * sequence_BPD[:, step]).sum(1) for step in range(50)], dim=1)
             assert torch.allclose(model.weights(sequence_BPD)[:, head], scores.softmax(1), atol=1e-6)
 
 
 @pytest.mark.parametrize(("variant", "heads"), ATTENTIVE)
-def test_every_head_learns_from_its_attention(variant: str, heads: int) -> None:
-    """What temporal distillation needs: a loss on the attention alone reaches every query and the network below."""
+def test_every_head_has_gradients_from_its_attention(variant: str, heads: int) -> None:
+    """Temporal distillation needs it: a loss on the attention alone reaches every query and the layers before."""
     model = build_spotter(variant).train()
     model.weights(model.outputs(torch.randn(2, 40, 50)).sequence_BPD).mean(1).square().sum().backward()
     assert len(model.queries) == heads
     assert all(query.weight.grad.abs().max() > 1e-8 for query in model.queries)
-    assert all(parameter.grad.abs().max() > 0 for parameter in model.look.parameters())
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.convs.parameters())
     assert model.head.weight.grad is None
 
 
@@ -218,7 +221,7 @@ def test_the_attention_of_half_precision_still_sums_to_one() -> None:
         assert torch.allclose(model.attention(torch.randn(2, 40, 50)).sum(1), torch.ones(2), atol=1e-5)
 
 
-def test_first_weights_are_keras_s() -> None:
+def test_initial_weights_are_keras_s() -> None:
     gru, lstm = build_spotter("crnn").gru, build_spotter("lstm_p").lstm
     product = gru.weight_hh_l0.T @ gru.weight_hh_l0
     assert torch.allclose(product, torch.eye(256), atol=1e-4)
@@ -234,8 +237,8 @@ def test_the_last_layer_is_dropped_where_classes_differ(variant: str) -> None:
     weights, dropped = adapt_weights(state, build_spotter(variant, classes=7), family="ondevice")
     assert dropped == ("head.weight", "head.bias")
     assert set(weights) == set(state) - set(dropped)
-    same, nothing = adapt_weights(state, build_spotter(variant, classes=5), family="ondevice")
-    assert (set(same), nothing) == (set(state), ())
+    same, dropped = adapt_weights(state, build_spotter(variant, classes=5), family="ondevice")
+    assert (set(same), dropped) == (set(state), ())
 
 
 def test_clips_too_short_for_crnn_are_refused() -> None:
@@ -247,7 +250,7 @@ def test_clips_too_short_for_crnn_are_refused() -> None:
 def test_a_run_with_it(variant: str, tiny, start) -> None:
     model = f'{{arch={{family="ondevice", variant="{variant}", dropout=0.1}}, front_end={{kind="logmel40"}}}}'
     recipe = tiny("demo", f"models.cnn={model}", "schedule.burn_in=2", "schedule.period=2", "schedule.turns=2")
-    fresh = start(recipe).pool.train_state("cnn").tagger.backbone.state_dict()
+    initial = start(recipe).pool.train_state("cnn").tagger.backbone.state_dict()
     run = start(recipe)
     assert loop(run) == "done"
     result = read_event_log(run.session.work_dir.parent / "events.jsonl")[-1]["models"]["cnn"]
@@ -257,5 +260,5 @@ def test_a_run_with_it(variant: str, tiny, start) -> None:
         mel_BMF = tagger.front_end(torch.randn(2, tagger.clip_rate))
         assert mel_BMF.shape == (2, 40, 50)
         assert tagger(mel_BMF).isfinite().all()
-    learned = tagger.backbone.state_dict()
-    assert [name for name, tensor in fresh.items() if torch.equal(tensor, learned[name])] == []
+    trained = tagger.backbone.state_dict()
+    assert [name for name, tensor in initial.items() if torch.equal(tensor, trained[name])] == []

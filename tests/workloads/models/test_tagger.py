@@ -30,11 +30,11 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-class Listener(nn.Module):
-    """Keeps what the backbone would hear."""
+class RecordingBackbone(nn.Module):
+    """Records the backbone's input."""
 
     def forward(self, mel_BMF: torch.Tensor) -> torch.Tensor:
-        self.heard_BMF = mel_BMF
+        self.input_BMF = mel_BMF
         return torch.zeros(len(mel_BMF), len(TAGS))
 
 
@@ -65,17 +65,17 @@ def test_tag_refuses_training_mode() -> None:
         (FrontEnd(kind="efficientat128", mean=-1.0), -1.0, 5.0),
     ],
 )
-def test_normalisation_is_the_models_own(front_end: FrontEnd, mean: float, std: float) -> None:
+def test_normalisation_is_the_recipes_or_the_front_ends(front_end: FrontEnd, mean: float, std: float) -> None:
     torch.manual_seed(0)
     tagger = make(Model(arch=SMALL_MN, front_end=front_end))
-    tagger.backbone = Listener()
+    tagger.backbone = RecordingBackbone()
     mel_BMF = torch.randn(2, 128, 100)
     tagger(mel_BMF)
-    torch.testing.assert_close(tagger.backbone.heard_BMF, (mel_BMF - mean) / std)
+    torch.testing.assert_close(tagger.backbone.input_BMF, (mel_BMF - mean) / std)
 
 
 @pytest.mark.parametrize("arch", [SMALL_MN, SMALL_VIT], ids=["mn", "vit"])
-def test_first_weights_depend_on_seed_and_name_only(arch: MN | ViT) -> None:
+def test_initial_weights_depend_on_seed_and_name_only(arch: MN | ViT) -> None:
     model = Model(arch=arch)
     torch.manual_seed(1)
     first = make(model)
@@ -88,7 +88,7 @@ def test_first_weights_depend_on_seed_and_name_only(arch: MN | ViT) -> None:
     assert not same_weights(first, make(model, name="cnn2"))
 
 
-def test_every_parameter_counts_once() -> None:
+def test_every_parameter_is_counted_once() -> None:
     tagger = make(Model(arch=MN(family="mn")), tags=tuple(f"tag{index}" for index in range(10)))
     assert tagger.num_parameters == pytest.approx(4.215e6, abs=500)  # the width table at 10 classes
     assert sum(parameter.numel() for parameter in tagger.parameters()) == tagger.num_parameters
@@ -98,11 +98,11 @@ def test_initial_weights_of_a_whole_tagger_or_of_its_backbone() -> None:
     for arch in (SMALL_MN, SMALL_VIT):
         source, target = make(Model(arch=arch)), make(Model(arch=arch), seed=1)
         target.load_initial(source.state_dict())
-        assert target.started_afresh == ()
+        assert target.newly_initialised == ()
         assert same_weights(source, target)
         target = make(Model(arch=arch), seed=1)
         target.load_initial(source.backbone.state_dict())
-        assert target.started_afresh == ()
+        assert target.newly_initialised == ()
         assert same_weights(source, target)
 
 
@@ -110,13 +110,13 @@ def test_initial_weights_of_a_whole_tagger_or_of_its_backbone() -> None:
     ("arch", "head"), [(SMALL_MN, "backbone.classifier.3."), (SMALL_VIT, "backbone.head.")], ids=["mn", "vit"]
 )
 @pytest.mark.parametrize("other", [("a", "b"), ("a", "b", "c")], ids=["fewer", "as many"])
-def test_initial_weights_of_other_tags_leave_the_head_fresh(arch: MN | ViT, head: str, other: tuple[str, ...]) -> None:
+def test_initial_weights_of_other_tags_leave_the_head_random(arch: MN | ViT, head: str, other: tuple[str, ...]) -> None:
     model = Model(arch=arch)
-    source, target, fresh = make(model, tags=other, seed=1), make(model), make(model)
+    source, target, untrained = make(model, tags=other, seed=1), make(model), make(model)
     target.load_initial(source.state_dict(), other)
-    assert target.started_afresh == tuple(f"{head[9:]}{part}" for part in ("weight", "bias"))
+    assert target.newly_initialised == tuple(f"{head[9:]}{part}" for part in ("weight", "bias"))
     for name, tensor in target.state_dict().items():
-        expected = fresh if name.startswith(head) else source
+        expected = untrained if name.startswith(head) else source
         assert torch.equal(tensor, expected.state_dict()[name]), name
 
 
@@ -124,7 +124,7 @@ def test_initial_weights_of_longer_clips_fit_a_transformer() -> None:
     model = Model(arch=SMALL_VIT)
     source, target = make(model, seconds=3.0), make(model, seconds=1.0)
     target.load_initial(source.state_dict())
-    assert target.started_afresh == ()
+    assert target.newly_initialised == ()
     assert target.eval().tag(torch.zeros(1, 16_000)).isfinite().all()
 
 

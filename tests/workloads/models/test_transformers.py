@@ -1,6 +1,6 @@
-"""What CED, AST and EfficientNet promise: sizes, shapes, windows, weights of images; and what a Transformer attends to.
+"""CED, AST and EfficientNet: sizes, shapes, windows, weights of images; and attention maps of Transformers.
 
-Whether they say what the official code says: test_official_transformers.py. ViT: test_vit.py.
+Comparison with the official code: official/test_transformers.py. ViT: test_vit.py.
 """
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.gradients import parameters_without_gradient
 from workloads.config.architectures import AST, CED, MN, Arch, EfficientNet, ViT
 from workloads.models.attention import attention_maps
 from workloads.models.backbone import Backbone
@@ -41,7 +42,7 @@ def count(model: nn.Module) -> int:
 )
 def test_ceds_sizes_match_the_table(size: str, dim: int, params: float, macs: float) -> None:
     """Of 10 s in 1001 frames: 4 x 62 patches (reference/ced.md section 6)."""
-    model = build(CED(family="ced", size=size), 64, 1001, classes=527).to("meta")  # shapes without numbers
+    model = build(CED(family="ced", size=size), 64, 1001, classes=527).to("meta")  # shapes without data
     assert count(model) / 1e6 == pytest.approx(params, rel=0.005)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 64, 1001, device="meta"))
@@ -74,7 +75,7 @@ def test_efficientnets_sizes(variant: str, params: float) -> None:
     [
         (TINY_CED, (64, 301), 192, 18),
         (TINY_CED, (64, 1012), 192, 63),
-        (TINY_CED, (64, 1401), 192, 63 + 25),  # the second window's last patches hold nothing but filling
+        (TINY_CED, (64, 1401), 192, 63 + 25),  # the second window's last patches hold padding only
         (TINY_AST, (64, 96), 192, 6),
         (AST(family="ast", size="tiny", stride=10), (64, 96), 192, 9),
         (EfficientNet(family="efficientnet"), (64, 96), 1280, 3),
@@ -93,26 +94,26 @@ def test_three_things_come_out(arch: Arch, mel: tuple[int, int], embedding: int,
 def test_every_parameter_has_a_gradient(arch: Arch) -> None:
     model = build(arch, 64, 1012 if arch.family == "ced" else 96).train()  # all of CED's positions in time
     model(spectra(2, 64, 1012 if arch.family == "ced" else 96)).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert parameters_without_gradient(model) == []
 
 
 @pytest.mark.parametrize("arch", [TINY_CED, TINY_AST, EfficientNet(family="efficientnet")])
-def test_clips_do_not_hear_each_other(arch: Arch) -> None:
+def test_clips_do_not_influence_each_other(arch: Arch) -> None:
     model, mel_BMF = build(arch, *SMALL_MEL), spectra(3, *SMALL_MEL)
     with torch.no_grad():
         torch.testing.assert_close(model(mel_BMF)[1:2], model(mel_BMF[1:2]), rtol=0, atol=1e-5)
 
 
-def moved_norm(model: Backbone) -> Backbone:
-    """A batch norm that does something: other means and deviations in every band."""
+def with_statistics(model: Backbone) -> Backbone:
+    """The model with a batch norm that is not the identity: other means and deviations in every band."""
     model.norm_mel.running_mean.copy_(torch.linspace(-30, 10, 64))
     model.norm_mel.running_var.copy_(torch.linspace(50, 200, 64))
     return model
 
 
-def test_ced_hears_a_long_clip_window_by_window() -> None:
-    """The mean of both windows' logits, where the second is filled with zeros behind the batch norm."""
-    model, mel_BMF = moved_norm(build(TINY_CED, 64, 1401)), 10 * spectra(2, 64, 1401)
+def test_ced_processes_a_long_clip_window_by_window() -> None:
+    """The mean of both windows' logits, where the second is padded with zeros after the batch norm."""
+    model, mel_BMF = with_statistics(build(TINY_CED, 64, 1401)), 10 * spectra(2, 64, 1401)
     with torch.no_grad():
         whole = model.outputs(mel_BMF)
         normed_BMF = model.norm_mel(mel_BMF)
@@ -121,13 +122,13 @@ def test_ced_hears_a_long_clip_window_by_window() -> None:
         first, second = (model.outputs(window_BMF) for window_BMF in windows)
     torch.testing.assert_close(whole.logits_BC, (first.logits_BC + second.logits_BC) / 2, rtol=0, atol=1e-5)
     torch.testing.assert_close(whole.embedding_BD, (first.embedding_BD + second.embedding_BD) / 2, rtol=0, atol=1e-5)
-    in_turn = torch.cat([first.sequence_BPD, second.sequence_BPD[:, :25]], dim=1)
-    torch.testing.assert_close(whole.sequence_BPD, in_turn, rtol=0, atol=1e-5)
+    sequence_BPD = torch.cat([first.sequence_BPD, second.sequence_BPD[:, :25]], dim=1)
+    torch.testing.assert_close(whole.sequence_BPD, sequence_BPD, rtol=0, atol=1e-5)
 
 
-def test_ced_hears_two_windows_that_are_full_to_the_last_frame() -> None:
-    """The official code leaves the second one out."""
-    model, mel_BMF = moved_norm(build(TINY_CED, 64, 2024)), 10 * spectra(1, 64, 2024)
+def test_ced_processes_two_windows_that_are_filled_exactly() -> None:
+    """The official code omits the second one."""
+    model, mel_BMF = with_statistics(build(TINY_CED, 64, 2024)), 10 * spectra(1, 64, 2024)
     with torch.no_grad():
         first, second = (model(half_BMF) for half_BMF in mel_BMF.split(1012, dim=2))
         torch.testing.assert_close(model(mel_BMF), (first + second) / 2, rtol=0, atol=1e-5)
@@ -149,10 +150,10 @@ def square_deit(values: list[list[float]]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("values", "bands", "frames", "expected"),
     [
-        ([[0, 1], [10, 11]], 16, 64, [10, 10.25, 10.75, 11]),  # the mel axis is cut from its middle, time is stretched
-        ([[0, 1], [10, 11]], 64, 16, [1, 3.5, 8.5, 11]),  # the other way round
+        ([[0, 1], [10, 11]], 16, 64, [10, 10.25, 10.75, 11]),  # mel is cropped to its middle, time interpolated
+        ([[0, 1], [10, 11]], 64, 16, [1, 3.5, 8.5, 11]),  # the reverse
         ([[0, 1], [10, 11]], 32, 32, [0, 1, 10, 11]),  # both fit
-        ([[0, 1, 2], [10, 11, 12], [20, 21, 22]], 32, 32, [0, 1, 10, 11]),  # 3 // 2 - 2 // 2 = 0 are left out before
+        ([[0, 1, 2], [10, 11, 12], [20, 21, 22]], 32, 32, [0, 1, 10, 11]),  # starts at 3 // 2 - 2 // 2 = 0
     ],
 )
 def test_ast_starts_from_images(values: list[list[float]], bands: int, frames: int, expected: list[float]) -> None:
@@ -189,22 +190,22 @@ TRANSFORMERS = [TINY_VIT, TINY_AST, TINY_CED]
 @pytest.mark.parametrize(("arch", "blocks", "tokens"), [(TINY_VIT, 2, 25), (TINY_AST, 12, 26), (TINY_CED, 12, 24)])
 def test_every_block_gives_a_map_whose_rows_sum_to_one(arch: Arch, blocks: int, tokens: int) -> None:
     maps = attention_maps(build(arch, *SMALL_MEL), spectra(2, *SMALL_MEL))
-    assert [tuple(attention_BNN.shape) for attention_BNN in maps] == [(2, tokens, tokens)] * blocks
-    for attention_BNN in maps:
-        assert attention_BNN.min() >= 0
-        torch.testing.assert_close(attention_BNN.sum(2), torch.ones(2, tokens), rtol=0, atol=1e-5)
+    assert [tuple(attention_BLL.shape) for attention_BLL in maps] == [(2, tokens, tokens)] * blocks
+    for attention_BLL in maps:
+        assert attention_BLL.min() >= 0
+        torch.testing.assert_close(attention_BLL.sum(2), torch.ones(2, tokens), rtol=0, atol=1e-5)
 
 
 def test_the_map_is_the_mean_over_heads_of_queries_times_keys() -> None:
     model, mel_BMF = build(TINY_VIT, *SMALL_MEL), spectra(2, *SMALL_MEL)
-    nn.init.normal_(model.blocks[0].attn.qkv.weight)  # as drawn at first, attention is hardly anything but even
+    nn.init.normal_(model.blocks[0].attn.qkv.weight)  # with initial weights, attention is almost uniform
     first, _ = attention_maps(model, mel_BMF)
     with torch.no_grad():
-        normed_BND = model.blocks[0].norm1(model._pos_embed(model.patch_embed(mel_BMF)))
-        qkv_3BHNE = model.blocks[0].attn.qkv(normed_BND).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
-        expected_BHNN = (qkv_3BHNE[0] @ qkv_3BHNE[1].transpose(2, 3) / 6**0.5).softmax(3)
+        normed_BLD = model.blocks[0].norm1(model._pos_embed(model.patch_embed(mel_BMF)))
+        qkv = model.blocks[0].attn.qkv(normed_BLD).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        expected_BHLL = (qkv[0] @ qkv[1].transpose(2, 3) / 6**0.5).softmax(3)
     assert first.std() > 0.01
-    torch.testing.assert_close(first, expected_BHNN.mean(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(first, expected_BHLL.mean(1), rtol=0, atol=1e-6)
 
 
 def attention_layers(model: nn.Module) -> list[Attention]:
@@ -212,7 +213,7 @@ def attention_layers(model: nn.Module) -> list[Attention]:
 
 
 @pytest.mark.parametrize("arch", TRANSFORMERS)
-def test_the_explicit_path_says_what_the_fused_one_says(arch: Arch) -> None:
+def test_explicit_attention_equals_the_fused_one(arch: Arch) -> None:
     model, mel_BMF = build(arch, *SMALL_MEL), spectra(2, *SMALL_MEL)
     assert all(layer.fused_attn for layer in attention_layers(model))
     with torch.no_grad():
@@ -223,15 +224,15 @@ def test_the_explicit_path_says_what_the_fused_one_says(arch: Arch) -> None:
 
 
 @pytest.mark.parametrize("arch", TRANSFORMERS)
-def test_asking_for_maps_leaves_the_model_as_it_was(arch: Arch) -> None:
+def test_computing_maps_leaves_the_model_unchanged(arch: Arch) -> None:
     model, mel_BMF = build(arch, *SMALL_MEL), spectra(2, *SMALL_MEL)
     with torch.no_grad():
         before = model(mel_BMF)
     attention_maps(model, mel_BMF)
     with pytest.raises((RuntimeError, AssertionError)):
-        attention_maps(model, mel_BMF[:, :40])  # too few bands: fails on the way
+        attention_maps(model, mel_BMF[:, :40])  # too few bands: fails in the middle
     layers = attention_layers(model)
-    layers[0].fused_attn = False  # a model that never was fused must stay so, too
+    layers[0].fused_attn = False  # a layer that was not fused before must stay so
     attention_maps(model, mel_BMF)
     assert [layer.fused_attn for layer in layers] == [False] + [True] * (len(layers) - 1)
     assert not any(layer.attn_drop._forward_hooks for layer in layers)
@@ -240,7 +241,7 @@ def test_asking_for_maps_leaves_the_model_as_it_was(arch: Arch) -> None:
         assert torch.equal(model(mel_BMF), before)
 
 
-def test_flags_are_back_also_when_a_late_block_fails() -> None:
+def test_flags_are_restored_also_when_a_late_block_fails() -> None:
     model, mel_BMF = build(TINY_VIT, *SMALL_MEL), spectra(1, *SMALL_MEL)
 
     def fail(*_: object) -> None:
@@ -256,5 +257,5 @@ def test_flags_are_back_also_when_a_late_block_fails() -> None:
 
 @pytest.mark.parametrize("arch", [EfficientNet(family="efficientnet"), MN(family="mn", width=0.1)])
 def test_a_network_without_attention_is_refused(arch: Arch) -> None:
-    with pytest.raises(ValueError, match="has no attention; ask a Transformer"):
+    with pytest.raises(ValueError, match="has no attention layers; use a Transformer"):
         attention_maps(build(arch, *SMALL_MEL), spectra(1, *SMALL_MEL))

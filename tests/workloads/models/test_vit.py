@@ -1,4 +1,4 @@
-"""The Transformer against timm's own, and weights of other pictures, clip lengths and class counts fitted to it."""
+"""The Transformer against timm's, and weights of images, other clip lengths and class counts fitted to it."""
 
 import pytest
 import timm
@@ -6,6 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tests.gradients import parameters_without_gradient
 from workloads.config.architectures import ViT
 from workloads.models.families import adapt_weights, build_backbone
 
@@ -20,7 +21,7 @@ def build_vit(bands: int = 64, frames: int = 96, classes: int = 5, **options) ->
     ("frames", "stride", "grid"),
     [(1024, 10, (12, 101)), (1024, 16, (8, 64)), (512, 10, (12, 50)), (998, 16, (8, 62))],
 )
-def test_tokens_are_one_a_patch_and_one_for_the_class(frames: int, stride: int, grid: tuple[int, int]) -> None:
+def test_there_is_one_token_per_patch_and_one_for_the_class(frames: int, stride: int, grid: tuple[int, int]) -> None:
     model = build_vit(128, frames, stride=stride).eval()
     with torch.no_grad():
         assert model.forward_features(torch.zeros(1, 128, frames)).shape == (1, 1 + grid[0] * grid[1], 12)
@@ -39,7 +40,7 @@ def test_equals_timm_where_patches_do_not_overlap(pool: str) -> None:
     torch.testing.assert_close(ours(mel_BMF), theirs(mel_BMF.unsqueeze(1)), rtol=0, atol=1e-6)
 
 
-def test_overlapping_patches_see_the_right_places() -> None:
+def test_overlapping_patches_are_at_the_right_places() -> None:
     """Patch (i, j) of the embedding is the stem applied to the square at (10 i, 10 j)."""
     torch.manual_seed(0)
     model = build_vit(40, 60, stride=10).eval()
@@ -55,7 +56,7 @@ def test_every_parameter_has_a_gradient(pool: str) -> None:
     torch.manual_seed(0)
     model = build_vit(pool=pool, depth=1, stride=10).train()
     model(torch.randn(2, 64, 96)).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert parameters_without_gradient(model) == []
 
 
 def test_dropout_and_drop_path_act_in_training_only() -> None:
@@ -102,9 +103,9 @@ def test_heads_of_the_same_class_count_are_kept() -> None:
     assert all(torch.equal(weights[name], tensor) for name, tensor in source.state_dict().items())
 
 
-def positions_with(model: nn.Module, values_RT: Tensor, *, special: float = 9.0) -> dict[str, Tensor]:
-    """The model's state with values_RT as its patches' positions in every channel, `special` as the class token's."""
-    flat = torch.cat([torch.tensor([special]), values_RT.flatten()])
+def positions_with(model: nn.Module, values_RS: Tensor, *, special: float = 9.0) -> dict[str, Tensor]:
+    """The model's state with values_RS as its patches' positions in every channel, `special` as the class token's."""
+    flat = torch.cat([torch.tensor([special]), values_RS.flatten()])
     return model.state_dict() | {"pos_embed": flat[None, :, None].repeat(1, 1, model.embed_dim)}
 
 
@@ -117,7 +118,7 @@ def adapted_grid(state: dict[str, Tensor], model: nn.Module) -> Tensor:
     return positions[0, 1:, 0].reshape(rows, columns)
 
 
-def test_a_longer_time_axis_is_stretched_linearly() -> None:
+def test_a_longer_time_axis_is_interpolated_linearly() -> None:
     source, target = build_vit(64, 32), build_vit(64, 64)  # 2 columns to 4
     state = positions_with(source, torch.tensor([0.0, 1.0]).repeat(4, 1))
     expected = torch.tensor([0.0, 0.25, 0.75, 1.0]).repeat(4, 1)
@@ -130,25 +131,25 @@ def test_a_shorter_time_axis_keeps_its_middle() -> None:
     assert torch.equal(adapted_grid(state, target), torch.tensor([3.0, 4.0, 5.0]).repeat(4, 1))
 
 
-def test_each_axis_is_fitted_on_its_own() -> None:
-    """As AST does with a square picture: the mel axis is cut, the time axis stretched."""
+def test_each_axis_is_resized_separately() -> None:
+    """As AST does with a square image: the mel axis is cropped, the time axis interpolated."""
     source, target = build_vit(96, 96), build_vit(64, 192)  # 6 x 6 to 4 x 12
     rows, columns = torch.arange(6.0)[:, None] * 100, torch.arange(6.0)[None, :]
     state = positions_with(source, rows + columns)
-    del state["grid"]  # a square picture says nothing about its grid
-    stretched = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4.25, 4.75, 5.0])
-    expected = rows[1:5] + stretched[None, :]
+    del state["grid"]  # weights of square images have no grid
+    interpolated = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4.25, 4.75, 5.0])
+    expected = rows[1:5] + interpolated[None, :]
     torch.testing.assert_close(adapted_grid(state, target), expected, rtol=0, atol=1e-4)
 
 
-def test_a_constant_stays_one() -> None:
+def test_constant_positions_stay_constant() -> None:
     source, target = build_vit(64, 64), build_vit(128, 160)
     grid = adapted_grid(positions_with(source, torch.full((4, 4), 0.5)), target)
     assert torch.equal(grid, torch.full((8, 10), 0.5))
 
 
-def test_a_stored_grid_wins_over_a_square() -> None:
-    """36 positions of 4 x 9 patches are no 6 x 6 picture."""
+def test_a_stored_grid_has_precedence_over_a_square() -> None:
+    """36 positions of 4 x 9 patches are not a 6 x 6 image."""
     source, target = build_vit(64, 144), build_vit(64, 48)  # 9 columns to 3
     state = positions_with(source, torch.arange(9.0).repeat(4, 1))
     assert torch.equal(adapted_grid(state, target), torch.tensor([3.0, 4.0, 5.0]).repeat(4, 1))

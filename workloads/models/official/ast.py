@@ -1,9 +1,9 @@
 """Weights of the AST project (YuanGongND/ast, reference/cmkd.md section 2) in our terms.
 
-A state dict tells neither the stride nor the number of frames, only how many positions there are: with 128 bands,
-stride 10 makes 12 rows of patches and stride 16 makes 8. Nor does it tell the normalisation: that is known for the data
-sets that AST has recipes for, recognised by frames and classes, and AudioSet's is taken for all others. Knows no files
-and no tags.
+A state dict holds neither the stride nor the number of frames, only the number of positions: with 128 bands, stride 10
+makes 12 rows of patches and stride 16 makes 8. Nor does it hold the normalisation: that is known for the data sets that
+AST has recipes for, recognised by frames and classes; for all others AudioSet's is used. Does not depend on files or
+tags.
 """
 
 from typing import Literal
@@ -13,16 +13,15 @@ from torch import Tensor
 
 from workloads.config.architectures import AST
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models.ast import PATCH
-from workloads.models.families import build_backbone
+from workloads.models.ast import PATCH, SIZES
 from workloads.models.fit import require_fit
-from workloads.models.official.converted import Converted
+from workloads.models.official.converted import Converted, empty_backbone, require_distinct_names, rows_or_one
 from workloads.models.patches import GRID, POSITIONS
 
 PREFIX, HEAD = "v.", "mlp_head.1.weight"
-UNUSED = ("v.head.", "v.head_dist.")  # DeiT's own heads, which AST keeps and never asks
+UNUSED = ("v.head.", "v.head_dist.")  # DeiT's own heads, which AST keeps but does not use
 BANDS = 128
-WIDTHS: dict[int, Literal["tiny", "small", "base"]] = {192: "tiny", 384: "small", 768: "base"}
+WIDTHS = {width: size for size, (width, _) in SIZES.items()}
 ROWS: dict[Literal[10, 16], int] = {10: 12, 16: 8}  # stride -> rows of patches
 USUAL_FRAMES = (1024, 512, 128)  # AudioSet, ESC-50, Speech Commands
 STRIDES = range(10, PATCH + 1)  # of AST's settings, one for each axis
@@ -33,25 +32,22 @@ RECIPES = {  # (frames, classes) -> mean and standard deviation of the data set 
 
 
 def convert(state: dict[str, Tensor]) -> Converted:
-    """Take a state dict of AST: size, stride and frames are read off its shapes, and every name and shape is checked.
+    """Convert a state dict of AST: size, stride and frames follow from its shapes; every name and shape is checked.
 
     DeiT's two heads are dropped. Raises ValueError naming what is unknown, missing or of the wrong shape, and where the
-    number of positions fits no stride of ours or two of them.
+    number of positions fits neither supported stride, or both.
     """
     stride, columns = _grid(state)
     frames = _frames(stride, columns)
-    num_classes = state[HEAD].shape[0] if HEAD in state and state[HEAD].ndim else 1  # without it the head is missing
+    num_classes = rows_or_one(state, HEAD)
     mean, std = RECIPES.get((frames, num_classes), (None, None))
     front_end = FrontEnd(kind="kaldi128", frames=frames, mean=mean, std=None if std is None else 2 * std)
     model = Model(arch=AST(family="ast", size=_size(state), stride=stride), front_end=front_end)
-    with torch.device("meta"):  # shapes without numbers
-        backbone = build_backbone(model.arch, bands=BANDS, frames=frames, num_classes=num_classes)
     dropped = tuple(name for name in state if name.startswith(UNUSED))
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name not in dropped}
     weights[GRID] = torch.tensor([ROWS[stride], columns], dtype=torch.float32)
-    require_fit(weights, backbone)
-    if len(weights) + len(dropped) < len(state) + 1:  # the grid was added
-        raise ValueError("two tensors go by names of the same part: this file is no whole state dict of one network")
+    require_fit(weights, empty_backbone(model.arch, bands=BANDS, frames=frames, num_classes=num_classes))
+    require_distinct_names(state, weights, dropped, num_added=1)
     return Converted(model, weights, num_classes, seconds_of(frames), dropped, _labels(frames, num_classes))
 
 
@@ -61,38 +57,38 @@ def _labels(frames: int, num_classes: int) -> Literal["single", "multi"]:
 
 
 def seconds_of(frames: int) -> float:
-    """The clip that so many frames of 10 ms were meant for: whole seconds, as 10 s make 998 frames, filled to 1024."""
+    """The clip length for which a number of 10 ms frames is meant: whole seconds, as 10 s make 998, padded to 1024."""
     return float(round(frames / 100) or frames / 100)
 
 
 def _grid(state: dict[str, Tensor]) -> tuple[Literal[10, 16], int]:
-    """Stride and columns of patches from the number of positions; ValueError where it is not the one or the other."""
+    """Stride and columns of patches from the number of positions; ValueError where ambiguous or unsupported."""
     patches = _positions(state).shape[1] - 2  # without class and distillation token
-    fits = {stride: patches // rows for stride, rows in ROWS.items() if patches > 0 and patches % rows == 0}
-    usual = {stride: columns for stride, columns in fits.items() if _frames(stride, columns) in USUAL_FRAMES}
+    candidates = {stride: patches // rows for stride, rows in ROWS.items() if patches > 0 and patches % rows == 0}
+    usual = {stride: columns for stride, columns in candidates.items() if _frames(stride, columns) in USUAL_FRAMES}
     if not usual and patches in OTHERS:
         rows, columns = OTHERS[patches]
         raise ValueError(
-            f"{PREFIX}{POSITIONS}: {patches} positions of patches are those of strides {rows} and {columns}, or of a "
-            "length that nobody takes; only strides 10 and 16, the same on both axes, can be imported"
+            f"{PREFIX}{POSITIONS}: {patches} positions of patches are those of strides {rows} and {columns}, or of an "
+            "unusual length; only strides 10 and 16, the same on both axes, can be imported"
         )
-    found = list((usual or fits).items())  # 600 positions are 12 x 50 of 512 frames sooner than 8 x 75 of 1200
-    if len(found) != 1:
-        both, and_ = ("both", "and") if found else ("neither", "nor")
+    matches = list((usual or candidates).items())  # 600 is rather 12 x 50 of 512 frames than 8 x 75 of 1200
+    if len(matches) != 1:
+        both, and_ = ("both", "and") if matches else ("neither", "nor")
         raise ValueError(
             f"{PREFIX}{POSITIONS}: {patches} positions of patches are {both} 12 rows (stride 10) {and_} 8 rows (stride "
             f"16) of {BANDS} bands; at 1024 frames these strides make 1212 and 512, other strides cannot be imported"
         )
-    return found[0]
+    return matches[0]
 
 
-def _cuts(length: int, stride: int) -> int:
-    """How many patches a stride makes of so many bands or frames."""
+def _num_patches(length: int, stride: int) -> int:
+    """Number of patches along an axis of `length` bands or frames."""
     return (length - PATCH) // stride + 1
 
 
-OTHERS = {  # positions at a usual length -> the strides of bands and frames that make them, other than ours
-    _cuts(BANDS, rows) * _cuts(frames, columns): (rows, columns)
+OTHERS = {  # number of positions at a usual length -> its strides of bands and frames, other than the supported ones
+    _num_patches(BANDS, rows) * _num_patches(frames, columns): (rows, columns)
     for frames in USUAL_FRAMES
     for rows in STRIDES
     for columns in STRIDES
@@ -101,7 +97,7 @@ OTHERS = {  # positions at a usual length -> the strides of bands and frames tha
 
 
 def _frames(stride: int, columns: int) -> int:
-    """How many frames make so many columns: a usual number where one does, else the smallest."""
+    """The number of frames that makes this many columns: a usual one if possible, else the smallest."""
     fewest = PATCH + stride * (columns - 1)
     return next((frames for frames in USUAL_FRAMES if fewest <= frames < fewest + stride), fewest)
 

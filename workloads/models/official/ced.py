@@ -1,10 +1,10 @@
 """Weights that the CED project published (RicherMans/CED, reference/ced.md section 6) in our terms.
 
-Names and shapes of its state dict are all that is used of that project, which is GPL-3.0. They do not tell how the
-network pools: it is taken to be the mean over all patches, as in every network that CED published. Theirs ends in a
-sigmoid, ours gives the logits before it. Two things differ by intention: our floor of 120 dB under the loudest cell is
-each clip's own, theirs the batch's; and where a clip fills several windows to the last frame, we hear them all and they
-leave out the last. Knows no files and no tags.
+Names and shapes of its state dict are all that is used of that project, which is GPL-3.0. How the network
+pools does not show in them: the mean over all patches is assumed, as in every network that CED published. CED's ends in
+a sigmoid, ours returns the logits before it. Two things differ on purpose: our floor of 120 dB below the loudest cell is per clip,
+CED's per batch; and where a clip fills several windows exactly, we process all of them and CED omits the last. Does not
+depend on files or tags.
 """
 
 from typing import Literal
@@ -14,36 +14,30 @@ from torch import Tensor
 
 from workloads.config.architectures import CED
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models.ced import our_name
-from workloads.models.families import build_backbone
+from workloads.models.ced import SIZES, our_name
 from workloads.models.fit import require_fit
 from workloads.models.front_end import CED64, build_front_end
-from workloads.models.official.converted import Converted
+from workloads.models.official.converted import Converted, empty_backbone, require_distinct_names, rows_or_one
 
 CLIP_SECONDS = 10.0  # AudioSet's clips
 STEM, HEAD = "patch_embed.proj.weight", "outputlayer.1.weight"
-WIDTHS: dict[int, Literal["tiny", "mini", "small", "base"]] = {192: "tiny", 256: "mini", 384: "small", 768: "base"}
+WIDTHS = {width: size for size, (width, _) in SIZES.items()}
 
 
 def convert(state: dict[str, Tensor]) -> Converted:
-    """Take a state dict of CED, whose size is read off the embedding's width; every name and shape is checked.
+    """Convert a state dict of CED: its size follows from the embedding's width; every name and shape is checked.
 
-    The constants of a front end that the state carries must be ours, and are dropped. Raises ValueError naming what is
-    unknown, missing or of the wrong shape.
+    Front end constants in the state must equal ours, and are dropped. Raises ValueError naming what is unknown, missing
+    or of the wrong shape.
     """
     front_end = build_front_end("ced64", clip_rate=16_000)
     assert isinstance(front_end, CED64)
     constants = _require_same_front_end(state, front_end)
     model = Model(arch=CED(family="ced", size=_size(state)), front_end=FrontEnd(kind="ced64"))
-    num_classes = state[HEAD].shape[0] if HEAD in state and state[HEAD].ndim else 1  # without it the head is missing
-    with torch.device("meta"):  # shapes without numbers
-        backbone = build_backbone(
-            model.arch, bands=front_end.bands, frames=front_end.frames(CLIP_SECONDS), num_classes=num_classes
-        )
+    num_classes, frames = rows_or_one(state, HEAD), front_end.frames(CLIP_SECONDS)
     weights = {our_name(name): tensor for name, tensor in state.items() if name not in constants}
-    require_fit(weights, backbone)
-    if len(weights) + len(constants) < len(state):
-        raise ValueError("two tensors go by names of the same part: this file is no whole state dict of one network")
+    require_fit(weights, empty_backbone(model.arch, bands=front_end.bands, frames=frames, num_classes=num_classes))
+    require_distinct_names(state, weights, constants)
     return Converted(model, weights, num_classes, CLIP_SECONDS, dropped=constants)
 
 
@@ -55,11 +49,11 @@ def _require_same_front_end(state: dict[str, Tensor], front_end: CED64) -> tuple
     }
     for name in ours.keys() & state.keys():
         theirs = state[name].float()
-        # a thousandth: the file may hold half precision
+        # a tolerance of a thousandth, because the file may hold half precision
         if theirs.shape != ours[name].shape or not torch.allclose(theirs, ours[name], rtol=0, atol=1e-3):
             raise ValueError(
                 f"{name} {tuple(theirs.shape)}: not CED's usual front end (16 kHz, window 512, hop 160, 64 bands up to "
-                "8 kHz); a network that hears something else cannot be imported"
+                "8 kHz); a network with another front end cannot be imported"
             )
     return tuple(name for name in state if name in ours)
 

@@ -1,18 +1,47 @@
-"""What reading a published state dict gives, whichever project it came from."""
+"""The result of reading a published state dict, and the checks that the readers of all projects share."""
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from workloads.config.architectures import Arch
 from workloads.config.recipe import Model
+from workloads.models.backbone import Backbone
+from workloads.models.families import build_backbone
 
 
 class Converted(NamedTuple):
-    """A published network in our terms: what it is, what it hears, and its weights in our key names."""
+    """A published network in our terms: its architecture and front end, and its weights in our key names."""
 
-    model: Model  # arch and front end; the rest as a recipe leaves it
-    weights: dict[str, Tensor]  # in the backbone's own key names, every one of them
+    model: Model  # arch and front end; the rest has a recipe's default values
+    weights: dict[str, Tensor]  # in the backbone's key names, all of them
     num_classes: int
     clip_seconds: float  # of the clips it was trained on
     dropped: tuple[str, ...]  # names left out on purpose, such as unused heads
-    labels: Literal["single", "multi"] = "multi"  # whether exactly one tag is right (softmax), or any number (sigmoid)
+    labels: Literal["single", "multi"] = "multi"  # exactly one tag per clip (softmax), or any number (sigmoid)
+
+
+def rows_or_one(state: dict[str, Tensor], name: str) -> int:
+    """The number of classes, from the rows of the head's tensor `name`.
+
+    1 where that is missing or a single number, so that a network can be built and the check of names reports it.
+    """
+    return state[name].shape[0] if name in state and state[name].ndim else 1
+
+
+def empty_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:
+    """The network on torch's meta device: names and shapes of its tensors, without data."""
+    with torch.device("meta"):
+        return build_backbone(arch, bands=bands, frames=frames, num_classes=num_classes)
+
+
+def require_distinct_names(
+    state: dict[str, Tensor], weights: dict[str, Tensor], dropped: tuple[str, ...] = (), *, num_added: int = 0
+) -> None:
+    """ValueError where two tensors of `state` were renamed to the same name in `weights`.
+
+    `dropped` were left out of `weights`; `num_added` tensors of it do not come from `state`.
+    """
+    if len(weights) != len(state) - len(dropped) + num_added:
+        raise ValueError("two tensors are named for the same part: this file is not the state dict of one network")

@@ -1,7 +1,7 @@
-"""Weights that others published: which project's file reads them. Imports nothing heavy.
+"""The projects that published weights, and which file reads those of each. Imports nothing heavy.
 
-Each file offers `convert(state) -> Converted` (`converted.py`): from the project's own names to ours, with the
-architecture read off names and shapes. Nothing of the projects' code is here.
+Each file offers `convert(state) -> Converted` (`converted.py`): from the project's names to ours, with the
+architecture inferred from names and shapes. No code of the projects is here.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """Who published a family's weights, which file reads them, and what may be done with them."""
+    """The project that published a family's weights, the file that reads them, and their licence."""
 
     project: str
     module: str
@@ -26,13 +26,13 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def published_by(family: str) -> Source:
-    """Who published weights of this family; ValueError, with the known ones, for others."""
+def source_of(family: str) -> Source:
+    """The source of a family's published weights; ValueError, listing the known families, for others."""
     if family not in SOURCES:
         raise ValueError(f"--family {family!r}: no such family; known are {', '.join(SOURCES)}")
     return SOURCES[family]
 
 
 def converter(family: str) -> ModuleType:
-    """The file whose `convert` reads weights of this family."""
-    return import_module(f"workloads.models.official.{published_by(family).module}")
+    """The module whose `convert` reads weights of this family."""
+    return import_module(f"workloads.models.official.{source_of(family).module}")

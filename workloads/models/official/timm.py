@@ -1,10 +1,10 @@
 """Weights of timm's ViT and EfficientNet in our terms (reference/cmkd.md 1.2 and 2.1).
 
-Weights of images are no tagger: their classes are not heard, and a recipe's `init` reads them as they are. What can be
-imported is a network of timm's that somebody trained on sound, with one input channel. What its state dict does not
-tell is taken for granted: AST's front end (128 bands, AudioSet's mean and deviation) with the mel scale down and time
-across, clips of 10 s where the network takes any, timm's usual number of attention heads for a width, pooling as timm
-does it by default, and `efficientnet` rather than `tf_efficientnet`, which pads otherwise. Knows no files and no tags.
+Weights trained on images make no tagger, because their classes are not sounds; a recipe's `init` reads them directly.
+Only networks of timm's that were trained on sound, with one input channel, can be imported. What a state dict does not
+hold is assumed: AST's front end (128 bands, AudioSet's mean and deviation) with mel as height and time as width, clips
+of 10 s where the network takes any length, timm's usual number of attention heads for a width, timm's default pooling,
+and `efficientnet` rather than `tf_efficientnet`, which pads differently. Does not depend on files or tags.
 """
 
 import json
@@ -17,12 +17,11 @@ from torch import Tensor
 
 from workloads.config.architectures import AST, Arch, EfficientNet, ViT
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models.backbone import Backbone
 from workloads.models.efficientnet import NET
-from workloads.models.families import adapt_weights, build_backbone
+from workloads.models.families import adapt_weights
 from workloads.models.fit import require_fit
 from workloads.models.official.ast import WIDTHS, seconds_of
-from workloads.models.official.converted import Converted
+from workloads.models.official.converted import Converted, empty_backbone, rows_or_one
 from workloads.models.patches import GRID, POSITIONS, STEM
 from workloads.models.vit import DISTILLED
 
@@ -33,27 +32,27 @@ BANDS, FRAMES = 128, 1024  # FRAMES where the network takes any number
 
 
 def convert(state: dict[str, Tensor]) -> Converted:
-    """Take a state dict of timm's ViT or EfficientNet with one input channel; all names and shapes are checked.
+    """Convert a state dict of timm's ViT or EfficientNet with one input channel; all names and shapes are checked.
 
-    Raises ValueError for weights of images, saying how a recipe starts from them, for a distilled DeiT, whose two heads
-    are none of ours, and naming what is unknown, missing or of the wrong shape.
+    Raises ValueError for weights of images, with the recipe that starts from them; for a distilled DeiT, whose two
+    heads have no counterpart here; and naming what is unknown, missing or of the wrong shape.
     """
     arch = _arch(state)
     channels = state[CONV_STEM if arch.family == "efficientnet" else STEM].shape[1]
     if channels != 1:
         _refuse_images(state, arch, channels)
     if isinstance(arch, ViT):
-        return _vit(state, arch)
+        return _convert_vit(state, arch)
     if isinstance(arch, EfficientNet):
-        return _efficientnet(state, arch)
+        return _convert_efficientnet(state, arch)
     raise ValueError(
         f"{DISTILLED}: a distilled DeiT has a head for each of two tokens, AST one for their mean, so that its logits "
-        f"cannot be kept; {_as_init(arch)}"
+        f"cannot be kept; {_init_advice(arch)}"
     )
 
 
 def _arch(state: dict[str, Tensor]) -> Arch:
-    """Which network it is; ValueError where it is none of ours."""
+    """The network's architecture; ValueError where we have none like it."""
     if _is_convolution(state, CONV_STEM) and _is_convolution(state, CONV_HEAD):
         width = state[CONV_HEAD].shape[0]
         if width not in VARIANTS:
@@ -68,9 +67,9 @@ def _arch(state: dict[str, Tensor]) -> Arch:
         return AST(family="ast", size=WIDTHS[dim])
     if dim not in HEADS:
         raise ValueError(
-            f"{STEM} is {dim} wide: how many attention heads it has is known for {', '.join(map(str, HEADS))}"
+            f"{STEM} is {dim} wide: the number of attention heads is known for {', '.join(map(str, HEADS))} only"
         )
-    depth = len({found[1] for name in state if (found := re.match(r"blocks\.(\d+)\.", name))})
+    depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
     return ViT(family="vit", dim=dim, depth=depth, heads=HEADS[dim], patch=patch, stride=patch)
 
 
@@ -79,22 +78,23 @@ def _is_convolution(state: dict[str, Tensor], name: str) -> bool:
 
 
 def _refuse_images(state: dict[str, Tensor], arch: Arch, channels: int) -> NoReturn:
-    """Say what to do with weights of images; where a recipe could not start from them either, say why not."""
-    adapt_weights(state, _shapes_of(arch, FRAMES, 1), family=arch.family, other_classes=True)
-    raise ValueError(f"weights of images (a stem of {channels} channels) are no tagger; {_as_init(arch)}")
+    """Raise with advice on weights of images; where a recipe could not start from them either, with the reason."""
+    backbone = empty_backbone(arch, bands=BANDS, frames=FRAMES, num_classes=1)
+    adapt_weights(state, backbone, family=arch.family, other_classes=True)
+    raise ValueError(f"weights of images (a stem of {channels} channels) are no tagger; {_init_advice(arch)}")
 
 
-def _as_init(arch: Arch) -> str:
+def _init_advice(arch: Arch) -> str:
     """How a recipe starts from these weights, in TOML."""
     values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in asdict(arch).items())
     return (
         f"to start from them, put init = 'FILE' in the recipe's model beside arch = {{{values}}}: "
-        "a safetensors file of timm's is read as it is"
+        "a safetensors file of timm's is read directly"
     )
 
 
-def _vit(state: dict[str, Tensor], arch: ViT) -> Converted:
-    """ViT, whose positions tell the number of frames."""
+def _convert_vit(state: dict[str, Tensor], arch: ViT) -> Converted:
+    """ViT; the number of frames follows from that of its positions."""
     rows = BANDS // arch.patch
     patches = state[POSITIONS].shape[1] - 1 if POSITIONS in state and state[POSITIONS].ndim == 3 else 0
     if not rows or patches <= 0 or patches % rows:
@@ -104,23 +104,18 @@ def _vit(state: dict[str, Tensor], arch: ViT) -> Converted:
         )
     frames = patches // rows * arch.patch
     weights = state | {GRID: torch.tensor([rows, patches // rows], dtype=torch.float32)}
-    return _converted(arch, weights, classes="head.weight", frames=frames, seconds=seconds_of(frames))
+    return _checked(arch, weights, head="head.weight", frames=frames, seconds=seconds_of(frames))
 
 
-def _efficientnet(state: dict[str, Tensor], arch: EfficientNet) -> Converted:
-    """EfficientNet, which hears any number of frames."""
+def _convert_efficientnet(state: dict[str, Tensor], arch: EfficientNet) -> Converted:
+    """EfficientNet, which takes any number of frames."""
     weights = {NET + name: tensor for name, tensor in state.items()}
-    return _converted(arch, weights, classes=NET + "classifier.weight", frames=0, seconds=seconds_of(FRAMES))
+    return _checked(arch, weights, head=NET + "classifier.weight", frames=0, seconds=seconds_of(FRAMES))
 
 
-def _converted(arch: Arch, weights: dict[str, Tensor], *, classes: str, frames: int, seconds: float) -> Converted:
-    """The network that these weights fit; the rows of `classes` tell how many there are."""
-    num_classes = weights[classes].shape[0] if classes in weights and weights[classes].ndim else 1
-    require_fit(weights, _shapes_of(arch, frames or FRAMES, num_classes))
+def _checked(arch: Arch, weights: dict[str, Tensor], *, head: str, frames: int, seconds: float) -> Converted:
+    """The network of these weights; ValueError where they do not fit it."""
+    num_classes = rows_or_one(weights, head)
+    require_fit(weights, empty_backbone(arch, bands=BANDS, frames=frames or FRAMES, num_classes=num_classes))
     model = Model(arch=arch, front_end=FrontEnd(kind="kaldi128", frames=frames))
     return Converted(model, weights, num_classes, seconds, dropped=())
-
-
-def _shapes_of(arch: Arch, frames: int, num_classes: int) -> Backbone:
-    with torch.device("meta"):  # shapes without numbers
-        return build_backbone(arch, bands=BANDS, frames=frames, num_classes=num_classes)

@@ -1,4 +1,4 @@
-"""timm's networks: those that heard sound are imported, those that saw images are refused with a recipe for them."""
+"""timm's networks: those trained on sound are imported, those trained on images are refused with advice."""
 
 import re
 import tomllib
@@ -30,11 +30,11 @@ CLOSE = 2e-5
         ("efficientnet_b2", EfficientNet(family="efficientnet", variant="b2")),
     ],
 )
-def test_weights_of_images_are_refused_with_a_recipe_that_takes_them(name: str, arch: Arch) -> None:
+def test_weights_of_images_are_refused_with_an_init_that_works(name: str, arch: Arch) -> None:
     state = timm.create_model(name, pretrained=False).state_dict()
-    with pytest.raises(ValueError, match=r"weights of images .*put init = 'FILE'") as refused:
+    with pytest.raises(ValueError, match=r"weights of images .*put init = 'FILE'") as caught:
         convert(state)
-    advised = re.search(r"arch = \{.*\}", str(refused.value))
+    advised = re.search(r"arch = \{.*\}", str(caught.value))
     assert advised
     assert restore(Arch, tomllib.loads(advised[0])["arch"]) == arch
     model = Model(arch=arch, front_end=FrontEnd(kind="kaldi128", frames=256))
@@ -50,8 +50,8 @@ def on_sound(name: str, **options) -> torch.nn.Module:
     return timm.create_model(name, pretrained=False, in_chans=1, num_classes=7, **options)
 
 
-def numbered(net: torch.nn.Module) -> dict[str, Tensor]:
-    """The network's own weights drawn anew: timm starts positions and batch norm at constants."""
+def load_keyed_weights(net: torch.nn.Module) -> dict[str, Tensor]:
+    """Keyed weights, loaded into the network: timm initialises positions and batch norm as constants."""
     state = keyed_state({name: list(tensor.shape) for name, tensor in net.state_dict().items()})
     net.load_state_dict(state)
     return state
@@ -65,9 +65,9 @@ def rebuilt(converted: Converted, frames: int) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(("frames", "seconds"), [(512, 5.0), (992, 10.0)])
-def test_a_vit_that_heard_sound_is_imported(frames: int, seconds: float) -> None:
+def test_a_vit_trained_on_sound_is_imported(frames: int, seconds: float) -> None:
     theirs = on_sound("vit_tiny_patch16_224", img_size=(128, frames)).eval()
-    converted = convert(numbered(theirs))
+    converted = convert(load_keyed_weights(theirs))
     arch = ViT(family="vit", dim=192, depth=12, heads=3)
     assert converted.model == Model(arch=arch, front_end=FrontEnd(kind="kaldi128", frames=frames))
     assert (converted.num_classes, converted.clip_seconds, converted.dropped) == (7, seconds, ())
@@ -77,9 +77,9 @@ def test_a_vit_that_heard_sound_is_imported(frames: int, seconds: float) -> None
         torch.testing.assert_close(rebuilt(converted, frames)(mel_BMF), expected, rtol=0, atol=CLOSE)
 
 
-def test_an_efficientnet_that_heard_sound_is_imported() -> None:
+def test_an_efficientnet_trained_on_sound_is_imported() -> None:
     theirs = on_sound("efficientnet_b0").eval()
-    converted = convert(numbered(theirs))
+    converted = convert(load_keyed_weights(theirs))
     arch = EfficientNet(family="efficientnet", variant="b0")
     assert converted.model == Model(arch=arch, front_end=FrontEnd(kind="kaldi128"))
     assert (converted.num_classes, converted.clip_seconds, converted.dropped) == (7, 10.0, ())
@@ -89,7 +89,7 @@ def test_an_efficientnet_that_heard_sound_is_imported() -> None:
         torch.testing.assert_close(rebuilt(converted, 300)(mel_BMF), expected, rtol=1e-4, atol=CLOSE)
 
 
-def test_what_does_not_fit_timm_is_named() -> None:
+def test_misfits_of_timm_are_named() -> None:
     state = on_sound("vit_tiny_patch16_224", img_size=(128, 256)).state_dict()
     with pytest.raises(ValueError, match=r"missing: head\.weight"):
         convert({name: tensor for name, tensor in state.items() if not name.startswith("head.")})
@@ -104,4 +104,4 @@ def test_what_does_not_fit_timm_is_named() -> None:
         convert(distilled)
     images = timm.create_model("deit_tiny_patch16_224", pretrained=False).state_dict()
     with pytest.raises(ValueError, match="unknown: odd"):
-        convert(images | {"odd": torch.zeros(1)})  # no advice that does not work
+        convert(images | {"odd": torch.zeros(1)})  # not with advice that would not work

@@ -1,4 +1,4 @@
-"""Imported networks against the logits that the official code of CED and AST gave for the same weights and sound."""
+"""Imported networks against the logits of CED's and AST's official code for the same weights and waveform."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from workloads.models.official.converted import Converted
 from workloads.models.tagger import Tagger
 
 FILES = Path(__file__).parents[3] / "data" / "official"
-CLOSE = 2e-5  # all are off by 1e-6; the least of the exchanges tried below is off by 2e-4
+CLOSE = 2e-5  # all differ by 1e-6; the smallest effect of the exchanges below is 2e-4
 AUDIOSET = FrontEnd(kind="kaldi128", frames=1024)
 ESC50 = FrontEnd(kind="kaldi128", frames=512, mean=-6.6268077, std=2 * 5.358466)
 
@@ -39,7 +39,7 @@ def as_tagger(converted: Converted) -> Tagger:
     return tagger.eval()
 
 
-def how_far_off(tagger: Tagger, name: str, seconds: float) -> float:
+def largest_difference(tagger: Tagger, name: str, seconds: float) -> float:
     with torch.no_grad():
         logits_BC = tagger.tag(waveform(seconds, 16_000))
     return (logits_BC[:, :20] - torch.tensor(official(name)["logits"])).abs().max().item()
@@ -51,14 +51,14 @@ def how_far_off(tagger: Tagger, name: str, seconds: float) -> float:
         ("ced_tiny_10s", "tiny", 10),
         ("ced_mini_10s", "mini", 10),
         ("ced_tiny_3s", "tiny", 3),
-        ("ced_tiny_14s", "tiny", 14),  # two windows, the second one filled up
+        ("ced_tiny_14s", "tiny", 14),  # two windows, the second one padded
     ],
 )
-def test_ced_says_what_the_official_code_says(name: str, size: str, seconds: float) -> None:
+def test_ced_equals_the_official_code(name: str, size: str, seconds: float) -> None:
     converted = ced.convert(state_of(name))
     assert converted.model == Model(arch=CED(family="ced", size=size), front_end=FrontEnd(kind="ced64"))
     assert (converted.num_classes, converted.clip_seconds, converted.dropped) == (527, 10.0, ())
-    assert how_far_off(as_tagger(converted), name, seconds) < CLOSE
+    assert largest_difference(as_tagger(converted), name, seconds) < CLOSE
 
 
 @pytest.mark.parametrize(
@@ -70,18 +70,18 @@ def test_ced_says_what_the_official_code_says(name: str, size: str, seconds: flo
         ("ast_tiny_esc50", "tiny", 10, ESC50, 50, 5.0),
     ],
 )
-def test_ast_says_what_the_official_code_says(
+def test_ast_equals_the_official_code(
     name: str, size: str, stride: int, front_end: FrontEnd, classes: int, seconds: float
 ) -> None:
     converted = ast.convert(state_of(name))
     assert converted.model == Model(arch=AST(family="ast", size=size, stride=stride), front_end=front_end)
     assert (converted.num_classes, converted.clip_seconds) == (classes, seconds)
     assert converted.dropped == ("v.head.weight", "v.head.bias", "v.head_dist.weight", "v.head_dist.bias")
-    assert how_far_off(as_tagger(converted), name, seconds) < CLOSE
+    assert largest_difference(as_tagger(converted), name, seconds) < CLOSE
 
 
-def exchanged(one: str, other: str) -> Callable[[dict[str, Tensor]], None]:
-    """Exchanges all tensors whose names begin with `one` for those that begin with `other`."""
+def exchange(one: str, other: str) -> Callable[[dict[str, Tensor]], None]:
+    """Exchanges all tensors whose names start with `one` with those that start with `other`."""
 
     def change(weights: dict[str, Tensor]) -> None:
         for name in [name for name in weights if name.startswith(one)]:
@@ -91,56 +91,56 @@ def exchanged(one: str, other: str) -> Callable[[dict[str, Tensor]], None]:
     return change
 
 
-def queries_for_keys(weights: dict[str, Tensor]) -> None:
+def exchange_queries_and_keys(weights: dict[str, Tensor]) -> None:
     query, key, value = weights["blocks.6.attn.qkv.weight"].chunk(3)
     weights["blocks.6.attn.qkv.weight"] = torch.cat([key, query, value])
 
 
-def time_reversed(weights: dict[str, Tensor]) -> None:
+def reverse_time(weights: dict[str, Tensor]) -> None:
     weights["time"] = weights["time"].flip(3)
 
 
-def bands_reversed(weights: dict[str, Tensor]) -> None:
+def reverse_bands(weights: dict[str, Tensor]) -> None:
     weights["bands"] = weights["bands"].flip(2)
 
 
-def positions_one_further(weights: dict[str, Tensor]) -> None:
+def shift_positions(weights: dict[str, Tensor]) -> None:
     positions = weights["pos_embed"]
     weights["pos_embed"] = torch.cat([positions[:, :2], positions[:, 2:].roll(1, dims=1)], dim=1)
 
 
-def special_positions_exchanged(weights: dict[str, Tensor]) -> None:
+def exchange_special_positions(weights: dict[str, Tensor]) -> None:
     positions = weights["pos_embed"]
     weights["pos_embed"] = torch.cat([positions[:, [1, 0]], positions[:, 2:]], dim=1)
 
 
 COMMON = [
-    exchanged("blocks.3.", "blocks.4."),
-    exchanged("blocks.10.", "blocks.11."),
-    exchanged("blocks.5.norm1.", "blocks.5.norm2."),
-    queries_for_keys,
+    exchange("blocks.3.", "blocks.4."),
+    exchange("blocks.10.", "blocks.11."),
+    exchange("blocks.5.norm1.", "blocks.5.norm2."),
+    exchange_queries_and_keys,
 ]
 
 
 @pytest.mark.parametrize(
     ("name", "convert", "changes"),
     [
-        ("ced_tiny_10s", ced.convert, [*COMMON, time_reversed, bands_reversed]),
+        ("ced_tiny_10s", ced.convert, [*COMMON, reverse_time, reverse_bands]),
         (
             "ast_tiny_16",
             ast.convert,
-            [*COMMON, positions_one_further, special_positions_exchanged, exchanged("cls_token", "dist_token")],
+            [*COMMON, shift_positions, exchange_special_positions, exchange("cls_token", "dist_token")],
         ),
     ],
 )
-def test_a_wrong_conversion_would_be_noticed(name: str, convert: Callable[..., Converted], changes: list) -> None:
+def test_a_wrong_conversion_would_be_detected(name: str, convert: Callable[..., Converted], changes: list) -> None:
     converted = convert(state_of(name))
     tagger = as_tagger(converted)
     for change in changes:
         weights = dict(converted.weights)
         change(weights)
         tagger.backbone.load_state_dict(weights)
-        assert how_far_off(tagger, name, 10) > 5 * CLOSE
+        assert largest_difference(tagger, name, 10) > 5 * CLOSE
 
 
 def ced_constants() -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def ced_constants() -> dict[str, Tensor]:
 
 
 def test_ceds_own_front_end_is_checked_and_dropped() -> None:
-    """Window and filterbank have the very names and shapes under which the official code stores them."""
+    """Window and filterbank have the names and shapes under which the official code stores them."""
     state, constants = state_of("ced_tiny_3s"), ced_constants()
     assert ced.convert(constants | state).dropped == tuple(constants)
     for name, tensor in constants.items():
@@ -166,8 +166,8 @@ def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
-def test_published_weights_without_a_head_start_a_learner() -> None:
-    """As those that were trained without labels: whoever begins with them draws its head."""
+def test_published_weights_without_a_head_initialise_the_rest() -> None:
+    """Such as weights trained without labels: the head keeps its random initial values."""
     state = state_of("ced_tiny_3s")
     imported = ced.convert(state)
     tagger = as_tagger(imported)
@@ -175,12 +175,12 @@ def test_published_weights_without_a_head_start_a_learner() -> None:
     for tensor in tagger.backbone.state_dict().values():
         tensor.zero_()
     tagger.load_initial({name: tensor for name, tensor in state.items() if not name.startswith("outputlayer.")})
-    assert set(tagger.started_afresh) == {name for name in drawn if name.startswith("head.")}
+    assert set(tagger.newly_initialised) == {name for name in drawn if name.startswith("head.")}
     for name, tensor in tagger.backbone.state_dict().items():
         assert torch.equal(tensor, torch.zeros_like(tensor) if name.startswith("head.") else drawn[name]), name
 
 
-def test_what_does_not_fit_ced_is_named() -> None:
+def test_misfits_of_ced_are_named() -> None:
     state = state_of("ced_tiny_3s")
     for name, problem in (
         ("outputlayer.1.weight", "missing: head.1.weight"),
@@ -196,7 +196,7 @@ def test_what_does_not_fit_ced_is_named() -> None:
         ced.convert(state | {"time_pos_embed": torch.zeros(1, 192, 1, 71)})
     with pytest.raises(ValueError, match=r"is 100 wide: CED's networks are .*192: 'tiny'"):
         ced.convert(state | {"patch_embed.proj.weight": torch.zeros(100, 1, 16, 16)})
-    with pytest.raises(ValueError, match="two tensors go by names of the same part"):
+    with pytest.raises(ValueError, match="two tensors are named for the same part"):
         ced.convert(state | {"norm_mel.bias": torch.zeros(64)})
 
 
@@ -211,14 +211,14 @@ def ast_state(positions: int, classes: int = 527) -> dict[str, Tensor]:
     [
         (1212, 10, 1024, 10.0),
         (512, 16, 1024, 10.0),
-        (600, 10, 512, 5.0),  # also 8 x 75 at stride 16, but of 1200 frames, which nobody takes
+        (600, 10, 512, 5.0),  # also 8 x 75 at stride 16, but of 1200 frames, which are unusual
         (256, 16, 512, 5.0),
         (144, 10, 128, 1.0),  # Speech Commands
-        (12 * 203, 10, 2036, 20.0),  # no usual number: as few frames as make 203 columns
+        (12 * 203, 10, 2036, 20.0),  # no usual number: the fewest frames that make 203 columns
         (8 * 4, 16, 64, 1.0),
     ],
 )
-def test_positions_tell_asts_stride_and_length(positions: int, stride: int, frames: int, seconds: float) -> None:
+def test_positions_give_asts_stride_and_length(positions: int, stride: int, frames: int, seconds: float) -> None:
     converted = ast.convert(ast_state(positions))
     assert (converted.model.arch.stride, converted.model.front_end.frames) == (stride, frames)
     assert converted.clip_seconds == seconds
@@ -239,12 +239,12 @@ def test_positions_that_fit_no_stride_or_two_are_refused(positions: int, word: s
         ast.convert(ast_state(positions))
 
 
-def test_speech_commands_are_normalised_as_its_recipe_does() -> None:
+def test_speech_commands_has_its_recipes_normalisation() -> None:
     front_end = ast.convert(ast_state(144, classes=35)).model.front_end
     assert (front_end.mean, front_end.std) == (-6.845978, 2 * 5.5654526)
 
 
-def test_what_does_not_fit_ast_is_named() -> None:
+def test_misfits_of_ast_are_named() -> None:
     state = state_of("ast_tiny_16")
     for name, problem in (
         ("v.norm.bias", r"missing: norm\.bias"),
@@ -259,5 +259,5 @@ def test_what_does_not_fit_ast_is_named() -> None:
         ast.convert(state | {"v.norm.bias": torch.zeros(384)})
     with pytest.raises(ValueError, match=r"is 100 wide: AST's networks are .*192: 'tiny'"):
         ast.convert(state | {"v.pos_embed": torch.zeros(1, 514, 100)})
-    with pytest.raises(ValueError, match="two tensors go by names of the same part"):
+    with pytest.raises(ValueError, match="two tensors are named for the same part"):
         ast.convert(state | {"norm.bias": torch.zeros(192)})
