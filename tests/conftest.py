@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures for all tests."""
 
 import os
 from collections.abc import Callable
@@ -29,7 +29,7 @@ SMALL_MODELS = {
 
 @pytest.fixture(scope="session")
 def esc10() -> Path:
-    """The folder of real audio in ESC-50's layout; tests that need it skip where it does not exist."""
+    """A folder of real audio in ESC-50's layout; tests that need it are skipped where it does not exist."""
     default = Path(__file__).parents[1].parent / "shared" / "data" / "esc10"
     folder = Path(os.environ.get("ANTIPHON_ESC10", default))
     if not (folder / "meta" / "esc50.csv").is_file():
@@ -39,7 +39,7 @@ def esc10() -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Tests run beside each other on few cores; results on one thread are also the same everywhere."""
+    """Tests share few cores, and results on one thread are the same on every machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -47,7 +47,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
-    """Any shipped recipe, made small: a second of sound, models of a few thousand weights, ten steps or so."""
+    """Any shipped recipe, made small: clips of one second, models of a few thousand weights."""
     cache = tmp_path_factory.getbasetemp() / "clips"
 
     def make(name: str = "demo", *settings: str) -> Recipe:
@@ -59,12 +59,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Run]:
-    """Set up a run in this process; spool and checkpoints lie in the folder above `run.session.work_dir`."""
+    """Set up a run in this process; its event log and checkpoints are in the folder above `run.session.work_dir`.
 
-    def begin(recipe: Recipe, *, shelf_of: Run | None = None, **options: Any) -> Run:
+    With `checkpoints_of` it has the checkpoints of another run, and so resumes it.
+    """
+
+    def begin(recipe: Recipe, *, checkpoints_of: Run | None = None, **options: Any) -> Run:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         event_log = EventLog(folder / "events.jsonl")
-        store = LocalCheckpointStore(shelf_of.session.work_dir.parent if shelf_of else folder)
+        store = LocalCheckpointStore(checkpoints_of.session.work_dir.parent if checkpoints_of else folder)
         session = LocalSession(work_dir=folder / "scratch", event_log=event_log, store=store, **options)
         return set_up(recipe, session, files=LocalFiles())
 

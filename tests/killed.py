@@ -1,4 +1,7 @@
-"""Runs of `antiphon` that kill themselves at a chosen instant; forked from a server that has imported torch."""
+"""Runs of `antiphon` in child processes that kill themselves at a chosen point.
+
+Forked from a server process that has imported torch already.
+"""
 
 import json
 import multiprocessing
@@ -13,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-POINTS = ("step", "spool", "part", "half-part", "before-marker", "after-marker", "tidy", "finish")
+POINTS = ("step", "event-log", "part", "half-part", "before-marker", "after-marker", "remove", "finish")
 PRELOADED = [
     "orchestrator.cli.app",
     "orchestrator.training.driver",
@@ -25,7 +28,7 @@ PRELOADED = [
 
 @dataclass(frozen=True)
 class Kill:
-    """At which point, and at the how manieth time that the run comes to it."""
+    """The point at which a run kills itself, when it gets there for the `count`-th time (from 1)."""
 
     point: str
     count: int
@@ -39,9 +42,9 @@ def antiphon(
     clock: float = 0.0,
     env: dict[str, str] | None = None,
 ) -> int:
-    """Run the command line in a process of its own; its standard output goes to `out`. Returns the exit code.
+    """Run the command line in a child process, with standard output in `out`; returns the exit code.
 
-    Its clock is `clock` seconds off; `env` is added to its environment.
+    Its clock jumps by `clock` seconds while it runs; `env` is added to its environment.
     """
     process = begin(arguments, out, kill, clock=clock, env=env)
     process.join()
@@ -57,12 +60,12 @@ def begin(
     clock: float = 0.0,
     env: dict[str, str] | None = None,
 ) -> BaseProcess:
-    """The same, without waiting for its end."""
-    return forked(_child, arguments, str(out), kill, clock, env or {})
+    """The same as `antiphon`, without waiting for the process to end."""
+    return start_process(_child, arguments, str(out), kill, clock, env or {})
 
 
-def forked(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """A function of an importable module in a process of its own, which has torch already."""
+def start_process(function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a function of an importable module in a child process that has imported torch already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=function, args=arguments)
@@ -78,21 +81,21 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
     from orchestrator.cli.app import main
 
     os.environ.update(env)
-    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    output = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     errors = os.open(f"{out}.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
+    os.dup2(output, 1)
     os.dup2(errors, 2)
     if kill is not None:
-        _arm(kill)
+        _install(kill)
     if clock:
-        _let_jump("time", clock)
-        _let_jump("time_ns", int(clock * 1e9))
+        _make_clock_jump("time", clock)
+        _make_clock_jump("time_ns", int(clock * 1e9))
     sys.argv = ["antiphon", *arguments]
     main()
 
 
-def _arm(kill: Kill) -> None:
-    """Let the real function run into its own death; what it does otherwise stays as it is."""
+def _install(kill: Kill) -> None:
+    """Wrap the function that the run calls at the kill's point; until the kill it does what it did."""
     from orchestrator.runs.checkpoint_store import NewestAndBest
     from orchestrator.storage import object_store
     from workloads.distill.train_state import TrainState
@@ -102,62 +105,62 @@ def _arm(kill: Kill) -> None:
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if kill.point == "step":  # of one model: another may have learned in the same step already
-        _before(TrainState, "step", kill.count, die)
+    if kill.point == "step":  # of one model: another may have taken its optimizer step already
+        _call_before(TrainState, "step", kill.count, die)
     elif kill.point == "sigterm":
-        _before(TrainState, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-    elif kill.point == "spool":
-        _before(EventLog, "append", kill.count, _torn_line)
+        _call_before(TrainState, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    elif kill.point == "event-log":
+        _call_before(EventLog, "append", kill.count, _write_torn_line)
     elif kill.point in ("part", "half-part"):
         from fsspec.implementations.local import LocalFileSystem
 
-        _before(LocalFileSystem, "put_file", kill.count, die if kill.point == "part" else _half_file)
+        _call_before(LocalFileSystem, "put_file", kill.count, die if kill.point == "part" else _copy_half_file)
     elif kill.point == "before-marker":
-        _before(object_store, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
+        _call_before(object_store, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
     elif kill.point == "after-marker":
-        _before(NewestAndBest, "removable", kill.count, die)
-    elif kill.point == "tidy":
-        _before(object_store, "remove", kill.count, _only_the_marker)
+        _call_before(NewestAndBest, "removable", kill.count, die)
+    elif kill.point == "remove":
+        _call_before(object_store, "remove_folder", kill.count, _remove_only_marker)
     elif kill.point == "finish":
-        _before(checkpoint, "weights_digest", kill.count, die)
+        _call_before(checkpoint, "weights_digest", kill.count, die)
 
 
-def _let_jump(name: str, by: float) -> None:
-    real, looks = getattr(time, name), 0
+def _make_clock_jump(name: str, by: float) -> None:
+    real, calls = getattr(time, name), 0
 
     def jumped() -> float:
-        nonlocal looks
-        looks += 1
-        return real() + (by if looks > 20 else 0)
+        nonlocal calls
+        calls += 1
+        return real() + (by if calls > 20 else 0)
 
     setattr(time, name, jumped)
 
 
-def _before(owner: Any, name: str, count: int, act: Callable[..., None]) -> None:
+def _call_before(owner: Any, name: str, count: int, action: Callable[..., None]) -> None:
     real, calls = getattr(owner, name), 0
 
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == count:
-            act(*arguments, **named)
+            action(*arguments, **named)
         return real(*arguments, **named)
 
     setattr(owner, name, counted)
 
 
-def _torn_line(event_log: Any, record: dict[str, Any]) -> None:
+def _write_torn_line(event_log: Any, record: dict[str, Any]) -> None:
     with event_log.path.open("ab") as file:
         file.write(json.dumps(record).encode()[:20])
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _half_file(_: Any, source: str, target: str, **__: Any) -> None:
+def _copy_half_file(_: Any, source: str, target: str, **__: Any) -> None:
     shutil.copyfile(source, target)
     os.truncate(target, os.path.getsize(target) // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _only_the_marker(uri: str) -> None:
+def _remove_only_marker(uri: str) -> None:
     (Path(uri) / "COMMITTED.json").unlink(missing_ok=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The smallest run that is still a real one: a second of sound, models of a few thousand weights."""
+"""Settings of the smallest complete run: clips of one second, models of a few thousand weights."""
 
 MN = '{family="mn", width=0.1, bn_momentum=0.1}'
 VIT = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'

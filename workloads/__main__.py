@@ -1,6 +1,7 @@
 """`python -m workloads RESOLVED.json [FOLDER]`: train a resolved recipe in this process, without Ray and MLflow.
 
-It takes what `antiphon run RECIPE --dry-run --json` prints, and leaves spool, checkpoints and taggers in FOLDER.
+RESOLVED.json is what `antiphon run RECIPE --dry-run --json` prints. Event log, checkpoints and taggers are written to
+FOLDER, by default named after the recipe, which must not exist.
 """
 
 import json
@@ -17,14 +18,14 @@ from workloads.train import loop, set_up
 
 
 def main(arguments: list[str]) -> int:
-    """Train; exit code 0 when done, 2 for the user's mistake."""
+    """Train a recipe; returns the exit code: 0 when done, 2 for a mistake of the user."""
     if len(arguments) not in (1, 2):
         print(__doc__, file=sys.stderr)
         return 2
     recipe = restore(Recipe, json.loads(Path(arguments[0]).read_text()))
     folder = Path(arguments[1] if len(arguments) == 2 else recipe.name)
     if folder.exists():
-        print(f"{folder}: exists; name another folder, or move that one away", file=sys.stderr)
+        print(f"{folder}: already exists; name another folder, or move it away", file=sys.stderr)
         return 2
 
     with EventLog(folder / "events.jsonl") as event_log:

@@ -1,12 +1,17 @@
-"""THE training loop. It reads phases and knows nothing else about methods.
+"""The training loop. There is one, whatever the method.
 
-A new method is a new schedule, edge field or teacher source, never a second loop.
+It runs the phases of the recipe's schedule. Methods differ in their schedule (`distill/schedule.py`), their edges
+(`distill/edges.py`) and where teacher outputs come from (`distill/sources.py`): a new method adds to one of these,
+never a second loop.
 
-One step: every model of the phase that learns runs its shards, hears its teachers, then takes one optimizer step.
+`set_up` prepares a run, `loop` trains, scores and delivers, `advance` goes through phases and steps, `train_step` is
+one step: per shard one forward of every student and teacher and one backward, then one optimizer step per student.
+Every worker runs the same steps in the same order, on its own shards of each batch; only rank 0 writes checkpoints and
+reports records.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -33,18 +38,21 @@ from workloads.evaluate.step_metrics import mean_over_workers, optimizer_metrics
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EventLog, read_event_log, timestamped
-from workloads.runtime.opener import HISTORY, LocalFiles, Opener
+from workloads.runtime.opener import HISTORY, Opener
 from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session, gather
 
-VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # what a checkpoint's numbers came from
+VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # recorded in every checkpoint
 
 
 @dataclass
 class Run:
-    """What the loop holds. `step`, the scores, the history and the team make up a checkpoint; the rest follows from the
-    recipe."""
+    """The state of one run in one worker.
+
+    A checkpoint holds `step`, `smoothed_scores`, `validated`, `history` and the models of the pool; the rest follows
+    from the recipe.
+    """
 
     recipe: Recipe
     session: Session
@@ -52,157 +60,36 @@ class Run:
     prepared: PreparedData
     batches: Batches
     pool: ModelPool
-    shards: range  # of the global batch, this worker's own
-    step: int = 0
-    scores: dict[str, float] = field(default_factory=dict)  # smoothed validation scores: they may steer weights
-    validated: dict[str, tuple[int, float]] = field(default_factory=dict)  # model -> own step, primary score
-    pending: list[dict[str, Any]] = field(default_factory=list)  # spool records since the last report
-    history: EventLog = field(init=False)  # all of them, which travel with the checkpoints
+    shards: range  # which shards of each global batch this worker trains on
+    step: int = 0  # steps done
+    smoothed_scores: dict[str, float] = field(default_factory=dict)  # by model; edge weights may follow them
+    validated: dict[str, tuple[int, float]] = field(default_factory=dict)  # model -> its own step, its primary score
+    unreported_records: list[dict[str, Any]] = field(default_factory=list)
+    history: EventLog = field(init=False)  # all records of the run so far; copied into each checkpoint
 
     def __post_init__(self) -> None:
         self.history = EventLog(self.session.work_dir / HISTORY)
 
-    def note(self, kind: str, **fields: Any) -> None:
-        """Something to say with the next report."""
-        self.pending.append(timestamped(kind, **fields))
-        self.history.append(self.pending[-1])
-
-
-def train(recipe: Recipe, session: Session, *, files: Opener | None = None) -> str:
-    """Run a recipe to its end in this worker; returns "done", or "preempted" (saved, to be run again).
-
-    The user's mistakes (unusable data, shards that do not divide) are ValueErrors of `set_up`: none comes later.
-    """
-    return loop(set_up(recipe, session, files=files or LocalFiles()))
-
-
-def loop(run: Run, *, until: int | None = None) -> str:
-    """Every phase, every step, then the models are scored and delivered; or "preempted" after `until` steps."""
-    resumed_from = run.step
-    for _ in advance(run, until=until):
-        pass
-    if run.step < run.phases[-1].end:
-        return "preempted"
-    models = deliver_models(run.recipe, run.pool, run.prepared, run.session)
-    run.note("result", steps=run.step, resumed_from_step=resumed_from, models=models)
-    _report(run)
-    return "done"
-
-
-def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
-    """Every phase, every step; evaluates, saves and reports on the way.
-
-    Hands over the number of steps done after each evaluation; a run that is asked to stop ends with fewer than planned,
-    as one does that is to go no further than `until`.
-    """
-    recipe, session = run.recipe, run.session
-    _report(run)  # how it starts is worth knowing even if the first step fails
-    for index, phase in enumerate(run.phases):
-        if phase.end <= run.step:
-            continue
-        if until is not None and run.step >= until:
-            return
-        sources = run.pool.enter_phase(phase, resumed=phase.start < run.step)
-        run.note("phase", **_phase_fields(run, index))
-        while run.step < phase.end:
-            wants_log = run.step == 0 or (run.step + 1) % recipe.train.log_every == 0
-            stats = train_step(run, phase, sources, wants_log=wants_log)
-            run.step += 1
-            if stats:
-                _log(run, stats)
-            judged = run.step == phase.end or run.step % recipe.train.eval_every == 0
-            if judged:
-                _validate(run, phase)
-            stopping = session.should_stop() or run.step == until
-            if stopping or run.step == phase.end or run.step % recipe.train.checkpoint_every == 0:
-                _save(run)
-            elif wants_log:
-                _report(run)
-            if stopping:
-                return
-            if judged:
-                yield run.step
-
-
-def train_step(
-    run: Run, phase: Phase, sources: dict[str, TeacherSource], *, wants_log: bool = False
-) -> dict[str, float]:
-    """One step of every model that learns in this phase; returns metrics, means over all shards, if they are wanted.
-
-    The losses of several students are summed: one backward, then one optimizer step each. Teachers are constants.
-    """
-    train = run.recipe.train
-    weights = edge_weights(run.recipe, phase, run.step, run.scores)
-    students = [run.pool.states[name] for name in phase.trains]
-    buffers = ShardMeanStats([student.tagger for student in students], shards=train.shards, session=run.session)
-    totals, stats = torch.zeros(len(students), device=run.session.device), []
-    for index in run.shards:
-        shard = run.batches.shard(run.step, index).to(run.session.device)
-        with run.pool.synchronised(phase.trains, last=index == run.shards[-1]):
-            student_outputs = _forward(run, phase, shard, seed=keyed_seed(train.seed, "dropout", run.step, index))
-            teacher_outputs = {
-                source: source.logits(shard, student_outputs) for source in dict.fromkeys(sources.values())
-            }
-            losses = []
-            for name in phase.trains:
-                edges = [edge for edge in phase.edges if edge.student == name]
-                terms = [EdgeTerm(edge, weights[edge.key], teacher_outputs[sources[edge.key]]) for edge in edges]
-                loss, parts = student_loss(
-                    student_outputs[name],
-                    shard.y_BC,
-                    terms,
-                    labels=run.recipe.data.labels,
-                    smoothing=train.label_smoothing,
-                )
-                losses.append(loss)
-                if wants_log:
-                    stats.append(shard_metrics(run.recipe, name, loss, parts, student_outputs[name], terms))
-            (torch.stack(losses).sum() / len(run.shards)).backward()
-        totals += torch.stack(losses).detach()
-        buffers.after_shard()
-    bad = _bad_numbers(run, phase, totals)
-    buffers.finish(undo=[run.pool.states[name].tagger for name in bad])
-    for name in phase.trains:
-        run.pool.states[name].step(skip=name in bad)
-    for name in {edge.teacher for edge in phase.edges if weights[edge.key] > 0}:
-        run.pool.taught[name] += 1
-    return mean_over_workers(stats, run.session) | optimizer_metrics(run.pool, phase.trains) if wants_log else {}
-
-
-def _bad_numbers(run: Run, phase: Phase, totals: Tensor) -> list[str]:
-    """The students whose loss (`totals`, in their order) or gradient is not finite; the same on every worker.
-
-    They skip this step, said with the batch's clips, or BadNumbers ends the run: `train.bad_numbers` decides.
-    """
-    if run.session.world_size > 1:
-        dist.all_reduce(totals)  # gradients are everybody's already; a loss is one worker's
-    norms = torch.stack([run.pool.states[name].clip_gradients() for name in phase.trains])
-    sound = (totals.isfinite() & norms.isfinite()).tolist()
-    bad = [name for name, fine in zip(phase.trains, sound, strict=True) if not fine]
-    if bad:
-        policy, clip_ids = run.recipe.train.bad_numbers, run.batches.clip_ids(run.step)
-        run.note("bad", step=run.step, models=bad, policy=policy, clip_ids=clip_ids)
-        if policy == "stop":
-            _report(run)
-            raise BadNumbers(
-                f"step {run.step}: loss or gradient of {', '.join(bad)} is not finite; bad-numbers.json in the run's "
-                "folder names the batch's clips; look at them, lower the learning rate, or set "
-                "train.bad_numbers = 'skip'"
-            )
-    return bad
+    def record(self, kind: str, **fields: Any) -> None:
+        """Add a record to the history; the next report passes it to the session."""
+        self.unreported_records.append(timestamped(kind, **fields))
+        self.history.append(self.unreported_records[-1])
 
 
 def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
-    """Everything before the first step: data decoded, models planned, the session's newest checkpoint taken up."""
+    """Do everything that comes before the first step: prepare data, plan phases, restore the newest checkpoint.
+
+    All mistakes of the user (unusable data, shards that do not divide) are raised here, as ValueErrors.
+    """
     torch.set_num_threads(recipe.train.threads)
-    each, left = divmod(recipe.train.shards, session.world_size)
-    if left:
+    shards_per_worker, remainder = divmod(recipe.train.shards, session.world_size)
+    if remainder:
         raise ValueError(
             f"train.shards = {recipe.train.shards}: must be a multiple of the {session.world_size} workers; "
             "set train.shards or --workers"
         )
     phases = plan_phases(recipe)
-    prepared, afresh = prepare_run(recipe, own_steps(phases), session, files)
+    prepared, newly_initialised = prepare_run(recipe, own_steps(phases), session, files)
     make_tagger = partial(build_initial_tagger, recipe, tags=prepared.dataset.tags, files=files)
     run = Run(
         recipe=recipe,
@@ -211,81 +98,234 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         prepared=prepared,
         batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe),
         pool=ModelPool(recipe, session, phases, make_tagger),
-        shards=range(session.rank * each, (session.rank + 1) * each),
+        shards=range(session.rank * shards_per_worker, (session.rank + 1) * shards_per_worker),
     )
     restore_run(run, prepared.dataset.fingerprint())
-    run.note("data", **prepared.summary(), started_afresh=afresh)
+    run.record("data", **prepared.summary(), started_afresh=newly_initialised)
     return run
 
 
 def restore_run(run: Run, fingerprint: str) -> None:
-    """Go on from the newest checkpoint that is whole, if there is any, and say from where."""
+    """Restore the newest complete checkpoint, if there is one, and record the step from which the run continues.
+
+    Raises ValueError where the checkpoint was made with other data than that of this `fingerprint`.
+    """
     folder, state, damaged = newest_intact_checkpoint(run.session)
     if folder is not None:
         if state["data"] != fingerprint:
             raise ValueError(
-                "data.root: its clips are not those with which this run began; bring them back, or start a new run"
+                "data.root: its clips differ from those this run was started with; restore them, or start a new run"
             )
         run.pool.load(folder, state)
-        run.step, run.scores = state["step"], state["scores"]
+        run.step, run.smoothed_scores = state["step"], state["scores"]
         run.validated = {name: (own_step, score) for name, (own_step, score) in state["validated"].items()}
         for record in read_event_log(folder / HISTORY):
             run.history.append(record)
-    run.note("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
+    run.record("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
+
+
+def loop(run: Run, *, until: int | None = None) -> str:
+    """Train all phases, then score and deliver the models; returns "done".
+
+    Returns "preempted" where the session asked the run to stop, or `until` steps are done: a checkpoint is saved.
+    """
+    resumed_from = run.step
+    for _ in advance(run, until=until):
+        pass
+    if run.step < run.phases[-1].end:
+        return "preempted"
+    models = deliver_models(run.recipe, run.pool, run.prepared, run.session)
+    run.record("result", steps=run.step, resumed_from_step=resumed_from, models=models)
+    _report(run)
+    return "done"
+
+
+def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
+    """Train the phases that are left; yields the number of steps done after each validation.
+
+    Ends before the last planned step where the session asks the run to stop, or `until` steps are done.
+    """
+    _report(run)  # the first records: useful even if the first step fails
+    for index, phase in enumerate(run.phases):
+        if phase.end <= run.step:
+            continue
+        if until is not None and run.step >= until:
+            return
+        sources = run.pool.enter_phase(phase, resumed=phase.start < run.step)
+        run.record("phase", **_phase_fields(run, index))
+        stopped = yield from _train_phase(run, phase, sources, until=until)
+        if stopped:
+            return
+
+
+def _train_phase(
+    run: Run, phase: Phase, sources: dict[str, TeacherSource], *, until: int | None
+) -> Generator[int, None, bool]:
+    """Train the steps of one phase that are left; validates, saves and reports when due.
+
+    Yields the number of steps done after each validation; returns whether the run is to stop.
+    """
+    train = run.recipe.train
+    while run.step < phase.end:
+        log_metrics = run.step == 0 or (run.step + 1) % train.log_every == 0
+        step_metrics = train_step(run, phase, sources, log_metrics=log_metrics)
+        run.step += 1
+        if step_metrics:
+            _record_metrics(run, step_metrics)
+        phase_ends = run.step == phase.end
+        validate = phase_ends or run.step % train.eval_every == 0
+        if validate:
+            _validate(run, phase)
+        stop = run.session.should_stop() or run.step == until
+        if stop or phase_ends or run.step % train.checkpoint_every == 0:
+            _save(run)
+        elif log_metrics:
+            _report(run)
+        if stop:
+            return True
+        if validate:
+            yield run.step
+    return False
+
+
+def train_step(
+    run: Run, phase: Phase, sources: dict[str, TeacherSource], *, log_metrics: bool = False
+) -> dict[str, float]:
+    """One optimizer step of every student, that is every model that trains in this phase.
+
+    The losses of the students are summed: one backward per shard gives every student the gradient of its own loss,
+    because teacher outputs are constants. A student whose loss or gradient is not finite skips the step, or ends the
+    run (`train.bad_numbers`). Returns metrics, means over all shards of all workers, with `log_metrics`, else {}.
+    """
+    students = {name: run.pool.states[name] for name in phase.trains}
+    weights = edge_weights(run.recipe, phase, run.step, run.smoothed_scores)
+    batch_norm = ShardMeanStats(
+        [student.tagger for student in students.values()], shards=run.recipe.train.shards, session=run.session
+    )
+    loss_sums = torch.zeros(len(students), device=run.session.device)
+    metrics_of_shards: list[dict[str, float]] = []
+    for index in run.shards:
+        with run.pool.gradient_sync(phase.trains, enabled=index == run.shards[-1]):
+            losses, shard_stats = _shard_losses(run, phase, sources, weights, index, log_metrics=log_metrics)
+            (losses.sum() / len(run.shards)).backward()
+        loss_sums += losses.detach()
+        metrics_of_shards += shard_stats
+        batch_norm.after_shard()
+    if run.session.world_size > 1:
+        dist.all_reduce(loss_sums)  # losses differ between workers; gradients are averaged already
+    grad_norms = torch.stack([student.clip_gradients() for student in students.values()])
+    bad = _check_finite(run, phase, loss_sums, grad_norms)
+    batch_norm.finish(undo=[students[name].tagger for name in bad])
+    for name, student in students.items():
+        student.step(skip=name in bad)
+    for teacher in {edge.teacher for edge in phase.edges if weights[edge.key] > 0}:
+        run.pool.steps_taught[teacher] += 1
+    if not log_metrics:
+        return {}
+    return mean_over_workers(metrics_of_shards, run.session) | optimizer_metrics(run.pool, phase.trains)
+
+
+def _shard_losses(
+    run: Run,
+    phase: Phase,
+    sources: dict[str, TeacherSource],
+    weights: dict[str, float],
+    index: int,
+    *,
+    log_metrics: bool,
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """Forward one shard through students and teachers; returns each student's loss (in order) and its metrics."""
+    train, labels = run.recipe.train, run.recipe.data.labels
+    shard = run.batches.shard(run.step, index).to(run.session.device)
+    student_outputs = _forward(run, phase, shard, seed=keyed_seed(train.seed, "dropout", run.step, index))
+    teacher_outputs = {source: source.logits(shard, student_outputs) for source in dict.fromkeys(sources.values())}
+    losses: list[Tensor] = []
+    stats: list[dict[str, float]] = []
+    for name in phase.trains:
+        edges = [edge for edge in phase.edges if edge.student == name]
+        terms = [EdgeTerm(edge, weights[edge.key], teacher_outputs[sources[edge.key]]) for edge in edges]
+        loss, parts = student_loss(
+            student_outputs[name], shard.y_BC, terms, labels=labels, smoothing=train.label_smoothing
+        )
+        losses.append(loss)
+        if log_metrics:
+            stats.append(shard_metrics(name, loss, parts, student_outputs[name], terms, labels=labels))
+    return torch.stack(losses), stats
 
 
 def _forward(run: Run, phase: Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:
-    """The training forward of every model that learns: logits_BC by name. Dropout depends on step and shard only."""
+    """The training forward of every student: logits_BC by name. `seed` makes dropout the same for any worker."""
     student_outputs = {}
     for name in phase.trains:
-        state = run.pool.states[name]
+        student = run.pool.states[name]
         torch.manual_seed(seed)
-        mel_BMF = shard.mel(state.tagger.front_end)
+        mel_BMF = shard.mel(student.tagger.front_end)
         with run.pool.autocast():
-            student_outputs[name] = state.forward(mel_BMF).float()
+            student_outputs[name] = student.forward(mel_BMF).float()
     return student_outputs
 
 
+def _check_finite(run: Run, phase: Phase, loss_sums: Tensor, grad_norms: Tensor) -> list[str]:
+    """The students whose loss or gradient norm (in their order) is not finite; the same on every worker.
+
+    Records them with the clips of the batch; raises BadNumbers where `train.bad_numbers` is "stop".
+    """
+    finite = (loss_sums.isfinite() & grad_norms.isfinite()).tolist()
+    bad = [name for name, is_finite in zip(phase.trains, finite, strict=True) if not is_finite]
+    if not bad:
+        return []
+    policy, clip_ids = run.recipe.train.bad_numbers, run.batches.clip_ids(run.step)
+    run.record("bad", step=run.step, models=bad, policy=policy, clip_ids=clip_ids)
+    if policy == "stop":
+        _report(run)
+        raise BadNumbers(
+            f"step {run.step}: loss or gradient of {', '.join(bad)} is not finite; bad-numbers.json in the run's "
+            "folder lists the clips of the batch; check them, lower the learning rate, or set "
+            "train.bad_numbers = 'skip'"
+        )
+    return bad
+
+
 def _validate(run: Run, phase: Phase) -> None:
-    """Score those that learn on the validation slice; rank 0's numbers count, since weights may follow them."""
+    """Score the students on the validation slice. All workers use rank 0's scores: edge weights may follow them."""
     values: dict[str, float] = {}
     primary: dict[str, float] = {}
     for name in phase.trains:
-        state = run.pool.states[name]
-        own = score_clips(state.candidate, run.prepared.splits.val, run.prepared, run.session)
-        scores = gather(run.session, own)[0]
+        student = run.pool.states[name]
+        own_scores = score_clips(student.evaluation_tagger, run.prepared.splits.val, run.prepared, run.session)
+        scores = gather(run.session, own_scores)[0]
         primary[name] = scores[metrics.primary(run.recipe.data.labels)]
-        state.average.validated(primary[name], state.tagger)
-        run.validated[name] = (state.own_step, primary[name])
+        student.average.on_validation(primary[name], student.tagger)
+        run.validated[name] = (student.own_step, primary[name])
         values |= {f"{name}/val/{key}": value for key, value in scores.items()}
-    run.scores = smooth_scores(run.recipe, run.scores, primary)
-    _log(run, values)
+    run.smoothed_scores = smooth_scores(run.recipe, run.smoothed_scores, primary)
+    _record_metrics(run, values)
 
 
-def _log(run: Run, values: dict[str, float]) -> None:
-    run.note("metrics", step=run.step, values=values)
+def _record_metrics(run: Run, values: dict[str, float]) -> None:
+    run.record("metrics", step=run.step, values=values)
 
 
 def _save(run: Run) -> None:
-    """Write a checkpoint on rank 0 and hand it to the session with the records up to here."""
+    """Write a checkpoint on rank 0 and pass it to the session together with the records up to here."""
     folder = None
     if run.session.rank == 0:
         began = time.perf_counter()
         name = f"step-{run.step:08d}-attempt-{run.session.attempt}"
-        folder = run.pool.save(run.session.work_dir / name, _state(run), history=run.history.path)
+        folder = run.pool.save(run.session.work_dir / name, _checkpoint_state(run), history=run.history.path)
         seconds = round(time.perf_counter() - began, 4)
-        run.note("checkpoint", step=run.step, name=name, seconds=seconds)
+        run.record("checkpoint", step=run.step, name=name, seconds=seconds)
     _report(run, folder)
 
 
-def _state(run: Run) -> dict[str, Any]:
-    """What a checkpoint says of itself and the loop; `best_for` are validation scores of exactly these weights."""
-    taken = {name: state.own_step for name, state in run.pool.states.items()}
+def _checkpoint_state(run: Run) -> dict[str, Any]:
+    """The loop's part of a checkpoint; `best_for` holds the validation scores of exactly the weights that are saved."""
+    current = {name: state.own_step for name, state in run.pool.states.items()}
     return {
         "step": run.step,
-        "scores": run.scores,
+        "scores": run.smoothed_scores,
         "validated": run.validated,
-        "best_for": {name: score for name, (at, score) in run.validated.items() if taken.get(name, at) == at},
+        "best_for": {name: score for name, (at, score) in run.validated.items() if current.get(name, at) == at},
         "data": run.prepared.dataset.fingerprint(),
         "recipe": asdict(run.recipe),
         "versions": {package: version(package) for package in VERSIONS},
@@ -293,8 +333,9 @@ def _state(run: Run) -> dict[str, Any]:
 
 
 def _report(run: Run, folder: Path | None = None) -> None:
-    run.session.report(run.pending if run.session.rank == 0 else [], folder)
-    run.pending = []
+    """Pass rank 0's new records, and a checkpoint if there is one, to the session; called on every worker."""
+    run.session.report(run.unreported_records if run.session.rank == 0 else [], folder)
+    run.unreported_records = []
 
 
 def _phase_fields(run: Run, index: int) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _set_up(recipe: Recipe, task: Task, store: "TrialCheckpointStore", folder: P
     run = set_up(made, session, files=object_store.FsspecFiles())
     if searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
         values = {SET + place: float(value) for place, value in task.at(run.step).items()}  # all of them are numbers
-        run.note("metrics", step=run.step + 1, values=values)
+        run.record("metrics", step=run.step + 1, values=values)
     return run
 
 

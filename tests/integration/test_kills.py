@@ -15,12 +15,12 @@ PLAN = ["schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.
 HARD = ["edges.0.source=ema", "edges.1.source=snapshot", "models.cnn.arch.dropout=0.2"]  # state beyond the weights
 MOST = {
     "step": 40,
-    "spool": 60,
+    "event-log": 60,
     "part": 40,
     "half-part": 40,
     "before-marker": 8,
     "after-marker": 8,
-    "tidy": 5,
+    "remove": 5,
     "finish": 2,
 }
 
@@ -88,7 +88,7 @@ def test_killed_at_random_points(command, whole, tmp_path, kills, fault_table):
     )
 
 
-@pytest.mark.parametrize(("point", "count"), [("half-part", 8), ("tidy", 1), ("finish", 2)])
+@pytest.mark.parametrize(("point", "count"), [("half-part", 8), ("remove", 1), ("finish", 2)])
 def test_killed_at_the_worst_moments(command, whole, tmp_path, point, count):
     """In the middle of a file, between a marker's removal and its folder's, after one model of two was delivered."""
     where = ["--storage", str(tmp_path / "runs")]

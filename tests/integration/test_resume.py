@@ -142,7 +142,7 @@ def test_other_clips_than_it_began_with_are_refused(own_clips, tmp_path):
     assert antiphon([*own_clips, "--run-id", "a"], tmp_path / "out", Kill("step", 17)) == -9
     rows = (tmp_path / "m.csv").read_text().splitlines()
     (tmp_path / "m.csv").write_text("\n".join([*rows[:12], *rows[13:]]))
-    assert "not those with which this run began" in mistake([*own_clips, "--resume", "a"], tmp_path / "out")
+    assert "differ from those this run was started with" in mistake([*own_clips, "--resume", "a"], tmp_path / "out")
 
 
 def test_a_lost_spool_comes_back_from_the_checkpoint(command, whole, tmp_path):

@@ -1,4 +1,4 @@
-"""bf16 (train.precision): how far half precision moves a network's logits, and that losses do not feel it further."""
+"""bf16 (train.precision): how far it moves a network's logits; losses of bf16 logits are computed in fp32."""
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ CASES: dict[str, tuple[Arch, str]] = {
     "ast": (AST(family="ast", size="tiny", stride=16), "kaldi128"),
     "ced": (CED(family="ced", size="tiny"), "ced64"),
 }
-LARGEST = 0.05  # difference of a logit, in units of the largest; bf16 itself keeps 8 bits, or 0.004
+LARGEST = 0.05  # difference of a logit, as a share of the largest logit; bf16 keeps 8 bits, that is 0.004
 
 
-def tagger_of(name: str) -> Tagger:
+def build(name: str) -> Tagger:
     arch, kind = CASES[name]
     model = Model(arch=arch, front_end=FrontEnd(kind=kind))
     rate, tags = model.front_end.rate, tuple(map(str, range(20)))
@@ -31,7 +31,7 @@ def tagger_of(name: str) -> Tagger:
 
 @pytest.mark.parametrize("name", CASES)
 def test_bf16_stays_near_fp32(name):
-    tagger = tagger_of(name)
+    tagger = build(name)
     x_BT = waveform(1.0, tagger.clip_rate)
     with torch.no_grad():
         expected_BC = tagger.tag(x_BT)
@@ -49,9 +49,9 @@ def test_losses_of_bf16_logits_are_in_fp32(labels):
     y_BC = torch.eye(10)[:6]
     edge = Edge(teacher="a", student="b", weight=0.5, temperature=2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = student_loss(student_BC, y_BC, [EdgeTerm(edge, 0.5, teacher_BC)], labels=labels, smoothing=0.1)
+        loss, _ = student_loss(student_BC, y_BC, [EdgeTerm(edge, 0.5, teacher_BC)], labels=labels, smoothing=0.1)
     expected, _ = student_loss(
         student_BC.float(), y_BC, [EdgeTerm(edge, 0.5, teacher_BC.float())], labels=labels, smoothing=0.1
     )
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)

@@ -1,7 +1,6 @@
-"""Which weights of a model are delivered: the last, their moving average, or the mean of the best at validation.
+"""Weight averages: a model delivers its last weights, their moving average, or the mean of the best at validation.
 
-Knows the model as a module and a score as a number where more is better. The loop calls `update` after every own step
-and `validated` at each validation. Build an average when its model has its first weights.
+Does not depend on taggers or metrics: a model is any module, a score any number of which more is better.
 """
 
 import math
@@ -17,40 +16,43 @@ State = dict[str, Tensor]
 
 
 class WeightAverage(Protocol):
-    """`tensors` and `scalars` (JSON-able) hold all that `load` needs for an exact continuation."""
+    """The average of one model's weights, built when the model has its initial weights."""
 
     def update(self, model: nn.Module) -> None:
-        """Hear of one more own step."""
+        """Update the average; called once after each optimizer step of the model that is not skipped."""
 
-    def validated(self, score: float, model: nn.Module) -> None:
-        """Hear how the model scored at validation."""
+    def on_validation(self, score: float, model: nn.Module) -> None:
+        """Take note of a validation score of the model's current weights; called once per validation."""
 
-    def candidate(self, model: nn.Module) -> nn.Module:
-        """The module that validation should score."""
+    def evaluation_model(self, model: nn.Module) -> nn.Module:
+        """The module to score at validation: the average if it is a module, else the model."""
 
-    def delivered(self, model: nn.Module) -> State:
-        """A copy, on the CPU, of the state dict to deliver."""
+    def delivered_state(self, model: nn.Module) -> State:
+        """The state dict to deliver, as a copy on the CPU."""
 
-    def tensors(self) -> State: ...
+    def tensors(self) -> State:
+        """The tensors that `load` needs to continue bit for bit."""
 
-    def scalars(self) -> dict[str, Any]: ...
+    def scalars(self) -> dict[str, Any]:
+        """The values that `load` needs besides tensors; JSON-able."""
 
-    def load(self, tensors: State, scalars: dict[str, Any]) -> None: ...
+    def load(self, tensors: State, scalars: dict[str, Any]) -> None:
+        """Restore the average; raises ValueError where it was saved by another kind of average."""
 
 
 class LastWeights:
-    """No average: what the last step left."""
+    """No average: the weights after the last step."""
 
     def update(self, model: nn.Module) -> None:
         pass
 
-    def validated(self, score: float, model: nn.Module) -> None:
+    def on_validation(self, score: float, model: nn.Module) -> None:
         pass
 
-    def candidate(self, model: nn.Module) -> nn.Module:
+    def evaluation_model(self, model: nn.Module) -> nn.Module:
         return model
 
-    def delivered(self, model: nn.Module) -> State:
+    def delivered_state(self, model: nn.Module) -> State:
         return _copy(model)
 
     def tensors(self) -> State:
@@ -64,26 +66,27 @@ class LastWeights:
 
 
 class MovingAverage:
-    """Exponential moving average of weights and batch norm's running statistics; counters are the model's own.
+    """Exponential moving average of weights and batch norm's running statistics; integer counters are copied.
 
-    The first update copies; update number n + 1 then decays by min(decay, (1 + n) / (10 + n)), because a long average
-    would otherwise remember the first weights for long.
+    average <- d average + (1 - d) weights. The first update copies the weights; after n updates the next one uses
+    d = min(decay, (1 + n) / (10 + n)), because with d = decay the first weights would stay in a long average for long.
     """
 
     def __init__(self, decay: float, model: nn.Module) -> None:
         self._decay = decay
-        self._averaged = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True).eval().requires_grad_(False)
+        averaged = AveragedModel(model, multi_avg_fn=self._update_tensors, use_buffers=True)
+        self._averaged = averaged.eval().requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
         self._averaged.update_parameters(model)
 
-    def validated(self, score: float, model: nn.Module) -> None:
+    def on_validation(self, score: float, model: nn.Module) -> None:
         pass
 
-    def candidate(self, model: nn.Module) -> nn.Module:
+    def evaluation_model(self, model: nn.Module) -> nn.Module:
         return self._averaged.module
 
-    def delivered(self, model: nn.Module) -> State:
+    def delivered_state(self, model: nn.Module) -> State:
         return _copy(self._averaged.module)
 
     def tensors(self) -> State:
@@ -97,47 +100,47 @@ class MovingAverage:
         self._averaged.module.load_state_dict(tensors)
         self._averaged.n_averaged.fill_(scalars["updates"])
 
-    def _blend(self, averaged: PARAM_LIST, current: PARAM_LIST, _: Tensor | int) -> None:
-        """One update of tensors that share device and type."""
+    def _update_tensors(self, averaged: PARAM_LIST, current: PARAM_LIST, _: Tensor | int) -> None:
+        """One update of tensors that share device and type (torch's `multi_avg_fn`)."""
         if not averaged[0].is_floating_point():
-            for mine, theirs in zip(averaged, current, strict=True):
-                mine.copy_(theirs)
+            for average, value in zip(averaged, current, strict=True):
+                average.copy_(value)
             return
         updates = int(self._averaged.n_averaged)
         get_ema_multi_avg_fn(min(self._decay, (1 + updates) / (10 + updates)))(averaged, current, updates)
 
 
-class BestWeights:
-    """The mean of the `best` best-scored weights so far; of equal scores the earlier counts as better."""
+class MeanOfBest:
+    """The mean of the weights with the `num_best` best validation scores; of equal scores the earlier ranks first."""
 
-    def __init__(self, best: int) -> None:
-        self._best = best
-        self._kept: list[tuple[float, State]] = []  # best first
+    def __init__(self, num_best: int) -> None:
+        self._num_best = num_best
+        self._best: list[tuple[float, State]] = []  # best first
 
     def update(self, model: nn.Module) -> None:
         pass
 
-    def validated(self, score: float, model: nn.Module) -> None:
+    def on_validation(self, score: float, model: nn.Module) -> None:
         assert math.isfinite(score), score
-        if len(self._kept) < self._best or score > self._kept[-1][0]:
-            self._keep([*self._kept, (score, _copy(model))])
+        if len(self._best) < self._num_best or score > self._best[-1][0]:
+            self._set_best([*self._best, (score, _copy(model))])
 
-    def candidate(self, model: nn.Module) -> nn.Module:
+    def evaluation_model(self, model: nn.Module) -> nn.Module:
         return model
 
-    def delivered(self, model: nn.Module) -> State:
-        if not self._kept:
+    def delivered_state(self, model: nn.Module) -> State:
+        if not self._best:
             return _copy(model)
-        states = [state for _, state in self._kept]
+        states = [state for _, state in self._best]
         return {name: _mean([state[name] for state in states]) for name in states[0]}
 
     def tensors(self) -> State:
         return {
-            f"{rank}.{name}": tensor for rank, (_, state) in enumerate(self._kept) for name, tensor in state.items()
+            f"{rank}.{name}": tensor for rank, (_, state) in enumerate(self._best) for name, tensor in state.items()
         }
 
     def scalars(self) -> dict[str, Any]:
-        return {"kind": "best", "scores": [score for score, _ in self._kept]}
+        return {"kind": "best", "scores": [score for score, _ in self._best]}
 
     def load(self, tensors: State, scalars: dict[str, Any]) -> None:
         _check_kind("best", scalars)
@@ -145,17 +148,17 @@ class BestWeights:
         for key, tensor in tensors.items():
             rank, name = key.split(".", 1)
             states[int(rank)][name] = tensor
-        self._keep(list(zip(scalars["scores"], states, strict=True)))
+        self._set_best(list(zip(scalars["scores"], states, strict=True)))
 
-    def _keep(self, entries: list[tuple[float, State]]) -> None:
-        self._kept = sorted(entries, key=lambda entry: -entry[0])[: self._best]  # stable: earlier stays first
+    def _set_best(self, entries: list[tuple[float, State]]) -> None:
+        self._best = sorted(entries, key=lambda entry: -entry[0])[: self._num_best]  # stable: earlier stays first
 
 
 def build_average(average: Average, model: nn.Module) -> WeightAverage:
-    """The average that the configuration asks for, starting from the model's present weights."""
+    """The kind of average that the configuration asks for, starting from the model's current weights."""
     if average.kind == "ema":
         return MovingAverage(average.decay, model)
-    return BestWeights(average.best) if average.kind == "best" else LastWeights()
+    return MeanOfBest(average.best) if average.kind == "best" else LastWeights()
 
 
 def _copy(model: nn.Module) -> State:
@@ -163,7 +166,7 @@ def _copy(model: nn.Module) -> State:
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
-    """Their mean, best first; a counter has no mean and is the best one's."""
+    """The mean of one tensor of several models, best first; an integer counter is taken from the best model."""
     if not tensors[0].is_floating_point():
         return tensors[0].clone()
     return torch.stack(tensors).double().mean(0).to(tensors[0].dtype)

@@ -1,6 +1,7 @@
-"""What passes along an edge: losses, per-clip gates, and where a teacher's logits come from.
+"""The loss of a student: labels, and distillation along its edges, with per-clip gates.
 
-Axes: B clips of a shard, C tags. Every loss is per clip and in fp32, so that gates can weigh clips one by one.
+Axes: B clips of a shard, C tags. `labels` is "single" (one tag per clip, softmax) or "multi" (a sigmoid per tag).
+Losses are per clip and in fp32, so that gates can weigh clips one by one.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,47 @@ from workloads.config.recipe import Edge
 from workloads.models.probabilities import probabilities
 
 
+@dataclass(frozen=True)
+class EdgeTerm:
+    """One edge in one step: its weight in this step and the teacher's raw logits_BC."""
+
+    edge: Edge
+    weight: float
+    teacher_BC: Tensor
+
+
+def student_loss(
+    logits_BC: Tensor, y_BC: Tensor, terms: list[EdgeTerm], *, labels: str, smoothing: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A student's loss, a mean over clips, and its parts by metric name.
+
+    Per clip L = (1 - sum w) L_label + sum w L_KD over the student's edges, where w is the edge's weight on clips for
+    which its gate is open, else 0 (CMKD's loss, reference/cmkd.md 1.1, for any number of teachers).
+    """
+    label_B = label_loss(logits_BC, y_BC, labels=labels, smoothing=smoothing)
+    label_weight_B = torch.ones_like(label_B)
+    weighted_kd_B = torch.zeros_like(label_B)
+    parts = {"label_loss": label_B.mean().detach()}
+    for term in terms:
+        edge, teacher_BC = term.edge, term.teacher_BC
+        if edge.shuffled:  # a control: teacher logits are rolled by one clip
+            teacher_BC = teacher_BC.roll(1, 0)
+        weight_B = term.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels)
+        kd_B = kd_loss(logits_BC, teacher_BC, edge, labels=labels)
+        label_weight_B = label_weight_B - weight_B
+        weighted_kd_B = weighted_kd_B + weight_B * kd_B
+        parts[f"{edge.key}/kd_loss"] = kd_B.mean().detach()
+        parts[f"{edge.key}/weight"] = weight_B.mean()
+    loss = (label_weight_B * label_B + weighted_kd_B).mean()
+    return loss, parts
+
+
 def label_loss(logits_BC: Tensor, y_BC: Tensor, *, labels: str, smoothing: float = 0.0) -> Tensor:
-    """Loss_B against (possibly mixed) labels: cross entropy, or BCE averaged over tags; smoothing touches labels only.
+    """Loss_B against labels, which may be mixed: cross entropy (single), or BCE averaged over tags (multi).
 
-    Of several tags an unknown one (NaN) adds nothing, as EfficientAT masks OpenMIC's (reference/efficientat.md 4).
-
-    Smoothed targets are y(1 - s) + s/C for one tag a clip, y(1 - s) + s/2 for several (reference/cmkd.md 1.1).
+    Targets are y(1 - s) + s/C (single) or y(1 - s) + s/2 (multi) with label smoothing s (reference/cmkd.md 1.1). An
+    unknown label (NaN, multi only) adds 0 to the mean over tags, as EfficientAT masks OpenMIC's
+    (reference/efficientat.md 4).
     """
     logits_BC = logits_BC.float()
     if labels == "single":
@@ -30,26 +66,38 @@ def label_loss(logits_BC: Tensor, y_BC: Tensor, *, labels: str, smoothing: float
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, edge: Edge, *, labels: str) -> Tensor:
-    """CMKD's term, KL(act(teacher / tau) || act(student)) per clip (reference/cmkd.md 1.1).
+    """KL_B(act(teacher / tau) || act(student)): CMKD's distillation term (reference/cmkd.md 1.1).
 
-    One tag a clip: categorical KL. Several: Bernoulli KL with its (1 - p) half, averaged over tags. With
-    tau_mode = both the student is divided too and the term multiplied by tau squared (Hinton's form).
+    Categorical KL (single), or Bernoulli KL averaged over tags (multi). With tau_mode = "both" student logits are
+    divided by tau too and the term is multiplied by tau squared (Hinton's form).
     """
     tau = edge.temperature
     teacher_BC, student_BC = teacher_BC.float() / tau, student_BC.float()
     scale = 1.0
     if edge.tau_mode == "both":
         student_BC, scale = student_BC / tau, tau * tau
-    if labels == "single":
-        log_p = teacher_BC.log_softmax(1)
-        return scale * (log_p.exp() * (log_p - student_BC.log_softmax(1))).sum(1)
-    yes = teacher_BC.sigmoid() * (F.logsigmoid(teacher_BC) - F.logsigmoid(student_BC))
-    no = (-teacher_BC).sigmoid() * (F.logsigmoid(-teacher_BC) - F.logsigmoid(-student_BC))
-    return scale * (yes + no).mean(1)
+    return scale * (_categorical_kl if labels == "single" else _bernoulli_kl)(teacher_BC, student_BC)
+
+
+def _categorical_kl(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """KL_B(p || q) = sum p (ln p - ln q), with p and q the softmax of the two."""
+    log_p = teacher_BC.log_softmax(1)
+    return (log_p.exp() * (log_p - student_BC.log_softmax(1))).sum(1)
+
+
+def _bernoulli_kl(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """KL_B(p || q) = mean of p (ln p - ln q) + (1 - p)(ln(1 - p) - ln(1 - q)), with p and q the sigmoid of the two."""
+    present = teacher_BC.sigmoid() * (F.logsigmoid(teacher_BC) - F.logsigmoid(student_BC))
+    absent = (-teacher_BC).sigmoid() * (F.logsigmoid(-teacher_BC) - F.logsigmoid(-student_BC))
+    return (present + absent).mean(1)
 
 
 def open_gate(edge: Edge, student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, *, labels: str) -> Tensor:
-    """1 for the clips on which the edge is open, 0 elsewhere, without gradient; shape (B,)."""
+    """1 for the clips on which the edge is open, 0 elsewhere, without gradient; shape (B,).
+
+    "better_on_clip" is open where the teacher's label loss is below the student's (Bi-KD, reference/cmkd.md section 3),
+    "switokd" follows SwitOKD, "always" is open on every clip.
+    """
     with torch.no_grad():
         if edge.gate == "better_on_clip":
             better = label_loss(teacher_BC, y_BC, labels=labels) < label_loss(student_BC, y_BC, labels=labels)
@@ -60,10 +108,12 @@ def open_gate(edge: Edge, student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, 
 
 
 def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, labels: str) -> Tensor:
-    """SwitOKD's switch, clip by clip (reference/cmkd.md section 3): closed where the student runs too far ahead.
+    """SwitOKD's switch per clip (reference/cmkd.md section 3): closed where the student is too far ahead.
 
-    The paper pauses the model that leads; here its labels go on and only the lagging peer's term is switched off,
-    because budgets are fixed when the run starts.
+    With L1 distances over known tags, G = |teacher - student|, e_s = |student - y| and e_t = |teacher - y| of
+    probabilities, and epsilon = exp(-e_s / (e_s + e_t)): closed where G > e_t - epsilon e_s and e_s < e_t. (The paper's
+    teacher is the leader, here the student.) The paper then pauses the leader; here it continues to learn from labels
+    and only this edge is switched off, because budgets are fixed when the run starts.
     """
     leader, lagging = probabilities(student_BC.float(), labels), probabilities(teacher_BC.float(), labels)
     known = ~y_BC.isnan()
@@ -73,37 +123,3 @@ def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, labels: str) 
     epsilon = torch.exp(-leader_error / (leader_error + lagging_error).clamp_min(1e-12))
     expert = (gap > lagging_error - epsilon * leader_error) & (leader_error < lagging_error)
     return ~expert
-
-
-@dataclass(frozen=True)
-class EdgeTerm:
-    """What one edge says in one step: the weight of this step and the teacher's logits_BC."""
-
-    edge: Edge
-    weight: float
-    teacher_BC: Tensor
-
-
-def student_loss(
-    logits_BC: Tensor, y_BC: Tensor, terms: list[EdgeTerm], *, labels: str, smoothing: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A student's whole loss, averaged over clips, and its parts by metric name.
-
-    Per clip, labels weigh 1 minus the weights of the edges open on it: L = (1 - sum w) L_label + sum w KD.
-    """
-    label_B = label_loss(logits_BC, y_BC, labels=labels, smoothing=smoothing)
-    label_weight_B = torch.ones_like(label_B)
-    taught_B = torch.zeros_like(label_B)
-    parts = {"label_loss": label_B.mean().detach()}
-    for term in terms:
-        edge, teacher_BC = term.edge, term.teacher_BC
-        if edge.shuffled:
-            teacher_BC = teacher_BC.roll(1, 0)
-        weight_B = term.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels)
-        kd_B = kd_loss(logits_BC, teacher_BC, edge, labels=labels)
-        label_weight_B = label_weight_B - weight_B
-        taught_B = taught_B + weight_B * kd_B
-        parts[f"{edge.key}/kd_loss"] = kd_B.mean().detach()
-        parts[f"{edge.key}/weight"] = weight_B.mean()
-    loss = (label_weight_B * label_B + taught_B).mean()
-    return loss, parts

@@ -1,4 +1,8 @@
-"""The models of a run in memory and on disk, and the one place where roles change (`ModelPool.enter_phase`)."""
+"""The models of a run: in memory while a phase needs them, offloaded to local disk otherwise.
+
+`ModelPool.enter_phase` is the only place where roles change: which models train, which teach, which are in memory.
+Does not depend on losses or on the loop.
+"""
 
 import contextlib
 import copy
@@ -13,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, own_steps
-from workloads.distill.sources import Frozen, Peer, TeacherSource
+from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
 from workloads.distill.train_state import TrainState
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
@@ -22,24 +26,30 @@ from workloads.runtime.session import Session
 
 
 class ModelPool:
-    """The models that the present phase needs; the others wait on disk."""
+    """The training states of the models that the current phase needs, the snapshots that teach in it, and the rest on
+    disk. Every worker of a run has its own pool with the same models."""
 
     def __init__(
         self, recipe: Recipe, session: Session, phases: tuple[Phase, ...], make_tagger: Callable[[str], Tagger]
     ) -> None:
-        self.states: dict[str, TrainState] = {}
-        self.snapshots: dict[str, Tagger] = {}
-        self.taught = dict.fromkeys(recipe.models, 0)
+        self.states: dict[str, TrainState] = {}  # models in memory
+        self.snapshots: dict[str, Tagger] = {}  # copies of teachers, taken when the phase began
+        self.steps_taught = dict.fromkeys(recipe.models, 0)  # steps in which the model's outputs taught a student
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
-        self._totals = own_steps(phases)
-        self._offloaded: dict[str, dict[str, Any]] = {}  # name -> scalars; the tensors are in the folder below
+        self._total_steps = own_steps(phases)
+        self._offloaded: dict[str, dict[str, Any]] = {}  # model -> its scalars; its tensors are in the folder below
         self._folder = session.work_dir / "offloaded"
         self._folder.mkdir(parents=True, exist_ok=True)
         # A group for each model: their collectives cannot interleave. Made once, in the same order on every worker.
         self._groups = {name: dist.new_group() if session.world_size > 1 else None for name in recipe.models}
 
     def enter_phase(self, phase: Phase, *, resumed: bool = False) -> dict[str, TeacherSource]:
-        """Change roles: bring in whom the phase needs, park the rest, take snapshots; returns each edge's source."""
+        """Change roles; returns the teacher source of each edge, by the edge's key.
+
+        Offloads the models that the phase does not need, loads those that it needs, sets them to training or eval mode
+        and takes the snapshots that its edges ask for. A phase that is `resumed` in its middle keeps the snapshots of
+        its checkpoint.
+        """
         for name in [name for name in self.states if name not in phase.needs]:
             self._offload(name)
         for name in phase.needs:
@@ -49,35 +59,36 @@ class ModelPool:
         if not resumed:
             teachers = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}
             self.snapshots = {name: copy.deepcopy(self.states[name].tagger).eval() for name in sorted(teachers)}
-        return self._sources(phase)
+        return self._teacher_sources(phase)
 
-    def _sources(self, phase: Phase) -> dict[str, TeacherSource]:
+    def _teacher_sources(self, phase: Phase) -> dict[str, TeacherSource]:
         shared: dict[tuple[str, str, str], TeacherSource] = {}  # two students of one teacher share its forward
         sources = {}
         for edge in phase.edges:
             key = (edge.teacher, edge.view, edge.source)
             if key not in shared:
                 if edge.source == "live" and edge.teacher in phase.trains:
-                    shared[key] = Peer(edge.teacher)
+                    shared[key] = TrainingPeer(edge.teacher)
                 else:
-                    shared[key] = Frozen(self._standing(edge.teacher, edge.source), edge.view, self.autocast)
+                    shared[key] = FrozenTeacher(self._teacher(edge.teacher, edge.source), edge.view, self.autocast)
             sources[edge.key] = shared[key]
         return sources
 
-    def _standing(self, name: str, source: str) -> Callable[[], Tagger]:
+    def _teacher(self, name: str, source: str) -> Callable[[], Tagger]:
+        """How to get the weights that teach in a step: they are looked up then, since models and averages change."""
         if source == "snapshot":
             return lambda: self.snapshots[name]
         if source == "ema":
-            return lambda: self.states[name].candidate
+            return lambda: self.states[name].evaluation_tagger
         return lambda: self.states[name].tagger
 
     def train_state(self, name: str) -> TrainState:
-        """The model, built, or brought back from disk, if it is not in memory."""
+        """The training state of a model; builds it, or loads it from disk, if it is not in memory."""
         if name not in self.states:
             state = TrainState(
                 self._recipe.models[name],
                 self._make_tagger(name),
-                total_steps=self._totals[name],
+                total_steps=self._total_steps[name],
                 session=self._session,
                 group=self._groups[name],
                 compiled=self._recipe.train.compile,
@@ -88,7 +99,7 @@ class ModelPool:
         return self.states[name]
 
     def release(self, name: str) -> None:
-        """Let a model go that the run is done with."""
+        """Free the memory of a model that the run no longer needs; nothing of it is kept on disk."""
         del self.states[name]
 
     def _offload(self, name: str) -> None:
@@ -98,25 +109,25 @@ class ModelPool:
         self._offloaded[name] = state.scalars()
 
     def autocast(self) -> torch.autocast:
-        """bf16 around a model's forward where the recipe says so; losses stay in fp32."""
+        """The context of a model's forward: bf16 with `train.precision` = "bf16"; losses stay in fp32."""
         return torch.autocast(self._session.device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16")
 
     @contextlib.contextmanager
-    def synchronised(self, names: tuple[str, ...], *, last: bool) -> Iterator[None]:
-        """Gradients of these models cross workers with the step's last shard only."""
+    def gradient_sync(self, names: tuple[str, ...], *, enabled: bool) -> Iterator[None]:
+        """Whether DDP averages the gradients of these models over workers in the backward within this context."""
         with contextlib.ExitStack() as stack:
             for name in names:
                 forward = self.states[name].forward
-                if isinstance(forward, DistributedDataParallel) and not last:
+                if isinstance(forward, DistributedDataParallel) and not enabled:
                     stack.enter_context(forward.no_sync())
             yield
 
     def save(self, folder: Path, state: dict[str, Any], *, history: Path) -> Path:
-        """Write the whole team as one checkpoint; `state` and the file of records are the loop's own."""
+        """Write all models, in memory or offloaded, as one checkpoint, with the loop's `state` and event log."""
         tensors = {name: state.tensors() for name, state in self.states.items()}
         tensors |= {f"snapshot-{name}": tagger.state_dict() for name, tagger in self.snapshots.items()}
         state = state | {
-            "taught": self.taught,
+            "taught": self.steps_taught,
             "models": {name: state.scalars() for name, state in self.states.items()} | self._offloaded,
             "snapshots": sorted(self.snapshots),
         }
@@ -124,8 +135,8 @@ class ModelPool:
         return checkpoint.write(folder, tensors=tensors, state=state, files={HISTORY: history, **offloaded})
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Take up a saved team: everyone waits on disk until a phase needs them."""
-        self.taught = dict(state["taught"])
+        """Restore the models of a checkpoint: all start offloaded, until a phase needs them."""
+        self.steps_taught = dict(state["taught"])
         self._offloaded = dict(state["models"])
         for name in self._offloaded:
             save_file(checkpoint.read_tensors(folder, name), self._folder / f"{name}.safetensors")

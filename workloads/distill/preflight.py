@@ -1,4 +1,4 @@
-"""What all workers of a run find out together before its first step: its data, and mistakes in its models."""
+"""Checks before the first step, on all workers together: the data, and the recipe's mistakes in models."""
 
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import PreparedData, prepare
@@ -11,13 +11,14 @@ from workloads.runtime.session import Session, gather
 def prepare_run(
     recipe: Recipe, own_steps: dict[str, int], session: Session, files: Opener
 ) -> tuple[PreparedData, dict[str, tuple[str, ...]]]:
-    """The run's data, the same for every worker, and what of each model's `init` does not fit it.
+    """The run's data, and by model the tensors that its `init` does not provide. Every worker must call it once.
 
-    A mistake that one worker alone can see (a file that only its node lacks) is raised by all of them: they would wait
-    for it for ever. Every model is built once, for its mistakes: the first phase may come without it.
+    Every model is built once to find mistakes in it, since the first phase may not need it. Raises ValueError on all
+    workers for a mistake that any of them finds (a file may be missing on one node only): otherwise the others would
+    wait for that worker for ever.
     """
     mistake, fingerprint = "", ""
-    afresh: dict[str, tuple[str, ...]] = {}
+    newly_initialised: dict[str, tuple[str, ...]] = {}
     try:
         if recipe.train.compile:
             require_compiler(session.device)
@@ -25,17 +26,19 @@ def prepare_run(
         fingerprint = prepared.dataset.fingerprint()
         for name in recipe.models:
             tagger = build_initial_tagger(recipe, name, tags=prepared.dataset.tags, files=files)
-            afresh[name] = tagger.newly_initialised
+            newly_initialised[name] = tagger.newly_initialised
             if not own_steps[name]:
                 require_ready_to_teach(tagger, name)
     except ValueError as error:
         mistake = str(error)
-    answers = gather(session, (mistake, fingerprint))
-    for text, _ in answers:
-        if text:
-            raise ValueError(text)
-    if len({fingerprint for _, fingerprint in answers}) > 1:
-        raise ValueError(
-            "data.root: the workers do not see the same clips; compare `antiphon data check` on their nodes"
-        )
-    return prepared, {name: dropped for name, dropped in afresh.items() if dropped}
+    _require_agreement(gather(session, (mistake, fingerprint)))
+    return prepared, {name: tensors for name, tensors in newly_initialised.items() if tensors}
+
+
+def _require_agreement(results: list[tuple[str, str]]) -> None:
+    """ValueError where any worker found a mistake, or the data's fingerprints differ between workers."""
+    for mistake, _ in results:
+        if mistake:
+            raise ValueError(mistake)
+    if len({fingerprint for _, fingerprint in results}) > 1:
+        raise ValueError("data.root: the workers read different clips; compare `antiphon data check` on their nodes")

@@ -1,7 +1,7 @@
-"""Who learns and who teaches, when: a recipe's schedule becomes a list of phases.
+"""Role schedules: which models train and which teach in which steps, as a list of phases.
 
-Pure functions of the recipe and of logged validation scores, so a resumed run takes the same decisions. Knows no torch.
-Schemes and their sources: reference/cmkd.md section 3.
+Pure functions of the recipe and of logged validation scores, so a resumed run takes the same decisions. Does not depend
+on torch. Schemes and their sources: reference/cmkd.md section 3.
 """
 
 import math
@@ -14,13 +14,13 @@ from workloads.config.schedules import Alternate, Gated, Generations, Mutual, On
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of steps in which the roles stand still; `start` counts the loop's steps."""
+    """Consecutive steps with the same roles, from step `start` of the loop (counted from 0) up to `end`, exclusive."""
 
     start: int
     steps: int
-    trains: tuple[str, ...]
-    edges: tuple[Edge, ...] = ()
-    ramp: int = 0  # steps over which the edges' weights grow to full ...
+    trains: tuple[str, ...]  # the models that train: students, with or without a teacher
+    edges: tuple[Edge, ...] = ()  # the edges that are open
+    ramp: int = 0  # steps over which edge weights rise linearly to their full values ...
     ramp_from: int = 0  # ... counted from this step of the loop
 
     @property
@@ -33,24 +33,24 @@ class Phase:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The models that must be in memory: those that learn and those that teach."""
+        """The models that must be in memory: those that train and those that teach."""
         return tuple(dict.fromkeys((*self.trains, *self.teachers)))
 
 
 def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
-    """Lay out the whole run; budgets are fixed here, before anything expensive starts.
+    """The phases of the whole run. They fix every model's number of steps before anything expensive starts.
 
-    Raises ValueError for a schedule that names unknown models, shares its turns unevenly, lets a student's weights
-    exceed 1, or never opens an edge or uses a model of the recipe.
+    Raises ValueError for a schedule that names unknown models, does not name each model once where it must, lets the
+    weights into a student sum to more than 1, or never opens an edge or never uses a model of the recipe.
     """
     planner: Callable[..., list[Phase]] = PLANNERS[recipe.schedule.kind]
     phases = tuple(phase for phase in planner(recipe, recipe.schedule) if phase.steps)
-    _check(recipe, phases)
+    _check_phases(recipe, phases)
     return phases
 
 
 def own_steps(phases: tuple[Phase, ...], *, until: int | None = None) -> dict[str, int]:
-    """How many optimizer steps each model takes in the whole run, or in its first `until` steps."""
+    """The number of optimizer steps of each model in the whole run, or in its first `until` steps."""
     totals: dict[str, int] = {}
     for phase in phases:
         steps = phase.steps if until is None else min(max(until - phase.start, 0), phase.steps)
@@ -60,9 +60,10 @@ def own_steps(phases: tuple[Phase, ...], *, until: int | None = None) -> dict[st
 
 
 def edge_weights(recipe: Recipe, phase: Phase, step: int, scores: Mapping[str, float]) -> dict[str, float]:
-    """The weight of each open edge in this step, by edge key.
+    """The weight of each open edge in this step, by edge key: its weight in the recipe times the ramp.
 
-    `scores` are smoothed validation scores by model (empty before the first validation); only `gated` looks at them.
+    Under `gated` also times floor + (1 - floor) sigmoid((teacher's score - student's score) / margin). `scores` are
+    smoothed validation scores by model, empty before the first validation: then there is no such factor.
     """
     ramp = min(1.0, (step - phase.ramp_from + 1) / phase.ramp) if phase.ramp else 1.0
     weights = {edge.key: edge.weight * ramp for edge in phase.edges}
@@ -70,15 +71,15 @@ def edge_weights(recipe: Recipe, phase: Phase, step: int, scores: Mapping[str, f
     if isinstance(schedule, Gated) and scores:
         for edge in phase.edges:
             lead = (scores[edge.teacher] - scores[edge.student]) / schedule.margin
-            share = 0.5 * (1 + math.tanh(lead / 2))  # the logistic function, without its overflow
+            share = 0.5 * (1 + math.tanh(lead / 2))  # the sigmoid of lead, without overflow
             weights[edge.key] *= schedule.floor + (1 - schedule.floor) * share
     return weights
 
 
 def smooth_scores(recipe: Recipe, scores: Mapping[str, float], new: Mapping[str, float]) -> dict[str, float]:
-    """Validation scores as the weights see them: a moving average under `gated`, the newest otherwise."""
-    keep = recipe.schedule.smoothing if isinstance(recipe.schedule, Gated) else 0.0
-    return {**scores, **{name: keep * scores.get(name, value) + (1 - keep) * value for name, value in new.items()}}
+    """The scores for `edge_weights` after a validation: an exponential moving average under `gated`, else the `new`."""
+    decay = recipe.schedule.smoothing if isinstance(recipe.schedule, Gated) else 0.0
+    return {**scores, **{name: decay * scores.get(name, value) + (1 - decay) * value for name, value in new.items()}}
 
 
 def _one_way(recipe: Recipe, schedule: OneWay) -> list[Phase]:
@@ -127,14 +128,15 @@ def _alternate(recipe: Recipe, schedule: Alternate) -> list[Phase]:
     return phases
 
 
-def _together(recipe: Recipe, schedule: Mutual | Gated | PerSample) -> list[Phase]:
-    everyone, first = tuple(recipe.models), schedule.burn_in
+def _simultaneous(recipe: Recipe, schedule: Mutual | Gated | PerSample) -> list[Phase]:
+    """All models train in every step; with `exchange` in phases of that many steps, so that snapshots are renewed."""
+    models, first = tuple(recipe.models), schedule.burn_in
     length = schedule.exchange if isinstance(schedule, Mutual) and schedule.exchange else schedule.steps
-    phases = [Phase(start=0, steps=first, trains=everyone)]
+    phases = [Phase(start=0, steps=first, trains=models)]
     for start in range(first, first + schedule.steps, length):
         steps = min(length, first + schedule.steps - start)
         phases.append(
-            Phase(start=start, steps=steps, trains=everyone, edges=recipe.edges, ramp=schedule.ramp, ramp_from=first)
+            Phase(start=start, steps=steps, trains=models, edges=recipe.edges, ramp=schedule.ramp, ramp_from=first)
         )
     return phases
 
@@ -143,31 +145,31 @@ def _per_sample(recipe: Recipe, schedule: PerSample) -> list[Phase]:
     for edge in recipe.edges:
         if edge.gate != "better_on_clip":
             raise ValueError(f"edges {edge.key}: gate = {edge.gate!r}: per_sample needs gate = 'better_on_clip'")
-    return _together(recipe, schedule)
+    return _simultaneous(recipe, schedule)
 
 
 PLANNERS: dict[str, Callable[..., list[Phase]]] = {
     "one_way": _one_way,
     "generations": _generations,
     "alternate": _alternate,
-    "mutual": _together,
-    "gated": _together,
+    "mutual": _simultaneous,
+    "gated": _simultaneous,
     "per_sample": _per_sample,
 }
 
 
-def _check(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
+def _check_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
     kind = recipe.schedule.kind
     used = {name for phase in phases for name in phase.needs}
     if idle := [name for name in recipe.models if name not in used]:
-        raise ValueError(f"models {', '.join(idle)}: neither learn nor teach under schedule {kind}; remove them")
+        raise ValueError(f"models {', '.join(idle)}: neither train nor teach under schedule {kind}; remove them")
     opened = {edge.key for phase in phases for edge in phase.edges}
     if closed := [edge.key for edge in recipe.edges if edge.key not in opened]:
         raise ValueError(f"edges {', '.join(closed)}: never open under schedule {kind}; remove them or change it")
     totals = own_steps(phases)
     for name in sorted({name for phase in phases for name in phase.teachers}):
         if not totals[name] and not recipe.models[name].init:
-            raise ValueError(f"models.{name}: teaches but never learns; give it weights (init) or steps of its own")
+            raise ValueError(f"models.{name}: teaches but never trains; give it weights (init) or steps to train")
     for phase in phases:
         for student in phase.trains:
             total = sum(edge.weight for edge in phase.edges if edge.student == student)
@@ -180,7 +182,7 @@ def _check(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
 def _check_edge(recipe: Recipe, phase: Phase, edge: Edge) -> None:
     if edge.view == "clean" and edge.source == "live" and edge.teacher in phase.trains:
         raise ValueError(
-            f"edges {edge.key}: view = 'clean': a model that learns in the same step teaches with its training "
+            f"edges {edge.key}: view = 'clean': a model that trains in the same step teaches with its training "
             "forward; use view = 'same', or source = 'snapshot' or 'ema'"
         )
     if edge.source == "ema" and recipe.models[edge.teacher].average.kind != "ema":

@@ -1,6 +1,6 @@
-"""Where an edge's teacher logits come from.
+"""Where the teacher logits of an edge come from.
 
-Axes: B clips of a shard, C tags.
+Axes: B clips of a shard, M mel bands, F frames, C tags.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,16 +15,19 @@ from workloads.models.tagger import Tagger
 
 
 class TeacherSource(Protocol):
-    """Where an edge gets its teacher's logits; the loop asks and knows no more."""
+    """What the loop asks for an edge's teacher logits, whatever the teacher is."""
 
     def logits(self, shard: Shard, student_outputs: Mapping[str, Tensor]) -> Tensor:
-        """Raw logits_BC without gradient; `spoken` are this step's training forwards by model."""
+        """Raw logits_BC (before temperature), fp32, without gradient.
+
+        `student_outputs` are this shard's training forwards: logits_BC by model.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A teacher that learns in the same step: its training forward serves twice."""
+class TrainingPeer:
+    """A teacher that trains in the same step: its training forward is used, detached, without a second forward."""
 
     name: str
 
@@ -33,17 +36,18 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """A teacher that stands still in this step, or a copy that does: eval mode, no gradient, buffers at rest."""
+class FrozenTeacher:
+    """A teacher that does not train in this step, or a copy (snapshot, EMA): eval mode, no gradient, fixed buffers."""
 
-    tagger: Callable[[], Tagger]
-    view: str
+    tagger: Callable[[], Tagger]  # looked up in every step
+    view: str  # "clean": without augmentation, whatever the student's view is
     autocast: Callable[[], torch.autocast]
 
     def logits(self, shard: Shard, student_outputs: Mapping[str, Tensor]) -> Tensor:
-        tagger, heard = self.tagger(), shard.clean() if self.view == "clean" else shard
-        assert not tagger.training, "a frozen teacher must be in eval mode: batch norm would learn from this batch"
+        tagger = self.tagger()
+        view = shard.clean() if self.view == "clean" else shard
+        assert not tagger.training, "a frozen teacher must be in eval mode, or batch norm would use this batch"
         with torch.no_grad():
-            mel_BMF = heard.mel(tagger.front_end)
+            mel_BMF = view.mel(tagger.front_end)
             with self.autocast():
                 return tagger(mel_BMF).float()

@@ -1,4 +1,7 @@
-"""One model of a run with its optimizer, learning-rate curve and weight average, all counted in its own steps."""
+"""The training state of one model: weights, optimizer, learning-rate curve, weight average.
+
+All are counted in the model's own optimizer steps, not in the loop's. Does not depend on edges or other models.
+"""
 
 import math
 from typing import Any, cast
@@ -14,41 +17,44 @@ from workloads.runtime.session import Session
 
 
 def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
-    """The rate for the step after `own_step` of `total`: the warm-up's curve, then what the decay leaves of lr.
+    """The learning rate of the step after `own_step` of `total` steps: warm-up, then decay.
 
-    Exponential warm-up and linear decay: reference/efficientat.md section 4. Falls by steps: cmkd.md 2.4.
+    In w warm-up steps it rises as lr exp(-5 (1 - step / w)^2) (exponential) or lr (step + 1) / (w + 1) (linear). Then
+    it stays (constant), is multiplied by `decay_factor` every `decay_every` (step), or falls to floor x lr along a line
+    (linear) or half a cosine (cosine). Sources: exponential warm-up and linear decay, reference/efficientat.md section
+    4; decay by steps, reference/cmkd.md 2.4.
     """
-    warm = optimizer.warmup * total
-    if own_step < warm:
+    warmup_steps = optimizer.warmup * total
+    if own_step < warmup_steps:
         if optimizer.warmup_curve == "exponential":
-            return optimizer.lr * math.exp(-5 * (1 - own_step / warm) ** 2)
-        return optimizer.lr * (own_step + 1) / (warm + 1)
+            return optimizer.lr * math.exp(-5 * (1 - own_step / warmup_steps) ** 2)
+        return optimizer.lr * (own_step + 1) / (warmup_steps + 1)
     if optimizer.decay == "constant":
         return optimizer.lr
     begin = optimizer.decay_from * total
     if optimizer.decay == "step":
         falls = (own_step - begin) / max(1.0, optimizer.decay_every * total) + 1
-        return optimizer.lr * optimizer.decay_factor ** max(0, math.floor(falls + 1e-9))  # shares are no exact numbers
+        return optimizer.lr * optimizer.decay_factor ** max(0, math.floor(falls + 1e-9))  # 1e-9: shares are rounded
     if optimizer.decay == "linear":
         left = 1 - min(1.0, max(0.0, (own_step - begin) / max(1.0, optimizer.decay_until * total - begin)))
     else:
-        left = 0.5 * (1 + math.cos(math.pi * (own_step - warm) / max(1.0, total - warm)))
+        left = 0.5 * (1 + math.cos(math.pi * (own_step - warmup_steps) / max(1.0, total - warmup_steps)))
     return optimizer.lr * (optimizer.floor + (1 - optimizer.floor) * left)
 
 
 class TrainState:
-    """One model in memory: weights, optimizer, learning-rate curve, average; all counted in its own steps."""
+    """One model in memory. `forward` is the module that trains: the tagger, within DDP if there are several workers."""
 
     def __init__(
         self, model: Model, tagger: Tagger, *, total_steps: int, session: Session, group: Any, compiled: bool = False
     ) -> None:
         self.tagger = tagger.to(session.device).eval()
-        if compiled:  # in place, which leaves names as they are; copies (averages, snapshots) are not compiled
+        if compiled:  # in place, so that state-dict keys stay; copies (averages, snapshots) are not compiled
             self.tagger.backbone.compile(dynamic=False)
         self.total_steps = total_steps
-        self.own_step = 0
-        self.skipped = 0  # of its own steps, for numbers that were not finite
-        self.grad_norm = torch.zeros(())  # of the newest step, for the log; read there, or every step would wait for it
+        self.own_step = 0  # optimizer steps of this model, skipped ones included
+        self.skipped_steps = 0  # of these, for losses or gradients that were not finite
+        self.grad_norm = torch.zeros(())  # of the last step, before clipping; on the device until it is logged
         self.last_lr = 0.0
         self.average = build_average(model.average, self.tagger)
         self._settings = model.optimizer
@@ -56,52 +62,57 @@ class TrainState:
         self.optimizer: torch.optim.Optimizer = kind(
             tagger.parameters(), lr=self.lr, betas=model.optimizer.betas, weight_decay=model.optimizer.weight_decay
         )
-        # Batch norm's buffers are averaged over all shards by `ShardMeanStats`, so DDP must leave them alone.
+        # `ShardMeanStats` averages batch norm's buffers over all shards, so DDP must not broadcast them.
         self.forward: nn.Module = (
             DistributedDataParallel(self.tagger, process_group=group, broadcast_buffers=False) if group else self.tagger
         )
 
     @property
     def lr(self) -> float:
+        """The learning rate of the next step."""
         return learning_rate(self._settings, self.own_step, self.total_steps)
 
     @property
-    def candidate(self) -> Tagger:
-        """The weights that would be delivered now, as far as they can be scored: the moving average or the last."""
-        return cast(Tagger, self.average.candidate(self.tagger))
+    def evaluation_tagger(self) -> Tagger:
+        """The weights that are validated and that teach as "ema": the moving average if there is one, else the last."""
+        return cast(Tagger, self.average.evaluation_model(self.tagger))
 
     def clip_gradients(self) -> Tensor:
-        """Bring the gradients down to the largest norm that is allowed; returns the norm they had."""
+        """Clip the gradients to the norm `clip_norm` (0: no limit); returns the norm before clipping."""
         limit = self._settings.clip_norm or math.inf
         self.grad_norm = nn.utils.clip_grad_norm_(self.tagger.parameters(), limit)
         return self.grad_norm
 
     def step(self, *, skip: bool = False) -> None:
-        """One optimizer step on the gradients at hand; a skipped one counts, so that budgets and curves hold."""
+        """Take one optimizer step, update the average, clear the gradients.
+
+        A skipped step changes no weights but counts, so that step budgets and learning-rate curves stay as planned.
+        """
         self.last_lr = self.lr
         for group in self.optimizer.param_groups:
             group["lr"] = self.last_lr
         self.own_step += 1
         self.tagger.set_progress(self.own_step, self.total_steps)
         if skip:
-            self.skipped += 1
+            self.skipped_steps += 1
         else:
             self.optimizer.step()
             self.average.update(self.tagger)
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, as flat tensors."""
+        """The tensors that `load` needs, by name: model, optimizer state, average."""
         state = {f"model.{name}": tensor for name, tensor in self.tagger.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         return state | {f"average.{name}": tensor for name, tensor in self.average.tensors().items()}
 
     def scalars(self) -> dict[str, Any]:
-        return {"own_step": self.own_step, "skipped": self.skipped, "average": self.average.scalars()}
+        """The values that `load` needs besides tensors; JSON-able."""
+        return {"own_step": self.own_step, "skipped": self.skipped_steps, "average": self.average.scalars()}
 
     def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Take up the state that `tensors` and `scalars` gave."""
+        """Restore the state that `tensors` and `scalars` returned; the next steps are the same, bit for bit."""
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
         for name, tensor in tensors.items():
             part, rest = name.split(".", 1)
@@ -112,9 +123,9 @@ class TrainState:
         for name, tensor in parts["optimizer"].items():
             index, slot = name.split(".", 1)
             parameter = parameters[int(index)]
-            if tensor.shape == parameter.shape:  # laid out in memory like its parameter, as it was when it was made
+            if tensor.shape == parameter.shape:  # the same memory layout as its parameter, as the optimizer made it
                 tensor = torch.empty_like(parameter).copy_(tensor)
             slots.setdefault(int(index), {})[slot] = tensor
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.average.load(parts["average"], scalars["average"])
-        self.own_step, self.skipped = scalars["own_step"], scalars["skipped"]
+        self.own_step, self.skipped_steps = scalars["own_step"], scalars["skipped"]

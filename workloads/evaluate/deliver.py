@@ -1,4 +1,7 @@
-"""What a run delivers: each model's averaged weights as a tagger of its own, scored once on validation and test."""
+"""What a run delivers: each model's averaged weights as a published tagger, scored on validation and test.
+
+The only code of a run that reads the test fold.
+"""
 
 import math
 from dataclasses import asdict
@@ -19,53 +22,57 @@ from workloads.runtime.session import Session
 def deliver_models(
     recipe: Recipe, pool: ModelPool, prepared: PreparedData, session: Session
 ) -> dict[str, dict[str, Any]]:
-    """Score and publish every model; returns the result table's rows by name.
+    """Score, publish and release every model; returns the result table's rows by name.
 
-    The hash covers the last trained weights, also where an average is what is delivered. The test fold is read here
-    and nowhere else.
+    Called once per attempt by every worker; rank 0 publishes. A kill in the middle leaves some models published: the
+    next attempt publishes all of them again. `weights_sha256` is of the last trained weights, also where an average is
+    delivered.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name in recipe.models:
         trained = pool.train_state(name)
         digest = checkpoint.weights_digest(trained.tagger.state_dict())
-        trained.tagger.load_state_dict(trained.average.delivered(trained.tagger))
+        trained.tagger.load_state_dict(trained.average.delivered_state(trained.tagger))
         tagger = trained.tagger.eval()
         row: dict[str, Any] = {
             "params": tagger.num_parameters,
-            "steps_taught": pool.taught[name],
+            "steps_taught": pool.steps_taught[name],
             "steps_learned": trained.own_step,
-            "steps_skipped": trained.skipped,
+            "steps_skipped": trained.skipped_steps,
         }
-        labels = recipe.data.labels
-        row["test"] = {}
-        parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
-        for part, clips in parts.items():
-            logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
-            row[part] = metrics.score(logits_NC, y_NC, labels)
-        row["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.dataset.tags, labels)
-        matrix, compare = (
-            ("confusion", metrics.confusion) if labels == "single" else ("cooccurrence", metrics.cooccurrence)
-        )
-        row[matrix] = _numbers(compare(logits_NC, y_NC))
+        row |= _scores(tagger, recipe, prepared, session)
         row["weights_sha256"] = digest
         if session.rank == 0:
-            state = _identity(name, recipe, prepared)
-            if trained.own_step:
-                state |= _learned(recipe, prepared, tagger) | {part: row[part] for part in ("val", "test")}
-            else:
-                state = tagger.initial_checkpoint | state  # it is what it was, and learned from none of these clips
-            folder = checkpoint.write(
-                session.work_dir / "models" / name, tensors={"weights": tagger.state_dict()}, state=state
-            )
+            state = _tagger_state(name, tagger, recipe, prepared, row)
+            tensors = {"weights": tagger.state_dict()}
+            folder = checkpoint.write(session.work_dir / "models" / name, tensors=tensors, state=state)
             row["checkpoint"] = session.deliver(folder)
         rows[name] = row
         pool.release(name)
     return rows
 
 
-def _identity(name: str, recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
-    """What a tagger is."""
-    return {
+def _scores(tagger: Tagger, recipe: Recipe, prepared: PreparedData, session: Session) -> dict[str, Any]:
+    """Scores on validation and, with `train.score_test`, on test. Those by tag are of the last of the two."""
+    labels = recipe.data.labels
+    scores: dict[str, Any] = {"test": {}}
+    parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
+    for part, clips in parts.items():
+        logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
+        scores[part] = metrics.score(logits_NC, y_NC, labels)
+    scores["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.dataset.tags, labels)
+    if labels == "single":
+        scores["confusion"] = _json_matrix(metrics.confusion(logits_NC, y_NC))
+    else:
+        scores["cooccurrence"] = _json_matrix(metrics.cooccurrence(logits_NC, y_NC))
+    return scores
+
+
+def _tagger_state(
+    name: str, tagger: Tagger, recipe: Recipe, prepared: PreparedData, row: dict[str, Any]
+) -> dict[str, Any]:
+    """The `state.json` of a published tagger: what it is, what it was trained on, its scores."""
+    state = {
         "kind": "tagger",
         "name": name,
         "model": asdict(recipe.models[name]),
@@ -74,10 +81,18 @@ def _identity(name: str, recipe: Recipe, prepared: PreparedData) -> dict[str, An
         "clip_seconds": recipe.data.clip_seconds,
         "clip_rate": recipe.rate,
     }
+    if row["steps_learned"]:
+        return state | _training_origin(recipe, prepared, tagger) | {part: row[part] for part in ("val", "test")}
+    return (
+        tagger.initial_checkpoint | state
+    )  # still the tagger of its initial weights: not trained on any of these clips
 
 
-def _learned(recipe: Recipe, prepared: PreparedData, tagger: Tagger) -> dict[str, Any]:
-    """What a tagger learned from, and whose weights were the first: their licence goes on holding, from run to run."""
+def _training_origin(recipe: Recipe, prepared: PreparedData, tagger: Tagger) -> dict[str, Any]:
+    """The data a tagger was trained on, and the origin of its initial weights, whose licence still applies.
+
+    The origin is passed on from run to run.
+    """
     data = {
         "format": recipe.data.format,
         "fingerprint": prepared.dataset.fingerprint(),
@@ -88,6 +103,6 @@ def _learned(recipe: Recipe, prepared: PreparedData, tagger: Tagger) -> dict[str
     return {"recipe": recipe.name, "data": data} | ({"first_weights": first} if first else {})
 
 
-def _numbers(matrix_CC: Tensor) -> list[list[float | None]]:
-    """A matrix for JSON, which knows no NaN: None where a tag has no clips."""
+def _json_matrix(matrix_CC: Tensor) -> list[list[float | None]]:
+    """A matrix for JSON, which has no NaN: None where a tag has no clips."""
     return [[None if math.isnan(value) else value for value in row] for row in matrix_CC.tolist()]

@@ -1,4 +1,7 @@
-"""What a trained tagger says: over a whole set of clips, or about one file."""
+"""Logits and scores of a trained tagger over a set of clips, and the most likely tags of one file.
+
+Does not depend on training.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,17 +23,19 @@ from workloads.runtime.session import Session, gather
 
 
 class BadNumbers(RuntimeError):
-    """A loss, a gradient or logits that are not finite, with which a run cannot go on."""
+    """A loss, a gradient or logits that are not finite, with which a run cannot continue."""
 
 
 def predict_clips(
     tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session | None = None
 ) -> tuple[Tensor, Tensor]:
-    """logits_NC and y_NC over clips in their order; a run's workers share the batches and all get the whole.
+    """logits_NC and y_NC of clips, in their order; with a session its workers share the batches and all get all clips.
 
-    Leaves the tagger in the mode in which it came. Raises BadNumbers where a logit is not finite.
+    With a session it is a collective call. The tagger keeps its training or eval mode. Raises BadNumbers where a logit
+    is not finite.
     """
-    was_training, mine = tagger.training, {}
+    was_training = tagger.training
+    own: dict[int, Tensor] = {}  # this worker's logits by batch
     device = next(tagger.parameters()).device
     size = prepared.recipe.train.shard_size
     batches = [clips[start : start + size] for start in range(0, len(clips), size)]
@@ -39,28 +44,32 @@ def predict_clips(
     for number in range(first, len(batches), stride):
         shard = evaluation_batch(batches[number], prepared.dataset, prepared.cache, prepared.recipe)
         with torch.no_grad():
-            mine[number] = tagger.tag(shard.x_BT.to(device)).float().cpu()
+            own[number] = tagger.tag(shard.x_BT.to(device)).float().cpu()
     tagger.train(was_training)
-    shares = gather(session, mine) if session else [mine]
-    parts = {number: logits for share in shares for number, logits in share.items()}
-    logits_NC = torch.cat([parts[number] for number in sorted(parts)])
-    lost = [clip.clip_id for clip, fine in zip(clips, logits_NC.isfinite().all(1), strict=True) if not fine]
-    if lost:
-        raise BadNumbers(
-            f"the model's logits of {len(lost)} of {len(clips)} clips are not finite ({lost[0]} is the first): its "
-            "weights have diverged, or these clips are broken; lower the learning rate, or look at them"
-        )
+    workers = gather(session, own) if session else [own]
+    by_batch = {number: logits for worker in workers for number, logits in worker.items()}
+    logits_NC = torch.cat([by_batch[number] for number in sorted(by_batch)])
+    _check_finite(clips, logits_NC)
     return logits_NC, torch.from_numpy(prepared.dataset.targets(clips))
 
 
+def _check_finite(clips: Sequence[Clip], logits_NC: Tensor) -> None:
+    bad = [clip.clip_id for clip, finite in zip(clips, logits_NC.isfinite().all(1), strict=True) if not finite]
+    if bad:
+        raise BadNumbers(
+            f"the model's logits of {len(bad)} of {len(clips)} clips are not finite ({bad[0]} is the first): its "
+            "weights have diverged, or these clips are broken; lower the learning rate, or check the clips"
+        )
+
+
 def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session) -> dict[str, float]:
-    """A tagger's scores on clips (`metrics.score`)."""
+    """A tagger's scores on clips (`metrics.score`); a collective call."""
     logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
     return metrics.score(logits_NC, y_NC, prepared.dataset.labels)
 
 
 def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
-    """A published tagger, ready to listen, and what its checkpoint says of it (scores, recipe, tags).
+    """A published tagger in eval mode, and the state of its checkpoint (model, tags, scores, recipe, data).
 
     Raises ValueError if the folder is unfinished, damaged, or holds no tagger.
     """
@@ -83,9 +92,9 @@ def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
 def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int) -> list[tuple[str, float]]:
     """The most likely tags of one file with their probabilities, best first.
 
-    A shorter file is filled up with silence, as clips are when they are learned and scored. A longer one is heard in
-    consecutive windows, the last of which ends where the file does, and their probabilities are averaged. Raises
-    `BrokenClip` for a file without sound.
+    A file shorter than a clip is padded with zeros, as clips are in training and scoring. A longer one is cut into
+    consecutive windows, the last of which ends with the file, and their probabilities are averaged. `state` is the
+    tagger's, from `load_tagger`. Raises `BrokenClip` for a file without sound.
     """
     x_T, rate = decode(file)
     x_T = resample(x_T, orig=rate, new=state["clip_rate"])

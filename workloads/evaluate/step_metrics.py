@@ -1,11 +1,10 @@
-"""What a step says of itself: means over all shards of all workers. Decides nothing.
+"""The metrics of a training step: means over all shards of all workers. Does not influence training.
 
-Axes: B clips, C tags.
+Axes: B clips of a shard, C tags.
 """
 
 from torch import Tensor
 
-from workloads.config.recipe import Recipe
 from workloads.distill.edges import EdgeTerm
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
@@ -13,35 +12,34 @@ from workloads.runtime.session import Session, gather
 
 
 def shard_metrics(
-    recipe: Recipe, name: str, loss: Tensor, parts: dict[str, Tensor], logits_BC: Tensor, terms: list[EdgeTerm]
+    name: str, loss: Tensor, parts: dict[str, Tensor], logits_BC: Tensor, terms: list[EdgeTerm], *, labels: str
 ) -> dict[str, float]:
-    """One model's losses on one shard, and how far it agrees with each of its teachers."""
-    stats = {f"{name}/loss": loss.item()}
+    """One student's losses on one shard, its agreement with each of its teachers, and each teacher's entropy."""
+    values = {f"{name}/loss": loss.item()}
     for key, value in parts.items():
-        stats[key if "/" in key else f"{name}/{key}"] = value.item()
-    labels = recipe.data.labels
+        values[key if "/" in key else f"{name}/{key}"] = value.item()
     for term in terms:
         key, teacher_BC = term.edge.key, term.teacher_BC
-        stats[f"{key}/agreement"] = metrics.agreement(logits_BC.detach(), teacher_BC, labels)
-        stats[f"{key}/teacher_entropy"] = metrics.teacher_entropy(teacher_BC, term.edge.temperature, labels)
-    return stats
+        values[f"{key}/agreement"] = metrics.agreement(logits_BC.detach(), teacher_BC, labels)
+        values[f"{key}/teacher_entropy"] = metrics.teacher_entropy(teacher_BC, term.edge.temperature, labels)
+    return values
 
 
-def mean_over_workers(stats: list[dict[str, float]], session: Session) -> dict[str, float]:
-    """The mean of every key over all shards of all workers."""
-    everyone = [entry for entries in gather(session, stats) for entry in entries]
+def mean_over_workers(metrics_of_shards: list[dict[str, float]], session: Session) -> dict[str, float]:
+    """The mean of each metric over all shards of all workers; a collective call."""
+    all_shards = [values for worker in gather(session, metrics_of_shards) for values in worker]
     means = {}
-    for key in dict.fromkeys(key for entry in everyone for key in entry):
-        values = [entry[key] for entry in everyone if key in entry]
-        means[key] = sum(values) / len(values)
+    for key in dict.fromkeys(key for values in all_shards for key in values):
+        present = [values[key] for values in all_shards if key in values]
+        means[key] = sum(present) / len(present)
     return means
 
 
 def optimizer_metrics(pool: ModelPool, names: tuple[str, ...]) -> dict[str, float]:
-    """Each learner's own step, rate and gradient norm, which are the same on every worker."""
-    numbers: dict[str, float] = {}
+    """Each model's own step, learning rate and gradient norm before clipping; the same on every worker."""
+    values: dict[str, float] = {}
     for name in names:
         state = pool.states[name]
-        numbers |= {f"{name}/own_step": state.own_step, f"{name}/lr": state.last_lr}
-        numbers[f"{name}/grad_norm"] = state.grad_norm.item()
-    return numbers
+        values |= {f"{name}/own_step": state.own_step, f"{name}/lr": state.last_lr}
+        values[f"{name}/grad_norm"] = state.grad_norm.item()
+    return values

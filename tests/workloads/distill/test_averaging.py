@@ -1,4 +1,4 @@
-"""Averages against closed forms, and continuation after a restart bit for bit."""
+"""Averages compared with closed forms, and resumed bit for bit."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from workloads.config.recipe import Average
 from workloads.distill.averaging import WeightAverage, build_average
 
 
-def one_weight(value: float = 0.0) -> nn.Linear:
+def one_weight_model(value: float = 0.0) -> nn.Linear:
     model = nn.Linear(1, 1, bias=False)
     return set_weight(model, value)
 
@@ -27,8 +27,8 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def wander(model: nn.Module, step: int) -> None:
-    """A step of training in miniature: weights move, running statistics and the counter too."""
+def fake_step(model: nn.Module, step: int) -> None:
+    """Change weights, running statistics and the counter as a training step would."""
     torch.manual_seed(step)
     model.train()(torch.randn(8, 3))
     with torch.no_grad():
@@ -41,28 +41,28 @@ def equal(a: dict, b: dict) -> bool:
 
 
 def test_none_delivers_the_last_weights_as_a_copy() -> None:
-    model = one_weight(1.0)
+    model = one_weight_model(1.0)
     average = build_average(Average(kind="none"), model)
     set_weight(model, 3.0)
     average.update(model)
-    delivered = average.delivered(model)
+    delivered = average.delivered_state(model)
     set_weight(model, 4.0)
     assert delivered["weight"].item() == 3.0
-    assert average.candidate(model) is model
+    assert average.evaluation_model(model) is model
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
 def test_ema_equals_the_closed_form(decay: float) -> None:
-    model = one_weight(100.0)
+    model = one_weight_model(100.0)
     average = build_average(Average(kind="ema", decay=decay), model)
     values = [float(step * step) for step in range(1, 40)]
     expected = values[0]
     for updates, value in enumerate(values):
         average.update(set_weight(model, value))
         if updates:
-            kept = min(decay, (1 + updates) / (10 + updates))
-            expected = kept * expected + (1 - kept) * value
-    assert average.delivered(model)["weight"].item() == pytest.approx(expected, rel=1e-5)
+            used = min(decay, (1 + updates) / (10 + updates))
+            expected = used * expected + (1 - used) * value
+    assert average.delivered_state(model)["weight"].item() == pytest.approx(expected, rel=1e-5)
     assert model.weight.item() == values[-1]
 
 
@@ -71,92 +71,94 @@ def test_ema_averages_running_statistics_and_copies_counters() -> None:
     average = build_average(Average(kind="ema", decay=0.99), model)
     means = []
     for step in range(7):
-        wander(model, step)
+        fake_step(model, step)
         average.update(model)
         means.append(model[1].running_mean.clone())
     expected = means[0]
     for updates, mean in enumerate(means[1:], start=1):
         expected = torch.lerp(expected, mean, 1 - (1 + updates) / (10 + updates))
-    delivered = average.delivered(model)
+    delivered = average.delivered_state(model)
     torch.testing.assert_close(delivered["1.running_mean"], expected)
     assert delivered["1.num_batches_tracked"].item() == 7
 
 
-def test_ema_is_scored_as_a_frozen_module_of_its_own() -> None:
+def test_ema_is_scored_as_a_separate_frozen_module() -> None:
     model = small_net()
     average = build_average(Average(kind="ema", decay=0.9), model)
     for step in range(3):
-        wander(model, step)
+        fake_step(model, step)
         average.update(model)
-    candidate = average.candidate(model)
-    assert not candidate.training
-    assert not any(parameter.requires_grad for parameter in candidate.parameters())
-    assert equal(dict(candidate.state_dict()), average.delivered(model))
-    assert not equal(dict(model.state_dict()), average.delivered(model))
+    averaged = average.evaluation_model(model)
+    assert not averaged.training
+    assert not any(parameter.requires_grad for parameter in averaged.parameters())
+    assert equal(dict(averaged.state_dict()), average.delivered_state(model))
+    assert not equal(dict(model.state_dict()), average.delivered_state(model))
 
 
 def test_best_is_the_mean_of_the_k_best() -> None:
-    model = one_weight()
+    model = one_weight_model()
     average = build_average(Average(kind="best", best=2), model)
     for score, value in [(0.5, 1.0), (0.9, 2.0), (0.1, 3.0), (0.7, 4.0), (0.6, 5.0)]:
-        average.validated(score, set_weight(model, value))
-    assert average.delivered(model)["weight"].item() == 3.0  # of 2 and 4
+        average.on_validation(score, set_weight(model, value))
+    assert average.delivered_state(model)["weight"].item() == 3.0  # of 2 and 4
     assert average.scalars() == {"kind": "best", "scores": [0.9, 0.7]}
-    assert average.candidate(model) is model
+    assert average.evaluation_model(model) is model
 
 
-def test_best_of_equal_scores_keeps_the_earlier() -> None:
-    model = one_weight()
+def test_best_keeps_the_earlier_of_equal_scores() -> None:
+    model = one_weight_model()
     average = build_average(Average(kind="best", best=1), model)
     for value in (1.0, 2.0):
-        average.validated(0.5, set_weight(model, value))
-    assert average.delivered(model)["weight"].item() == 1.0
+        average.on_validation(0.5, set_weight(model, value))
+    assert average.delivered_state(model)["weight"].item() == 1.0
 
 
-def test_best_takes_counters_from_the_best() -> None:
+def test_best_takes_counters_from_the_best_model() -> None:
     model = small_net()
     average = build_average(Average(kind="best", best=2), model)
     for step, score in enumerate([0.1, 0.9, 0.5]):
-        wander(model, step)
-        average.validated(score, model)
-    assert average.delivered(model)["1.num_batches_tracked"].item() == 2
+        fake_step(model, step)
+        average.on_validation(score, model)
+    assert average.delivered_state(model)["1.num_batches_tracked"].item() == 2
 
 
 def test_best_delivers_the_last_weights_before_any_validation() -> None:
-    model = one_weight(1.0)
+    model = one_weight_model(1.0)
     average = build_average(Average(kind="best"), model)
-    assert average.delivered(set_weight(model, 2.0))["weight"].item() == 2.0
+    assert average.delivered_state(set_weight(model, 2.0))["weight"].item() == 2.0
 
 
 def train_on(average: WeightAverage, model: nn.Module, steps: range) -> None:
     for step in steps:
-        wander(model, step)
+        fake_step(model, step)
         average.update(model)
         if step % 3 == 0:
-            average.validated((step * 7 % 10) / 10, model)
+            average.on_validation((step * 7 % 10) / 10, model)
 
 
 @pytest.mark.parametrize("kind", ["none", "ema", "best"])
-def test_a_restart_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
+def test_a_resumed_average_continues_bit_for_bit(kind: str, tmp_path: Path) -> None:
     settings = Average(kind=kind, decay=0.97, best=2)
-    model, twin = small_net(), small_net()
-    straight = build_average(settings, model)
-    train_on(straight, model, range(10))
-    save_file({name: tensor.contiguous() for name, tensor in straight.tensors().items()}, tmp_path / "a.safetensors")
-    scalars = json.loads(json.dumps(straight.scalars()))
+    model, resumed_model = small_net(), small_net()
+    uninterrupted = build_average(settings, model)
+    train_on(uninterrupted, model, range(10))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in uninterrupted.tensors().items()}, tmp_path / "a.safetensors"
+    )
+    scalars = json.loads(json.dumps(uninterrupted.scalars()))
 
-    twin.load_state_dict(model.state_dict())
-    resumed = build_average(settings, twin)
+    resumed_model.load_state_dict(model.state_dict())
+    resumed = build_average(settings, resumed_model)
     resumed.load(load_file(tmp_path / "a.safetensors"), scalars)
-    train_on(straight, model, range(10, 20))
-    train_on(resumed, twin, range(10, 20))
-    assert equal(straight.delivered(model), resumed.delivered(twin))
-    assert straight.scalars() == resumed.scalars()
-    assert equal(straight.tensors(), resumed.tensors())
+    train_on(uninterrupted, model, range(10, 20))
+    train_on(resumed, resumed_model, range(10, 20))
+    assert equal(uninterrupted.delivered_state(model), resumed.delivered_state(resumed_model))
+    assert uninterrupted.scalars() == resumed.scalars()
+    assert equal(uninterrupted.tensors(), resumed.tensors())
 
 
 def test_a_checkpoint_of_another_kind_is_refused() -> None:
-    model = one_weight()
+    model = one_weight_model()
     scalars = build_average(Average(kind="ema"), model).scalars()
     with pytest.raises(ValueError, match=r"average\.kind = 'best': the checkpoint was made with 'ema'"):
         build_average(Average(kind="best"), model).load({}, scalars)

@@ -1,4 +1,4 @@
-"""Losses along an edge, against numbers worked out by hand and against the formulas' known relatives."""
+"""Losses and gates of edges, compared with numbers computed by hand and with equivalent formulas."""
 
 import math
 
@@ -39,10 +39,10 @@ def test_multi_label_kd_has_both_halves_of_the_bernoulli_kl():
 
 def test_multi_label_kd_has_the_gradient_of_bce_against_the_teachers_probabilities():
     tau = 1.7
-    mine, other = STUDENT.clone().requires_grad_(), STUDENT.clone().requires_grad_()
-    kd_loss(mine, TEACHER, edge(temperature=tau), labels="multi").mean().backward()
+    ours, other = STUDENT.clone().requires_grad_(), STUDENT.clone().requires_grad_()
+    kd_loss(ours, TEACHER, edge(temperature=tau), labels="multi").mean().backward()
     F.binary_cross_entropy_with_logits(other, (TEACHER / tau).sigmoid()).backward()
-    torch.testing.assert_close(mine.grad, other.grad)
+    torch.testing.assert_close(ours.grad, other.grad)
 
 
 @pytest.mark.parametrize("labels", ["single", "multi"])
@@ -52,7 +52,7 @@ def test_kd_is_zero_at_agreement_and_finite_at_extremes(labels):
     assert torch.isfinite(kd_loss(-extreme, extreme, edge(), labels=labels)).all()
 
 
-def test_kd_is_fp32_whatever_comes_in():
+def test_losses_are_fp32_for_bf16_inputs():
     assert kd_loss(STUDENT.bfloat16(), TEACHER.bfloat16(), edge(), labels="multi").dtype == torch.float32
     assert label_loss(STUDENT.bfloat16(), Y, labels="single").dtype == torch.float32
 
@@ -66,7 +66,7 @@ def test_label_loss_smooths_towards_the_middle_for_several_tags_and_evenly_for_o
     torch.testing.assert_close(single, F.cross_entropy(STUDENT, Y.argmax(1), label_smoothing=0.1, reduction="none"))
 
 
-def test_labels_weigh_what_the_open_edges_leave():
+def test_labels_weigh_one_minus_the_weights_of_open_edges():
     first = EdgeTerm(edge(), 0.3, TEACHER)
     second = EdgeTerm(Edge(teacher="dymn", student="vit", temperature=2.0), 0.2, TEACHER.flip(0))
     loss, parts = student_loss(STUDENT, Y, [first, second], labels="single", smoothing=0.0)
@@ -77,26 +77,26 @@ def test_labels_weigh_what_the_open_edges_leave():
     ).mean()
     torch.testing.assert_close(loss, expected)
     assert parts["cnn-to-vit/weight"].item() == pytest.approx(0.3)
-    alone, _ = student_loss(STUDENT, Y, [], labels="single", smoothing=0.0)
-    torch.testing.assert_close(alone, F.cross_entropy(STUDENT, Y.argmax(1)))
+    without_edges, _ = student_loss(STUDENT, Y, [], labels="single", smoothing=0.0)
+    torch.testing.assert_close(without_edges, F.cross_entropy(STUDENT, Y.argmax(1)))
 
 
 @pytest.mark.parametrize("labels", ["single", "multi"])
-def test_the_better_teacher_is_heard_on_its_clips_only(labels):
+def test_a_better_on_clip_gate_is_open_where_the_teacher_has_the_lower_loss(labels):
     gated = edge(gate="better_on_clip")
     student = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
     teacher = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     y = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     assert open_gate(gated, student, teacher, y, labels=labels).tolist() == [1.0, 0.0, 0.0]  # the tie is closed
     loss, parts = student_loss(student, y, [EdgeTerm(gated, 0.5, teacher)], labels=labels, smoothing=0.0)
-    own = label_loss(student, y, labels=labels)
+    label = label_loss(student, y, labels=labels)
     kd = kd_loss(student, teacher, gated, labels=labels)
-    torch.testing.assert_close(loss, (0.5 * own[0] + 0.5 * kd[0] + own[1] + own[2]) / 3)
+    torch.testing.assert_close(loss, (0.5 * label[0] + 0.5 * kd[0] + label[1] + label[2]) / 3)
     assert parts["cnn-to-vit/weight"].item() == pytest.approx(0.5 / 3)
 
 
-def test_switokd_silences_a_lagging_teacher_far_behind():
-    # the clip's tag is the first; the leader says (.5, .5, 0), so e_t = 1
+def test_switokd_closes_where_the_teacher_is_far_behind():
+    # the true tag is the first; the leader's probabilities are (.5, .5, 0), so its error is 1
     leader = torch.tensor([[0.5, 0.5, 1e-9]]).repeat(3, 1).log()
     lagging = torch.tensor([[0.2, 1e-9, 0.8], [0.3, 0.7, 1e-9], [0.9, 0.1, 1e-9]]).log()
     y = torch.tensor([[1.0, 0.0, 0.0]]).repeat(3, 1)
@@ -104,7 +104,7 @@ def test_switokd_silences_a_lagging_teacher_far_behind():
     assert open_gate(edge(gate="switokd"), leader, lagging, y, labels="single").tolist() == [0.0, 1.0, 1.0]
 
 
-def test_a_shuffled_teacher_speaks_of_another_clip():
+def test_logits_of_a_shuffled_teacher_are_rolled_by_one_clip():
     plain, _ = student_loss(STUDENT, Y, [EdgeTerm(edge(), 0.5, TEACHER.roll(1, 0))], labels="single", smoothing=0.0)
     shuffled, _ = student_loss(
         STUDENT, Y, [EdgeTerm(edge(shuffled=True), 0.5, TEACHER)], labels="single", smoothing=0.0

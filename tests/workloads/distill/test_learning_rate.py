@@ -1,4 +1,4 @@
-"""Learning-rate curves against the numbers that the papers' code gives, and what their settings refuse."""
+"""Learning-rate curves compared with the numbers of the papers' code, and settings that are refused."""
 
 import math
 from dataclasses import replace
@@ -18,8 +18,8 @@ EFFICIENTAT = load_recipe("efficientat-audioset", ["data.manifest=x.csv"]).model
 @pytest.mark.parametrize(
     ("epoch", "share"),
     [
-        # The paper steps once an epoch and holds its rate; ours moves within it. At an epoch's first step both are
-        # equal, but for epoch 0, for which the paper takes its curve's middle.
+        # The paper sets the rate once per epoch; ours changes at every step. Both are equal at an epoch's first step,
+        # except in epoch 0, for which the paper takes the middle of the epoch.
         (0.5, 0.0123),
         (1, 0.0218),
         (2, 0.0601),
@@ -47,7 +47,7 @@ def test_the_exponential_warm_up_begins_above_zero_and_rises() -> None:
 
 @pytest.mark.parametrize(
     ("name", "model", "lr", "epochs", "factor", "expected"),
-    [  # reference/cmkd.md 2.4; `expected`: epoch (from 0) -> how often the rate has fallen by then
+    [  # reference/cmkd.md 2.4; `expected`: epoch (from 0) -> number of decays so far
         ("ast-audioset", "ast", 1e-5, 5, 0.5, {1: 0, 2: 1, 3: 2, 4: 3}),
         ("ast-audioset-balanced", "ast", 5e-5, 25, 0.5, {9: 0, 10: 1, 14: 1, 15: 2, 20: 3, 24: 3}),
         ("ast-esc50", "ast", 1e-5, 25, 0.85, {0: 0, 4: 0, 5: 1, 6: 2, 24: 20}),
@@ -55,8 +55,8 @@ def test_the_exponential_warm_up_begins_above_zero_and_rises() -> None:
     ],
 )
 @pytest.mark.parametrize("per_epoch", [3, 167, 166_667])
-def test_falls_by_steps_come_at_the_papers_epochs(name, model, lr, epochs, factor, expected, per_epoch) -> None:
-    """As torch's MultiStepLR with these epochs as milestones: an epoch runs at one rate, to its last step."""
+def test_step_decay_happens_at_the_papers_epochs(name, model, lr, epochs, factor, expected, per_epoch) -> None:
+    """As torch's MultiStepLR with these epochs as milestones: the rate is constant within an epoch."""
     optimizer = load_recipe(name, ["data.root=x", "data.manifest=x.csv"]).models[model].optimizer
     for epoch, falls in expected.items():
         for step in (epoch * per_epoch, (epoch + 1) * per_epoch - 1):
@@ -72,7 +72,7 @@ def test_ceds_cosine_ends_at_a_tenth() -> None:
     assert learning_rate(optimizer, 100, 100) == pytest.approx(1e-4)
 
 
-def test_what_recipes_had_before_gives_the_same_bits() -> None:
+def test_linear_warm_up_cosine_and_constant_are_exact() -> None:
     for step in range(200):
         warm, curve = (
             learning_rate(Optimizer(lr=3e-3), step, 200),
@@ -84,14 +84,14 @@ def test_what_recipes_had_before_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("decay", ["cosine", "constant", "step", "linear"])
-def test_a_model_that_never_learns_has_a_rate_too(decay: str) -> None:
-    """A frozen teacher is built like everybody else, with an optimizer that takes no step."""
+def test_a_model_that_never_trains_has_a_learning_rate_too(decay: str) -> None:
+    """A frozen teacher is built with an optimizer, like any model, but takes no step."""
     optimizer = Optimizer(warmup=0.0, decay=decay, decay_from=0.5, decay_every=0.1)
     assert 0 < learning_rate(optimizer, 0, 0) <= optimizer.lr
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"decay": "step", "warmup": 0.0, "decay_from": 0.4}, "decay_every = 0.0: must be a share of the steps above"),
         ({"decay": "step", "decay_every": 0.1}, "decay_from = 0.0: must be a share of the steps from warmup = 0.1 on"),
@@ -102,22 +102,22 @@ def test_a_model_that_never_learns_has_a_rate_too(decay: str) -> None:
         ({"floor": -0.1}, "floor = -0.1: must be a share of lr"),
     ],
 )
-def test_curves_that_cannot_be_drawn_are_refused(settings: dict, told: str) -> None:
+def test_impossible_curves_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match="must be") as caught:
         Optimizer(**settings)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "decayed"), [("adamw", 1 - 0.1 * 0.5), ("adam", 1 - 0.1)])
 def test_weight_decay_is_inside_adams_gradient_and_outside_adamws(tiny, start, kind: str, decayed: float) -> None:
-    """With no gradient of its own, AdamW shrinks a weight by lr x decay; Adam takes the decay for a gradient and,
-    scaled by itself, steps by lr whatever its size."""
+    """At a gradient of zero, AdamW shrinks a weight by lr x weight decay. Adam adds the decay to the gradient and
+    normalises it, so that it takes a step of lr, whatever the weight decay."""
     settings = [f"models.cnn.optimizer.kind={kind}", "models.cnn.optimizer.weight_decay=0.5"]
     run = start(tiny("demo", *settings, "models.cnn.optimizer.lr=0.1", "models.cnn.optimizer.warmup=0"))
-    member = run.pool.train_state("cnn")
-    weight = next(member.tagger.parameters())
+    state = run.pool.train_state("cnn")
+    weight = next(state.tagger.parameters())
     with torch.no_grad():
         weight.fill_(1.0)
     weight.grad = torch.zeros_like(weight)
-    member.step()
+    state.step()
     torch.testing.assert_close(weight.detach(), torch.full_like(weight, decayed), rtol=0, atol=1e-5)

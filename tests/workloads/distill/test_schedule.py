@@ -1,4 +1,4 @@
-"""Schedules become phases: who learns, who teaches, for how long."""
+"""The phases of a schedule: which models train, which teach, for how many steps; and edge weights."""
 
 import math
 from itertools import pairwise
@@ -8,13 +8,13 @@ import pytest
 from orchestrator.recipes.loader import load_recipe, shipped_names
 from workloads.distill.schedule import edge_weights, own_steps, plan_phases, smooth_scores
 
-DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that do not run without
-TAUGHT_BY_OTHERS = [
+DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that require them
+TEACHERS_NOT_SHIPPED = [
     "ced-balanced",
     "ced-full",
     "efficientat-audioset",
     "efficientat-dymn-audioset",
-]  # by weights that are not shipped
+]  # recipes whose teacher needs weights from elsewhere
 
 
 def phases_of(name: str, *settings: str):
@@ -40,26 +40,26 @@ def test_alternate_without_burn_in_has_no_empty_phase():
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_phases_of_every_shipped_recipe_join_without_gap_and_train_every_model(name):
-    weights = ["models.teacher.init=weights.safetensors"] if name in TAUGHT_BY_OTHERS else []
+    weights = ["models.teacher.init=weights.safetensors"] if name in TEACHERS_NOT_SHIPPED else []
     recipe = load_recipe(name, [*DATA, *weights])
     phases = plan_phases(recipe)
     assert phases[0].start == 0
     assert all(before.end == after.start for before, after in pairwise(phases))
     assert set(own_steps(phases)) == set(recipe.models)
     idle = [model for model, steps in own_steps(phases).items() if steps == 0]
-    assert idle == (["teacher"] if name in TAUGHT_BY_OTHERS else [])
+    assert idle == (["teacher"] if name in TEACHERS_NOT_SHIPPED else [])
 
 
-@pytest.mark.parametrize("name", TAUGHT_BY_OTHERS)
-def test_a_teacher_that_never_learns_needs_weights(name):
-    with pytest.raises(ValueError, match=r"models.teacher: teaches but never learns; give it weights \(init\)"):
+@pytest.mark.parametrize("name", TEACHERS_NOT_SHIPPED)
+def test_a_teacher_that_never_trains_needs_weights(name):
+    with pytest.raises(ValueError, match=r"models.teacher: teaches but never trains; give it weights \(init\)"):
         plan_phases(load_recipe(name, DATA))
 
 
 def test_the_control_gives_each_model_as_many_steps_as_the_recipe():
-    taught, control = phases_of("esc10", "data.root=x"), phases_of("esc10-control", "data.root=x")
-    assert own_steps(taught) == own_steps(control)
-    assert any(phase.edges for phase in taught)
+    distilled, control = phases_of("esc10", "data.root=x"), phases_of("esc10-control", "data.root=x")
+    assert own_steps(distilled) == own_steps(control)
+    assert any(phase.edges for phase in distilled)
     assert not any(phase.edges for phase in control)
 
 
@@ -75,19 +75,19 @@ def test_generations_need_only_two_models_at_a_time():
     assert [phase.needs for phase in phases_of("generations")] == [("cnn0",), ("vit1", "cnn0"), ("cnn1", "vit1")]
 
 
-def test_mutual_retakes_snapshots_at_every_exchange():
+def test_mutual_begins_a_phase_at_every_exchange():
     phases = phases_of("mutual", "schedule.steps=100", "schedule.exchange=40", "schedule.burn_in=10")
     assert [(phase.start, phase.steps) for phase in phases] == [(0, 10), (10, 40), (50, 40), (90, 20)]
 
 
-def test_weights_ramp_up_from_the_first_taught_step():
+def test_weights_ramp_up_from_the_first_step_with_edges():
     recipe = load_recipe("mutual", ["schedule.burn_in=10", "schedule.ramp=4"])
     phase = plan_phases(recipe)[1]
     weights = [edge_weights(recipe, phase, step, {})["cnn-to-vit"] for step in range(10, 16)]
     assert weights == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
 
 
-def test_the_ramp_goes_on_across_turns():
+def test_the_ramp_continues_across_turns():
     recipe = load_recipe("demo", ["schedule.burn_in=0", "schedule.period=2", "schedule.ramp=8"])
     phases = plan_phases(recipe)
     assert edge_weights(recipe, phases[2], 4, {}) == {"cnn-to-vit": 0.5 * 5 / 8}
@@ -113,29 +113,29 @@ def test_scores_are_smoothed_for_gated_only():
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "words"),
+    ("name", "setting", "message"),
     [
         ("demo", 'schedule.order=["cnn"]', "must name each model once: cnn, vit"),
         ("one-way", 'schedule.teachers=["dog"]', "no model named 'dog'; the models are cnn, vit"),
         ("one-way", "schedule.teachers=[]", "name one or more models, and leave a student"),
         ("one-way", 'schedule.teachers=["cnn", "vit"]', "name one or more models, and leave a student"),
         ("one-way", 'schedule.teachers=["cnn", "cnn"]', "must name each model once"),
-        ("one-way", "schedule.teacher_steps=0", "models.cnn: teaches but never learns; give it weights (init)"),
+        ("one-way", "schedule.teacher_steps=0", "models.cnn: teaches but never trains; give it weights (init)"),
         ("one-way", 'schedule.teachers=["vit"]', "cnn-to-vit: never open under schedule one_way"),
-        ("generations", 'schedule.order=["cnn0", "vit1"]', "models cnn1: neither learn nor teach"),
+        ("generations", 'schedule.order=["cnn0", "vit1"]', "models cnn1: neither train nor teach"),
         ("per-sample", "edges.0.gate=always", "per_sample needs gate = 'better_on_clip'"),
         ("mutual", "edges.0.view=clean", "teaches with its training forward"),
         ("one-way", "edges.0.source=ema", ""),
         ("generations", "edges.0.source=ema", "set models.cnn0.average.kind = 'ema'"),
     ],
 )
-def test_schedules_that_cannot_work_are_refused_with_the_fix(name, setting, words):
-    if not words:  # the demo's models keep an average, so this one is fine
+def test_impossible_schedules_are_refused_with_the_fix(name, setting, message):
+    if not message:  # the demo's models keep an average, so this one is valid
         assert phases_of(name, setting)
         return
     with pytest.raises(ValueError, match=r"schedule|edges|models") as caught:
         phases_of(name, setting)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_weights_into_one_student_cannot_exceed_one():

@@ -1,4 +1,4 @@
-"""Labels that nobody knows: read from a manifest, left out of losses and scores, and handled with care when mixed."""
+"""Unknown labels: read from a manifest, left out of losses and scores, and mixed with known ones."""
 
 import math
 from collections.abc import Callable
@@ -27,21 +27,21 @@ NAN = math.nan
 TAGS = ("drum", "flute", "viola")
 
 
-def read(folder: Path, text: str, *, labels: str = "multi") -> Dataset:
+def read_manifest(folder: Path, text: str, *, labels: str = "multi") -> Dataset:
     (folder / "clips.csv").write_text(text)
     data = Data(format="manifest", root=str(folder), manifest=str(folder / "clips.csv"), labels=labels)
     return read_dataset(data, LocalFiles())
 
 
-def test_what_is_neither_a_tag_nor_absent_is_unknown(tmp_path: Path) -> None:
+def test_a_tag_that_is_neither_present_nor_absent_is_unknown(tmp_path: Path) -> None:
     rows = "a,a.wav,drum;viola,flute\nb,b.wav,flute,\nc,c.wav,,drum;flute;viola\nd,d.wav,,\n"
-    dataset = read(tmp_path, "clip_id,path,tags,absent\n" + rows)
+    dataset = read_manifest(tmp_path, "clip_id,path,tags,absent\n" + rows)
     assert dataset.tags == TAGS
     expected = np.array([[1, 0, 1], [NAN, 1, NAN], [0, 0, 0], [NAN, NAN, NAN]], np.float32)
     np.testing.assert_array_equal(dataset.targets(dataset.clips), expected)
-    whole = read(tmp_path, "clip_id,path,tags\na,a.wav,drum;viola\nb,b.wav,flute\n")
-    part = read(tmp_path, "clip_id,path,tags,absent\na,a.wav,drum;viola,flute\nb,b.wav,flute,\n")
-    assert whole.fingerprint() != part.fingerprint(), "another data set: some of its labels are unknown"
+    whole = read_manifest(tmp_path, "clip_id,path,tags\na,a.wav,drum;viola\nb,b.wav,flute\n")
+    part = read_manifest(tmp_path, "clip_id,path,tags,absent\na,a.wav,drum;viola,flute\nb,b.wav,flute,\n")
+    assert whole.fingerprint() != part.fingerprint(), "some labels are unknown, so it is another data set"
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_what_is_neither_a_tag_nor_absent_is_unknown(tmp_path: Path) -> None:
         ("a,a.wav,drum,\n", "single", "row 1: column absent is for several tags a clip"),
     ],
 )
-def test_mistakes_about_absence_name_the_fix(tmp_path: Path, text: str, labels: str, message: str) -> None:
+def test_mistakes_in_absent_tags_name_the_fix(tmp_path: Path, text: str, labels: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read(tmp_path, "clip_id,path,tags,absent\n" + text, labels=labels)
+        read_manifest(tmp_path, "clip_id,path,tags,absent\n" + text, labels=labels)
 
 
 def test_an_unknown_label_adds_nothing_to_loss_and_gradient() -> None:
@@ -70,18 +70,18 @@ def test_an_unknown_label_adds_nothing_to_loss_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("gate", ["better_on_clip", "switokd"])
-def test_gates_judge_by_what_is_known(gate: str) -> None:
+def test_gates_use_known_labels_only(gate: str) -> None:
     edge = Edge(teacher="cnn", student="vit", gate=gate)
     student, teacher = torch.tensor([[0.5, -2.0, 0.1]]), torch.tensor([[2.0, 2.0, -0.4]])
     both = [(student, teacher), (teacher, student)]
-    part = [open_gate(edge, a, b, torch.tensor([[1.0, 0.0, NAN]]), labels="multi").item() for a, b in both]
-    alone = [open_gate(edge, a[:, :2], b[:, :2], torch.tensor([[1.0, 0.0]]), labels="multi").item() for a, b in both]
-    assert part == alone
-    assert set(part) == {0.0, 1.0}, "else it would not matter what is known"
+    with_unknown = [open_gate(edge, a, b, torch.tensor([[1.0, 0.0, NAN]]), labels="multi").item() for a, b in both]
+    known = [open_gate(edge, a[:, :2], b[:, :2], torch.tensor([[1.0, 0.0]]), labels="multi").item() for a, b in both]
+    assert with_unknown == known
+    assert set(known) == {0.0, 1.0}, "the gate depends on the labels"
 
 
 def test_scores_count_known_labels_only() -> None:
-    """As scikit-learn says with weights of 0 for what is unknown, which is how EfficientAT scores OpenMIC."""
+    """Equal to scikit-learn's scores with a weight of 0 for unknown labels, as EfficientAT scores OpenMIC."""
     generator = torch.Generator().manual_seed(0)
     logits_NC = torch.randn(40, 4, generator=generator, dtype=torch.float64)
     true_NC = (torch.rand(40, 4, generator=generator) < 0.4).double()
@@ -101,7 +101,7 @@ def test_scores_count_known_labels_only() -> None:
 
 @pytest.fixture
 def sounds(tmp_path: Path, tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
-    """A recipe on forty clips of noise; `rows` give tags and absent tags of a clip by its number."""
+    """A recipe on forty clips of noise; `rows` gives the tags and absent tags of a clip by its number."""
 
     def make(rows: Callable[[int], str], *, header: str = "tags,absent") -> Recipe:
         folder = tmp_path / "sounds"
@@ -124,27 +124,27 @@ def one_of_three(number: int) -> tuple[str, list[str]]:
     return TAGS[number % 3], [tag for tag in TAGS if tag != TAGS[number % 3]]
 
 
-def digests(run: Run) -> dict[str, str]:
+def train(run: Run) -> dict[str, str]:
     assert loop(run) == "done"
     (result,) = (record for record in read_event_log(run.history.path) if record["kind"] == "result")
     return {name: row["weights_sha256"] for name, row in result["models"].items()}
 
 
-def test_a_run_learns_from_what_is_known_and_saying_all_changes_nothing(
+def test_a_run_trains_on_known_labels_and_naming_all_absent_tags_changes_nothing(
     sounds: Callable[..., Recipe], start: Callable[..., Run]
 ) -> None:
-    def all_said(number: int) -> str:
+    def all_known(number: int) -> str:
         tag, others = one_of_three(number)
         return f"{tag},{';'.join(others)}"
 
-    plain = digests(start(sounds(lambda number: one_of_three(number)[0], header="tags")))
-    whole = digests(start(sounds(all_said)))
-    part = digests(start(sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}")))
-    assert whole == plain, "bit for bit"
-    assert all(part[name] != plain[name] for name in part)
+    implicit = train(start(sounds(lambda number: one_of_three(number)[0], header="tags")))
+    explicit = train(start(sounds(all_known)))
+    partly_known = train(start(sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}")))
+    assert explicit == implicit, "bit for bit"
+    assert all(partly_known[name] != implicit[name] for name in implicit)
 
 
-def test_mixed_labels_are_means_of_what_is_known(sounds: Callable[..., Recipe], start: Callable[..., Run]) -> None:
+def test_mixed_labels_are_means_of_known_labels(sounds: Callable[..., Recipe], start: Callable[..., Run]) -> None:
     recipe = sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}" if number % 2 else ",")
     prepared = start(recipe).prepared
     mixed = replace(recipe, augment=Augment(mixup=1.0))
@@ -156,12 +156,12 @@ def test_mixed_labels_are_means_of_what_is_known(sounds: Callable[..., Recipe], 
         view = draw_view(mixed.augment, clip_id, 0)
         partner = int(view.partner * len(shard.clip_ids))
         for tag in range(3):
-            own, other, got = before[row, tag].item(), before[partner, tag].item(), shard.y_BC[row, tag].item()
+            own, other, result = before[row, tag].item(), before[partner, tag].item(), shard.y_BC[row, tag].item()
             kinds.add((math.isnan(own), math.isnan(other)))
             if math.isnan(own) and math.isnan(other):
-                assert math.isnan(got)
+                assert math.isnan(result)
             elif math.isnan(own) or math.isnan(other):
-                assert got == (other if math.isnan(own) else own)
+                assert result == (other if math.isnan(own) else own)
             else:
-                assert got == pytest.approx(view.mix_weight * own + (1 - view.mix_weight) * other)
-    assert len(kinds) == 4, "every case came up"
+                assert result == pytest.approx(view.mix_weight * own + (1 - view.mix_weight) * other)
+    assert len(kinds) == 4, "every case occurred"

@@ -1,4 +1,4 @@
-"""Scores against numbers worked out by hand."""
+"""Scores compared with numbers computed by hand."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from workloads.evaluate import metrics
 
-# three clips of three tags; the second clip is called tag 0 although it has tag 1; nobody has tag 2
+# three clips, three tags; the second clip is predicted as tag 0 but has tag 1; no clip has tag 2
 P_NC = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.2, 0.6, 0.2]], dtype=torch.float64)
 ONE_NC = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0]])
 
@@ -38,11 +38,11 @@ def test_the_last_bin_includes_certainty() -> None:
     assert scores["ece"] == pytest.approx(abs((0 - 1) + (1 - 0.95)) / 2)
 
 
-def test_certain_probabilities_fall_into_the_outer_bins() -> None:
+def test_probabilities_of_0_and_1_are_in_the_outer_bins() -> None:
     logits_NC = torch.tensor([[1000.0, -1000.0]])
     scores = metrics.score(torch.cat([logits_NC, logits_NC.flip(1)]), torch.tensor([[1.0, 0], [0, 1]]), "multi")
     assert (scores["ece"], scores["mAP"], scores["auc"]) == (0.0, 1.0, 1.0)
-    assert scores["d_prime"] == pytest.approx(6.7224, abs=1e-4)  # infinite in truth
+    assert scores["d_prime"] == pytest.approx(6.7224, abs=1e-4)  # unclipped it would be infinite
 
 
 def test_multi_label_scores() -> None:
@@ -59,9 +59,9 @@ def test_multi_label_scores() -> None:
 
 
 def test_d_prime_follows_from_the_auc() -> None:
-    """An AUC of Phi(1) = 0.8413 is a d' of sqrt(2); AudioSet's 2.065 belongs to 0.928."""
+    """An AUC of Phi(1) = 0.8413 is a d' of sqrt(2); AudioSet's d' of 2.065 is an AUC of 0.928."""
     tags = torch.zeros(10_000, 1)
-    tags[:100] = 1  # 100 clips have the tag; each comes before 8413 parts in 10000 of those without
+    tags[:100] = 1  # 100 clips have the tag; each ranks above a share of 0.8413 of those without
     scores_NC = torch.arange(10_000.0).unsqueeze(1)
     scores_NC[:100] = 100 + 0.8413447460685429 * 9900 - 0.5
     scores = metrics.score(scores_NC / 1000, tags, "multi")

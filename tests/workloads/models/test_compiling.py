@@ -59,7 +59,7 @@ def test_a_compiled_run_resumes_with_the_same_bits(tiny, start):
     assert loop(whole) == "done"
     cut = start(recipe)
     assert loop(cut, until=5) == "preempted"
-    resumed = start(recipe, shelf_of=cut)
+    resumed = start(recipe, checkpoints_of=cut)
     assert loop(resumed) == "done"
     one, other = (events_of(run)[-1]["models"] for run in (whole, resumed))
     assert {name: row["weights_sha256"] for name, row in one.items()} == {

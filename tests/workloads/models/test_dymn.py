@@ -101,7 +101,7 @@ def test_a_run_with_it_resumes_with_the_same_bits(tiny, start) -> None:
     assert loop(whole) == "done"
     cut = start(recipe)
     assert loop(cut, until=5) == "preempted"
-    resumed = start(recipe, shelf_of=cut)
+    resumed = start(recipe, checkpoints_of=cut)
     assert loop(resumed) == "done"
     one, other = (
         read_event_log(run.session.work_dir.parent / "events.jsonl")[-1]["models"] for run in (whole, resumed)
