@@ -1,6 +1,6 @@
-"""What the page of a run and the page of a search share: templates, figures as JSON, and writing a file whole.
+"""What the page of a run and the page of a search share: templates, figures as JSON, and writing a file atomically.
 
-A page opens without a network: it carries Plotly's 4.8 MB of JavaScript. Text from files is escaped, never markup.
+A page needs no network: it carries Plotly's 4.8 MB of JavaScript. Text from files is escaped, never markup.
 """
 
 import os
@@ -12,11 +12,14 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+HERE = Path(__file__).parent
+TEMPLATE_FOLDERS = (HERE / "templates", HERE / "search" / "templates")
+
 
 def render(template: str, **values: Any) -> str:
-    """A template of this folder with these values; a value that the template names and nobody gave is an error."""
+    """A template of the report folders, filled with `values`; an undefined name in the template is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDERS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -35,8 +38,8 @@ def figure_json(figure: go.Figure) -> Markup:
     return Markup(figure.to_json().replace("<", "\\u003c"))
 
 
-def write_whole(page: str, out: Path) -> None:
-    """Write a page so that a reader, or a kill, never sees half of it."""
+def write_page(page: str, out: Path) -> None:
+    """Write a page atomically: a reader sees the old file or the new one, also if the process is killed."""
     temporary = out.with_name(out.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, out)

@@ -1,16 +1,17 @@
-"""A run's story, told from its spool: curves, phases, results, how it ended. Draws nothing."""
+"""A run as its event log records it: curves, phases, results, status. Does not depend on figures or pages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-Curve = list[tuple[int, float]]  # (step, value), one value a step, in order
+Curve = list[tuple[int, float]]  # (step, value), one value per step, in order of steps
 UNFINISHED = "unfinished"
+TRAINING, TEACHING, BOTH = "training", "teaching", "training and teaching"
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of the role schedule, in steps from `start` to `end` (as far as the run came)."""
+    """One phase of the schedule, from step `start` to step `end`, or to the last recorded step within it."""
 
     index: int
     start: int
@@ -19,15 +20,21 @@ class Phase:
     edges: tuple[dict[str, Any], ...]
 
     def role(self, model: str) -> str:
-        """What a model does in this phase; empty: nothing."""
-        learns = model in self.trains
+        """A model's role in this phase; empty if it has none."""
+        trains = model in self.trains
         teaches = any(edge["teacher"] == model for edge in self.edges)
-        return " and ".join(word for word, holds in (("learns", learns), ("teaches", teaches)) if holds)
+        if trains and teaches:
+            return BOTH
+        return TRAINING if trains else TEACHING if teaches else ""
+
+    def is_active(self, key: str) -> bool:
+        """Whether a model, given by its name, is training or an edge, given by its key, is open."""
+        return key in self.trains or any(_edge_key(edge) == key for edge in self.edges)
 
 
 @dataclass
 class RunHistory:
-    """Everything a report tells. Where a resumed run logged a step twice, the later value counts."""
+    """Everything that a report shows. Where a resumed run logged a step twice, the later value counts."""
 
     records: list[dict[str, Any]]
     recipe: dict[str, Any]
@@ -36,11 +43,11 @@ class RunHistory:
 
     def __post_init__(self) -> None:
         by_step: dict[str, dict[int, float]] = {}
-        for record in self._all("metrics"):
+        for record in self._of_kind("metrics"):
             for key, value in record["values"].items():
                 by_step.setdefault(key, {})[record["step"]] = value
         self.curves = {key: sorted(values.items()) for key, values in by_step.items()}
-        planned = {record["index"]: record for record in self._all("phase")}
+        by_index = {record["index"]: record for record in self._of_kind("phase")}
         self.phases = [
             Phase(
                 index,
@@ -49,10 +56,10 @@ class RunHistory:
                 tuple(record["trains"]),
                 tuple(record["edges"]),
             )
-            for index, record in sorted(planned.items())
+            for index, record in sorted(by_index.items())
         ]
 
-    def _all(self, kind: str) -> Iterator[dict[str, Any]]:
+    def _of_kind(self, kind: str) -> Iterator[dict[str, Any]]:
         return (record for record in self.records if record["kind"] == kind)
 
     def _last(self, kind: str) -> dict[str, Any]:
@@ -66,27 +73,27 @@ class RunHistory:
     @property
     def edges(self) -> list[str]:
         """The keys of the recipe's edges, `teacher-to-student`."""
-        return [f"{edge['teacher']}-to-{edge['student']}" for edge in self.recipe["edges"]]
+        return [_edge_key(edge) for edge in self.recipe["edges"]]
 
     @property
     def data(self) -> dict[str, Any]:
-        """The data record; empty if the run did not come that far."""
+        """The data record; empty if the run ended before its data was read."""
         return self._last("data")
 
     @property
     def run(self) -> dict[str, Any]:
-        """The first run record: when it all began."""
-        return next(self._all("run"), {})
+        """The first run record, written when the run was created."""
+        return next(self._of_kind("run"), {})
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """One record for each time that the run began or went on, in order; from which step, past which damage."""
-        return sorted(self._all("start"), key=lambda record: record["attempt"])
+        """One start record per attempt, in order: its first step and the damaged checkpoints that it skipped."""
+        return sorted(self._of_kind("start"), key=lambda record: record["attempt"])
 
     @property
-    def bad(self) -> list[dict[str, Any]]:
-        """The steps at which numbers were not finite."""
-        return list(self._all("bad"))
+    def non_finite_steps(self) -> list[dict[str, Any]]:
+        """The records of steps whose loss or gradient was not finite."""
+        return list(self._of_kind("bad"))
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -96,60 +103,61 @@ class RunHistory:
 
     @property
     def last_step(self) -> int:
-        """The last step that any record speaks of."""
+        """The last step that any record mentions."""
         steps = [record["step"] for record in self.records if record["kind"] in ("metrics", "checkpoint", "phase")]
         return max([*steps, self._last("result").get("steps", 0)], default=0)
 
     @property
     def planned_steps(self) -> int | None:
-        """The steps of the whole schedule; None while that is not known."""
+        """The steps of the whole schedule; None before the first phase."""
         newest = self._last("phase")
         return newest.get("total") if newest else None
 
     @property
     def status(self) -> str:
-        """done, failed, preempted, or unfinished: the spool does not say how it ended."""
+        """done, failed, preempted, or unfinished if the event log has no end record for the last attempt."""
         last = [record for record in self.records if record["kind"] in ("run", "end")][-1:]
         return last[0]["status"] if last and last[0]["kind"] == "end" else UNFINISHED
 
     @property
     def error(self) -> str:
-        """Why it failed; empty if it did not."""
+        """The error of a failed run; empty for any other."""
         return str(self._last("end").get("error", "")) if self.status != UNFINISHED else ""
 
     @property
-    def score(self) -> str:
-        """The metric by which models are compared (`workloads.metrics.primary`)."""
+    def primary_metric(self) -> str:
+        """The metric by which models are compared (`workloads.evaluate.metrics.primary`)."""
         labels = self.data.get("labels", self.recipe["data"]["labels"])
         return "accuracy" if labels == "single" else "mAP"
 
-    def spans(self, model: str) -> list[tuple[int, int, str]]:
-        """(start, end, role) of a model, neighbouring phases with one role joined."""
-        return _joined([(phase.start, phase.end, phase.role(model)) for phase in self.phases])
+    def role_spans(self, model: str) -> list[tuple[int, int, str]]:
+        """(start, end, role) of a model in steps; adjacent phases with the same role are merged."""
+        return _merge_adjacent([(phase.start, phase.end, phase.role(model)) for phase in self.phases])
 
-    def while_open(self, key: str, curve: Curve) -> list[tuple[int, float | None]]:
-        """A model's or an edge's curve, broken where the model did not learn or the edge was not open."""
-        spans = [
-            (phase.start, phase.end, "open")
-            for phase in self.phases
-            if key in phase.trains or key in {f"{edge['teacher']}-to-{edge['student']}" for edge in phase.edges}
-        ]
-        broken: list[tuple[int, float | None]] = []
-        before = None
+    def split_by_activity(self, key: str, curve: Curve) -> list[tuple[int, float | None]]:
+        """A model's or an edge's curve, with a gap (None) wherever it was inactive between two points."""
+        spans = _merge_adjacent([(phase.start, phase.end, "active") for phase in self.phases if phase.is_active(key)])
+        points: list[tuple[int, float | None]] = []
+        previous = None
         for step, value in curve:
-            here = next((start for start, end, _ in _joined(spans) if start < step <= end), before)
-            if broken and here != before:
-                broken.append((step, None))
-            broken.append((step, value))
-            before = here
-        return broken
+            current = next((start for start, end, _ in spans if start < step <= end), previous)
+            if points and current != previous:
+                points.append((step, None))
+            points.append((step, value))
+            previous = current
+        return points
 
 
-def _joined(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    joined: list[tuple[int, int, str]] = []
+def _edge_key(edge: dict[str, Any]) -> str:
+    return f"{edge['teacher']}-to-{edge['student']}"
+
+
+def _merge_adjacent(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Spans that touch and have the same role become one; spans without a role are left out."""
+    merged: list[tuple[int, int, str]] = []
     for start, end, role in spans:
-        if joined and joined[-1][1:] == (start, role):
-            joined[-1] = (joined[-1][0], end, role)
+        if merged and merged[-1][1:] == (start, role):
+            merged[-1] = (merged[-1][0], end, role)
         else:
-            joined.append((start, end, role))
-    return [span for span in joined if span[2]]
+            merged.append((start, end, role))
+    return [span for span in merged if span[2]]

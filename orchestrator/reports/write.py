@@ -1,6 +1,6 @@
-"""Where reports are written: beside the run or search that has just ended, or anew from what its folder or URI holds.
+"""Where reports are written: beside a run or search that has just ended, or again from what its folder or URI holds.
 
-Called by the command line, after the outcome is written: a page that fails changes nothing of what it tells of.
+The command line calls it after the outcome is written: a report that fails changes nothing of a run or search.
 """
 
 import json
@@ -20,7 +20,10 @@ REPORT = "report.html"
 
 
 def write_run_report(location: RunLocation, command: str, *, patience_s: float) -> None:
-    """The report of a run that this process has driven, from its own records; beside them, and where it is stored."""
+    """Write the report of a run that this process has driven, from its event log: beside it, and to its storage.
+
+    Retries for at most `patience_s` seconds while the storage is unavailable.
+    """
     recipe_uri = object_store.join(location.uri, "recipe.json")
     recipe = json.loads(
         retry_while_unavailable(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s)
@@ -31,29 +34,36 @@ def write_run_report(location: RunLocation, command: str, *, patience_s: float) 
 
 
 def write_search_page(location: RunLocation) -> None:
-    """The page of a search that this process has driven; beside its files, and where it is stored."""
+    """Write the page of a search that this process has driven: beside its files, and to its storage."""
     out = location.folder / REPORT
     write_search_report(read_search(location.uri), out)
     share(location.uri, out)
 
 
 def rewrite_report(uri: str, out: str) -> str:
-    """Write the report of a run or a search, finished or not, from what its folder or URI holds; returns the path."""
+    """Write the report of a run or a search, finished or not, from what its folder or URI holds; returns the path.
+
+    `out` is empty for ./ID.html. Raises ValueError where there is neither a run with records nor a search.
+    """
     if object_store.exists(object_store.join(uri, "search.json")):
         search = read_search(uri)
         target = Path(out or f"{search.search_id}.html")
         write_search_report(search, target)
         return str(target.resolve())
+    return str(_rewrite_run_report(uri, out).resolve())
+
+
+def _rewrite_run_report(uri: str, out: str) -> Path:
     recipe_uri = object_store.join(uri, "recipe.json")
     if not object_store.exists(recipe_uri):
         raise ValueError(f"run {uri!r}: no recipe.json there; give a run's or a search's folder or URI, STORAGE/ID")
     records = records_of(uri)
     if not records:
-        raise ValueError(f"run {uri!r}: has no records there yet; they come with the first checkpoint")
+        raise ValueError(f"run {uri!r}: no records yet; the first checkpoint brings them, so try again after it")
     run_id = uri.rstrip("/").rsplit("/", 1)[-1]
-    starts = [record for record in records if record["kind"] == "run"]
-    command = starts[0]["tags"]["command"] if starts else f"antiphon run RECIPE --resume {run_id}"
+    run_records = [record for record in records if record["kind"] == "run"]
+    command = run_records[0]["tags"]["command"] if run_records else f"antiphon run RECIPE --resume {run_id}"
     target = Path(out or f"{run_id}.html")
     recipe = json.loads(object_store.get_text(recipe_uri))
     write_report(records, recipe, run_id=run_id, command=command, out=target)
-    return str(target.resolve())
+    return target

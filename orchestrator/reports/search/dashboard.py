@@ -1,6 +1,7 @@
-"""A search's page, served: it looks for news by itself while the search runs. Knows the search's files and no more.
+"""A server for a search's page, which refreshes itself while the search runs. Depends only on the search's files.
 
-Meant for one reader on this machine: it binds to loopback unless told, has no accounts, and changes nothing.
+Meant for one reader on this machine: it binds to loopback unless told otherwise, has no accounts, and is read-only.
+It may start and end at any time, during a search or after it, and any number of servers may serve the same search.
 """
 
 import socket
@@ -19,92 +20,111 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
-from orchestrator.reports.search import page as search_page
+from orchestrator.reports.search.page import render_body, render_page
 from orchestrator.reports.search.snapshot import Search, read_search
 from orchestrator.storage.retry import describe_error
 
-EVERY_S = 3.0  # how often a page asks
-DRAWN_S = 60.0  # how often what goes on is drawn longer, where there is no news
+POLL_S = 3.0  # between two requests of an open page
+RERENDER_S = 60.0  # after this time running trials are drawn longer, also if no file has changed
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
-class Watched:
-    """A search as it was seen last, and its page's body. Several pages may ask at once; the files are read for one."""
+class CachedSearchPage:
+    """The last snapshot of a search and the body rendered from it.
+
+    Any thread may call `refresh`, any number of times; Starlette calls it from its thread pool, once per request. One
+    thread at a time reads the files, at most every POLL_S / 2 seconds; the others wait for it and share what it read.
+    A read that fails raises in the thread that tried it and keeps the last snapshot; the next call tries again.
+    """
 
     def __init__(self, uri: str) -> None:
         self._uri, self._lock = uri, threading.Lock()
         self.search = read_search(uri)
-        self._looked = self._drawn = time.monotonic()
+        self._read_at = self._rendered_at = time.monotonic()
         self.stamp, self._body = "", ""
 
-    def look(self) -> tuple[Search, str, str]:
-        """The search, a stamp that changes with it, and the body of its page."""
+    def refresh(self) -> tuple[Search, str, str]:
+        """The search, a stamp that changes whenever the body does, and the body.
+
+        Raises ValueError and OSError as `read_search` does.
+        """
         with self._lock:
-            if time.monotonic() - self._looked >= EVERY_S / 2:
-                before, silent = self.search, self._silent()
-                self.search = read_search(self._uri, before=before)
-                self._looked = time.monotonic()
-                old = self.search.outcome is None and self._looked - self._drawn >= DRAWN_S
-                if old or (self.search, self._silent()) != (before, silent):
-                    self.stamp = ""
+            if time.monotonic() - self._read_at >= POLL_S / 2:
+                self._read()
             if not self.stamp:
-                self._drawn = self._looked
-                self._body, self.stamp = search_page.body(self.search), uuid.uuid4().hex
+                self._rendered_at = self._read_at
+                self._body, self.stamp = render_body(self.search), uuid.uuid4().hex
             return self.search, self.stamp, self._body
 
-    def _silent(self) -> bool:
+    def _read(self) -> None:
+        """Read what has changed; clears the stamp if the body must be rendered again."""
+        before, had_no_updates = self.search, self._has_no_updates()
+        self.search = read_search(self._uri, before=before)
+        self._read_at = time.monotonic()
+        is_due = self.search.outcome is None and self._read_at - self._rendered_at >= RERENDER_S
+        if is_due or (self.search, self._has_no_updates()) != (before, had_no_updates):
+            self.stamp = ""
+
+    def _has_no_updates(self) -> bool:
+        """Whether the page says that the search may have been killed."""
         now = time.time()
         return self.search.until(now) < now
 
 
 def app(uri: str, *, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
-    """The pages of the search at `uri`: / and /fragment. ValueError where no search is.
+    """The pages of the search at `uri`: / and /fragment. Raises ValueError where no search is.
 
-    `hosts` are the names under which it answers: a page from elsewhere that has its own name point to this machine
-    (DNS rebinding) gets nothing.
+    `hosts` are the host names that it accepts: a page from elsewhere whose name resolves to this machine (DNS
+    rebinding) is refused.
     """
-    watched = Watched(uri)
+    cached = CachedSearchPage(uri)
 
     def page(request: Request) -> HTMLResponse:
-        search, stamp, body = watched.look()
-        every_s = EVERY_S if search.outcome is None else None
-        return HTMLResponse(search_page.page(search, body=body, every_s=every_s, stamp=stamp))
+        search, stamp, body = cached.refresh()
+        poll_s = POLL_S if search.outcome is None else None
+        return HTMLResponse(render_page(search, body=body, poll_s=poll_s, stamp=stamp))
 
     def fragment(request: Request) -> JSONResponse:
-        search, stamp, body = watched.look()
-        news = body if request.query_params.get("seen") != stamp else None
-        return JSONResponse({"stamp": stamp, "html": news, "live": search.outcome is None})
+        search, stamp, body = cached.refresh()
+        html = body if request.query_params.get("seen") != stamp else None
+        return JSONResponse({"stamp": stamp, "html": html, "live": search.outcome is None})
 
-    def away(request: Request, error: Exception) -> JSONResponse:
+    def unavailable(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": describe_error(error)}, status_code=503)
 
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(GZipMiddleware)]
     return Starlette(
         routes=[Route("/", page), Route("/fragment", fragment)],
         middleware=guards,
-        exception_handlers={OSError: away, ValueError: away},  # a store that is away; it may come back
+        exception_handlers={
+            OSError: unavailable,
+            ValueError: unavailable,
+        },  # the storage may come back, so pages keep polling
     )
 
 
 def serve(uri: str, *, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the search's page until interrupted; `ready` is called with its address. Port 0: a free one.
+    """Serve the search's page in this thread until interrupted (Ctrl-C). Port 0: a free one.
 
-    Raises ValueError where no search is, or where the address cannot be had.
+    `ready` is called once, with the address, after the socket listens. Raises ValueError where no search is, or where
+    the address cannot be bound.
     """
-    guarded = LOOPBACK if host in LOOPBACK else ("*",)  # whoever opens it to others names it as they like
-    application = app(uri, hosts=guarded)
+    accepted = LOOPBACK if host in LOOPBACK else ("*",)  # other machines may know this one by any name
+    application = app(uri, hosts=accepted)
     config = uvicorn.Config(application, log_level="warning")
     with listen(host, port) as listening:
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listening.getsockname()[1]}/")
-        with suppress(KeyboardInterrupt):  # the way to end it
+        with suppress(KeyboardInterrupt):  # how the user ends it
             uvicorn.Server(config).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is a free one. ValueError where the address cannot be had."""
+    """A listening socket; port 0 is a free one. Raises ValueError where the address cannot be bound."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--host {host!r} --port {port}: cannot be had ({error}); choose others, or port 0") from None
+        raise ValueError(
+            f"--host {host!r} --port {port}: cannot listen there ({error}); choose others, or port 0"
+        ) from None

@@ -1,6 +1,6 @@
-"""The parts of a search's page that are pictures: which there are, and what must be known to read them.
+"""The sections of a search's page that are figures: which there are, and the text needed to read them.
 
-A part that has nothing to show yet says what is missing.
+A section without data says what is missing.
 """
 
 from dataclasses import dataclass
@@ -8,141 +8,156 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 from markupsafe import Markup
 
+from orchestrator.reports.formatting import plural
 from orchestrator.reports.html_page import figure_json
 from orchestrator.reports.search import figures, timeline
-from orchestrator.reports.search.importance import SUBSET, SUBSETS, importance, trials_missing
+from orchestrator.reports.search.importance import NUM_SUBSETS, SUBSET_SHARE, importance, trials_missing
 from orchestrator.reports.search.snapshot import STOPPED, Search
-from orchestrator.reports.search.verdict import plural
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what is to be known beside its pictures, (place, title, JSON); or why there are none."""
+    """A heading, and the text above its figures, (element id, heading, JSON); without figures, why there are none."""
 
     name: str
     title: str
-    said: str
+    text: str
     figures: tuple[tuple[str, str, Markup], ...] = ()
 
 
 def sections(search: Search, now: float) -> list[Section]:
-    """All of them, in the page's order; `now` (seconds since the epoch) ends what still runs."""
+    """All sections in the page's order; running trials are drawn until `now`, in seconds since the epoch."""
     return [
-        _responses(search),
+        _slices(search),
         _importance(search),
-        _parallel(search),
-        _curves(search),
-        _pareto(search),
-        _agreement(search),
+        _parallel_coordinates(search),
+        _learning_curves(search),
+        _pareto_front(search),
+        _rank_correlation(search),
         _timeline(search, now),
     ]
 
 
-def _one(name: str, title: str, said: str, figure: go.Figure) -> Section:
-    return Section(name, title, said, ((f"{name}-all", "", figure_json(figure)),))
+def _with_one_figure(name: str, title: str, text: str, figure: go.Figure) -> Section:
+    return Section(name, title, text, ((f"{name}-all", "", figure_json(figure)),))
 
 
-def _responses(search: Search) -> Section:
-    title = "How the score responds to each parameter"
-    _, judged = search.compared
-    if not judged:
-        return Section("response", title, "No trial has been judged yet.")
-    said = (
-        "A dot is a trial; lower is better. Blue is the score at the trials' end; grey, where some were stopped early, "
-        "that of every trial at the last rung that all reached: compare like with like. "
-        "Diamonds are means of neighbours in equal numbers, with standard errors"
+def _slices(search: Search) -> Section:
+    title = "Objective by parameter (slice plots)"
+    _, scored = search.compared
+    if not scored:
+        return Section("slices", title, "No trial has been scored yet.")
+    text = (
+        "One dot per trial; lower is better. Blue: the objective at the end of completed trials. Grey, where some "
+        "trials were stopped early: the objective of every trial at the last rung that all of them reached; compare "
+        "dots of one colour only. Diamonds are means of equally large groups of neighbours, or of each choice, with "
+        "standard errors"
     )
-    few = len(judged) < figures.LEAST_FOR_MEANS
-    said += f"; they need {figures.LEAST_FOR_MEANS} trials, {len(judged)} are judged." if few else "."
+    few = len(scored) < figures.MIN_TRIALS_FOR_MEANS
+    text += f"; they need {figures.MIN_TRIALS_FOR_MEANS} scored trials, there are {len(scored)}." if few else "."
     drawn = [
-        (f"response-{at}", name, figure_json(figures.response(search, name))) for at, name in enumerate(search.space)
+        (f"slice-{at}", name, figure_json(figures.slice_plot(search, name))) for at, name in enumerate(search.space)
     ]
-    for at, (across, up) in enumerate(figures.pairs(search)):
-        figure = figure_json(figures.together(search, across, up))
-        drawn.append((f"together-{at}", f"{across} and {up} together", figure))
-    return Section("response", title, said, tuple(drawn))
+    for at, (x_name, y_name) in enumerate(figures.parameter_pairs(search)):
+        figure = figure_json(figures.pair_plot(search, x_name, y_name))
+        drawn.append((f"pair-{at}", f"{x_name} and {y_name}", figure))
+    return Section("slices", title, text, tuple(drawn))
 
 
 def _importance(search: Search) -> Section:
-    title, missing = "Which parameter matters", trials_missing(search)
+    title, missing = "Parameter importance", trials_missing(search)
     if missing > 0:
-        return Section("importance", title, f"To say it takes {plural(missing, 'more judged trial')}.")
-    found = importance(search)
-    if not found:
-        return Section("importance", title, "All scores are the same, so no parameter explains them.")
-    said = (
-        f"fANOVA: each parameter's own share of the variance of {search.metric} {search.compared[0]} over the space, "
-        f"as a forest fitted to {len(search.compared[1])} judged trials sees it; what is missing to 100 % lies in "
-        f"parameters together. Whiskers: lowest and highest in {SUBSETS} random subsets of "
-        f"{SUBSET:.0%} of the trials; where they overlap, the order is not settled."
+        return Section("importance", title, f"Needs {plural(missing, 'more scored trial')}.")
+    by_name = importance(search)
+    if not by_name:
+        return Section("importance", title, "All objective values are equal, so no parameter explains them.")
+    text = (
+        f"fANOVA: the share of the variance of {search.metric} {search.compared[0]} over the search space that each "
+        f"parameter explains on its own, estimated by a random forest fitted to {len(search.compared[1])} scored "
+        "trials; the rest to 100 % is in interactions of parameters. Whiskers: lowest and highest over "
+        f"{NUM_SUBSETS} random subsets of {SUBSET_SHARE:.0%} of the trials; where they overlap, the order is not "
+        "settled."
     )
-    return _one("importance", title, said, figures.importances(found))
+    return _with_one_figure("importance", title, text, figures.importance_bars(by_name))
 
 
-def _parallel(search: Search) -> Section:
-    title = "All settings at once"
+def _parallel_coordinates(search: Search) -> Section:
+    title = "Parallel coordinates"
     if not search.ranked:
-        return Section("parallel", title, "No trial has come to its end with a score yet.")
-    said = "A line is a trial that came to its end; the darker, the better. Where dark lines meet, good trials agree."
-    return _one("parallel", title, said, figures.parallel(search))
+        return Section("parallel", title, "No trial has completed with an objective value yet.")
+    text = (
+        "One line per completed trial; the darker, the better. Where dark lines meet, good trials have similar values."
+    )
+    return _with_one_figure("parallel", title, text, figures.parallel_coordinates(search))
 
 
-def _curves(search: Search) -> Section:
-    title = "How trials went, rung by rung"
+def _learning_curves(search: Search) -> Section:
+    title = "Learning curves of the trials"
     if not any(trial.history for trial in search.trials):
-        return Section("curves", title, "No trial has been judged yet.")
-    said = f"{search.metric} at each rung."
+        return Section("curves", title, "No trial has been scored yet.")
+    text = f"{search.metric} at each rung."
     if search.of_status(STOPPED):
-        said += f" Grey ones were stopped where they end by the scheduler ({search.settings['scheduler']})."
-    return _one("curves", title, said, figures.curves(search))
+        text += f" Grey lines end where the scheduler ({search.settings['scheduler']}) stopped the trial early."
+    return _with_one_figure("curves", title, text, figures.learning_curves(search))
 
 
-def _pareto(search: Search) -> Section:
-    title, second = "What a good score costs", search.settings.get("second", "")
+def _pareto_front(search: Search) -> Section:
+    title, second = "Pareto front", search.settings.get("second", "")
     if not second:
-        return Section("pareto", title, "This search has one objective; with search.second its Pareto front is here.")
-    if not figures.front(search):
-        return Section("pareto", title, "No trial has come to its end with both objectives yet.")
-    cost = figures.SECONDS[second]
-    said = f"{search.metric} against {cost}; both should be small. No trial beats one on the front in both."
-    return _one("pareto", title, said, figures.pareto(search))
+        return Section("pareto", title, "This search has one objective; set search.second for a second one.")
+    if not figures.pareto_front(search):
+        return Section("pareto", title, "No trial has completed with both objectives yet.")
+    cost = figures.SECOND_OBJECTIVES[second]
+    text = (
+        f"{search.metric} against {cost}; both are better if lower. No trial is better than one on the front in both."
+    )
+    return _with_one_figure("pareto", title, text, figures.pareto_plot(search))
 
 
-def _agreement(search: Search) -> Section:
-    title, found = "Does the ranking hold at full length?", (search.outcome or {}).get("agreement")
+def _rank_correlation(search: Search) -> Section:
+    title, agreement = "Rank correlation with full-length runs", (search.outcome or {}).get("agreement")
     share = search.settings["share"]
     if share == 1:
-        return Section("agreement", title, "Trials were full runs.")
-    if not found and any(trial.kind == "full" for trial in search.finals):
-        return Section("agreement", title, "Fewer than two trials have come to their end over all steps.")
-    if not found:
-        return Section(
-            "agreement",
-            title,
-            f"Not asked: a trial takes {share:.0%} of a full run, and --full N learns N of them again.",
+        return Section("agreement", title, "The trials were full-length runs.")
+    if not agreement and any(trial.kind == "full" for trial in search.finals):
+        return Section("agreement", title, "Fewer than two trials have completed at full length.")
+    if not agreement:
+        text = (
+            f"Not measured: a trial takes {share:.0%} of a full run's steps; --full N trains N of them at full length."
         )
-    tau = "not defined, all are equal" if found["tau"] is None else f"{found['tau']:+.2f} (p {found['p']:.2g})"
-    said = (
-        f"{len(found['trials'])} trials, from the best to the worst of those that ended, learned again over all steps; "
-        f"a trial had taken {share:.0%} of them. Kendall's tau between the two rankings is {tau}; +1 is the same order."
+        return Section("agreement", title, text)
+    tau = "not defined, as all values are equal"
+    if agreement["tau"] is not None:
+        tau = f"{agreement['tau']:+.2f} (p {agreement['p']:.2g})"
+    text = (
+        f"{len(agreement['trials'])} completed trials, evenly spread from the best to the worst, were trained again "
+        f"for all steps; the trials had taken {share:.0%} of them. Kendall's tau between the two rankings is {tau}; "
+        "+1 is the same order."
     )
-    return _one("agreement", title, said, figures.agreement(search))
+    return _with_one_figure("agreement", title, text, figures.rank_correlation(search))
 
 
 def _timeline(search: Search, now: float) -> Section:
-    title, drawn = "Where the time went", timeline.spans(search, now=now)
-    if not drawn:
-        return Section("timeline", title, "No trial has begun.")
-    busy = None if search.pauses else timeline.utilisation(drawn, search.slots)
-    inside = sum(trial.loop_seconds for trial in (*search.trials, *search.finals))
-    held = sum(span.end - span.start for span in drawn if span.trial.over)
-    said = (
-        "A row is a slot of the cluster, a block a trial with its number. From the first trial's begin to the last "
-        f"one's end {plural(search.slots, 'slot')} were busy {busy:.0%} of the time"
-        if busy is not None
-        else "A row is a trial, from its first begin to its end: in between it waits for the others at every rung"
-    )
+    title, spans = "Timeline", timeline.spans(search, now=now)
+    if not spans:
+        return Section("timeline", title, "No trial has started.")
     if search.pauses:
-        return _one("timeline", title, f"{said}.", timeline.timeline(search, now=now))
-    said += f"; {inside / held:.0%} of what finished trials held went into training loops." if held else "."
-    return _one("timeline", title, said, timeline.timeline(search, now=now))
+        text = "One row per trial, from its first start to its end; in between it waits for the others at every rung."
+    else:
+        text = "One row per slot of the cluster; a block is a trial with its number."
+        text += _utilisation(search, spans)
+    return _with_one_figure("timeline", title, text, timeline.timeline(search, now=now))
+
+
+def _utilisation(search: Search, spans: list[timeline.Span]) -> str:
+    """How busy the slots were, and how much of their time was spent in training loops."""
+    busy, text = timeline.utilisation(spans, search.slots), ""
+    if busy is not None:
+        text = (
+            f" From the first trial's start to the last one's end, {plural(search.slots, 'slot')} were {busy:.0%} busy"
+        )
+    training = sum(trial.loop_seconds for trial in (*search.trials, *search.finals))
+    occupied = sum(span.end - span.start for span in spans if span.trial.over)
+    if busy is not None and occupied:
+        text += f"; {training / occupied:.0%} of the slot time of ended trials was spent in training loops"
+    return f"{text}." if text else ""

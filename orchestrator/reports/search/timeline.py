@@ -1,73 +1,84 @@
-"""Who held which slot of the cluster when, and the picture of it. Knows the trials, not the page."""
+"""Which trial used which slot of the cluster when, and the figure of it. Depends on the trials, not on the page."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from orchestrator.reports.run_figures import plain
-from orchestrator.reports.search.figures import COLOURS, axes, heard
+from orchestrator.reports.figure_style import add_blocks, new_figure
+from orchestrator.reports.search.figures import FINAL_COLOURS, STATUS_COLOURS, hover_text, set_axes
+from orchestrator.reports.search.formatting import STATUS_LABELS
 from orchestrator.reports.search.snapshot import FAILED, RUNNING, Search, Trial
 
 MINUTE_S = 60.0
-LEAST_SHARE = 0.025  # of the time, of a block that has room for its number
+MIN_LABELLED_SHARE = 0.025  # of the time: a shorter block has no room for its number
+NO_SLOT = "slot unknown"  # the trial's folder does not name one yet
 
 
 @dataclass(frozen=True)
 class Span:
-    """A trial on the timeline: its row, what colours it, and its seconds since the search began."""
+    """A trial on the timeline: its row, its colour group, and its seconds since the search started."""
 
     row: str
-    group: str
+    group: str  # a status, or the kind of a final run
     trial: Trial
     start: float
     end: float
 
 
 def spans(search: Search, *, now: float) -> list[Span]:
-    """Who held which slot when. A trial that runs lasts until `now`."""
+    """Which trial used which slot when; a trial that is still running lasts until `now`, seconds since the epoch."""
     found = []
     for trial in (*search.trials, *search.finals):
+        if trial.ended is None and trial.status != RUNNING:
+            continue
         group = trial.status if trial.kind == "trial" or trial.status in (FAILED, RUNNING) else trial.kind
-        if trial.ended is not None or trial.status == RUNNING:
-            row = "runs now" if trial.slot is None else f"slot {trial.slot}"
-            if search.pauses and trial.kind == "trial":  # it holds a slot from rung to rung only
-                row = f"trial {trial.number}"
-            end = now if trial.ended is None else trial.ended
-            found.append(Span(row, group, trial, trial.began - search.created, max(end, trial.began) - search.created))
+        row = NO_SLOT if trial.slot is None else f"slot {trial.slot}"
+        if search.pauses and trial.kind == "trial":  # it holds a slot only from one rung to the next
+            row = f"trial {trial.number}"
+        end = now if trial.ended is None else trial.ended
+        found.append(Span(row, group, trial, trial.began - search.created, max(end, trial.began) - search.created))
     return found
 
 
 def timeline(search: Search, *, now: float) -> go.Figure:
-    """A row for each slot of the cluster, or for each trial that waits for others, over minutes since the beginning."""
-    drawn = spans(search, now=now)
-    rows = sorted({span.row for span in drawn}, key=lambda row: (row == "runs now", len(row), row))
-    figure = plain(go.Figure(), height=130 + 52 * len(rows))
-    last = max(span.end for span in drawn)
-    for group in [name for name in COLOURS if any(span.group == name for span in drawn)]:
-        own = [span for span in drawn if span.group == group]
-        figure.add_bar(
-            orientation="h",
-            name=group if group != RUNNING else "runs now",
-            y=[span.row for span in own],
-            base=[span.start / MINUTE_S for span in own],
-            x=[(span.end - span.start) / MINUTE_S for span in own],
-            text=[str(span.trial.number) if span.end - span.start > LEAST_SHARE * last else "" for span in own],
-            textangle=0,
-            insidetextanchor="middle",
-            hovertext=[heard(span.trial, search, seconds=span.end - span.start) for span in own],
-            hoverinfo="text",
-            marker={"color": COLOURS[group], "line": {"width": 1, "color": "rgba(255,255,255,.8)"}},
-            textfont={"color": "#0b1220", "size": 11},
+    """A row for each slot, or for each trial if trials wait for one another, over minutes since the search started."""
+    all_spans = spans(search, now=now)
+    rows = sorted({span.row for span in all_spans}, key=lambda row: (row == NO_SLOT, len(row), row))
+    figure = new_figure(height=130 + 52 * len(rows))
+    last = max(span.end for span in all_spans)
+    for group, colour in (STATUS_COLOURS | FINAL_COLOURS).items():
+        of_group = [span for span in all_spans if span.group == group]
+        if not of_group:
+            continue
+        durations = [span.end - span.start for span in of_group]
+        add_blocks(
+            figure,
+            name=STATUS_LABELS.get(group, group),
+            colour=colour,
+            rows=[span.row for span in of_group],
+            starts=[span.start / MINUTE_S for span in of_group],
+            lengths=[duration / MINUTE_S for duration in durations],
+            labels=[
+                str(span.trial.number) if duration > MIN_LABELLED_SHARE * last else ""
+                for span, duration in zip(of_group, durations, strict=True)
+            ],
+            hover_texts=[
+                hover_text(span.trial, search, seconds=duration)
+                for span, duration in zip(of_group, durations, strict=True)
+            ],
         )
     figure.update_layout(barmode="overlay", bargap=0.3, uniformtext={"mode": "hide", "minsize": 9})
     figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1], automargin=True)
-    axes(figure, "minutes since the search began", "")
+    set_axes(figure, "minutes since the search started", "")
     return figure.update_xaxes(range=[0, last / MINUTE_S * 1.01])
 
 
-def utilisation(drawn: Iterable[Span], slots: int) -> float | None:
-    """The share of the slots' time, from the first trial's begin to the last one's end, in which they held a trial."""
-    drawn = list(drawn)
-    whole = max((s.end for s in drawn), default=0.0) - min((s.start for s in drawn), default=0.0)
-    return sum(span.end - span.start for span in drawn) / (slots * whole) if whole else None
+def utilisation(all_spans: Iterable[Span], slots: int) -> float | None:
+    """The share of the slots' time, from the first trial's start to the last one's end, in which they held a trial.
+
+    None where no time has passed.
+    """
+    all_spans = list(all_spans)
+    whole = max((s.end for s in all_spans), default=0.0) - min((s.start for s in all_spans), default=0.0)
+    return sum(span.end - span.start for span in all_spans) / (slots * whole) if whole else None

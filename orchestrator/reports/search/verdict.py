@@ -1,106 +1,97 @@
-"""What a search found, in plain words that claim no more than its numbers do. Draws nothing, knows no page."""
+"""A search's result in a few sentences that claim no more than its numbers do. Does not depend on figures or pages."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from orchestrator.reports.search.formatting import line
+from orchestrator.reports.formatting import format_duration, format_score, plural
+from orchestrator.reports.search.formatting import STATUS_LABELS, format_settings
 from orchestrator.reports.search.snapshot import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search
 
-NOTHING = "-"
+SMALLEST_DIFFERENCE = 1e-4  # what four decimals can show
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer: how far the search is, the best settings, and whether they beat the control."""
+    """How far the search is, the best settings, and whether they beat the control."""
 
-    tone: str  # done, failed or unfinished: the colour beside it
+    tone: str  # done, failed or unfinished: the CSS class of the box
     state: str
     best: str
     control: str
 
 
 def verdict(search: Search, now: float) -> Verdict:
-    """The page's headline at `now`, in seconds since the epoch."""
+    """The summary at the top of the page at `now`, in seconds since the epoch."""
     status = search.outcome["status"] if search.outcome else "unfinished"
     tone = status if status in ("done", "failed") else "unfinished"
     return Verdict(tone, _state(search, now), _best(search), _control(search))
 
 
-def _state(search: Search, now: float) -> str:
-    counts = [(DONE, "finished"), (STOPPED, "stopped early"), (FAILED, "failed")]
-    counts += [(RUNNING, "running"), (INTERRUPTED, "interrupted")]
-    parts = [f"{len(search.of_status(name))} {word}" for name, word in counts if search.of_status(name)]
-    told = f" ({', '.join(parts)})." if parts else "."
+def search_status(search: Search) -> str:
+    """running, finished, or the outcome's own word: failed."""
     if search.outcome is None:
-        over = sum(trial.over for trial in search.trials)
-        said = f"{over} of at most {search.wanted} trials are over{told}"
-        if search.until(now) < now:
-            return f"Without news for {duration(now - search.last_news)}: it may have been killed. {said}"
-        return f"Running. {said}"
-    return f"{search.outcome['status'].capitalize()}: {plural(len(search.trials), 'trial')}{told}"
+        return "running"
+    status = str(search.outcome["status"])
+    return "finished" if status == "done" else status
+
+
+def _state(search: Search, now: float) -> str:
+    counts = [(name, len(search.of_status(name))) for name in (DONE, STOPPED, FAILED, RUNNING, INTERRUPTED)]
+    by_status = ", ".join(f"{count} {STATUS_LABELS[name]}" for name, count in counts if count)
+    details = f" ({by_status})." if by_status else "."
+    if search.outcome is not None:
+        return f"{search_status(search).capitalize()}: {plural(len(search.trials), 'trial')}{details}"
+    ended = sum(trial.over for trial in search.trials)
+    progress = f"{ended} of at most {search.wanted} trials have ended{details}"
+    if search.until(now) < now:
+        return f"No update for {format_duration(now - search.last_news)}: it may have been killed. {progress}"
+    return f"Running. {progress}"
 
 
 def _best(search: Search) -> str:
-    ranked = search.ranked
-    if not ranked:
-        return "No trial has come to its end with a score, so there are no best settings."
-    best = ranked[0]
+    if not search.ranked:
+        return "No trial has completed with an objective value, so there are no best settings."
+    best = search.ranked[0]
     winner = (search.outcome or {}).get("winner")
     if winner and winner.get("number", best.number) != best.number:
-        chosen = f"trial {winner['number']} ({line(search, winner['settings'])})"
-        if any(trial.kind == "finalist" and trial.number == best.number for trial in search.finals):
-            return f"Best settings: {chosen}. It won over several seeds; on one seed trial {best.number} was ahead."
-        late = f"Trial {best.number}, which is ahead of it on one seed, came later and was not held against it"
-        return f"Best settings: {chosen}. {late}: the test fold is scored for one winner only."
-    word = "Best settings" if search.outcome else "Best settings so far"
-    if search.settings["searcher"] == "pbt":  # which course led there is in its result
-        word = "The best member's last settings" + ("" if search.outcome else " so far")
-    found = f"{line(search, best.settings)} (trial {best.number}, {search.metric} {score(best.objective)}"
-    return f"{word}: {found}{', lower is better).'}"
+        return _winner_over_seeds(search, winner, best.number)
+    so_far = "" if search.outcome else " so far"
+    title = f"Best settings{so_far}"
+    if search.settings["searcher"] == "pbt":  # its result holds the whole history of the settings
+        title = f"Last settings of the best population member{so_far}"
+    result = f"trial {best.number}, {search.metric} {format_score(best.objective)}, lower is better"
+    return f"{title}: {format_settings(search, best.settings)} ({result})."
+
+
+def _winner_over_seeds(search: Search, winner: Mapping[str, Any], best_number: int) -> str:
+    """The winner of the finals where another trial is better on a single seed."""
+    title = f"Best settings: trial {winner['number']} ({format_settings(search, winner['settings'])})."
+    if any(trial.kind == "finalist" and trial.number == best_number for trial in search.finals):
+        return f"{title} It won over several seeds; on one seed trial {best_number} was better."
+    return (
+        f"{title} Trial {best_number} is better on one seed, but completed later and was not compared over several "
+        "seeds: the test fold is scored for one winner only."
+    )
 
 
 def _control(search: Search) -> str:
     """Whether the winner beats its control; the difference is of the objective, so less than zero is better."""
-    compared = (search.outcome or {}).get("comparison")
+    comparison = (search.outcome or {}).get("comparison")
     if search.outcome is None:
-        return "Not established yet: the winner meets its control, the same models without teachers, at the end."
-    if compared is None:
-        return "Not established: no winner was compared with its control, the same models without teachers."
-    difference, low, high = compared["difference"], compared["low"], compared["high"]
+        return "Not compared with the control yet: the same models without teachers are trained after the trials."
+    if comparison is None:
+        return "Not compared with the control, the same models without teachers: no pair of final runs has completed."
+    difference, low, high = comparison["difference"], comparison["low"], comparison["high"]
     side = "below" if difference < 0 else "above"
-    size = score(abs(difference)) if abs(difference) >= 1e-4 else "less than 0.0001"
-    what = f"the winner's {search.metric} is {size} {side} its control's without teachers"
+    size = format_score(abs(difference)) if abs(difference) >= SMALLEST_DIFFERENCE else "less than 0.0001"
+    result = f"the winner's {search.metric} is {size} {side} that of its control without teachers"
+    pairs = plural(comparison["pairs"], "pair")
     if low is None or high is None:
-        return f"Not established: {what}, but with {plural(compared['pairs'], 'pair')} of seeds there is no interval."
-    what += f" (mean of {plural(compared['pairs'], 'pair')} of seeds, 95 % interval {low:+.4f} to {high:+.4f})"
-    if not compared["excludes_control"]:
-        return f"Not established: {what}. The interval includes zero, so the difference may be chance."
+        return f"Inconclusive: {result}, but there is no confidence interval from {pairs} of seeds."
+    result += f" (mean of {pairs} of seeds, 95 % confidence interval {low:+.4f} to {high:+.4f})"
+    if not comparison["excludes_control"]:
+        return f"Inconclusive: {result}. The interval includes zero, so the difference may be chance."
     if difference < 0:
-        return f"Established: {what}. The interval excludes zero: teaching helps here."
-    return f"The control is better: {what}. The interval excludes zero: teaching harms here."
-
-
-def score(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.4f}"
-
-
-def amount(value: float | None) -> str:
-    """A second objective with a unit's prefix: 541 M."""
-    if value is None:
-        return NOTHING
-    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{prefix}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people read them."""
-    if seconds is None:
-        return NOTHING
-    if seconds >= 5400:
-        return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60} min"
-    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
+        return f"Better than the control: {result}. The interval excludes zero: distillation helps here."
+    return f"Worse than the control: {result}. The interval excludes zero: distillation harms here."

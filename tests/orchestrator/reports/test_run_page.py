@@ -1,4 +1,4 @@
-"""The report says what the spool says, opens without a network, and also tells of runs that went wrong."""
+"""The report shows what the event log holds, needs no network, and also covers runs that failed."""
 
 import html
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.reports.run_figures import LEAST_SHARE
+from orchestrator.reports.run_figures import MIN_LABELLED_SHARE
 from orchestrator.reports.run_history import RunHistory
 from orchestrator.reports.run_page import write_report
 from tests.pages import Page
@@ -30,8 +30,8 @@ def recipe(labels: str) -> Record:
     return {"name": "demo", "about": about, "data": {"labels": labels}, "models": models, "edges": edges}
 
 
-def told(*, labels: str = "single", turns: int = 8) -> list[Record]:
-    """The records of a whole alternating run, as the loop writes them; losses fall, scores rise, seed 0."""
+def run_records(*, labels: str = "single", turns: int = 8) -> list[Record]:
+    """The records of a whole alternating run, as the training loop writes them; losses fall, scores rise, seed 0."""
     numbers = random.Random(0)
     tags = {"git_commit": "0123abcd", "schedule": "alternate"}
     start = {"run_id": "demo-1", "experiment": "antiphon", "name": "demo", "params": {}, "tags": tags}
@@ -105,12 +105,12 @@ def _page(records: list[Record], folder: Path, *, labels: str = "single", comman
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return _page(
-        told(), tmp_path_factory.mktemp("report"), command='antiphon run demo --set train.seed=1 && echo "<x>"'
+        run_records(), tmp_path_factory.mktemp("report"), command='antiphon run demo --set train.seed=1 && echo "<x>"'
     )
 
 
-def test_the_headline_has_the_spools_numbers(page: Page) -> None:
-    head, cnn, vit = page.tables["headline"]
+def test_the_model_table_has_the_event_logs_numbers(page: Page) -> None:
+    head, cnn, vit = page.tables["models"]
     assert head[4:6] == ["validation accuracy", "test accuracy"]
     expected = [
         "cnn",
@@ -127,7 +127,7 @@ def test_the_headline_has_the_spools_numbers(page: Page) -> None:
     expected[4] = f"{0.84125:.4f}"
     assert cnn == expected
     assert vit[4:6] == ["0.7800", "0.7700"]
-    assert page.texts["status"].strip() == "Done after step 280 of 280."
+    assert page.texts["status"].strip() == "Finished after step 280 of 280."
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -144,16 +144,16 @@ def test_what_came_from_outside_is_text(page: Page) -> None:
     assert "i" not in page.tags  # the recipe's own markup
 
 
-def test_interruptions_and_bad_numbers_are_told_where_there_were_any(page: Page, tmp_path: Path) -> None:
+def test_interruptions_and_non_finite_steps_are_listed_where_there_were_any(page: Page, tmp_path: Path) -> None:
     assert "attempts" not in page.tables
-    assert "bad" not in page.tables
-    records = told()
+    assert "non-finite" not in page.tables
+    records = run_records()
     again = {"kind": "start", "step": 100, "attempt": 3, "damaged": ["step-00000110-attempt-1: <vit> differs"]}
     bad = {"kind": "bad", "step": 120, "models": ["vit"], "policy": "skip", "clip_ids": ["1-2", "3-4"]}
     after = [{"t": records[-1]["t"], **record} for record in (again, bad)]
     shown = _page([*records[:-2], *after, *records[-2:]], tmp_path).tables
-    assert shown["attempts"][1:] == [["1", "0", "nothing"], ["3", "100", "step-00000110-attempt-1: <vit> differs"]]
-    assert shown["bad"][1:] == [["120", "vit", "skipped", "1-2, 3-4"]]
+    assert shown["attempts"][1:] == [["1", "0", "none"], ["3", "100", "step-00000110-attempt-1: <vit> differs"]]
+    assert shown["non-finite"][1:] == [["120", "vit", "step skipped", "1-2, 3-4"]]
 
 
 def test_data_is_counted(page: Page) -> None:
@@ -162,15 +162,15 @@ def test_data_is_counted(page: Page) -> None:
     assert rows["fingerprint"] == "5eed" * 16
 
 
-def test_curves_are_the_spools_and_break_where_the_model_rests(page: Page) -> None:
-    history = RunHistory(told(), recipe("single"))
+def test_curves_are_the_event_logs_with_gaps_where_the_model_is_not_training(page: Page) -> None:
+    history = RunHistory(run_records(), recipe("single"))
     loss, label_loss, kd_loss, score, val_loss = page.figures["curves-vit"]["data"]
     names = [trace["name"] for trace in (loss, label_loss, kd_loss, score, val_loss)]
-    assert names == ["loss", "label loss", "kd loss from cnn", "accuracy", "validation log loss"]
+    assert names == ["training loss", "label loss", "distillation loss, cnn", "accuracy", "validation log loss"]
     drawn = [(x, y) for x, y in zip(loss["x"], loss["y"], strict=True) if y is not None]
     assert drawn == history.curves["vit/loss"]
     assert list(zip(score["x"], score["y"], strict=True)) == history.curves["vit/val/accuracy"]
-    # burn-in and the first turn (to step 70) join; then the cnn learns until 100
+    # burn-in and the first turn (to step 70) join; then the cnn trains until 100
     assert loss["x"][5:9] == [60, 70, 110, 110]
     assert loss["y"][7] is None
     assert loss["y"].count(None) == 3
@@ -180,9 +180,9 @@ def test_the_background_shows_the_roles(page: Page) -> None:
     shapes = page.figures["curves-cnn"]["layout"]["shapes"]
     assert [(shape["x0"], shape["x1"]) for shape in shapes[:3]] == [(0, 40), (40, 70), (70, 100)]
     named = [note["text"] for note in page.figures["curves-cnn"]["layout"]["annotations"]]
-    assert named == ["learns"] + ["teaches", "learns"] * 4
-    blocks = {trace["name"]: trace for trace in page.figures["roles"]["data"]}
-    assert sorted(zip(blocks["teaches"]["y"], blocks["teaches"]["base"], strict=True))[:2] == [
+    assert named == ["training"] + ["teaching", "training"] * 4
+    blocks = {trace["name"]: trace for trace in page.figures["schedule"]["data"]}
+    assert sorted(zip(blocks["teaching"]["y"], blocks["teaching"]["base"], strict=True))[:2] == [
         ("cnn", 40),
         ("cnn", 100),
     ]
@@ -196,7 +196,7 @@ def test_every_edge_has_its_four_curves(page: Page) -> None:
 
 
 def test_tags_and_confusion_are_the_results(page: Page) -> None:
-    result = RunHistory(told(), recipe("single")).results
+    result = RunHistory(run_records(), recipe("single")).results
     for trace in page.figures["tags"]["data"]:
         assert dict(zip(map(html.unescape, trace["y"]), trace["x"], strict=True)) == result[trace["name"]]["per_tag"]
     heat = page.figures["matrix-vit"]["data"][0]
@@ -207,11 +207,11 @@ def test_tags_and_confusion_are_the_results(page: Page) -> None:
 
 
 def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:
-    records = told(labels="multi")
+    records = run_records(labels="multi")
     records[-2]["models"]["cnn"]["cooccurrence"][1] = [math.nan] * len(TAGS)  # a tag without test clips
     del records[-2]["models"]["cnn"]["per_tag"]["rain"]
     page = _page(records, tmp_path, labels="multi")
-    assert page.tables["headline"][0][5] == "test mAP"
+    assert page.tables["models"][0][5] == "test mAP"
     heat = page.figures["matrix-cnn"]["data"][0]
     assert heat["z"][0] == records[-2]["models"]["cnn"]["cooccurrence"][0]
     assert heat["z"][1] == [None] * len(TAGS)
@@ -219,14 +219,14 @@ def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:
     assert bars["x"][bars["y"].index("rain")] is None
 
 
-def test_many_turns_are_shaded_but_not_all_named(tmp_path: Path) -> None:
-    figure = _page(told(turns=40), tmp_path).figures["curves-cnn"]
+def test_many_turns_are_shaded_without_labels(tmp_path: Path) -> None:
+    figure = _page(run_records(turns=40), tmp_path).figures["curves-cnn"]
     assert len(figure["layout"]["shapes"]) == 41
     assert "annotations" not in figure["layout"]
-    assert PERIOD / (BURN_IN + 40 * PERIOD) < LEAST_SHARE
+    assert PERIOD / (BURN_IN + 40 * PERIOD) < MIN_LABELLED_SHARE
 
 
-def test_steps_done_twice_count_once_as_done_last() -> None:
+def test_the_last_value_of_a_step_logged_twice_counts() -> None:
     records = [{"kind": "metrics", "t": 1, "step": at, "values": {"cnn/loss": at + 0.5}} for at in (10, 20, 30)]
     again = [{"kind": "metrics", "t": 2, "step": at, "values": {"cnn/loss": float(at)}} for at in (20, 30, 40)]
     assert RunHistory(records + again, recipe("single")).curves == {
@@ -235,33 +235,36 @@ def test_steps_done_twice_count_once_as_done_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("end", "text"),
     [
         (
             {},
-            "Unfinished: it is still running or was killed; its last record came after step 150 of 280.",
+            "Unfinished: still running, or killed. The last record was written after step 150 of 280.",
         ),
         (
             {"status": "failed", "error": "disk <full>"},
             "Failed after step 150 of 280: disk <full>",
         ),
-        ({"status": "preempted", "error": ""}, "Preempted after step 150 of 280: saved, and to be run again."),
+        (
+            {"status": "preempted", "error": ""},
+            "Preempted after step 150 of 280: a checkpoint was saved; resume the run to continue.",
+        ),
     ],
 )
-def test_a_run_that_did_not_end_well_says_so(tmp_path: Path, end: Record, said: str) -> None:
-    records = [record for record in told() if record["kind"] != "result" and record.get("step", 0) <= 150][:-1]
+def test_the_status_of_a_run_that_did_not_finish(tmp_path: Path, end: Record, text: str) -> None:
+    records = [record for record in run_records() if record["kind"] != "result" and record.get("step", 0) <= 150][:-1]
     records += [{"kind": "end", "t": records[-1]["t"] + 1, **end}] if end else []
     page = _page(records, tmp_path)
-    assert said in " ".join(page.texts["status"].split())
-    _, cnn, _ = page.tables["headline"]
+    assert text in " ".join(page.texts["status"].split())
+    _, cnn, _ = page.tables["models"]
     assert cnn[2:6] == ["150", "-", f"{1 - math.exp(-1) * 0.8:.4f}", "-"]
     assert "curves-cnn" in page.figures
     assert "tags" not in page.figures
 
 
-def test_a_run_that_never_began_has_a_report(tmp_path: Path) -> None:
-    first = told()[0]
+def test_a_run_that_failed_before_its_data_has_a_report(tmp_path: Path) -> None:
+    first = run_records()[0]
     page = _page([first, {"kind": "end", "t": first["t"], "status": "failed", "error": "no data"}], tmp_path)
     assert page.texts["status"].strip() == "Failed after step 0: no data"
     assert page.figures == {}
-    assert page.tables["headline"][1][2:6] == ["-", "-", "-", "-"]
+    assert page.tables["models"][1][2:6] == ["-", "-", "-", "-"]

@@ -1,4 +1,4 @@
-"""The dashboard as its readers meet it: served on loopback, drawn in a browser, live while the search writes."""
+"""The dashboard end to end: served on loopback, drawn in a browser, refreshed while the search writes."""
 
 import http.client
 import json
@@ -23,20 +23,20 @@ from orchestrator.reports.search.snapshot import read_search
 from orchestrator.storage import object_store
 from tests import searches
 
-ROW = re.compile(r'<tr><td class="number"><b>(\d+)</b></td><td class="number (?:score|soft)">([^<]+)</td>')
+ROW = re.compile(r'<tr><td class="number"><b>(\d+)</b></td><td class="number (?:score|muted)">([^<]+)</td>')
 WIDTH, HEIGHT = 1280, 2400
 
 
 @pytest.fixture
 def half(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """A search that goes on: five trials are over, two run."""
-    uri, told = str(tmp_path / "search"), searches.results()
+    """A running search: five trials have ended, two are running."""
+    uri, results = str(tmp_path / "search"), searches.results()
     searches.put(uri, "search.json", value=searches.head())
-    for entry in told[:7]:
+    for entry in results[:7]:
         searches.begin(uri, entry)
-    for entry in told[:5]:
+    for entry in results[:5]:
         searches.end(uri, entry)
-    return uri, told
+    return uri, results
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def ask(port: int, path: str, **headers: str) -> tuple[int, str]:
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Callable[..., str]:
-    """Open an address in headless Chromium, let it work, and return the page as it stands then."""
+    """Open an address in headless Chromium, let its scripts run, and return the resulting page."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium in PATH; on Debian: apt-get install chromium")
@@ -81,28 +81,28 @@ def browse(tmp_path: Path) -> Callable[..., str]:
     return browse
 
 
-def test_the_page_asks_only_for_what_is_new(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard, "EVERY_S", 0.0)
-    uri, told = half
+def test_the_page_requests_only_what_is_new(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "POLL_S", 0.0)
+    uri, results = half
     with served(dashboard.app(uri)) as port:
         status, page = ask(port, "/")
         assert status == 200
-        assert f'<td class="number score">{told[0]["objective"]:.4f}</td>' in page
+        assert f'<td class="number score">{results[0]["objective"]:.4f}</td>' in page
         first = json.loads(ask(port, "/fragment")[1])
         assert first["live"]
         assert 'id="leaderboard"' in first["html"]
         assert json.loads(ask(port, f"/fragment?seen={first['stamp']}")[1]) == first | {"html": None}
-        searches.end(uri, told[6])
+        searches.end(uri, results[6])
         second = json.loads(ask(port, f"/fragment?seen={first['stamp']}")[1])
         assert second["stamp"] != first["stamp"]
-        assert f'<td class="number score">{told[6]["objective"]:.4f}</td>' in second["html"]
-        searches.put(uri, "outcome.json", value=searches.outcome(told[:5], comparison=None))
+        assert f'<td class="number score">{results[6]["objective"]:.4f}</td>' in second["html"]
+        searches.put(uri, "outcome.json", value=searches.outcome(results[:5], comparison=None))
         assert json.loads(ask(port, "/fragment")[1])["live"] is False
         assert "fragment?seen" not in ask(port, "/")[1]
 
 
-def test_a_store_that_is_away_is_told_and_may_come_back(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard, "EVERY_S", 0.0)
+def test_storage_that_is_unavailable_is_reported_and_may_come_back(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "POLL_S", 0.0)
     folder = Path(half[0])
     with served(dashboard.app(str(folder))) as port:
         folder.rename(folder.with_name("away"))
@@ -113,7 +113,7 @@ def test_a_store_that_is_away_is_told_and_may_come_back(half: Any, monkeypatch: 
         assert ask(port, "/fragment")[0] == 200
 
 
-def test_names_of_others_are_not_answered(half: Any) -> None:
+def test_requests_for_other_host_names_are_refused(half: Any) -> None:
     with served(dashboard.app(half[0])) as port:
         assert ask(port, "/", Host="elsewhere.example")[0] == 400
         assert ask(port, "/", Host=f"localhost:{port}")[0] == 200
@@ -124,8 +124,8 @@ def test_the_command_serves_on_loopback_until_interrupted(half: Any) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        port = int(re.fullmatch(r"dashboard http://127\.0\.0\.1:(\d+)/\n", said)[1])  # type: ignore[index]
+        line = process.stdout.readline()
+        port = int(re.fullmatch(r"dashboard http://127\.0\.0\.1:(\d+)/\n", line)[1])  # type: ignore[index]
         assert ask(port, "/fragment")[0] == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
@@ -137,27 +137,27 @@ def test_the_command_serves_on_loopback_until_interrupted(half: Any) -> None:
 def test_an_address_that_is_taken_is_the_users_mistake(half: Any) -> None:
     with dashboard.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"--port {port}: cannot be had"):
+        with pytest.raises(ValueError, match=f"--port {port}: cannot listen there"):
             dashboard.serve(half[0], host="127.0.0.1", port=port, ready=print)
     with pytest.raises(ValueError, match=r"no search\.json there"):
         dashboard.serve(f"{half[0]}/trials", host="127.0.0.1", port=0, ready=print)
 
 
-def test_a_browser_draws_what_the_files_say(tmp_path: Path, browse: Callable[..., str]) -> None:
+def test_a_browser_draws_what_the_files_hold(tmp_path: Path, browse: Callable[..., str]) -> None:
     uri = str(tmp_path / "search")
-    told = searches.whole(uri, scheduler="none", second="macs")
+    results = searches.whole(uri, scheduler="none", second="macs")
     with served(dashboard.app(uri)) as port:
         page = browse(f"http://127.0.0.1:{port}/", f"--screenshot={tmp_path / 'dashboard.png'}")
     rows = ROW.findall(page)
-    done = sorted((entry for entry in told if entry["status"] == "done"), key=lambda entry: entry["objective"])
+    done = sorted((entry for entry in results if entry["status"] == "done"), key=lambda entry: entry["objective"])
     assert rows[:23] == [(str(entry["number"]), f"{entry['objective']:.4f}") for entry in done]
     figures = re.findall(r'data-figure="([^"]+)"', page)
     assert len(figures) == 9
     drawn = {name: page[page.index(f'id="{name}"') : page.index(f'data-figure="{name}"')] for name in figures}
     for name, svg in drawn.items():
         assert "main-svg" in svg, name
-    assert drawn["response-0"].count('<path class="point"') == 23 + 5  # trials, and means of neighbours
-    assert drawn["timeline-all"].count('<g class="point">') == len(told) + 6
+    assert drawn["slice-0"].count('<path class="point"') == 23 + 5  # trials, and means of neighbours
+    assert drawn["timeline-all"].count('<g class="point">') == len(results) + 6
     assert re.search(r">slot 1</text>", drawn["timeline-all"])
     assert drawn["parallel-all"].count('class="js-line"') == 23
     image = (tmp_path / "dashboard.png").read_bytes()
@@ -165,31 +165,31 @@ def test_a_browser_draws_what_the_files_say(tmp_path: Path, browse: Callable[...
     assert len(image) > 100_000  # an empty page of this size has 15 kB
 
 
-def test_an_open_page_shows_a_result_that_comes(
+def test_an_open_page_shows_a_new_result(
     half: Any, browse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dashboard, "EVERY_S", 0.1)
-    uri, told = half
-    asked: list[str] = []
+    monkeypatch.setattr(dashboard, "POLL_S", 0.1)
+    uri, results = half
+    requested: list[str] = []
     app = dashboard.app(uri)
 
-    async def watched(scope: Any, receive: Any, send: Any) -> None:
-        """The app, under which the search goes on once the page has asked twice for news."""
+    async def counted(scope: Any, receive: Any, send: Any) -> None:
+        """The app; a trial of the search ends when the page has polled twice."""
         if scope["type"] == "http":
-            asked.append(scope["path"])
-            if asked.count("/fragment") == 2 and not object_store.exists(f"{uri}/trials/0006/result.json"):
-                searches.end(uri, told[6])
+            requested.append(scope["path"])
+            if requested.count("/fragment") == 2 and not object_store.exists(f"{uri}/trials/0006/result.json"):
+                searches.end(uri, results[6])
         await app(scope, receive, send)
 
-    with served(watched) as port:
+    with served(counted) as port:
         page = browse(f"http://127.0.0.1:{port}/")
-    assert asked.count("/") == 1
+    assert requested.count("/") == 1
     assert ROW.findall(page)[:3] == [
-        (str(number), f"{told[number]['objective']:.4f}")
-        for number in sorted((0, 2, 6), key=lambda n: told[n]["objective"])
+        (str(number), f"{results[number]['objective']:.4f}")
+        for number in sorted((0, 2, 6), key=lambda n: results[n]["objective"])
     ]
     assert page.count("js-plotly-plot") >= 7
-    assert re.search(r'id="news"[^>]*class="">live, looked at', page)
+    assert re.search(r'id="live"[^>]*class="">live, refreshed at', page)
 
 
 def test_the_static_report_is_drawn_from_its_file_alone(tmp_path: Path, browse: Callable[..., str]) -> None:
