@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workloads.config.recipe import Recipe, restore
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
-from workloads.runtime.event_log import EventLog
+from workloads.runtime.event_log import EVENT_LOG, EventLog
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import LocalSession
 from workloads.train import loop, set_up
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
         print(f"{folder}: already exists; name another folder, or move it away", file=sys.stderr)
         return 2
 
-    with EventLog(folder / "events.jsonl") as event_log:
+    with EventLog(folder / EVENT_LOG) as event_log:
         session = LocalSession(
             work_dir=folder / "scratch",
             event_log=event_log,

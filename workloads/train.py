@@ -37,8 +37,8 @@ from workloads.evaluate.predict import BadNumbers, score_clips
 from workloads.evaluate.step_metrics import mean_over_workers, optimizer_metrics, shard_metrics
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.event_log import EventLog, read_event_log, timestamped
-from workloads.runtime.opener import HISTORY, Opener
+from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
+from workloads.runtime.opener import Opener
 from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session, gather
@@ -68,7 +68,7 @@ class Run:
     history: EventLog = field(init=False)  # all records of the run so far; copied into each checkpoint
 
     def __post_init__(self) -> None:
-        self.history = EventLog(self.session.work_dir / HISTORY)
+        self.history = EventLog(self.session.work_dir / EVENT_LOG)
 
     def record(self, kind: str, **fields: Any) -> None:
         """Add a record to the history; the next report passes it to the session."""
@@ -119,7 +119,7 @@ def restore_run(run: Run, fingerprint: str) -> None:
         run.pool.load(folder, state)
         run.step, run.smoothed_scores = state["step"], state["scores"]
         run.validated = {name: (own_step, score) for name, (own_step, score) in state["validated"].items()}
-        for record in read_event_log(folder / HISTORY):
+        for record in read_event_log(folder / EVENT_LOG):
             run.history.append(record)
     run.record("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator.runs.location import EVENT_LOG
 from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import Cursor, send_pending
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE
+from workloads.runtime.event_log import EVENT_LOG
 
 LOCK_S = 5.0  # how long to wait for a replayer process that is about to finish
 SILENT_S = 120.0  # a living driver appends a system metrics record every ten seconds

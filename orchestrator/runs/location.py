@@ -6,8 +6,8 @@ from pathlib import Path
 
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import sqlite_uri
+from workloads.runtime.event_log import EVENT_LOG
 
-EVENT_LOG = "events.jsonl"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

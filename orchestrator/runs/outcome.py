@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from orchestrator.runs.lease import seconds_since_boot
-from orchestrator.runs.location import EVENT_LOG, RunLocation
+from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
-from workloads.runtime.event_log import read_event_log
+from workloads.runtime.event_log import EVENT_LOG, read_event_log
 
 BAD_NUMBERS = "bad-numbers.json"
 MODEL_KEYS = ("params", "steps_taught", "steps_learned", "val", "test", "checkpoint", "weights_sha256")

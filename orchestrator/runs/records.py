@@ -10,11 +10,11 @@ from typing import Any
 
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.runs.checkpoint_store import resume_order
-from orchestrator.runs.location import EVENT_LOG, RunLocation
+from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import read_event_log
-from workloads.runtime.opener import HISTORY, MARKER
+from workloads.runtime.event_log import EVENT_LOG, read_event_log
+from workloads.runtime.opener import MARKER
 
 
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
@@ -22,8 +22,8 @@ def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
     checkpoints = object_store.join(run_uri, "checkpoints")
     for name in resume_order(object_store.list_committed(checkpoints)):
         try:
-            digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][HISTORY]
-            text = object_store.get_text(object_store.join(checkpoints, name, HISTORY)).encode()
+            digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][EVENT_LOG]
+            text = object_store.get_text(object_store.join(checkpoints, name, EVENT_LOG)).encode()
         except (ValueError, KeyError, FileNotFoundError):  # damaged: resuming from it reports that
             continue
         if hashlib.sha256(text).hexdigest() == digest:

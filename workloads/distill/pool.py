@@ -21,7 +21,7 @@ from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
 from workloads.distill.train_state import TrainState
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.opener import HISTORY
+from workloads.runtime.event_log import EVENT_LOG
 from workloads.runtime.session import Session
 
 
@@ -132,7 +132,7 @@ class ModelPool:
             "snapshots": sorted(self.snapshots),
         }
         offloaded = {f"{name}.safetensors": self._folder / f"{name}.safetensors" for name in self._offloaded}
-        return checkpoint.write(folder, tensors=tensors, state=state, files={HISTORY: history, **offloaded})
+        return checkpoint.write(folder, tensors=tensors, state=state, files={EVENT_LOG: history, **offloaded})
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Restore the models of a checkpoint: all start offloaded, until a phase needs them."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 MARKER = "COMMITTED.json"  # the file that makes a folder a checkpoint, written last
-HISTORY = "records.jsonl"  # in a checkpoint: the run's records up to that step
 
 
 class Opener(Protocol):
