@@ -44,9 +44,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def antiphon(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(installed / "bin" / "python"), "-m", "orchestrator.cli.app", *arguments]
-    return subprocess.run(command, cwd=installed, capture_output=True, text=True, env={"HOME": str(installed)})
+def python(installed: Path, *arguments: str) -> str:
+    """What the environment's Python prints, run where the tree cannot be imported from."""
+    command = [str(installed / "bin" / "python"), *arguments]
+    done = subprocess.run(command, cwd=installed, capture_output=True, text=True, env={"HOME": str(installed)})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
@@ -58,14 +61,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
 
 
 def test_recipes_and_a_dry_run_work_from_the_wheel(installed: Path) -> None:
-    recipes = antiphon(installed, "recipes")
-    assert recipes.returncode == 0, recipes.stderr
-    assert "search-demo" in recipes.stdout.splitlines()
-    dry = antiphon(installed, "run", "demo", "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    assert "learns" in dry.stdout
     where = "import orchestrator, pathlib; print(pathlib.Path(orchestrator.__file__).parents[1])"
-    found = subprocess.run(
-        [str(installed / "bin" / "python"), "-c", where], cwd=installed, capture_output=True, text=True, check=True
-    )
-    assert Path(found.stdout.strip()).is_relative_to(installed)
+    assert Path(python(installed, "-c", where).strip()).is_relative_to(installed)
+    assert "search-demo" in python(installed, "-m", "orchestrator.cli.app", "recipes").splitlines()
+    assert "learns" in python(installed, "-m", "orchestrator.cli.app", "run", "demo", "--dry-run")
