@@ -155,7 +155,7 @@ class Batches:
     def _load(
         self, own: list[Draw], partners: list[Draw], views: dict[Draw, View], epoch: int, *, clean: bool
     ) -> Shard:
-        """The clips of `own`, mixed with `partners` as their views say; `clean` keeps crop and mixup of a view only."""
+        """The clips of `own`, mixed with `partners` by the views' weights; `clean` keeps crop and mixup only."""
         waveforms = {
             draw: self._waveform(draw, View(crop=view.crop) if clean else view) for draw, view in views.items()
         }
