@@ -1,10 +1,10 @@
-"""Views of a clip: which one is drawn, and what it does to a waveform and to a log-mel.
+"""Views of a clip: how they are drawn, and their effect on a waveform and on a log-mel.
 
-Every draw is keyed by (view_seed, clip_id, view, purpose), and by the occurrence where a clip comes up again in an
-epoch, so a view can be replayed by anybody who knows its key.
-Mixing belongs to `data.py`, which knows the other clips; this file only draws partner and weight.
+Every draw is keyed by (view_seed, clip_id, view, purpose), and by the occurrence where a clip is drawn again in an
+epoch, so a view can be computed again from its key.
+Mixup is applied in `batches.py`, which has the other clips; this file only draws the partner and the weight.
 
-Axes: B batch, T samples, M mel bands, F frames, 4 = (time start, time width, mel start, mel width).
+Axes: B clips of a batch, T samples, M mel bands, F frames, 4 masks (time start, time width, mel start, mel width).
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workloads.config.recipe import Augment
+from workloads.data.decode import cut_or_pad
 from workloads.runtime.rng import keyed_generator
 
 
@@ -24,8 +25,8 @@ class View:
     crop: float = 0.0  # where a longer clip is cut: 0 its start, towards 1 its end
     roll: float = 0.0  # shift to the right, as a share of the cut clip, wrapped around
     gain_db: float = 0.0
-    partner: float = 0.0  # position in the pool of partners, as a share of it
-    mix_weight: float = 1.0  # of the clip itself; 1 is not mixed
+    partner: float = 0.0  # position in the pool of mixup partners, as a share of its size
+    mix_weight: float = 1.0  # of the clip itself; 1: not mixed
     time_start: float = 0.0  # masks: shares of the duration and of the mel scale
     time_width: float = 0.0
     mel_start: float = 0.0
@@ -37,20 +38,20 @@ class View:
 
 
 def clean_view() -> View:
-    """The view that changes nothing: the start of the clip."""
+    """The view without any augmentation: the start of the clip."""
     return View()
 
 
 def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) -> View:
-    """View number `view` of a clip; its later occurrences in the same epoch are views of their own.
+    """View number `view` of a clip; each later occurrence of the clip in the same epoch has another view.
 
-    Each purpose has a generator of its own: switching one augmentation on does not move another's draws.
+    Each purpose has its own generator: enabling one augmentation does not change the draws of another.
     """
 
-    again = (occurrence,) if occurrence else ()  # the first one's key must stay as it is: runs are resumed
+    repeat = (occurrence,) if occurrence else ()  # the key of the first occurrence must not change: runs are resumed
 
     def generator(purpose: str) -> np.random.Generator:
-        return keyed_generator(augment.view_seed, clip_id, view, purpose, *again)
+        return keyed_generator(augment.view_seed, clip_id, view, purpose, *repeat)
 
     def uniform(purpose: str) -> list[float]:
         return generator(purpose).random(2).tolist()
@@ -65,7 +66,7 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) ->
     if augment.gain_db:
         drawn["gain_db"] = augment.gain_db * (2 * uniform("gain")[0] - 1)
     if augment.mixup:
-        drawn["partner"], drawn["mix_weight"] = _mixup(augment, generator("mixup"))
+        drawn["partner"], drawn["mix_weight"] = _draw_mixup(augment, generator("mixup"))
     if augment.mask_time:
         drawn["time_start"], drawn["time_width"] = mask("mask_time", augment.mask_time)
     if augment.mask_mel:
@@ -73,21 +74,18 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) ->
     return View(**drawn)
 
 
-def _mixup(augment: Augment, generator: np.random.Generator) -> tuple[float, float]:
+def _draw_mixup(augment: Augment, generator: np.random.Generator) -> tuple[float, float]:
+    """The partner and the weight of the clip itself; (0, 1) where it is not mixed."""
     chance, partner = generator.random(2).tolist()
-    # Drawn even when unused: the partner and weight of a mixed clip must not depend on how often clips are mixed.
+    # Drawn even when unused: the partner and weight of a mixed clip must not depend on the probability of mixup.
     weight = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))
     return (partner, weight) if chance < augment.mixup else (0.0, 1.0)
 
 
 def apply_view(x_T: Tensor, view: View, *, length: int) -> Tensor:
-    """A whole stored clip to `length` samples of this view: cut or zero-padded on the right, rolled, amplified."""
-    spare = x_T.shape[-1] - length
-    if spare > 0:
-        start = int(view.crop * (spare + 1))
-        x_T = x_T[start : start + length]
-    elif spare < 0:
-        x_T = torch.nn.functional.pad(x_T, (0, -spare))
+    """This view of a whole stored clip, `length` samples: cut or zero-padded on the right, rolled, amplified."""
+    spare = max(0, x_T.shape[-1] - length)
+    x_T = cut_or_pad(x_T, length, offset=int(view.crop * (spare + 1)))
     shift = round(view.roll * length)
     if shift:
         x_T = torch.roll(x_T, shift)
@@ -95,12 +93,13 @@ def apply_view(x_T: Tensor, view: View, *, length: int) -> Tensor:
 
 
 def mask_mel(mel_BMF: Tensor, masks_B4: Tensor, *, value: float) -> Tensor:
-    """A copy in which the cells whose centre lies in the clip's time or mel mask hold `value`."""
+    """A copy in which the cells with their centre in the clip's time or mel mask are set to `value`."""
     _, bands, frames = mel_BMF.shape
 
     def covered(cells: int, first: int) -> Tensor:
-        centre_C = (torch.arange(cells, device=mel_BMF.device) + 0.5) / cells
+        """Which of `cells` equal cells the mask in columns `first` and `first + 1` covers, clip by clip."""
+        centres = (torch.arange(cells, device=mel_BMF.device) + 0.5) / cells
         start_B1, width_B1 = masks_B4[:, first : first + 1], masks_B4[:, first + 1 : first + 2]
-        return (centre_C >= start_B1) & (centre_C < start_B1 + width_B1)
+        return (centres >= start_B1) & (centres < start_B1 + width_B1)
 
     return mel_BMF.masked_fill(covered(frames, 0)[:, None, :] | covered(bands, 2)[:, :, None], value)

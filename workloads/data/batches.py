@@ -1,17 +1,18 @@
-"""Batches: which clips come together, in which views, mixed how. Knows no models.
+"""Batches: which clips form a shard, in which views, mixed how. Does not depend on models.
 
-What is in a shard depends on the recipe, the step and the shard's index only, never on who loads it.
+The content of a shard depends on the recipe, the step and the shard's index only, not on the worker that loads it.
 
-A clip that is drawn again within an epoch (balanced sampling) is heard in another view: a draw is the clip's position
-and how often it came up before.
+A clip that is drawn again within an epoch (balanced sampling) gets another view: a draw is the clip's row and the
+number of its earlier draws in the epoch.
 
-Axes: B clips of a shard, T samples, M mel bands, F frames, C tags, 4 = masks (time start, width, mel start, width).
+Axes: B clips of a batch, here of a shard, N clips of a set, T samples, M mel bands, F frames, C tags, 4 masks (time
+start, time width, mel start, mel width).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ from workloads.data.clips import Clip, Dataset
 from workloads.runtime.rng import keyed_generator
 
 
-class FrontEnd(Protocol):
-    """What turns waveforms into log-mels; one of a kind gives the same numbers as any other of that kind."""
+class MelFrontEnd(Protocol):
+    """Computes log-mels of waveforms; front ends of the same kind give the same numbers."""
 
     kind: str
     mask_value: float  # of masked cells
@@ -34,12 +35,16 @@ class FrontEnd(Protocol):
     def __call__(self, x_BT: Tensor) -> Tensor: ...
 
 
-Draw = tuple[int, int]  # a clip's position, its occurrence in the epoch
+class Draw(NamedTuple):
+    """One draw of a clip in an epoch."""
+
+    row: int  # of the clip among the training clips
+    occurrence: int  # number of earlier draws of the clip in the epoch
 
 
 @dataclass(eq=False)
 class Shard:
-    """Clips that pass the models together, as one view of each; `partner_x_BT` only where log-mels are mixed."""
+    """Clips of one forward pass, each in one view; `partner_x_BT` is set only where mixup is applied to log-mels."""
 
     clip_ids: tuple[str, ...]
     view: int
@@ -48,12 +53,12 @@ class Shard:
     masks_B4: Tensor
     partner_x_BT: Tensor | None = None
     mix_weight_B: Tensor | None = None
-    make_clean: Callable[[], "Shard"] | None = None  # None: it is clean already
-    _mels: dict[str, Tensor] = field(default_factory=dict)
+    load_clean: Callable[[], "Shard"] | None = None  # None: this shard is its own clean view
+    _mels: dict[str, Tensor] = field(default_factory=dict)  # by kind of front end
     _clean: "Shard | None" = None
 
-    def mel(self, front_end: FrontEnd) -> Tensor:
-        """The log-mels mel_BMF, mixed and masked; computed once for all models that share a kind of front end."""
+    def mel(self, front_end: MelFrontEnd) -> Tensor:
+        """The log-mels mel_BMF, mixed and masked; computed once for all models with the same kind of front end."""
         if front_end.kind not in self._mels:
             with torch.no_grad():
                 mel_BMF = front_end(self.x_BT)
@@ -63,11 +68,11 @@ class Shard:
         return self._mels[front_end.kind]
 
     def clean(self) -> "Shard":
-        """The same clips, crops and mixtures without roll, gain and masks; loaded when first asked for."""
-        if self.make_clean is None:
+        """The same clips, crops and mixtures without roll, gain and masks; loaded at the first call."""
+        if self.load_clean is None:
             return self
         if self._clean is None:
-            self._clean = self.make_clean().to(self.x_BT.device)
+            self._clean = self.load_clean().to(self.x_BT.device)
         return self._clean
 
     def to(self, device: torch.device | str) -> "Shard":
@@ -101,98 +106,101 @@ class Batches:
         self.length = round(recipe.data.clip_seconds * recipe.rate)
         self.steps_per_epoch = len(clips) // size
         self._y_NC = torch.from_numpy(dataset.targets(clips))
-        self._ordered: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))
+        self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
 
     def shard(self, step: int, index: int) -> Shard:
         """Shard `index` of the global batch of `step`; steps count from 0."""
         assert 0 <= index < self.recipe.train.shards, f"shard {index} of {self.recipe.train.shards}"
-        epoch, draws = self._draws(step)
-        size, each = len(draws), self.recipe.train.shard_size
-        own = draws[index * each : (index + 1) * each]
-        views = {draw: self._view(draw, epoch) for draw in own}
-        partners = [draw if views[draw].mix_weight == 1 else draws[int(views[draw].partner * size)] for draw in own]
-        views |= {draw: self._view(draw, epoch) for draw in partners if draw not in views}
+        epoch, draws = self._batch_draws(step)
+        size = self.recipe.train.shard_size
+        own = draws[index * size : (index + 1) * size]
+        views = {draw: self._draw_view(draw, epoch) for draw in own}
+        partners = [
+            draw if views[draw].mix_weight == 1 else draws[int(views[draw].partner * len(draws))] for draw in own
+        ]
+        views |= {draw: self._draw_view(draw, epoch) for draw in partners if draw not in views}
         return self._load(own, partners, views, epoch, clean=False)
 
     def clip_ids(self, step: int) -> list[str]:
-        """Which clips the global batch of `step` holds."""
-        return [self.clips[row].clip_id for row, _ in self._draws(step)[1]]
+        """The clip_ids of the global batch of `step`."""
+        return [self.clips[draw.row].clip_id for draw in self._batch_draws(step)[1]]
 
-    def _draws(self, step: int) -> tuple[int, list[Draw]]:
+    def _batch_draws(self, step: int) -> tuple[int, list[Draw]]:
         """The epoch of a step, and the draws of its batch."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, batch = divmod(step, self.steps_per_epoch)
         size = self.recipe.train.batch_size
-        batch = self._order(epoch)[place * size : (place + 1) * size]
-        return epoch, [(row, occurrence) for row, occurrence in batch.tolist()]
+        draws = self._draws_of_epoch(epoch)[batch * size : (batch + 1) * size]
+        return epoch, [Draw(row, occurrence) for row, occurrence in draws.tolist()]
 
-    def _view(self, draw: Draw, epoch: int) -> View:
-        row, occurrence = draw
-        return draw_view(self.recipe.augment, self.clips[row].clip_id, epoch, occurrence)
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """All draws of this epoch, a row each, in their order, which depends on the run's seed and the epoch."""
-        if self._ordered[0] != epoch:
+    def _draws_of_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """All draws (row, occurrence) of an epoch in order, which depends on train.seed and the epoch."""
+        if self._epoch_draws[0] != epoch:
             generator = keyed_generator(self.recipe.train.seed, "order", epoch)
             if self.recipe.data.sampling == "balanced":
-                order = generator.choice(len(self.clips), size=len(self.clips), p=self._balance())
+                order = generator.choice(len(self.clips), size=len(self.clips), p=self._sampling_probabilities())
             else:
                 order = generator.permutation(len(self.clips))
-            self._ordered = (epoch, np.stack((order, _occurrences(order)), axis=1))
-        return self._ordered[1]
+            self._epoch_draws = (epoch, np.stack((order, _count_occurrences(order)), axis=1))
+        return self._epoch_draws[1]
 
-    def _balance(self) -> NDArray[np.float64]:
-        """Chance of each clip: the sum over its tags of 1 / (clips with that tag), so rare tags come up more often."""
+    def _sampling_probabilities(self) -> NDArray[np.float64]:
+        """Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often."""
         y_NC = self._y_NC.double().nan_to_num().numpy()
         weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
         return weight_N / weight_N.sum()
 
+    def _draw_view(self, draw: Draw, epoch: int) -> View:
+        return draw_view(self.recipe.augment, self.clips[draw.row].clip_id, epoch, draw.occurrence)
+
     def _load(
         self, own: list[Draw], partners: list[Draw], views: dict[Draw, View], epoch: int, *, clean: bool
     ) -> Shard:
-        """Clips and their partners, each in its own view, mixed as the first one's view says."""
-        heard = {draw: self._hear(draw[0], View(crop=view.crop) if clean else view) for draw, view in views.items()}
-        x_BT = torch.stack([heard[draw] for draw in own])
+        """The clips of `own`, mixed with `partners` by the views' weights; `clean` keeps crop and mixup only."""
+        waveforms = {
+            draw: self._waveform(draw, View(crop=view.crop) if clean else view) for draw, view in views.items()
+        }
+        x_BT = torch.stack([waveforms[draw] for draw in own])
         weight_B = torch.tensor([views[draw].mix_weight for draw in own])
-        own_rows, partner_rows = ([row for row, _ in draws] for draws in (own, partners))
+        own_rows, partner_rows = ([draw.row for draw in draws] for draws in (own, partners))
         augment = self.recipe.augment
-        alike = clean or not augment.has_clean_view
+        is_clean = clean or not augment.has_clean_view
         shard = Shard(
             clip_ids=tuple(self.clips[row].clip_id for row in own_rows),
             view=epoch,
             x_BT=x_BT,
-            y_BC=_mixed(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B),
+            y_BC=_mix_labels(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B),
             masks_B4=torch.tensor([(clean_view() if clean else views[draw]).masks for draw in own]),
-            make_clean=None if alike else partial(self._load, own, partners, views, epoch, clean=True),
+            load_clean=None if is_clean else partial(self._load, own, partners, views, epoch, clean=True),
         )
         if augment.mixup:
-            partner_x_BT = torch.stack([heard[draw] for draw in partners])
+            partner_x_BT = torch.stack([waveforms[draw] for draw in partners])
             if augment.mixup_on == "mel":
                 shard.partner_x_BT, shard.mix_weight_B = partner_x_BT, weight_B
             else:
                 shard.x_BT = torch.lerp(partner_x_BT, x_BT, weight_B[:, None])
         return shard
 
-    def _hear(self, row: int, view: View) -> Tensor:
-        return apply_view(self.cache.load(self.clips[row].clip_id), view, length=self.length)
+    def _waveform(self, draw: Draw, view: View) -> Tensor:
+        return apply_view(self.cache.load(self.clips[draw.row].clip_id), view, length=self.length)
 
 
-def _occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often the clip at each place of an epoch's order came up before."""
-    places = order_N.argsort(kind="stable")  # clip by clip, in the order of the epoch
-    together = order_N[places]
-    found = np.empty_like(order_N)
-    found[places] = np.arange(len(order_N)) - np.searchsorted(together, together)
-    return found
+def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each draw of an epoch's order, the number of earlier draws of the same clip."""
+    by_clip_N = order_N.argsort(kind="stable")  # positions grouped by clip, in the order of the epoch
+    sorted_N = order_N[by_clip_N]
+    occurrence_N = np.empty_like(order_N)
+    occurrence_N[by_clip_N] = np.arange(len(order_N)) - np.searchsorted(sorted_N, sorted_N)
+    return occurrence_N
 
 
-def _mixed(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> Tensor:
-    """Labels of mixtures; where one clip's is unknown the other's stands for both, where both are it stays unknown."""
+def _mix_labels(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> Tensor:
+    """Labels of mixtures; a label unknown for one clip is that of the other, one unknown for both stays unknown."""
     own_BC, partner_BC = own_BC.where(~own_BC.isnan(), partner_BC), partner_BC.where(~partner_BC.isnan(), own_BC)
     return torch.lerp(partner_BC, own_BC, weight_B[:, None])
 
 
 def evaluation_batch(clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> Shard:
-    """These clips as they are, cut or padded to clip_seconds; view 0."""
+    """These clips without augmentation, cut or padded to clip_seconds; view 0."""
     length = round(recipe.data.clip_seconds * cache.rate)
     return Shard(
         clip_ids=tuple(clip.clip_id for clip in clips),

@@ -1,4 +1,5 @@
-"""Decoded clips on a local disk, shared by all runs of a node: each clip is decoded once. Knows no tags and no splits.
+"""Decoded clips on a local disk, shared by all runs of a node: each clip is decoded once. Does not depend on tags or
+splits.
 
 Axes: T samples.
 """
@@ -25,13 +26,13 @@ from workloads.data.synthetic import render
 from workloads.runtime.opener import Opener
 
 FORMAT = 1  # of the stored files: raise it when decoding, resampling or storing changes
-DECODERS = 2  # threads; decoding and resampling let go of Python's lock
-AT_ONCE = 64  # clips between two looks at the limit
+DECODE_THREADS = 2  # decoding and resampling release Python's global lock
+CHUNK_CLIPS = 64  # decoded between two checks of the limit
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A quarantined clip and why."""
+class QuarantinedClip:
+    """A clip without usable audio, and the reason."""
 
     clip_id: str
     path: str
@@ -39,8 +40,8 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """How one clip gets to its place, kept to make the file again if another run's clips pushed it out."""
+class _DecodeJob:
+    """What is needed to decode one clip; kept to decode it again where another run has evicted its file."""
 
     clip: Clip
     uri: str
@@ -48,49 +49,58 @@ class _Job:
     data: Data
     opener: Opener
 
+    def quarantined(self, reason: str) -> QuarantinedClip:
+        return QuarantinedClip(self.clip.clip_id, self.clip.path, reason)
+
 
 class ClipCache:
-    """Decoded clips as int16 .npy files at one rate in Hz, under names made from what their content depends on."""
+    """Decoded clips as int16 .npy files at one rate in Hz, named by a hash of everything their content depends on.
+
+    Several processes of a node may use one folder at the same time. They write under a file lock, one process at a
+    time, and read without it. A file appears complete or not at all: a kill leaves a `.part` file, which the next
+    `prepare` removes, and every clip that was stored before it.
+    """
 
     def __init__(self, folder: Path, *, rate: int, limit_gb: float) -> None:
         self.folder = folder
         self.rate = rate
         self.limit_gb = limit_gb
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, _DecodeJob] = {}  # of the usable clips, by clip_id
 
-    def prepare(self, clips: Sequence[Clip], data: Data, opener: Opener) -> list[Broken]:
+    def prepare(self, clips: Sequence[Clip], data: Data, opener: Opener) -> list[QuarantinedClip]:
         """Decode every clip that is not stored yet; returns the quarantined ones, in the order of the clips.
 
-        One process writes at a time; another waits and then finds everything there. A broken file is remembered until
-        it changes. Above the limit, clips that are not asked for now go, those unused for longest first. Raises
-        ValueError if the clips asked for do not fit by themselves.
+        Called by each process before `load`. Waits while another process writes and then decodes only what is still
+        missing. A broken file is recorded and not decoded again until it changes. Above the limit, stored clips other
+        than these are evicted, least recently used first. Raises ValueError if these clips alone are above the limit.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        broken: list[Broken] = []
-        with self._lock(), ThreadPoolExecutor(DECODERS) as pool:
+        quarantined: list[QuarantinedClip] = []
+        with self._lock(), ThreadPoolExecutor(DECODE_THREADS) as pool:
             for left_over in self.folder.glob("*.part"):
-                left_over.unlink()  # of a writer that was killed: we hold the lock, so nobody is writing
-            jobs = list(pool.map(lambda clip: self._job(clip, data, opener), clips))
-            room = _Room(self.folder, [job.target for job in jobs if isinstance(job, _Job)], limit_gb=self.limit_gb)
-            for start in range(0, len(jobs), AT_ONCE):
-                for result in pool.map(self._settle, jobs[start : start + AT_ONCE]):
-                    if isinstance(result, Broken):
-                        broken.append(result)
+                left_over.unlink()  # of a killed process: no other one writes while this one holds the lock
+            jobs = list(pool.map(lambda clip: self._make_job(clip, data, opener), clips))
+            targets = [job.target for job in jobs if isinstance(job, _DecodeJob)]
+            space = _CacheSpace(self.folder, targets, limit_gb=self.limit_gb)
+            for start in range(0, len(jobs), CHUNK_CLIPS):
+                for result in pool.map(self._decode_to_cache, jobs[start : start + CHUNK_CLIPS]):
+                    if isinstance(result, QuarantinedClip):
+                        quarantined.append(result)
                     else:
                         self._jobs[result.clip.clip_id] = result
-                        room.take(result.target)
-        return broken
+                        space.add(result.target)
+        return quarantined
 
     def load(self, clip_id: str) -> Tensor:
-        """The whole clip, x_T float32; only of clips that `prepare` did not call broken."""
+        """The whole clip, x_T float32; only for clips that `prepare` has not quarantined."""
         assert clip_id in self._jobs, f"clip {clip_id} is quarantined or was never prepared"
         job = self._jobs[clip_id]
         try:
             stored_T = np.load(job.target)
-        except FileNotFoundError:  # another run needed the room
+        except FileNotFoundError:  # evicted by another run
             with self._lock():
-                remade = self._settle(job)
-            assert isinstance(remade, _Job), f"clip {clip_id} was sound and is now broken: {remade}"
+                result = self._decode_to_cache(job)
+            assert isinstance(result, _DecodeJob), f"clip {clip_id} was usable and is now quarantined: {result}"
             stored_T = np.load(job.target)
         # Plain read and numpy: for a clip of seconds, a memory map costs a third more, and waking torch's threads most.
         return torch.from_numpy(np.multiply(stored_T, np.float32(1 / 32768), dtype=np.float32))
@@ -98,44 +108,45 @@ class ClipCache:
     def _lock(self) -> filelock.BaseFileLock:
         return filelock.FileLock(self.folder / "writer.lock")
 
-    def _job(self, clip: Clip, data: Data, opener: Opener) -> _Job | Broken:
-        """Where a clip belongs; the name changes with the file's content, the rate and the format."""
+    def _make_job(self, clip: Clip, data: Data, opener: Opener) -> _DecodeJob | QuarantinedClip:
+        """The job of one clip; the name of its file changes with the content of the audio, the rate and FORMAT."""
         if data.format == "synthetic":
-            uri, identity = clip.path, ""  # the path holds all that the sound depends on
+            uri, identity = clip.path, ""  # the path holds everything that the sound depends on
         else:
             uri = opener.join(data.root, clip.path)
             try:
                 identity = opener.identity(uri)
             except OSError as error:
                 missing = isinstance(error, FileNotFoundError)
-                return Broken(clip.clip_id, clip.path, "not found" if missing else f"cannot be read ({error})")
+                return QuarantinedClip(clip.clip_id, clip.path, "not found" if missing else f"cannot be read ({error})")
         key = hashlib.sha256(json.dumps([uri, identity, self.rate, FORMAT]).encode()).hexdigest()
-        return _Job(clip, uri, self.folder / f"{key}.npy", data, opener)
+        return _DecodeJob(clip, uri, self.folder / f"{key}.npy", data, opener)
 
-    def _settle(self, job: _Job | Broken) -> _Job | Broken:
-        """Store one clip unless it is stored; a broken one leaves its verdict beside its place."""
-        if isinstance(job, Broken):
+    def _decode_to_cache(self, job: _DecodeJob | QuarantinedClip) -> _DecodeJob | QuarantinedClip:
+        """Store one clip unless it is stored; for a broken one, write a failure record beside its target instead.
+
+        Called with the lock held.
+        """
+        if isinstance(job, QuarantinedClip):
             return job
-        verdict = job.target.with_suffix(".json")
+        failure_record = job.target.with_suffix(".json")
         if job.target.exists():
-            os.utime(job.target)  # in use, so not the first to go
+            os.utime(job.target)  # recently used, so evicted last
             return job
-        if verdict.exists():
-            return Broken(job.clip.clip_id, job.clip.path, json.loads(verdict.read_text())["reason"])
+        if failure_record.exists():
+            return job.quarantined(json.loads(failure_record.read_text())["reason"])
         try:
             x_T = self._decode(job)
         except BrokenClip as error:
-            broken = Broken(job.clip.clip_id, job.clip.path, str(error))
-            _write_whole(verdict, json.dumps(asdict(broken)).encode())
-            return broken
-        except OSError as error:  # of the place, not of the file: no verdict is kept
-            return Broken(job.clip.clip_id, job.clip.path, f"cannot be read ({error})")
-        stored = io.BytesIO()
-        np.save(stored, (x_T * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy())
-        _write_whole(job.target, stored.getvalue())
+            quarantined = job.quarantined(str(error))
+            _write_atomically(failure_record, json.dumps(asdict(quarantined)).encode())
+            return quarantined
+        except OSError as error:  # an error of the storage, not of the file: no failure record
+            return job.quarantined(f"cannot be read ({error})")
+        _write_atomically(job.target, _to_int16_file(x_T))
         return job
 
-    def _decode(self, job: _Job) -> Tensor:
+    def _decode(self, job: _DecodeJob) -> Tensor:
         if job.data.format == "synthetic":
             return render(job.clip.clip_id, job.data, self.rate)
         with job.opener.open(job.uri) as file:
@@ -143,52 +154,60 @@ class ClipCache:
         return resample(x_T, orig=rate, new=self.rate)
 
 
-class _Room:
-    """The bytes in the folder against the limit: those that are needed, and the others, unused for longest first."""
+class _CacheSpace:
+    """Keeps the bytes in the folder below the limit: counts the needed files and evicts the others, least recently used
+    first."""
 
     def __init__(self, folder: Path, needed: Sequence[Path], *, limit_gb: float) -> None:
         self.limit_gb = limit_gb
-        self.clips = len(needed)
-        self.taken = self.taken_bytes = 0
+        self.num_needed = len(needed)
+        self.num_stored = self.stored_bytes = 0  # of the needed files
         keep = {path.name for path in needed}
         with os.scandir(folder) as entries:
-            others = [(entry.stat(), entry.path) for entry in entries if _is_other(entry.name, keep)]
+            others = [
+                (entry.stat(), entry.path)
+                for entry in entries
+                if entry.name.endswith(".npy") and entry.name not in keep
+            ]
         others.sort(key=lambda other: other[0].st_mtime_ns)
         self.others = deque((stat.st_size, path) for stat, path in others)
         self.other_bytes = sum(size for size, _ in self.others)
 
-    def take(self, needed: Path) -> None:
-        """Count a needed file and make room for it; ValueError if the needed ones alone are above the limit."""
-        self.taken += 1
-        self.taken_bytes += needed.stat().st_size
-        if self.taken_bytes > self.limit_gb * 1e9:
-            whole_gb = self.taken_bytes / self.taken * self.clips / 1e9
+    def add(self, needed: Path) -> None:
+        """Count a needed file, then evict others; ValueError if the needed ones alone are above the limit."""
+        self.num_stored += 1
+        self.stored_bytes += needed.stat().st_size
+        if self.stored_bytes > self.limit_gb * 1e9:
+            estimate_gb = self.stored_bytes / self.num_stored * self.num_needed / 1e9
             raise ValueError(
-                f"data.cache_gb = {self.limit_gb}: {self.taken} of {self.clips} clips fill it; all need about "
-                f"{whole_gb:.3g} GB: raise data.cache_gb above that"
+                f"data.cache_gb = {self.limit_gb}: {self.num_stored} of {self.num_needed} clips fill it; all need "
+                f"about {estimate_gb:.3g} GB: raise data.cache_gb above that"
             )
-        while self.others and self.taken_bytes + self.other_bytes > self.limit_gb * 1e9:
+        while self.others and self.stored_bytes + self.other_bytes > self.limit_gb * 1e9:
             size, path = self.others.popleft()
             os.unlink(path)
             self.other_bytes -= size
 
 
-def _is_other(name: str, needed: set[str]) -> bool:
-    return name.endswith(".npy") and name not in needed
+def _to_int16_file(x_T: Tensor) -> bytes:
+    """The content of an .npy file of 16-bit samples."""
+    file = io.BytesIO()
+    np.save(file, (x_T * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy())
+    return file.getvalue()
 
 
-def _write_whole(target: Path, content: bytes) -> None:
+def _write_atomically(target: Path, content: bytes) -> None:
     """Write a file that appears under its name complete or not at all."""
     part = target.with_name(target.name + ".part")
     part.write_bytes(content)
     part.replace(target)
 
 
-def check_share(broken: Sequence[Broken], total: int, max_share: float) -> None:
-    """Raise ValueError if more than `max_share` of all clips are quarantined, with the first three reasons."""
-    if len(broken) > max_share * total:
-        reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in broken[:3])
+def check_quarantined_share(quarantined: Sequence[QuarantinedClip], total: int, max_share: float) -> None:
+    """Raise ValueError, with the first three reasons, if more than `max_share` of all clips are quarantined."""
+    if len(quarantined) > max_share * total:
+        reasons = "; ".join(f"{clip.path}: {clip.reason}" for clip in quarantined[:3])
         raise ValueError(
-            f"{len(broken)} of {total} clips ({len(broken) / total:.1%}) are broken, above data.max_broken_share = "
-            f"{max_share:.1%}: {reasons}. Mend or remove them, or raise data.max_broken_share"
+            f"{len(quarantined)} of {total} clips ({len(quarantined) / total:.1%}) are broken, above "
+            f"data.max_broken_share = {max_share:.1%}: {reasons}. Repair or remove them, or raise data.max_broken_share"
         )

@@ -1,6 +1,6 @@
-"""Clips, the data set that they make up, and how it is cut into train, validation and test. Opens no file.
+"""Clips, the data set that they form, and its split into train, validation and test. Opens no file.
 
-Axes: N clips, C tags.
+Axes: N clips of a set, C tags.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from workloads.runtime.rng import keyed_generator
 class Clip:
     """One clip: `path` is relative to the data set's root, `source` the recording that it was cut from.
 
-    `absent` are the tags that were listened for and not heard, of the others it is unknown; None: all others.
+    `absent` are the tags that the clip is known to lack, all tags in neither list are unknown; None: it lacks all
+    others.
     """
 
     clip_id: str
@@ -33,14 +34,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All clips by clip_id, and the sorted tags, whose order is that of a model's outputs."""
+    """All clips sorted by clip_id, and the sorted tags: their order is that of a model's outputs."""
 
     clips: tuple[Clip, ...]
     tags: tuple[str, ...]
     labels: str  # "single" or "multi"
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        """y_NC float32, 1 where clip n has tag c, NaN where that is unknown."""
+        """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0."""
         column = {tag: index for index, tag in enumerate(self.tags)}
         y_NC = np.zeros((len(clips), len(self.tags)), dtype=np.float32)
         for row, clip in enumerate(clips):
@@ -51,17 +52,17 @@ class Dataset:
         return y_NC
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, tags, folds, sources and relative paths: the same data set wherever its root lies."""
+        """SHA-256 over ids, tags, folds, sources, relative paths and absent tags; does not depend on the root."""
         digest = hashlib.sha256()
         for clip in self.clips:
-            said = [clip.clip_id, clip.tags, clip.fold, clip.source, clip.path, clip.absent]
-            digest.update(json.dumps(said).encode() + b"\n")
+            fields = [clip.clip_id, clip.tags, clip.fold, clip.source, clip.path, clip.absent]
+            digest.update(json.dumps(fields).encode() + b"\n")
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Clips to learn from, clips that steer, clips that only the final score sees."""
+    """Training clips, validation clips, which may steer a run or a search, and test clips, for the final score only."""
 
     train: tuple[Clip, ...]
     val: tuple[Clip, ...]
@@ -69,48 +70,61 @@ class Splits:
 
 
 def split(dataset: Dataset, data: Data) -> Splits:
-    """Cut by data.test_fold, then the other folds by data.val_slice; no recording is on two sides.
+    """Split by data.test_fold, then the other folds by data.val_slice; no recording is in two splits.
 
-    With one tag a clip the slices hold the tags in equal shares as far as whole recordings allow. Raises ValueError for
-    a fold that does not exist, for a source on both sides of the test fold, and for more slices than recordings or
-    clips of a tag can fill.
+    With one tag per clip the validation slices are stratified by tag, as far as whole recordings allow. Raises
+    ValueError for a fold that does not exist, for a source in the test fold and in others, and for more slices than
+    recordings or clips of a tag can fill.
     """
+    test, training_folds = _split_test_fold(dataset, data)
+    val = _validation_sources(training_folds, dataset, data)
+    return Splits(
+        train=tuple(clip for clip in training_folds if clip.source not in val),
+        val=tuple(clip for clip in training_folds if clip.source in val),
+        test=test,
+    )
+
+
+def _split_test_fold(dataset: Dataset, data: Data) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+    """The clips of the test fold, and those of the other folds."""
     folds = sorted({clip.fold for clip in dataset.clips})
     if data.test_fold not in folds:
         raise ValueError(f"data.test_fold = {data.test_fold}: no such fold; the folds are {', '.join(map(str, folds))}")
     test = tuple(clip for clip in dataset.clips if clip.fold == data.test_fold)
-    rest = tuple(clip for clip in dataset.clips if clip.fold != data.test_fold)
-    torn = {clip.source for clip in test} & {clip.source for clip in rest}
-    if torn:
+    others = tuple(clip for clip in dataset.clips if clip.fold != data.test_fold)
+    shared = {clip.source for clip in test} & {clip.source for clip in others}
+    if shared:
         raise ValueError(
-            f"source {min(torn)} is in the test fold {data.test_fold} and in others ({len(torn)} such sources): "
-            "a model would be tested on what it has heard; give all clips of a source one fold"
+            f"source {min(shared)} is in the test fold {data.test_fold} and in others ({len(shared)} such sources): "
+            "a model would be tested on recordings it was trained on; give all clips of a source one fold"
         )
-    slices = round(1 / data.val_share)
-    fillable = len({clip.source for clip in rest})
-    if dataset.labels == "single" and rest:
-        fillable = min(fillable, max(Counter(clip.tags for clip in rest).values()))
+    return test, others
+
+
+def _validation_sources(clips: tuple[Clip, ...], dataset: Dataset, data: Data) -> set[str]:
+    """The sources in validation slice data.val_slice of the training folds, whose clips are given."""
+    slices, single = round(1 / data.val_share), dataset.labels == "single"
+    fillable = len({clip.source for clip in clips})
+    if single and clips:
+        fillable = min(fillable, max(Counter(clip.tags for clip in clips).values()))
     if fillable < slices:
         raise ValueError(
             f"data.val_share = {data.val_share}: that makes {slices} slices, but the training folds fill {fillable}; "
             "raise it, or add recordings"
         )
-    val = _validation_sources(rest, data, slices, stratified=dataset.labels == "single")
-    return Splits(
-        train=tuple(clip for clip in rest if clip.source not in val),
-        val=tuple(clip for clip in rest if clip.source in val),
-        test=test,
-    )
+    return (_stratified_slice if single else _plain_slice)(clips, data, slices)
 
 
-def _validation_sources(clips: tuple[Clip, ...], data: Data, slices: int, *, stratified: bool) -> set[str]:
-    if stratified:
-        from sklearn.model_selection import StratifiedGroupKFold
+def _stratified_slice(clips: tuple[Clip, ...], data: Data, slices: int) -> set[str]:
+    from sklearn.model_selection import StratifiedGroupKFold
 
-        cutter = StratifiedGroupKFold(slices, shuffle=True, random_state=data.split_seed)
-        sources = [clip.source for clip in clips]
-        cuts = list(cutter.split(sources, [clip.tags[0] for clip in clips], sources))
-        return {sources[row] for row in cuts[data.val_slice][1]}
-    ordered = sorted({clip.source for clip in clips})
-    shuffled = keyed_generator("val", data.split_seed).permutation(len(ordered))
-    return {ordered[index] for index in np.array_split(shuffled, slices)[data.val_slice]}
+    splitter = StratifiedGroupKFold(slices, shuffle=True, random_state=data.split_seed)
+    sources = [clip.source for clip in clips]
+    rows_by_slice = list(splitter.split(sources, [clip.tags[0] for clip in clips], sources))
+    return {sources[row] for row in rows_by_slice[data.val_slice][1]}
+
+
+def _plain_slice(clips: tuple[Clip, ...], data: Data, slices: int) -> set[str]:
+    sources = sorted({clip.source for clip in clips})
+    order = keyed_generator("val", data.split_seed).permutation(len(sources))
+    return {sources[index] for index in np.array_split(order, slices)[data.val_slice]}

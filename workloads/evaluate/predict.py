@@ -13,7 +13,7 @@ from torch import Tensor
 from workloads.config.recipe import Model, restore
 from workloads.data.batches import evaluation_batch
 from workloads.data.clips import Clip
-from workloads.data.decode import decode, fit, resample
+from workloads.data.decode import cut_or_pad, decode, resample
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
 from workloads.models.probabilities import probabilities
@@ -100,7 +100,7 @@ def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int)
     x_T = resample(x_T, orig=rate, new=state["clip_rate"])
     length = round(state["clip_seconds"] * state["clip_rate"])
     last = max(0, len(x_T) - length)
-    windows_BT = torch.stack([fit(x_T[start:], length) for start in (*range(0, last, length), last)])
+    windows_BT = torch.stack([cut_or_pad(x_T[start:], length) for start in (*range(0, last, length), last)])
     with torch.no_grad():
         logits_BC = tagger.tag(windows_BT)
     mean_C = probabilities(logits_BC, state["labels"]).mean(0)

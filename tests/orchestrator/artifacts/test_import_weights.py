@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tests.commands import Done, first_tagger
 from tests.efficientat import DATA, case
 from tests.official import keyed_state, waveform
-from workloads.data.synthetic import SOURCES
+from workloads.data.synthetic import SYNTHESIZERS
 from workloads.evaluate.predict import load_tagger
 from workloads.runtime.checkpoint import file_digest
 from workloads.train import loop
@@ -24,7 +24,7 @@ from workloads.train import loop
 MN04 = '{family="mn", width=0.4}'
 LIST = Path(__file__).parents[3] / "workloads" / "models" / "official" / "audioset_tags.txt"
 AUDIOSET = LIST.read_text().splitlines()  # as published: class 0 is speech
-UNSORTED = sorted(SOURCES, reverse=True)  # the ten tags of the embedded data set, as no data set orders them
+UNSORTED = sorted(SYNTHESIZERS, reverse=True)  # the ten tags of the embedded data set, as no data set orders them
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_recipe_with_other_tags_starts_from_it(antiphon, weights, tmp_path, ti
     run = start(tiny("demo", *imported_as("cnn", tmp_path / "mn04")))
     tagger = first_tagger(run, "cnn")
     assert tagger.newly_initialised == ("classifier.3.weight", "classifier.3.bias")
-    assert tagger.tags == tuple(sorted(SOURCES))
+    assert tagger.tags == tuple(sorted(SYNTHESIZERS))
     published = case("mn04").state
     assert torch.equal(tagger.backbone.features[0][0].weight, published["features.0.0.weight"])
     assert torch.equal(tagger.backbone.classifier[0].weight, published["classifier.2.weight"])

@@ -1,4 +1,4 @@
-"""Views: replayable from their key alone, each purpose drawn on its own, and doing what they say."""
+"""Views: they depend on their key only, purposes are drawn independently, and each augmentation has its effect."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ PINNED = View(
 )
 
 
-def test_a_view_is_the_same_numbers_everywhere_and_always() -> None:
+def test_a_view_has_the_same_numbers_in_every_process() -> None:
     program = (
         "from workloads.data.augment import draw_view; from workloads.config.recipe import Augment;"
         f"print(repr(draw_view({MIXED!r}, '1-100032-A', 3)))"
@@ -38,14 +38,14 @@ def test_a_view_is_the_same_numbers_everywhere_and_always() -> None:
     assert draw_view(MIXED, "1-100032-A", 3) == PINNED
 
 
-def test_keyed_numbers_are_pinned_and_parts_of_a_key_do_not_run_together() -> None:
+def test_keyed_numbers_are_pinned_and_parts_of_a_key_are_separated() -> None:
     assert keyed_generator(0, "a").random(2).tolist() == [0.633168333539149, 0.13187626155259147]
     assert keyed_seed(0, "a") == 5659885417329827716
     keys = [("ab", "c"), ("a", "bc"), ("abc",), (1,), ("1",), (1, 1), (11,)]
     assert len({keyed_seed(*key) for key in keys}) == len(keys)
 
 
-def test_views_do_not_depend_on_what_was_drawn_before() -> None:
+def test_views_do_not_depend_on_earlier_draws() -> None:
     ids = [f"clip{number}" for number in range(20)]
     forwards = {clip_id: draw_view(FULL, clip_id, 0) for clip_id in ids}
     np.random.seed(1)
@@ -61,7 +61,7 @@ def test_seed_clip_and_view_each_change_the_view() -> None:
     assert all(other.crop != base.crop and other.roll != base.roll for other in others)
 
 
-def test_a_clip_that_comes_up_again_is_seen_in_a_view_of_its_own() -> None:
+def test_each_occurrence_of_a_clip_has_another_view() -> None:
     views = [draw_view(MIXED, "1-100032-A", 3, occurrence) for occurrence in range(4)]
     assert views[0] == PINNED
     for name in vars(PINNED):  # crop, roll, gain, partner, weight and both masks
@@ -80,13 +80,13 @@ def test_a_clip_that_comes_up_again_is_seen_in_a_view_of_its_own() -> None:
         ("mask_mel", ("mel_start", "mel_width")),
     ],
 )
-def test_switching_one_augmentation_off_moves_no_other_draw(off: str, fields: tuple[str, ...]) -> None:
+def test_disabling_one_augmentation_changes_no_other_draw(off: str, fields: tuple[str, ...]) -> None:
     without = draw_view(replace(MIXED, **{off: 0.0}), "dog", 7)
     neutral = {name: getattr(clean_view(), name) for name in fields}
     assert without == replace(draw_view(MIXED, "dog", 7), **neutral)
 
 
-def test_how_often_clips_are_mixed_does_not_change_with_whom() -> None:
+def test_the_probability_of_mixup_does_not_change_partners_and_weights() -> None:
     seldom, always = replace(FULL, mixup=0.2), replace(FULL, mixup=1.0)
     pairs = [(draw_view(seldom, f"c{n}", 0), draw_view(always, f"c{n}", 0)) for n in range(200)]
     mixed = [(low, high) for low, high in pairs if low.mix_weight != 1]
@@ -125,7 +125,7 @@ def test_purposes_are_independent_of_each_other() -> None:
     assert np.abs(correlation).max() < 4 / np.sqrt(2000)
 
 
-def test_a_longer_clip_is_cut_where_the_view_says_and_every_start_can_come_up() -> None:
+def test_a_longer_clip_is_cut_at_the_views_crop_and_every_start_is_possible() -> None:
     x_T = torch.arange(10.0)
     assert apply_view(x_T, View(), length=4).tolist() == [0, 1, 2, 3]
     assert apply_view(x_T, View(crop=0.5), length=4).tolist() == [3, 4, 5, 6]

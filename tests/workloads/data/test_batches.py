@@ -1,4 +1,4 @@
-"""Batches: their make-up depends on recipe, step and index alone; mixing and masking reach audio and labels alike."""
+"""Batches: their content depends on recipe, step and index only; mixup mixes audio and labels, masks cover log-mels."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -81,12 +81,12 @@ def same(a: Shard, b: Shard) -> bool:
     return a.clip_ids == b.clip_ids and all(torch.equal(one, other) for one, other in tensors)
 
 
-def test_a_shard_is_the_same_whoever_loads_it_and_in_whatever_order(build: Callable[..., Batches]) -> None:
+def test_a_shard_does_not_depend_on_the_worker_or_on_the_order_of_loading(build: Callable[..., Batches]) -> None:
     one_worker, other_worker = build(augment=MIXED), build(augment=MIXED)
     halves = [one_worker.shard(step, index) for step in range(4) for index in range(2)]
-    places = [(step, index) for step in range(4) for index in range(2)]
-    for place in (5, 0, 7, 3, 2, 6, 1, 4):
-        assert same(halves[place], other_worker.shard(*places[place]))
+    keys = [(step, index) for step in range(4) for index in range(2)]
+    for number in (5, 0, 7, 3, 2, 6, 1, 4):
+        assert same(halves[number], other_worker.shard(*keys[number]))
 
 
 def test_two_shards_of_8_are_the_halves_of_one_of_16(build: Callable[..., Batches]) -> None:
@@ -111,7 +111,7 @@ def test_an_epoch_has_every_clip_at_most_once_and_drops_the_incomplete_batch(bui
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_the_runs_seed_changes_the_order_and_no_view(build: Callable[..., Batches]) -> None:
+def test_the_seed_of_a_run_changes_the_order_and_no_view(build: Callable[..., Batches]) -> None:
     by_seed = []
     for seed in (0, 1):
         shard = build(seed=seed, shard_size=40, shards=1).shard(0, 0)
@@ -151,7 +151,7 @@ def test_waveform_mixup_mixes_views_and_labels_of_partners_from_the_whole_batch(
             assert torch.allclose(shard.x_BT[row], expected_T, atol=1e-6)
             assert torch.allclose(shard.y_BC[row], weight * y_BC[at] + (1 - weight) * y_BC[partner], atol=1e-6)
             from_other_shard += weight != 1 and partner // 8 != index
-    assert from_other_shard > 0, "some partner must come from the other shard for this test to mean anything"
+    assert from_other_shard > 0, "the test needs a partner from the other shard"
 
 
 def test_mel_mixup_mixes_log_mels_before_the_masks(build: Callable[..., Batches]) -> None:
@@ -159,7 +159,7 @@ def test_mel_mixup_mixes_log_mels_before_the_masks(build: Callable[..., Batches]
     front_end = build_front_end("logmel64", clip_rate=16_000)
     batch_BMF = torch.cat([front_end(plain.shard(0, index).x_BT) for index in range(2)])
     shard = on_mel.shard(0, 0)
-    assert torch.equal(shard.x_BT, plain.shard(0, 0).x_BT), "waveforms stay apart"
+    assert torch.equal(shard.x_BT, plain.shard(0, 0).x_BT), "waveforms are not mixed"
     views = [draw_view(MIXED, clip_id, 0) for clip_id in shard.clip_ids]
     assert any(view.mix_weight != 1 for view in views)
     expected = []
@@ -194,7 +194,7 @@ def test_the_clean_view_keeps_crop_and_mixture_and_nothing_else(build: Callable[
     assert torch.equal(clean.mel(front_end), quiet.mel(front_end))
 
 
-def test_a_shard_on_another_device_takes_everything_along(build: Callable[..., Batches]) -> None:
+def test_moving_a_shard_to_a_device_moves_all_its_tensors(build: Callable[..., Batches]) -> None:
     moved = build(augment=replace(MIXED, mixup_on="mel")).shard(0, 0).to("meta")
     tensors = [moved.x_BT, moved.y_BC, moved.masks_B4, moved.partner_x_BT, moved.mix_weight_B, moved.clean().x_BT]
     assert {tensor.device.type for tensor in tensors if tensor is not None} == {"meta"}
@@ -217,38 +217,36 @@ def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(unequal: tupl
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.7])
-def test_a_clip_that_is_drawn_again_is_heard_in_another_view(
-    unequal: tuple[Dataset, ClipCache, Data], mixup: float
-) -> None:
+def test_a_clip_that_is_drawn_again_has_another_view(unequal: tuple[Dataset, ClipCache, Data], mixup: float) -> None:
     """Two shards, two steps an epoch: occurrences are counted over the whole epoch, those of partners too."""
     dataset, cache, data = unequal
     augment = replace(AUGMENT, mixup=mixup)
     batches = Batches(dataset.clips, dataset, cache, make_recipe(data, augment=augment, shard_size=25))
-    again = 0
+    num_repeated = 0
     for epoch in range(2):
         seen: Counter[str] = Counter()
         for step in (2 * epoch, 2 * epoch + 1):
             views = []
             for clip_id in batches.clip_ids(step):
                 views.append(draw_view(augment, clip_id, epoch, seen[clip_id]))
-                again += seen[clip_id] > 0
+                num_repeated += seen[clip_id] > 0
                 seen[clip_id] += 1
             ids = batches.clip_ids(step)
-            heard = [apply_view(cache.load(one), view, length=1600) for one, view in zip(ids, views, strict=True)]
+            waveforms = [apply_view(cache.load(one), view, length=1600) for one, view in zip(ids, views, strict=True)]
             partners = [at if view.mix_weight == 1 else int(view.partner * 50) for at, view in enumerate(views)]
             weights_B = torch.tensor([view.mix_weight for view in views])
             expected_BT = torch.lerp(
-                torch.stack([heard[at] for at in partners]), torch.stack(heard), weights_B[:, None]
+                torch.stack([waveforms[at] for at in partners]), torch.stack(waveforms), weights_B[:, None]
             )
             shards = [batches.shard(step, index) for index in range(2)]
             assert torch.equal(torch.cat([shard.x_BT for shard in shards]), expected_BT)
             masks_B4 = torch.cat([shard.masks_B4 for shard in shards])
             assert torch.equal(masks_B4, torch.tensor([view.masks for view in views]))
-            assert len({tuple(masks) for masks in masks_B4.tolist()}) == 50, "no view comes up twice"
-    assert again > 50
+            assert len({tuple(masks) for masks in masks_B4.tolist()}) == 50, "no view occurs twice"
+    assert num_repeated > 50
 
 
-def test_drawing_again_changes_nothing_about_who_loads_it(unequal: tuple[Dataset, ClipCache, Data]) -> None:
+def test_repeated_draws_do_not_depend_on_the_worker_either(unequal: tuple[Dataset, ClipCache, Data]) -> None:
     dataset, cache, data = unequal
     halves, whole = (
         Batches(dataset.clips, dataset, cache, make_recipe(data, augment=MIXED, shard_size=size, shards=50 // size))
@@ -263,27 +261,27 @@ def test_drawing_again_changes_nothing_about_who_loads_it(unequal: tuple[Dataset
 
 
 @pytest.mark.parametrize("mixup_on", ["waveform", "mel"])
-def test_a_view_that_is_clean_is_not_loaded_again(
+def test_a_shard_that_is_its_own_clean_view_is_not_loaded_again(
     unequal: tuple[Dataset, ClipCache, Data], monkeypatch: pytest.MonkeyPatch, mixup_on: str
 ) -> None:
-    """Crop and mixture are the clean view's too; roll, gain or a mask make it another one."""
+    """The clean view has the same crop and mixture; roll, gain or a mask make it another view."""
     dataset, cache, data = unequal
-    read: list[str] = []
+    loaded: list[str] = []
     load = cache.load
-    monkeypatch.setattr(cache, "load", lambda clip_id: read.append(clip_id) or load(clip_id))
+    monkeypatch.setattr(cache, "load", lambda clip_id: loaded.append(clip_id) or load(clip_id))
     front_end = build_front_end("logmel64", clip_rate=16_000)
     plain = Augment(mixup=0.7, mixup_on=mixup_on)
     others = [{"roll": 0.1}, {"gain_db": 1.0}, {"mask_time": 0.1}, {"mask_mel": 0.1}]
-    for augment, alike in [(plain, True), *((replace(plain, **other), False) for other in others)]:
+    for augment, is_clean in [(plain, True), *((replace(plain, **other), False) for other in others)]:
         recipe = make_recipe(data, augment=augment, shard_size=50, shards=1)
         shard = Batches(dataset.clips, dataset, cache, recipe).shard(0, 0)
-        read.clear()
+        loaded.clear()
         clean = shard.clean()
-        assert (clean is shard, len(read)) == ((True, 0) if alike else (False, 50))
-        assert (clean.mel(front_end) is shard.mel(front_end)) == alike
+        assert (clean is shard, len(loaded)) == ((True, 0) if is_clean else (False, 50))
+        assert (clean.mel(front_end) is shard.mel(front_end)) == is_clean
 
 
-def test_evaluation_hears_clips_in_order_without_augmentation(real: tuple[Dataset, ClipCache, Data]) -> None:
+def test_evaluation_batches_hold_clips_in_order_without_augmentation(real: tuple[Dataset, ClipCache, Data]) -> None:
     dataset, cache, data = real
     recipe = make_recipe(data, augment=MIXED)
     batch = evaluation_batch(dataset.clips[10:26], dataset, cache, recipe)

@@ -1,4 +1,4 @@
-"""The clip cache: decoded once, whole or not at all, bounded, and honest about broken files."""
+"""The clip cache: clips are decoded once, stored atomically, evicted above the limit, quarantined with a reason."""
 
 import os
 import subprocess
@@ -14,14 +14,14 @@ import soundfile
 import torch
 
 from workloads.config.recipe import Data
-from workloads.data.cache import Broken, ClipCache, check_share
+from workloads.data.cache import ClipCache, QuarantinedClip, check_quarantined_share
 from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles
 
 
-class Counting(LocalFiles):
-    """Notes every opened file in a log that several processes may share."""
+class CountingFiles(LocalFiles):
+    """Logs every opened file; several processes may share the log."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -36,7 +36,7 @@ class Counting(LocalFiles):
 
 
 def tones(folder: Path, count: int, *, seconds: float = 0.5, rate: int = 16_000) -> list[Clip]:
-    """So many wavs, each a tone of its own."""
+    """`count` WAV files, each a tone of another pitch."""
     clips = []
     for number in range(count):
         time_T = np.arange(round(seconds * rate)) / rate
@@ -53,7 +53,7 @@ def make_cache(folder: Path, *, rate: int = 16_000, limit_gb: float = 1.0) -> Cl
     return ClipCache(folder / "cache", rate=rate, limit_gb=limit_gb)
 
 
-def test_clips_come_back_as_they_were_to_the_last_bit_of_16(tmp_path: Path) -> None:
+def test_clips_are_loaded_with_all_16_bits_unchanged(tmp_path: Path) -> None:
     clips, cache = tones(tmp_path, 3), make_cache(tmp_path)
     assert cache.prepare(clips, data_at(tmp_path), LocalFiles()) == []
     for clip in clips:
@@ -62,14 +62,14 @@ def test_clips_come_back_as_they_were_to_the_last_bit_of_16(tmp_path: Path) -> N
 
 
 def test_a_second_cache_over_the_same_folder_decodes_nothing(tmp_path: Path) -> None:
-    clips, opener = tones(tmp_path, 5), Counting(tmp_path / "log")
+    clips, opener = tones(tmp_path, 5), CountingFiles(tmp_path / "log")
     for _ in range(2):
         make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener)
     assert set(opener.opened().values()) == {1}
 
 
-def test_a_changed_file_and_another_rate_are_decoded_anew(tmp_path: Path) -> None:
-    clips, opener, cache = tones(tmp_path, 1), Counting(tmp_path / "log"), make_cache(tmp_path)
+def test_a_changed_file_and_another_rate_are_decoded_again(tmp_path: Path) -> None:
+    clips, opener, cache = tones(tmp_path, 1), CountingFiles(tmp_path / "log"), make_cache(tmp_path)
     cache.prepare(clips, data_at(tmp_path), opener)
     soundfile.write(tmp_path / "0.wav", np.zeros(100), 16_000)
     cache.prepare(clips, data_at(tmp_path), opener)
@@ -84,14 +84,14 @@ PREPARE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_cache import Counting, data_at, make_cache
+from test_cache import CountingFiles, data_at, make_cache
 from workloads.data.clips import Clip
 folder = Path(sys.argv[1])
 clips = [Clip(f"c{n}", f"{n}.wav", ("t",), 1, f"c{n}") for n in range(40)]
 print("ready", flush=True)
 sys.stdin.readline()
 cache = make_cache(folder)
-assert cache.prepare(clips, data_at(folder), Counting(folder / "log")) == []
+assert cache.prepare(clips, data_at(folder), CountingFiles(folder / "log")) == []
 assert len(cache.load("c39")) == 8000
 """
 
@@ -113,11 +113,11 @@ def test_two_processes_at_once_decode_each_clip_once(tmp_path: Path) -> None:
         for process in both:
             process.kill()
             process.communicate()
-    assert Counting(tmp_path / "log").opened() == {f"{number}.wav": 1 for number in range(40)}
+    assert CountingFiles(tmp_path / "log").opened() == {f"{number}.wav": 1 for number in range(40)}
 
 
-def test_what_a_killed_writer_left_does_not_count_and_goes(tmp_path: Path) -> None:
-    clips, opener, cache = tones(tmp_path, 1), Counting(tmp_path / "log"), make_cache(tmp_path)
+def test_a_partial_file_of_a_killed_writer_is_ignored_and_removed(tmp_path: Path) -> None:
+    clips, opener, cache = tones(tmp_path, 1), CountingFiles(tmp_path / "log"), make_cache(tmp_path)
     cache.prepare(clips, data_at(tmp_path), opener)
     (stored,) = cache.folder.glob("*.npy")
     half = stored.with_name(stored.name + ".part")
@@ -130,8 +130,8 @@ def test_what_a_killed_writer_left_does_not_count_and_goes(tmp_path: Path) -> No
     assert opener.opened() == {"0.wav": 2}
 
 
-def mixed_bag(folder: Path) -> list[Clip]:
-    """Real-world files: three of them sound, five of them not."""
+def usable_and_broken_files(folder: Path) -> list[Clip]:
+    """Eight files as they occur in practice: three usable, five not."""
     rng = np.random.default_rng(0)
     noise = 0.1 * rng.standard_normal(22_050)
     soundfile.write(folder / "stereo.flac", np.stack([noise, noise], axis=1), 44_100)
@@ -147,10 +147,10 @@ def mixed_bag(folder: Path) -> list[Clip]:
     return [Clip(name.split(".")[0], name, ("t",), 1, name) for name in names]
 
 
-def test_broken_files_are_quarantined_with_their_reasons_and_the_others_are_usable(tmp_path: Path) -> None:
-    clips, cache = mixed_bag(tmp_path), make_cache(tmp_path)
-    broken = cache.prepare(clips, data_at(tmp_path), LocalFiles())
-    reasons = {entry.clip_id: entry.reason for entry in broken}
+def test_broken_files_are_quarantined_with_their_reasons_and_the_others_are_loaded(tmp_path: Path) -> None:
+    clips, cache = usable_and_broken_files(tmp_path), make_cache(tmp_path)
+    quarantined = cache.prepare(clips, data_at(tmp_path), LocalFiles())
+    reasons = {clip.clip_id: clip.reason for clip in quarantined}
     assert list(reasons) == ["truncated", "empty", "text", "nan", "gone"]
     assert reasons["truncated"].startswith("cut short: 2478 of 22050")
     assert reasons["empty"].startswith("cannot be decoded")
@@ -164,18 +164,18 @@ def test_broken_files_are_quarantined_with_their_reasons_and_the_others_are_usab
         cache.load("nan")
 
 
-def test_a_broken_file_is_not_tried_again_until_it_changes(tmp_path: Path) -> None:
-    clips, opener = mixed_bag(tmp_path), Counting(tmp_path / "log")
+def test_a_broken_file_is_not_decoded_again_until_it_changes(tmp_path: Path) -> None:
+    clips, opener = usable_and_broken_files(tmp_path), CountingFiles(tmp_path / "log")
     first = make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener)
     assert make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener) == first
     assert opener.opened()["text.ogg"] == 1
     soundfile.write(tmp_path / "text.ogg", np.zeros(1600), 16_000)
     soundfile.write(tmp_path / "gone.wav", np.zeros(1600), 16_000)
-    mended = make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener)
-    assert [entry.clip_id for entry in mended] == ["truncated", "empty", "nan"]
+    still_broken = make_cache(tmp_path).prepare(clips, data_at(tmp_path), opener)
+    assert [clip.clip_id for clip in still_broken] == ["truncated", "empty", "nan"]
 
 
-def test_above_the_limit_the_clips_unused_for_longest_go_first(tmp_path: Path) -> None:
+def test_above_the_limit_the_least_recently_used_clips_are_evicted_first(tmp_path: Path) -> None:
     clips = tones(tmp_path, 4)  # each 16 128 bytes
     cache = make_cache(tmp_path, limit_gb=50_000 / 1e9)  # room for three
     for age, clip in zip((300, 100, 200), clips[:3], strict=True):
@@ -183,31 +183,31 @@ def test_above_the_limit_the_clips_unused_for_longest_go_first(tmp_path: Path) -
         cache.prepare([clip], data_at(tmp_path), LocalFiles())
         (new,) = set(cache.folder.glob("*.npy")) - before
         os.utime(new, (1e9 - age, 1e9 - age))
-    opener = Counting(tmp_path / "log")
-    cache.prepare([clips[0]], data_at(tmp_path), opener)  # the oldest, but in use again
+    opener = CountingFiles(tmp_path / "log")
+    cache.prepare([clips[0]], data_at(tmp_path), opener)  # the oldest file, but used again
     cache.prepare([clips[3]], data_at(tmp_path), opener)
     assert len(list(cache.folder.glob("*.npy"))) == 3
     cache.prepare([clips[0], clips[1]], data_at(tmp_path), opener)
-    assert opener.opened() == {"3.wav": 1}, "2 went; 0 and 1 stayed"
-    assert torch.equal(cache.load("c2"), make_loaded(tmp_path, clips[2])), "a clip pushed out is made again on demand"
+    assert opener.opened() == {"3.wav": 1}, "2 was evicted; 0 and 1 were not"
+    assert torch.equal(cache.load("c2"), read_clip(tmp_path, clips[2])), "an evicted clip is decoded again on demand"
 
 
-def make_loaded(folder: Path, clip: Clip) -> torch.Tensor:
+def read_clip(folder: Path, clip: Clip) -> torch.Tensor:
     return torch.from_numpy(soundfile.read(folder / clip.path, dtype="float32")[0])
 
 
-def test_clips_that_do_not_fit_at_all_say_how_much_room_they_need(tmp_path: Path) -> None:
+def test_clips_above_the_limit_are_refused_with_the_space_they_need(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, limit_gb=40_000 / 1e9)
     with pytest.raises(ValueError, match=r"data.cache_gb = 4e-05: 3 of 10 clips fill it; all need about 0.000161 GB"):
         cache.prepare(tones(tmp_path, 10), data_at(tmp_path), LocalFiles())
 
 
-def test_check_share_lets_few_broken_clips_pass_and_names_many() -> None:
-    broken = [Broken(f"c{number}", f"{number}.wav", "cut short") for number in range(5)]
-    check_share(broken, 100, 0.05)
-    check_share([], 100, 0.0)
+def test_few_quarantined_clips_are_accepted_and_many_are_refused_with_reasons() -> None:
+    quarantined = [QuarantinedClip(f"c{number}", f"{number}.wav", "cut short") for number in range(5)]
+    check_quarantined_share(quarantined, 100, 0.05)
+    check_quarantined_share([], 100, 0.0)
     with pytest.raises(ValueError, match=r"5 of 99 clips \(5.1%\).*5.0%: 0.wav: cut short; 1.wav.*2.wav: cut short\. "):
-        check_share(broken, 99, 0.05)
+        check_quarantined_share(quarantined, 99, 0.05)
 
 
 def test_synthetic_clips_are_cached_like_any_other(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_synthetic_clips_are_cached_like_any_other(tmp_path: Path) -> None:
     assert cache.load("synthetic-000007").shape == (16_000,)
 
 
-def test_real_recordings_survive_the_cache(tmp_path: Path, esc10: Path) -> None:
+def test_real_recordings_are_stored_and_loaded(tmp_path: Path, esc10: Path) -> None:
     data = Data(format="esc50", root=str(esc10))
     clips = read_dataset(data, LocalFiles()).clips[::20]
     cache = make_cache(tmp_path)

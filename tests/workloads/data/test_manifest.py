@@ -1,4 +1,4 @@
-"""Reading metadata, and cutting it so that no recording is on two sides."""
+"""Reading metadata, and splitting it so that no recording is in two splits."""
 
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +23,7 @@ def manifest(folder: Path, text: str, *, labels: str = "multi") -> Data:
     return Data(format="manifest", root=str(folder), manifest=str(file), labels=labels)
 
 
-def made_corpus(*, labels: str, sources: int = 60, per_source: int = 3, tags: int = 4) -> Dataset:
+def make_dataset(*, labels: str, sources: int = 60, per_source: int = 3, tags: int = 4) -> Dataset:
     names = [f"tag{number}" for number in range(tags)]
     clips = []
     for source in range(sources):
@@ -60,7 +60,9 @@ def test_esc10_splits_keep_recordings_whole_and_slices_partition_the_training_fo
         assert {clip.fold for clip in parts.test} == {test_fold}
         assert len(parts.test) == 80
         assert len(parts.train) + len(parts.val) == 320
-        assert {tag for clip in parts.val for tag in clip.tags} == set(dataset.tags), "every class steers"
+        assert {tag for clip in parts.val for tag in clip.tags} == set(dataset.tags), (
+            "the validation slice has every class"
+        )
         validated.update(clip.clip_id for clip in parts.val)
     assert len(validated) == 320
     assert set(validated.values()) == {1}
@@ -76,7 +78,7 @@ def test_split_seed_changes_the_slices_and_nothing_else_does(esc10: Path) -> Non
 
 @pytest.mark.parametrize("labels", ["single", "multi"])
 def test_slices_of_many_clips_per_recording_partition_too(labels: str) -> None:
-    dataset, data = made_corpus(labels=labels), Data(labels=labels, val_share=0.25)
+    dataset, data = make_dataset(labels=labels), Data(labels=labels, val_share=0.25)
     slices = [split(dataset, replace(data, val_slice=val_slice)) for val_slice in range(4)]
     seen = [clip.clip_id for parts in slices for clip in parts.val]
     assert sorted(seen) == sorted(clip.clip_id for clip in dataset.clips if clip.fold != 1)
@@ -87,19 +89,19 @@ def test_slices_of_many_clips_per_recording_partition_too(labels: str) -> None:
 
 def test_an_unknown_fold_lists_the_folds() -> None:
     with pytest.raises(ValueError, match=r"test_fold = 7.*1, 2, 3, 4, 5"):
-        split(made_corpus(labels="single"), Data(test_fold=7))
+        split(make_dataset(labels="single"), Data(test_fold=7))
 
 
 def test_a_recording_in_the_test_fold_and_outside_is_refused() -> None:
-    dataset = made_corpus(labels="single")
-    torn = replace(dataset, clips=(replace(dataset.clips[0], fold=2), *dataset.clips[1:]))
+    dataset = make_dataset(labels="single")
+    shared = replace(dataset, clips=(replace(dataset.clips[0], fold=2), *dataset.clips[1:]))
     with pytest.raises(ValueError, match=r"source s0 is in the test fold 1 and in others"):
-        split(torn, Data())
+        split(shared, Data())
 
 
 def test_more_slices_than_recordings_is_refused() -> None:
     with pytest.raises(ValueError, match=r"val_share = 0.02: that makes 50 slices"):
-        split(made_corpus(labels="multi"), Data(labels="multi", val_share=0.02))
+        split(make_dataset(labels="multi"), Data(labels="multi", val_share=0.02))
 
 
 def test_a_manifest_is_read_whatever_the_order_of_its_rows(tmp_path: Path) -> None:
@@ -111,12 +113,12 @@ def test_a_manifest_is_read_whatever_the_order_of_its_rows(tmp_path: Path) -> No
     assert dataset.tags == ("dog", "rain")
     assert dataset.targets(dataset.clips).tolist() == [[0, 1], [1, 1]]
     header, first, second, _ = ROWS.split("\n")
-    turned = read_dataset(manifest(tmp_path, "\n".join([header, second, first])), LocalFiles())
-    assert turned == dataset
-    assert turned.fingerprint() == dataset.fingerprint()
+    reordered = read_dataset(manifest(tmp_path, "\n".join([header, second, first])), LocalFiles())
+    assert reordered == dataset
+    assert reordered.fingerprint() == dataset.fingerprint()
 
 
-def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
+def test_parquet_and_csv_give_the_same_data_set(tmp_path: Path) -> None:
     from_csv = read_dataset(manifest(tmp_path, ROWS), LocalFiles())
     table = pyarrow.table(
         {
@@ -132,7 +134,7 @@ def test_parquet_says_the_same_as_csv(tmp_path: Path) -> None:
     assert read_dataset(data, LocalFiles()) == from_csv
 
 
-def test_without_folds_sources_are_dealt_by_name(tmp_path: Path) -> None:
+def test_without_folds_the_fold_of_a_source_follows_from_its_name(tmp_path: Path) -> None:
     rows = [f"c{number},c{number}.wav,t,s{number // 2}" for number in range(400)]
     header = "clip_id,path,tags,source"
     clips = read_dataset(manifest(tmp_path, "\n".join([header, *rows])), LocalFiles()).clips
@@ -141,7 +143,7 @@ def test_without_folds_sources_are_dealt_by_name(tmp_path: Path) -> None:
     assert set(fold_of.values()) == {1, 2, 3, 4, 5}
     assert min(Counter(fold_of.values()).values()) > 20, "of 200 sources in 5 folds"
     fewer = read_dataset(manifest(tmp_path, "\n".join([header, *rows[:100]])), LocalFiles()).clips
-    assert all(clip.fold == fold_of[clip.source] for clip in fewer), "more rows move no old ones"
+    assert all(clip.fold == fold_of[clip.source] for clip in fewer), "new rows do not move old ones"
     assert [fold_of[f"s{number}"] for number in range(6)] == [3, 3, 4, 2, 3, 5]
 
 
@@ -168,7 +170,7 @@ def test_mistakes_in_a_manifest_name_row_and_fix(tmp_path: Path, text: str, labe
         read_dataset(manifest(tmp_path, text, labels=labels), LocalFiles())
 
 
-def test_a_data_set_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_missing_data_set_and_an_unknown_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"esc50.csv: no such file; check data.root"):
         read_dataset(Data(format="esc50", root=str(tmp_path)), LocalFiles())
     with pytest.raises(ValueError, match=r"clips.json.*must end in .csv or .parquet"):
@@ -179,17 +181,17 @@ def test_a_data_set_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> No
     "change", [{"clip_id": "z"}, {"path": "z"}, {"tags": ("z",)}, {"fold": 9}, {"source": "z"}, {"absent": ()}]
 )
 def test_the_fingerprint_changes_with_everything_a_result_depends_on(change: dict) -> None:
-    dataset = made_corpus(labels="single")
+    dataset = make_dataset(labels="single")
     changed = replace(dataset, clips=(replace(dataset.clips[0], **change), *dataset.clips[1:]))
     assert changed.fingerprint() != dataset.fingerprint()
 
 
 def test_the_fingerprint_does_not_depend_on_where_the_root_lies(tmp_path: Path) -> None:
-    found = []
+    fingerprints = []
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-        found.append(read_dataset(manifest(tmp_path / name, ROWS), LocalFiles()).fingerprint())
-    assert found[0] == found[1]
+        fingerprints.append(read_dataset(manifest(tmp_path / name, ROWS), LocalFiles()).fingerprint())
+    assert fingerprints[0] == fingerprints[1]
 
 
 def test_a_clip_with_none_of_the_tags_is_a_negative_where_several_are_allowed(tmp_path: Path) -> None:

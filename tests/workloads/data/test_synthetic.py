@@ -1,4 +1,5 @@
-"""The embedded soundscapes: reproducible, at any rate, and solvable by hearing time but not by the mean spectrum."""
+"""The embedded soundscapes: reproducible at any rate; the tags follow from the change over time, not from the mean
+spectrum."""
 
 import numpy as np
 import pytest
@@ -11,14 +12,14 @@ from torch import nn
 from workloads.config.recipe import Data
 from workloads.data.decode import resample
 from workloads.data.manifest import read_dataset
-from workloads.data.synthetic import SOURCES, events, render, synthetic_clips
+from workloads.data.synthetic import SYNTHESIZERS, events, render, synthetic_clips
 from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
 
 DATA = Data(labels="multi", clip_seconds=3.0, synthetic_clips=400)
 
 
-def test_a_clip_is_the_same_sound_whenever_it_is_asked_for() -> None:
+def test_rendering_a_clip_again_gives_the_same_samples() -> None:
     first = render("synthetic-000012", DATA, 16_000)
     render("synthetic-000013", DATA, 16_000)
     assert torch.equal(first, render("synthetic-000012", DATA, 16_000))
@@ -35,8 +36,8 @@ def test_another_rate_is_the_same_sound_with_nothing_above_8_khz() -> None:
     assert high_T.shape == (96_000,)
     power_K = torch.fft.rfft(high_T).abs().square()
     assert power_K[3 * 8200 :].sum() < 1e-4 * power_K.sum()
-    back_T = resample(high_T, orig=32_000, new=16_000)
-    assert (back_T - low_T).square().mean() < 0.01 * low_T.square().mean()
+    resampled_T = resample(high_T, orig=32_000, new=16_000)
+    assert (resampled_T - low_T).square().mean() < 0.01 * low_T.square().mean()
 
 
 def test_tags_are_those_of_the_events_and_folds_hold_them_in_equal_shares() -> None:
@@ -52,7 +53,7 @@ def test_tags_are_those_of_the_events_and_folds_hold_them_in_equal_shares() -> N
         assert y_NC.sum(axis=0).tolist() == [8] * 10
 
 
-def test_sounds_are_where_their_events_say() -> None:
+def test_sounds_are_between_the_onsets_and_offsets_of_their_events() -> None:
     """Of single events, the energy between onset and offset is nearly all there is."""
     data = Data(labels="single", clip_seconds=5.0)
     for number in range(0, 100, 7):
@@ -69,13 +70,13 @@ def test_the_two_tags_of_a_pair_share_their_average_spectrum() -> None:
     for forward, backward in (("chirp_up", "chirp_down"), ("scale_up", "scale_down"), ("swell", "fade")):
         spectra = []
         for tag in (forward, backward):
-            sound = SOURCES[tag](16_000, np.random.default_rng(0))
+            sound = SYNTHESIZERS[tag](16_000, np.random.default_rng(0))
             spectra.append(np.abs(np.fft.rfft(sound)))
         assert np.allclose(*spectra, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
-def heard() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def mels_and_targets() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(mel_NMF normalised, y_NC, whether in fold 1) of the whole data set."""
     dataset = read_dataset(DATA, LocalFiles())
     front_end = build_front_end("logmel64", clip_rate=16_000)
@@ -85,9 +86,9 @@ def heard() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return (mel_NMF - front_end.mean) / front_end.std, y_NC, torch.tensor([clip.fold == 1 for clip in dataset.clips])
 
 
-def test_the_mean_spectrum_does_not_solve_it(heard: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+def test_the_mean_spectrum_does_not_solve_it(mels_and_targets: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     """Measured: mAP 0.33 to 0.37 over C = 0.01 to 10, where tags alone, without sound, give 0.2."""
-    mel_NMF, y_NC, is_test = heard
+    mel_NMF, y_NC, is_test = mels_and_targets
     mean_NM = mel_NMF.mean(2)
     model = OneVsRestClassifier(LogisticRegression(C=1.0, max_iter=2000))
     model.fit(mean_NM[~is_test], y_NC[~is_test])
@@ -101,9 +102,11 @@ def small_cnn() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, 10))
 
 
-def test_a_small_cnn_solves_most_of_it_in_seconds(heard: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+def test_a_small_cnn_solves_most_of_it_in_seconds(
+    mels_and_targets: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
     """Measured: mAP 0.76 after ten epochs, 0.83 after fifteen."""
-    mel_NMF, y_NC, is_test = heard
+    mel_NMF, y_NC, is_test = mels_and_targets
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import torch
 from torchaudio.compliance.kaldi import fbank, get_mel_banks
 
 from workloads.config.recipe import FRONT_ENDS
-from workloads.data.decode import BrokenClip, decode, fit, resample
+from workloads.data.decode import BrokenClip, cut_or_pad, decode, resample
 from workloads.models.front_end import build_front_end
 
 KINDS = sorted(FRONT_ENDS)
@@ -99,11 +99,11 @@ def test_a_rate_without_common_factors_is_resampled_without_a_huge_filter() -> N
     assert torch.allclose(x_T[2000:20_000], tone(1000, 32_000)[2000:20_000], atol=0.02)
 
 
-def test_fit_cuts_and_pads_with_zeros_on_the_right() -> None:
+def test_cut_or_pad_cuts_and_pads_with_zeros_on_the_right() -> None:
     x_T = torch.arange(1.0, 6.0)
-    assert fit(x_T, 3).tolist() == [1, 2, 3]
-    assert fit(x_T, 3, offset=1).tolist() == [2, 3, 4]
-    assert fit(x_T, 4, offset=3).tolist() == [4, 5, 0, 0]
+    assert cut_or_pad(x_T, 3).tolist() == [1, 2, 3]
+    assert cut_or_pad(x_T, 3, offset=1).tolist() == [2, 3, 4]
+    assert cut_or_pad(x_T, 4, offset=3).tolist() == [4, 5, 0, 0]
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3])
