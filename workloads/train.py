@@ -212,9 +212,11 @@ def train_step(
         metrics_of_shards += shard_stats
         batch_norm.after_shard()
     if run.session.world_size > 1:
-        dist.all_reduce(loss_sums)  # losses differ between workers; gradients are averaged already
+        dist.all_reduce(loss_sums)  # DDP has averaged the gradients, but each worker has its own losses
     grad_norms = torch.stack([student.clip_gradients() for student in students.values()])
-    bad = _check_finite(run, phase, loss_sums, grad_norms)
+    bad = _not_finite(phase, loss_sums, grad_norms)
+    if bad:
+        _handle_bad_numbers(run, bad)
     batch_norm.finish(undo=[students[name].tagger for name in bad])
     for name, student in students.items():
         student.step(skip=name in bad)
@@ -265,15 +267,14 @@ def _forward(run: Run, phase: Phase, shard: Shard, *, seed: int) -> dict[str, Te
     return student_outputs
 
 
-def _check_finite(run: Run, phase: Phase, loss_sums: Tensor, grad_norms: Tensor) -> list[str]:
-    """The students whose loss or gradient norm (in their order) is not finite; the same on every worker.
-
-    Records them with the clips of the batch; raises BadNumbers where `train.bad_numbers` is "stop".
-    """
+def _not_finite(phase: Phase, loss_sums: Tensor, grad_norms: Tensor) -> list[str]:
+    """The students whose loss or gradient norm (in the order of `phase.trains`) is not finite."""
     finite = (loss_sums.isfinite() & grad_norms.isfinite()).tolist()
-    bad = [name for name, is_finite in zip(phase.trains, finite, strict=True) if not is_finite]
-    if not bad:
-        return []
+    return [name for name, is_finite in zip(phase.trains, finite, strict=True) if not is_finite]
+
+
+def _handle_bad_numbers(run: Run, bad: list[str]) -> None:
+    """Record these students and the clips of the batch; BadNumbers ends the run where `train.bad_numbers` is "stop"."""
     policy, clip_ids = run.recipe.train.bad_numbers, run.batches.clip_ids(run.step)
     run.record("bad", step=run.step, models=bad, policy=policy, clip_ids=clip_ids)
     if policy == "stop":
@@ -283,7 +284,6 @@ def _check_finite(run: Run, phase: Phase, loss_sums: Tensor, grad_norms: Tensor)
             "folder lists the clips of the batch; check them, lower the learning rate, or set "
             "train.bad_numbers = 'skip'"
         )
-    return bad
 
 
 def _validate(run: Run, phase: Phase) -> None:

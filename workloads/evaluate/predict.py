@@ -29,10 +29,10 @@ class BadNumbers(RuntimeError):
 def predict_clips(
     tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session | None = None
 ) -> tuple[Tensor, Tensor]:
-    """logits_NC and y_NC of clips, in their order; with a session its workers share the batches and all get all clips.
+    """logits_NC and y_NC of clips, in their order.
 
-    With a session it is a collective call. The tagger keeps its training or eval mode. Raises BadNumbers where a logit
-    is not finite.
+    With a session it is a collective call: the workers share the batches, and all of them get the whole. The tagger
+    keeps its training or eval mode. Raises BadNumbers where a logit is not finite.
     """
     was_training = tagger.training
     own: dict[int, Tensor] = {}  # this worker's logits by batch
@@ -49,11 +49,11 @@ def predict_clips(
     workers = gather(session, own) if session else [own]
     by_batch = {number: logits for worker in workers for number, logits in worker.items()}
     logits_NC = torch.cat([by_batch[number] for number in sorted(by_batch)])
-    _check_finite(clips, logits_NC)
+    _require_finite(clips, logits_NC)
     return logits_NC, torch.from_numpy(prepared.dataset.targets(clips))
 
 
-def _check_finite(clips: Sequence[Clip], logits_NC: Tensor) -> None:
+def _require_finite(clips: Sequence[Clip], logits_NC: Tensor) -> None:
     bad = [clip.clip_id for clip, finite in zip(clips, logits_NC.isfinite().all(1), strict=True) if not finite]
     if bad:
         raise BadNumbers(
@@ -94,7 +94,7 @@ def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int)
 
     A file shorter than a clip is padded with zeros, as clips are in training and scoring. A longer one is cut into
     consecutive windows, the last of which ends with the file, and their probabilities are averaged. `state` is the
-    tagger's, from `load_tagger`. Raises `BrokenClip` for a file without sound.
+    tagger's, from `load_tagger`. Raises `BrokenClip` for a file without usable audio.
     """
     x_T, rate = decode(file)
     x_T = resample(x_T, orig=rate, new=state["clip_rate"])
