@@ -1,6 +1,7 @@
-"""`antiphon`: parses the command line first, imports what is heavy afterwards.
+"""The `antiphon` command: registers every command, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 the user's mistake, 75 preempted (saved; run it again).
+Exit codes: 0 done, 1 failed, 2 a mistake of the user, 75 preempted (saved; resume it). Commands import heavy modules
+when they run, so that `antiphon --help` stays below a second.
 """
 
 import json
@@ -30,19 +31,21 @@ console = Console(stderr=True)
 
 
 def main() -> None:
-    """The command line; turns the user's mistakes into one line and exit code 2."""
+    """Run the command line. ValueError: the user's mistake. OSError: a disk or a store is full or unavailable."""
     try:
         app()
     except ValueError as mistake:
-        if "--json" in sys.argv and not emitted:
-            print(json.dumps({"status": "failed", "mistake": True, "error": str(mistake)}))
-        console.print(f"[red]mistake:[/] {escape(' '.join(str(mistake).split()))}", highlight=False, soft_wrap=True)
-        raise SystemExit(MISTAKE) from None
-    except OSError as error:  # a disk or a store that is full or away: nobody's mistake, and no reason for a traceback
-        if "--json" in sys.argv and not emitted:
-            print(json.dumps({"status": "failed", "mistake": False, "error": str(error)}))
-        console.print(f"[red]failed:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True)
-        raise SystemExit(FAILED) from None
+        raise _exit_for(mistake, "mistake", MISTAKE) from None
+    except OSError as error:  # no mistake of the user, and a traceback would not help
+        raise _exit_for(error, "failed", FAILED) from None
+
+
+def _exit_for(error: Exception, label: str, code: int) -> SystemExit:
+    """Print the error in one line on stderr, and as JSON if that is wanted and no JSON line is out yet."""
+    if "--json" in sys.argv and not emitted:
+        print(json.dumps({"status": "failed", "mistake": code == MISTAKE, "error": str(error)}))
+    console.print(f"[red]{label}:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True)
+    return SystemExit(code)
 
 
 if __name__ == "__main__":

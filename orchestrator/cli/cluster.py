@@ -1,4 +1,4 @@
-"""`antiphon cluster`: the local stack on the command line. Parses and prints; `cluster/stack.py` does the work."""
+"""`antiphon cluster`: start and stop the local stack. Parses and prints; `cluster/stack.py` does the work."""
 
 import json
 import shlex
@@ -16,24 +16,27 @@ if TYPE_CHECKING:
     from cluster.processes import Service, State
 
 
-app = typer.Typer(no_args_is_help=True, help="Start, stop and look at a local Ray, MLflow and S3.")
+app = typer.Typer(no_args_is_help=True, help="Start, stop and show a local Ray, MLflow and S3.")
 notes = Console(stderr=True)
 
-FolderOption = Annotated[Path, typer.Option(help="Where the stack keeps its record, keys, logs and data.")]
+FolderOption = Annotated[Path, typer.Option(help="Folder of the stack: records, keys, logs and data.")]
 FOLDER = Path("~/.antiphon/stack")
 
 
 @app.command()
 def up(
-    cpus: Annotated[int | None, typer.Option(help="CPUs that Ray may give out; default: all.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs that Ray may assign; default: all.")] = None,
     s3: Annotated[
-        str | None, typer.Option(metavar="moto|rgw", help="An S3 server too: moto forgets, rgw keeps.")
+        str | None,
+        typer.Option(
+            metavar="moto|rgw", help="Also an S3 server: moto loses its objects when it ends, rgw (Ceph) keeps them."
+        ),
     ] = None,
-    mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="An MLflow server on SQLite.")] = True,
+    mlflow: Annotated[bool, typer.Option("--mlflow/--no-mlflow", help="Also an MLflow server, on SQLite.")] = True,
     folder: FolderOption = FOLDER,
     as_json: JsonOption = False,
 ) -> None:
-    """Start what does not run yet. The table goes to stderr: eval "$(antiphon cluster up)" sets the environment."""
+    """Start the services that do not run yet. Prints shell exports: eval "$(antiphon cluster up)" sets them."""
     from cluster import stack
 
     try:
@@ -43,8 +46,8 @@ def up(
         raise _failed(failure) from None
     environment = stack.client_environment(result)
     notes.print(_table((service, "up") for service in result.services))
-    kept = [service.name for service in result.services if service.name not in result.launched]
-    notes.print(f"started: {', '.join(result.launched) or 'nothing'}; was up: {', '.join(kept) or 'nothing'}")
+    running = [service.name for service in result.services if service.name not in result.launched]
+    notes.print(f"started: {', '.join(result.launched) or 'nothing'}; was up: {', '.join(running) or 'nothing'}")
     if as_json:
         _emit(
             folder=str(result.folder),
@@ -61,7 +64,7 @@ def up(
 
 @app.command()
 def down(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
-    """Stop the stack's services, by their pids; data and logs stay."""
+    """Stop the stack's services; data and logs stay."""
     from cluster import stack
 
     try:
@@ -69,26 +72,26 @@ def down(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
             stopped = stack.down(folder)
     except RuntimeError as failure:
         raise _failed(failure) from None
-    notes.print(f"stopped: {', '.join(stopped) or 'nothing, it was down'}")
+    notes.print(f"stopped: {', '.join(stopped) or 'nothing was running'}")
     if as_json:
         _emit(folder=str(folder.expanduser()), stopped=stopped)
 
 
 @app.command()
 def status(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
-    """Show the services; exit code 1 if one of them is not up, or if there are none."""
+    """Show the services and their states; exit code 1 if one of them is not up, or if there is none."""
     from cluster import stack
 
     states = stack.status(folder)
-    good = bool(states) and all(state == "up" for _, state in states)
+    all_up = bool(states) and all(state == "up" for _, state in states)
     if as_json:
         services = [_record(service, state) for service, state in states]
-        _emit(folder=str(folder.expanduser()), up=good, services=services)
+        _emit(folder=str(folder.expanduser()), up=all_up, services=services)
     elif states:
         Console().print(_table(states))
     else:
         notes.print(f"no stack in {folder}; start one: antiphon cluster up")
-    if not good:
+    if not all_up:
         raise typer.Exit(FAILED)
 
 
@@ -97,7 +100,7 @@ def _table(states: "Iterable[tuple[Service, State]]") -> Table:
     for service, state in states:
         table.add_row(service.name, state, service.address, str(service.pid), service.log)
     for column in table.columns:
-        column.overflow = "fold"  # an address cut short is of no use
+        column.overflow = "fold"  # a truncated address is useless
     return table
 
 

@@ -1,14 +1,14 @@
-"""`antiphon recipes` and `antiphon data check`: what can be trained, and on which clips. Parses and prints."""
+"""`antiphon recipes` and `antiphon data check`: the shipped recipes, and a recipe's data set. Parses and prints."""
 
 import typer
 
 from orchestrator.cli.options import JsonOption, RecipeArg, SetOption, only_json
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at a data set without training.")
+data_app = typer.Typer(no_args_is_help=True, help="Check a data set without training.")
 
 
 def recipes(as_json: JsonOption = False) -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes with their commands and results."""
     from orchestrator.recipes.loader import header, shipped_names
 
     with only_json(as_json) as emit:
@@ -20,19 +20,19 @@ def recipes(as_json: JsonOption = False) -> None:
 
 @data_app.command("check")
 def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOption = False) -> None:
-    """Decode a recipe's data set into the cache and say what is in it, without training."""
+    """Decode a recipe's data set into the cache and print its clips, tags and quarantined files, without training."""
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.storage.object_store import FsspecFiles
     from workloads.data.prepare import prepare
 
     loaded = load_recipe(recipe, settings)
     with only_json(as_json) as emit:
-        found = prepare(loaded, FsspecFiles()).summary()
-        emit(found)
+        summary = prepare(loaded, FsspecFiles()).summary()
+        emit(summary)
         if not as_json:
-            typer.echo(f"fingerprint {found['fingerprint']}")
-            typer.echo("clips       " + ", ".join(f"{name} {count}" for name, count in found["clips"].items()))
-            typer.echo(f"tags        {', '.join(found['tags'])}")
-            typer.echo(f"quarantined {len(found['quarantined'])}")
-            for broken in found["quarantined"]:
+            typer.echo(f"fingerprint {summary['fingerprint']}")
+            typer.echo("clips       " + ", ".join(f"{name} {count}" for name, count in summary["clips"].items()))
+            typer.echo(f"tags        {', '.join(summary['tags'])}")
+            typer.echo(f"quarantined {len(summary['quarantined'])}")
+            for broken in summary["quarantined"]:
                 typer.echo(f"  {broken['clip_id']}  {broken['path']}: {broken['reason']}")

@@ -1,4 +1,4 @@
-"""`antiphon export`: a tagger as one file, on the command line. Parses and prints; `export.py` knows."""
+"""`antiphon export`: a tagger as one file. Parses and prints; `artifacts/export.py` does the work."""
 
 import json
 import sys
@@ -12,53 +12,57 @@ from orchestrator.cli.options import CheckpointArg, JsonOption
 
 def export(
     checkpoint: CheckpointArg,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The new file; a model card goes beside it, OUT.md.")],
-    to: Annotated[str, typer.Option(help="onnx, or pt2: PyTorch's own.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The new file; its model card is written to OUT.md.")],
+    to: Annotated[str, typer.Option(help="Format: onnx, or pt2 (torch.export).")],
     front_end: Annotated[
-        str, typer.Option(help="inside: waveforms go in; outside: log-mels, not normalised.")
+        str, typer.Option(help="inside: the input is waveforms; outside: log-mels, not normalised.")
     ] = "inside",
     int8: Annotated[
-        str, typer.Option(metavar="RECIPE", help="Also in int8, calibrated and scored on this recipe's data.")
+        str, typer.Option(metavar="RECIPE", help="Also an int8 file, calibrated and scored on this recipe's data.")
     ] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe of --int8.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a tagger as one file that runs without antiphon, and check that it says the same."""
+    """Write a tagger as one file that runs without antiphon, and compare its logits with PyTorch's."""
     if settings and not int8:
         raise ValueError(f"--set {settings[0]}: changes the recipe of --int8; give that too")
     with redirect_stdout(sys.stderr):
         from orchestrator.artifacts.export import export_checkpoint, target
         from orchestrator.recipes.loader import load_recipe
 
-        wanted = target(out, to=to, front_end=front_end, int8=bool(int8))
-        told = export_checkpoint(checkpoint, wanted, load_recipe(int8, settings) if int8 else None)
+        request = target(out, to=to, front_end=front_end, int8=bool(int8))
+        result = export_checkpoint(checkpoint, request, load_recipe(int8, settings) if int8 else None)
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(result))
     else:
-        _print(told)
+        _print(result)
 
 
-def _print(told: dict[str, Any]) -> None:
-    shape, latency = told["facts"]["input"]["shape"], told["latency_ms"]
-    axes, longest = " x ".join(map(str, shape)), told["facts"]["input"]["longest"]
+def _print(result: dict[str, Any]) -> None:
+    shape, latency = result["facts"]["input"]["shape"], result["latency_ms"]
+    axes, longest = " x ".join(map(str, shape)), result["facts"]["input"]["longest"]
     bound = "" if longest is None else f", up to {longest:,} {shape[-1]}"
-    typer.echo(f"goes in     {told['facts']['input']['kind']}, {axes} (an axis with a name may have any length{bound})")
-    typer.echo(f"difference  {told['largest_difference']:.2g} of a logit, at most, from PyTorch's")
-    typer.echo(f"size        {told['bytes']:,} bytes")
-    typer.echo(f"a clip      {latency['file']:.2f} ms, in PyTorch {latency['pytorch']:.2f} ms; one thread, medians")
-    if int8 := told["int8"]:
+    typer.echo(
+        f"input       {result['facts']['input']['kind']}, {axes} (an axis with a name may have any length{bound})"
+    )
+    typer.echo(f"difference  {result['largest_difference']:.2g} at most, between the file's logits and PyTorch's")
+    typer.echo(f"size        {result['bytes']:,} bytes")
+    typer.echo(
+        f"latency     {latency['file']:.2f} ms per clip, PyTorch {latency['pytorch']:.2f} ms; one thread, medians"
+    )
+    if int8 := result["int8"]:
         score, scores, products = int8["score"], int8["scores"], int8["products"]
         typer.echo(
             f"int8        {score} {scores['int8'][score]:.4f}, float {scores['float'][score]:.4f}: "
             f"a loss of {int8['loss']:.4f} on {int8['scored_on']} clips"
         )
         typer.echo(
-            f"            {int8['bytes']:,} bytes, a clip {latency['int8']:.2f} ms; {products['int8']} of "
+            f"            {int8['bytes']:,} bytes, {latency['int8']:.2f} ms per clip; {products['int8']} of "
             f"{products['int8'] + products['fp32']} convolutions and matrix products in int8"
-            + "; depthwise ones are sums here, in fp32"
+            + "; depthwise convolutions are computed as sums, in fp32"
             * int8["sums_in_fp32"]
         )
-    for path in told["files"]:
+    for path in result["files"]:
         typer.echo(f"written     {path}")

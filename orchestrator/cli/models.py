@@ -1,6 +1,6 @@
-"""`antiphon models`: which networks there are, and those that others trained. Parses and prints.
+"""`antiphon models`: the published networks, and the import of published weights. Parses and prints.
 
-`workloads/catalog.py` knows the names, `imports.py` reads published weights.
+The networks are listed in `workloads/models/catalog.py`; `artifacts/import_weights.py` reads weights.
 """
 
 import json
@@ -22,16 +22,16 @@ MODELS_HELP = f"List the published networks with their sizes at {CLASSES} classe
 def models(
     context: typer.Context,
     latency: Annotated[
-        bool, typer.Option("--latency", help="Time one clip on this CPU, one thread, front end included.")
+        bool, typer.Option("--latency", help="Also the time per clip on this CPU: one thread, front end included.")
     ] = False,
-    only: Annotated[str, typer.Option(help="Only names that begin so: mn, dymn, ced_ ...")] = "",
+    only: Annotated[str, typer.Option(help="Only names with this prefix: mn, dymn, ced_ ...")] = "",
     as_json: JsonOption = False,
 ) -> None:
     if context.invoked_subcommand:
         return
     chosen = {name: model for name, model in CATALOG.items() if name.startswith(only)}
     if not chosen:
-        raise ValueError(f"--only {only!r}: no published model begins so; they are {', '.join(CATALOG)}")
+        raise ValueError(f"--only {only!r}: no published model has this prefix; the names are {', '.join(CATALOG)}")
     from workloads.models.size import model_size, seconds_per_clip
 
     rows: list[dict[str, Any]] = []
@@ -65,14 +65,14 @@ def _table(rows: list[dict[str, Any]], latency: bool) -> Table:
 @app.command("import")
 def import_(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Published weights: .pt, .pth, .bin or .safetensors.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder or URI for the tagger.")],
-    family: Annotated[str, typer.Option(help=f"What it is: {', '.join(SOURCES)}.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The tagger's new folder or URI.")],
+    family: Annotated[str, typer.Option(help=f"The network's family: {', '.join(SOURCES)}.")],
     tags: Annotated[
         str, typer.Option(help="One tag per line, or a CSV with display_name; AudioSet's 527 need none.")
     ] = "",
-    name: Annotated[str, typer.Option(help="The tagger's name; default: made of the file's.")] = "",
+    name: Annotated[str, typer.Option(help="The tagger's name; default: from the file's name.")] = "",
     strides: Annotated[
-        str, typer.Option(help="Of an MN or DyMN that has others than 2222, such as 2221; weights do not show them.")
+        str, typer.Option(help="Strides of an MN or DyMN other than 2222, such as 2221; the weights do not show them.")
     ] = "",
     labels: Annotated[
         str, typer.Option(help="single: one tag a clip; multi: any number; default: multi, of AST's ESC-50 single.")
@@ -82,24 +82,23 @@ def import_(
     """Make a tagger of weights that another project published: to tag, to start from (init), to teach."""
     from orchestrator.artifacts.import_weights import import_weights
 
-    told = {"tags": tags or None, "name": name or None, "strides": strides or None, "labels": labels or None}
-    made = import_weights(file, out, family=family, **told)
+    options = {"tags": tags or None, "name": name or None, "strides": strides or None, "labels": labels or None}
+    tagger = import_weights(file, out, family=family, **options)
     if as_json:
-        typer.echo(json.dumps(made))
-        return
-    arch = made["model"]["arch"]
+        typer.echo(json.dumps(tagger))
+    else:
+        _print_imported(tagger)
+
+
+def _print_imported(tagger: dict[str, Any]) -> None:
+    arch, front_end, dropped = tagger["model"]["arch"], tagger["model"]["front_end"], tagger["dropped"]
     sizes = ", ".join(f"{key} {value}" for key, value in arch.items() if key != "family")
-    typer.echo(f"{made['name']}: {arch['family']} ({sizes})")
-    typer.echo(
-        f"{made['params']:,} parameters, {made['tags']} tags ({made['labels']}), clips of {made['clip_seconds']:g} s"
-    )
-    hears = ", ".join(f"{key} {value}" for key, value in made["model"]["front_end"].items() if value)
-    typer.echo(
-        f"hears {hears.removeprefix('kind ')}; what the file does not tell is as in that project's usual networks"
-    )
-    typer.echo(f"from {made['origin']['project']}, licence {made['origin']['licence']}")
-    if made["dropped"]:
-        typer.echo(
-            f"left out, {len(made['dropped'])}: {', '.join(made['dropped'][:4])}{' ...' * (len(made['dropped']) > 4)}"
-        )
-    typer.echo(f"checkpoint  {made['checkpoint']}")
+    values = ", ".join(f"{key} {value}" for key, value in front_end.items() if value).removeprefix("kind ")
+    typer.echo(f"{tagger['name']}: {arch['family']} ({sizes})")
+    clips = f"clips of {tagger['clip_seconds']:g} s"
+    typer.echo(f"{tagger['params']:,} parameters, {tagger['tags']} tags ({tagger['labels']}), {clips}")
+    typer.echo(f"front end {values}; what the file does not contain is as in that project's usual networks")
+    typer.echo(f"from {tagger['origin']['project']}, licence {tagger['origin']['licence']}")
+    if dropped:
+        typer.echo(f"left out, {len(dropped)}: {', '.join(dropped[:4])}{' ...' * (len(dropped) > 4)}")
+    typer.echo(f"checkpoint  {tagger['checkpoint']}")

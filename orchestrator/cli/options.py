@@ -1,7 +1,8 @@
-"""What several commands of the command line have in common: options, and the one JSON line of --json."""
+"""What several commands share: options and arguments, exit codes, and the one JSON line of --json."""
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +10,47 @@ from typing import Annotated, Any
 
 import typer
 
+FAILED, MISTAKE, PREEMPTED = 1, 2, 75
+EXIT_CODES = {"done": 0, "failed": FAILED, "preempted": PREEMPTED}  # of the status of a run's or a search's outcome
+STORAGE = "runs"  # the default of --storage
+
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
-CheckpointArg = Annotated[str, typer.Argument(help="A published tagger: RUN/models/NAME, anywhere.")]
+CheckpointArg = Annotated[str, typer.Argument(help="A published tagger: the folder or URI RUN/models/NAME.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
-StorageOption = Annotated[str, typer.Option(help="Where it goes: a folder or s3://bucket/prefix.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
+
+# options of `run` and `search`
+StorageOption = Annotated[str, typer.Option(help="Where runs and searches are stored: a folder or s3://bucket/prefix.")]
 TrackingOption = Annotated[
     str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow URI, or none; default: SQLite beside the runs.")
 ]
 AddressOption = Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
+WorkersOption = Annotated[
+    int, typer.Option(help="Data-parallel workers of a run, or of each trial of a search; must divide train.shards.")
+]
+RunIdOption = Annotated[str, typer.Option("--run-id", help="The new run's name; default: from recipe and time.")]
+SearchIdOption = Annotated[
+    str, typer.Option("--search-id", help="The new search's name; default: from recipe and time.")
+]
+ResumeRunOption = Annotated[
+    str, typer.Option("--resume", metavar="ID|auto", help="Resume a run; auto: the recipe's newest unfinished, if any.")
+]
+ResumeSearchOption = Annotated[str, typer.Option("--resume", metavar="ID", help="Resume a search.")]
 
-FAILED, MISTAKE, PREEMPTED = 1, 2, 75  # exit codes; 0: done
+emitted: list[int] = []  # the number of bytes of the JSON line, once it is written
 
-emitted: list[int] = []  # bytes of the one JSON line, once it is out
+
+def command_line() -> str:
+    """The command as the user typed it, for the records."""
+    return shlex.join(["antiphon", *sys.argv[1:]])
 
 
 @contextmanager
 def only_json(wanted: bool) -> Iterator[Any]:
-    """With --json, whatever anybody prints goes to stderr, and what is emitted here is the only line on stdout."""
+    """With --json, redirect stdout to stderr, child processes' too; only what the yielded function gets is on stdout.
+
+    Changes file descriptor 1 of the process for the time of the context: use it in one thread, and do not nest it.
+    """
     if not wanted:
         yield lambda _: None
         return
@@ -42,9 +66,11 @@ def only_json(wanted: bool) -> Iterator[Any]:
 
 @contextmanager
 def report_may_fail(uri: str) -> Iterator[None]:
-    """A report that cannot be written is said on stderr: what it tells of is finished and published all the same."""
+    """Print an error of the report to stderr instead of raising it: the run or search is finished and published."""
     try:
         yield
-    except Exception as error:  # a figure, a template, a full disk: none of them may change what the run came to
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"the report could not be written: {reason}; `antiphon report {uri}` writes it anew", file=sys.stderr)
+    except Exception as error:  # a figure, a template, a full disk: none of them may change the outcome
+        from orchestrator.storage.retry import describe_error
+
+        reason = describe_error(error)
+        print(f"the report could not be written: {reason}; `antiphon report {uri}` writes it again", file=sys.stderr)

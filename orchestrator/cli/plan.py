@@ -1,4 +1,4 @@
-"""`antiphon plan`: what a run would cost, on the command line. Parses and prints; `plan.py` and `measure.py` know."""
+"""`antiphon plan`: the cost of a run. Parses and prints; `planning/cost.py` and `planning/measure.py` do the work."""
 
 import json
 import sys
@@ -23,16 +23,18 @@ def plan(
     settings: SetOption = None,
     devices: Annotated[int, typer.Option(help="Data-parallel workers; must divide train.shards.")] = 1,
     tflops: Annotated[
-        float | None, typer.Option(help="What a device really reaches, in TFLOP/s; without it no hours are told.")
+        float | None, typer.Option(help="The rate that a device reaches in practice, in TFLOP/s; needed for hours.")
     ] = None,
-    clips: Annotated[int | None, typer.Option(help="Clips to train on, where the metadata is not at hand.")] = None,
-    tags: Annotated[int | None, typer.Option(help="Tags to tell apart; together with --clips.")] = None,
+    clips: Annotated[
+        int | None, typer.Option(help="Number of training clips, where the metadata is not available.")
+    ] = None,
+    tags: Annotated[int | None, typer.Option(help="Number of tags; together with --clips.")] = None,
     steps: Annotated[
-        int | None, typer.Option("--measure", metavar="STEPS", help="Train so many steps here and compare.")
+        int | None, typer.Option("--measure", metavar="STEPS", help="Train this many steps here and compare.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run would cost: parameters, FLOPs, bytes, hours. Exit code 1 if --measure finds it wrong."""
+    """Compute the cost of a run: parameters, FLOPs, bytes, hours. Exit code 1 if --measure contradicts it."""
     with redirect_stdout(sys.stderr):
         from orchestrator.planning.cost import count_clips, model_sizes, plan_cost
         from orchestrator.planning.measure import measure
@@ -51,8 +53,8 @@ def plan(
             measured = measure(loaded, plan_cost(loaded, phases, counted, sizes, until=steps), sizes, files=files)
     hours = None if tflops is None else cost.hours(tflops=tflops, devices=devices)
     if as_json:
-        found = {"recipe": loaded.name, "devices": devices, "flops": cost.flops, "hours": hours, **asdict(cost)}
-        typer.echo(json.dumps(found | {"measured": None if measured is None else _measured_json(measured, cost)}))
+        result = {"recipe": loaded.name, "devices": devices, "flops": cost.flops, "hours": hours, **asdict(cost)}
+        typer.echo(json.dumps(result | {"measured": None if measured is None else _measured_json(measured, cost)}))
     else:
         _print_cost(loaded, cost, known=clips is None)
         if hours is not None:
@@ -73,13 +75,13 @@ def _check_options(tflops: float | None, clips: int | None, steps: int | None, e
 
 
 def _check_devices(recipe: "Recipe", devices: int) -> None:
-    """ValueError where the recipe's shards do not divide among so many devices."""
+    """ValueError if the recipe's shards cannot be divided among the devices."""
     if devices < 1:
         raise ValueError(f"--devices {devices}: must be 1 or more")
     if recipe.train.shards % devices:
         batch = recipe.train.batch_size
         size, left = divmod(batch, devices)
-        note = f"SIZE (none keeps the {batch} clips of a step)" if left else f"{size} for steps of {batch} clips as now"
+        note = f"SIZE (none keeps the {batch} clips of a step)" if left else f"{size} keeps {batch} clips per step"
         raise ValueError(
             f"--devices {devices}: train.shards = {recipe.train.shards} must divide among them; "
             f"--set train.shards={devices} --set train.shard_size={note}"
@@ -88,28 +90,28 @@ def _check_devices(recipe: "Recipe", devices: int) -> None:
 
 def _print_cost(recipe: "Recipe", cost: "Cost", *, known: bool) -> None:
     Console(width=140).print(_table(recipe.name, cost))
-    scored = "1 to be scored" if known else "scoring left out (--clips are those to train on)"
-    typer.echo(f"FLOPs        of the networks alone: 3 forwards to learn, 1 to teach, {scored}")
-    typer.echo("store        teachers' logits in fp16, were they kept: bytes of one view x the views students hear")
-    every = cost.clips.train + cost.clips.val + cost.clips.test
+    scored = "1 to score" if known else "without scoring (--clips counts training clips)"
+    typer.echo(f"FLOPs        of the networks alone, in forward passes per clip: 3 to learn, 1 to teach, {scored}")
+    typer.echo("store        teachers' logits in fp16, if stored: bytes of one view x the views that students get")
+    num_clips = cost.clips.train + cost.clips.val + cost.clips.test
     over = (
         f", more than data.cache_gb = {recipe.data.cache_gb:g}" if cost.cache_bytes > recipe.data.cache_gb * 1e9 else ""
     )
-    typer.echo(f"clip cache   {size_of(cost.cache_bytes)} for {every:,} clips, were each data.clip_seconds long{over}")
-    times = cost.clips_read / every
-    typer.echo(f"read         {size_of(cost.bytes_read)}: {cost.clips_read:,} clips, each {times:.3g} times")
-    typer.echo(f"checkpoints  {cost.checkpoints}, the last of {size_of(cost.checkpoint_bytes)}; tensors only")
     typer.echo(
-        f"written      {size_of(cost.bytes_written)} in all; at any time at most {size_of(cost.bytes_kept)} stay"
+        f"clip cache   {size_of(cost.cache_bytes)} for {num_clips:,} clips, if each is data.clip_seconds long{over}"
     )
+    times = cost.clips_read / num_clips
+    typer.echo(f"read         {size_of(cost.bytes_read)}: {cost.clips_read:,} clips, {times:.3g} times each")
+    typer.echo(f"checkpoints  {cost.checkpoints}, the last of {size_of(cost.checkpoint_bytes)}; tensors only")
+    typer.echo(f"written      {size_of(cost.bytes_written)} in total; at most {size_of(cost.bytes_kept)} at any time")
 
 
 def _table(name: str, cost: "Cost") -> Table:
-    shown = Table(title=f"{name}: {cost.steps:,} steps, {cost.epochs:.3g} epochs of {cost.clips.train:,} clips")
-    for column in ("model", "parameters", "MACs a clip", "learns", "teaches", "clips seen", "epochs", "FLOPs", "store"):
-        shown.add_column(column, justify="left" if column == "model" else "right")
+    table = Table(title=f"{name}: {cost.steps:,} steps, {cost.epochs:.3g} epochs of {cost.clips.train:,} clips")
+    for column in ("model", "parameters", "MACs / clip", "learns", "teaches", "clips seen", "epochs", "FLOPs", "store"):
+        table.add_column(column, justify="left" if column == "model" else "right")
     for model_name, model in cost.models.items():
-        shown.add_row(
+        table.add_row(
             model_name,
             f"{model.params:,}",
             f"{model.macs / 1e9:.4g} G",
@@ -122,13 +124,13 @@ def _table(name: str, cost: "Cost") -> Table:
         )
     models = cost.models.values()
     params, macs, seen = (sum(getattr(model, key) for model in models) for key in ("params", "macs", "clips_seen"))
-    shown.add_row("all", f"{params:,}", f"{macs / 1e9:.4g} G", "", "", f"{seen:,}", "", f"{cost.flops:.3g}", "")
-    return shown
+    table.add_row("all", f"{params:,}", f"{macs / 1e9:.4g} G", "", "", f"{seen:,}", "", f"{cost.flops:.3g}", "")
+    return table
 
 
 def _print_measured(measured: "Measured", cost: "Cost", *, stated: float | None) -> None:
     hours = cost.hours(tflops=measured.tflops, devices=1)
-    typer.echo(f"measured     {measured.steps} steps here: {measured.seconds_per_step:.4g} s a step")
+    typer.echo(f"measured     {measured.steps} steps here: {measured.seconds_per_step:.4g} s per step")
     typer.echo(f"             {measured.tflops:.4g} TFLOP/s, so {hours:.3g} hours for the whole run on one such device")
     if stated is not None:
         typer.echo(
@@ -146,7 +148,7 @@ def _measured_json(measured: "Measured", cost: "Cost") -> dict[str, Any]:
 
 
 def size_of(number: int) -> str:
-    """Bytes as people read them, in powers of ten: 1.05 GB."""
+    """Bytes with a decimal unit: 1.05 GB."""
     value, units = float(number), ["B", "kB", "MB", "GB", "TB", "PB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]

@@ -1,4 +1,8 @@
-"""The progress bar: follows a run's spool and shows who learns and who teaches right now."""
+"""The progress bar: reads a run's event log while it is written, and shows the step and which models learn from which.
+
+Contract: one daemon thread of the driver's process reads the log every POLL_S seconds, and a last time when the context
+ends; it writes nothing but the terminal.
+"""
 
 import json
 import os
@@ -12,12 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-LOOK_S = 0.5
+POLL_S = 0.5
 
 
 @contextmanager
 def progress(event_log: Path, console: Console) -> Iterator[None]:
-    """Show the spool's progress until the context ends."""
+    """Show the progress that the event log records until the context ends."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     stop = threading.Event()
     with Progress(*columns, console=console) as bar:
@@ -33,13 +37,13 @@ def progress(event_log: Path, console: Console) -> Iterator[None]:
 def _follow(event_log: Path, bar: Progress, stop: threading.Event) -> None:
     task = bar.add_task("starting", total=None)
     with event_log.open("rb") as file:
-        while not stop.wait(LOOK_S):
+        while not stop.wait(POLL_S):
             _show(bar, task, _whole_lines(file))
         _show(bar, task, _whole_lines(file))
 
 
 def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
-    """What was written since the last look; a line that is still being written waits."""
+    """The records written since the last call; a line that is still being written is left for the next."""
     text = file.read()
     whole = text.rfind(b"\n") + 1
     file.seek(whole - len(text), os.SEEK_CUR)
@@ -49,7 +53,7 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
 def _show(bar: Progress, task: TaskID, records: list[dict[str, Any]]) -> None:
     for record in records:
         if record["kind"] == "start":
-            _tell_start(bar, record)
+            _print_start(bar, record)
         if record["kind"] == "bad":
             bar.console.print(f"[red]step {record['step']}: numbers of {', '.join(record['models'])} are not finite[/]")
         if record["kind"] == "phase":
@@ -58,15 +62,15 @@ def _show(bar: Progress, task: TaskID, records: list[dict[str, Any]]) -> None:
             bar.update(task, completed=record["step"])
 
 
-def _tell_start(bar: Progress, start: dict[str, Any]) -> None:
-    for words in start["damaged"]:
-        bar.console.print(f"[red]damaged:[/] {escape(words)}", highlight=False, soft_wrap=True)
+def _print_start(bar: Progress, start: dict[str, Any]) -> None:
+    for problem in start["damaged"]:
+        bar.console.print(f"[red]damaged:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     if start["damaged"] or start["step"]:
-        bar.console.print(f"attempt {start['attempt']} goes on from step {start['step']}", highlight=False)
+        bar.console.print(f"attempt {start['attempt']} resumes from step {start['step']}", highlight=False)
 
 
 def roles(phase: dict[str, Any]) -> str:
-    """Who learns from whom in a phase, in a few words."""
-    taught = {edge["student"]: edge["teacher"] for edge in phase["edges"]}
-    learns = [f"{taught[name]} -> {name}" if name in taught else name for name in phase["trains"]]
-    return f"phase {phase['index'] + 1}/{phase['of']}: {', '.join(learns)}"
+    """The models that a phase trains, each with its teacher if it has one: `phase 3/9: cnn -> vit`."""
+    teachers = {edge["student"]: edge["teacher"] for edge in phase["edges"]}
+    students = [f"{teachers[name]} -> {name}" if name in teachers else name for name in phase["trains"]]
+    return f"phase {phase['index'] + 1}/{phase['of']}: {', '.join(students)}"

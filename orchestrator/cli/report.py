@@ -7,9 +7,9 @@ import typer
 
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's or a search's folder or URI: STORAGE/ID.")],
-    out: Annotated[str, typer.Option(help="Where to write it; default: ./RUN_ID.html.")] = "",
+    out: Annotated[str, typer.Option(help="The file to write; default: ./RUN_ID.html.")] = "",
 ) -> None:
-    """Write the report of a run or a search anew from its records, finished or not."""
+    """Write the report of a run or a search again from its records, finished or not."""
     from orchestrator.reports.write import rewrite_report
 
     typer.echo(rewrite_report(run, out))
@@ -18,11 +18,11 @@ def report(
 def dashboard(
     search: Annotated[str, typer.Argument(metavar="SEARCH", help="A search's folder or URI: STORAGE/SEARCH_ID.")],
     host: Annotated[
-        str, typer.Option(help="Where to listen; whoever can reach it may read, there is no password.")
+        str, typer.Option(help="Address to listen on; there is no password, so every client that reaches it can read.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.")] = 0,
 ) -> None:
-    """Show a search, live while it runs and afterwards; ends with Ctrl-C."""
+    """Serve a page that shows a search, live while it runs and afterwards; stop it with Ctrl-C."""
     from orchestrator.reports.search.dashboard import serve
 
     serve(search, host=host, port=port, ready=lambda address: typer.echo(f"dashboard {address}"))

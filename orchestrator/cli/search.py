@@ -1,7 +1,5 @@
-"""`antiphon search`, on the command line. Parses and prints; `search.py` does the work."""
+"""`antiphon search`: search a recipe's space. Parses and prints; `search/driver.py` does the work."""
 
-import shlex
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -9,49 +7,54 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.options import (
-    FAILED,
-    PREEMPTED,
+    EXIT_CODES,
+    STORAGE,
     AddressOption,
     JsonOption,
+    RecipeArg,
+    ResumeSearchOption,
+    SearchIdOption,
     SetOption,
     StorageOption,
     TrackingOption,
+    WorkersOption,
+    command_line,
     only_json,
     report_may_fail,
 )
 
 
 def search(
-    recipe: Annotated[str, typer.Argument(help="A recipe with a [search.space]: shipped, or a .toml/.json file.")],
+    recipe: RecipeArg,
     settings: SetOption = None,
-    storage: StorageOption = "runs",
+    storage: StorageOption = STORAGE,
     tracking: TrackingOption = "",
     address: AddressOption = "",
     budget: Annotated[
         str,
         typer.Option(
-            help="Of trials, not of finals: how many in all (24), or how long from now (30m, 2h, 4gpuh: GPU-hours); "
-            "default: search.trials."
+            help="When to stop starting trials (finals not counted): a total number (24), or a time from now (30m, 2h, "
+            "4gpuh: GPU-hours); default: search.trials."
         ),
     ] = "",
-    workers: Annotated[int, typer.Option(help="Workers of a trial; several make it a Ray Train run of its own.")] = 1,
-    slots: Annotated[int, typer.Option(help="Trials at once; default: as many as the cluster holds.")] = 0,
-    search_id: Annotated[str, typer.Option("--search-id", help="The new search's name.")] = "",
-    resume: Annotated[str, typer.Option(metavar="ID", help="Go on with a search.")] = "",
-    finals: Annotated[bool, typer.Option(help="Hold the winner against its control on the test fold.")] = True,
+    workers: WorkersOption = 1,
+    slots: Annotated[int, typer.Option(help="Concurrent trials; default: as many as fit in the cluster.")] = 0,
+    search_id: SearchIdOption = "",
+    resume: ResumeSearchOption = "",
+    finals: Annotated[bool, typer.Option(help="Compare the winner with its control on the test fold.")] = True,
     full: Annotated[
-        int, typer.Option(metavar="N", help="Learn N trials again at full length, to see whether their ranking holds.")
+        int, typer.Option(metavar="N", help="Train N trials again at full length, to see whether their ranking holds.")
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a recipe's space: which temperature, which weights, who teaches when."""
+    """Search the space of a recipe's search.space table: temperatures, edge weights, schedules."""
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.search.driver import search as run_search
     from orchestrator.search.request import SearchRequest
 
     request = SearchRequest(
         load_recipe(recipe, settings),
-        shlex.join(["antiphon", *sys.argv[1:]]),
+        command_line(),
         storage=storage,
         tracking=tracking,
         address=address,
@@ -73,37 +76,40 @@ def search(
                 write_search_page(result.location)
         emit(outcome)
     if outcome["status"] == "preempted":
-        typer.echo(f"interrupted; the same command with --resume {outcome['search_id']} goes on", err=True)
+        typer.echo(f"interrupted; to continue, repeat the command with --resume {outcome['search_id']}", err=True)
     elif not as_json:
-        _show(outcome)
-    raise typer.Exit({"done": 0, "failed": FAILED, "preempted": PREEMPTED}[outcome["status"]])
+        _print_outcome(outcome)
+    raise typer.Exit(EXIT_CODES[outcome["status"]])
 
 
-def _show(outcome: dict[str, Any]) -> None:
+def _print_outcome(outcome: dict[str, Any]) -> None:
     console = Console()
+    console.print(_table(outcome))
+    console.print(f"report     {outcome['report']}", highlight=False, soft_wrap=True)
+    console.print(f"dashboard  antiphon dashboard {outcome['report'].removesuffix('/report.html')}", soft_wrap=True)
+
+
+def _table(outcome: dict[str, Any]) -> Table:
+    """One row for the best trial and each of its settings, the comparison, the agreement, counts and time."""
     table = Table(title=f"{outcome['search_id']}: {outcome['completed']} of {outcome['trials']} trials done")
     for column in ("", "value"):
         table.add_column(column)
-    best = outcome["best"]
-    if best:
+    if best := outcome["best"]:
         table.add_row("best trial", f"{best['number']:04}, objective {best['objective']:.4f}")
-        for place, value in best["settings"].items():
-            table.add_row(place, f"{value:.4g}" if isinstance(value, float) else str(value))
-    found = outcome["comparison"]
-    if found and found["low"] is not None:
-        words = "excludes the control" if found["excludes_control"] else "does not exclude the control"
+        for path, value in best["settings"].items():
+            table.add_row(path, f"{value:.4g}" if isinstance(value, float) else str(value))
+    comparison = outcome["comparison"]
+    if comparison and comparison["low"] is not None:
+        verdict = "excludes the control" if comparison["excludes_control"] else "does not exclude the control"
+        interval = f"{comparison['low']:+.4f} to {comparison['high']:+.4f}"
         table.add_row(
-            f"winner - control, {found['metric']}",
-            f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), {words}",
+            f"winner - control, {comparison['metric']}", f"{comparison['difference']:+.4f} ({interval}), {verdict}"
         )
-    if outcome["agreement"]:
-        agreed = outcome["agreement"]
-        tau = "not defined" if agreed["tau"] is None else f"{agreed['tau']:+.2f}"
-        table.add_row("ranking at full length", f"Kendall's tau {tau}, {len(agreed['trials'])} trials")
+    if agreement := outcome["agreement"]:
+        tau = "not defined" if agreement["tau"] is None else f"{agreement['tau']:+.2f}"
+        table.add_row("ranking at full length", f"Kendall's tau {tau}, {len(agreement['trials'])} trials")
     table.add_row("stopped, failed", f"{outcome['stopped']}, {outcome['failed']}")
-    beside = outcome["overhead_s_per_trial"]
-    told = "" if beside is None else f", {beside} a trial beside its training"
-    table.add_row("seconds", f"{outcome['seconds']:.0f}{told}")
-    console.print(table)
-    console.print(f"report     {outcome['report']}", highlight=False, soft_wrap=True)
-    console.print(f"dashboard  antiphon dashboard {outcome['report'].removesuffix('/report.html')}", soft_wrap=True)
+    overhead = outcome["overhead_s_per_trial"]
+    per_trial = "" if overhead is None else f", {overhead} per trial in addition to training"
+    table.add_row("seconds", f"{outcome['seconds']:.0f}{per_trial}")
+    return table

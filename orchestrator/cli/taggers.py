@@ -1,4 +1,4 @@
-"""`antiphon evaluate` and `antiphon tag`: what a published tagger scores and hears. Parses and prints."""
+"""`antiphon evaluate` and `antiphon tag`: scores and predictions of a published tagger. Parses and prints."""
 
 from typing import Annotated
 
@@ -12,9 +12,9 @@ console = Console(stderr=True)
 
 def evaluate(
     checkpoint: CheckpointArg,
-    data: Annotated[str, typer.Option(help="A recipe whose data set (and test fold) to score on.")],
+    data: Annotated[str, typer.Option(help="The recipe whose data set and test fold to score on.")],
     settings: SetOption = None,
-    part: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    part: Annotated[str, typer.Option(help="Part of the data set: train, val or test.")] = "test",
     as_json: JsonOption = False,
 ) -> None:
     """Score a tagger on a part of a recipe's data set."""
@@ -33,16 +33,16 @@ def evaluate(
 def tag(
     checkpoint: CheckpointArg,
     files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, mp3; local or URIs.")],
-    top: Annotated[int, typer.Option(help="How many tags a file.")] = 5,
+    top: Annotated[int, typer.Option(help="Number of tags per file.")] = 5,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what can be heard in files."""
+    """Print the most probable tags of audio files."""
     from orchestrator.artifacts.evaluate import tag_files
 
     with only_json(as_json) as emit:
-        heard, broken = tag_files(checkpoint, files, top=top)
-        emit({"files": heard, "broken": broken})
-        for name, tags in {} if as_json else heard.items():
+        tagged, broken = tag_files(checkpoint, files, top=top)
+        emit({"files": tagged, "broken": broken})
+        for name, tags in {} if as_json else tagged.items():
             typer.echo(name)
             for label, probability in tags:
                 typer.echo(f"  {probability:6.3f}  {label}")

@@ -1,4 +1,4 @@
-"""`antiphon track`: a run's records and MLflow, on the command line. Parses and prints; `catchup.py` does the work."""
+"""`antiphon track`: send a run's records to MLflow. Parses and prints; `runs/backfill.py` does the work."""
 
 import json
 import sys
@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestrator.cli.options import JsonOption
+from orchestrator.cli.options import FAILED, JsonOption
 
-FAILED = 1
-
-app = typer.Typer(no_args_is_help=True, help="Bring what runs have recorded to MLflow.")
+app = typer.Typer(no_args_is_help=True, help="Send the records of runs to MLflow.")
 notes = Console(stderr=True)
 
 
@@ -22,20 +20,20 @@ def replay(
     tracking: Annotated[str, typer.Option(help="MLflow URI; default: where the run was tracked.")] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Deliver a run's records to MLflow, as for a server that was away. What is there already is not sent again."""
+    """Send a run's records to MLflow, for example after an outage. Points that MLflow has are not sent again."""
     from orchestrator.runs.backfill import replay_run
     from orchestrator.tracking.log_reader import TrackingUnavailable
 
     try:
-        with redirect_stdout(sys.stderr):  # MLflow prints where the run can be seen
-            done = replay_run(run, tracking)
+        with redirect_stdout(sys.stderr):  # MLflow prints the run's address
+            result = replay_run(run, tracking)
     except TrackingUnavailable as error:
-        notes.print(f"MLflow does not take it, try again later: {error}", highlight=False, soft_wrap=True, markup=False)
+        notes.print(f"MLflow is unavailable, try again later: {error}", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(FAILED) from None
     if as_json:
-        typer.echo(json.dumps(done))
+        typer.echo(json.dumps(result))
         return
     typer.echo(
-        f"{done['run']}: {done['points_sent']} points delivered to {done['tracking']}, "
-        f"{done['points_held']} were there already"
+        f"{result['run']}: {result['points_sent']} points sent to {result['tracking']}, "
+        f"{result['points_held']} had been sent before"
     )

@@ -1,7 +1,7 @@
-"""Recipes: hand-written TOML in, a checked `Recipe` and resolved JSON out. Imports nothing heavy.
+"""Recipe files: reads TOML or JSON into a checked `Recipe`, and writes a recipe as JSON. Imports nothing heavy.
 
-A recipe may build on another (`extends = "demo"`): tables merge key by key, lists and single values replace. A table
-whose `kind`, `family` or `format` differs from the one below it replaces it whole.
+A recipe may extend another (`extends = "demo"`): tables merge key by key, lists and single values replace. A table
+whose `kind`, `family` or `format` differs from that of the base replaces the base's table completely.
 """
 
 import json
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from workloads.config.recipe import Recipe
 
 SHIPPED = resources.files("orchestrator.recipes")
-SELECTORS = ("kind", "family", "format")  # keys that choose which other keys a table may have
+SELECTORS = ("kind", "family", "format")  # keys that determine which other keys a table may have
 
 
 def shipped_names() -> list[str]:
@@ -26,46 +26,46 @@ def shipped_names() -> list[str]:
 
 
 def header(name: str) -> list[str]:
-    """The comment lines that open a shipped recipe: its command, and what was measured of it."""
+    """The comment lines at the top of a shipped recipe: its command, and its measured or published results."""
     lines = (SHIPPED / f"{name}.toml").read_text().splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return [line.lstrip("# ") for line in lines[:end]]
 
 
 def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Recipe:
-    """A shipped recipe or a file, with `a.b=value` settings on top.
+    """Load a shipped recipe or a file and apply `a.b=value` settings in order.
 
     Raises ValueError, one line long, with the value, the rule and the fix.
     """
     values = _read(name_or_path, seen=())
     for setting in settings or []:
-        _set(values, setting)
+        _apply_setting(values, setting)
     return parse(values)
 
 
 def parse(values: dict[str, Any]) -> Recipe:
-    """Plain values (parsed TOML or resolved JSON) to a checked recipe; ValueError for the first mistake."""
+    """Convert plain values (parsed TOML or resolved JSON) to a checked recipe; ValueError for the first mistake."""
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        raise ValueError(_explain(error)) from None
+        raise ValueError(_first_mistake(error)) from None
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
-    """The whole recipe, defaults included, as JSON-ready values; `parse` takes it back."""
+    """The whole recipe, defaults included, as values that JSON can hold; `parse` is the inverse."""
     return json.loads(json.dumps(asdict(recipe)))
 
 
-def changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """The recipe with values at dotted places replaced; ValueError where they make no recipe."""
+def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """A copy of the recipe with the values at dotted paths replaced; ValueError if the result is invalid."""
     values = resolve(recipe)
-    for place, value in settings.items():
-        _place_value(values, place, value, said=f"{place}={value}")
+    for path, value in settings.items():
+        _set_at(values, path, value, setting=f"{path}={value}")
     return parse(values)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:
-    """Nested values as `a.b.c` -> text, for tracking's parameters."""
+    """Nested values as `a.b.c` -> text: the parameters that are sent to MLflow."""
     if isinstance(values, dict) and values:
         items: Iterable[tuple[Any, Any]] = values.items()
     elif isinstance(values, list) and values and isinstance(values[0], dict):
@@ -80,7 +80,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, str]:
 
 def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
     if name_or_path in seen:
-        raise ValueError(f"extends = {name_or_path!r}: recipes extend each other in a circle; cut it")
+        raise ValueError(f"extends = {name_or_path!r}: recipes extend each other in a circle; remove one `extends`")
     path = Path(name_or_path)
     if name_or_path in shipped_names():
         text, name = (SHIPPED / f"{name_or_path}.toml").read_text(), name_or_path
@@ -100,18 +100,18 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
     return values if base is None else _merge(_read(base, seen=(*seen, name_or_path)), values)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    if any(key in above and key in below and above[key] != below[key] for key in SELECTORS):
-        return above
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict)
-        merged[key] = _merge(below[key], value) if both else value
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    if any(key in own and key in base and own[key] != base[key] for key in SELECTORS):
+        return own
+    merged = dict(base)
+    for key, value in own.items():
+        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both_tables else value
     return merged
 
 
-def _set(values: dict[str, Any], setting: str) -> None:
-    """Apply one `a.b=value`; list items go by number (`edges.0.weight=0.3`); the value is TOML, else plain text."""
+def _apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Apply one `a.b=value`; list items are numbered (`edges.0.weight=0.3`); the value is TOML, else plain text."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {setting!r}: must look like a.b=value")
@@ -119,10 +119,10 @@ def _set(values: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    _place_value(values, path, value, said=setting)
+    _set_at(values, path, value, setting=setting)
 
 
-def _place_value(values: dict[str, Any], path: str, value: Any, *, said: str) -> None:
+def _set_at(values: dict[str, Any], path: str, value: Any, *, setting: str) -> None:
     *parents, last = path.split(".")
     table: Any = values
     try:
@@ -131,31 +131,35 @@ def _place_value(values: dict[str, Any], path: str, value: Any, *, said: str) ->
         table[int(last) if isinstance(table, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError):
         raise ValueError(
-            f"--set {said!r}: no such place in the recipe; `antiphon run ... --dry-run` prints it"
+            f"--set {setting!r}: no such key in the recipe; `antiphon run ... --dry-run` prints the recipe"
         ) from None
 
 
-def _explain(error: ValidationError) -> str:
-    """The first mistake in one line; where a value may be of several kinds, only the chosen kind's mistakes count."""
+def _first_mistake(error: ValidationError) -> str:
+    """The first mistake in one line; of alternatives, only the mistakes of the one that a selector chose count."""
     mistakes = error.errors(include_url=False)
     wrong_branches = {m["loc"][:-1] for m in mistakes if m["type"] == "literal_error" and m["loc"][-1] in SELECTORS}
     chosen = [m for m in mistakes if not any(m["loc"][: len(branch)] == branch for branch in wrong_branches)]
-    if not chosen:  # no kind was chosen: the selector itself is the mistake
-        selectors = [m for m in mistakes if m["loc"][:-1] in wrong_branches and m["loc"][-1] in SELECTORS]
-        known = ", ".join(str(m["ctx"]["expected"]) for m in selectors)
-        return f"{_place(selectors[0])} = {selectors[0]['input']!r}: must be one of {known}"
-    first = chosen[0]
-    if first["type"] == "value_error":
-        where = _place(first)
-        text = str(first["ctx"]["error"])
-        return f"{where}.{text}" if where else text
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{_place(first)}: unknown key; `antiphon run ... --dry-run` prints those that exist"
-    if first["type"] in ("missing", "missing_argument"):
-        return f"{_place(first)}: is missing; add it to the recipe or --set it"
-    return f"{_place(first)} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    if chosen:
+        return _describe(chosen[0])
+    # no alternative was chosen: the selector itself is the mistake
+    selectors = [m for m in mistakes if m["loc"][:-1] in wrong_branches and m["loc"][-1] in SELECTORS]
+    known = ", ".join(str(m["ctx"]["expected"]) for m in selectors)
+    return f"{_path(selectors[0])} = {selectors[0]['input']!r}: must be one of {known}"
 
 
-def _place(mistake: Any) -> str:
-    """The mistake's place as the recipe writes it: class names of alternatives are pydantic's, not the user's."""
+def _describe(mistake: Any) -> str:
+    path = _path(mistake)
+    if mistake["type"] == "value_error":
+        text = str(mistake["ctx"]["error"])
+        return f"{path}.{text}" if path else text
+    if mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path}: unknown key; `antiphon run ... --dry-run` prints those that exist"
+    if mistake["type"] in ("missing", "missing_argument"):
+        return f"{path}: is missing; add it to the recipe or --set it"
+    return f"{path} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+
+
+def _path(mistake: Any) -> str:
+    """The mistake's dotted path in the recipe, without pydantic's parts for the class names of alternatives."""
     return ".".join(str(part) for part in mistake["loc"] if not str(part)[:1].isupper())

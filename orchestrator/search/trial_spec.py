@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.recipes.loader import changed
+from orchestrator.recipes.loader import with_settings
 from orchestrator.search.rungs import rung_steps
 from workloads.config.recipe import Recipe
 from workloads.config.schedules import Mutual, OneWay, shortened
@@ -23,7 +23,7 @@ def trial_recipe(
     Raises ValueError where the values make no recipe, or where its rungs do not cut its schedule into equal turns.
     """
     search = searched(recipe)
-    made = changed(recipe, settings)
+    made = with_settings(recipe, settings)
     if not whole:
         made = replace(made, schedule=shortened(made.schedule, search.share))
     steps = rung_steps(made, search)

@@ -196,7 +196,7 @@ def test_an_interrupted_search_keeps_what_is_committed_and_says_how_to_go_on(
     until(lambda: results(home), search)
     search.send_signal(which)
     assert search.wait(WAIT_S) == 75, log.read_text()[-3000:]
-    assert "--resume s goes on" in log.read_text()
+    assert "repeat the command with --resume s" in log.read_text()
     before = results(home)
     assert len(before) < 4
     assert not results(home, "finals")
@@ -221,7 +221,7 @@ def test_an_interruption_before_the_first_trial_leaves_a_search_to_go_on_with(
     until((home / there).exists, search)
     search.send_signal(which)
     assert search.wait(WAIT_S) == 75, log.read_text()[-3000:]
-    assert "--resume s goes on" in log.read_text()
+    assert "repeat the command with --resume s" in log.read_text()
     assert not list(home.glob("trials/*/result.json"))
     assert not (home / "outcome.json").exists()
     until(lambda: not marked(str(tmp_path)))

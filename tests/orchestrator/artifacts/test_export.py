@@ -97,7 +97,7 @@ def test_the_command_tells_what_it_found(trained, antiphon, tmp_path):
     folder, _ = trained
     done = antiphon("export", folder, tmp_path / "tagger.pt2", "--to", "pt2", "--front-end", "outside")
     assert done.code == 0, done.err
-    assert "goes in     log-mel, clips x 64 x 100" in done.out
+    assert "input       log-mel, clips x 64 x 100" in done.out
     assert f"written     {tmp_path / 'tagger.pt2.md'}" in done.out
 
 

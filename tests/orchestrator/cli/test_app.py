@@ -1,4 +1,4 @@
-"""The command line's manners: quick to answer, mistakes in one line, exit codes."""
+"""The command line: light imports, mistakes in one line, exit codes, JSON."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def antiphon(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ANTIPHON, *arguments], capture_output=True, text=True)
 
 
-def test_help_needs_nothing_heavy():
+def test_help_imports_nothing_heavy():
     script = "import sys, orchestrator.cli.app; print([name for name in sys.argv[1:] if name in sys.modules])"
     heavy = ["torch", "ray", "mlflow", "pandas", "numpy", "fsspec", "plotly", "sklearn", "pydantic"]
     done = subprocess.run([sys.executable, "-c", script, *heavy], capture_output=True, text=True, check=True)
@@ -27,7 +27,7 @@ def test_help_needs_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["run", "dmeo"], "recipe 'dmeo': neither"),
         (["run", "demo", "--set", "train.seed=x"], "train.seed = 'x'"),
@@ -44,22 +44,22 @@ def test_help_needs_nothing_heavy():
         (["report", "/nowhere"], "run '/nowhere'"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(arguments, told, tmp_path):
+def test_mistakes_are_one_line_and_exit_2(arguments, message, tmp_path):
     storage = ["--storage", str(tmp_path)] if arguments[0] == "run" and "--storage" not in arguments else []
     done = antiphon(*arguments, *storage)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
-    assert told in line
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert message in line
+    assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
 def test_a_mistake_with_json_is_an_object_too():
     done = antiphon("run", "dmeo", "--json")
     assert done.returncode == 2
-    answer = json.loads(done.stdout)
-    assert (answer["status"], answer["mistake"]) == ("failed", True)
-    assert "recipe 'dmeo'" in answer["error"]
+    printed = json.loads(done.stdout)
+    assert (printed["status"], printed["mistake"]) == ("failed", True)
+    assert "recipe 'dmeo'" in printed["error"]
 
 
 def test_dry_run_prints_recipe_and_phases():
@@ -97,28 +97,28 @@ def test_recipes_are_listed_with_their_headers():
     assert "antiphon run demo" in antiphon("recipes").stdout
 
 
-def test_data_check_counts_and_names_what_is_broken(esc10, tmp_path):
+def test_data_check_counts_clips_and_lists_broken_files(esc10, tmp_path):
     (tmp_path / "audio").mkdir()
     (tmp_path / "meta").mkdir()
     lines = (esc10 / "meta" / "esc50.csv").read_text().splitlines()
-    kept = lines[:1] + lines[1::4]
-    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(kept) + "\n")
-    names = [line.split(",")[0] for line in kept[1:]]
+    lines_kept = lines[:1] + lines[1::4]
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines_kept) + "\n")
+    names = [line.split(",")[0] for line in lines_kept[1:]]
     for name in names[2:]:
         os.symlink(esc10 / "audio" / name, tmp_path / "audio" / name)
     (tmp_path / "audio" / names[0]).write_bytes(b"")
     base = ["data", "check", "esc10", "--set", f"data.root={tmp_path}", "--set", f"data.cache={tmp_path}/cache"]
     done = antiphon(*base, "--json")
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert sum(answer["clips"].values()) == len(names) - 2
-    assert {entry["clip_id"] for entry in answer["quarantined"]} == {Path(name).stem for name in names[:2]}
+    printed = json.loads(done.stdout)
+    assert sum(printed["clips"].values()) == len(names) - 2
+    assert {entry["clip_id"] for entry in printed["quarantined"]} == {Path(name).stem for name in names[:2]}
     too_many = antiphon(*base, "--set", "data.max_broken_share=0.01")
     assert too_many.returncode == 2
     assert "data.max_broken_share" in too_many.stderr
 
 
-def test_json_leaves_nothing_else_on_standard_output():
+def test_with_json_nothing_else_is_on_stdout():
     script = """
 import os
 from orchestrator.cli.options import only_json

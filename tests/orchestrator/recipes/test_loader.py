@@ -1,4 +1,4 @@
-"""Recipes: what the user writes, what comes out, and how mistakes are told."""
+"""Recipes: reading, settings, extending, and the messages for mistakes."""
 
 import json
 import re
@@ -15,33 +15,33 @@ PAPERS = [name for name in shipped_names() if name.split("-")[0] in ("ast", "psl
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_every_shipped_recipe_survives_being_resolved(name):
+def test_every_shipped_recipe_is_unchanged_by_resolve_and_parse(name):
     recipe = load_recipe(name, ["data.root=x", "data.manifest=x.csv"])
     assert recipe.name == name
     assert parse(json.loads(json.dumps(resolve(recipe)))) == recipe
 
 
 @pytest.mark.parametrize("name", shipped_names())
-def test_every_shipped_recipe_opens_with_its_command(name):
+def test_every_shipped_recipe_begins_with_its_command(name):
     assert header(name)[0].startswith((f"antiphon run {name}", f"antiphon search {name}"))
 
 
 @pytest.mark.parametrize("name", PAPERS)
-def test_a_papers_recipe_says_what_it_needs_and_that_nobody_trained_it(name):
-    told = header(name)
-    assert f"data.{'root' if 'esc50' in name else 'manifest'}=" in told[0]
-    assert told[1].startswith("NOT trained here. Published: ")
-    for word in ("Needs", "Hours:", "Other than there:"):
-        assert any(line.startswith(word) for line in told)
+def test_a_papers_recipe_states_its_needs_and_that_it_was_not_trained_here(name):
+    lines = header(name)
+    assert f"data.{'root' if 'esc50' in name else 'manifest'}=" in lines[0]
+    assert lines[1].startswith("NOT trained here. Published: ")
+    for word in ("Needs", "Hours:", "Differences from the paper:"):
+        assert any(line.startswith(word) for line in lines)
     with pytest.raises(ValueError, match=r"needs (the data set's folder: )?--set data\.(root|manifest)="):
         load_recipe(name)
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_value_of_a_papers_recipe_carries_its_source(name):
-    """What it is, hears and learns by; not the words that say which, where, and how often it is looked at."""
-    words = ("name", "about", "extends", "format", "teacher", "student", "device", "eval_every", "checkpoint_every")
-    free = ("#", "[", *words, "burn_in = 0", *(f'kind = "{kind}"' for kind in ("mutual", "one_way", "best")))
+    """Values of models, data and training; not names, roles, the device and the intervals of evaluation."""
+    unsourced = ("name", "about", "extends", "format", "teacher", "student", "device", "eval_every", "checkpoint_every")
+    free = ("#", "[", *unsourced, "burn_in = 0", *(f'kind = "{kind}"' for kind in ("mutual", "one_way", "best")))
     lines = [line for line in (SHIPPED / f"{name}.toml").read_text().splitlines() if line]
     values = [line for line in lines if not line.startswith(free)]
     assert values
@@ -58,13 +58,13 @@ def test_settings_reach_tables_lists_and_text():
     assert recipe.models["cnn"].arch.width == 0.5
 
 
-def test_a_recipe_file_may_build_on_a_shipped_one(tmp_path):
+def test_a_recipe_file_may_extend_a_shipped_one(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('extends = "esc10"\n[data]\nroot = "x"\n[schedule]\nkind = "mutual"\nburn_in = 1\nsteps = 2\n')
     recipe = load_recipe(str(path))
     assert recipe.name == "mine"
     assert recipe.models == load_recipe("esc10", ["data.root=x"]).models
-    assert (recipe.schedule.kind, recipe.schedule.steps) == ("mutual", 2)  # nothing of the other kind is left
+    assert (recipe.schedule.kind, recipe.schedule.steps) == ("mutual", 2)  # no key of the base's kind is left
 
 
 def test_a_resolved_recipe_can_be_run_again(tmp_path):
@@ -82,7 +82,7 @@ def test_flattening_keeps_every_value_under_its_path():
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("a.b", "--set 'a.b': must look like a.b=value"),
         ("train.seeds=3", "train.seeds: unknown key"),
@@ -97,7 +97,7 @@ def test_flattening_keeps_every_value_under_its_path():
         ("edges.0.teacher=dog", "edges: no model named 'dog'; the models are cnn, vit"),
         ("edges.0.teacher=vit", "edges.0.student = 'vit': a model cannot be its own teacher"),
         ("edges.1.student=vit", "a model cannot be its own teacher"),
-        ("edges.5.weight=1", "no such place in the recipe"),
+        ("edges.5.weight=1", "no such key in the recipe"),
         ("schedule.kind=gated", "schedule.steps: is missing"),
         (
             "schedule.kind=often",
@@ -111,10 +111,10 @@ def test_flattening_keeps_every_value_under_its_path():
         ("train.precision=fp8", "train.precision = 'fp8'"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_value_and_rule(setting, told):
+def test_a_mistake_is_reported_in_one_line_with_value_and_rule(setting, message):
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         load_recipe("demo", [setting])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_mel_mixup_needs_one_front_end():
@@ -124,7 +124,7 @@ def test_mel_mixup_needs_one_front_end():
         load_recipe("demo", [*other, 'models.vit.front_end={kind="kaldi128"}'])
 
 
-def test_unknown_recipes_list_the_shipped_ones_and_circles_are_cut(tmp_path):
+def test_unknown_recipes_list_the_shipped_ones_and_circles_are_refused(tmp_path):
     with pytest.raises(ValueError, match="shipped are alternate, ast-audioset"):
         load_recipe("dmeo")
     path = tmp_path / "a.toml"

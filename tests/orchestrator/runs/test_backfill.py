@@ -65,7 +65,7 @@ def test_a_run_goes_where_it_was_tracked_and_only_once(tmp_path: Path, uri: str)
     first = json.loads(done.stdout)
     assert (first["run"], first["tracking"], first["points_sent"], first["points_held"]) == ("once", uri, 2, 0)
     again = CliRunner().invoke(app, ["track", "replay", run])
-    assert again.stdout == f"once: 0 points delivered to {uri}, 2 were there already\n"
+    assert again.stdout == f"once: 0 points sent to {uri}, 2 had been sent before\n"
     assert _status(uri, first["mlflow_run_id"]) == "FINISHED"
 
 
@@ -91,7 +91,7 @@ def test_nobody_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))  # bound, not listening: refused
         done = _antiphon(_run(tmp_path, _records("nobody", f"http://127.0.0.1:{probe.getsockname()[1]}")))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("MLflow does not take it, try again later: ")
+    assert done.stderr.startswith("MLflow is unavailable, try again later: ")
     assert "Connection refused" in done.stderr
     assert done.stderr.count("\n") == 1
 
