@@ -54,7 +54,7 @@ class Watched:
 
     def _silent(self) -> bool:
         now = time.time()
-        return self.search.until(now) < now
+        return self.search.active_until(now) < now
 
 
 def app(uri: str, *, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:

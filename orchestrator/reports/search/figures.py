@@ -15,7 +15,8 @@ from plotly.colors import sample_colorscale
 from orchestrator.reports.run_figures import plain
 from orchestrator.reports.search.formatting import escaped, in_words, shown
 from orchestrator.reports.search.importance import Importance, parallel_coordinates
-from orchestrator.reports.search.snapshot import DONE, FAILED, RUNNING, STOPPED, Rung, Scored, Search, Trial
+from orchestrator.reports.search.snapshot import DONE, FAILED, RUNNING, STOPPED, Scored, Search, Trial
+from orchestrator.search.rungs import RungScore
 
 SCORES = [[0.0, "#0b4fc4"], [0.35, "#5b93ea"], [1.0, "#c3cedd"]]
 BEST, GREY = "#0b4fc4", "#9aa3b2"
@@ -102,9 +103,9 @@ def response(search: Search, name: str) -> go.Figure:
 
 def _layers(search: Search) -> list[tuple[str, str, str, Scored]]:
     """(words, symbol, colour, trials with scores that can be compared)."""
-    words, scored = search.compared
-    layers = [("at the end", "circle", COLOURS[DONE], search.ended)] if search.ended else []
-    return layers if scored == search.ended else [(f"every trial {words}", "circle-open", GREY, scored), *layers]
+    words, scored = search.comparable_scores
+    layers = [("at the end", "circle", COLOURS[DONE], search.final_scores)] if search.final_scores else []
+    return layers if scored == search.final_scores else [(f"every trial {words}", "circle-open", GREY, scored), *layers]
 
 
 def _add_means(figure: go.Figure, search: Search, name: str, scored: Scored, colour: str) -> None:
@@ -159,7 +160,7 @@ def pairs(search: Search) -> list[tuple[str, str]]:
 def together(search: Search, across: str, up: str) -> go.Figure:
     """Where in two ranges the good scores lie: a dot for each trial, judged where most can be compared."""
     figure = plain(go.Figure(), height=380)
-    words, scored = search.compared
+    words, scored = search.comparable_scores
     own = [(trial, score) for trial, score in scored if across in trial.settings and up in trial.settings]
     own = sorted(own, key=lambda entry: -entry[1])  # the best is drawn last, on top
     bar = {"title": {"text": f"{label(search)}, {words}", "side": "right"}, "thickness": 12}
@@ -266,7 +267,7 @@ def agreement(search: Search) -> go.Figure:
     return axes(figure, f"{label(search)} as a trial", f"{label(search)} at full length")
 
 
-def heard(trial: Trial, search: Search, *, at: Rung | None = None, seconds: float | None = None) -> str:
+def heard(trial: Trial, search: Search, *, at: RungScore | None = None, seconds: float | None = None) -> str:
     """What pointing at a trial shows; everything escaped."""
     seed = "" if trial.seed is None else f" (seed {trial.seed})"
     kind = "trial" if trial.kind == "trial" else f"{trial.kind}{seed}, trial"

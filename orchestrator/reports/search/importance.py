@@ -38,7 +38,7 @@ def trials_missing(search: Search) -> int:
 
 
 def importance(search: Search) -> dict[str, Importance]:
-    """Each parameter's share of the variance of the score at `Search.compared`, by fANOVA, the largest first.
+    """Each parameter's share of the variance of the score at `Search.comparable_scores`, by fANOVA, the largest first.
 
     fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) fits a forest to the trials and splits its variance over the space;
     what parameters do together is in no share. Empty if the scores do not differ. Needs `trials_missing(search) <= 0`.
@@ -56,14 +56,16 @@ def importance(search: Search) -> dict[str, Importance]:
 
 def parallel_coordinates(search: Search) -> go.Figure:
     """Optuna's parallel coordinates of the trials that came to their end; needs one."""
-    study = _study(search, search.ended)
+    study = _study(search, search.final_scores)
     figure = optuna.visualization.plot_parallel_coordinate(study, target_name=search.metric)
     figure.update_traces(opacity=0.75, line={"width": 2})
     return figure
 
 
 def _compared(search: Search) -> Scored:
-    return [(trial, score) for trial, score in search.compared[1] if trial.settings.keys() >= search.space.keys()]
+    return [
+        (trial, score) for trial, score in search.comparable_scores[1] if trial.settings.keys() >= search.space.keys()
+    ]
 
 
 def _shares(search: Search, scored: Scored) -> dict[str, float]:

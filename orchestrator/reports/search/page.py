@@ -46,7 +46,7 @@ def page(search: Search, *, body: str, every_s: float | None = None, stamp: str 
 def body(search: Search) -> str:
     """What changes while a search runs: everything but scripts and styles."""
     now = time.time()
-    until = search.until(now)
+    until = search.active_until(now)
     rows = [_row(search, trial) for trial in _leaders(search)]
     return render(
         "search_body.html.j2",
@@ -79,7 +79,7 @@ def _facts(search: Search, until: float) -> list[tuple[str, str]]:
     busy = None if search.pauses else timeline.utilisation(drawn, search.slots)
     overhead = (search.outcome or {}).get("overhead_s_per_trial")
     return [
-        ("trials over", f"{over} of {search.wanted}"),
+        ("trials over", f"{over} of {search.planned_trials}"),
         (f"best {search.metric}", score(search.ranked[0].objective) if search.ranked else NOTHING),
         ("the search took" if search.outcome else "so far", duration(_lasted(search, until))),
         (f"{plural(search.slots, 'slot')} busy", NOTHING if busy is None else f"{busy:.0%}"),

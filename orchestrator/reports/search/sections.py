@@ -44,7 +44,7 @@ def _one(name: str, title: str, said: str, figure: go.Figure) -> Section:
 
 def _responses(search: Search) -> Section:
     title = "How the score responds to each parameter"
-    _, judged = search.compared
+    _, judged = search.comparable_scores
     if not judged:
         return Section("response", title, "No trial has been judged yet.")
     said = (
@@ -70,9 +70,10 @@ def _importance(search: Search) -> Section:
     found = importance(search)
     if not found:
         return Section("importance", title, "All scores are the same, so no parameter explains them.")
+    where, judged = search.comparable_scores
     said = (
-        f"fANOVA: each parameter's own share of the variance of {search.metric} {search.compared[0]} over the space, "
-        f"as a forest fitted to {len(search.compared[1])} judged trials sees it; what is missing to 100 % lies in "
+        f"fANOVA: each parameter's own share of the variance of {search.metric} {where} over the space, "
+        f"as a forest fitted to {len(judged)} judged trials sees it; what is missing to 100 % lies in "
         f"parameters together. Whiskers: lowest and highest in {SUBSETS} random subsets of "
         f"{SUBSET:.0%} of the trials; where they overlap, the order is not settled."
     )

@@ -32,8 +32,8 @@ def _state(search: Search, now: float) -> str:
     told = f" ({', '.join(parts)})." if parts else "."
     if search.outcome is None:
         over = sum(trial.over for trial in search.trials)
-        said = f"{over} of at most {search.wanted} trials are over{told}"
-        if search.until(now) < now:
+        said = f"{over} of at most {search.planned_trials} trials are over{told}"
+        if search.active_until(now) < now:
             return f"Without news for {duration(now - search.last_news)}: it may have been killed. {said}"
         return f"Running. {said}"
     return f"{search.outcome['status'].capitalize()}: {plural(len(search.trials), 'trial')}{told}"
