@@ -121,7 +121,7 @@ def _run_on_ray(job: _Job) -> dict[str, Any]:
     connection = connect(ray, address, at_least=math.ceil(resources.used["CPU"]))
     with on_sigterm(_interrupt):  # once more: Ray has set its own handler
         try:
-            slots = _claim_slots(job, connection, resources)
+            slots = _num_slots(job, connection, resources)
             connection.require_seen(ray, object_store.join(job.store.uri, DEFINITION))
             trials = num_trials(job.plan.search, job.budget.trials)
             job.store.write_cluster(slots=slots, dashboard=connection.dashboard, trials=trials)
@@ -144,7 +144,7 @@ def _trial_resources(train: Train, workers: int) -> _TrialResources:
     return _TrialResources(slot, slot)
 
 
-def _claim_slots(job: _Job, connection: RayConnection, resources: _TrialResources) -> int:
+def _num_slots(job: _Job, connection: RayConnection, resources: _TrialResources) -> int:
     """How many trials run at once on this cluster; ValueError where it cannot hold as many as wanted."""
     from orchestrator.search.tune_runner import count_slots
 

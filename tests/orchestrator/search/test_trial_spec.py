@@ -48,10 +48,10 @@ def result_of(task: Task, folder: Path) -> dict[str, Any]:
 
 
 def test_a_trial_is_judged_at_every_rung_as_a_run_would_be(recipe, start, tmp_path) -> None:
-    made = recipe()
-    reports = reports_of(made, Task("trial", 0, {"edges.0.weight": 0.3}), tmp_path)
+    search_recipe = recipe()
+    reports = reports_of(search_recipe, Task("trial", 0, {"edges.0.weight": 0.3}), tmp_path)
     assert [report["rung"]["step"] for report in reports] == [4, 8, 12]
-    run = start(build_trial_recipe(search_plan(made), {"edges.0.weight": 0.3}))
+    run = start(build_trial_recipe(search_plan(search_recipe), {"edges.0.weight": 0.3}))
     list(advance(run))
     records = [json.loads(line) for line in run.history.path.read_text().splitlines()]
     last: dict[str, float] = {}
@@ -64,11 +64,15 @@ def test_a_trial_is_judged_at_every_rung_as_a_run_would_be(recipe, start, tmp_pa
 
 @pytest.mark.parametrize("second", ["macs", "latency_ms"])
 def test_the_second_objective_is_the_cost_of_a_clip_over_the_judged_models(recipe, tmp_path, second) -> None:
-    made = recipe(rungs=1, second=second)
-    reports_of(made, Task("trial", 0, {"edges.0.weight": 0.3}), tmp_path)
+    search_recipe = recipe(rungs=1, second=second)
+    reports_of(search_recipe, Task("trial", 0, {"edges.0.weight": 0.3}), tmp_path)
     second_objective = result_of(Task("trial", 0), tmp_path)["second"]
-    shape: dict[str, Any] = {"num_classes": 10, "clip_seconds": made.data.clip_seconds, "clip_rate": made.rate}
-    models = [made.models[name] for name in ("cnn", "vit")]
+    shape: dict[str, Any] = {
+        "num_classes": 10,
+        "clip_seconds": search_recipe.data.clip_seconds,
+        "clip_rate": search_recipe.rate,
+    }
+    models = [search_recipe.models[name] for name in ("cnn", "vit")]
     if second == "macs":
         assert second_objective == sum(count(model, **shape).macs for model in models)
     else:  # the unit, also on a busy machine
@@ -76,19 +80,19 @@ def test_the_second_objective_is_the_cost_of_a_clip_over_the_judged_models(recip
 
 
 def test_settings_change_the_objective(recipe, tmp_path) -> None:
-    made = recipe(rungs=1)
+    search_recipe = recipe(rungs=1)
     low, high = (
-        reports_of(made, Task("trial", number, {"edges.0.weight": weight}), tmp_path)[-1]["rung"]["objective"]
+        reports_of(search_recipe, Task("trial", number, {"edges.0.weight": weight}), tmp_path)[-1]["rung"]["objective"]
         for number, weight in enumerate((0.1, 0.9))
     )
     assert low != high
 
 
 def test_a_committed_trial_is_reported_again_and_not_run_again(recipe, tmp_path) -> None:
-    made, task = recipe(), Task("trial", 5, {"edges.0.weight": 0.5})
-    first = reports_of(made, task, tmp_path)
+    search_recipe, task = recipe(), Task("trial", 5, {"edges.0.weight": 0.5})
+    first = reports_of(search_recipe, task, tmp_path)
     result = (tmp_path / "trials" / "0005" / "result.json").read_text()
-    again = reports_of(made, task, tmp_path)
+    again = reports_of(search_recipe, task, tmp_path)
     assert [report["rung"] for report in again] == [report["rung"] for report in first]
     assert all(report["records"] == [] for report in again)
     assert (tmp_path / "trials" / "0005" / "result.json").read_text() == result
@@ -109,25 +113,25 @@ def reported_weights(reports: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 def test_a_winner_repeats_the_settings_history_of_its_trial(recipe, tmp_path) -> None:
     """A member that resumes from a checkpoint with another value, and the same history from the start."""
-    made = recipe(searcher="pbt")
+    search_recipe = recipe(searcher="pbt")
     other, member = Task("trial", 0, {"edges.0.weight": 0.2}), Task("trial", 1, {"edges.0.weight": 0.8})
-    first = reports_of(made, other, tmp_path)
-    reports_of(made, member, tmp_path, start=first[1]["checkpoint_uri"])
+    first = reports_of(search_recipe, other, tmp_path)
+    reports_of(search_recipe, member, tmp_path, start=first[1]["checkpoint_uri"])
     result = result_of(member, tmp_path)
     assert result["course"] == [[0, {"edges.0.weight": 0.2}], [8, {"edges.0.weight": 0.8}]]
     winner = Task("winner", 1, member.settings, hyperparameter_history=result["course"])
-    reports = reports_of(made, winner, tmp_path)
+    reports = reports_of(search_recipe, winner, tmp_path)
     assert reported_weights(reports) == [(0, 0.2), (8, 0.8)]
     assert [report["rung"]["objective"] for report in reports] == [rung["objective"] for rung in result["history"]]
-    constant = reports_of(made, Task("winner", 2, member.settings), tmp_path)
+    constant = reports_of(search_recipe, Task("winner", 2, member.settings), tmp_path)
     assert constant[-1]["rung"]["objective"] != reports[-1]["rung"]["objective"]
 
 
 def test_an_interrupted_winner_resumes_with_the_values_that_held_there(recipe, tmp_path) -> None:
-    made = recipe(searcher="pbt")
+    search_recipe = recipe(searcher="pbt")
     history = [(0, {"edges.0.weight": 0.2}), (4, {"edges.0.weight": 0.5}), (8, {"edges.0.weight": 0.8})]
     task = Task("winner", 0, {"edges.0.weight": 0.8}, hyperparameter_history=history)
-    whole = reports_of(made, task, tmp_path / "whole")
+    whole = reports_of(search_recipe, task, tmp_path / "whole")
 
     class Lost(Exception):
         pass
@@ -137,8 +141,8 @@ def test_an_interrupted_winner_resumes_with_the_values_that_held_there(recipe, t
             raise Lost
 
     with pytest.raises(Lost):
-        run_trial(search_plan(made), task, SearchStore(str(tmp_path / "cut")), lose)
-    reports = reports_of(made, task, tmp_path / "cut")
+        run_trial(search_plan(search_recipe), task, SearchStore(str(tmp_path / "cut")), lose)
+    reports = reports_of(search_recipe, task, tmp_path / "cut")
     assert [report["rung_number"] for report in reports] == [2, 3], "rungs before the loss are not reported again"
     assert reported_weights(reports) == [(4, 0.5), (8, 0.8)]
     assert [report["rung"] for report in reports] == [report["rung"] for report in whole[1:]]
@@ -146,11 +150,11 @@ def test_an_interrupted_winner_resumes_with_the_values_that_held_there(recipe, t
 
 
 def test_only_a_winner_and_its_control_score_the_test_fold(recipe, tmp_path) -> None:
-    made = recipe(rungs=1)
+    search_recipe = recipe(rungs=1)
     results = {}
     for kind in ("trial", "winner", "control"):
         task = Task(kind, 0, {"edges.0.weight": 0.5}, seed=0)
-        reports = reports_of(made, task, tmp_path)
+        reports = reports_of(search_recipe, task, tmp_path)
         results[kind] = result_of(task, tmp_path)
         assert any(record["kind"] == "result" for record in reports[-1]["records"]) is (kind != "trial")
     assert "test" not in results["trial"]
@@ -161,11 +165,11 @@ def test_only_a_winner_and_its_control_score_the_test_fold(recipe, tmp_path) -> 
 
 
 def test_the_control_does_not_depend_on_the_teachers_weight(recipe, tmp_path) -> None:
-    made = recipe(rungs=1)
+    search_recipe = recipe(rungs=1)
     objectives = []
     for number, weight in enumerate((0.1, 0.9)):
         task = Task("control", number, {"edges.0.weight": weight}, seed=0)
-        reports_of(made, task, tmp_path)
+        reports_of(search_recipe, task, tmp_path)
         objectives.append(result_of(task, tmp_path)["objective"])
     assert objectives[0] == objectives[1]
 
@@ -185,10 +189,10 @@ def test_slices_are_trained_separately_and_judged_by_their_mean(recipe, tmp_path
 
 def test_a_trial_takes_its_share_of_the_schedule(recipe, tmp_path) -> None:
     plan = ("schedule.burn_in=8", "schedule.period=2", "schedule.turns=8")  # 24 steps
-    made = recipe(*plan, rungs=3, share=0.5)
-    assert reports_of(made, Task("trial", 0, {}), tmp_path)[-1]["rung"]["step"] == 12
-    assert reports_of(made, Task("full", 0, {}), tmp_path)[-1]["rung"]["step"] == 24
-    short = build_trial_recipe(search_plan(made), {}).schedule
+    search_recipe = recipe(*plan, rungs=3, share=0.5)
+    assert reports_of(search_recipe, Task("trial", 0, {}), tmp_path)[-1]["rung"]["step"] == 12
+    assert reports_of(search_recipe, Task("full", 0, {}), tmp_path)[-1]["rung"]["step"] == 24
+    short = build_trial_recipe(search_plan(search_recipe), {}).schedule
     assert (short.burn_in, short.period, short.turns) == (4, 2, 4), "a turn keeps its length"
     uneven = recipe("schedule.burn_in=10", "schedule.turns=8", rungs=1, share=0.3)
     with pytest.raises(ValueError, match=r"schedule\.turns = 8: search\.share = 0\.3 of it is no whole number"):
@@ -208,16 +212,16 @@ def test_rungs_are_written_while_the_trial_runs(recipe, tmp_path) -> None:
 
 
 def test_a_repeat_is_judged_on_the_slice_it_is_given(recipe, tmp_path) -> None:
-    made = recipe(rungs=1, slices=2)
-    repeat = reports_of(made, Task("winner", 0, {}, seed=0, slice=3), tmp_path)[-1]["rung"]["values"]
+    search_recipe = recipe(rungs=1, slices=2)
+    repeat = reports_of(search_recipe, Task("winner", 0, {}, seed=0, slice=3), tmp_path)[-1]["rung"]["values"]
     alone = reports_of(recipe("data.val_slice=3", rungs=1), Task("trial", 0, {}), tmp_path / "a")[-1]["rung"]["values"]
     assert repeat == alone
 
 
 def test_what_can_never_succeed_is_a_result_with_its_reason(recipe, tmp_path) -> None:
-    made = recipe("models.cnn.optimizer.lr=1e30", rungs=1)
+    search_recipe = recipe("models.cnn.optimizer.lr=1e30", rungs=1)
     task = Task("trial", 1, {"edges.0.weight": 0.5})
-    reports = reports_of(made, task, tmp_path)
+    reports = reports_of(search_recipe, task, tmp_path)
     result = result_of(task, tmp_path)
     assert reports[-1]["rung"] is None
     assert result["status"] == "failed"
@@ -256,14 +260,14 @@ FROM_CNN = 'edges=[{teacher="cnn", student="vit"}]'
 
 
 def test_a_teacher_that_is_never_trained_is_not_judged_and_not_in_the_control() -> None:
-    made = load_recipe("demo", [*FROZEN, FROM_CNN])
-    assert judged_models(Search(space=SPACE), made) == ("vit",)
-    assert objective(Search(space=SPACE), made, {"vit/val/log_loss": 0.7}) == pytest.approx(0.7)
-    control = without_teachers(made)
+    search_recipe = load_recipe("demo", [*FROZEN, FROM_CNN])
+    assert judged_models(Search(space=SPACE), search_recipe) == ("vit",)
+    assert objective(Search(space=SPACE), search_recipe, {"vit/val/log_loss": 0.7}) == pytest.approx(0.7)
+    control = without_teachers(search_recipe)
     assert (tuple(control.models), control.edges) == (("vit",), ())
     assert own_steps(plan_phases(control)) == {"vit": 12}
     with pytest.raises(ValueError, match=r"first judged, cnn has not been trained yet"):
-        judged_models(Search(space=SPACE, models=("cnn",)), made)
+        judged_models(Search(space=SPACE, models=("cnn",)), search_recipe)
 
 
 def test_a_student_that_starts_late_cannot_be_judged_before() -> None:
