@@ -1,4 +1,4 @@
-"""Folders as `antiphon search` leaves them, with scores that really depend on the settings; the same at each call."""
+"""Search folders as `antiphon search` writes them, with scores that depend on the settings; the same at each call."""
 
 import json
 import math
@@ -19,14 +19,14 @@ Settings = dict[str, Any]
 
 
 def objective(settings: Settings, step: int, noise: float = 0.0) -> float:
-    """Log loss: best at weight 0.55, better with a higher temperature, the same whatever the schedule."""
+    """Log loss: best at weight 0.55, better with a higher temperature, independent of the schedule."""
     weight, temperature = settings["edges.0.weight"], settings["edges.0.temperature"]
     floor = 0.36 + 0.9 * (weight - 0.55) ** 2 + 0.05 * (math.log(4) - math.log(temperature)) ** 2
     return floor + 0.5 * math.exp(-step / 130) + noise
 
 
 def head(*, scheduler: str = "asha", trials: int = 24, second: str = "", tracking: str = "none") -> Settings:
-    """What search.json says."""
+    """The content of search.json."""
     search = {
         "searcher": "tpe",
         "scheduler": scheduler,
@@ -51,7 +51,7 @@ CLUSTER = {"slots": 2, "dashboard": "http://127.0.0.1:8265", "trials": 24}
 
 def results(*, scheduler: str = "asha", trials: int = 24, failing: tuple[int, ...] = (5,)) -> list[Settings]:
     """The result of each trial, on two slots; with a scheduler the worse half stops at each rung."""
-    draw, free, told = random.Random(0), [BEGAN + 3.0, BEGAN + 4.0], []
+    draw, free, entries = random.Random(0), [BEGAN + 3.0, BEGAN + 4.0], []
     bars = [0.63, 0.50, math.inf] if scheduler != "none" else [math.inf] * 3
     for number in range(trials):
         settings = {
@@ -73,8 +73,8 @@ def results(*, scheduler: str = "asha", trials: int = 24, failing: tuple[int, ..
         elif len(history) < len(STEPS):
             entry |= {"status": "stopped", "objective": None, "second": None}
         free[slot] = entry["ended"] + draw.uniform(1.0, 2.5)
-        told.append(entry)
-    return told
+        entries.append(entry)
+    return entries
 
 
 def _result(number: int, settings: Settings, history: list[Settings], began: float, slot: int) -> Settings:
@@ -99,7 +99,7 @@ def _result(number: int, settings: Settings, history: list[Settings], began: flo
 
 def finals(best: Settings, *, ended: float) -> dict[str, Settings]:
     """The winner and its control without teachers, three seeds each, by name."""
-    told = {}
+    entries = {}
     for seed in range(3):
         for slot, (kind, worse) in enumerate((("winner", 0.0), ("control", 0.03))):
             score = best["objective"] + worse + 0.004 * seed
@@ -109,18 +109,18 @@ def finals(best: Settings, *, ended: float) -> dict[str, Settings]:
             entry |= {"kind": kind, "seed": seed, "objective": score, "settings": settings}
             entry |= {"loop_seconds": 36.0, "ended": entry["began"] + 40.0}
             entry |= {"test": {"cnn": {"accuracy": 0.8 - worse + 0.01 * seed}, "vit": {"accuracy": 0.7 - worse}}}
-            told[f"{kind}-{best['number']:04}-seed-{seed}"] = entry
-    return told
+            entries[f"{kind}-{best['number']:04}-seed-{seed}"] = entry
+    return entries
 
 
-def outcome(told: list[Settings], *, comparison: Settings | None, status: str = "done") -> Settings:
-    """What outcome.json says of these results."""
-    count = {name: sum(entry["status"] == name for entry in told) for name in ("done", "failed", "stopped")}
-    best = min((entry for entry in told if entry["status"] == "done"), key=lambda entry: entry["objective"])
+def outcome(entries: list[Settings], *, comparison: Settings | None, status: str = "done") -> Settings:
+    """The content of outcome.json for these results."""
+    count = {name: sum(entry["status"] == name for entry in entries) for name in ("done", "failed", "stopped")}
+    best = min((entry for entry in entries if entry["status"] == "done"), key=lambda entry: entry["objective"])
     best = {key: best[key] for key in ("number", "settings", "objective")}
     spent = {"seconds": 640.0, "overhead_s_per_trial": 2.1, "slots": 2}
     counted = {"completed": count["done"], "failed": count["failed"], "stopped": count["stopped"]}
-    ended = {"search_id": "search-demo-1", "status": status, "trials": len(told), **counted, **spent}
+    ended = {"search_id": "search-demo-1", "status": status, "trials": len(entries), **counted, **spent}
     return {
         **ended,
         "best": best,
@@ -136,18 +136,18 @@ BETTER |= {"excludes_control": True}
 
 
 def put(uri: str, *names: str, value: Settings) -> None:
-    """Write one file of a search, as a search does."""
+    """Write one file of a search."""
     assert object_store.create_exclusively(object_store.join(uri, *names), json.dumps(value).encode())
 
 
 def begin(uri: str, entry: Settings, *, name: str = "") -> None:
-    """Write what a search writes when a trial begins."""
+    """Write what a search writes when a trial starts."""
     settings = {key: entry[key] for key in ("number", "kind", "settings", "seed", "slot", "began")}
     put(uri, *_folder(entry, name), "settings.json", value=settings)
 
 
 def end(uri: str, entry: Settings, *, name: str = "") -> None:
-    """Write what a search writes when a trial is over."""
+    """Write what a search writes when a trial ends."""
     put(uri, *_folder(entry, name), "result.json", value=entry)
 
 
@@ -156,18 +156,22 @@ def _folder(entry: Settings, name: str) -> tuple[str, str]:
 
 
 def whole(uri: str, *, comparison: Settings | None = BETTER, **options: Any) -> list[Settings]:
-    """Write a search that came to its end; returns the results of its trials."""
-    told = results(**{key: options[key] for key in ("scheduler", "trials", "failing") if key in options})
+    """Write a finished search; returns the results of its trials."""
+    entries = results(**{key: options[key] for key in ("scheduler", "trials", "failing") if key in options})
     heads = {key: options[key] for key in ("scheduler", "trials", "second", "tracking") if key in options}
     put(uri, "search.json", value=head(**heads))
     put(uri, "cluster.json", value=CLUSTER)
-    put(uri, "mlflow.json", value={"": "feed"} | {f"{entry['number']:04}": f"{entry['number']:032x}" for entry in told})
-    for entry in told:
+    put(
+        uri,
+        "mlflow.json",
+        value={"": "feed"} | {f"{entry['number']:04}": f"{entry['number']:032x}" for entry in entries},
+    )
+    for entry in entries:
         begin(uri, entry)
         end(uri, entry)
-    ended = outcome(told, comparison=comparison)
-    for name, entry in finals(ended["best"], ended=max(entry["ended"] for entry in told) + 2.0).items():
+    ended = outcome(entries, comparison=comparison)
+    for name, entry in finals(ended["best"], ended=max(entry["ended"] for entry in entries) + 2.0).items():
         begin(uri, entry, name=name)
         end(uri, entry, name=name)
     put(uri, "outcome.json", value=ended)
-    return told
+    return entries

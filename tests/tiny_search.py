@@ -40,35 +40,41 @@ def searching(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         recipe.write_text(RECIPE.format(high=high))
         cache = tmp_path_factory.getbasetemp() / "clips"
         values = [*small.SIZES, *small.TWO_MODELS, *PLAN, f"data.cache={cache}"]
-        sets = [word for value in values for word in ("--set", value)]
-        return [ANTIPHON, "search", str(recipe), "--storage", str(tmp_path / "runs"), *sets, *more]
+        return [ANTIPHON, "search", str(recipe), "--storage", str(tmp_path / "runs"), *sets(*values), *more]
 
     return words
 
 
+def sets(*values: str) -> list[str]:
+    """A --set for each value."""
+    return [word for value in values for word in ("--set", value)]
+
+
 def run(words: list[str], *, code: int = 0) -> dict[str, Any]:
+    """Run the command, which must exit with this code; returns the object that it prints."""
     done = subprocess.run([*words, "--json"], capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
-def results(home: Path, kind: str = "trials") -> dict[str, dict[str, Any]]:
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(home.glob(f"{kind}/*/result.json"))}
+def results(folder: Path, kind: str = "trials") -> dict[str, dict[str, Any]]:
+    """The results in a search's folder, by task name."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}/*/result.json"))}
 
 
-def wait_until_told(home: Path) -> None:
+def wait_until_replayed(folder: Path) -> None:
     """Wait for the replayer, which holds this lock while it works and may be behind on a busy machine."""
-    with FileLock(home / "events.jsonl.lock", timeout=240):
+    with FileLock(folder / "events.jsonl.lock", timeout=240):
         pass
 
 
-def planned_settings(searching: Any, tmp_path: Path, *more: str) -> dict[str, dict[str, Any]]:
-    """The settings that the search tries, asked of the same proposals."""
+def expected_settings(searching: Any, tmp_path: Path, *more: str) -> dict[str, dict[str, Any]]:
+    """The settings that the search tries, by task name."""
     from orchestrator.recipes.loader import load_recipe
-    from orchestrator.search.samplers import planned
+    from orchestrator.search.samplers import planned_settings
 
     words = searching()
-    sets = [value for word, value in itertools.pairwise(words) if word == "--set"] + [*more]
-    search = load_recipe(str(tmp_path / "tiny.toml"), sets).search
+    values = [value for word, value in itertools.pairwise(words) if word == "--set"] + [*more]
+    search = load_recipe(str(tmp_path / "tiny.toml"), values).search
     assert search is not None
-    return {f"{number:04}": settings for number, settings in enumerate(planned(search) or [])}
+    return {f"{number:04}": settings for number, settings in enumerate(planned_settings(search) or [])}

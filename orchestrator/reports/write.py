@@ -11,7 +11,7 @@ from orchestrator.reports.search.page import write_search_report
 from orchestrator.reports.search.snapshot import read_search
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import records_of
-from orchestrator.search.store import share
+from orchestrator.search.store import upload_beside
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.runtime.event_log import read_event_log
@@ -30,14 +30,14 @@ def write_run_report(location: RunLocation, command: str, *, patience_s: float) 
     )
     out = location.folder / REPORT
     write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, command=command, out=out)
-    retry_while_unavailable(lambda: share(location.uri, out), what=location.uri, patience_s=patience_s)
+    retry_while_unavailable(lambda: upload_beside(location.uri, out), what=location.uri, patience_s=patience_s)
 
 
 def write_search_page(location: RunLocation) -> None:
     """Write the page of a search that this process has driven: beside its files, and to its storage."""
     out = location.folder / REPORT
     write_search_report(read_search(location.uri), out)
-    share(location.uri, out)
+    upload_beside(location.uri, out)
 
 
 def rewrite_report(uri: str, out: str) -> str:

@@ -102,6 +102,11 @@ class CheckpointStore:
         """Committed checkpoints, the one to resume from first."""
         return [self._start.rsplit("/", 1)[-1]] if self._start else self._own_names()
 
+    def newest_step(self) -> int:
+        """The step of the checkpoint to resume from; 0 where there is none."""
+        names = self.names()
+        return step_of(names[0]) if names else 0
+
     def fetch(self, name: str, work_dir: Path) -> Path:
         """A committed checkpoint as a local folder."""
         uri = self._start or object_store.join(self._checkpoints, name)

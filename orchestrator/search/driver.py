@@ -1,7 +1,7 @@
-"""A search: trials of one recipe until the budget is spent, then the best are held against a control.
+"""The driver of a search: trials until the budget is spent, then the best against a control without teachers.
 
-What a trial is and does are `trial.py` and `learn.py`, who proposes is `proposals.py`, how Ray Tune runs them is
-`tuning.py`, what is kept is `search_files.py`; here is what happens one after the other.
+Owns the order of things. What a trial is: `trial_spec.py`; which comes next: `samplers.py`; how Ray Tune runs them:
+`tune_runner.py`; what is stored: `store.py`.
 """
 
 import math
@@ -18,18 +18,18 @@ from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.runs.outcome import publish_event_log
 from orchestrator.runs.records import end_record
 from orchestrator.runs.resume import differences
-from orchestrator.search.finals import at_full_length, finals
+from orchestrator.search.finals import run_at_full_length, run_finals
 from orchestrator.search.request import Budget, SearchRequest
 from orchestrator.search.samplers import num_trials
-from orchestrator.search.store import begin, facts_of, known_trials, reopen, share, write_cluster
-from orchestrator.search.summary import outcome_of
-from orchestrator.search.trial_spec import searched
-from orchestrator.search.validation import check, require_data
+from orchestrator.search.store import DEFINITION, SearchStore, upload_beside
+from orchestrator.search.summary import write_summary
+from orchestrator.search.trial_spec import SearchPlan, search_plan
+from orchestrator.search.validation import check, check_data
 from orchestrator.storage import object_store
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE as MLFLOW_RUN_IDS
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import wait_for_tracking
-from orchestrator.training.ray_cluster import connect, resolve_address
+from orchestrator.training.ray_cluster import RayConnection, connect, resolve_address
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import on_sigterm
 from workloads.config.recipe import Train
@@ -38,161 +38,224 @@ from workloads.runtime.event_log import EventLog, read_event_log
 if TYPE_CHECKING:
     from orchestrator.search.tune_runner import TuneRunner
 
-
-WAITING = 0.01  # CPUs of a trial that waits for its workers
+WAITING_CPUS = 0.01  # of a trial that waits for its workers
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What came of a search: the object that --json prints, and where the search is."""
+    """The outcome of a search, the object that --json prints, and where the search is stored."""
 
     outcome: dict[str, Any]
     location: RunLocation
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A search that this driver runs."""
+
+    request: SearchRequest
+    plan: SearchPlan
+    budget: Budget
+    location: RunLocation
+    store: SearchStore
+    began: float  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class _TrialResources:
+    """Resources of one trial: what Tune reserves for it, and what it uses in all."""
+
+    reserved: dict[str, float]
+    used: dict[str, float]
+
+
 def search(request: SearchRequest) -> SearchResult:
-    """The whole search, from its checks to its outcome. ValueError for the user's mistakes."""
+    """Run a whole search, from its checks to its outcome; ValueError for the user's mistakes.
+
+    At most one driver works on a search: another one is refused while the first one's heartbeat lives. Interrupted
+    (Ctrl-C or SIGTERM) it returns a preempted outcome. That, or a kill, leaves the files of `store.py`, from which
+    `--resume` continues: results that are there stay, and only tasks without one are run.
+    """
     budget = check(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
-    require_data(request.recipe)
+    plan = search_plan(request.recipe)
+    check_data(request.recipe)
     object_store.check_storage(request.storage)
     began, location, driver = time.time(), _open(request), Driver()
+    job = _Job(request, plan, budget, location, SearchStore(location.uri), began)
     with on_sigterm(_interrupt):
         try:
-            take_over(location.uri, driver)  # two drivers of one search would train everything twice
+            take_over(location.uri, driver)  # two drivers of one search would run every trial twice
             location.folder.mkdir(parents=True, exist_ok=True)
             with beating(location.uri, driver):
-                return SearchResult(_drive(request, location, budget, began=began), location)
+                return SearchResult(_run_on_ray(job), location)
         except KeyboardInterrupt:  # before the first trial, or after the last
-            said = read_event_log(location.event_log) if location.event_log.exists() else []
-            if said and said[-1]["kind"] != "end":
-                with EventLog(location.event_log) as event_log:
-                    event_log.append(end_record("preempted"))
+            _close_event_log(location)
             return SearchResult(_preempted(location), location)
 
 
-def _drive(request: SearchRequest, location: RunLocation, budget: Budget, *, began: float) -> dict[str, Any]:
-    """Trials, then finals, then what came of them."""
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as in run.py
-    address = resolve_address(request.address)  # before Ray is imported: it reads its token's place then
-    import ray
-
-    from orchestrator.search.tune_runner import TuneRunner, count_slots
-
-    workers, search = request.workers, searched(request.recipe)
-    slot, whole = _needs(request.recipe.train, workers)
-    connection = connect(ray, address, at_least=math.ceil(whole["CPU"]))
-    with on_sigterm(_interrupt):  # once more: Ray has set its own
-        try:
-            # workers of one trial may lie on several nodes, a trial of one process does not
-            slots = count_slots([connection.resources] if workers > 1 else connection.nodes, whole, request.slots)
-            connection.require_visible(ray, object_store.join(location.uri, "search.json"))
-            write_cluster(
-                location.uri, slots=slots, dashboard=connection.dashboard, trials=num_trials(search, budget.trials)
-            )
-            with EventLog(location.event_log) as event_log:
-                event_log.append(_search_record(request, location))
-                replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")
-                replayer.wait_started()
-                reopen(location.uri)
-                runner = TuneRunner(
-                    request.recipe, location.uri, event_log, resources=slot, slots=slots, workers=workers
-                )
-                outcome = _work(request, location, runner, budget, began=began)
-                event_log.append(end_record(outcome["status"]))
-                publish_event_log(location)
-        finally:
-            ray.shutdown()
-        wait_for_tracking(replayer)  # it knows which MLflow runs the report can link to
-        if outcome["status"] != "preempted":
-            share(location.uri, location.folder / RUN_IDS_FILE)
-    return outcome
-
-
-def _needs(train: Train, workers: int) -> tuple[dict[str, float], dict[str, float]]:
-    """What Tune sets aside for a trial, and what the trial takes in all.
-
-    Ray Train places several workers itself; Tune sees only the trial that waits for them.
-    """
-    gpus = float(workers) if train.device == "cuda" else 0.0
-    if workers > 1:
-        return {"CPU": WAITING}, {"CPU": workers + WAITING} | ({"GPU": gpus} if gpus else {})
-    slot = {"CPU": float(train.threads)} | ({"GPU": gpus} if gpus else {})
-    return slot, slot
-
-
-def _work(
-    request: SearchRequest, location: RunLocation, runner: "TuneRunner", budget: Budget, *, began: float
-) -> dict[str, Any]:
-    """All that is to be learned, and what came of it; where it was interrupted, how to go on."""
-    try:
-        known = known_trials(location.uri)
-        spent = runner.run_trials(known, budget)
-        last = finals(request.recipe, location.uri, runner) if request.finals else []
-        last += at_full_length(location.uri, runner, request.full) if request.full else []
-    except KeyboardInterrupt:
-        return _preempted(location)
-    return outcome_of(location, request.recipe, last, slots=runner.slots, spent=spent, began=began, alone=not known)
+def _interrupt() -> None:
+    """SIGTERM does what Ctrl-C does: what is committed stays, and the rest is run when the search is resumed."""
+    raise KeyboardInterrupt
 
 
 def _preempted(location: RunLocation) -> dict[str, Any]:
     return {"search_id": location.run_id, "status": "preempted"}
 
 
-def _interrupt() -> None:
-    """SIGTERM as Ctrl-C: what is committed stays, and the rest is learned when the search goes on."""
-    raise KeyboardInterrupt
+def _close_event_log(location: RunLocation) -> None:
+    """Record that the search was preempted, unless its end is recorded already."""
+    records = read_event_log(location.event_log) if location.event_log.exists() else []
+    if records and records[-1]["kind"] != "end":
+        with EventLog(location.event_log) as event_log:
+            event_log.append(end_record("preempted"))
+
+
+def _run_on_ray(job: _Job) -> dict[str, Any]:
+    """Connect to Ray, run and record the search, disconnect; returns the outcome."""
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as in `training/ray_trainer.py`
+    address = resolve_address(job.request.address)  # before Ray is imported: its token's location is read then
+    import ray
+
+    resources = _trial_resources(job.plan.recipe.train, job.request.workers)
+    connection = connect(ray, address, at_least=math.ceil(resources.used["CPU"]))
+    with on_sigterm(_interrupt):  # once more: Ray has set its own handler
+        try:
+            slots = _num_slots(job, connection, resources)
+            connection.require_visible(ray, object_store.join(job.store.uri, DEFINITION))
+            trials = num_trials(job.plan.search, job.budget.trials)
+            job.store.write_cluster(slots=slots, dashboard=connection.dashboard, trials=trials)
+            outcome, replayer = _run_recorded(job, resources, slots=slots)
+        finally:
+            ray.shutdown()
+        wait_for_tracking(replayer)  # it writes which MLflow runs the report can link to
+        if outcome["status"] != "preempted":
+            upload_beside(job.store.uri, job.location.folder / MLFLOW_RUN_IDS)
+    return outcome
+
+
+def _trial_resources(train: Train, workers: int) -> _TrialResources:
+    """Ray Train reserves several workers itself; Tune sees only the trial that waits for them."""
+    gpus = float(workers) if train.device == "cuda" else 0.0
+    if workers > 1:
+        used = {"CPU": workers + WAITING_CPUS} | ({"GPU": gpus} if gpus else {})
+        return _TrialResources({"CPU": WAITING_CPUS}, used)
+    slot = {"CPU": float(train.threads)} | ({"GPU": gpus} if gpus else {})
+    return _TrialResources(slot, slot)
+
+
+def _num_slots(job: _Job, connection: RayConnection, resources: _TrialResources) -> int:
+    """How many trials run at once on this cluster; ValueError where it cannot hold as many as wanted."""
+    from orchestrator.search.tune_runner import count_slots
+
+    # the workers of one trial may be on several nodes, a trial of one process is on one
+    nodes = [connection.resources] if job.request.workers > 1 else connection.nodes
+    return count_slots(nodes, resources.used, job.request.slots)
+
+
+def _run_recorded(job: _Job, resources: _TrialResources, *, slots: int) -> tuple[dict[str, Any], Any]:
+    """Run the search with its event log open and its replayer started; returns the outcome and the replayer."""
+    from orchestrator.search.tune_runner import TuneRunner
+
+    location = job.location
+    with EventLog(location.event_log) as event_log:
+        event_log.append(_run_record(job))
+        replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")
+        replayer.wait_started()
+        job.store.reopen()
+        runner = TuneRunner(
+            job.plan, job.store, event_log, resources=resources.reserved, slots=slots, workers=job.request.workers
+        )
+        outcome = _run_tasks(job, runner)
+        event_log.append(end_record(outcome["status"]))
+        publish_event_log(location)
+    return outcome, replayer
+
+
+def _run_tasks(job: _Job, runner: "TuneRunner") -> dict[str, Any]:
+    """Trials, then finals, then the outcome of both; a preempted one where the user interrupts."""
+    request, store = job.request, job.store
+    try:
+        known = store.known_trials()
+        spent = runner.run_trials(known, job.budget)
+        finals = run_finals(job.plan, store, runner) if request.finals else []
+        finals += run_at_full_length(store, runner, request.full) if request.full else []
+    except KeyboardInterrupt:
+        return _preempted(job.location)
+    return write_summary(
+        job.location,
+        job.plan,
+        store,
+        finals,
+        slots=runner.slots,
+        spent=spent,
+        began=job.began,
+        complete=not known,
+    )
+
+
+def _run_record(job: _Job) -> dict[str, Any]:
+    """The first record of the search's event log: the parent of its trials in MLflow."""
+    search = job.plan.search
+    return {
+        "kind": "run",
+        "run_id": job.location.run_id,
+        "experiment": "antiphon",
+        "name": f"{job.plan.recipe.name} search",
+        "params": {key: str(value) for key, value in vars(search).items() if key != "space"},
+        "tags": {
+            "command": job.request.command,
+            "storage": job.location.uri,
+            **{f"space.{key}": str(vars(value)) for key, value in search.space.items()},
+        },
+    }
 
 
 def _open(request: SearchRequest) -> RunLocation:
-    """The place of a new search, or of the one to go on with; ValueError where it is another search, or is none."""
-    search_id = request.resume or request.search_id
-    if not search_id:
-        search_id = f"{request.recipe.name}-search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    location = location_of(request.storage, search_id, request.tracking)
+    """The location of the search that is resumed, or of a new one, which is created.
+
+    ValueError where there is none to resume or it is another one, or where the new one exists.
+    """
     if request.resume:
-        location = replace(location, tracking=_same_tracking(request, facts_of(location.uri)["tracking"]))
-    facts = {
+        return _resumed(request)
+    name = f"{request.recipe.name}-search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    search_id = request.search_id or name
+    location = location_of(request.storage, search_id, request.tracking)
+    definition = {
         "search_id": search_id,
         "created": time.time(),
         "command": request.command,
         "recipe": resolve(request.recipe),
         "tracking": location.tracking,
     }
-    if request.resume:
-        found = differences(request.recipe, facts_of(location.uri)["recipe"])
-        if found:
-            key, was, now = found[0]
-            raise ValueError(
-                f"--resume {search_id!r}: it began with {key} = {was}, and this command says {now}; repeat the command "
-                "it began with, or start a new search"
-            )
-    elif not begin(location.uri, facts):
-        raise ValueError(f"--search-id {search_id!r}: there is such a search; `--resume {search_id}` goes on with it")
+    if not SearchStore(location.uri).create(definition):
+        raise ValueError(
+            f"--search-id {search_id!r}: this search exists already; `--resume {search_id}` continues it, or choose "
+            "another id"
+        )
     return location
 
 
-def _same_tracking(request: SearchRequest, began: str) -> str:
-    """Where a search that goes on is tracked; ValueError for another place: the page's links lead to one only."""
-    if request.tracking in ("", "none", began):
-        return request.tracking or began
+def _resumed(request: SearchRequest) -> RunLocation:
+    location = location_of(request.storage, request.resume, request.tracking)
+    definition = SearchStore(location.uri).read_definition()
+    if definition is None:
+        raise ValueError(f"search {location.uri!r}: no {DEFINITION} there; give the id of a search under --storage")
+    tracking = _same_tracking(request, definition["tracking"])
+    if changes := differences(request.recipe, definition["recipe"]):
+        key, was, now = changes[0]
+        raise ValueError(
+            f"--resume {request.resume!r}: the search was started with {key} = {was}, and this command sets {now}; "
+            "repeat the command it was started with, or start a new search"
+        )
+    return replace(location, tracking=tracking)
+
+
+def _same_tracking(request: SearchRequest, original: str) -> str:
+    """Where a resumed search is tracked; ValueError for another place: the page's links lead to one only."""
+    if request.tracking in ("", "none", original):
+        return request.tracking or original
     raise ValueError(
-        f"--tracking {request.tracking!r}: search {request.resume} began with {began!r}; leave it out, or give that"
+        f"--tracking {request.tracking!r}: search {request.resume} was started with {original!r}; leave it out, or "
+        "give that"
     )
-
-
-def _search_record(request: SearchRequest, location: RunLocation) -> dict[str, Any]:
-    """What the search's spool begins with: the parent of its trials in MLflow."""
-    search = searched(request.recipe)
-    return {
-        "kind": "run",
-        "run_id": location.run_id,
-        "experiment": "antiphon",
-        "name": f"{request.recipe.name} search",
-        "params": {key: str(value) for key, value in vars(search).items() if key != "space"},
-        "tags": {
-            "command": request.command,
-            "storage": location.uri,
-            **{f"space.{key}": str(vars(value)) for key, value in search.space.items()},
-        },
-    }

@@ -1,4 +1,4 @@
-"""What a search may spend, as the user says it."""
+"""One `antiphon search` as the user typed it, and its budget. Pure; what is refused is in `validation.py`."""
 
 import re
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent; zero means no limit of that kind."""
+    """Limits on the trials of a search; zero means no limit of that kind."""
 
     trials: int = 0
     seconds: float = 0.0
     gpu_hours: float = 0.0
 
     def wall_seconds(self, *, gpus: int) -> float | None:
-        """How long trials may take where so many GPUs are busy at once; None: however long."""
+        """The wall time that trials may take with `gpus` GPUs busy at once; None: no limit."""
         return self.seconds or 3600 * self.gpu_hours / gpus or None
 
 
 def parse_budget(text: str) -> Budget:
     """ "24" or "24 trials", "90s", "30m", "2h" of wall time, "4gpuh"; ValueError for anything else."""
-    found = BUDGET.fullmatch(text.strip())
-    if not found or float(found["amount"]) <= 0:
+    match = BUDGET.fullmatch(text.strip())
+    if not match or float(match["amount"]) <= 0:
         raise ValueError(f"--budget {text!r}: must be a number of trials (24), of minutes or hours (30m, 2h), or 4gpuh")
-    amount, unit = float(found["amount"]), found["unit"]
+    amount, unit = float(match["amount"]), match["unit"]
     if unit in ("", "trials"):
         if amount != int(amount):
-            raise ValueError(f"--budget {text!r}: trials come whole")
+            raise ValueError(f"--budget {text!r}: the number of trials must be whole, such as {round(amount) or 1}")
         return Budget(trials=int(amount))
     return Budget(gpu_hours=amount) if unit == "gpuh" else Budget(seconds=amount * SECONDS[unit])
 
@@ -44,10 +44,10 @@ class SearchRequest:
     storage: str = "runs"
     tracking: str = ""
     address: str = ""
-    workers: int = 1  # of a trial; several make it a Ray Train run of its own
+    workers: int = 1  # of a trial; several make each trial a Ray Train run
     slots: int = 0  # trials at once; 0: as many as the cluster holds
     budget: str = ""  # "24", "30m", "2h", "4gpuh"; empty: the recipe's number of trials
     search_id: str = ""
     resume: str = ""
     finals: bool = True
-    full: int = 0  # trials that are learned again at full length: does the ranking hold there?
+    full: int = 0  # trials that are trained once more at full length, to see whether their ranking holds there

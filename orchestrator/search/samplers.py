@@ -1,7 +1,8 @@
-"""Which settings a search tries next: the proposals, and what they learn from results. The user of optuna here.
+"""Which settings a search tries next: a grid, random draws, or TPE. The only user of optuna in a search.
 
-A grid and random draws are lists that are known before anything begins, so that whoever resumes tries the same. TPE
-proposes from the results so far, which are given to it again when it is resumed. Knows no Ray and no files.
+A grid and random draws are lists that are known before anything starts, so a resumed search tries the same settings.
+TPE proposes from the results so far, which are given to it again when the search is resumed. Does not depend on Ray or
+on files.
 """
 
 import itertools
@@ -22,13 +23,13 @@ from orchestrator.search.trial_spec import Task
 from workloads.config.search import Choices, Range, Search
 from workloads.runtime.rng import keyed_generator
 
-STARTUP = 10  # random trials before TPE models anything (optuna's default)
+STARTUP_TRIALS = 10  # random trials before TPE models anything (optuna's default)
 
 
 def num_trials(search: Search, limit: int = 0) -> int:
-    """How many trials there are to be: as many as `limit` says, if it does, else as the recipe says.
+    """The planned number of trials: `limit` if that is set, else the recipe's.
 
-    Raises ValueError where a grid has fewer points, or a population is not so large.
+    Raises ValueError for a limit above the grid's number of points, or other than the population's size.
     """
     if search.searcher == "grid":
         points = math.prod(len(values.choices) for values in search.space.values() if isinstance(values, Choices))
@@ -37,12 +38,12 @@ def num_trials(search: Search, limit: int = 0) -> int:
         return limit or points
     if search.searcher == "pbt" and limit not in (0, search.trials):
         raise ValueError(
-            f"--budget {limit}: a population has search.trials = {search.trials} members from its beginning; set that"
+            f"--budget {limit}: a population has search.trials = {search.trials} members from the start; set that"
         )
     return limit or search.trials
 
 
-def planned(search: Search, limit: int = 0) -> list[dict[str, Any]] | None:
+def planned_settings(search: Search, limit: int = 0) -> list[dict[str, Any]] | None:
     """The settings of a grid, in the order of its axes, or of random draws; None where results decide."""
     total = num_trials(search, limit)
     if search.searcher == "grid":
@@ -50,35 +51,37 @@ def planned(search: Search, limit: int = 0) -> list[dict[str, Any]] | None:
         points = itertools.islice(itertools.product(*axes), total)
         return [dict(zip(search.space, point, strict=True)) for point in points]
     if search.searcher in ("random", "pbt"):
-        return [_drawn(search, number) for number in range(total)]
+        return [_random_settings(search, number) for number in range(total)]
     return None
 
 
-class Proposals:
-    """Hands out tasks in the order of their numbers; those that were begun before come first, as they were.
+class TrialSampler:
+    """Proposes trials in the order of their numbers; those that an earlier driver started come first, unchanged.
 
-    `told` results are TPE's to learn from; the smaller an objective the better.
+    Called by Tune's loop in the driver's process, from one thread. `next_task` is called once for each trial;
+    `on_task_end` at most once for each, in any order. A kill loses only TPE's model: a new driver makes a new sampler
+    from the trials that were started, and reports the results of those that have ended again.
     """
 
-    def __init__(self, search: Search, begun: list[Task], *, limit: int = 0) -> None:
-        self._search, self._begun = search, {task.number: task for task in begun}
-        self._planned, self.total = planned(search, limit), num_trials(search, limit)
-        self._next = self._numbers()
-        self._study = _study(search, begun=len(begun))
-        self._asked: dict[int, optuna.trial.Trial] = {}
+    def __init__(self, search: Search, started: list[Task], *, limit: int = 0) -> None:
+        self._search, self._started = search, {task.number: task for task in started}
+        self._planned, self.total = planned_settings(search, limit), num_trials(search, limit)
+        self._numbers = self._trial_numbers()
+        self._study = _study(search, num_started=len(started))
+        self._pending: dict[int, optuna.trial.Trial] = {}
 
-    def propose(self, slot: int) -> Task | None:
-        """The next task; None when there are no more."""
-        number = next(self._next, None)
+    def next_task(self, slot: int) -> Task | None:
+        """The next trial, for that slot; None when there are no more."""
+        number = next(self._numbers, None)
         if number is None:
             return None
         settings = self._settings(number)
         return Task("trial", number, settings, slot=slot)
 
-    def tell(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None:
-        """What came of a trial: None of one that failed; of one that was stopped its scores at the rungs, which count
-        for less than those of trials that came to their end."""
-        trial = self._asked.pop(number, None)
+    def on_task_end(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None:
+        """Learn from a trial's objectives, smaller is better: None of one that failed; of one that was stopped its
+        scores at the rungs, which count for less than those of trials that finished."""
+        trial = self._pending.pop(number, None)
         if trial is None:
             return
         if objectives is None:
@@ -90,30 +93,38 @@ class Proposals:
         else:
             self._study.tell(trial, objectives)
 
-    def _numbers(self) -> Iterator[int]:
-        begun = sorted(self._begun)
-        yield from begun  # also those beyond a smaller limit: they are told again, not tried again
-        yield from (number for number in range(self.total) if number not in self._begun)
+    def _trial_numbers(self) -> Iterator[int]:
+        started = sorted(self._started)
+        yield from started  # also those beyond a smaller limit: their results are reported again, nothing is rerun
+        yield from (number for number in range(self.total) if number not in self._started)
 
     def _settings(self, number: int) -> dict[str, Any]:
-        if number in self._begun:  # a population's values may have changed since they were planned
-            settings = self._begun[number].settings
-        else:  # the first ones of TPE are drawn by their numbers: whoever resumes tries them once
-            settings = self._planned[number] if self._planned is not None else _drawn(self._search, number)
+        if number in self._started:  # a population's values may have changed since they were planned
+            settings = self._started[number].settings
+        elif self._planned is not None:
+            settings = self._planned[number]
+        else:  # TPE's first trials depend on their numbers alone, so that a resumed search tries them once
+            settings = _random_settings(self._search, number)
         if self._planned is not None:
             return settings
+        return self._ask_study(number, fixed=settings if number in self._started or number < STARTUP_TRIALS else None)
+
+    def _ask_study(self, number: int, *, fixed: dict[str, Any] | None) -> dict[str, Any]:
+        """TPE's settings for a trial, which are the `fixed` ones if they are given."""
         space = self._search.space
-        if number in self._begun or number < STARTUP:
-            self._study.enqueue_trial({place: _to_optuna(space[place], value) for place, value in settings.items()})
+        if fixed is not None:
+            self._study.enqueue_trial({place: _to_optuna(space[place], value) for place, value in fixed.items()})
         trial = self._study.ask({place: _distribution(values) for place, values in space.items()})
-        self._asked[number] = trial
+        self._pending[number] = trial
         return {place: _from_optuna(space[place], value) for place, value in trial.params.items()}
 
 
-def _study(search: Search, *, begun: int) -> optuna.Study:
+def _study(search: Search, *, num_started: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # what was drawn before a resume must not be drawn again
-    sampler = optuna.samplers.TPESampler(seed=search.seed + begun, n_startup_trials=STARTUP, multivariate=False)
+    # another seed after a resume: what was drawn before must not be drawn again
+    sampler = optuna.samplers.TPESampler(
+        seed=search.seed + num_started, n_startup_trials=STARTUP_TRIALS, multivariate=False
+    )
     return optuna.create_study(sampler=sampler, directions=["minimize"] * (2 if search.second else 1))
 
 
@@ -133,17 +144,17 @@ def _from_optuna(values: Range | Choices, value: Any) -> Any:
     return json.loads(value) if isinstance(values, Choices) else value
 
 
-def _drawn(search: Search, number: int) -> dict[str, Any]:
+def _random_settings(search: Search, number: int) -> dict[str, Any]:
     """Random settings that depend on the search's seed and the trial's number only."""
     settings: dict[str, Any] = {}
     for place, values in search.space.items():
         share = float(keyed_generator(search.seed, "search", number, place).random())
-        settings[place] = _at(values, share)
+        settings[place] = _value_at(values, share)
     return settings
 
 
-def _at(values: Range | Choices, share: float) -> Any:
-    """The value at a share, 0 up to 1, of what may be."""
+def _value_at(values: Range | Choices, share: float) -> Any:
+    """The value at a share, from 0 to below 1, of a range or of a list of choices."""
     if isinstance(values, Choices):
         return values.choices[int(share * len(values.choices))]
     low, high = values.low, values.high

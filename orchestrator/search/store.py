@@ -1,124 +1,223 @@
-"""What a search keeps on its storage: who it is, what each task tries, and, once, what came of it.
+"""The files of a search on its storage: their names, writing and reading. The only reader, for search and reports.
 
-SEARCH/search.json first, SEARCH/trials/0000/ and SEARCH/finals/NAME/ with settings.json when begun and result.json
-when over, SEARCH/outcome.json last (while a search that was over goes on it is called earlier.json). Whoever comes back
-reads these; there is no other state. `trials.py` reads them for people, and for them alone are cluster.json, a trial's
-rungs.json while it runs, and mlflow.json (`family.py`).
+    search.json                 written once, first: id, creation time, command, resolved recipe, tracking
+    cluster.json                where the search runs now, for reports only
+    trials/0000/, finals/NAME/  settings.json when the task starts; rungs.json while it runs; result.json, once, at its
+                                end
+    outcome.json                written last; renamed to earlier.json when a finished search is resumed
+    mlflow.json                 MLflow run ids for links (`tracking/nested_runs.py`)
+    attempts/                   heartbeats of the search's drivers (`runs/lease.py`)
+
+A search is resumed from these files; there is no other state. search.json, cluster.json and the outcome are written by
+the driver alone. A task's settings and rungs are written by the process that runs it, its result by that process or by
+the driver, whichever is first. Every file is replaced whole or created exclusively, so that a kill leaves the old one,
+the new one, or none.
 """
 
 import json
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.search.rungs import RungScore
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE as MLFLOW_RUN_IDS
 
-PATIENCE_S = 300.0  # for the search's store, wherever something of it is written or read
+PATIENCE_S = 300.0  # how long a search waits for its store, wherever it writes or reads
+READERS = 8  # threads: an object store takes a while for each of some hundred small files
+DEFINITION, CLUSTER, OUTCOME, EARLIER = "search.json", "cluster.json", "outcome.json", "earlier.json"
+SETTINGS, RUNGS, RESULT = "settings.json", "rungs.json", "result.json"
+TRIALS, FINALS = "trials", "finals"
 Value = TypeVar("Value")
-OUTCOME, EARLIER = "outcome.json", "earlier.json"
 
 
-def begin(search_uri: str, facts: dict[str, Any]) -> bool:
-    """Write search.json; False where there is such a search already."""
-    return object_store.create_exclusively(
-        object_store.join(search_uri, "search.json"), json.dumps(facts, indent=1).encode()
-    )
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of one task, parsed, as they were at one moment."""
+
+    name: str
+    mlflow_run_id: str  # empty: not tracked, or not known yet
+    settings: dict[str, Any] | None = None
+    rungs: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None  # where there is one, settings and rungs are not read
+    unchanged: bool = False  # finished and known to the caller: none of its files was read
 
 
-def facts_of(search_uri: str) -> dict[str, Any]:
-    """What search.json says; ValueError where there is none."""
-    facts = _read(object_store.join(search_uri, "search.json"))
-    if facts is None:
-        raise ValueError(f"search {search_uri!r}: no search.json there; give the id of a search under --storage")
-    return facts
+@dataclass(frozen=True)
+class SearchFiles:
+    """The files of a search, parsed, as they were at one moment."""
+
+    definition: dict[str, Any]
+    cluster: dict[str, Any] | None
+    outcome: dict[str, Any] | None
+    mlflow_run_ids: dict[str, str]  # by task name; the parent's is empty
+    trials: Sequence[TaskFiles]
+    finals: Sequence[TaskFiles]
+    last_heartbeat: float  # of any driver, in seconds since the epoch; 0: none, or the search is over
 
 
-def write_cluster(search_uri: str, *, slots: int, dashboard: str, trials: int) -> None:
-    """Say where the search goes on now: trials at once, the address of Ray's dashboard (empty: it has none), and how
-    many trials there are to be."""
-    _write(object_store.join(search_uri, "cluster.json"), {"slots": slots, "dashboard": dashboard, "trials": trials})
+@dataclass(frozen=True)
+class SearchStore:
+    """The files of the search at `uri`, a folder or URI: STORAGE/SEARCH_ID.
+
+    A plain value, which may be pickled to other processes. Every call waits for a store that is unavailable for at most
+    `patience_s` seconds, then raises OSError. A file that is not JSON raises ValueError with its name.
+    """
+
+    uri: str
+    patience_s: float = PATIENCE_S
+
+    def create(self, definition: dict[str, Any]) -> bool:
+        """Write search.json; False where the search exists already. Does not wait for the store."""
+        text = json.dumps(definition, indent=1)
+        return object_store.create_exclusively(self._path(DEFINITION), text.encode())
+
+    def read_definition(self) -> dict[str, Any] | None:
+        """The content of search.json; None where there is no search."""
+        return self._read(DEFINITION)
+
+    def write_cluster(self, *, slots: int, dashboard: str, trials: int) -> None:
+        """Record where the search runs now: trials at once, the address of Ray's dashboard (empty: it has none), and
+        the planned number of trials."""
+        self._write({"slots": slots, "dashboard": dashboard, "trials": trials}, CLUSTER)
+
+    def reopen(self) -> None:
+        """Set an earlier outcome aside, as earlier.json, until this driver's is written, which adds to it.
+
+        Killed between its two steps it leaves both files; a later call repeats them.
+        """
+        if (outcome := self._read(OUTCOME)) is not None:
+            self._write(outcome, EARLIER)
+            self._retry(lambda: object_store.remove_file(self._path(OUTCOME)), self._path(OUTCOME))
+
+    def read_earlier_outcome(self) -> dict[str, Any]:
+        """The outcome from before the search was reopened; empty where it never had one."""
+        return self._read(EARLIER) or {}
+
+    def write_outcome(self, outcome: dict[str, Any]) -> None:
+        """Write outcome.json: the search is over."""
+        self._write(outcome, OUTCOME)
+
+    def known_trials(self) -> list[tuple[Task, dict[str, Any] | None]]:
+        """Every trial that was started, by number, with its result if it has one."""
+        found = []
+        for name in self._names(TRIALS):
+            settings = self._read(TRIALS, name, SETTINGS)
+            if settings is not None:
+                task = Task("trial", settings["number"], settings["settings"], settings["seed"])
+                found.append((task, self.read_result(task)))
+        return found
+
+    def winner_numbers(self) -> set[int]:
+        """The numbers of the trials for which winner runs were started."""
+        return {int(name.split("-")[1]) for name in self._names(FINALS) if name.startswith("winner-")}
+
+    def write_settings(self, task: Task, *, began: float) -> None:
+        """Record that a task starts; a later start replaces one that left no result."""
+        self._write(task.as_json() | {"began": began}, task.folder, SETTINGS)
+
+    def write_rungs(self, task: Task, history: list[RungScore], *, began: float, loop_seconds: float) -> None:
+        """Record the scores so far of a task that still runs, and the seconds spent in its loop."""
+        rungs = {"history": _history_json(history), "began": began, "loop_seconds": loop_seconds, "told": time.time()}
+        self._write(rungs, task.folder, RUNGS)
+
+    def read_rungs(self, task: Task) -> dict[str, Any] | None:
+        """What `write_rungs` wrote last, if anything."""
+        return self._read(task.folder, RUNGS)
+
+    def write_result(self, task: Task, result: dict[str, Any], history: list[RungScore]) -> None:
+        """Commit a task's result; does nothing where it has one, whichever process wrote that."""
+        content = task.as_json() | {"second": None, "host": socket.gethostname()} | result
+        content |= {"history": _history_json(history), "ended": time.time()}
+        uri = self._path(task.folder, RESULT)
+        self._retry(lambda: object_store.create_exclusively(uri, json.dumps(content).encode()), uri)
+
+    def read_result(self, task: Task) -> dict[str, Any] | None:
+        """A task's result, if it has one."""
+        return self._read(task.folder, RESULT)
+
+    def read_all(self, *, finished: Mapping[str, str] | None = None) -> SearchFiles | None:
+        """All files of the search; None where there is none. Called by reports, also while the search runs.
+
+        `finished` holds tasks that the caller has read with a result, name -> MLflow run id: their files are not read
+        again while that id is the same. The store is waited for once, over the whole reading.
+        """
+        return self._retry(lambda: self._read_all(finished or {}), f"search {self.uri}")
+
+    def _read_all(self, finished: Mapping[str, str]) -> SearchFiles | None:
+        definition = _parsed(self._path(DEFINITION))
+        if definition is None:
+            return None
+        outcome = _parsed(self._path(OUTCOME))  # before the tasks: they are complete once it is there
+        run_ids: dict[str, str] = _parsed(self._path(MLFLOW_RUN_IDS)) or {}
+        trials = self._read_tasks(TRIALS, run_ids, finished)
+        finals = self._read_tasks(FINALS, run_ids, finished)
+        cluster = _parsed(self._path(CLUSTER))
+        heartbeat = 0.0 if outcome is not None else self._last_heartbeat()
+        return SearchFiles(definition, cluster, outcome, run_ids, trials, finals, heartbeat)
+
+    def _read_tasks(self, folder: str, run_ids: dict[str, str], finished: Mapping[str, str]) -> list[TaskFiles]:
+        def read(name: str) -> TaskFiles:
+            run_id = run_ids.get(name, "")
+            if finished.get(name) == run_id:
+                return TaskFiles(name, run_id, unchanged=True)
+            result = _parsed(self._path(folder, name, RESULT))
+            if result is not None:
+                return TaskFiles(name, run_id, result=result)
+            settings = _parsed(self._path(folder, name, SETTINGS))
+            rungs = None if settings is None else _parsed(self._path(folder, name, RUNGS))
+            return TaskFiles(name, run_id, settings, rungs)
+
+        with ThreadPoolExecutor(READERS) as readers:
+            return list(readers.map(read, object_store.list_names(self._path(folder))))
+
+    def _last_heartbeat(self) -> float:
+        folder = self._path("attempts")
+        beats = [name for name in object_store.list_names(folder) if name.endswith(".beat")]
+        return max(
+            (object_store.modified_at(object_store.join(folder, name)).timestamp() for name in beats), default=0.0
+        )
+
+    def _path(self, *parts: str) -> str:
+        return object_store.join(self.uri, *parts)
+
+    def _names(self, folder: str) -> list[str]:
+        uri = self._path(folder)
+        return sorted(self._retry(lambda: object_store.list_names(uri), uri))
+
+    def _read(self, *parts: str) -> Any:
+        uri = self._path(*parts)
+        return self._retry(lambda: _parsed(uri), uri)
+
+    def _write(self, content: dict[str, Any], *parts: str) -> None:
+        uri = self._path(*parts)
+        self._retry(lambda: object_store.put_text(uri, json.dumps(content, indent=1)), uri)
+
+    def _retry(self, call: Callable[[], Value], what: str) -> Value:
+        return retry_while_unavailable(call, what=what, patience_s=self.patience_s)
 
 
-def reopen(search_uri: str) -> None:
-    """Go on: what an earlier driver's search came to is kept apart until this one's is written, which adds to it."""
-    uri = object_store.join(search_uri, OUTCOME)
-    if (outcome := _read(uri)) is not None:
-        _write(object_store.join(search_uri, EARLIER), outcome)
-        _retry(lambda: object_store.remove_file(uri), uri)
+def upload_beside(uri: str, file: Path) -> None:
+    """Copy a file of the driver's folder to `uri`, if it exists and `uri` is elsewhere; does not wait for the store."""
+    if not object_store.is_local(uri) and file.exists():
+        object_store.put_text(object_store.join(uri, file.name), file.read_text())
 
 
-def earlier(search_uri: str) -> dict[str, Any]:
-    """What the search came to before it was reopened; empty where it never was over."""
-    return _read(object_store.join(search_uri, EARLIER)) or {}
+def _history_json(history: list[RungScore]) -> list[dict[str, Any]]:
+    return [score.as_json() for score in history]
 
 
-def write_outcome(search_uri: str, outcome: dict[str, Any]) -> None:
-    """Say what the search came to: it is over."""
-    _write(object_store.join(search_uri, OUTCOME), outcome)
-
-
-def known_trials(search_uri: str) -> list[tuple[Task, dict[str, Any] | None]]:
-    """Every trial that was begun, by number, with its result if it has one."""
-    found, uri = [], object_store.join(search_uri, "trials")
-    for name in sorted(_retry(lambda: object_store.list_names(uri), uri)):
-        said = _read(object_store.join(uri, name, "settings.json"))
-        if said is not None:
-            task = Task("trial", said["number"], said["settings"], said["seed"])
-            found.append((task, read_result(search_uri, task)))
-    return found
-
-
-def write_settings(search_uri: str, task: Task, *, began: float) -> None:
-    """Say that a task is begun; a later beginning replaces an earlier one that came to nothing."""
-    _write(object_store.join(search_uri, task.folder, "settings.json"), asdict(task) | {"began": began})
-
-
-def write_rungs(
-    search_uri: str, task: Task, history: list[dict[str, Any]], *, began: float, loop_seconds: float
-) -> None:
-    """Say how a task that is not over stood at its rungs so far, and how long that took."""
-    said = {"history": history, "began": began, "loop_seconds": loop_seconds, "told": time.time()}
-    _write(object_store.join(search_uri, task.folder, "rungs.json"), said)
-
-
-def read_rungs(search_uri: str, task: Task) -> dict[str, Any] | None:
-    """What `write_rungs` said last, if anything."""
-    return _read(object_store.join(search_uri, task.folder, "rungs.json"))
-
-
-def write_result(search_uri: str, task: Task, result: dict[str, Any]) -> None:
-    """Commit what came of a task, unless that was done before."""
-    said = asdict(task) | {"second": None, "host": socket.gethostname()} | result | {"ended": time.time()}
-    uri = object_store.join(search_uri, task.folder, "result.json")
-    _retry(lambda: object_store.create_exclusively(uri, json.dumps(said).encode()), uri)
-
-
-def read_result(search_uri: str, task: Task) -> dict[str, Any] | None:
-    """What came of a task, if it is over."""
-    return _read(object_store.join(search_uri, task.folder, "result.json"))
-
-
-def share(search_uri: str, file: Path) -> None:
-    """Put a file of the driver's beside what is kept, if it is there and that is elsewhere; once, without patience."""
-    if not object_store.is_local(search_uri) and file.exists():
-        object_store.put_text(object_store.join(search_uri, file.name), file.read_text())
-
-
-def _read(uri: str) -> dict[str, Any] | None:
-    def read() -> dict[str, Any] | None:
-        return json.loads(object_store.get_text(uri)) if object_store.exists(uri) else None
-
-    return _retry(read, uri)
-
-
-def _write(uri: str, said: dict[str, Any]) -> None:
-    _retry(lambda: object_store.put_text(uri, json.dumps(said, indent=1)), uri)
-
-
-def _retry(call: Callable[[], Value], what: str) -> Value:
-    return retry_while_unavailable(call, what=what, patience_s=PATIENCE_S)
+def _parsed(uri: str) -> Any:
+    """The content of a JSON file; None where there is none."""
+    if not object_store.exists(uri):
+        return None
+    try:
+        return json.loads(object_store.get_text(uri))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"file {uri!r}: is not JSON ({error}); it was damaged or written by something else") from None

@@ -1,4 +1,4 @@
-"""What a search found: the best trials, the winner against its control, what it cost. Reads results, starts nothing."""
+"""The outcome of a search: the best trials, the winner against its control, the cost. Reads results, starts nothing."""
 
 import math
 import statistics
@@ -6,149 +6,160 @@ import time
 from typing import Any
 
 from orchestrator.runs.location import RunLocation
-from orchestrator.search.store import earlier, known_trials, read_result, write_outcome
-from orchestrator.search.trial_spec import Task, searched
+from orchestrator.search.store import SearchStore
+from orchestrator.search.trial_spec import SearchPlan, Task
 from orchestrator.storage import object_store
-from workloads.config.recipe import Recipe
 from workloads.config.search import objective_name
 
 CONFIDENCE = 0.95
+Result = dict[str, Any]
 
 
-def best_first(search_uri: str) -> list[dict[str, Any]]:
-    """The trials that came to their end, the best objective first."""
-    results = [result for _, result in known_trials(search_uri) if result and result["status"] == "done"]
+def ranked_trials(store: SearchStore) -> list[Result]:
+    """The results of trials that finished, the best objective first."""
+    results = [result for _, result in store.known_trials() if result and result["status"] == "done"]
     return sorted(results, key=lambda result: (result["objective"], result["number"]))
 
 
-def winner_so_far(search_uri: str) -> dict[str, Any] | None:
-    """The trial that finals were begun for, if there is one."""
-    names = [
-        name for name in object_store.list_names(object_store.join(search_uri, "finals")) if name.startswith("winner-")
-    ]
-    numbers = {int(name.split("-")[1]) for name in names}
-    return next((result for result in best_first(search_uri) if result["number"] in numbers), None)
+def winner_so_far(store: SearchStore) -> Result | None:
+    """The trial for which winner runs were started, if there is one."""
+    numbers = store.winner_numbers()
+    return next((result for result in ranked_trials(store) if result["number"] in numbers), None)
 
 
-def repeated(search_uri: str, tasks: list[Task]) -> list[dict[str, Any]]:
+def ranked_finalists(store: SearchStore, repeats: list[Task]) -> list[dict[str, Any]]:
     """The finalists by their mean objective over all seeds, the best first.
 
-    Every seed has a slice of its own, and slices differ: who failed where others came to their end is left out.
+    Every seed has another slice, and slices differ: a finalist of which fewer repeats finished than of another one is
+    left out.
     """
     objectives: dict[int, list[float]] = {}
     settings: dict[int, dict[str, Any]] = {}
-    for task in tasks:
-        result = read_result(search_uri, task)
+    for task in repeats:
+        result = store.read_result(task)
         if result and result["status"] == "done":
             objectives.setdefault(task.number, []).append(result["objective"])
-            settings[task.number] = {"settings": task.settings, "course": task.course}
+            settings[task.number] = {"settings": task.settings, "course": task.hyperparameter_history}
     most = max(map(len, objectives.values()), default=0)
     means = {number: statistics.fmean(values) for number, values in objectives.items() if len(values) == most}
     return [{"number": number, **settings[number]} for number in sorted(means, key=lambda number: means[number])]
 
 
-def outcome_of(
-    location: RunLocation, recipe: Recipe, finals: list[Task], *, slots: int, spent: float, began: float, alone: bool
+def write_summary(
+    location: RunLocation,
+    plan: SearchPlan,
+    store: SearchStore,
+    finals: list[Task],
+    *,
+    slots: int,
+    spent: float,
+    began: float,
+    complete: bool,
 ) -> dict[str, Any]:
-    """The search's outcome, the object that --json prints; written last.
+    """Write the search's outcome, the object that --json prints, and return it. The last file that a driver writes.
 
-    `spent` is the wall time of the trials since `began`, in seconds. What a trial costs beside its training is known
-    where one driver saw all trials from begin to end, `alone`. Of a search that was
-    done before, what was said then stays where nothing was learned for it again. `seconds` are those of drivers that
-    came to their end.
+    `spent` is the wall time of this driver's trials, in seconds; `began` when it started. `complete`: it has run all
+    trials from the first, so the overhead of a trial can be computed. Fields of an earlier outcome stay where nothing
+    was run for them again. `seconds` are the sum over the drivers that wrote an outcome.
     """
-    before: dict[str, Any] = dict.fromkeys(("overhead_s_per_trial", "winner", "comparison", "test", "agreement"))
-    before |= {"seconds": 0.0} | earlier(location.uri)
-    trials = known_trials(location.uri)
+    earlier: dict[str, Any] = dict.fromkeys(("overhead_s_per_trial", "winner", "comparison", "test", "agreement"))
+    earlier |= {"seconds": 0.0} | store.read_earlier_outcome()
+    trials = store.known_trials()
     results = [result for _, result in trials if result is not None]
-    counted = {
-        status: sum(result["status"] == status for result in results) for status in ("done", "stopped", "failed")
-    }
-    best = best_first(location.uri)
-    inside = sum(result["loop_seconds"] for result in results)
-    whole = bool(results) and alone and len(results) == len(trials)
-    outcome = before | {
+    best = ranked_trials(store)
+    outcome = earlier | {
         "search_id": location.run_id,
         "status": "done" if best else "failed",
         "trials": len(trials),
-        "completed": counted["done"],
-        "stopped": counted["stopped"],
-        "failed": counted["failed"],
-        "seconds": round(before["seconds"] + time.time() - began, 1),
+        "completed": _num_of_status(results, "done"),
+        "stopped": _num_of_status(results, "stopped"),
+        "failed": _num_of_status(results, "failed"),
+        "seconds": round(earlier["seconds"] + time.time() - began, 1),
         "slots": slots,
-        "overhead_s_per_trial": (
-            round((spent * slots - inside) / len(results), 2) if whole else before["overhead_s_per_trial"]
-        ),
         "best": {key: best[0][key] for key in ("number", "settings", "objective")} if best else None,
         "tracking": location.tracking,
         "report": object_store.join(location.uri, "report.html"),
-        **_against_control(recipe, location.uri, [task for task in finals if task.final]),
-        **_agreement(location.uri, [task for task in finals if task.kind == "full"]),
+        **_compare_with_control(plan, store, [task for task in finals if task.scores_test_fold]),
+        **_agreement(store, [task for task in finals if task.kind == "full"]),
     }
-    write_outcome(location.uri, outcome)
+    if results and complete and len(results) == len(trials):
+        outcome["overhead_s_per_trial"] = _overhead_per_trial(results, slots=slots, spent=spent)
+    store.write_outcome(outcome)
     return outcome
 
 
-def _against_control(recipe: Recipe, search_uri: str, finals: list[Task]) -> dict[str, Any]:
+def _num_of_status(results: list[Result], status: str) -> int:
+    return sum(result["status"] == status for result in results)
+
+
+def _overhead_per_trial(results: list[Result], *, slots: int, spent: float) -> float:
+    """Seconds of a slot that a trial takes beside its training loop."""
+    inside = sum(result["loop_seconds"] for result in results)
+    return round((spent * slots - inside) / len(results), 2)
+
+
+def _compare_with_control(plan: SearchPlan, store: SearchStore, finals: list[Task]) -> dict[str, Any]:
     """The winner's seeds against the control's: validation objective, seed by seed, and test scores of both.
 
-    Empty where nothing was held against a control; all None where nothing came to its end.
+    Empty where no finals were run; all None where no pair of them finished.
     """
     if not finals:
         return {}
-    results: dict[str, list[dict[str, Any]]] = {"winner": [], "control": []}
+    results: dict[str, list[Result]] = {"winner": [], "control": []}
     for task in finals:
-        result = read_result(search_uri, task)
+        result = store.read_result(task)
         if result is not None and result["status"] == "done":
             results[task.kind].append(result)
     control = {result["seed"]: result for result in results["control"]}
     pairs = [(result, control[result["seed"]]) for result in results["winner"] if result["seed"] in control]
     if not pairs:
         return {"winner": None, "comparison": None, "test": None}
-    differences = [ours["objective"] - theirs["objective"] for ours, theirs in pairs]
+    differences = [of_winner["objective"] - of_control["objective"] for of_winner, of_control in pairs]
     return {
         "winner": {key: pairs[0][0][key] for key in ("number", "settings", "course")},
         "comparison": {
-            "metric": objective_name(searched(recipe).metric),
-            **compared(differences, val_share=recipe.data.val_share),
+            "metric": objective_name(plan.search.metric),
+            **mean_difference(differences, val_share=plan.recipe.data.val_share),
         },
-        "test": {
-            kind: {
-                name: {metric: [result["test"][name][metric] for result in results[kind]] for metric in scores}
-                for name, scores in results[kind][0]["test"].items()
-            }
-            for kind in results
-        },
+        "test": {kind: _test_scores(of_kind) for kind, of_kind in results.items()},
     }
 
 
-def _agreement(search_uri: str, tasks: list[Task]) -> dict[str, Any]:
+def _test_scores(results: list[Result]) -> dict[str, dict[str, list[float]]]:
+    """Model -> metric -> a score for each seed."""
+    return {
+        name: {metric: [result["test"][name][metric] for result in results] for metric in scores}
+        for name, scores in results[0]["test"].items()
+    }
+
+
+def _agreement(store: SearchStore, tasks: list[Task]) -> dict[str, Any]:
     """Whether trials rank as they do at full length: both objectives, trial by trial, and Kendall's tau of the two.
 
-    Empty where nothing was learned at full length; None where fewer than two came to their end.
+    Empty where no trial was run at full length; None where fewer than two finished.
     """
     if not tasks:
         return {}
-    short = {result["number"]: result["objective"] for result in best_first(search_uri)}
-    full = [result for task in tasks if (result := read_result(search_uri, task)) and result["status"] == "done"]
+    short = {result["number"]: result["objective"] for result in ranked_trials(store)}
+    full = [result for task in tasks if (result := store.read_result(task)) and result["status"] == "done"]
     if len(full) < 2:
         return {"agreement": None}
     from scipy.stats import kendalltau
 
     pairs = [(short[result["number"]], result["objective"]) for result in full]
-    found = kendalltau(*zip(*pairs, strict=True))
+    correlation = kendalltau(*zip(*pairs, strict=True))
     return {
         "agreement": {
             "trials": [result["number"] for result in full],
             "short": [before for before, _ in pairs],
             "full": [after for _, after in pairs],
-            "tau": None if math.isnan(found.statistic) else float(found.statistic),  # all of them equal
-            "p": None if math.isnan(found.pvalue) else float(found.pvalue),
+            "tau": None if math.isnan(correlation.statistic) else float(correlation.statistic),  # all of them equal
+            "p": None if math.isnan(correlation.pvalue) else float(correlation.pvalue),
         }
     }
 
 
-def compared(differences: list[float], *, val_share: float) -> dict[str, Any]:
+def mean_difference(differences: list[float], *, val_share: float) -> dict[str, Any]:
     """The mean difference with its 95 % interval over the pairs; below 0 the winner is better.
 
     Student's t with the variance that Nadeau and Bengio (Machine Learning 52, 2003) correct for training sets that

@@ -1,16 +1,27 @@
-"""A trial from rung to rung that needs several workers: Ray Train runs of its own, which take their own resources."""
+"""A trial run from rung to rung by several workers: nested Ray Train runs, which reserve their own resources."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator.runs.lease import Attempt, Driver, beating, take_over
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import recovered_records
-from orchestrator.search.rungs import Clock, Rung, delivered, judge, mean_values, rung_steps, said_of, second_objective
-from orchestrator.search.store import PATIENCE_S
-from orchestrator.search.trial_spec import Task, searched, task_recipe
+from orchestrator.search.rungs import (
+    LoopTimer,
+    RungReport,
+    RungScore,
+    delivery_fields,
+    forwarded_records,
+    mean_validation_scores,
+    objective,
+    rung_steps,
+    second_objective,
+)
+from orchestrator.search.store import PATIENCE_S, SearchStore
+from orchestrator.search.trial_spec import SearchPlan, Task, build_task_recipe
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_trainer import fit
@@ -19,75 +30,101 @@ from workloads.config.search import Search
 from workloads.runtime.event_log import EventLog, read_event_log
 
 
-def climb_together(
-    recipe: Recipe, task: Task, search_uri: str, scratch: Path, clock: Clock, *, workers: int
-) -> Iterator[Rung]:
-    """Rung after rung: how it stands, what happened since, and at the end what else its result says.
+@dataclass(frozen=True)
+class _SliceRun:
+    """The Ray Train run of a task on one validation slice."""
 
-    Each slice is a run, which goes on from its checkpoints when it is started again. No worker lives while a rung is
-    told, so that a trial may be ended there; where nobody ends it, all rungs are told at its end, since workers take a
-    while to start.
+    recipe: Recipe
+    location: RunLocation
+    attempt: Attempt
+
+
+def run_rungs_distributed(
+    plan: SearchPlan, task: Task, store: SearchStore, scratch: Path, timer: LoopTimer, *, workers: int
+) -> Iterator[RungReport]:
+    """Train a task from rung to rung; a report at each.
+
+    Runs in a process of Tune's, which holds the lease of each slice's run and waits for its workers. No worker is alive
+    while a rung is reported, so the caller may stop iterating there, which ends the trial. Since starting workers takes
+    a while, rungs at which no scheduler can stop the trial are reported together with the next one at which it can, or
+    with the last. A kill leaves each slice's run as one that can be resumed: the next call continues it from its newest
+    checkpoint, and does not train again what it has recorded.
     """
-    search, made = searched(recipe), task_recipe(recipe, task)
-    steps, reached, told = rung_steps(made, search), 0, 0
-    locations = [
-        RunLocation(name, object_store.join(search_uri, task.folder, name), scratch / name, "none")
-        for name in (f"slice-{number}" for number in range(search.slices if task.ranked else 1))
-    ]
+    search, trial_recipe = plan.search, build_task_recipe(plan, task)
+    steps = rung_steps(trial_recipe, search)
     with ExitStack() as stack:
-        attempts = [stack.enter_context(_held(location)) for location in locations]
-        for until in _stops(search, task, steps):
-            for number, (location, attempt) in enumerate(zip(locations, attempts, strict=True)):
-                part = task_recipe(recipe, task, slice_=number)
-                part = replace(part, train=replace(part.train, score_test=task.final))
-                _go_on(part, location, attempt, workers=workers, until=until if until < steps[-1] else None)
-            clock.seconds = sum(_loop_seconds(location.event_log) for location in locations)
-            said = [said_of(location.event_log) for location in locations]
-            for step in [step for step in steps if reached < step <= until]:
-                values, end = mean_values(said, step), None
-                if step == steps[-1]:
-                    tags = next(len(record["tags"]) for record in said[0] if record["kind"] == "data")
-                    end = {"second": second_objective(search, made, tags)} | (delivered(said[0]) if task.final else {})
-                records, told = [record for record in said[0][told:] if record["kind"] != "data"], len(said[0])
-                yield Rung(step, judge(search, made, values), values, records, past=False, end=end, kept="")
-            reached = until
+        runs = [
+            stack.enter_context(_leased_run(plan, task, store, scratch, slice_=number))
+            for number in range(search.slices if task.uses_all_slices else 1)
+        ]
+        reached = num_forwarded = 0
+        for stop in _stop_steps(search, task, steps):
+            for run in runs:
+                _train_until(run, stop if stop < steps[-1] else None, workers=workers)
+            timer.seconds = sum(_loop_seconds(run.location.event_log) for run in runs)
+            by_slice = [forwarded_records(run.location.event_log) for run in runs]
+            for step in [step for step in steps if reached < step <= stop]:
+                values = mean_validation_scores(by_slice, step)
+                final_fields = _final_fields(search, task, trial_recipe, by_slice[0]) if step == steps[-1] else None
+                records = [record for record in by_slice[0][num_forwarded:] if record["kind"] != "data"]
+                num_forwarded = len(by_slice[0])
+                yield RungReport(
+                    RungScore(step, objective(search, trial_recipe, values), values),
+                    records,
+                    already_reported=False,
+                    final_fields=final_fields,
+                    checkpoint_uri="",
+                )
+            reached = stop
 
 
-def _stops(search: Search, task: Task, steps: list[int]) -> list[int]:
-    """The rungs at which a trial may be ended, those whose number is a power of `halving` (ASHA), and its end."""
-    may_end = search.scheduler != "none" and task.kind == "trial"
-    powers = {search.halving**power for power in range(len(steps))} if may_end else set()
-    return [step for height, step in enumerate(steps, start=1) if height in powers or step == steps[-1]]
+def _stop_steps(search: Search, task: Task, steps: list[int]) -> list[int]:
+    """The rungs at which the scheduler may stop a trial, those whose number is a power of `halving` (ASHA), and the
+    last one."""
+    can_stop = search.scheduler != "none" and task.kind == "trial"
+    powers = {search.halving**power for power in range(len(steps))} if can_stop else set()
+    return [step for number, step in enumerate(steps, start=1) if number in powers or step == steps[-1]]
 
 
 @contextmanager
-def _held(location: RunLocation) -> Iterator[Attempt]:
-    """Within this context the run at this place is ours, and what it said before is at hand."""
+def _leased_run(plan: SearchPlan, task: Task, store: SearchStore, scratch: Path, *, slice_: int) -> Iterator[_SliceRun]:
+    """The task's run on one slice; within this context this process is its driver and has its earlier records."""
+    name = f"slice-{slice_}"
+    location = RunLocation(name, object_store.join(store.uri, task.folder, name), scratch / name, "none")
+    recipe = build_task_recipe(plan, task, slice_=slice_)
+    recipe = replace(recipe, train=replace(recipe.train, score_test=task.scores_test_fold))
     driver = Driver()
     try:
         attempt = take_over(location.uri, driver)
-    except ValueError as busy:  # whose workers were lost with it, and whose heartbeat is about to stand still
+    except ValueError as busy:  # its process was lost, but its heartbeat has not yet stood still for long enough: retry
         raise RuntimeError(str(busy)) from None
     with beating(location.uri, driver):
-        before = retry_while_unavailable(lambda: recovered_records(location), what=location.uri, patience_s=PATIENCE_S)
+        records = retry_while_unavailable(lambda: recovered_records(location), what=location.uri, patience_s=PATIENCE_S)
         with EventLog(location.event_log) as event_log:
-            for record in before:  # what was learned before validates nothing again
+            for record in records:  # so that what is already trained is not validated again
                 event_log.append(record)
-        yield attempt
+        yield _SliceRun(recipe, location, attempt)
 
 
-def _go_on(made: Recipe, location: RunLocation, attempt: Attempt, *, workers: int, until: int | None) -> None:
-    """Learn up to so many steps, or to the end, from wherever the run at this place stands."""
-    said = read_event_log(location.event_log)
-    if until is not None and any(record["kind"] == "metrics" and record["step"] >= until for record in said):
+def _train_until(run: _SliceRun, until: int | None, *, workers: int) -> None:
+    """Train to step `until`, or to the end with None, from wherever the run is."""
+    records = read_event_log(run.location.event_log)
+    if until is not None and any(record["kind"] == "metrics" and record["step"] >= until for record in records):
         return
-    end = fit(made, location, attempt, workers=workers, patience_s=PATIENCE_S, until=until)
+    end = fit(run.recipe, run.location, run.attempt, workers=workers, patience_s=PATIENCE_S, until=until)
     if end["status"] != ("done" if until is None else "preempted"):
         raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
 
 
+def _final_fields(search: Search, task: Task, trial_recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a result says beside scores, once all steps are done."""
+    num_tags = next(len(record["tags"]) for record in records if record["kind"] == "data")
+    delivery = delivery_fields(records) if task.scores_test_fold else {}
+    return {"second": second_objective(search, trial_recipe, num_tags)} | delivery
+
+
 def _loop_seconds(event_log: Path) -> float:
-    """Of every attempt from the workers' first step to the last thing they said: Ray's start and end are not in it."""
+    """Over all attempts, from the workers' first record to their last: the start and the end of Ray are not in it."""
     total, first, last = 0, 0, 0
     for record in read_event_log(event_log):
         if record["kind"] == "start":

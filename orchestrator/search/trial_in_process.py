@@ -1,181 +1,221 @@
-"""A trial from rung to rung, in the process that calls: how it stands at each of them."""
+"""A trial run from rung to rung in the process that calls, without Ray."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from orchestrator.runs.checkpoint_store import CheckpointStore, NewestAt, step_of
+from orchestrator.runs.lease import Driver, take_unconditionally
 from orchestrator.search.rungs import (
-    SET,
-    Clock,
-    Rung,
-    delivered,
-    judge,
-    mean_values,
+    SETTING_PREFIX,
+    LoopTimer,
+    RungReport,
+    RungScore,
+    delivery_fields,
+    forwarded_records,
+    mean_validation_scores,
+    objective,
     rung_steps,
-    said_of,
     second_objective,
 )
-from orchestrator.search.store import PATIENCE_S, read_rungs
-from orchestrator.search.trial_spec import Task, goes_on, searched, task_recipe
+from orchestrator.search.store import PATIENCE_S, SearchStore
+from orchestrator.search.trial_spec import SearchPlan, Task, build_task_recipe, keeps_checkpoints
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
-from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import EventLog
-
-Value = TypeVar("Value")
-KEPT = 3  # checkpoints of a trial: another may be about to go on from one
+from workloads.runtime.event_log import EVENT_LOG, EventLog
 
 
-def climb(recipe: Recipe, task: Task, search_uri: str, scratch: Path, clock: Clock, *, start: str) -> Iterator[Rung]:
-    """Rung after rung: how it stands, what happened since, and at the end what else its result says."""
-    from workloads.train import advance, loop
+def run_rungs_in_process(
+    plan: SearchPlan, task: Task, store: SearchStore, scratch: Path, timer: LoopTimer, *, start: str
+) -> Iterator[RungReport]:
+    """Train a task from rung to rung; a report at each.
 
-    search = searched(recipe)
-    steps = rung_steps(task_recipe(recipe, task), search)
-    store = TrialCheckpointStore(
-        object_store.join(search_uri, task.folder), keeps=steps if goes_on(search, task) else [], start=start
-    )
-    slices = range(search.slices if task.ranked else 1)
-
-    def begin(at: int) -> list[Any]:
-        folder = scratch / str(at)
-        runs = [_set_up(recipe, task, store, folder / str(number), slice_=number, at=at) for number in slices]
-        there = runs[0].step
-        if task.at(there) == task.at(at):
-            return runs
-        runs.clear()  # before others take as much memory; the newest checkpoint was damaged
-        return begin(there)
-
-    runs = begin(store.height())
-    iterators, held = [advance(run) for run in runs], task.at(runs[0].step)
-    past = _told_step(search_uri, task) if task.course else runs[0].step
-    told = _told_up_to(past, said_of(runs[0].history.path))
+    Runs in a process of Tune's that is reused from trial to trial. Between two rungs the caller may stop iterating,
+    which ends the trial. A kill leaves the checkpoints of past rungs, where the task keeps any: the next call resumes
+    from the checkpoint at `start`, another trial's, or else from the newest.
+    """
+    steps = rung_steps(build_task_recipe(plan, task), plan.search)
+    kept_steps = tuple(steps) if keeps_checkpoints(plan.search, task) else ()
+    checkpoints = open_checkpoints(store, task, Driver(), steps=kept_steps, start=start)
+    runs = _SliceRuns(plan, task, checkpoints, scratch)
+    # Tune restarts a trial from the checkpoint of its last report; a final resumes from its newest, reported or not
+    reported = _last_reported_step(store, task) if task.hyperparameter_history else runs.step
+    num_forwarded = _num_records_until(reported, runs.records)
     for step in steps:
-        if task.at(at := runs[0].step) != held:  # what was kept there goes on with other values
-            iterators.clear()
-            runs.clear()
-            runs = begin(at)
-            iterators, held = [advance(run) for run in runs], task.at(at)
-        _advance_to(step, runs, iterators, clock)
-        values = mean_values([said_of(run.history.path) for run in runs], step)
-        end: dict[str, Any] | None = None
-        if step == steps[-1]:
-            end = {"second": second_objective(search, runs[0].recipe, len(runs[0].prepared.dataset.tags))}
-            if search.searcher == "pbt" and task.kind == "trial":
-                end["course"] = _course(said_of(runs[0].history.path))
-            if task.final:
-                loop(runs[0])  # every step is done: it scores and delivers
-                end |= delivered(said_of(runs[0].history.path))
-        said = said_of(runs[0].history.path)  # the other slices would draw the same curves
+        runs.advance_to(step, timer)
+        score = runs.score(step)
+        final_fields = _final_fields(plan, task, runs) if step == steps[-1] else None
+        all_records = runs.records  # of the first slice: the other slices would draw the same curves
         records: list[dict[str, Any]] = []
-        if step > past:  # what belongs to earlier rungs was told before the pause
-            records, told = [record for record in said[told:] if record["kind"] != "data"], len(said)
-        kept = store.newest if task.kind == "trial" else ""  # nobody else goes on from those of a final
-        yield Rung(step, judge(search, runs[0].recipe, values), values, records, past=step <= past, end=end, kept=kept)
+        if step > reported:  # those of earlier rungs were forwarded before the pause
+            records = [record for record in all_records[num_forwarded:] if record["kind"] != "data"]
+            num_forwarded = len(all_records)
+        yield RungReport(
+            score,
+            records,
+            already_reported=step <= reported,
+            final_fields=final_fields,
+            checkpoint_uri=checkpoints.newest_uri if task.kind == "trial" else "",  # no trial resumes from a final's
+        )
 
 
-def _advance_to(step: int, runs: list[Any], iterators: list[Iterator[int]], clock: Clock) -> None:
-    for run, iterator in zip(runs, iterators, strict=True):
-        with clock.running():
-            while run.step < step:
-                next(iterator)
+class _SliceRuns:
+    """The training runs of a task, one for each validation slice, one after the other in this process."""
+
+    def __init__(self, plan: SearchPlan, task: Task, checkpoints: CheckpointStore, scratch: Path) -> None:
+        self._plan, self._task, self._checkpoints, self._scratch = plan, task, checkpoints, scratch
+        self._slices = range(plan.search.slices if task.uses_all_slices else 1)
+        self._runs: list[Any] = []
+        self._iterators: list[Iterator[int]] = []
+        self._settings: dict[str, Any] = {}  # in effect
+        self._set_up(checkpoints.newest_step())
+
+    @property
+    def first(self) -> Any:
+        """The run on the first slice."""
+        return self._runs[0]
+
+    @property
+    def step(self) -> int:
+        return int(self.first.step)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What the run on the first slice has recorded; since its first step, also where it was resumed."""
+        return forwarded_records(self.first.history.path)
+
+    def advance_to(self, step: int, timer: LoopTimer) -> None:
+        """Train all slices up to `step`, with the settings that hold from where they are."""
+        if self._task.settings_at(self.step) != self._settings:  # resume from the checkpoint here, with the next values
+            self._set_up(self.step)
+        for run, iterator in zip(self._runs, self._iterators, strict=True):
+            with timer.running():
+                while run.step < step:
+                    next(iterator)
+
+    def score(self, step: int) -> RungScore:
+        values = mean_validation_scores([forwarded_records(run.history.path) for run in self._runs], step)
+        return RungScore(step, objective(self._plan.search, self.first.recipe, values), values)
+
+    def _set_up(self, step: int) -> None:
+        """Make the runs anew, with the settings that hold at `step`, from the newest checkpoint that is whole.
+
+        Where that is one of an earlier step with other settings, because the newest was damaged, once more with those.
+        """
+        from workloads.train import advance
+
+        self._clear()
+        resumed_from = self._make_runs(step)
+        if self._task.settings_at(resumed_from) != self._task.settings_at(step):
+            self._set_up(resumed_from)
+            return
+        self._iterators = [advance(run) for run in self._runs]
+        self._settings = self._task.settings_at(self.step)
+
+    def _make_runs(self, step: int) -> int:
+        folder = self._scratch / str(step)
+        self._runs = [
+            _set_up_run(
+                self._plan, self._task, self._checkpoints, folder / str(number), slice_=number, settings_step=step
+            )
+            for number in self._slices
+        ]
+        return self.step
+
+    def _clear(self) -> None:
+        """Release the models before others take as much memory."""
+        self._iterators.clear()
+        self._runs.clear()
 
 
-def _told_step(search_uri: str, task: Task) -> int:
-    """The last rung that a task told, before it was lost."""
-    before = read_rungs(search_uri, task)
-    return before["history"][-1]["step"] if before else 0
-
-
-def _told_up_to(step: int, said: list[dict[str, Any]]) -> int:
-    """How many of a run's records were there before it was paused at `step`; none of a run that is new."""
-    return sum(record.get("step", record.get("steps", 0)) <= step for record in said) if step else 0
-
-
-def _course(said: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
-    """The settings that led here, each with the step from which it held; nothing where they never changed."""
-    course: list[tuple[int, dict[str, float]]] = []
-    for record in said:
-        values = record.get("values", {})
-        settings = {key.removeprefix(SET): value for key, value in values.items() if key.startswith(SET)}
-        if settings and (not course or course[-1][1] != settings):
-            course.append((record["step"] - 1, settings))
-    return course if len(course) > 1 else []
-
-
-def _set_up(recipe: Recipe, task: Task, store: "TrialCheckpointStore", folder: Path, *, slice_: int, at: int) -> Any:
+def _set_up_run(
+    plan: SearchPlan, task: Task, checkpoints: CheckpointStore, folder: Path, *, slice_: int, settings_step: int
+) -> Any:
+    """A training run on one slice, restored from the newest whole checkpoint; with the settings of `settings_step`."""
     from workloads.runtime.session import LocalSession
     from workloads.train import set_up
 
-    made = task_recipe(recipe, task, slice_=slice_, at=at)
+    recipe = build_task_recipe(plan, task, slice_=slice_, step=settings_step)
     session = LocalSession(
-        work_dir=folder, event_log=EventLog(folder / "events.jsonl"), store=store, device=made.train.device
+        work_dir=folder, event_log=EventLog(folder / EVENT_LOG), store=checkpoints, device=recipe.train.device
     )
-    run = set_up(made, session, files=object_store.FsspecFiles())
-    if searched(recipe).searcher == "pbt":  # values change at rungs: their course belongs to what it is
-        values = {SET + place: float(value) for place, value in task.at(run.step).items()}  # all of them are numbers
+    run = set_up(recipe, session, files=object_store.FsspecFiles())
+    if plan.search.searcher == "pbt":  # its settings change at rungs: a record of each value; all of them are numbers
+        values = {SETTING_PREFIX + place: float(value) for place, value in task.settings_at(run.step).items()}
         run.record("metrics", step=run.step + 1, values=values)
     return run
 
 
-def even_out(recipe: Recipe, tasks: list[Task], search_uri: str) -> int:
-    """Take trials that wait for one another back to the newest rung whose checkpoint all of them have; its height."""
-    stores = [object_store.join(search_uri, task.folder, "checkpoints") for task in tasks]
-    kept = [{_step_of(name): name for name in object_store.list_committed(store)} for store in stores]
-    newest = max(set.intersection(*(set(names) for names in kept)), default=0)
-    for store, names in zip(stores, kept, strict=True):
-        for step, name in names.items():
-            if step > newest:
-                object_store.remove_folder(object_store.join(store, name))
-    return rung_steps(task_recipe(recipe, tasks[0]), searched(recipe)).index(newest) + 1 if newest else 0
+def _final_fields(plan: SearchPlan, task: Task, runs: _SliceRuns) -> dict[str, Any]:
+    """What a result says beside scores, once all steps are done; a task that scores the test fold delivers its models
+    here."""
+    from workloads.train import loop
+
+    run = runs.first
+    fields: dict[str, Any] = {"second": second_objective(plan.search, run.recipe, len(run.prepared.dataset.tags))}
+    if plan.search.searcher == "pbt" and task.kind == "trial":
+        fields["course"] = _hyperparameter_history(runs.records)
+    if task.scores_test_fold:
+        loop(run)  # no step is left: it scores and delivers
+        fields |= delivery_fields(runs.records)
+    return fields
 
 
-def _step_of(checkpoint: str) -> int:
-    """step-S-attempt-A"""
-    return int(checkpoint.split("-")[1])
+def _last_reported_step(store: SearchStore, task: Task) -> int:
+    """The last rung that a task reported before its process was lost; 0: none."""
+    rungs = store.read_rungs(task)
+    return rungs["history"][-1]["step"] if rungs else 0
 
 
-class TrialCheckpointStore:
-    """Where a trial keeps things, at `uri`: checkpoints of the steps in `keeps`, the newest of them; published models.
+def _num_records_until(step: int, records: list[dict[str, Any]]) -> int:
+    """How many of a run's records are from before the rung at `step`; 0 at step 0."""
+    return sum(record.get("step", record.get("steps", 0)) <= step for record in records) if step else 0
 
-    It goes on from the checkpoint at `start`, if there is one, else from its own newest.
+
+def _hyperparameter_history(records: list[dict[str, Any]]) -> list[tuple[int, dict[str, float]]]:
+    """The settings that led here, each with the step from which it held; empty where they never changed."""
+    history: list[tuple[int, dict[str, float]]] = []
+    for record in records:
+        values = record.get("values", {})
+        settings = {
+            key.removeprefix(SETTING_PREFIX): value for key, value in values.items() if key.startswith(SETTING_PREFIX)
+        }
+        if settings and (not history or history[-1][1] != settings):
+            history.append((record["step"] - 1, settings))
+    return history if len(history) > 1 else []
+
+
+def align_to_common_rung(plan: SearchPlan, tasks: list[Task], store: SearchStore) -> int:
+    """Take trials that wait for one another back to the newest rung that all of them can resume from; its number.
+
+    Called once by the driver, before Tune starts them. Claims every trial, so that a process of an earlier driver can
+    commit nothing more, then removes the checkpoints of later rungs; a kill in between leaves some of them, which the
+    next call removes.
     """
+    driver = Driver()
+    stores = [open_checkpoints(store, task, driver) for task in tasks]
+    names = [checkpoints.names() for checkpoints in stores]
+    common = max(set.intersection(*({*_resumable_steps(own)} for own in names)), default=0)
+    for checkpoints, own in zip(stores, names, strict=True):
+        for name in own:
+            if step_of(name) > common:
+                checkpoints.remove(name)
+    return rung_steps(build_task_recipe(plan, tasks[0]), plan.search).index(common) + 1 if common else 0
 
-    attempt = 1
 
-    def __init__(self, uri: str, *, keeps: list[int], start: str = "") -> None:
-        self._uri, self.keeps, self._start = uri, keeps, start
-        self.newest = ""  # URI of what was kept last
+def _resumable_steps(names: list[str]) -> list[int]:
+    """The steps at which a trial resumes once all later checkpoints are removed; `names` as in resume order."""
+    steps = [step_of(name) for name in names]
+    return [step for step in steps if next(other for other in steps if other <= step) == step]
 
-    def publish(self, folder: Path) -> None:
-        if _step_of(folder.name) in self.keeps:
-            self.newest = self._retry(lambda: object_store.publish(folder, self._place(folder.name)))
-            for name in self._committed()[:-KEPT]:
-                self._retry(partial(object_store.remove_folder, self._place(name)))
-        shutil.rmtree(folder)
 
-    def deliver(self, folder: Path) -> str:
-        return self._retry(lambda: object_store.publish(folder, object_store.join(self._uri, "models", folder.name)))
+def open_checkpoints(
+    store: SearchStore, task: Task, driver: Driver, *, steps: tuple[int, ...] = (), start: str = ""
+) -> CheckpointStore:
+    """Claim a task's folder for this process: its checkpoints at `steps`, and the taggers it delivers.
 
-    def names(self) -> list[str]:
-        if self._start:
-            return [self._start.rsplit("/", 1)[-1]]
-        return self._committed()[::-1] if self.keeps else []
-
-    def height(self) -> int:
-        """The step of the checkpoint from which it goes on; 0 where there is none."""
-        return _step_of(names[0]) if (names := self.names()) else 0
-
-    def fetch(self, name: str, work_dir: Path) -> Path:
-        return self._retry(lambda: object_store.fetch(self._start or self._place(name), work_dir))
-
-    def _committed(self) -> list[str]:
-        return self._retry(lambda: object_store.list_committed(object_store.join(self._uri, "checkpoints")))
-
-    def _retry(self, call: Callable[[], Value]) -> Value:
-        return retry_while_unavailable(call, what=self._uri, patience_s=PATIENCE_S)
-
-    def _place(self, name: str) -> str:
-        return object_store.join(self._uri, "checkpoints", name)
+    Tune runs a task in one process at a time, so the claim needs no waiting; the process before can commit no more.
+    """
+    uri = object_store.join(store.uri, task.folder)
+    claim = retry_while_unavailable(lambda: take_unconditionally(uri, driver), what=uri, patience_s=PATIENCE_S)
+    return CheckpointStore(claim, retention=NewestAt(steps), patience_s=PATIENCE_S, start=start)

@@ -1,144 +1,188 @@
-"""What the driver knows of a search's tasks that are under way, and what it tells of them: to the spool, to storage."""
+"""The state of a search's running tasks. Lives in the driver's process; writes to the event log and to the search's
+storage."""
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.recipes.loader import flatten
-from orchestrator.search.store import read_result, share, write_result
+from orchestrator.search.rungs import RungScore
+from orchestrator.search.store import SearchStore, upload_beside
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage.retry import print_status
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE as MLFLOW_RUN_IDS
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog, read_event_log, timestamped
 
+RUN_STATUS = {"done": "done", "stopped": "preempted", "failed": "failed"}  # of a result -> of its run in the event log
 
-class Source(Protocol):
-    """Who says what is done next."""
 
-    def propose(self, slot: int) -> Task | None: ...
+class TaskSource(Protocol):
+    """Decides which task comes next. Called by the ledger alone."""
 
-    def tell(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None: ...
+    def next_task(self, slot: int) -> Task | None:
+        """The next task, for that slot; None when there are no more."""
+        ...
+
+    def on_task_end(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None:
+        """A trial has ended: its objectives, None if it failed; if it was stopped, its objective at each rung."""
+        ...
+
+
+@dataclass
+class _RunningTask:
+    """What the trial's process has reported so far."""
+
+    began: float = field(default_factory=time.time)
+    history: list[RungScore] = field(default_factory=list)
+    loop_seconds: float = 0.0
+    host: str = ""
 
 
 class TrialLedger:
-    """What the driver knows of the tasks that are under way: which slot, what they said."""
+    """The tasks of a search that are running: their slots, and what they have reported.
 
-    def __init__(self, source: Source, recipe: Recipe, search_uri: str, event_log: EventLog, slots: int) -> None:
-        self.source, self.recipe, self.search_uri, self.event_log = source, recipe, search_uri, event_log
-        self._free = list(range(slots))
-        self._under_way: dict[str, Task] = {}
-        self._heard: dict[str, list[dict[str, Any]]] = {}  # task name -> rungs
-        self._began: dict[str, float] = {}
-        self._loop_seconds: dict[str, float] = {}
-        self._hosts: dict[str, str] = {}
-        self._told = {  # by an earlier driver, to the end
+    Its methods are called by Tune's loop, in the driver's process, from one thread: for each task `next_task` once,
+    `on_start` once or more (after each pause, and each retry of a lost process), `on_result` once or more for each rung
+    (a retry repeats some), `on_end` at most once; `on_shutdown` once, last. In the driver this is the only place that
+    decides how a task ended and writes its result.
+
+    A kill loses the scores and times in memory: a task that was running has neither a result nor a `closed` record
+    then, and the driver that resumes the search runs it again. Of tasks that an earlier driver has closed nothing is
+    logged again.
+    """
+
+    def __init__(
+        self, source: TaskSource, recipe: Recipe, store: SearchStore, event_log: EventLog, *, slots: int
+    ) -> None:
+        self.source, self.event_log = source, event_log
+        self._recipe, self._store = recipe, store
+        self._free_slots = list(range(slots))
+        self._open: dict[str, Task] = {}  # by name: started and not ended
+        self._progress: dict[str, _RunningTask] = {}  # by name, of every task that was started
+        self._closed_earlier = {  # by an earlier driver, for good
             record["child"]
             for record in read_event_log(event_log.path)
             if record["kind"] == "closed" and record["status"] != "preempted"
         }
 
     @property
-    def full(self) -> bool:
-        return not self._free
+    def has_free_slot(self) -> bool:
+        return bool(self._free_slots)
 
-    def ask(self) -> Task | None:
-        """The next task, for the lowest slot that is free."""
-        self._free.sort()
-        task = self.source.propose(self._free[0])
+    def next_task(self) -> Task | None:
+        """The next task, for the lowest slot that is free; None when there are no more."""
+        self._free_slots.sort()
+        task = self.source.next_task(self._free_slots[0])
         if task is not None:
-            self._free.pop(0)
+            self._free_slots.pop(0)
         return task
 
-    def begin(self, task: Task) -> None:
-        """A task's process has started; it may be the second time, after a pause or a loss."""
-        self._under_way[task.name] = task
-        if task.name not in self._heard:
-            self._heard[task.name], self._began[task.name] = [], time.time()
-            self._say(task, "run", **self._facts(task))
+    def remaining_tasks(self) -> list[Task]:
+        """All tasks of the source that have no result yet; records the end of those that have one.
 
-    def hear(self, task: Task, news: dict[str, Any]) -> None:
-        """A rung, and what happened up to it."""
-        for record in news["records"]:
-            if record["kind"] != "result":  # it is told at the end, by whoever sees that
+        For tasks that take turns, which all start together and share the slots.
+        """
+        remaining = []
+        for task in iter(lambda: self.source.next_task(0), None):
+            if self._store.read_result(task) is None:
+                remaining.append(task)
+            else:
+                self.on_start(task)
+                self.on_end(task)
+        return remaining
+
+    def on_start(self, task: Task) -> None:
+        """A process has started to run the task; not for the first time after a pause or a loss."""
+        self._open[task.name] = task
+        if task.name not in self._progress:
+            self._progress[task.name] = _RunningTask()
+            self._log(task, "run", **self._run_fields(task))
+
+    def on_result(self, task: Task, report: dict[str, Any]) -> None:
+        """The task's process reports a rung and the records up to it; see `trial_runner.run_trial`."""
+        for record in report["records"]:
+            if record["kind"] != "result":  # logged by `on_end`, also when another driver has the report
                 self.event_log.append(record | {"child": task.name})
-        rung, self._hosts[task.name] = news["rung"], news.get("host", "")
-        if rung:
-            heard = self._heard.get(task.name, [])  # a retry tells some again
-            self._heard[task.name] = [*(earlier for earlier in heard if earlier["step"] < rung["step"]), rung]
-            self._loop_seconds[task.name] = news.get("loop_seconds", 0.0)
-            self._say(task, "metrics", step=rung["step"], values=rung["values"] | {"objective": rung["objective"]})
-        self._share_names()
+        progress = self._progress.setdefault(task.name, _RunningTask())
+        progress.host = report.get("host", "")
+        if report["rung"]:
+            score = RungScore(**report["rung"])
+            earlier = [rung for rung in progress.history if rung.step < score.step]  # a retry repeats some rungs
+            progress.history = [*earlier, score]
+            progress.loop_seconds = report.get("loop_seconds", 0.0)
+            self._log(task, "metrics", step=score.step, values={**score.values, "objective": score.objective})
+        self._upload_mlflow_run_ids()
 
-    def end(self, task: Task, error: str = "") -> None:
-        """The task is over: finished, stopped at a rung, or failed for good."""
-        if task.name not in self._heard:  # its process could not even be started
-            self.begin(task)
-        self._under_way.pop(task.name, None)
-        result = self._settle(task, error)
-        if task.kind == "winner" and task.name not in self._told and "delivered" in result:
+    def on_end(self, task: Task, error: str = "") -> None:
+        """The task is over: finished, stopped at a rung, or failed for good with `error`."""
+        if task.name not in self._progress:  # its process could not even be started
+            self.on_start(task)
+        self._open.pop(task.name, None)
+        result = self._final_result(task, error)
+        if task.kind == "winner" and task.name not in self._closed_earlier and "delivered" in result:
             self.event_log.append(result["delivered"] | {"child": task.name})  # only a winner's models are registered
         if task.kind == "trial":
-            self._learn_from(task, result)
-        if task.slot not in self._free:  # tasks that take turns share theirs
-            self._free.append(task.slot)
-        shown = "-" if result["objective"] is None else f"{result['objective']:.4f}"
-        print_status(f"{task.kind} {task.name}: {result['status']} {shown} {result['reason']}".rstrip())
-        status = {"done": "done", "stopped": "preempted", "failed": "failed"}[result["status"]]
-        self._say(task, "closed", status=status, error=result["reason"])
-        self._share_names()
+            self._report_to_source(task, result)
+        if task.slot not in self._free_slots:  # tasks that take turns share theirs
+            self._free_slots.append(task.slot)
+        objective = "-" if result["objective"] is None else f"{result['objective']:.4f}"
+        print_status(f"{task.kind} {task.name}: {result['status']} {objective} {result['reason']}".rstrip())
+        self._log(task, "closed", status=RUN_STATUS[result["status"]], error=result["reason"])
+        self._upload_mlflow_run_ids()
 
-    def _learn_from(self, task: Task, result: dict[str, Any]) -> None:
-        """Tell the source how a trial ended, or how it stood at each rung where it was stopped at one."""
+    def on_shutdown(self) -> None:
+        """Tune has stopped: close the tasks that are still open. One without a result is run again on resume."""
+        for task in list(self._open.values()):
+            if self._store.read_result(task) is not None:  # it finished while Tune was stopping
+                self.on_end(task)
+            else:
+                self._log(task, "closed", status="preempted", error="the search ended before it")
+
+    def _report_to_source(self, task: Task, result: dict[str, Any]) -> None:
         stopped = result["status"] == "stopped"
         scores = [result["objective"], result["second"]]
         if stopped:
             scores = [rung["objective"] for rung in result["history"]]
-        told = [score for score in scores if score is not None]
-        self.source.tell(task.number, None if result["status"] == "failed" else told, stopped=stopped)
+        objectives = [score for score in scores if score is not None]
+        self.source.on_task_end(task.number, None if result["status"] == "failed" else objectives, stopped=stopped)
 
-    def _settle(self, task: Task, error: str) -> dict[str, Any]:
-        """The task's result; its process has not written one where it was stopped or lost."""
-        history = self._heard.get(task.name, [])  # of one that could not even start there is nothing
-        if read_result(self.search_uri, task) is None:
-            found = {
+    def _final_result(self, task: Task, error: str) -> dict[str, Any]:
+        """The task's result; written here if its process was stopped or lost and has not written one."""
+        if self._store.read_result(task) is None:
+            progress = self._progress[task.name]
+            history = progress.history
+            fields = {
                 "status": "failed" if error else "stopped",
                 "reason": error,
-                "objective": history[-1]["objective"] if history and not error else None,
-                "history": history,
-                "began": self._began.get(task.name, time.time()),
-                "loop_seconds": self._loop_seconds.get(task.name, 0.0),
-                "host": self._hosts.get(task.name, ""),
+                "objective": history[-1].objective if history and not error else None,
+                "began": progress.began,
+                "loop_seconds": progress.loop_seconds,
+                "host": progress.host,
             }
-            write_result(self.search_uri, task, found)
-        result = read_result(self.search_uri, task)
+            self._store.write_result(task, fields, history)
+        result = self._store.read_result(task)  # the one that counts, whichever process wrote it
         assert result is not None
         return result
 
-    def leave(self) -> None:
-        """No more of the tasks under way: who did not come to its end is learned if the search goes on."""
-        for task in list(self._under_way.values()):
-            if read_result(self.search_uri, task) is not None:  # it came to its end while Tune ended
-                self.end(task)
-            else:
-                self._say(task, "closed", status="preempted", error="the search ended before it")
+    def _upload_mlflow_run_ids(self) -> None:
+        """Copy the replayer's file of MLflow run ids to the search's storage, where the live page reads it."""
+        with suppress(Exception):  # links must not end a search; the next call tries again
+            upload_beside(self._store.uri, self.event_log.path.with_name(MLFLOW_RUN_IDS))
 
-    def _share_names(self) -> None:
-        """Let the live page know which MLflow runs there are by now, also where it reads from an object store."""
-        with suppress(Exception):  # links are not worth a search; what comes next tries again
-            share(self.search_uri, self.event_log.path.with_name(RUN_IDS_FILE))
-
-    def _say(self, task: Task, kind: str, **fields: Any) -> None:
-        if task.name not in self._told:
+    def _log(self, task: Task, kind: str, **fields: Any) -> None:
+        if task.name not in self._closed_earlier:
             self.event_log.append(timestamped(kind, **fields, child=task.name))
 
-    def _facts(self, task: Task) -> dict[str, Any]:
+    def _run_fields(self, task: Task) -> dict[str, Any]:
+        search_uri = self._store.uri
         return {
             "experiment": "antiphon",
-            "run_id": f"{self.search_uri.rstrip('/').rsplit('/', 1)[-1]}/{task.name}",
+            "run_id": f"{search_uri.rstrip('/').rsplit('/', 1)[-1]}/{task.name}",
             "name": task.name,
-            "recipe": self.recipe.name,
+            "recipe": self._recipe.name,
             "params": {key: str(value) for key, value in flatten(task.settings).items()}
-            | {"seed": str(self.recipe.train.seed if task.seed is None else task.seed)},
-            "tags": {"antiphon.kind": task.kind, "storage": f"{self.search_uri}/{task.folder}"},
+            | {"seed": str(self._recipe.train.seed if task.seed is None else task.seed)},
+            "tags": {"antiphon.kind": task.kind, "storage": f"{search_uri}/{task.folder}"},
         }

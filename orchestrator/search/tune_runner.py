@@ -1,8 +1,9 @@
-"""How Ray Tune runs a search's tasks: the only user of ray.tune.
+"""Runs a search's tasks with Ray Tune. The only user of ray.tune besides `schedulers.py`.
 
-A trial is a function in one of Tune's processes, which are kept from trial to trial. What it says arrives here, in the
-driver, and goes to the search's spool; a trial that the scheduler stops at a rung is committed here, since its process
-is not asked.
+Tune's loop runs in the driver's process, within `tuner.fit()`, and calls `TrialSearcher` and `TrialCallback` there;
+they hand everything to the `TrialLedger`. A trial is `_run_tune_trial`, in a process of Tune's that is reused from
+trial to trial. A trial that the scheduler stops at a rung gets its result from the driver, since its process is not
+asked.
 """
 
 import math
@@ -10,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +19,35 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from orchestrator.search.request import Budget
-from orchestrator.search.samplers import Proposals
-from orchestrator.search.schedulers import _scheduler
-from orchestrator.search.store import PATIENCE_S, read_result
-from orchestrator.search.trial_in_process import even_out
-from orchestrator.search.trial_ledger import Source, TrialLedger
-from orchestrator.search.trial_runner import learn
-from orchestrator.search.trial_spec import Task, searched
+from orchestrator.search.samplers import TrialSampler
+from orchestrator.search.schedulers import build_scheduler
+from orchestrator.search.store import PATIENCE_S, SearchStore
+from orchestrator.search.trial_in_process import align_to_common_rung
+from orchestrator.search.trial_ledger import TaskSource, TrialLedger
+from orchestrator.search.trial_runner import run_trial
+from orchestrator.search.trial_spec import SearchPlan, Task
 from orchestrator.storage import object_store
 from orchestrator.training.ray_trainer import ray_storage
-from workloads.config.recipe import Recipe
-from workloads.config.search import Search
 from workloads.runtime.event_log import EventLog
 
-POINTER = "checkpoint"  # Tune moves a file that holds the URI of ours
+POINTER = "checkpoint"  # the only file in Tune's checkpoints: the URI of one of ours
 RETRIES = 2  # of a trial whose process or node was lost
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our own records hold what happened
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # else Ctrl-C ends the trials, and the search goes on
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the event log holds what happened
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # else Ctrl-C ends the trials, and the search continues
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables: a line for every trial is enough
 
 
-class Listed:
-    """Tasks that are known beforehand, one after the other."""
+class TaskList:
+    """Tasks that are known beforehand, in order."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = iter(tasks)
 
-    def propose(self, slot: int) -> Task | None:
+    def next_task(self, slot: int) -> Task | None:
         task = next(self._tasks, None)
         return None if task is None else replace(task, slot=slot)
 
-    def tell(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None:
+    def on_task_end(self, number: int, objectives: list[float] | None, *, stopped: bool = False) -> None:
         pass
 
 
@@ -56,21 +55,21 @@ def count_slots(nodes: list[dict[str, float]], need: dict[str, float], wanted: i
     """How many trials fit on the nodes at once; ValueError where it is none, or fewer than wanted."""
     most = sum(min(int(have.get(what, 0.0) // amount) for what, amount in need.items()) for have in nodes)
     if most < max(1, wanted):
-        said = ", ".join(f"{amount:g} {resource}" for resource, amount in need.items())
+        each = ", ".join(f"{amount:g} {resource}" for resource, amount in need.items())
         raise ValueError(
-            f"--slots {max(1, wanted)}: the cluster holds {most} trials of {said} each at once; ask for fewer, or set "
+            f"--slots {max(1, wanted)}: the cluster holds {most} trials of {each} each at once; ask for fewer, or set "
             "train.threads"
         )
     return wanted or most
 
 
 class TuneRunner:
-    """Runs tasks of one search on the cluster at hand, `slots` at a time."""
+    """Runs tasks of one search on the connected cluster, `slots` at a time. Lives in the driver's process."""
 
     def __init__(
         self,
-        recipe: Recipe,
-        search_uri: str,
+        plan: SearchPlan,
+        store: SearchStore,
         event_log: EventLog,
         *,
         resources: dict[str, float],
@@ -78,63 +77,68 @@ class TuneRunner:
         workers: int,
     ) -> None:
         self.slots = slots
-        self._recipe, self._search_uri, self._event_log = recipe, search_uri, event_log
+        self._plan, self._store, self._event_log = plan, store, event_log
         self._resources, self._workers = resources, workers
 
     def run_trials(self, known: list[tuple[Task, dict[str, Any] | None]], budget: Budget) -> float:
-        """Try what is proposed until nothing more is, or the budget is spent; returns seconds of wall time."""
-        search = searched(self._recipe)
-        proposals = Proposals(search, [task for task, _ in known], limit=budget.trials)
+        """Run what the sampler proposes until nothing is left, or the budget is spent; returns seconds of wall time.
+
+        `known` are the trials that an earlier driver started. KeyboardInterrupt where the user stops it; the ledger is
+        closed by then.
+        """
+        search = self._plan.search
+        sampler = TrialSampler(search, [task for task, _ in known], limit=budget.trials)
         seconds = budget.wall_seconds(gpus=self.slots * self._workers)
         if search.pauses:
-            return self._run_at_once(proposals, search, seconds=seconds)
-        return self._run(proposals, scheduler=_scheduler(search), seconds=seconds)
+            return self._run_in_turns(sampler, seconds=seconds)
+        return self._run_one_by_one(sampler, scheduler=build_scheduler(search), seconds=seconds)
 
     def run_listed(self, tasks: list[Task]) -> float:
         """Run tasks that are known beforehand; returns seconds of wall time."""
-        return self._run(Listed(tasks)) if tasks else 0.0
+        return self._run_one_by_one(TaskList(tasks)) if tasks else 0.0
 
-    def _run(self, source: Source, *, scheduler: Any = None, seconds: float | None = None) -> float:
-        """Ask for tasks one by one."""
-        ledger = TrialLedger(source, self._recipe, self._search_uri, self._event_log, self.slots)
-        order = {"search_alg": TrialSearcher(ledger), "num_samples": -1, "max_concurrent_trials": self.slots}
+    def _run_one_by_one(self, source: TaskSource, *, scheduler: Any = None, seconds: float | None = None) -> float:
+        """Ask the source for a task whenever a slot is free."""
+        ledger = self._new_ledger(source)
+        options = {"search_alg": TrialSearcher(ledger), "num_samples": -1, "max_concurrent_trials": self.slots}
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:  # Tune's own state, which is never read
-            return self._fit(ledger, {}, where={"storage_path": scratch}, scheduler=scheduler, seconds=seconds, **order)
+            return self._fit(
+                ledger, {}, storage={"storage_path": scratch}, scheduler=scheduler, seconds=seconds, **options
+            )
 
-    def _run_at_once(self, source: Source, search: Search, *, seconds: float | None) -> float:
+    def _run_in_turns(self, source: TaskSource, *, seconds: float | None) -> float:
         """Give all tasks to the scheduler, which lets them take turns and moves pointers to our checkpoints.
 
-        Those that are over are not given to it, and the others go on from the newest rung that all of them have
-        reached: it waits for ever for trials that begin at different rungs.
+        Tasks that have a result are not given to it, and the others resume from the newest rung that all of them have
+        reached: it waits for ever for trials that start at different rungs.
         """
-        ledger = TrialLedger(source, self._recipe, self._search_uri, self._event_log, self.slots)
-        waiting = []
-        for task in iter(lambda: source.propose(0), None):
-            if read_result(self._search_uri, task) is None:
-                waiting.append(task)
-            else:
-                ledger.begin(task)
-                ledger.end(task)
-        if not waiting:
+        ledger = self._new_ledger(source)
+        tasks = ledger.remaining_tasks()
+        if not tasks:
             return 0.0
-        height = even_out(self._recipe, waiting, self._search_uri)
-        space = {"task": tune.grid_search([asdict(task) for task in waiting])}
-        where = ray_storage(object_store.join(self._search_uri, "tune"), patience_s=PATIENCE_S)
-        return self._fit(ledger, space, where=where, scheduler=_scheduler(search, height), seconds=seconds)
+        rungs_done = align_to_common_rung(self._plan, tasks, self._store)
+        space = {"task": tune.grid_search([task.as_json() for task in tasks])}
+        storage = ray_storage(object_store.join(self._store.uri, "tune"), patience_s=PATIENCE_S)
+        scheduler = build_scheduler(self._plan.search, rungs_done)
+        return self._fit(ledger, space, storage=storage, scheduler=scheduler, seconds=seconds)
+
+    def _new_ledger(self, source: TaskSource) -> TrialLedger:
+        return TrialLedger(source, self._plan.recipe, self._store, self._event_log, slots=self.slots)
 
     def _fit(
         self,
-        ledger: "TrialLedger",
+        ledger: TrialLedger,
         space: dict[str, Any],
         *,
-        where: dict[str, Any],
+        storage: dict[str, Any],
         scheduler: Any,
         seconds: float | None,
-        **order: Any,
+        **options: Any,
     ) -> float:
-        began = time.monotonic()
+        """Run Tune's loop until no trial is left or `seconds` have passed; returns the seconds it took."""
+        started = time.monotonic()
         trainable = tune.with_resources(
-            tune.with_parameters(_learn, recipe=self._recipe, search_uri=self._search_uri, workers=self._workers),
+            tune.with_parameters(_run_tune_trial, plan=self._plan, store=self._store, workers=self._workers),
             self._resources,
         )
         tuner = tune.Tuner(
@@ -144,57 +148,57 @@ class TuneRunner:
                 scheduler=scheduler,
                 time_budget_s=seconds,
                 reuse_actors=True,
-                trial_name_creator=lambda trial: Task(**trial.config["task"]).name,
-                **order,
+                trial_name_creator=lambda trial: Task.from_json(trial.config["task"]).name,
+                **options,
             ),
             run_config=tune.RunConfig(
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 callbacks=[TrialCallback(ledger)],
-                **where,
+                **storage,
             ),
         )
         try:
             tuner.fit()
         except KeyboardInterrupt:
-            ledger.leave()
+            ledger.on_shutdown()
             raise
-        ledger.leave()
-        return time.monotonic() - began
+        ledger.on_shutdown()
+        return time.monotonic() - started
 
 
-def _learn(config: dict[str, Any], *, recipe: Recipe, search_uri: str, workers: int) -> None:
-    """A trial, in a process of Tune's."""
+def _run_tune_trial(config: dict[str, Any], *, plan: SearchPlan, store: SearchStore, workers: int) -> None:
+    """A trial, in a process of Tune's; called again after a pause, with Tune's checkpoint, and after a loss."""
     import torch
 
-    torch.set_num_threads(recipe.train.threads)
+    torch.set_num_threads(plan.recipe.train.threads)
 
-    def report(news: dict[str, Any]) -> None:
-        objective = news["rung"]["objective"] if news["rung"] else math.inf  # of a trial that failed for good
-        kept = news.get("kept", "")
+    def report(rung_report: dict[str, Any]) -> None:
+        rung, uri = rung_report["rung"], rung_report.get("checkpoint_uri", "")
+        objective = rung["objective"] if rung else math.inf  # of a trial that failed for good
         with tempfile.TemporaryDirectory(prefix="antiphon-") as folder:
-            (Path(folder) / POINTER).write_text(kept)
-            pointer = tune.Checkpoint.from_directory(folder) if kept else None
-            tune.report({**news, "objective": objective}, checkpoint=pointer)
+            (Path(folder) / POINTER).write_text(uri)
+            pointer = tune.Checkpoint.from_directory(folder) if uri else None
+            tune.report({**rung_report, "objective": objective}, checkpoint=pointer)
 
     start = ""
-    if (given := tune.get_checkpoint()) is not None:
-        with given.as_directory() as folder:
+    if (checkpoint := tune.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
             start = (Path(folder) / POINTER).read_text()
     name = tune.get_context().get_trial_name()
     assert name is not None
-    learn(recipe, _task(config, name), search_uri, report, workers=workers, start=start)
+    run_trial(plan, _task_of(config, name), store, report, workers=workers, start=start)
 
 
 class NotPickled:
-    """What Tune pickles with its own state, which is never read: a search is resumed from its own files."""
+    """Pickled by Tune with its own state, which is never read: a search is resumed from its own files."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class TrialSearcher(NotPickled, Searcher):
-    """Tune asks here what to try."""
+    """Gives Tune's loop the next task. `suggest` is called in the driver's process, whenever Tune wants a trial."""
 
     def __init__(self, ledger: TrialLedger) -> None:
         super().__init__()
@@ -204,45 +208,45 @@ class TrialSearcher(NotPickled, Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        if self._ledger.full:  # of tasks that are about to be tried again
+        if not self._ledger.has_free_slot:  # all are held, some by tasks that are about to be retried
             return None
-        task = self._ledger.ask()
-        return Searcher.FINISHED if task is None else {"task": asdict(task)}
+        task = self._ledger.next_task()
+        return Searcher.FINISHED if task is None else {"task": task.as_json()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Heard by `TrialCallback`, which knows the trial's task."""
+        """Nothing: `TrialCallback` is called too, and is given the trial."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what is known is in the search's files."""
+        """Nothing: the search's files hold everything."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise AssertionError("a search is resumed from its own files")
 
 
 class TrialCallback(NotPickled, tune.Callback):
-    """Tune tells here what happens."""
+    """Hands events of Tune's loop to the ledger, in the driver's process."""
 
     def __init__(self, ledger: TrialLedger) -> None:
         self._ledger = ledger
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._ledger.begin(_task(trial.config, str(trial)))
+        self._ledger.on_start(_task_of(trial.config, str(trial)))
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self._ledger.hear(_task(trial.config, str(trial)), result)
+        self._ledger.on_result(_task_of(trial.config, str(trial)), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._ledger.end(_task(trial.config, str(trial)))
+        self._ledger.on_end(_task_of(trial.config, str(trial)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         error = trial.get_error()
-        self._ledger.end(
-            _task(trial.config, str(trial)),
+        self._ledger.on_end(
+            _task_of(trial.config, str(trial)),
             error=str(error).strip().splitlines()[-1] if error else "its process was lost",
         )
 
 
-def _task(config: dict[str, Any], name: str) -> Task:
-    """The task of a trial of Tune's, whose name stays its own where PBT gives it another's configuration."""
-    task = Task(**config["task"])
+def _task_of(config: dict[str, Any], name: str) -> Task:
+    """The task of a Tune trial; its number comes from the trial's name, since PBT gives it another's configuration."""
+    task = Task.from_json(config["task"])
     return replace(task, number=int(name)) if task.kind == "trial" else task

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.tiny_search import ANTIPHON, results
+from tests.tiny_search import ANTIPHON, results, sets
 
 PAIRS = 3
 TRIALS = 4
@@ -19,33 +19,32 @@ PLAIN = ["search.scheduler=none", "search.rungs=1", f"search.trials={TRIALS}"]
 pytestmark = pytest.mark.bench
 
 
-def searched(folder: Path, name: str, *more: str) -> dict[str, Any]:
-    """One search of `search-demo`'s trials: what it says of itself, and the wall seconds of its trials."""
-    sets = [word for value in PLAIN for word in ("--set", value)]
+def run_search(folder: Path, name: str, *more: str) -> dict[str, Any]:
+    """One search of `search-demo`'s trials: its outcome, and the seconds of its trials."""
     where = ["--storage", str(folder / "runs"), "--search-id", name, "--no-finals"]
-    command = [ANTIPHON, "search", "search-demo", *where, *sets, *more, "--json"]
-    with (folder / name).open("w") as said, subprocess.Popen(command, stdout=said, text=True) as process:
-        tracker = tracker_seconds(process, folder / "runs" / name / "trials")
+    command = [ANTIPHON, "search", "search-demo", *where, *sets(*PLAIN), *more, "--json"]
+    with (folder / name).open("w") as out, subprocess.Popen(command, stdout=out, text=True) as process:
+        replayer = replayer_seconds(process, folder / "runs" / name / "trials")
     assert process.returncode == 0
     trials = results(folder / "runs" / name).values()
     assert len(trials) == TRIALS
     return json.loads((folder / name).read_text()) | {
-        "tracker": tracker,
-        "wall": max(found["ended"] for found in trials) - min(found["began"] for found in trials),
-        "inside": sum(found["loop_seconds"] for found in trials),
+        "replayer": replayer,
+        "wall": max(result["ended"] for result in trials) - min(result["began"] for result in trials),
+        "inside": sum(result["loop_seconds"] for result in trials),
     }
 
 
-def tracker_seconds(process: "subprocess.Popen[str]", trials: Path) -> tuple[float, float]:
-    """Seconds of CPU of the process that sends to MLflow: until the first trial began, and in all."""
+def replayer_seconds(process: "subprocess.Popen[str]", trials: Path) -> tuple[float, float]:
+    """CPU seconds of the replayer process: until the first trial started, and in all."""
     started = whole = 0.0
     while process.poll() is None:
         try:
-            (tracker,) = (
+            (replayer,) = (
                 one for one in psutil.Process(process.pid).children() if "orchestrator.tracking" in one.cmdline()
             )
-            whole = sum(tracker.cpu_times()[:2])
-        except (ValueError, psutil.Error):  # it has not begun, or is gone
+            whole = sum(replayer.cpu_times()[:2])
+        except (ValueError, psutil.Error):  # it has not started, or has ended
             pass
         if not trials.exists():
             started = whole
@@ -59,7 +58,7 @@ def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for pair in range(PAIRS):
         for slots, several in runs.items():
-            several.append(searched(tmp_path, f"{slots}-{pair}", "--slots", str(slots), "--tracking", "none"))
+            several.append(run_search(tmp_path, f"{slots}-{pair}", "--slots", str(slots), "--tracking", "none"))
     with capsys.disabled():
         print(f"\nmedians of {PAIRS} searches of {TRIALS} trials in turns")
         for slots, several in runs.items():
@@ -74,19 +73,19 @@ def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tracking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same trials on two slots with MLflow (SQLite) and without, in turns: wall time of all trials; and the CPU
-    time of the process that sends, beside the time that the trials take on their slots.
+    time of the replayer process, beside the time that the trials take on their slots.
     """
     ratios, sending, whole = [], [], []
     for pair in range(PAIRS):
-        without = searched(tmp_path, f"without-{pair}", "--slots", "2", "--tracking", "none")
-        tracked = searched(tmp_path, f"tracked-{pair}", "--slots", "2")
+        without = run_search(tmp_path, f"without-{pair}", "--slots", "2", "--tracking", "none")
+        tracked = run_search(tmp_path, f"tracked-{pair}", "--slots", "2")
         ratios.append(tracked["wall"] / without["wall"])
-        started, seconds = tracked["tracker"]
+        started, seconds = tracked["replayer"]
         assert seconds > started > 0
         sending.append((seconds - started) / tracked["inside"])
         whole.append(seconds / tracked["inside"])
     with capsys.disabled():
         print(f"\na search with MLflow against one without: {statistics.median(ratios):.3f}", end="")
         print(f" (median of {PAIRS} pairs: {[round(ratio, 3) for ratio in ratios]})")
-        print(f"  CPU time of what sends, over the trials' training: {statistics.median(sending):.1%}", end="")
+        print(f"  CPU time of the replayer, over the trials' training: {statistics.median(sending):.1%}", end="")
         print(f", with its start before the first trial {statistics.median(whole):.1%}")

@@ -68,7 +68,7 @@ class CachedSearchPage:
     def _has_no_updates(self) -> bool:
         """Whether the page says that the search may have been killed."""
         now = time.time()
-        return self.search.until(now) < now
+        return self.search.active_until(now) < now
 
 
 def app(uri: str, *, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:

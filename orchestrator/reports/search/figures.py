@@ -22,11 +22,11 @@ from orchestrator.reports.search.snapshot import (
     INTERRUPTED,
     RUNNING,
     STOPPED,
-    Rung,
     Scored,
     Search,
     Trial,
 )
+from orchestrator.search.rungs import RungScore
 
 OBJECTIVE_SCALE = [[0.0, "#0b4fc4"], [0.35, "#5b93ea"], [1.0, "#c3cedd"]]  # from the lowest, which is the best
 BEST, GREY = "#0b4fc4", "#9aa3b2"
@@ -115,9 +115,9 @@ def slice_plot(search: Search, name: str) -> go.Figure:
 
 def _comparable_scores(search: Search) -> list[tuple[str, str, str, Scored]]:
     """(where the trials were scored, marker symbol, colour, trials with objectives that can be compared)."""
-    where, scored = search.compared
-    at_end = [("at the end", "circle", STATUS_COLOURS[DONE], search.ended)] if search.ended else []
-    return at_end if scored == search.ended else [(f"all trials {where}", "circle-open", GREY, scored), *at_end]
+    where, scored = search.comparable_scores
+    at_end = [("at the end", "circle", STATUS_COLOURS[DONE], search.final_scores)] if search.final_scores else []
+    return at_end if scored == search.final_scores else [(f"all trials {where}", "circle-open", GREY, scored), *at_end]
 
 
 def _add_means(figure: go.Figure, search: Search, name: str, scored: Scored, colour: str) -> None:
@@ -174,7 +174,7 @@ def parameter_pairs(search: Search) -> list[tuple[str, str]]:
 def pair_plot(search: Search, x_name: str, y_name: str) -> go.Figure:
     """A dot for each trial over two ranges, coloured by its objective where most trials can be compared."""
     figure = new_figure(height=380)
-    where, scored = search.compared
+    where, scored = search.comparable_scores
     own = [(trial, score) for trial, score in scored if x_name in trial.settings and y_name in trial.settings]
     own = sorted(own, key=lambda entry: -entry[1])  # the best is drawn last, on top
     bar = {"title": {"text": f"{objective_label(search)}, {where}", "side": "right"}, "thickness": 12}
@@ -282,7 +282,7 @@ def rank_correlation(search: Search) -> go.Figure:
     return set_axes(figure, f"{label} as a trial", f"{label} at full length")
 
 
-def hover_text(trial: Trial, search: Search, *, at: Rung | None = None, seconds: float | None = None) -> str:
+def hover_text(trial: Trial, search: Search, *, at: RungScore | None = None, seconds: float | None = None) -> str:
     """The text shown when the pointer is over a trial, as HTML with everything escaped."""
     seed = "" if trial.seed is None else f" (seed {trial.seed})"
     kind = "trial" if trial.kind == "trial" else f"{trial.kind}{seed}, trial"

@@ -39,7 +39,7 @@ def trials_missing(search: Search) -> int:
 
 
 def importance(search: Search) -> dict[str, Importance]:
-    """Each parameter's share of the variance of the objective at `Search.compared`, by fANOVA, the largest first.
+    """Each parameter's share of the variance of `Search.comparable_scores`, by fANOVA, the largest first.
 
     fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) fits a random forest to the trials and splits its variance over the
     space; interactions of parameters are in no share. Empty if all objective values are equal. Needs
@@ -58,7 +58,7 @@ def importance(search: Search) -> dict[str, Importance]:
 
 def optuna_parallel_coordinates(search: Search) -> go.Figure:
     """Optuna's parallel coordinates of the completed trials; needs at least one."""
-    study = _study(search, search.ended)
+    study = _study(search, search.final_scores)
     figure = optuna.visualization.plot_parallel_coordinate(study, target_name=search.metric)
     figure.update_traces(opacity=0.75, line={"width": 2})
     return figure
@@ -66,7 +66,9 @@ def optuna_parallel_coordinates(search: Search) -> go.Figure:
 
 def _compared(search: Search) -> Scored:
     """The trials that can be compared and have a value for every parameter of the space."""
-    return [(trial, score) for trial, score in search.compared[1] if trial.settings.keys() >= search.space.keys()]
+    return [
+        (trial, score) for trial, score in search.comparable_scores[1] if trial.settings.keys() >= search.space.keys()
+    ]
 
 
 def _shares(search: Search, scored: Scored) -> dict[str, float]:

@@ -59,7 +59,7 @@ def render_page(search: Search, *, body: str, poll_s: float | None = None, stamp
 def render_body(search: Search) -> str:
     """What changes while a search runs: everything but scripts and styles."""
     now = time.time()
-    until = search.until(now)
+    until = search.active_until(now)
     rows = [_leaderboard_row(search, trial) for trial in _leaderboard_order(search)]
     return render(
         "search_body.html.j2",
@@ -89,7 +89,7 @@ def _facts(search: Search, until: float) -> list[tuple[str, str]]:
     busy = None if search.pauses else timeline.utilisation(spans, search.slots)
     seconds = float(search.outcome["seconds"]) if search.outcome else until - search.created
     return [
-        ("trials ended", f"{ended} of {search.wanted}"),
+        ("trials ended", f"{ended} of {search.planned_trials}"),
         (f"best {search.metric}", format_score(search.ranked[0].objective if search.ranked else None)),
         ("duration" if search.outcome else "elapsed", format_duration(seconds)),
         (f"utilization of {plural(search.slots, 'slot')}", NOT_AVAILABLE if busy is None else f"{busy:.0%}"),

@@ -44,7 +44,7 @@ def _with_one_figure(name: str, title: str, text: str, figure: go.Figure) -> Sec
 
 def _slices(search: Search) -> Section:
     title = "Objective by parameter (slice plots)"
-    _, scored = search.compared
+    _, scored = search.comparable_scores
     if not scored:
         return Section("slices", title, "No trial has been scored yet.")
     text = (
@@ -69,11 +69,12 @@ def _importance(search: Search) -> Section:
     if missing > 0:
         return Section("importance", title, f"Needs {plural(missing, 'more scored trial')}.")
     by_name = importance(search)
+    where, scored = search.comparable_scores
     if not by_name:
         return Section("importance", title, "All objective values are equal, so no parameter explains them.")
     text = (
-        f"fANOVA: the share of the variance of {search.metric} {search.compared[0]} over the search space that each "
-        f"parameter explains on its own, estimated by a random forest fitted to {len(search.compared[1])} scored "
+        f"fANOVA: the share of the variance of {search.metric} {where} over the search space that each "
+        f"parameter explains on its own, estimated by a random forest fitted to {len(scored)} scored "
         "trials; the rest to 100 % is in interactions of parameters. Whiskers: lowest and highest over "
         f"{NUM_SUBSETS} random subsets of {SUBSET_SHARE:.0%} of the trials; where they overlap, the order is not "
         "settled."

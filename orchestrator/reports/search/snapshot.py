@@ -1,44 +1,30 @@
-"""What a search has left in its folder, as frozen values: its trials, its finals, its outcome. Draws nothing.
+"""A search as its files describe it at one moment, as frozen values: its trials, its finals, its outcome.
 
-It asks no server and no process: what is told here can be told as well long after the search. Of a search that goes on,
-a later reading reads only what was not over before (`before`).
+Does not depend on any server or process: a search can be read as well long after it ended. The files are read by
+`orchestrator/search/store.py`; drawing is left to the other modules of this folder.
 """
 
-import json
 import math
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.search.store import OUTCOME
-from orchestrator.storage import object_store
-from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.search.rungs import RungScore
+from orchestrator.search.store import DEFINITION, SearchFiles, SearchStore, TaskFiles
 from workloads.config.search import objective_name
 
-PATIENCE_S = 5.0  # for a store that is away for a moment
-SILENT_S = 180.0  # without news of a trial, and without a beat of its driver, which has one every ten seconds
-READERS = 8  # at once: an object store takes its time for each of some hundred small files
+PATIENCE_S = 5.0  # how long a reader waits for a store that is unavailable
+SILENT_S = 180.0  # without news of a trial and without a heartbeat of the driver, which has one every ten seconds
 RUNNING, DONE, STOPPED, FAILED, INTERRUPTED = "running", "done", "stopped", "failed", "interrupted"
 
 
 @dataclass(frozen=True)
-class Rung:
-    """How a trial stood after so many steps; `objective` is to be minimised."""
-
-    step: int
-    objective: float | None
-    values: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Trial:
-    """One trial or final run; times in seconds since the epoch. Without a result it runs, or was interrupted."""
+    """One trial or final run; times in seconds since the epoch. Without a result it is running, or was interrupted."""
 
     name: str
     number: int
-    kind: str  # trial, finalist, winner or control
+    kind: str  # trial, finalist, winner, control or full
     settings: Mapping[str, Any]
     began: float
     status: str
@@ -47,12 +33,12 @@ class Trial:
     reason: str = ""
     objective: float | None = None
     second: float | None = None
-    history: tuple[Rung, ...] = ()
-    told: float = 0.0  # when it last said how it stood; 0: it has not
+    history: tuple[RungScore, ...] = ()
+    last_report: float = 0.0  # when it last reported a rung; 0: not yet
     loop_seconds: float = 0.0
     host: str = ""
     slot: int | None = None
-    mlflow_run_id: str = ""  # empty: nothing is tracked, or not yet told
+    mlflow_run_id: str = ""  # empty: not tracked, or not known yet
     test: Mapping[str, Mapping[str, float]] | None = None
 
     @property
@@ -66,7 +52,7 @@ class Trial:
 
     @property
     def score(self) -> float | None:
-        """How it was judged last: for a trial that was stopped, at the rung where it was."""
+        """Its newest objective: of a trial that was stopped, that at the rung where it was."""
         judged = [rung.objective for rung in self.history if rung.objective is not None]
         return self.objective if self.objective is not None else judged[-1] if judged else None
 
@@ -80,7 +66,7 @@ Scored = list[tuple[Trial, float]]
 
 @dataclass(frozen=True)
 class Search:
-    """A search as its folder tells it. `outcome` is None while it runs, or if it was killed."""
+    """A search as its files describe it. `outcome` is None while it runs, or if its driver was killed."""
 
     uri: str
     search_id: str
@@ -88,14 +74,14 @@ class Search:
     command: str
     recipe: Mapping[str, Any]
     slots: int
-    wanted: int  # trials that there are to be
+    planned_trials: int
     tracking: str
     mlflow_run_id: str  # the parent's; empty as a trial's
     dashboard: str
     trials: tuple[Trial, ...]
     finals: tuple[Trial, ...]
     outcome: Mapping[str, Any] | None
-    last_beat: float = field(default=0.0, compare=False)  # of its driver, which is no news; 0: none yet
+    last_heartbeat: float = field(default=0.0, compare=False)  # of its driver, which is not news; 0: none yet
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -116,7 +102,7 @@ class Search:
 
     @property
     def metric(self) -> str:
-        """What the objective is called."""
+        """The name of the objective."""
         return objective_name(str(self.settings["metric"]))
 
     def of_status(self, *statuses: str) -> list[Trial]:
@@ -125,25 +111,26 @@ class Search:
 
     @property
     def ranked(self) -> list[Trial]:
-        """The trials that came to their end with a score, the best first: the others' scores are not comparable."""
+        """The trials that finished with a score, the best first; the scores of others cannot be compared with these."""
         scored = [trial for trial in self.of_status(DONE) if trial.objective is not None]
         return sorted(scored, key=_objective)
 
     @property
-    def ended(self) -> Scored:
-        """The trials that came to their end, with their scores, the best first."""
+    def final_scores(self) -> Scored:
+        """The trials that finished, with their scores, the best first."""
         return [(trial, trial.objective) for trial in self.ranked if trial.objective is not None]
 
     @property
-    def compared(self) -> tuple[str, Scored]:
-        """Where most trials can be compared, in words, and their scores there.
+    def comparable_scores(self) -> tuple[str, Scored]:
+        """The point at which most trials can be compared, in words, and their scores there.
 
-        Scores at different shares of the way are not comparable: where some trials were stopped, it is the last rung
-        that all of them and all that ended were judged at; else the end. Trials may differ in the steps between rungs.
+        Scores after different shares of the schedule cannot be compared: where some trials were stopped, it is the last
+        rung at which all of them and all that finished were judged; else the end. Trials may differ in the steps
+        between rungs.
         """
         heights = [len(trial.history) for trial in (*self.of_status(STOPPED), *self.ranked) if trial.history]
         if not self.of_status(STOPPED) or not heights:
-            return "at the end", self.ended
+            return "at the end", self.final_scores
         height = min(heights)
         reached = [(t, t.history[height - 1]) for t in self.of_status(DONE, STOPPED) if len(t.history) >= height]
         steps = {rung.step for _, rung in reached}
@@ -153,97 +140,94 @@ class Search:
     @property
     def last_news(self) -> float:
         """When anything was last written about a trial."""
-        times = [trial.ended or max(trial.began, trial.told) for trial in (*self.trials, *self.finals)]
+        times = [trial.ended or max(trial.began, trial.last_report) for trial in (*self.trials, *self.finals)]
         return max(times, default=self.created)
 
-    def until(self, now: float) -> float:
-        """How long it can be said to have lasted: to its last news if it is over or has been silent for too long.
+    def active_until(self, now: float) -> float:
+        """Until when it was certainly active: `now`, or its last news if it is over, or without news for too long.
 
-        A search that was killed says nothing more, and its driver's heart stands still.
+        A search that was killed writes nothing more, and its driver has no heartbeat.
         """
         if self.outcome is not None:
             return self.last_news
-        return self.last_news if now - max(self.last_news, self.last_beat) > SILENT_S else now
+        return self.last_news if now - max(self.last_news, self.last_heartbeat) > SILENT_S else now
 
 
 def read_search(uri: str, *, before: Search | None = None) -> Search:
-    """Read a search's folder or URI, STORAGE/SEARCH_ID; what was over in `before` is taken from there.
+    """Read a search from its folder or URI, STORAGE/SEARCH_ID; trials that were over in `before` are not read again.
 
-    Raises ValueError where no search is, or where one of its files is not what a search writes.
+    Called by reports and by the dashboard, also while the search runs. Raises ValueError where there is no search, or
+    where one of its files is not what a search writes; OSError where the store stays unavailable.
     """
-    return retry_while_unavailable(lambda: _search(uri, before), what=f"search {uri}", patience_s=PATIENCE_S)
-
-
-def _search(uri: str, before: Search | None) -> Search:
-    head_uri = object_store.join(uri, "search.json")
-    if not object_store.exists(head_uri):
-        raise ValueError(f"search {uri!r}: no search.json there; give a search's folder or URI, STORAGE/SEARCH_ID")
-    head = _json(head_uri)
-    outcome = _json_or(object_store.join(uri, OUTCOME), None)  # before the trials: they are complete then
-    names = _json_or(object_store.join(uri, RUN_IDS_FILE), {})
-    ended = outcome is not None
+    known = {trial.name: trial for trial in (*before.trials, *before.finals) if trial.over} if before else {}
+    finished = {name: trial.mlflow_run_id for name, trial in known.items()}
     try:
-        trials = _read_all(object_store.join(uri, "trials"), ended, before.trials if before else (), names)
-        finals = _read_all(object_store.join(uri, "finals"), ended, before.finals if before else (), names)
-        begun = {"slots": 1, "dashboard": "", "trials": head["recipe"]["search"]["trials"]}  # it has told no more yet
-        cluster = _json_or(object_store.join(uri, "cluster.json"), begun)
-        return Search(
-            uri=uri,
-            search_id=head["search_id"],
-            created=float(head["created"]),
-            command=head["command"],
-            recipe=head["recipe"],
-            slots=int(cluster["slots"]),
-            wanted=int(cluster["trials"]),
-            tracking=head["tracking"],
-            mlflow_run_id=names.get("", ""),
-            dashboard=cluster["dashboard"],
-            trials=trials,
-            finals=finals,
-            outcome=outcome,
-            last_beat=0.0 if ended else _last_beat(object_store.join(uri, "attempts")),
-        )
+        files = SearchStore(uri, patience_s=PATIENCE_S).read_all(finished=finished)
+        if files is None:
+            raise ValueError(f"search {uri!r}: no {DEFINITION} there; give a search's folder or URI, STORAGE/SEARCH_ID")
+        return _search(uri, files, known)
     except (KeyError, TypeError, AttributeError) as wrong:
         raise ValueError(
             f"search {uri!r}: its files are not as a search writes them ({type(wrong).__name__}: {wrong})"
         ) from None
 
 
-def _read_all(uri: str, ended: bool, before: tuple[Trial, ...], names: dict[str, str]) -> tuple[Trial, ...]:
-    known = {trial.name: trial for trial in before if trial.over and trial.mlflow_run_id == names.get(trial.name, "")}
-    with ThreadPoolExecutor(READERS) as readers:
-        read = readers.map(lambda name: known.get(name) or _read(uri, name, ended, names), object_store.list_names(uri))
-        found = [trial for trial in read if trial is not None]
-    return tuple(sorted(found, key=lambda trial: (trial.number, trial.name)))
-
-
-def _read(uri: str, name: str, ended: bool, names: dict[str, str]) -> Trial | None:
-    """A trial from its result, else from its settings; None for a folder that holds neither (yet)."""
-    result, settings = object_store.join(uri, name, "result.json"), object_store.join(uri, name, "settings.json")
-    if object_store.exists(result):
-        return _finished(name, _json(result), names.get(name, ""))
-    if not object_store.exists(settings):
-        return None
-    begun = _json(settings)
-    rungs = _json_or(object_store.join(uri, name, "rungs.json"), {"history": [], "told": 0.0})
-    return Trial(
-        name=name,
-        number=int(begun["number"]),
-        kind=begun["kind"],
-        settings=begun["settings"],
-        began=float(begun["began"]),
-        status=INTERRUPTED if ended else RUNNING,
-        seed=begun.get("seed"),
-        slot=begun.get("slot"),
-        history=_rungs(rungs["history"]),
-        told=float(rungs["told"]),
-        mlflow_run_id=names.get(name, ""),
+def _search(uri: str, files: SearchFiles, known: Mapping[str, Trial]) -> Search:
+    definition, ended = files.definition, files.outcome is not None
+    # cluster.json is written a while after search.json
+    not_yet = {"slots": 1, "dashboard": "", "trials": definition["recipe"]["search"]["trials"]}
+    cluster = not_yet if files.cluster is None else files.cluster
+    return Search(
+        uri=uri,
+        search_id=definition["search_id"],
+        created=float(definition["created"]),
+        command=definition["command"],
+        recipe=definition["recipe"],
+        slots=int(cluster["slots"]),
+        planned_trials=int(cluster["trials"]),
+        tracking=definition["tracking"],
+        mlflow_run_id=files.mlflow_run_ids.get("", ""),
+        dashboard=cluster["dashboard"],
+        trials=_trials(files.trials, known, ended=ended),
+        finals=_trials(files.finals, known, ended=ended),
+        outcome=files.outcome,
+        last_heartbeat=files.last_heartbeat,
     )
 
 
-def _finished(name: str, result: dict[str, Any], mlflow_run_id: str) -> Trial:
+def _trials(files: Sequence[TaskFiles], known: Mapping[str, Trial], *, ended: bool) -> tuple[Trial, ...]:
+    """The trials by number; folders that hold no file yet are left out."""
+    trials = []
+    for task in files:
+        if task.unchanged:
+            trials.append(known[task.name])
+        elif task.result is not None:
+            trials.append(_finished(task, task.result))
+        elif task.settings is not None:
+            trials.append(_unfinished(task, task.settings, INTERRUPTED if ended else RUNNING))
+    return tuple(sorted(trials, key=lambda trial: (trial.number, trial.name)))
+
+
+def _unfinished(files: TaskFiles, settings: Mapping[str, Any], status: str) -> Trial:
+    rungs: Mapping[str, Any] = {"history": [], "told": 0.0} if files.rungs is None else files.rungs
     return Trial(
-        name=name,
+        name=files.name,
+        number=int(settings["number"]),
+        kind=settings["kind"],
+        settings=settings["settings"],
+        began=float(settings["began"]),
+        status=status,
+        seed=settings.get("seed"),
+        slot=settings.get("slot"),
+        history=_rungs(rungs["history"]),
+        last_report=float(rungs["told"]),
+        mlflow_run_id=files.mlflow_run_id,
+    )
+
+
+def _finished(files: TaskFiles, result: Mapping[str, Any]) -> Trial:
+    return Trial(
+        name=files.name,
         number=int(result["number"]),
         kind=result["kind"],
         settings=result["settings"],
@@ -252,42 +236,24 @@ def _finished(name: str, result: dict[str, Any], mlflow_run_id: str) -> Trial:
         ended=float(result["ended"]),
         seed=result.get("seed"),
         reason=result.get("reason", ""),
-        objective=_number(result.get("objective")),
-        second=_number(result.get("second")),
+        objective=_finite(result.get("objective")),
+        second=_finite(result.get("second")),
         history=_rungs(result.get("history", [])),
         loop_seconds=float(result.get("loop_seconds") or 0.0),
         host=result.get("host") or "",
         slot=result.get("slot"),
-        mlflow_run_id=mlflow_run_id,
+        mlflow_run_id=files.mlflow_run_id,
         test=result.get("test"),
     )
 
 
-def _last_beat(uri: str) -> float:
-    """When a driver of the search last showed that it lives."""
-    beats = [name for name in object_store.list_names(uri) if name.endswith(".beat")]
-    return max((object_store.modified_at(object_store.join(uri, name)).timestamp() for name in beats), default=0.0)
-
-
-def _rungs(history: list[dict[str, Any]]) -> tuple[Rung, ...]:
-    rungs = [Rung(int(rung["step"]), _number(rung["objective"]), rung.get("values", {})) for rung in history]
+def _rungs(history: list[dict[str, Any]]) -> tuple[RungScore, ...]:
+    rungs = [RungScore(int(rung["step"]), _finite(rung["objective"]), rung.get("values", {})) for rung in history]
     return tuple(sorted(rungs, key=lambda rung: rung.step))
 
 
-def _json_or(uri: str, default: Any) -> Any:
-    return _json(uri) if object_store.exists(uri) else default
-
-
-def _json(uri: str) -> Any:
-    try:
-        read = json.loads(object_store.get_text(uri))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"file {uri!r}: is not JSON ({error}); it was damaged or written by something else") from None
-    return read
-
-
-def _number(value: Any) -> float | None:
-    """A score that can be compared: what is missing or not finite is none."""
+def _finite(value: Any) -> float | None:
+    """A score that can be compared: None where it is missing or not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 

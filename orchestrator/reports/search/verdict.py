@@ -43,8 +43,8 @@ def _state(search: Search, now: float) -> str:
     if search.outcome is not None:
         return f"{search_status(search).capitalize()}: {plural(len(search.trials), 'trial')}{details}"
     ended = sum(trial.over for trial in search.trials)
-    progress = f"{ended} of at most {search.wanted} trials have ended{details}"
-    if search.until(now) < now:
+    progress = f"{ended} of at most {search.planned_trials} trials have ended{details}"
+    if search.active_until(now) < now:
         return f"No update for {format_duration(now - search.last_news)}: it may have been killed. {progress}"
     return f"Running. {progress}"
 

@@ -7,7 +7,7 @@ from orchestrator.search.tune_runner import count_slots
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("text", "budget"),
     [
         ("24", Budget(trials=24)),
         ("24 trials", Budget(trials=24)),
@@ -17,14 +17,14 @@ from orchestrator.search.tune_runner import count_slots
         ("0.5gpuh", Budget(gpu_hours=0.5)),
     ],
 )
-def test_a_budget_is_trials_time_or_gpu_hours(said: str, meant: Budget) -> None:
-    assert parse_budget(said) == meant
+def test_a_budget_is_trials_time_or_gpu_hours(text: str, budget: Budget) -> None:
+    assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("said", ["", "0", "-3", "soon", "2d", "1.5", "1.5 trials", "3 gpu"])
-def test_what_is_no_budget_is_refused(said: str) -> None:
-    with pytest.raises(ValueError, match=r"--budget .*(must be a number of trials|trials come whole)"):
-        parse_budget(said)
+@pytest.mark.parametrize("text", ["", "0", "-3", "soon", "2d", "1.5", "1.5 trials", "3 gpu"])
+def test_invalid_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--budget .*(must be a number of trials|the number of trials must be whole)"):
+        parse_budget(text)
 
 
 def test_gpu_hours_are_shared_by_all_gpus() -> None:
@@ -33,7 +33,7 @@ def test_gpu_hours_are_shared_by_all_gpus() -> None:
     assert Budget(trials=24).wall_seconds(gpus=8) is None
 
 
-def test_a_trial_lies_on_one_node() -> None:
+def test_a_trial_runs_on_one_node() -> None:
     """Seven CPUs on nodes of 3, 3 and 1 hold two trials of two CPUs, and GPUs count too."""
     nodes = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0}]
     assert count_slots(nodes, {"CPU": 2.0}, 0) == 2

@@ -20,9 +20,9 @@ def request(tiny: Callable[..., Recipe], place: str, *values: object, workers: i
 @pytest.mark.parametrize(
     ("place", "values", "workers", "words"),
     [
-        ("train.threads", (1, 3), 1, "train.threads = 3: a slot is made for the recipe's"),
-        ("train.device", ("cpu", "cuda"), 1, "train.device = 'cuda': a slot is made for the recipe's 'cpu'"),
-        ("train.shards", (2, 3), 2, "--workers 2: train.shards = 3 must divide among them"),
+        ("train.threads", (1, 3), 1, "train.threads = 3: slots are sized for the recipe's"),
+        ("train.device", ("cpu", "cuda"), 1, "train.device = 'cuda': slots are sized for the recipe's 'cpu'"),
+        ("train.shards", (2, 3), 2, "--workers 2: train.shards = 3 must be a multiple of it"),
     ],
 )
 def test_every_trial_must_fit_the_slots_and_workers(tiny, place, values, workers, words) -> None:
@@ -30,11 +30,16 @@ def test_every_trial_must_fit_the_slots_and_workers(tiny, place, values, workers
         check(request(tiny, place, *values, workers=workers))
 
 
-def test_a_range_of_batches_cannot_be_shared_by_workers(tiny) -> None:
+def test_a_range_of_shards_cannot_be_divided_among_workers(tiny) -> None:
     search = Search(space={"train.shards": Range(low=2, high=8)}, searcher="tpe", repeats=2)
-    with pytest.raises(ValueError, match=r"not every value of the range train\.shards divides among them"):
+    with pytest.raises(ValueError, match=r"not every value of the range train\.shards is a multiple of it"):
         check(SearchRequest(replace(tiny(), search=search), "antiphon search tiny", workers=2, finals=False))
 
 
-def test_batches_may_vary_where_workers_can_share_them(tiny) -> None:
+def test_shards_may_vary_where_workers_can_divide_them(tiny) -> None:
     check(request(tiny, "train.shards", 2, 4, workers=2))
+
+
+def test_a_recipe_without_a_space_cannot_be_searched(tiny) -> None:
+    with pytest.raises(ValueError, match=r"has no \[search\.space\]; name there the values to vary"):
+        check(SearchRequest(replace(tiny(), search=None), "antiphon search tiny"))

@@ -1,4 +1,4 @@
-"""A search's folder is read as it is: whole, half done, empty, damaged; on a disk and from an object store."""
+"""A search is read in any state: finished, running, empty, damaged; from a disk and from an object store."""
 
 import os
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from orchestrator.reports.search.snapshot import Search, read_search
-from orchestrator.search.store import earlier, reopen
+from orchestrator.search.store import SearchStore
 from orchestrator.storage import object_store
 from tests import searches
 
 
-def test_a_whole_search_is_read_from_a_disk_and_from_an_object_store(home: str) -> None:
-    told = searches.whole(f"{home}/search-demo-1")
+def test_a_finished_search_is_read_from_a_disk_and_from_an_object_store(home: str) -> None:
+    entries = searches.whole(f"{home}/search-demo-1")
     search = read_search(f"{home}/search-demo-1")
     assert [trial.number for trial in search.trials] == list(range(24))
-    assert [trial.status for trial in search.trials] == [entry["status"] for entry in told]
-    assert [trial.objective for trial in search.trials] == [entry["objective"] for entry in told]
-    assert [dict(trial.settings) for trial in search.trials] == [entry["settings"] for entry in told]
+    assert [trial.status for trial in search.trials] == [entry["status"] for entry in entries]
+    assert [trial.objective for trial in search.trials] == [entry["objective"] for entry in entries]
+    assert [dict(trial.settings) for trial in search.trials] == [entry["settings"] for entry in entries]
     assert search.trials[0].steps == 360
     assert search.trials[0].seconds == pytest.approx(38.0)
     assert {(trial.kind, trial.seed) for trial in search.finals} == {
@@ -26,77 +26,79 @@ def test_a_whole_search_is_read_from_a_disk_and_from_an_object_store(home: str) 
     assert search.metric == "val log_loss"
     assert search.slots == 2
     assert search.outcome is not None
-    best = min((entry for entry in told if entry["status"] == "done"), key=lambda entry: entry["objective"])
+    best = min((entry for entry in entries if entry["status"] == "done"), key=lambda entry: entry["objective"])
     assert search.ranked[0].number == best["number"] == search.outcome["best"]["number"]
 
 
 def test_a_trial_without_a_result_runs_until_the_search_has_an_outcome(tmp_path: Any) -> None:
-    uri, told = str(tmp_path), searches.results()
+    uri, entries = str(tmp_path), searches.results()
     searches.put(uri, "search.json", value=searches.head())
-    for entry in told[:2]:
+    for entry in entries[:2]:
         searches.begin(uri, entry)
-    searches.end(uri, told[0])
+    searches.end(uri, entries[0])
     running = read_search(uri)
     assert [trial.status for trial in running.trials] == ["done", "running"]
-    assert running.trials[1].slot == told[1]["slot"]
+    assert running.trials[1].slot == entries[1]["slot"]
     assert running.trials[1].seconds is None
-    searches.put(uri, "outcome.json", value=searches.outcome(told[:1], comparison=None, status="stopped"))
+    searches.put(uri, "outcome.json", value=searches.outcome(entries[:1], comparison=None, status="stopped"))
     assert [trial.status for trial in read_search(uri).trials] == ["done", "interrupted"]
 
 
-def test_a_search_that_was_over_and_goes_on_has_no_outcome(tmp_path: Any) -> None:
+def test_a_finished_search_that_was_resumed_has_no_outcome(tmp_path: Any) -> None:
     uri = str(tmp_path)
-    told = searches.whole(uri)
+    entries = searches.whole(uri)
     assert (was := read_search(uri).outcome) is not None
-    reopen(uri)
-    searches.begin(uri, told[0] | {"number": len(told), "kind": "trial"})
+    SearchStore(uri).reopen()
+    searches.begin(uri, entries[0] | {"number": len(entries), "kind": "trial"})
     running = read_search(uri)
     assert running.outcome is None
     assert running.of_status("running")
-    reopen(uri)  # killed before it was over again, and resumed
-    assert earlier(uri) == was
+    SearchStore(uri).reopen()  # killed before it finished again, and resumed
+    assert SearchStore(uri).read_earlier_outcome() == was
 
 
-def test_what_was_over_is_not_read_again(tmp_path: Any) -> None:
-    uri, told = str(tmp_path), searches.results()
+def test_finished_trials_are_not_read_again(tmp_path: Any) -> None:
+    uri, entries = str(tmp_path), searches.results()
     searches.put(uri, "search.json", value=searches.head())
-    for entry in told[:2]:
+    for entry in entries[:2]:
         searches.begin(uri, entry)
-    searches.end(uri, told[0])
+    searches.end(uri, entries[0])
     before = read_search(uri)
-    object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), "damaged since")
-    searches.end(uri, told[1])
+    object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), "damaged since then")
+    searches.end(uri, entries[1])
     after = read_search(uri, before=before)
     assert after.trials[0] is before.trials[0]
     assert after.trials[1].status == "stopped"
 
 
 def test_scores_are_compared_where_the_trials_were_judged(tmp_path: Any) -> None:
-    told = searches.whole(str(tmp_path / "asha"))
-    words, scored = read_search(str(tmp_path / "asha")).compared
+    entries = searches.whole(str(tmp_path / "asha"))
+    words, scored = read_search(str(tmp_path / "asha")).comparable_scores
     assert words == "after 120 steps"
     assert [score for _, score in scored] == [
-        entry["history"][0]["objective"] for entry in told if entry["status"] != "failed"
+        entry["history"][0]["objective"] for entry in entries if entry["status"] != "failed"
     ]
-    told = searches.whole(str(tmp_path / "all"), scheduler="none")
-    words, scored = read_search(str(tmp_path / "all")).compared
+    entries = searches.whole(str(tmp_path / "all"), scheduler="none")
+    words, scored = read_search(str(tmp_path / "all")).comparable_scores
     assert words == "at the end"
-    assert [score for _, score in scored] == sorted(entry["objective"] for entry in told if entry["status"] == "done")
+    assert [score for _, score in scored] == sorted(
+        entry["objective"] for entry in entries if entry["status"] == "done"
+    )
 
 
 def test_trials_whose_schedules_differ_in_steps_are_compared_rung_by_rung(tmp_path: Any) -> None:
-    uri, told = str(tmp_path), searches.results(failing=())
+    uri, entries = str(tmp_path), searches.results(failing=())
     searches.put(uri, "search.json", value=searches.head())
-    for entry in told:
+    for entry in entries:
         if entry["number"] % 2:  # half as many steps between its rungs
             entry["history"] = [rung | {"step": rung["step"] // 2} for rung in entry["history"]]
         searches.end(uri, entry)
-    words, scored = read_search(uri).compared
+    words, scored = read_search(uri).comparable_scores
     assert words == "at rung 1 of 3"
-    assert [score for _, score in scored] == [entry["history"][0]["objective"] for entry in told]
+    assert [score for _, score in scored] == [entry["history"][0]["objective"] for entry in entries]
 
 
-def test_a_running_trial_shows_the_rungs_it_has_told(tmp_path: Any) -> None:
+def test_a_running_trial_has_the_rungs_that_it_has_reported(tmp_path: Any) -> None:
     uri, entry = str(tmp_path), searches.results(scheduler="none")[0]
     searches.put(uri, "search.json", value=searches.head())
     searches.put(uri, "mlflow.json", value={"": "p", "0000": "c"})
@@ -111,26 +113,26 @@ def test_a_running_trial_shows_the_rungs_it_has_told(tmp_path: Any) -> None:
     assert (search.mlflow_run_id, trial.mlflow_run_id) == ("p", "c")
 
 
-def test_a_search_that_is_silent_for_too_long_lasted_until_its_last_news(tmp_path: Any) -> None:
-    uri, told = str(tmp_path), searches.results()
+def test_a_search_without_news_for_too_long_was_active_until_its_last_news(tmp_path: Any) -> None:
+    uri, entries = str(tmp_path), searches.results()
     searches.put(uri, "search.json", value=searches.head())
-    searches.begin(uri, told[0])
+    searches.begin(uri, entries[0])
     search = read_search(uri)
-    assert search.until(told[0]["began"] + 60.0) == told[0]["began"] + 60.0
-    assert search.until(told[0]["began"] + 86400.0) == told[0]["began"]
+    assert search.active_until(entries[0]["began"] + 60.0) == entries[0]["began"] + 60.0
+    assert search.active_until(entries[0]["began"] + 86400.0) == entries[0]["began"]
 
 
-def test_a_search_whose_driver_lives_goes_on_however_long_its_trials_take(tmp_path: Any) -> None:
-    uri, told = str(tmp_path), searches.results()
+def test_a_search_whose_driver_has_a_heartbeat_is_active_however_long_its_trials_take(tmp_path: Any) -> None:
+    uri, entries = str(tmp_path), searches.results()
     searches.put(uri, "search.json", value=searches.head())
-    searches.begin(uri, told[0])
+    searches.begin(uri, entries[0])
     searches.put(uri, "attempts", "1", value={})
     beat = tmp_path / "attempts" / "token.beat"
     beat.write_text("8640")
-    os.utime(beat, (told[0]["began"] + 86395.0,) * 2)
+    os.utime(beat, (entries[0]["began"] + 86395.0,) * 2)
     search = read_search(uri)
-    assert search.until(told[0]["began"] + 86400.0) == told[0]["began"] + 86400.0
-    assert search.until(told[0]["began"] + 87000.0) == told[0]["began"]
+    assert search.active_until(entries[0]["began"] + 86400.0) == entries[0]["began"] + 86400.0
+    assert search.active_until(entries[0]["began"] + 87000.0) == entries[0]["began"]
 
 
 def test_a_score_that_is_not_finite_is_none(tmp_path: Any) -> None:
@@ -142,22 +144,22 @@ def test_a_score_that_is_not_finite_is_none(tmp_path: Any) -> None:
     assert search.ranked == []
 
 
-def test_a_folder_that_holds_no_search_is_the_users_mistake(tmp_path: Any) -> None:
+def test_a_folder_without_a_search_is_the_users_mistake(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"no search\.json there; give a search's folder or URI"):
         read_search(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{half", r"result\.json.*is not JSON"),
         ('{"number": 0}', "KeyError: 'kind'"),
         ("[]", "are not as a search writes them"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Any, text: str, said: str) -> None:
+def test_a_damaged_file_is_named(tmp_path: Any, text: str, message: str) -> None:
     uri = str(tmp_path)
     searches.put(uri, "search.json", value=searches.head())
     object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_search(uri)

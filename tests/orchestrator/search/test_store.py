@@ -1,0 +1,45 @@
+"""The files of a search as the search reads them; how reports read them: tests/orchestrator/reports/search."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.search.rungs import RungScore
+from orchestrator.search.store import SearchStore
+from orchestrator.search.trial_spec import Task
+from orchestrator.storage import object_store
+
+TASK = Task("trial", 3, {"edges.0.weight": 0.5}, hyperparameter_history=[(0, {"edges.0.weight": 0.2})])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SearchStore:
+    return SearchStore(str(tmp_path))
+
+
+def test_a_task_is_read_as_it_was_written(store: SearchStore, tmp_path: Path) -> None:
+    store.write_settings(TASK, began=1.0)
+    fields = json.loads((tmp_path / "trials" / "0003" / "settings.json").read_text())
+    assert fields.pop("began") == 1.0
+    assert sorted(fields) == ["course", "kind", "number", "seed", "settings", "slice", "slot"]
+    assert Task.from_json(TASK.as_json()) == TASK
+
+
+def test_a_result_is_committed_once(store: SearchStore) -> None:
+    store.write_result(TASK, {"status": "done", "course": []}, [RungScore(4, 0.5, {"cnn/val/ece": 0.1})])
+    store.write_result(TASK, {"status": "stopped"}, [])
+    result = store.read_result(TASK)
+    assert result is not None
+    assert (result["status"], result["course"]) == ("done", []), "the trial's own history, not its task's"
+    assert result["history"] == [{"step": 4, "objective": 0.5, "values": {"cnn/val/ece": 0.1}}]
+
+
+@pytest.mark.parametrize(
+    "name", ["search.json", "outcome.json", "trials/0003/settings.json", "trials/0003/result.json"]
+)
+def test_a_damaged_file_is_named(store: SearchStore, name: str) -> None:
+    store.write_settings(TASK, began=1.0)
+    object_store.put_text(object_store.join(store.uri, name), "{half")
+    with pytest.raises(ValueError, match=rf"{name}.*is not JSON .*damaged or written by something else"):
+        (store.read_definition(), store.reopen(), store.known_trials())
