@@ -5,7 +5,6 @@ Owns the order of things. What a trial is: `trial_spec.py`; which comes next: `s
 """
 
 import math
-import os
 import secrets
 import time
 from dataclasses import dataclass, replace
@@ -26,10 +25,10 @@ from orchestrator.search.summary import write_summary
 from orchestrator.search.trial_spec import SearchPlan, search_plan
 from orchestrator.search.validation import check, check_data
 from orchestrator.storage import object_store
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE as MLFLOW_RUN_IDS
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import wait_for_tracking
-from orchestrator.training.ray_cluster import RayConnection, connect, resolve_address
+from orchestrator.training.ray_cluster import RayConnection, connect, resolve_address, worker_environment
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import on_sigterm
 from workloads.config.recipe import Train
@@ -113,7 +112,7 @@ def _close_event_log(location: RunLocation) -> None:
 
 def _run_on_ray(job: _Job) -> dict[str, Any]:
     """Connect to Ray, run and record the search, disconnect; returns the outcome."""
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as in `training/ray_trainer.py`
+    worker_environment()
     address = resolve_address(job.request.address)  # before Ray is imported: its token's location is read then
     import ray
 
@@ -130,7 +129,7 @@ def _run_on_ray(job: _Job) -> dict[str, Any]:
             ray.shutdown()
         wait_for_tracking(replayer)  # it writes which MLflow runs the report can link to
         if outcome["status"] != "preempted":
-            upload_beside(job.store.uri, job.location.folder / MLFLOW_RUN_IDS)
+            upload_beside(job.store.uri, job.location.folder / RUN_IDS_FILE)
     return outcome
 
 

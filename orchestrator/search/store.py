@@ -27,7 +27,7 @@ from orchestrator.search.rungs import RungScore
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE as MLFLOW_RUN_IDS
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 
 PATIENCE_S = 300.0  # how long a search waits for its store, wherever it writes or reads
 READERS = 8  # threads: an object store takes a while for each of some hundred small files
@@ -155,7 +155,7 @@ class SearchStore:
         if definition is None:
             return None
         outcome = _parsed(self._path(OUTCOME))  # before the tasks: they are complete once it is there
-        run_ids: dict[str, str] = _parsed(self._path(MLFLOW_RUN_IDS)) or {}
+        run_ids: dict[str, str] = _parsed(self._path(RUN_IDS_FILE)) or {}
         trials = self._read_tasks(TRIALS, run_ids, finished)
         finals = self._read_tasks(FINALS, run_ids, finished)
         cluster = _parsed(self._path(CLUSTER))

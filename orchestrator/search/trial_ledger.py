@@ -11,7 +11,7 @@ from orchestrator.search.rungs import RungScore
 from orchestrator.search.store import SearchStore, upload_beside
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage.retry import print_status
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE as MLFLOW_RUN_IDS
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog, read_event_log, timestamped
 
@@ -169,7 +169,7 @@ class TrialLedger:
     def _upload_mlflow_run_ids(self) -> None:
         """Copy the replayer's file of MLflow run ids to the search's storage, where the live page reads it."""
         with suppress(Exception):  # links must not end a search; the next call tries again
-            upload_beside(self._store.uri, self.event_log.path.with_name(MLFLOW_RUN_IDS))
+            upload_beside(self._store.uri, self.event_log.path.with_name(RUN_IDS_FILE))
 
     def _log(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._closed_earlier:
