@@ -18,7 +18,7 @@ def conclude(location: RunLocation, *, publish: bool) -> dict[str, Any]:
     """The run's outcome, the object that --json prints; with `publish` also written to the run's folder or URI.
 
     Called by the driver once its workers have ended. `outcome.json` is written last, after the records: it says whether
-    the run is done, so a kill before it leaves a run that `--resume` goes on with.
+    the run is done, so a kill before it leaves a run that `--resume` continues.
     """
     records = read_event_log(location.event_log)
     outcome = _outcome(location, records)

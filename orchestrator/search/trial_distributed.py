@@ -117,7 +117,7 @@ def _train_until(run: _SliceRun, until: int | None, *, workers: int) -> None:
 
 
 def _final_fields(search: Search, task: Task, trial_recipe: Recipe, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a result says beside scores, once all steps are done."""
+    """What a result holds beside scores, once all steps are done."""
     num_tags = next(len(record["tags"]) for record in records if record["kind"] == "data")
     delivery = delivery_fields(records) if task.scores_test_fold else {}
     return {"second": second_objective(search, trial_recipe, num_tags)} | delivery

@@ -147,7 +147,7 @@ def _set_up_run(
 
 
 def _final_fields(plan: SearchPlan, task: Task, runs: _SliceRuns) -> dict[str, Any]:
-    """What a result says beside scores, once all steps are done; a task that scores the test fold delivers its models
+    """What a result holds beside scores, once all steps are done; a task that scores the test fold delivers its models
     here."""
     from workloads.train import loop
 

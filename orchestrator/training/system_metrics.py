@@ -123,7 +123,7 @@ def _gpu(nvml: Any, index: int) -> Sampler:
         for some in (memory, utilization, power):
             try:
                 values |= some()
-            except nvml.NVMLError:  # not every card tells everything
+            except nvml.NVMLError:  # not every card reports everything
                 continue
         return {f"gpu_{index}_{name}": value for name, value in values.items()}
 
