@@ -28,7 +28,7 @@ SILENCE_S = 30.0  # without a new heartbeat a driver on another host counts as d
 
 @dataclass(frozen=True)
 class Driver:
-    """The process that drives attempts of a run, described so that other processes can find out whether it still lives."""
+    """The process that drives attempts of a run, described so that other processes can see whether it lives."""
 
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     host: str = field(default_factory=socket.gethostname)
@@ -96,9 +96,9 @@ def take_next(run_uri: str, driver: Driver) -> Attempt:
 
 
 def take_unconditionally(run_uri: str, driver: Driver) -> Attempt:
-    """Claim the next attempt without asking the newest one's driver: for a caller that knows it is the only rightful one.
+    """Claim the next attempt without looking at the one before: for a caller that knows it is the rightful one.
 
-    So does a trial's process, which Tune starts one at a time: its predecessor, if it lives on somewhere, can commit
+    So does a trial's process, which Tune starts one at a time: its predecessor, if it still runs, can commit
     nothing from here on.
     """
     return _claim(Attempt(run_uri, _newest(run_uri) + 1, driver))
