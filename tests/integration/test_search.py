@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.runs.records import history
+from orchestrator.runs.records import checkpointed_records
 from tests.tiny_search import expected_settings, results, run, sets, wait_until_replayed
 
 UNEQUAL = (  # half of each trial's steps are not half of each model's
@@ -161,7 +161,7 @@ def test_trials_of_two_workers_are_stopped_where_trials_of_one_would_be(searchin
         assert [rung["objective"] for rung in result["history"]] == pytest.approx(
             [rung["objective"] for rung in expected["history"]], abs=1e-4
         )
-    records = history(str(tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0"))
+    records = checkpointed_records(str(tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0"))
     starts = [record["step"] for record in records if record["kind"] == "start"]
     assert starts == [0, 8], "one that is not stopped continues"
 

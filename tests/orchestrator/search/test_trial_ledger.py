@@ -13,7 +13,7 @@ from orchestrator.search.store import SearchStore
 from orchestrator.search.trial_ledger import TrialLedger
 from orchestrator.search.trial_spec import SearchPlan, Task, search_plan
 from orchestrator.storage import object_store
-from orchestrator.tracking.nested_runs import NAMES
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.runtime.event_log import EventLog, read_event_log
@@ -138,6 +138,6 @@ def test_mlflow_run_ids_are_beside_a_search_on_an_object_store_while_it_runs(
     event_log = EventLog(tmp_path / "events.jsonl")
     ledger = TrialLedger(RecordingSource(), plan.recipe, SearchStore("s3://links/s"), event_log, slots=1)
     ledger.on_start(Task("trial", 0))
-    (tmp_path / NAMES).write_text('{"": "p", "0000": "c"}')
+    (tmp_path / RUN_IDS_FILE).write_text('{"": "p", "0000": "c"}')
     ledger.on_result(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
-    assert object_store.get_text(f"s3://links/s/{NAMES}") == (tmp_path / NAMES).read_text()
+    assert object_store.get_text(f"s3://links/s/{RUN_IDS_FILE}") == (tmp_path / RUN_IDS_FILE).read_text()

@@ -17,7 +17,7 @@ from orchestrator.search.trial_spec import Task, build_trial_recipe, search_plan
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.distill.schedule import own_steps, plan_phases
-from workloads.models.size import count, seconds_per_clip
+from workloads.models.size import model_size, seconds_per_clip
 from workloads.train import advance
 
 SPACE = {"edges.0.weight": Range(low=0.1, high=0.9)}
@@ -74,7 +74,7 @@ def test_the_second_objective_is_the_cost_of_a_clip_over_the_judged_models(recip
     }
     models = [search_recipe.models[name] for name in ("cnn", "vit")]
     if second == "macs":
-        assert second_objective == sum(count(model, **shape).macs for model in models)
+        assert second_objective == sum(model_size(model, **shape).macs for model in models)
     else:  # the unit, also on a busy machine
         assert 0.1 < second_objective / sum(1000 * seconds_per_clip(model, **shape) for model in models) < 10
 
