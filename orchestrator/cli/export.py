@@ -29,11 +29,11 @@ def export(
     if settings and not int8:
         raise ValueError(f"--set {settings[0]}: changes the recipe of --int8; give that too")
     with redirect_stdout(sys.stderr):
-        from orchestrator.artifacts.export import export_checkpoint, target
+        from orchestrator.artifacts.export import check_target, export_checkpoint
         from orchestrator.recipes.loader import load_recipe
 
-        wanted = target(out, to=to, front_end=front_end, int8=bool(int8))
-        told = export_checkpoint(checkpoint, wanted, load_recipe(int8, settings) if int8 else None)
+        target = check_target(out, to=to, front_end=front_end, int8=bool(int8))
+        told = export_checkpoint(checkpoint, target, load_recipe(int8, settings) if int8 else None)
     if as_json:
         typer.echo(json.dumps(told))
     else:
