@@ -120,9 +120,9 @@ def test_an_imported_tagger_tags_a_file(antiphon, weights, tmp_path):
     assert done.code == 0, done.err
     assert done.out.startswith("small: mn (width 0.4, ")
     soundfile.write(tmp_path / "tone.wav", waveform(10, 32_000)[0].numpy(), 32_000, subtype="FLOAT")
-    heard = antiphon("tag", tmp_path / "mn04", tmp_path / "tone.wav", "--top", "527", "--json")
-    assert heard.code == 0, heard.err
-    found = dict(json.loads(heard.out)["files"][str(tmp_path / "tone.wav")])
+    tagged = antiphon("tag", tmp_path / "mn04", tmp_path / "tone.wav", "--top", "527", "--json")
+    assert tagged.code == 0, tagged.err
+    found = dict(json.loads(tagged.out)["files"][str(tmp_path / "tone.wav")])
     expected_C = torch.sigmoid(case("mn04").logits_BC[0])
     assert [found[tag] for tag in AUDIOSET[:20]] == pytest.approx(expected_C.tolist(), abs=1e-4)
 
@@ -320,7 +320,7 @@ def test_it_is_written_to_an_object_store_too(antiphon, weights, s3_server, monk
     done = antiphon("models", "import", "--family", "mn", weights, "s3://taggers/ours/mn04")
     assert done.code == 0, done.err
     soundfile.write(tmp_path / "tone.wav", waveform(1, 32_000)[0].numpy(), 32_000)
-    heard = antiphon("tag", "s3://taggers/ours/mn04", tmp_path / "tone.wav")
-    assert heard.code == 0, heard.err
+    tagged = antiphon("tag", "s3://taggers/ours/mn04", tmp_path / "tone.wav")
+    assert tagged.code == 0, tagged.err
     again = antiphon("models", "import", "--family", "mn", weights, "s3://taggers/ours/mn04")
     assert "exists already" in mistake(again)
