@@ -1,4 +1,4 @@
-"""What can be done with a published run: score a tagger, tag files, write the report anew."""
+"""Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
 
 import tempfile
 from dataclasses import replace
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
-    """Scores of a published tagger on the train, val or test part of a recipe's data set.
+    """Score a published tagger on the train, val or test part of a recipe's data set.
 
     Raises ValueError for an unknown part, a folder that holds no tagger, or a data set with other tags.
     """
@@ -44,10 +44,10 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
 
 
 def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: str) -> "PreparedData":
-    """A recipe's data set as this tagger, published at `uri`, hears it.
+    """A recipe's data set, prepared for this tagger, published at `uri`: with its sample rate and clip length.
 
-    Raises ValueError where its tags or labels differ, and where the tagger learned from this data set with another
-    test fold: it knows clips of this one.
+    Raises ValueError where tags or labels differ, and where the tagger was trained on this data set with another test
+    fold: clips of the recipe's test fold were then in its training data.
     """
     from workloads.data.prepare import prepare
 
@@ -55,23 +55,29 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
     prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate)
     if prepared.dataset.tags != tagger.tags:
         raise ValueError(
-            f"checkpoint {uri!r}: knows the tags {', '.join(tagger.tags)}; "
-            f"the data set has {', '.join(prepared.dataset.tags)}"
+            f"checkpoint {uri!r}: its tags are {', '.join(tagger.tags)}, those of the data set are "
+            f"{', '.join(prepared.dataset.tags)}; choose a data set with the same tags"
         )
     if recipe.data.labels != tagger.labels:
-        raise ValueError(f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}")
-    learned = state.get("data", {})
-    same = learned.get("fingerprint") == prepared.dataset.fingerprint()
-    if same and learned["test_fold"] != recipe.data.test_fold:
         raise ValueError(
-            f"data.test_fold = {recipe.data.test_fold}: the checkpoint {uri!r} learned from clips of it; its own is "
-            f"--set data.test_fold={learned['test_fold']}"
+            f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}; "
+            f"--set data.labels={tagger.labels}"
+        )
+    trained_on = state.get("data", {})
+    is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()
+    if is_same and trained_on["test_fold"] != recipe.data.test_fold:
+        raise ValueError(
+            f"data.test_fold = {recipe.data.test_fold}: the checkpoint {uri!r} was trained on clips of this fold; its "
+            f"test fold is --set data.test_fold={trained_on['test_fold']}"
         )
     return prepared
 
 
 def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """The `top` most likely tags of each file with probabilities; files that could not be heard, with reasons."""
+    """The `top` most likely tags of each file with probabilities, and the reason for each file that cannot be read.
+
+    Raises ValueError for `top` below 1.
+    """
     from workloads.data.decode import BrokenClip
     from workloads.evaluate.predict import load_tagger, tag_file
     from workloads.export.fold import fold_batch_norm
@@ -81,13 +87,13 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
     opener = object_store.FsspecFiles()
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
-    tagger, heard, broken = fold_batch_norm(tagger), {}, {}
+    tagger, tags_by_file, broken = fold_batch_norm(tagger), {}, {}
     for name in files:
         try:
             with opener.open(name) as file:
-                heard[name] = tag_file(tagger, state, file, top=top)
+                tags_by_file[name] = tag_file(tagger, state, file, top=top)
         except FileNotFoundError:
             broken[name] = "not found"
         except BrokenClip as reason:
             broken[name] = str(reason)
-    return heard, broken
+    return tags_by_file, broken

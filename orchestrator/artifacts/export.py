@@ -1,6 +1,7 @@
-"""A published tagger as a file for other programs: checked, timed, if wanted in int8, and with a model card beside it.
+"""Exports a published tagger to files for other programs: float, optionally int8, and a model card.
 
-`workloads/export.py` writes and checks the file, `workloads/quantise.py` makes the int8 one, `card.py` words the card.
+`workloads/export/export.py` writes and checks a file, `workloads/export/quantise.py` makes the int8 one,
+`model_card.py` writes the card; this module owns the files' names, the scores and the latencies.
 
 Axes: N clips of a set, B clips of a batch, M mel bands, F frames, C tags.
 """
@@ -46,13 +47,13 @@ from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 
 CALIBRATION_CLIPS = 64
-REPEATS = 15  # of a timed forward
+REPEATS = 15  # of each timed forward
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be written, checked as far as that goes without the tagger."""
+    """Which files to write; its options have been checked as far as possible without the tagger."""
 
     path: Path
     to: Format
@@ -69,72 +70,76 @@ class Target:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Everything that will be written."""
+        """All files that will be written."""
         return (self.path, self.card_path, *([self.int8_path] if self.int8 else []))
 
 
-def target(out: str, *, to: str, front_end: str, int8: bool) -> Target:
-    """Where the files go; ValueError where something is there, or for what cannot be done."""
+def check_target(out: str, *, to: str, front_end: str, int8: bool) -> Target:
+    """Check the options of an export.
+
+    Raises ValueError for an unknown or impossible option, a missing package or folder, and a file that exists already.
+    """
     formats = {name: name for name in FORMATS}
     if to not in formats:
         raise ValueError(f"--to {to!r}: must be {' or '.join(FORMATS)}")
     if front_end not in ("inside", "outside"):
         raise ValueError(f"--front-end {front_end!r}: must be inside or outside")
     if int8 and to != "onnx":
-        raise ValueError(f"--int8 with --to {to}: ONNX Runtime makes int8, of ONNX files only; use --to onnx")
+        raise ValueError(
+            f"--int8 with --to {to}: int8 files are made by ONNX Runtime, from ONNX files only; use --to onnx"
+        )
     if int8 and front_end == "inside":
         raise ValueError("--int8 with --front-end inside: spectra need full precision; add --front-end outside")
     path = Path(out).expanduser()
     if path.suffix != f".{to}":
         raise ValueError(f"OUT {out!r}: a file for --to {to} must end in .{to}")
     if not path.parent.is_dir():
-        raise ValueError(f"OUT {out!r}: there is no folder {path.parent}; make it first")
+        raise ValueError(f"OUT {out!r}: there is no folder {path.parent}; create it first")
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None] if to == "onnx" else []
     if missing:
         raise ValueError(f"--to onnx: needs {', '.join(missing)}, not installed; pip install 'antiphon[export]'")
-    wanted = Target(path, formats[to], front_end == "inside", int8)
-    for there in wanted.paths:
-        if there.exists():
-            raise ValueError(f"OUT {out!r}: {there} exists already; choose another name or remove it")
-    return wanted
+    target = Target(path, formats[to], front_end == "inside", int8)
+    existing = [file for file in target.paths if file.exists()]
+    if existing:
+        raise ValueError(f"OUT {out!r}: {existing[0]} exists already; choose another name or remove it")
+    return target
 
 
-def export_checkpoint(uri: str, wanted: Target, recipe: Recipe | None) -> dict[str, Any]:
-    """Write a published tagger as `wanted` says; returns what is known of the files, as the card tells it.
+def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[str, Any]:
+    """Write a published tagger to the files of `target`; returns what the card reports about them.
 
-    `recipe` names the data that an int8 file is calibrated and scored on. Nothing is left behind where the check fails.
-    Raises ValueError for a folder that holds no tagger and for data with other tags.
+    `recipe` names the data on which an int8 file is calibrated and scored. All files are written under temporary names
+    first, so that a failed check leaves none of them. Raises ValueError for a folder that holds no tagger and for data
+    with other tags.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = object_store.fetch(uri, Path(scratch))
-        tagger, state = load_tagger(folder)
+        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
     prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
-    with tempfile.TemporaryDirectory(dir=wanted.path.parent, prefix=".export-") as scratch:
-        drafts = {path: Path(scratch) / path.name for path in wanted.paths}
-        told = _write(tagger, state, drafts[wanted.path], wanted)
-        heard = example_input(tagger, num_clips=1, front_end_inside=wanted.front_end_inside)
-        hearing: dict[str, Forward] = {"file": open_file(drafts[wanted.path], wanted.to)}
+    with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=".export-") as scratch:
+        drafts = {path: Path(scratch) / path.name for path in target.paths}
+        report = _write_float(tagger, state, drafts[target.path], target)
+        files = {"file": open_file(drafts[target.path], target.to)}
         if recipe and prepared:
-            int8 = _quantised(tagger, prepared, drafts[wanted.path], drafts[wanted.int8_path])
-            told["int8"] = int8 | {"recipe": recipe.name, "file": wanted.int8_path.name}
-            hearing["int8"] = open_file(drafts[wanted.int8_path], "onnx")
-        told["latency_ms"] = _latencies(tagger, heard, hearing, inside=wanted.front_end_inside)
-        write_card(told, state, drafts[wanted.card_path])
+            int8 = _write_int8(tagger, prepared, drafts[target.path], drafts[target.int8_path])
+            report["int8"] = int8 | {"recipe": recipe.name, "file": target.int8_path.name}
+            files["int8"] = open_file(drafts[target.int8_path], "onnx")
+        report["latency_ms"] = _latencies(tagger, files, inside=target.front_end_inside)
+        write_card(report, state, drafts[target.card_path])
         for path, draft in drafts.items():
             os.replace(draft, path)
-    return told | {"checkpoint": uri, "files": [str(path) for path in wanted.paths]}
+    return report | {"checkpoint": uri, "files": [str(path) for path in target.paths]}
 
 
-def _write(tagger: Tagger, state: dict[str, Any], draft: Path, wanted: Target) -> dict[str, Any]:
-    """The float file, checked; what travels in it and what it weighs."""
-    facts = _facts(tagger, state, inside=wanted.front_end_inside)
+def _write_float(tagger: Tagger, state: dict[str, Any], draft: Path, target: Target) -> dict[str, Any]:
+    """Write and check the float file; returns its metadata, its sizes and its largest difference from PyTorch."""
+    facts = _facts(tagger, state, inside=target.front_end_inside)
     size = model_size(
         tagger.model, num_classes=len(tagger.tags), clip_seconds=tagger.clip_seconds, clip_rate=tagger.clip_rate
     )
-    difference = export(tagger, draft, to=wanted.to, front_end_inside=wanted.front_end_inside, metadata=facts)
+    difference = export(tagger, draft, to=target.to, front_end_inside=target.front_end_inside, metadata=facts)
     return {
-        "file": wanted.path.name,
-        "to": wanted.to,
+        "file": target.path.name,
+        "to": target.to,
         "facts": facts,
         "largest_difference": difference,
         "bytes": draft.stat().st_size,
@@ -145,19 +150,19 @@ def _write(tagger: Tagger, state: dict[str, Any], draft: Path, wanted: Target) -
 
 
 def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, Any]:
-    """What travels inside the file."""
+    """The metadata stored inside the file: what a program needs to use it."""
     front_end, any_length = tagger.front_end, takes_any_length(tagger)
     samples = round(tagger.clip_seconds * tagger.clip_rate)
     if inside:
-        goes_in: dict[str, Any] = {"kind": "waveform", "shape": ["clips", "samples" if any_length else samples]}
+        file_input: dict[str, Any] = {"kind": "waveform", "shape": ["clips", "samples" if any_length else samples]}
     else:
         frames = front_end.frames(tagger.clip_seconds)
-        goes_in = {
+        file_input = {
             "kind": "log-mel",
             "shape": ["clips", front_end.bands, "frames" if any_length else frames],
             "front_end": front_end.kind,
             "front_end_rate": front_end.rate,
-            "note": f"as it comes: the network itself takes off {tagger.mean:g} and divides by {tagger.std:g}",
+            "note": f"not normalised: the network subtracts {tagger.mean:g} and divides by {tagger.std:g}",
         }
     return {
         "name": state["name"],
@@ -165,15 +170,16 @@ def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, 
         "labels": tagger.labels,
         "rate": tagger.clip_rate,
         "clip_seconds": tagger.clip_seconds,
-        "input": goes_in | {"longest": max_length(tagger, front_end_inside=inside)},  # named axes may have any length
+        "input": file_input
+        | {"longest": max_length(tagger, front_end_inside=inside)},  # named axes may have any length
         "weights_sha256": checkpoint.weights_digest(tagger.state_dict()),
         **{key: state[key] for key in ("origin", "first_weights") if key in state},
         "antiphon": version("antiphon"),
     }
 
 
-def _quantised(tagger: Tagger, prepared: PreparedData, path: Path, out: Path) -> dict[str, Any]:
-    """The int8 file, and how both files score on the test part of the data."""
+def _write_int8(tagger: Tagger, prepared: PreparedData, path: Path, out: Path) -> dict[str, Any]:
+    """Write the int8 file; returns its size and the scores of both files on the test part of the data."""
     clips = prepared.splits.test
     if not clips:
         raise ValueError("--int8: this data set has no test clips to score on; choose another data.test_fold")
@@ -194,7 +200,7 @@ def _quantised(tagger: Tagger, prepared: PreparedData, path: Path, out: Path) ->
         "scores": scores,
         "loss": scores["float"][primary] - scores["int8"][primary],
         "products": asdict(share),
-        "sums_in_fp32": isinstance(tagger.model.arch, DyMN),  # its depthwise convolutions, in a file
+        "sums_in_fp32": isinstance(tagger.model.arch, DyMN),  # how a file computes its depthwise convolutions
     }
 
 
@@ -206,20 +212,21 @@ def _mels(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Iter
             yield tagger.front_end(shard.x_BT).numpy()
 
 
-def _latencies(tagger: Tagger, heard: torch.Tensor, hearing: dict[str, Forward], *, inside: bool) -> dict[str, float]:
-    """Median milliseconds a clip on one thread, of PyTorch and of each file, taken in turns in this process."""
+def _latencies(tagger: Tagger, files: dict[str, Forward], *, inside: bool) -> dict[str, float]:
+    """Median milliseconds per clip on one thread, of PyTorch and of each file, measured in turns in this process."""
+    example = example_input(tagger, num_clips=1, front_end_inside=inside)
     forward = torch.no_grad()(tagger.tag if inside else tagger)
-    tries: dict[str, Callable[[], object]] = {"pytorch": lambda: forward(heard)}
-    tries |= {name: lambda runs=runs: runs(heard.numpy()) for name, runs in hearing.items()}  # type: ignore[misc]
-    taken: dict[str, list[float]] = {name: [] for name in tries}
+    calls: dict[str, Callable[[], object]] = {"pytorch": lambda: forward(example)}
+    calls |= {name: lambda runs=runs: runs(example.numpy()) for name, runs in files.items()}  # type: ignore[misc]
+    times: dict[str, list[float]] = {name: [] for name in calls}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for _ in range(1 + REPEATS):
-            for name, try_it in tries.items():
+            for name, call in calls.items():
                 began = time.perf_counter()
-                try_it()
-                taken[name].append(1000 * (time.perf_counter() - began))
+                call()
+                times[name].append(1000 * (time.perf_counter() - began))
     finally:
         torch.set_num_threads(threads)
-    return {name: statistics.median(values[1:]) for name, values in taken.items()}  # the first one warms up
+    return {name: statistics.median(values[1:]) for name, values in times.items()}  # the first is a warm-up

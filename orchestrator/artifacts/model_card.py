@@ -1,4 +1,4 @@
-"""The model card beside an exported file. Words what `export.py` measured and what the checkpoint says of itself."""
+"""The model card beside an exported file: prints what `export.py` measured and what the checkpoint's state holds."""
 
 import json
 import platform
@@ -9,12 +9,12 @@ import jinja2
 
 from workloads.evaluate import metrics
 
-# Hugging Face's names of licences, for what `workloads/official` says of those who published weights
+# Hugging Face's names of licences, for those that `workloads/models/official` names
 LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}
 
 
-def write_card(told: dict[str, Any], state: dict[str, Any], out: Path) -> None:
-    """Write the card to `out`: `told` is what the export found, `state` the checkpoint's own words."""
+def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None:
+    """Write the card to `out` from the export's `report` and the checkpoint's `state`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=jinja2.StrictUndefined,
@@ -26,8 +26,8 @@ def write_card(told: dict[str, Any], state: dict[str, Any], out: Path) -> None:
     origin, first = state.get("origin"), state.get("first_weights")
     licence = (origin or first or {}).get("licence")
     card = environment.get_template("card.md.j2").render(
-        told=told,
-        facts=told["facts"],
+        report=report,
+        facts=report["facts"],
         arch=state["model"]["arch"],
         recipe=state.get("recipe"),
         init=state["model"]["init"],

@@ -29,10 +29,10 @@ def export(
     if settings and not int8:
         raise ValueError(f"--set {settings[0]}: changes the recipe of --int8; give that too")
     with redirect_stdout(sys.stderr):
-        from orchestrator.artifacts.export import export_checkpoint, target
+        from orchestrator.artifacts.export import check_target, export_checkpoint
         from orchestrator.recipes.loader import load_recipe
 
-        request = target(out, to=to, front_end=front_end, int8=bool(int8))
+        request = check_target(out, to=to, front_end=front_end, int8=bool(int8))
         result = export_checkpoint(checkpoint, request, load_recipe(int8, settings) if int8 else None)
     if as_json:
         typer.echo(json.dumps(result))

@@ -23,7 +23,7 @@ EDGE_PANELS = {
     "kd_loss": "distillation loss",
     "weight": "effective weight",
     "teacher_entropy": "teacher entropy (nats)",
-    "agreement": "agreement with the teacher",
+    "agreement": "agreement",
 }
 
 
@@ -61,12 +61,12 @@ def _phase_hover_text(model: str, phase: Phase) -> str:
 
 def learning_curves(history: RunHistory, model: str) -> go.Figure:
     """Losses above, validation scores below, over the steps of the run; the background shows the model's role."""
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.09)
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.16)
     _add_losses(figure, history, model)
     _add_validation(figure, history, model)
-    apply_style(figure, height=470)
+    apply_style(figure, height=520)
     _shade_roles(figure, history, model)
-    figure.update_layout(legend={"x": 1.01, "y": 1}, legend2={"x": 1.01, "y": 0.44})
+    figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.05}, legend2=LEGEND_ABOVE | {"y": 0.43})
     figure.update_yaxes(title="loss (nats)", row=1, col=1)
     figure.update_yaxes(title="validation score", row=2, col=1)
     figure.update_xaxes(range=_step_range(history))

@@ -66,7 +66,7 @@ class CachedSearchPage:
             self.stamp = ""
 
     def _has_no_updates(self) -> bool:
-        """Whether the page says that the search may have been killed."""
+        """Whether the page reports that the search may have been killed."""
         now = time.time()
         return self.search.active_until(now) < now
 

@@ -1,6 +1,6 @@
 """The sections of a search's page that are figures: which there are, and the text needed to read them.
 
-A section without data says what is missing.
+A section without data names what is missing.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from workloads.train import loop
 
 @pytest.fixture
 def trained(tiny, start) -> tuple[Path, list[str]]:
-    """The small Transformer of a short run, and what to set to have the run's data again."""
+    """The small Transformer of a short run, and the settings that give the run's data again."""
     recipe = tiny("demo", "schedule.burn_in=10", "schedule.period=5", "schedule.turns=2", "train.eval_every=20")
     run = start(recipe)
     assert loop(run) == "done"
@@ -32,34 +32,34 @@ def trained(tiny, start) -> tuple[Path, list[str]]:
 
 
 def test_a_trained_tagger_with_its_front_end(trained, antiphon, tmp_path, monkeypatch, capfd):
-    """The card's own Python, as it stands, says of a file what `antiphon tag` says of it."""
+    """The card's Python block, run unchanged, prints the tags that `antiphon tag` prints."""
     folder, _ = trained
     tagger, state = load_tagger(folder)
     monkeypatch.chdir(tmp_path)
     soundfile.write("clip.wav", waveform(1.0, tagger.clip_rate)[0].numpy(), tagger.clip_rate)
     done = antiphon("tag", folder, "clip.wav", "--json")
-    heard = json.loads(done.out)["files"]["clip.wav"]
+    tags = json.loads(done.out)["files"]["clip.wav"]
     for to in ("onnx", "pt2"):
         done = antiphon("export", folder, f"tagger.{to}", "--to", to, "--json")
         assert done.code == 0, done.err
-        told = json.loads(done.out)
-        assert told["largest_difference"] < 1e-5
-        assert told["bytes"] == Path(f"tagger.{to}").stat().st_size
-        assert set(told["latency_ms"]) == {"pytorch", "file"}
-        assert told["facts"]["input"] == {"kind": "waveform", "shape": ["clips", 16_000], "longest": None}
-        assert told["facts"]["weights_sha256"] == checkpoint.weights_digest(tagger.state_dict())
+        result = json.loads(done.out)
+        assert result["largest_difference"] < 1e-5
+        assert result["bytes"] == Path(f"tagger.{to}").stat().st_size
+        assert set(result["latency_ms"]) == {"pytorch", "file"}
+        assert result["facts"]["input"] == {"kind": "waveform", "shape": ["clips", 16_000], "longest": None}
+        assert result["facts"]["weights_sha256"] == checkpoint.weights_digest(tagger.state_dict())
         card = Path(f"tagger.{to}.md").read_text()
         assert "license: unknown" in card
         assert "Trained by antiphon from the recipe `demo`" in card
         assert state["data"]["fingerprint"] in card
         assert f"{state['test']['mAP']:.4f}" in card
-        said = snippet(card, capfd)
-        assert [tag for _, tag in said] == [tag for tag, _ in heard]
-        assert [float(p) for p, _ in said] == pytest.approx([p for _, p in heard], abs=0.002)
+        printed = snippet(card, capfd)
+        assert [tag for _, tag in printed] == [tag for tag, _ in tags]
+        assert [float(p) for p, _ in printed] == pytest.approx([p for _, p in tags], abs=0.002)
 
 
 def snippet(card: str, capfd) -> list[list[str]]:
-    """What the card's Python block prints, run in the present folder."""
+    """The output of the card's Python block, run in the current folder."""
     code = card.split("```python\n")[1].split("```")[0]
     assert len([line for line in code.splitlines() if line]) < 25
     Path("snippet.py").write_text(code)
@@ -68,15 +68,15 @@ def snippet(card: str, capfd) -> list[list[str]]:
     return [line.split("  ") for line in capfd.readouterr().out.splitlines()]
 
 
-def test_eight_bits_are_scored_against_the_float_file(trained, antiphon, tmp_path, monkeypatch, capfd):
+def test_the_int8_file_is_compared_with_the_float_file(trained, antiphon, tmp_path, monkeypatch, capfd):
     folder, data = trained
     monkeypatch.chdir(tmp_path)
     done = antiphon(
         *("export", folder, "tagger.onnx", "--to", "onnx", "--front-end", "outside", "--int8", "demo", *data, "--json")
     )
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    int8 = told["int8"]
+    result = json.loads(done.out)
+    int8 = result["int8"]
     _, state = load_tagger(folder)
     assert int8["scores"]["float"] == pytest.approx(state["test"], abs=1e-4)
     assert int8["loss"] == int8["scores"]["float"]["mAP"] - int8["scores"]["int8"]["mAP"]
@@ -84,16 +84,16 @@ def test_eight_bits_are_scored_against_the_float_file(trained, antiphon, tmp_pat
     assert (int8["scored_on"], int8["calibrated_on"]) == (state["data"]["clips"]["test"], 64)
     assert int8["products"]["int8"] > 0
     assert int8["bytes"] == Path("tagger.int8.onnx").stat().st_size
-    assert sorted(told["files"]) == ["tagger.int8.onnx", "tagger.onnx", "tagger.onnx.md"]
+    assert sorted(result["files"]) == ["tagger.int8.onnx", "tagger.onnx", "tagger.onnx.md"]
     card = Path("tagger.onnx.md").read_text()
     assert f"a loss of {int8['loss']:.4f}" in card
     tagger, _ = load_tagger(folder)
     soundfile.write("clip.wav", waveform(1.0, tagger.clip_rate)[0].numpy(), tagger.clip_rate)
-    heard = json.loads(antiphon("tag", folder, "clip.wav", "--json").out)["files"]["clip.wav"]
-    assert [tag for _, tag in snippet(card, capfd)] == [tag for tag, _ in heard]
+    tags = json.loads(antiphon("tag", folder, "clip.wav", "--json").out)["files"]["clip.wav"]
+    assert [tag for _, tag in snippet(card, capfd)] == [tag for tag, _ in tags]
 
 
-def test_the_command_tells_what_it_found(trained, antiphon, tmp_path):
+def test_the_command_prints_a_summary(trained, antiphon, tmp_path):
     folder, _ = trained
     done = antiphon("export", folder, tmp_path / "tagger.pt2", "--to", "pt2", "--front-end", "outside")
     assert done.code == 0, done.err
@@ -116,14 +116,14 @@ def test_an_imported_tagger_keeps_its_origin(trained, antiphon, tmp_path):
         card = out.with_name(out.name + ".md").read_text()
         assert known in card
         assert f"Licence of the weights: {licence}." in card
-        assert "not learned in a run of antiphon" in card
+        assert "not trained in an antiphon run" in card
         extra = {METADATA_KEY: ""}
         torch.export.load(out, extra_files=extra)
         assert json.loads(extra[METADATA_KEY])["origin"]["licence"] == licence
 
 
-def test_the_licence_of_first_weights_goes_on_from_run_to_run(trained, antiphon, tmp_path, tiny, start):
-    """A run begins with imported weights, another with what that one delivered: both cards tell whose they were."""
+def test_the_licence_of_initial_weights_is_kept_from_run_to_run(trained, antiphon, tmp_path, tiny, start):
+    """A run starts from imported weights, another from its tagger: both cards name the origin of the weights."""
     folder, _ = trained
     state = checkpoint.read_state(folder)
     origin = {"project": "who/ever", "family": "timm", "file": "v.bin", "sha256": "ab" * 32, "licence": "CC-BY-4.0"}
@@ -146,11 +146,11 @@ def test_the_licence_of_first_weights_goes_on_from_run_to_run(trained, antiphon,
         assert json.loads(done.out)["facts"]["first_weights"] == origin
         card = out.with_name(out.name + ".md").read_text()
         assert 'license: other\nlicense_name: "CC-BY-4.0"' in card
-        assert f"beginning with weights imported from who/ever (file `v.bin`, SHA-256 `{'ab' * 32}`)." in card
-        assert "Licence of those, which goes on holding: CC-BY-4.0.\n" in card
+        assert f"initialized with weights imported from who/ever (file `v.bin`, SHA-256 `{'ab' * 32}`)." in card
+        assert "Licence of the initial weights, which still applies: CC-BY-4.0.\n" in card
 
 
-def test_ceds_file_says_how_long_a_clip_may_be(antiphon, tmp_path, tiny, start):
+def test_ceds_file_holds_the_longest_clip(antiphon, tmp_path, tiny, start):
     model = 'models.vit={arch={family="ced"}, front_end={kind="ced64"}}'
     run = start(tiny("control-no-teacher", "schedule.burn_in=1", "schedule.period=1", "schedule.turns=2", model))
     assert loop(run) == "done"
@@ -162,15 +162,15 @@ def test_ceds_file_says_how_long_a_clip_may_be(antiphon, tmp_path, tiny, start):
         assert done.code == 0, done.err
         bound = f"(an axis with a name may have any length, up to {longest:,} {axis})"
         assert bound in done.out
-        assert bound.replace("have any", "be of any") in out.with_name(out.name + ".md").read_text()
+        assert bound.replace("an axis with a name", "a named axis") in out.with_name(out.name + ".md").read_text()
         extra = {METADATA_KEY: ""}
         torch.export.load(out, extra_files=extra)
-        told = json.loads(extra[METADATA_KEY])["input"]
-        assert (told["shape"][-1], told["longest"]) == (axis, longest)
+        result = json.loads(extra[METADATA_KEY])["input"]
+        assert (result["shape"][-1], result["longest"]) == (axis, longest)
 
 
 @pytest.mark.parametrize(
-    ("out", "words", "says"),
+    ("out", "words", "message"),
     [
         ("a.onnx", ["--to", "tflite"], "--to 'tflite': must be onnx or pt2"),
         ("a.pt2", ["--to", "onnx"], "must end in .onnx"),
@@ -185,14 +185,14 @@ def test_ceds_file_says_how_long_a_clip_may_be(antiphon, tmp_path, tiny, start):
         ("a.onnx", ["--to", "onnx"], "checkpoint 'nowhere': no "),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_written(out, words, says, antiphon, tmp_path, monkeypatch):
+def test_mistakes_are_reported_and_nothing_is_written(out, words, message, antiphon, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("there.onnx", "carded.pt2.md", "eight.int8.onnx"):
         Path(name).write_text("mine")
     before = sorted(path.name for path in tmp_path.iterdir())
     done = antiphon("export", "nowhere", out, *words)
     assert (done.code, done.out) == (2, "")
-    assert says in done.err
+    assert message in done.err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -208,11 +208,11 @@ def test_data_with_other_tags_are_refused(trained, antiphon, tmp_path):
         *("export", other, tmp_path / "a.onnx", "--to", "onnx", "--front-end", "outside", "--int8", "demo", *data)
     )
     assert done.code == 2
-    assert "knows the tags tag0" in done.err
+    assert "its tags are tag0" in done.err
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_without_the_onnx_packages_it_says_what_to_install(antiphon, tmp_path, monkeypatch):
+def test_without_the_onnx_packages_the_message_names_what_to_install(antiphon, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     done = antiphon("export", "nowhere", tmp_path / "a.onnx", "--to", "onnx")
     assert done.code == 2
@@ -220,21 +220,21 @@ def test_without_the_onnx_packages_it_says_what_to_install(antiphon, tmp_path, m
 
 
 def test_a_file_that_differs_is_not_left_behind(trained, antiphon, tmp_path, monkeypatch):
-    """The check fails if the file that it opens says something else."""
+    """The check fails if the logits of the file differ."""
     folder, _ = trained
     out = tmp_path / "out"
     out.mkdir()
 
     def shifted(*arguments: Any) -> Callable[[np.ndarray], np.ndarray]:
         runs = genuine(*arguments)
-        return lambda heard: runs(heard) + np.float32(0.01)
+        return lambda example: runs(example) + np.float32(0.01)
 
     from workloads.export import export as exporting
 
     genuine = exporting.open_file
     monkeypatch.setattr(exporting, "open_file", shifted)
-    wanted = export.target(str(out / "a.pt2"), to="pt2", front_end="inside", int8=False)
+    target = export.check_target(str(out / "a.pt2"), to="pt2", front_end="inside", int8=False)
     with pytest.raises(exporting.ExportMismatch):
-        export.export_checkpoint(str(folder), wanted, None)
+        export.export_checkpoint(str(folder), target, None)
     assert list(out.iterdir()) == []
     shutil.rmtree(out)

@@ -1,4 +1,4 @@
-"""`antiphon models import`: published weights in, a tagger out that tags, teaches and is started from."""
+"""`antiphon models import`: the imported tagger tags files, teaches, and initializes models."""
 
 import json
 import pickle
@@ -61,7 +61,7 @@ def imported_as(model: str, folder: Path) -> list[str]:
     ]
 
 
-def test_what_is_imported_says_what_the_official_code_says(antiphon, weights, tmp_path):
+def test_an_imported_tagger_gives_the_logits_of_the_official_code(antiphon, weights, tmp_path):
     done = antiphon("models", "import", "--family", "mn", weights, tmp_path / "mn04", "--json")
     assert done.code == 0, done.err
     made = json.loads(done.out)
@@ -102,7 +102,7 @@ def test_every_kind_of_head_keeps_its_tags(antiphon, tmp_path, family, network, 
 
 
 @pytest.mark.parametrize(("family", "network"), [("ced", "ced_tiny_10s"), ("ast", "ast_tiny_16")])
-def test_other_projects_go_through_the_same_door(antiphon, tmp_path, family, network):
+def test_weights_of_other_projects_are_imported_too(antiphon, tmp_path, family, network):
     recorded = json.loads((DATA / f"{network}.json").read_text())
     torch.save(keyed_state(recorded["shapes"]), tmp_path / "theirs.pth")
     done = antiphon("models", "import", "--family", family, tmp_path / "theirs.pth", tmp_path / "out")
@@ -120,9 +120,9 @@ def test_an_imported_tagger_tags_a_file(antiphon, weights, tmp_path):
     assert done.code == 0, done.err
     assert done.out.startswith("small: mn (width 0.4, ")
     soundfile.write(tmp_path / "tone.wav", waveform(10, 32_000)[0].numpy(), 32_000, subtype="FLOAT")
-    heard = antiphon("tag", tmp_path / "mn04", tmp_path / "tone.wav", "--top", "527", "--json")
-    assert heard.code == 0, heard.err
-    found = dict(json.loads(heard.out)["files"][str(tmp_path / "tone.wav")])
+    tagged = antiphon("tag", tmp_path / "mn04", tmp_path / "tone.wav", "--top", "527", "--json")
+    assert tagged.code == 0, tagged.err
+    found = dict(json.loads(tagged.out)["files"][str(tmp_path / "tone.wav")])
     expected_C = torch.sigmoid(case("mn04").logits_BC[0])
     assert [found[tag] for tag in AUDIOSET[:20]] == pytest.approx(expected_C.tolist(), abs=1e-4)
 
@@ -164,8 +164,8 @@ def test_tags_come_from_a_csv_too(antiphon, ten_classes, tmp_path):
 @pytest.mark.parametrize(
     ("network", "arch"), [("mn04", MN04), ("dymn04", '{family="dymn", width=0.4}')], ids=["mn", "dymn"]
 )
-def test_weights_of_images_start_a_model_by_way_of_a_thousand_names(antiphon, tmp_path, tiny, start, network, arch):
-    """As the recipes of EfficientAT tell: classes go by their numbers, the last layer is drawn anew."""
+def test_imagenet_weights_initialize_a_model_by_way_of_a_thousand_names(antiphon, tmp_path, tiny, start, network, arch):
+    """As in the recipes of EfficientAT: classes are named by their numbers, the last layer is initialized at random."""
     head = {"classifier.5.weight": [1000, 512], "classifier.5.bias": [1000]}
     state, family = case(network, **head).state, network[:-2]
     torch.save(state, tmp_path / f"{network}_im.pt")
@@ -181,7 +181,7 @@ def test_weights_of_images_start_a_model_by_way_of_a_thousand_names(antiphon, tm
 
 
 @pytest.mark.parametrize(("words", "labels"), [([], "multi"), (["--labels", "single"], "single")])
-def test_labels_are_what_is_told(antiphon, ten_classes, tmp_path, words, labels):
+def test_labels_are_set_by_the_option(antiphon, ten_classes, tmp_path, words, labels):
     (tmp_path / "tags.txt").write_text("\n".join(UNSORTED) + "\n")
     arguments = ["--family", "mn", ten_classes, tmp_path / "ten", "--tags", tmp_path / "tags.txt", *words]
     done = antiphon("models", "import", *arguments)
@@ -192,7 +192,7 @@ def test_labels_are_what_is_told(antiphon, ten_classes, tmp_path, words, labels)
 
 
 @pytest.mark.parametrize(("words", "labels"), [([], "single"), (["--labels", "multi"], "multi")])
-def test_an_ast_of_esc50_tells_one_tag_a_clip(antiphon, tmp_path, words, labels):
+def test_an_ast_of_esc50_has_single_labels(antiphon, tmp_path, words, labels):
     torch.save(keyed_state(json.loads((DATA / "ast_tiny_esc50.json").read_text())["shapes"]), tmp_path / "esc50.pth")
     (tmp_path / "tags.txt").write_text("\n".join(f"tag {number}" for number in range(50)))
     arguments = ["--family", "ast", tmp_path / "esc50.pth", tmp_path / "out", "--tags", tmp_path / "tags.txt", *words]
@@ -203,12 +203,12 @@ def test_an_ast_of_esc50_tells_one_tag_a_clip(antiphon, tmp_path, words, labels)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(antiphon, tmp_path, value):
+def test_weights_that_are_not_finite_are_refused(antiphon, tmp_path, value):
     state = case("mn04").state
     state["features.9.block.0.0.weight"][3, 0] = value
     torch.save(state, tmp_path / "lost.pt")
-    told = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "lost.pt", tmp_path / "out"))
-    assert "lost.pt': features.9.block.0.0.weight holds numbers that are not finite" in told
+    message = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "lost.pt", tmp_path / "out"))
+    assert "lost.pt': features.9.block.0.0.weight holds numbers that are not finite" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -223,23 +223,23 @@ class Boobytrap:
 def test_a_file_that_needs_code_is_refused_unread(antiphon, tmp_path, ending):
     torch.save({"state_dict": case("mn04").state, "config": Boobytrap()}, tmp_path / f"mn04.{ending}")
     done = antiphon("models", "import", "--family", "mn", tmp_path / f"mn04.{ending}", tmp_path / "out")
-    told = mistake(done)
-    assert "holds more than tensors" in told
+    message = mistake(done)
+    assert "holds more than tensors" in message
     assert "code of the file has run" not in done.err
     assert not (tmp_path / "out").exists()
 
 
-def test_the_refusal_says_how_to_make_a_file_that_is_taken(antiphon, tmp_path):
+def test_the_refusal_shows_how_to_convert_the_file(antiphon, tmp_path):
     torch.save({"state_dict": case("mn04").state, "config": Namespace(seed=1)}, tmp_path / "mn04.pt")
-    told = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "mn04.pt", tmp_path / "out"))
-    script = told[told.index("'import torch;") + 1 : told.rindex("'")]
+    message = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "mn04.pt", tmp_path / "out"))
+    script = message[message.index("'import torch;") + 1 : message.rindex("'")]
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     done = antiphon("models", "import", "--family", "mn", tmp_path / "mn04.safetensors", tmp_path / "out")
     assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--family", "mm"], "--family 'mm': no such family; known are mn, dymn, ced, ast, timm"),
         (["--family", "dymn"], "is a network of the family mn"),
@@ -247,69 +247,69 @@ def test_the_refusal_says_how_to_make_a_file_that_is_taken(antiphon, tmp_path):
         (["--family", "ced", "--strides", "2221"], "for mn and dymn only, not for ced"),
         (["--family", "mn", "--strides", "2231"], "must be four times 1 or 2"),
         (["--family", "mn", "--name", "Big One"], "--name 'Big One': a name is a small letter"),
-        (["--family", "mn"], "these weights tell 10 classes apart; name them with --tags FILE"),
+        (["--family", "mn"], "these weights have 10 classes; name them with --tags FILE"),
         (["--family", "mn", "--tags", "nowhere.txt"], "--tags 'nowhere.txt': no such file"),
-        (["--family", "mn", "--tags", "nine.txt"], "names 9 tags, the weights tell 10 classes apart"),
-        (["--family", "mn", "--tags", "twice.txt"], "'bird' is there twice"),
+        (["--family", "mn", "--tags", "nine.txt"], "lists 9 tags, the weights have 10 classes"),
+        (["--family", "mn", "--tags", "twice.txt"], "'bird' is listed twice"),
         (["--family", "mn", "--tags", "other.csv"], "a CSV file needs a column display_name"),
-        (["--family", "mn", "--tags", "jumbled.csv"], "its column index must count from 0"),
-        (["--family", "mn", "--labels", "one"], "--labels 'one': must be single (one tag a clip) or multi"),
+        (["--family", "mn", "--tags", "jumbled.csv"], "its column index must count the rows from 0"),
+        (["--family", "mn", "--labels", "one"], "--labels 'one': must be single (one tag per clip) or multi"),
     ],
 )
-def test_mistakes_leave_nothing_behind(antiphon, ten_classes, tmp_path, monkeypatch, arguments, told):
+def test_mistakes_leave_nothing_behind(antiphon, ten_classes, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("nine.txt").write_text("\n".join(UNSORTED[:9]))
     Path("twice.txt").write_text("\n".join(["bird", *UNSORTED[:8], "bird"]))
     Path("other.csv").write_text("name\nbird\n")
     Path("jumbled.csv").write_text("index,display_name\n1,bird\n0,bell\n")
-    assert told in mistake(antiphon("models", "import", *arguments, ten_classes, "out"))
+    assert message in mistake(antiphon("models", "import", *arguments, ten_classes, "out"))
     assert not Path("out").exists()
 
 
 def test_an_out_that_exists_is_left_alone(antiphon, weights, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    told = mistake(antiphon("models", "import", "--family", "mn", weights, tmp_path / "mine"))
-    assert "is there already; choose a new folder or URI" in told
+    message = mistake(antiphon("models", "import", "--family", "mn", weights, tmp_path / "mine"))
+    assert "exists already; choose a new folder or URI" in message
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
-def test_files_that_are_none_are_told_from_damaged_ones(antiphon, weights, tmp_path):
-    for name, data, told in [
+def test_damaged_files_and_files_of_other_kinds_are_refused(antiphon, weights, tmp_path):
+    for name, data, message in [
         ("cut.pt", weights.read_bytes()[:100_000], "or a damaged one (RuntimeError: PytorchStreamReader"),
-        ("empty.pth", b"", "no file that torch.save wrote, or a damaged one (EOFError"),
-        ("letter.bin", b"dear friend", "no file that torch.save wrote"),
+        ("empty.pth", b"", "not a file that torch.save wrote, or a damaged one (EOFError"),
+        ("letter.bin", b"dear friend", "not a file that torch.save wrote"),
         ("pickle.pt", pickle.dumps([1.5], protocol=4), "or a damaged one (UnpicklingError: Unsupported operand"),
-        ("letter.safetensors", b"dear friend", "no safetensors file, or a damaged one"),
+        ("letter.safetensors", b"dear friend", "not a safetensors file, or a damaged one"),
         ("mn04.ckpt", b"", "must end in .pt, .pth, .bin or .safetensors"),
     ]:
         (tmp_path / name).write_bytes(data)
-        assert told in mistake(antiphon("models", "import", "--family", "mn", tmp_path / name, tmp_path / "out"))
+        assert message in mistake(antiphon("models", "import", "--family", "mn", tmp_path / name, tmp_path / "out"))
     missing = antiphon("models", "import", "--family", "mn", tmp_path / "none.pt", tmp_path / "out")
     assert "none.pt': no such file" in mistake(missing)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ({"state_dict": {"a": torch.ones(1)}}, "no weights of EfficientAT's MN or DyMN"),
-        ({"state_dict": {"a": 1}}, "its 'a' is no tensor"),
-        ({"model": {}}, "hold no state dict"),
+        ({"state_dict": {"a": 1}}, "its 'a' is not a tensor"),
+        ({"model": {}}, "no state dict"),
         ([torch.ones(1)], "found list without tensors"),
     ],
 )
-def test_contents_that_are_no_network_are_named(antiphon, tmp_path, content, told):
+def test_contents_without_a_network_are_named(antiphon, tmp_path, content, message):
     torch.save(content, tmp_path / "odd.pt")
-    assert told in mistake(antiphon("models", "import", "--family", "mn", tmp_path / "odd.pt", tmp_path / "out"))
+    assert message in mistake(antiphon("models", "import", "--family", "mn", tmp_path / "odd.pt", tmp_path / "out"))
 
 
-def test_damaged_names_are_named(antiphon, tmp_path):
+def test_unknown_and_missing_tensors_are_named(antiphon, tmp_path):
     state = case("mn04").state
     state["features.0.0.wieght"] = state.pop("features.0.0.weight")
     torch.save(state, tmp_path / "odd.pt")
-    told = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "odd.pt", tmp_path / "out"))
-    assert "odd.pt: these weights do not fit" in told
-    assert "unknown: features.0.0.wieght; missing: features.0.0.weight" in told
+    message = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "odd.pt", tmp_path / "out"))
+    assert "odd.pt: these weights do not fit" in message
+    assert "unknown: features.0.0.wieght; missing: features.0.0.weight" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -320,7 +320,7 @@ def test_it_is_written_to_an_object_store_too(antiphon, weights, s3_server, monk
     done = antiphon("models", "import", "--family", "mn", weights, "s3://taggers/ours/mn04")
     assert done.code == 0, done.err
     soundfile.write(tmp_path / "tone.wav", waveform(1, 32_000)[0].numpy(), 32_000)
-    heard = antiphon("tag", "s3://taggers/ours/mn04", tmp_path / "tone.wav")
-    assert heard.code == 0, heard.err
+    tagged = antiphon("tag", "s3://taggers/ours/mn04", tmp_path / "tone.wav")
+    assert tagged.code == 0, tagged.err
     again = antiphon("models", "import", "--family", "mn", weights, "s3://taggers/ours/mn04")
-    assert "is there already" in mistake(again)
+    assert "exists already" in mistake(again)

@@ -1,4 +1,4 @@
-"""What a run would cost, held against runs that really happened."""
+"""The predicted cost of a run, compared with real runs."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def cost_of(recipe, **options):
     ("name", "settings"),
     [
         ("demo", (*TURNS, "train.checkpoint_every=4", "models.vit.average.kind=none")),
-        ("control-no-teacher", TURNS),  # the parked model is in the checkpoint too
+        ("control-no-teacher", TURNS),  # the offloaded model is in the checkpoint too
         (
             "generations",
             ("schedule.steps=6", 'models.vit1.average={kind="best", best=2}', 'models.cnn1.average={kind="best"}'),
@@ -123,19 +123,19 @@ def test_flops_are_three_forwards_to_learn_and_one_to_teach(tiny):
         (("edges.0.source=ema", "edges.1.source=snapshot"), {"cnn": 1, "vit": 1}),
     ],
 )
-def test_who_learns_and_teaches_runs_one_forward_unless_a_copy_teaches(tiny, settings, teaching):
+def test_training_and_teaching_share_a_forward_unless_a_copy_teaches(tiny, settings, teaching):
     recipe = tiny("mutual", "schedule.burn_in=0", "schedule.steps=1", *settings)
     (phase,) = plan_phases(recipe)
     forwards = {"cnn": 3 + teaching["cnn"], "vit": 3 + teaching["vit"]}
     assert step_flops(recipe, phase, SIZES) == 8 * 2 * (forwards["cnn"] * 1000 + forwards["vit"] * 50_000)
 
 
-def test_students_who_hear_a_teacher_alike_share_its_forward(tiny):
+def test_students_of_the_same_teacher_outputs_share_a_forward(tiny):
     arch = f"{{arch={small.MN}}}"
     edges = 'edges=[{teacher="cnn", student="vit", weight=0.5}, {teacher="cnn", student="other", weight=0.5%s}]'
     for other, forwards in (("", 1), (', view="clean"', 2)):
         recipe = tiny("one-way", f"models.other={arch}", edges % other)
-        assert cost._hearings(plan_phases(recipe)[1], "cnn") == forwards
+        assert cost._teacher_forwards(plan_phases(recipe)[1], "cnn") == forwards
 
 
 def test_planned_flops_are_those_of_a_real_step(tiny, start):
@@ -149,16 +149,16 @@ def test_planned_flops_are_those_of_a_real_step(tiny, start):
     with FlopCounterMode(display=False) as counter:
         run.batches.shard(0, 0).mel(run.pool.train_state("vit").tagger.front_end)
     front_end = counter.get_total_flops()
-    for phase, hearings in zip(run.phases, (1, 2), strict=True):  # the clean view has a spectrum of its own
+    for phase, num_spectra in zip(run.phases, (1, 2), strict=True):  # the clean view has another spectrum
         sources = run.pool.enter_phase(phase)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             train_step(run, phase, sources)
-        counted = counter.get_total_flops() - hearings * front_end
+        counted = counter.get_total_flops() - num_spectra * front_end
         assert counted == pytest.approx(step_flops(recipe, phase, sizes), rel=0.05)
         run.step = phase.end
 
 
-def test_a_store_holds_every_view_that_students_hear(tiny):
+def test_a_store_holds_every_view_that_students_use(tiny):
     recipe = tiny("one-way", "schedule.teacher_steps=6", "schedule.steps=15", "train.shard_size=25")  # 4 steps an epoch
     cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     cnn, vit = cost.models["cnn"], cost.models["vit"]
@@ -168,7 +168,7 @@ def test_a_store_holds_every_view_that_students_hear(tiny):
     assert plan_cost(clean, plan_phases(clean), HUNDRED, SIZES).models["cnn"].store_views == 1
 
 
-def test_what_stays_is_the_newest_the_best_and_one_on_its_way(tiny):
+def test_the_peak_is_the_newest_the_best_and_one_being_written(tiny):
     recipe = tiny("control-no-teacher", *TURNS, "train.checkpoint_every=1", "train.keep_last=2")
     cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     assert cost.checkpoints == 13
@@ -177,7 +177,7 @@ def test_what_stays_is_the_newest_the_best_and_one_on_its_way(tiny):
     assert cost.bytes_written == 13 * each + 47
 
 
-def test_a_short_run_bears_the_plan_out(tiny):
+def test_a_short_run_confirms_the_prediction(tiny):
     recipe = tiny("demo", *TURNS)
     cost = cost_of(recipe, until=6)
     found = measure(recipe, cost, model_sizes(recipe, tags=10), files=LocalFiles())
@@ -215,7 +215,7 @@ def test_a_prediction_that_misses_is_found(tiny, tmp_path, monkeypatch, change, 
 
 
 def test_clips_that_were_not_seen_are_found(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "_stretches", lambda phases, until: [(phases[0], 1)])
+    monkeypatch.setattr(cost, "_steps_by_phase", lambda phases, until: [(phases[0], 1)])
     code, out = invoke(tiny, tmp_path, "--measure", "3", "--json")
     assert code == 1
     assert out["measured"]["wrong"] == ["cnn: clips learned from", "vit: clips learned from"]
@@ -238,14 +238,14 @@ def test_the_command_prints_hours_only_for_a_stated_rate(tiny, tmp_path):
     assert code == 0
     assert "13 steps" in out
     assert "hours" not in out
-    told = invoke(tiny, tmp_path, "--tflops", "0.5", "--json")[1]
-    assert told["hours"] == told["flops"] / 0.5e12 / 3600
-    assert told["measured"] is None
-    assert told["clips"] == {"train": 72, "val": 8, "test": 20, "tags": 10}
+    printed = invoke(tiny, tmp_path, "--tflops", "0.5", "--json")[1]
+    assert printed["hours"] == printed["flops"] / 0.5e12 / 3600
+    assert printed["measured"] is None
+    assert printed["clips"] == {"train": 72, "val": 8, "test": 20, "tags": 10}
     assert "1 x 0.5 TFLOP/s" in invoke(tiny, tmp_path, "--tflops", "0.5")[1]
 
 
-def test_a_measured_run_is_told_in_words(tiny, tmp_path):
+def test_a_measured_run_is_printed(tiny, tmp_path):
     code, out = invoke(tiny, tmp_path, "--measure", "1")
     assert code == 0
     assert "right  checkpoint bytes" in out
@@ -254,7 +254,7 @@ def test_a_measured_run_is_told_in_words(tiny, tmp_path):
     assert "times as much as this device reaches" not in out
 
 
-def test_a_stated_rate_is_held_against_the_measured_one(tiny, tmp_path):
+def test_a_stated_rate_is_compared_with_the_measured_one(tiny, tmp_path):
     code, out = invoke(tiny, tmp_path, "--measure", "1", "--tflops", "1000")
     assert code == 0
     assert "--tflops 1000 is " in out
@@ -262,21 +262,21 @@ def test_a_stated_rate_is_held_against_the_measured_one(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--tflops", "0"), "--tflops 0: must be above 0"),
         (("--measure", "14"), "--measure 14: must be 1 to 13"),
         (("--measure", "0"), "--measure 0: must be 1 to 13"),
         (("--measure", "1", "--clips", "100", "--tags", "3"), "leave one of the two out"),
-        (("--clips", "100"), "the two go together"),
+        (("--clips", "100"), "give both or neither"),
         (("--clips", "0", "--tags", "3"), "each must be 1 or more"),
         (("--clips", "5", "--tags", "3"), "a batch needs as many clips, and only 5"),
     ],
 )
-def test_mistakes_are_told(tiny, tmp_path, arguments, told):
+def test_mistakes_are_reported(tiny, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=r"--|batch") as caught:
         invoke(tiny, tmp_path, *arguments)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_mistakes_are_told(tiny, tmp_path, arguments, told):
     ],
 )
 def test_devices_must_divide_the_shards(tiny, tmp_path, devices, fix):
-    with pytest.raises(ValueError, match="shards") as told:
+    with pytest.raises(ValueError, match="shards") as caught:
         invoke(tiny, tmp_path, "--devices", str(devices))
-    assert str(told.value) == f"--devices {devices}: train.shards = 1 must divide among them; {fix}"
+    assert str(caught.value) == f"--devices {devices}: train.shards = 1 must divide among them; {fix}"
 
 
 def test_fewer_than_one_device_is_refused(tiny, tmp_path):
@@ -297,7 +297,7 @@ def test_fewer_than_one_device_is_refused(tiny, tmp_path):
         invoke(tiny, tmp_path, "--devices", "0")
 
 
-def test_a_run_that_leaves_the_test_fold_alone_costs_no_scoring_of_it(tiny):
+def test_a_run_without_test_scores_costs_no_scoring_of_the_test_fold(tiny):
     scored, left = (
         tiny("one-way", "schedule.teacher_steps=3", "schedule.steps=5", f"train.score_test={word}")
         for word in ("true", "false")
@@ -325,7 +325,7 @@ def test_clips_are_counted_without_any_audio(tiny, tmp_path):
     assert count_clips(recipe, LocalFiles(), clips=None, tags=None) == Clips(train=72, val=8, test=20, tags=2)
 
 
-def test_metadata_that_is_not_at_hand_can_be_told(tiny):
+def test_numbers_replace_metadata_that_is_not_at_hand(tiny):
     recipe = tiny("demo", 'data={format="manifest", manifest="/nowhere.csv", labels="multi"}')
     with pytest.raises(ValueError, match=r"/nowhere.csv: no such file.*--clips N \(to train on\) --tags C"):
         count_clips(recipe, LocalFiles(), clips=None, tags=None)
