@@ -74,8 +74,8 @@ class ProcessRegistry:
 
     Contract: every change is written to `stack.json` before the method returns, so a later command, in another process,
     finds the services. The file is read once, by the constructor: commands that change it hold the folder's lock
-    (`stack.py`) for as long as they use the object. A kill between launch and record leaves a process that no registry
-    knows.
+    (`stack.py`) for as long as they use the object. A kill between launch and record leaves a running process without
+    record.
     """
 
     def __init__(self, folder: Path) -> None:

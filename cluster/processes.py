@@ -34,7 +34,7 @@ class Service:
 
     name: str
     settings: dict[str, str | int]  # as requested by the user
-    pid: int  # of the leader: the process that was launched, leader of a session of its own
+    pid: int  # of the leader: the process that was launched, leader of its session
     started: float  # seconds since the epoch, as the system reports it
     mark: str  # value of the environment variable MARK
     address: str  # for clients

@@ -19,9 +19,9 @@ def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
     def add(
         *, fault: str, seen: str, seconds: float | None = None, repeated: int | None = None, equal: bool | None = None
     ) -> None:
-        words = {True: "yes, bit for bit", False: "no", None: "-"}
+        answers = {True: "yes, bit for bit", False: "no", None: "-"}
         numbers = ("-" if seconds is None else f"{seconds:.1f}", "-" if repeated is None else str(repeated))
-        rows.append((fault, seen, *numbers, words[equal]))
+        rows.append((fault, seen, *numbers, answers[equal]))
 
     return add
 

@@ -81,7 +81,7 @@ def _check_devices(recipe: "Recipe", devices: int) -> None:
     if recipe.train.shards % devices:
         batch = recipe.train.batch_size
         size, left = divmod(batch, devices)
-        note = f"SIZE (none keeps the {batch} clips of a step)" if left else f"{size} keeps {batch} clips per step"
+        note = f"SIZE (none keeps the {batch} clips of a step)" if left else f"{size} for steps of {batch} clips as now"
         raise ValueError(
             f"--devices {devices}: train.shards = {recipe.train.shards} must divide among them; "
             f"--set train.shards={devices} --set train.shard_size={note}"

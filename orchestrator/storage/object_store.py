@@ -138,7 +138,7 @@ def check_storage(uri: str) -> None:
             fs.makedirs(path, exist_ok=True)
         first, second = create_exclusively(probe, b"1"), create_exclusively(probe, b"2")
         fs.rm_file(filesystem(probe)[1])
-    except Exception as error:  # each kind of store raises exceptions of its own
+    except Exception as error:  # each kind of store raises other exception types
         raise ValueError(
             f"storage {uri!r}: cannot be written ({describe_error(error)}); check the address, bucket and credentials"
         ) from None

@@ -1,7 +1,7 @@
 """The driver's side of tracking: starts the process that sends a run's event log to MLflow.
 
 Contract: the driver starts one replayer process per attempt (`python -m orchestrator.tracking EVENT_LOG URI`, see
-`__main__.py`) in a session of its own, so it outlives a driver that is killed or interrupted, and continues until every
+`__main__.py`) in a separate session, so it outlives a driver that is killed or interrupted, and continues until every
 record is sent or it gives up. Training never waits for MLflow: the driver waits for the replayer twice, with a timeout,
 until the MLflow run exists and at the end of the run. Records arrive at least once and are stored once.
 

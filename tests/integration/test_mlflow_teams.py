@@ -288,7 +288,7 @@ def test_a_run_that_was_never_sent_is_sent_later(mlflow_server: MlflowServer, tm
 
 
 class RunProcess:
-    """A run in a process of its own, watched by the test."""
+    """A run in a separate process, watched by the test."""
 
     def __init__(self, run_id: str, mlflow_server: MlflowServer, home: Path, *settings: str) -> None:
         self.folder = home / "runs" / run_id
