@@ -1,10 +1,10 @@
 """Weights that the CED project published (RicherMans/CED, reference/ced.md section 6) in our terms.
 
-Names and shapes of its state dict are all that is used of that project, which is GPL-3.0. How the network
-pools does not show in them: the mean over all patches is assumed, as in every network that CED published. CED's ends in
-a sigmoid, ours returns the logits before it. Two things differ on purpose: our floor of 120 dB below the loudest cell is per clip,
-CED's per batch; and where a clip fills several windows exactly, we process all of them and CED omits the last. Does not
-depend on files or tags.
+Names and shapes of its state dict are all that is used of that project, which is GPL-3.0. They do not show how the
+network pools: the mean over all patches is assumed, as in every network that CED published. CED's ends in a sigmoid,
+ours returns the logits before it. Two things differ on purpose: our floor of 120 dB below the loudest cell is per
+clip, CED's per batch; and where a clip fills several windows exactly, we process all of them and CED omits the last.
+Does not depend on files or tags.
 """
 
 from typing import Literal
