@@ -207,8 +207,8 @@ def test_a_short_run_confirms_the_prediction(tiny):
     ],
 )
 def test_a_prediction_that_misses_is_found(tiny, tmp_path, monkeypatch, change, wrong):
-    honest = cost.count
-    monkeypatch.setattr(cost, "count", lambda *given, **named: change(honest(*given, **named)))
+    honest = cost.model_size
+    monkeypatch.setattr(cost, "model_size", lambda *given, **named: change(honest(*given, **named)))
     code, out = invoke(tiny, tmp_path, "--measure", "2", "--json")
     assert out["measured"]["wrong"] == wrong
     assert code == (1 if wrong else 0)
