@@ -160,7 +160,8 @@ def fail_last(folder: str) -> None:
             metrics = {"rung_number": rung, "objective": config["number"] + config["lr"]}
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(saved))
 
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as in a search
+    os.environ.setdefault("RAY_worker_niceness", "0")  # both as in a search
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     population = PopulationBasedTrainingWithoutDeadlock(
         time_attr="rung_number",
