@@ -193,7 +193,7 @@ def test_an_interrupted_search_keeps_what_is_committed_and_prints_how_to_resume(
     until(lambda: results(folder), search)
     search.send_signal(which)
     assert search.wait(WAIT_S) == 75, log.read_text()[-3000:]
-    assert "--resume s goes on" in log.read_text()
+    assert "repeat the command with --resume s" in log.read_text()
     before = results(folder)
     assert len(before) < 4
     assert not results(folder, "finals")
@@ -219,7 +219,7 @@ def test_a_search_interrupted_before_its_first_trial_can_be_resumed(
     until((folder / there).exists, search)
     search.send_signal(which)
     assert search.wait(WAIT_S) == 75, log.read_text()[-3000:]
-    assert "--resume s goes on" in log.read_text()
+    assert "repeat the command with --resume s" in log.read_text()
     assert not list(folder.glob("trials/*/result.json"))
     assert not (folder / "outcome.json").exists()
     until(lambda: not marked(str(tmp_path)))
