@@ -57,9 +57,9 @@ def up(
     RuntimeError with the end of the log if a service does not come up.
     """
     if cpus is not None and cpus < 1:
-        raise ValueError(f"cpus = {cpus}: must be 1 or more")
+        raise ValueError(f"--cpus {cpus}: must be 1 or more")
     if s3 is not None and s3 not in S3_SERVERS:
-        raise ValueError(f"s3 = {s3!r}: unknown S3 server; the known ones are {', '.join(S3_SERVERS)}")
+        raise ValueError(f"--s3 {s3}: unknown S3 server; the known ones are {', '.join(S3_SERVERS)}")
     folder = _create_private(folder)
     with FileLock(folder / "stack.lock"):
         registry = ProcessRegistry(folder)

@@ -70,7 +70,9 @@ def _print_start(bar: Progress, start: dict[str, Any]) -> None:
 
 
 def roles(phase: dict[str, Any]) -> str:
-    """The models that a phase trains, each with its teacher if it has one: `phase 3/9: cnn -> vit`."""
-    teachers = {edge["student"]: edge["teacher"] for edge in phase["edges"]}
-    students = [f"{teachers[name]} -> {name}" if name in teachers else name for name in phase["trains"]]
+    """The models that a phase trains, each with its teachers: `phase 3/9: cnn -> vit`, `phase 3/9: a+b -> c`."""
+    teachers: dict[str, list[str]] = {}
+    for edge in phase["edges"]:
+        teachers.setdefault(edge["student"], []).append(edge["teacher"])
+    students = [f"{'+'.join(teachers[name])} -> {name}" if name in teachers else name for name in phase["trains"]]
     return f"phase {phase['index'] + 1}/{phase['of']}: {', '.join(students)}"

@@ -105,7 +105,7 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
         table.add_column(column)
     for number, phase in enumerate(phases):
         edges = ", ".join(f"{edge.teacher} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
-        table.add_row(str(number), f"{phase.start}-{phase.end}", ", ".join(phase.trains), edges or "labels only")
+        table.add_row(str(number + 1), f"{phase.start}-{phase.end}", ", ".join(phase.trains), edges or "labels only")
     Console().print(table)
 
 

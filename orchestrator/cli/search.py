@@ -41,7 +41,12 @@ def search(
     slots: Annotated[int, typer.Option(help="Concurrent trials; default: as many as fit in the cluster.")] = 0,
     search_id: SearchIdOption = "",
     resume: ResumeSearchOption = "",
-    finals: Annotated[bool, typer.Option(help="Compare the winner with its control on the test fold.")] = True,
+    finals: Annotated[
+        bool,
+        typer.Option(
+            help="Repeat the finalists, the winner and its control with new seeds; compare winner and control."
+        ),
+    ] = True,
     full: Annotated[
         int, typer.Option(metavar="N", help="Train N trials again at full length, to see whether their ranking holds.")
     ] = 0,
@@ -100,7 +105,7 @@ def _table(outcome: dict[str, Any]) -> Table:
             table.add_row(path, f"{value:.4g}" if isinstance(value, float) else str(value))
     comparison = outcome["comparison"]
     if comparison and comparison["low"] is not None:
-        verdict = "excludes the control" if comparison["excludes_control"] else "does not exclude the control"
+        verdict = "excludes zero" if comparison["excludes_control"] else "includes zero"
         interval = f"{comparison['low']:+.4f} to {comparison['high']:+.4f}"
         table.add_row(
             f"winner - control, {comparison['metric']}", f"{comparison['difference']:+.4f} ({interval}), {verdict}"

@@ -32,7 +32,7 @@ def evaluate(
 
 def tag(
     checkpoint: CheckpointArg,
-    files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, mp3; local or URIs.")],
+    files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, opus, mp3; local or URIs.")],
     top: Annotated[int, typer.Option(help="Number of tags per file.")] = 5,
     as_json: JsonOption = False,
 ) -> None:

@@ -195,7 +195,7 @@ def _teacher_forwards(phase: Phase, name: str) -> int:
     """Forwards that a model runs in a step of this phase only to teach.
 
     A model that trains and teaches with its live weights runs one forward for both. Every other combination of view and
-    source (snapshot, average) takes one forward, shared by all students that use it (`ModelPool._sources`).
+    source (snapshot, average) takes one forward, shared by all students that use it (`ModelPool._teacher_sources`).
     """
     outputs = {(edge.view, edge.source) for edge in phase.edges if edge.teacher == name}
     return sum(source != "live" or name not in phase.trains for _, source in outputs)

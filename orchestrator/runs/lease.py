@@ -96,10 +96,10 @@ def take_next(run_uri: str, driver: Driver) -> Attempt:
 
 
 def take_unconditionally(run_uri: str, driver: Driver) -> Attempt:
-    """Claim the next attempt without looking at the one before: for a caller that knows it is the rightful one.
+    """Claim the next attempt without checking whether the one before has ended.
 
-    So does a trial's process, which Tune starts one at a time: its predecessor, if it still runs, can commit
-    nothing from here on.
+    For a trial's process: Tune starts one at a time, so its predecessor, if it still runs, can commit nothing from here
+    on.
     """
     return _claim(Attempt(run_uri, _newest(run_uri) + 1, driver))
 

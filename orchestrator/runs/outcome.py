@@ -1,4 +1,4 @@
-"""What a run came to: its outcome, made of its event log. Writes no report (`reports/write.py` does, afterwards)."""
+"""The outcome of a run, computed from its event log. Writes no report (`reports/write.py` does, afterwards)."""
 
 import json
 import os
@@ -17,8 +17,8 @@ MODEL_KEYS = ("params", "steps_taught", "steps_learned", "val", "test", "checkpo
 def conclude(location: RunLocation, *, publish: bool) -> dict[str, Any]:
     """The run's outcome, the object that --json prints; with `publish` also written to the run's folder or URI.
 
-    Called by the driver once its workers have ended. `outcome.json` is written last, after the records: it says whether
-    the run is done, so a kill before it leaves a run that `--resume` continues.
+    Called by the driver once its workers have ended. `outcome.json` is written last, after the records: it holds
+    whether the run is done, so a kill before it leaves a run that `--resume` continues.
     """
     records = read_event_log(location.event_log)
     outcome = _outcome(location, records)

@@ -13,8 +13,8 @@ from orchestrator.runs.checkpoint_store import resume_order
 from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
+from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.event_log import EVENT_LOG, read_event_log
-from workloads.runtime.opener import MARKER
 
 
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:

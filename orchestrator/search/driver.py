@@ -1,6 +1,6 @@
 """The driver of a search: trials until the budget is spent, then the best against a control without teachers.
 
-Owns the order of things. What a trial is: `trial_spec.py`; which comes next: `samplers.py`; how Ray Tune runs them:
+Owns the order of the steps. What a trial is: `trial_spec.py`; which comes next: `samplers.py`; how Ray Tune runs them:
 `tune_runner.py`; what is stored: `store.py`.
 """
 

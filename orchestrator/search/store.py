@@ -6,7 +6,7 @@
                                 end
     outcome.json                written last; renamed to earlier.json when a finished search is resumed
     mlflow.json                 MLflow run ids for links (`tracking/nested_runs.py`)
-    attempts/                   heartbeats of the search's drivers (`runs/lease.py`)
+    attempts/                   claims and heartbeats of the search's drivers (`runs/lease.py`); trials have their own
 
 A search is resumed from these files; there is no other state. search.json, cluster.json and the outcome are written by
 the driver alone. A task's settings and rungs are written by the process that runs it, its result by that process or by

@@ -191,7 +191,7 @@ def _run_tune_trial(config: dict[str, Any], *, plan: SearchPlan, store: SearchSt
 
 
 class NotPickled:
-    """Pickled by Tune with its own state, which is never read: a search is resumed from its own files."""
+    """Base of objects that Tune pickles with its own state: they pickle as empty, a search resumes from its files."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

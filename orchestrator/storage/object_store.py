@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
-from workloads.runtime.opener import MARKER
+from workloads.runtime.checkpoint_store import MARKER
 
 READ_RETRY_S = 60.0  # how long reads of data are retried; for what a run writes the user's --patience counts
 # Newer AWS SDKs send checksums that older S3 servers answer with 411; every process that uses S3 needs these.

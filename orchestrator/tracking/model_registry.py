@@ -29,7 +29,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import describe_error, retry_while_unavailable
 from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
 from orchestrator.tracking.record_mapping import RUN_ID_TAG
-from workloads.runtime.opener import MARKER
+from workloads.runtime.checkpoint_store import MARKER
 
 BEST = "best"
 DIGEST_TAG = "antiphon.weights_file_sha256"

@@ -80,7 +80,11 @@ def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
 
 
 def _record_and_train(request: RunRequest, location: RunLocation, attempt: Attempt, show_progress: Progress) -> Any:
-    """Train, and record how that ended; returns the replayer. Only KeyboardInterrupt and SystemExit are raised."""
+    """Train, and record how that ended; returns the replayer.
+
+    Errors of training become the `end` record. Raises KeyboardInterrupt and SystemExit, and OSError where the event log
+    cannot be written or the store is unavailable.
+    """
     location.folder.mkdir(parents=True, exist_ok=True)
     with EventLog(location.event_log) as event_log:
         recovered = recovered_records(location)

@@ -1,7 +1,7 @@
 """A run in Ray Train's workers, seen from the driver: one TorchTrainer with all models in every worker.
 
-Ray restarts the group of workers after a failure, up to `RETRIES` times. "Latest checkpoint" is always what our own
-markers say: Ray's snapshot of its idea of it is deleted before every start.
+Ray restarts the group of workers after a failure, up to `RETRIES` times. Our markers alone decide which checkpoint to
+resume from, so Ray's record of its latest checkpoint (`RAY_SNAPSHOT`) is deleted before every start.
 """
 
 import os

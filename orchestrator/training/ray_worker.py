@@ -30,7 +30,8 @@ REPORT_S = 1.0  # Ray takes one report per poll of its controller; more of them 
 class RaySession:
     """A worker's session. Records and checkpoints leave through `ray.train.report`; uploads run in the background.
 
-    Every method but `deliver` is called by all workers equally often, since some of them exchange values.
+    `claim`, `report`, `should_stop` and `close` are called by all workers equally often, since they exchange values;
+    `deliver` and `checkpoints` by rank 0 only; `fetch` by each worker for itself.
     """
 
     def __init__(self, run_uri: str, driver: Driver, device: str) -> None:
@@ -128,7 +129,7 @@ class EventLogCallback(UserCallback):
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """A worker's whole life, called by Ray once per start of the group.
+    """The function that Ray Train runs in each worker, once per start of the group.
 
     Mistakes, bad numbers and a superseded attempt end the run by a `closed` record: raised, Ray would only repeat them.
     """

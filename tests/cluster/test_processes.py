@@ -136,9 +136,9 @@ def test_ports_are_distinct_and_one_with_a_listener_is_not_free(registry: Proces
 
 
 def test_the_users_mistakes_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"s3 = 'minio': .* known ones are moto, rgw"):
+    with pytest.raises(ValueError, match=r"--s3 minio: .* known ones are moto, rgw"):
         stack.up(tmp_path, s3="minio")
-    with pytest.raises(ValueError, match="cpus = 0: must be 1 or more"):
+    with pytest.raises(ValueError, match="--cpus 0: must be 1 or more"):
         stack.up(tmp_path, cpus=0)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=f"(?s)radosgw.* on Debian: .*{ceph.PACKAGES}"):

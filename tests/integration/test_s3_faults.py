@@ -7,8 +7,8 @@ import pytest
 
 from tests.s3_user import S3User, leaks, through, wait_for
 from tests.servers import start_server
+from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.event_log import read_event_log
-from workloads.runtime.opener import MARKER
 
 
 def check_told(user: S3User) -> None:

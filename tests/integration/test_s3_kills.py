@@ -8,7 +8,7 @@ import pytest
 
 from tests import killed
 from tests.s3_user import S3User, publish_200_mb, through, wait_for
-from workloads.runtime.opener import MARKER
+from workloads.runtime.checkpoint_store import MARKER
 
 pytestmark = pytest.mark.faults
 
@@ -99,7 +99,7 @@ def test_a_large_checkpoint(user, proxy, fault_table):
 
 
 def begin_publishing(user: S3User, *, step: int, env: dict[str, str]) -> Any:
-    return killed.forked(publish_200_mb, {**user.env, **env}, f"s3://{user.bucket}/runs/r", user.home, step)
+    return killed.start_process(publish_200_mb, {**user.env, **env}, f"s3://{user.bucket}/runs/r", user.home, step)
 
 
 def publish(user: S3User, *, step: int, env: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from cluster import stack
 from orchestrator.reports.search.snapshot import read_search
 from tests.servers import start_server
 from tests.tiny_search import ANTIPHON, expected_settings, results, run, sets
-from workloads.runtime.opener import MARKER
+from workloads.runtime.checkpoint_store import MARKER
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
-from workloads.runtime.opener import MARKER, Opener
+from workloads.runtime.checkpoint_store import MARKER
+from workloads.runtime.opener import Opener
 
 
 def write(

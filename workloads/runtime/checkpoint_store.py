@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from workloads.runtime.opener import MARKER
+MARKER = "COMMITTED.json"  # the file that makes a folder a checkpoint, written last
 
 
 class Superseded(RuntimeError):

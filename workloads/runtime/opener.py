@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-MARKER = "COMMITTED.json"  # the file that makes a folder a checkpoint, written last
-
 
 class Opener(Protocol):
     """Opens URIs; the orchestrator passes in one for object stores."""

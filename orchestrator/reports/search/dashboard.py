@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
 from orchestrator.reports.search.page import render_body, render_page
-from orchestrator.reports.search.snapshot import Search, read_search
+from orchestrator.reports.search.snapshot import SearchSnapshot, read_search
 from orchestrator.storage.retry import describe_error
 
 POLL_S = 3.0  # between two requests of an open page
@@ -43,7 +43,7 @@ class CachedSearchPage:
         self._read_at = self._rendered_at = time.monotonic()
         self.stamp, self._body = "", ""
 
-    def refresh(self) -> tuple[Search, str, str]:
+    def refresh(self) -> tuple[SearchSnapshot, str, str]:
         """The search, a stamp that changes whenever the body does, and the body.
 
         Raises ValueError and OSError as `read_search` does.

@@ -23,7 +23,7 @@ from orchestrator.reports.search.snapshot import (
     RUNNING,
     STOPPED,
     Scored,
-    Search,
+    SearchSnapshot,
     Trial,
 )
 from orchestrator.search.rungs import RungScore
@@ -39,7 +39,7 @@ MIN_BIN_SIZE = 4
 LOG_TICKS = (1, 1.5, 2, 3, 5, 7)  # of each decade, on a logarithmic axis of less than two decades
 
 
-def learning_curves(search: Search) -> go.Figure:
+def learning_curves(search: SearchSnapshot) -> go.Figure:
     """The objective at each rung, over steps: trials stopped early are grey, the best one is thick."""
     figure = new_figure(height=420)
     best = search.ranked[:1]
@@ -65,7 +65,7 @@ def learning_curves(search: Search) -> go.Figure:
     return set_axes(figure, "steps", objective_label(search)).update_xaxes(tickvals=rungs, range=[0, rungs[-1] * 1.03])
 
 
-def _points(trial: Trial, search: Search) -> list[tuple[int | None, float | None, str]]:
+def _points(trial: Trial, search: SearchSnapshot) -> list[tuple[int | None, float | None, str]]:
     """(step, objective, hover text with each model's own metric) of a trial's rungs."""
     metric, points = search.settings["metric"], list[tuple[int | None, float | None, str]]()
     for rung in trial.history:
@@ -75,7 +75,7 @@ def _points(trial: Trial, search: Search) -> list[tuple[int | None, float | None
     return points
 
 
-def parallel_coordinates(search: Search) -> go.Figure:
+def parallel_coordinates(search: SearchSnapshot) -> go.Figure:
     """A line for each completed trial, through its objective and its settings; dark is good."""
     figure = optuna_parallel_coordinates(search)
     apply_style(figure, height=420)
@@ -88,7 +88,7 @@ def parallel_coordinates(search: Search) -> go.Figure:
     return figure.update_layout(title=None, margin={"l": 60, "r": 20, "t": 40, "b": 60})
 
 
-def slice_plot(search: Search, name: str) -> go.Figure:
+def slice_plot(search: SearchSnapshot, name: str) -> go.Figure:
     """The objective against one parameter: at the trials' end, and at the last rung that all reached.
 
     With enough trials: means of equally many neighbours (or of each choice) with their standard errors.
@@ -113,14 +113,14 @@ def slice_plot(search: Search, name: str) -> go.Figure:
     return figure.update_xaxes(**_axis_scale(search, name))
 
 
-def _comparable_scores(search: Search) -> list[tuple[str, str, str, Scored]]:
+def _comparable_scores(search: SearchSnapshot) -> list[tuple[str, str, str, Scored]]:
     """(where the trials were scored, marker symbol, colour, trials with objectives that can be compared)."""
     where, scored = search.comparable_scores
     at_end = [("at the end", "circle", STATUS_COLOURS[DONE], search.final_scores)] if search.final_scores else []
     return at_end if scored == search.final_scores else [(f"all trials {where}", "circle-open", GREY, scored), *at_end]
 
 
-def _add_means(figure: go.Figure, search: Search, name: str, scored: Scored, colour: str) -> None:
+def _add_means(figure: go.Figure, search: SearchSnapshot, name: str, scored: Scored, colour: str) -> None:
     """Mean and standard error of each choice, or of bins of equally many neighbours along a range."""
     if len(scored) < MIN_TRIALS_FOR_MEANS:
         return
@@ -163,7 +163,7 @@ def _mean_and_error(scores: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(scores))
 
 
-def parameter_pairs(search: Search) -> list[tuple[str, str]]:
+def parameter_pairs(search: SearchSnapshot) -> list[tuple[str, str]]:
     """Weight and temperature of each edge that has both in the space; else the first two ranges, if there are two."""
     ranges = [name for name, domain in search.space.items() if "choices" not in domain]
     edges = [name.removesuffix(".weight") for name in ranges if name.endswith(".weight")]
@@ -171,7 +171,7 @@ def parameter_pairs(search: Search) -> list[tuple[str, str]]:
     return pairs or [(ranges[0], ranges[1])] if len(ranges) >= 2 else []
 
 
-def pair_plot(search: Search, x_name: str, y_name: str) -> go.Figure:
+def pair_plot(search: SearchSnapshot, x_name: str, y_name: str) -> go.Figure:
     """A dot for each trial over two ranges, coloured by its objective where most trials can be compared."""
     figure = new_figure(height=380)
     where, scored = search.comparable_scores
@@ -192,7 +192,7 @@ def pair_plot(search: Search, x_name: str, y_name: str) -> go.Figure:
     return figure.update_xaxes(**_axis_scale(search, x_name)).update_yaxes(**_axis_scale(search, y_name))
 
 
-def _axis_scale(search: Search, name: str) -> dict[str, Any]:
+def _axis_scale(search: SearchSnapshot, name: str) -> dict[str, Any]:
     """The axis of a range; a logarithmic one has ticks at round numbers."""
     domain = search.space[name]
     if not domain.get("log"):
@@ -227,7 +227,7 @@ def importance_bars(by_name: dict[str, Importance]) -> go.Figure:
     return figure.update_xaxes(title="share of the objective's variance", range=[0, 1.02], tickformat=".0%")
 
 
-def pareto_front(search: Search) -> list[Trial]:
+def pareto_front(search: SearchSnapshot) -> list[Trial]:
     """The trials that no other beats in both objectives, the cheapest first."""
     best, front = math.inf, list[Trial]()
     paired = [(trial.second, trial.objective or 0.0, trial) for trial in search.ranked if trial.second is not None]
@@ -237,7 +237,7 @@ def pareto_front(search: Search) -> list[Trial]:
     return front
 
 
-def pareto_plot(search: Search) -> go.Figure:
+def pareto_plot(search: SearchSnapshot) -> go.Figure:
     """The objective against the second objective; a line joins the Pareto front."""
     figure = new_figure(height=420)
     front = pareto_front(search)
@@ -259,7 +259,7 @@ def pareto_plot(search: Search) -> go.Figure:
     return set_axes(figure, SECOND_OBJECTIVES[search.settings["second"]], objective_label(search))
 
 
-def rank_correlation(search: Search) -> go.Figure:
+def rank_correlation(search: SearchSnapshot) -> go.Figure:
     """Objective at full length against objective as a trial; dots that rise throughout are the same ranking."""
     agreement = (search.outcome or {})["agreement"]
     by_number = {trial.number: trial for trial in search.trials}
@@ -282,7 +282,9 @@ def rank_correlation(search: Search) -> go.Figure:
     return set_axes(figure, f"{label} as a trial", f"{label} at full length")
 
 
-def hover_text(trial: Trial, search: Search, *, at: RungScore | None = None, seconds: float | None = None) -> str:
+def hover_text(
+    trial: Trial, search: SearchSnapshot, *, at: RungScore | None = None, seconds: float | None = None
+) -> str:
     """The text shown when the pointer is over a trial, as HTML with everything escaped."""
     seed = "" if trial.seed is None else f" (seed {trial.seed})"
     kind = "trial" if trial.kind == "trial" else f"{trial.kind}{seed}, trial"
@@ -294,12 +296,12 @@ def hover_text(trial: Trial, search: Search, *, at: RungScore | None = None, sec
     return "<br>".join([*lines, escape_label(trial.reason[:120])] if trial.reason else lines)
 
 
-def _axis_value(trial: Trial, name: str, search: Search) -> Any:
+def _axis_value(trial: Trial, name: str, search: SearchSnapshot) -> Any:
     value = trial.settings[name]
     return escape_label(format_setting(search, name, value)) if "choices" in search.space[name] else value
 
 
-def objective_label(search: Search) -> str:
+def objective_label(search: SearchSnapshot) -> str:
     """The objective's name, escaped for a figure."""
     return escape_label(search.metric)
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.reports.search.snapshot import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search
+from orchestrator.reports.search.snapshot import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, SearchSnapshot
 
 STATUS_LABELS = {
     DONE: "completed",
@@ -15,7 +15,7 @@ STATUS_LABELS = {
 }  # in the order of the leaderboard
 
 
-def format_setting(search: Search, name: str, value: Any) -> str:
+def format_setting(search: SearchSnapshot, name: str, value: Any) -> str:
     """A value of the parameter `name`; of a table (a whole schedule), its kind and the keys in which choices differ."""
     choices = search.space.get(name, {}).get("choices", ())
     if not isinstance(value, Mapping) or not all(isinstance(choice, Mapping) for choice in choices):
@@ -27,7 +27,7 @@ def format_setting(search: Search, name: str, value: Any) -> str:
     return ", ".join(parts) or format_value(value)
 
 
-def format_settings(search: Search, settings: Mapping[str, Any]) -> str:
+def format_settings(search: SearchSnapshot, settings: Mapping[str, Any]) -> str:
     """All settings of a trial on one line."""
     return ", ".join(f"{name} {format_setting(search, name, value)}" for name, value in settings.items()) or "none"
 

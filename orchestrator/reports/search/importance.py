@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from orchestrator.reports.formatting import escape_label
 from orchestrator.reports.search.formatting import format_setting
-from orchestrator.reports.search.snapshot import Scored, Search
+from orchestrator.reports.search.snapshot import Scored, SearchSnapshot
 
 MIN_TRIALS = 10
 MIN_TRIALS_PER_PARAMETER = 4
@@ -33,12 +33,12 @@ class Importance:
     high: float
 
 
-def trials_missing(search: Search) -> int:
+def trials_missing(search: SearchSnapshot) -> int:
     """How many more scored trials importance needs; zero or less: none."""
     return max(MIN_TRIALS, MIN_TRIALS_PER_PARAMETER * len(search.space)) - len(_compared(search))
 
 
-def importance(search: Search) -> dict[str, Importance]:
+def importance(search: SearchSnapshot) -> dict[str, Importance]:
     """Each parameter's share of the variance of `Search.comparable_scores`, by fANOVA, the largest first.
 
     fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) fits a random forest to the trials and splits its variance over the
@@ -56,7 +56,7 @@ def importance(search: Search) -> dict[str, Importance]:
     return {name: Importance(share, min(spread[name]), max(spread[name])) for name, share in shares.items()}
 
 
-def optuna_parallel_coordinates(search: Search) -> go.Figure:
+def optuna_parallel_coordinates(search: SearchSnapshot) -> go.Figure:
     """Optuna's parallel coordinates of the completed trials; needs at least one."""
     study = _study(search, search.final_scores)
     figure = optuna.visualization.plot_parallel_coordinate(study, target_name=search.metric)
@@ -64,14 +64,14 @@ def optuna_parallel_coordinates(search: Search) -> go.Figure:
     return figure
 
 
-def _compared(search: Search) -> Scored:
+def _compared(search: SearchSnapshot) -> Scored:
     """The trials that can be compared and have a value for every parameter of the space."""
     return [
         (trial, score) for trial, score in search.comparable_scores[1] if trial.settings.keys() >= search.space.keys()
     ]
 
 
-def _shares(search: Search, scored: Scored) -> dict[str, float]:
+def _shares(search: SearchSnapshot, scored: Scored) -> dict[str, float]:
     if len({score for _, score in scored}) == 1:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=NUM_TREES, seed=0)
@@ -81,7 +81,7 @@ def _shares(search: Search, scored: Scored) -> dict[str, float]:
     return {names[name]: float(share) for name, share in shares.items()}
 
 
-def _study(search: Search, scored: Scored, *, log_as_linear: bool = False) -> optuna.Study:
+def _study(search: SearchSnapshot, scored: Scored, *, log_as_linear: bool = False) -> optuna.Study:
     """Names are escaped, since Plotly interprets some HTML in what Optuna passes to it; choices are formatted as text.
 
     `log_as_linear` replaces parameters that are searched on a logarithmic scale by their logarithms: fANOVA weights
@@ -103,7 +103,7 @@ def _study(search: Search, scored: Scored, *, log_as_linear: bool = False) -> op
     return study
 
 
-def _distribution(search: Search, name: str, tried: Sequence[Any]) -> BaseDistribution:
+def _distribution(search: SearchSnapshot, name: str, tried: Sequence[Any]) -> BaseDistribution:
     """A parameter's domain, widened to the values tried: population based training leaves the space."""
     domain = search.space[name]
     if "choices" in domain:
@@ -115,5 +115,5 @@ def _distribution(search: Search, name: str, tried: Sequence[Any]) -> BaseDistri
     return FloatDistribution(low, high, log=log)
 
 
-def _value(search: Search, name: str, value: Any) -> Any:
+def _value(search: SearchSnapshot, name: str, value: Any) -> Any:
     return escape_label(format_setting(search, name, value)) if "choices" in search.space[name] else value

@@ -24,7 +24,7 @@ from orchestrator.reports.html_page import plotly_script, render, write_page
 from orchestrator.reports.search import figures, timeline
 from orchestrator.reports.search.formatting import STATUS_LABELS, format_setting
 from orchestrator.reports.search.sections import sections
-from orchestrator.reports.search.snapshot import DONE, FAILED, STOPPED, Search, Trial
+from orchestrator.reports.search.snapshot import DONE, FAILED, STOPPED, SearchSnapshot, Trial
 from orchestrator.reports.search.verdict import search_status, verdict
 from orchestrator.tracking.uri import ui_command
 
@@ -33,12 +33,12 @@ FINAL_KINDS = ("winner", "control", "finalist")
 STATUS_ORDER = tuple(STATUS_LABELS)
 
 
-def write_search_report(search: Search, out: Path) -> None:
+def write_search_report(search: SearchSnapshot, out: Path) -> None:
     """Write a search's page, finished or not, to `out`, atomically; 5 MB, of which 4.8 are Plotly."""
     write_page(render_page(search, body=render_body(search)), out)
 
 
-def render_page(search: Search, *, body: str, poll_s: float | None = None, stamp: str = "") -> str:
+def render_page(search: SearchSnapshot, *, body: str, poll_s: float | None = None, stamp: str = "") -> str:
     """The whole page around a `body`.
 
     With `poll_s` its script requests `fragment?seen=STAMP` every `poll_s` seconds, and replaces the body by a newer
@@ -56,7 +56,7 @@ def render_page(search: Search, *, body: str, poll_s: float | None = None, stamp
     )
 
 
-def render_body(search: Search) -> str:
+def render_body(search: SearchSnapshot) -> str:
     """What changes while a search runs: everything but scripts and styles."""
     now = time.time()
     until = search.active_until(now)
@@ -82,7 +82,7 @@ def render_body(search: Search) -> str:
     )
 
 
-def _facts(search: Search, until: float) -> list[tuple[str, str]]:
+def _facts(search: SearchSnapshot, until: float) -> list[tuple[str, str]]:
     """(name, value) of the tiles at the top; running trials count until `until`, in seconds since the epoch."""
     ended = sum(trial.over for trial in search.trials)
     spans = timeline.spans(search, now=until)
@@ -97,7 +97,7 @@ def _facts(search: Search, until: float) -> list[tuple[str, str]]:
     ]
 
 
-def _leaderboard_order(search: Search) -> list[Trial]:
+def _leaderboard_order(search: SearchSnapshot) -> list[Trial]:
     """Completed trials by objective, then the ones stopped early, the longest first, then the others."""
     return sorted(
         search.trials,
@@ -110,7 +110,7 @@ def _leaderboard_order(search: Search) -> list[Trial]:
     )
 
 
-def _leaderboard_row(search: Search, trial: Trial) -> dict[str, Any]:
+def _leaderboard_row(search: SearchSnapshot, trial: Trial) -> dict[str, Any]:
     settings = trial.settings
     return {
         "number": trial.number,
@@ -127,7 +127,7 @@ def _leaderboard_row(search: Search, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _links(search: Search) -> list[tuple[str, str, str]]:
+def _links(search: SearchSnapshot) -> list[tuple[str, str, str]]:
     """(name, address, command): what can be opened, or the command that opens it."""
     server, ray = _linkable(search.tracking), _linkable(search.dashboard)
     command = "" if server else ui_command(search.tracking)
@@ -136,7 +136,7 @@ def _links(search: Search) -> list[tuple[str, str, str]]:
     return [*links, ("Ray dashboard", ray, "")] if ray else links
 
 
-def _mlflow_run_link(search: Search, run_id: str) -> str:
+def _mlflow_run_link(search: SearchSnapshot, run_id: str) -> str:
     """The page of an MLflow run; empty without a tracking server or a known run id."""
     server = _linkable(search.tracking)
     return f"{server}/#/runs/{run_id}" if server and run_id.isalnum() else ""
@@ -150,14 +150,14 @@ def _linkable(address: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
 
 
-def _edges(search: Search) -> list[str]:
+def _edges(search: SearchSnapshot) -> list[str]:
     """Teacher and student of each edge whose number the names of parameters mention."""
     edges = search.recipe.get("edges", [])
     used = [number for number in range(len(edges)) if any(n.startswith(f"edges.{number}.") for n in search.space)]
     return [f"edges.{number} is {edges[number]['teacher']} → {edges[number]['student']}" for number in used]
 
 
-def _final_rows(search: Search) -> list[dict[str, str]]:
+def _final_rows(search: SearchSnapshot) -> list[dict[str, str]]:
     """A row for each kind of final run of each trial: the mean over its seeds, and the range."""
     groups: dict[tuple[str, int], list[Trial]] = {}
     repeats = [trial for trial in search.finals if trial.kind in FINAL_KINDS]
@@ -174,7 +174,7 @@ def _final_rows(search: Search) -> list[dict[str, str]]:
     ]
 
 
-def _test_rows(search: Search) -> list[tuple[str, str, str, str]]:
+def _test_rows(search: SearchSnapshot) -> list[tuple[str, str, str, str]]:
     """(model, metric, winner's scores, control's scores) on the test clips."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     winner = ((search.outcome or {}).get("winner") or {}).get("number")

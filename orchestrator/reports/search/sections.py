@@ -12,7 +12,7 @@ from orchestrator.reports.formatting import plural
 from orchestrator.reports.html_page import figure_json
 from orchestrator.reports.search import figures, timeline
 from orchestrator.reports.search.importance import NUM_SUBSETS, SUBSET_SHARE, importance, trials_missing
-from orchestrator.reports.search.snapshot import STOPPED, Search
+from orchestrator.reports.search.snapshot import STOPPED, SearchSnapshot
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Section:
     figures: tuple[tuple[str, str, Markup], ...] = ()
 
 
-def sections(search: Search, now: float) -> list[Section]:
+def sections(search: SearchSnapshot, now: float) -> list[Section]:
     """All sections in the page's order; running trials are drawn until `now`, in seconds since the epoch."""
     return [
         _slices(search),
@@ -42,7 +42,7 @@ def _with_one_figure(name: str, title: str, text: str, figure: go.Figure) -> Sec
     return Section(name, title, text, ((f"{name}-all", "", figure_json(figure)),))
 
 
-def _slices(search: Search) -> Section:
+def _slices(search: SearchSnapshot) -> Section:
     title = "Objective by parameter (slice plots)"
     _, scored = search.comparable_scores
     if not scored:
@@ -64,7 +64,7 @@ def _slices(search: Search) -> Section:
     return Section("slices", title, text, tuple(drawn))
 
 
-def _importance(search: Search) -> Section:
+def _importance(search: SearchSnapshot) -> Section:
     title, missing = "Parameter importance", trials_missing(search)
     if missing > 0:
         return Section("importance", title, f"Needs {plural(missing, 'more scored trial')}.")
@@ -82,7 +82,7 @@ def _importance(search: Search) -> Section:
     return _with_one_figure("importance", title, text, figures.importance_bars(by_name))
 
 
-def _parallel_coordinates(search: Search) -> Section:
+def _parallel_coordinates(search: SearchSnapshot) -> Section:
     title = "Parallel coordinates"
     if not search.ranked:
         return Section("parallel", title, "No trial has completed with an objective value yet.")
@@ -92,7 +92,7 @@ def _parallel_coordinates(search: Search) -> Section:
     return _with_one_figure("parallel", title, text, figures.parallel_coordinates(search))
 
 
-def _learning_curves(search: Search) -> Section:
+def _learning_curves(search: SearchSnapshot) -> Section:
     title = "Learning curves of the trials"
     if not any(trial.history for trial in search.trials):
         return Section("curves", title, "No trial has been scored yet.")
@@ -102,7 +102,7 @@ def _learning_curves(search: Search) -> Section:
     return _with_one_figure("curves", title, text, figures.learning_curves(search))
 
 
-def _pareto_front(search: Search) -> Section:
+def _pareto_front(search: SearchSnapshot) -> Section:
     title, second = "Pareto front", search.settings.get("second", "")
     if not second:
         return Section("pareto", title, "This search has one objective; set search.second for a second one.")
@@ -115,7 +115,7 @@ def _pareto_front(search: Search) -> Section:
     return _with_one_figure("pareto", title, text, figures.pareto_plot(search))
 
 
-def _rank_correlation(search: Search) -> Section:
+def _rank_correlation(search: SearchSnapshot) -> Section:
     title, agreement = "Rank correlation with full-length runs", (search.outcome or {}).get("agreement")
     share = search.settings["share"]
     if share == 1:
@@ -138,7 +138,7 @@ def _rank_correlation(search: Search) -> Section:
     return _with_one_figure("agreement", title, text, figures.rank_correlation(search))
 
 
-def _timeline(search: Search, now: float) -> Section:
+def _timeline(search: SearchSnapshot, now: float) -> Section:
     title, spans = "Timeline", timeline.spans(search, now=now)
     if not spans:
         return Section("timeline", title, "No trial has started.")
@@ -150,7 +150,7 @@ def _timeline(search: Search, now: float) -> Section:
     return _with_one_figure("timeline", title, text, timeline.timeline(search, now=now))
 
 
-def _utilisation(search: Search, spans: list[timeline.Span]) -> str:
+def _utilisation(search: SearchSnapshot, spans: list[timeline.Span]) -> str:
     """How busy the slots were, and how much of their time was spent in training loops."""
     busy, text = timeline.utilisation(spans, search.slots), ""
     if busy is not None:

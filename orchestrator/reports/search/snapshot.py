@@ -65,7 +65,7 @@ Scored = list[tuple[Trial, float]]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSnapshot:
     """A search as its files describe it. `outcome` is None while it runs, or if its driver was killed."""
 
     uri: str
@@ -153,7 +153,7 @@ class Search:
         return self.last_news if now - max(self.last_news, self.last_heartbeat) > SILENT_S else now
 
 
-def read_search(uri: str, *, before: Search | None = None) -> Search:
+def read_search(uri: str, *, before: SearchSnapshot | None = None) -> SearchSnapshot:
     """Read a search from its folder or URI, STORAGE/SEARCH_ID; trials that were over in `before` are not read again.
 
     Called by reports and by the dashboard, also while the search runs. Raises ValueError where there is no search, or
@@ -172,12 +172,12 @@ def read_search(uri: str, *, before: Search | None = None) -> Search:
         ) from None
 
 
-def _search(uri: str, files: SearchFiles, known: Mapping[str, Trial]) -> Search:
+def _search(uri: str, files: SearchFiles, known: Mapping[str, Trial]) -> SearchSnapshot:
     definition, ended = files.definition, files.outcome is not None
     # cluster.json is written a while after search.json
     not_yet = {"slots": 1, "dashboard": "", "trials": definition["recipe"]["search"]["trials"]}
     cluster = not_yet if files.cluster is None else files.cluster
-    return Search(
+    return SearchSnapshot(
         uri=uri,
         search_id=definition["search_id"],
         created=float(definition["created"]),

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from orchestrator.reports.figure_style import add_blocks, new_figure
 from orchestrator.reports.search.figures import FINAL_COLOURS, STATUS_COLOURS, hover_text, set_axes
 from orchestrator.reports.search.formatting import STATUS_LABELS
-from orchestrator.reports.search.snapshot import FAILED, RUNNING, Search, Trial
+from orchestrator.reports.search.snapshot import FAILED, RUNNING, SearchSnapshot, Trial
 
 MINUTE_S = 60.0
 MIN_LABELLED_SHARE = 0.025  # of the time: a shorter block has no room for its number
@@ -26,7 +26,7 @@ class Span:
     end: float
 
 
-def spans(search: Search, *, now: float) -> list[Span]:
+def spans(search: SearchSnapshot, *, now: float) -> list[Span]:
     """Which trial used which slot when; a trial that is still running lasts until `now`, seconds since the epoch."""
     found = []
     for trial in (*search.trials, *search.finals):
@@ -41,7 +41,7 @@ def spans(search: Search, *, now: float) -> list[Span]:
     return found
 
 
-def timeline(search: Search, *, now: float) -> go.Figure:
+def timeline(search: SearchSnapshot, *, now: float) -> go.Figure:
     """A row for each slot, or for each trial if trials wait for one another, over minutes since the search started."""
     all_spans = spans(search, now=now)
     rows = sorted({span.row for span in all_spans}, key=lambda row: (row == NO_SLOT, len(row), row))

@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.reports.formatting import format_duration, format_score, plural
 from orchestrator.reports.search.formatting import STATUS_LABELS, format_settings
-from orchestrator.reports.search.snapshot import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, Search
+from orchestrator.reports.search.snapshot import DONE, FAILED, INTERRUPTED, RUNNING, STOPPED, SearchSnapshot
 
 SMALLEST_DIFFERENCE = 1e-4  # what four decimals can show
 
@@ -21,14 +21,14 @@ class Verdict:
     control: str
 
 
-def verdict(search: Search, now: float) -> Verdict:
+def verdict(search: SearchSnapshot, now: float) -> Verdict:
     """The summary at the top of the page at `now`, in seconds since the epoch."""
     status = search.outcome["status"] if search.outcome else "unfinished"
     tone = status if status in ("done", "failed") else "unfinished"
     return Verdict(tone, _state(search, now), _best(search), _control(search))
 
 
-def search_status(search: Search) -> str:
+def search_status(search: SearchSnapshot) -> str:
     """running, finished, or the outcome's own word: failed."""
     if search.outcome is None:
         return "running"
@@ -36,7 +36,7 @@ def search_status(search: Search) -> str:
     return "finished" if status == "done" else status
 
 
-def _state(search: Search, now: float) -> str:
+def _state(search: SearchSnapshot, now: float) -> str:
     counts = [(name, len(search.of_status(name))) for name in (DONE, STOPPED, FAILED, RUNNING, INTERRUPTED)]
     by_status = ", ".join(f"{count} {STATUS_LABELS[name]}" for name, count in counts if count)
     details = f" ({by_status})." if by_status else "."
@@ -49,7 +49,7 @@ def _state(search: Search, now: float) -> str:
     return f"Running. {progress}"
 
 
-def _best(search: Search) -> str:
+def _best(search: SearchSnapshot) -> str:
     if not search.ranked:
         return "No trial has completed with an objective value, so there are no best settings."
     best = search.ranked[0]
@@ -64,7 +64,7 @@ def _best(search: Search) -> str:
     return f"{title}: {format_settings(search, best.settings)} ({result})."
 
 
-def _winner_over_seeds(search: Search, winner: Mapping[str, Any], best_number: int) -> str:
+def _winner_over_seeds(search: SearchSnapshot, winner: Mapping[str, Any], best_number: int) -> str:
     """The winner of the finals where another trial is better on a single seed."""
     title = f"Best settings: trial {winner['number']} ({format_settings(search, winner['settings'])})."
     if any(trial.kind == "finalist" and trial.number == best_number for trial in search.finals):
@@ -75,11 +75,11 @@ def _winner_over_seeds(search: Search, winner: Mapping[str, Any], best_number: i
     )
 
 
-def _control(search: Search) -> str:
+def _control(search: SearchSnapshot) -> str:
     """Whether the winner beats its control; the difference is of the objective, so less than zero is better."""
     comparison = (search.outcome or {}).get("comparison")
     if search.outcome is None:
-        return "Not compared with the control yet: the same models without teachers are trained after the trials."
+        return "Not compared with the control yet: final runs, unless switched off, start when all trials have ended."
     if comparison is None:
         return "Not compared with the control, the same models without teachers: no pair of final runs has completed."
     difference, low, high = comparison["difference"], comparison["low"], comparison["high"]

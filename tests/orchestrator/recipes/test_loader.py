@@ -136,8 +136,8 @@ def test_unknown_recipes_list_the_shipped_ones_and_circles_are_refused(tmp_path)
         load_recipe(str(path))
 
 
-def test_the_searches_in_the_readme_are_recipes_that_can_be_searched(tmp_path: Path) -> None:
-    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_searches_in_the_documents_are_recipes_that_can_be_searched(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "searching.md").read_text(), re.DOTALL)
     searches = [block for block in blocks if "[search]" in block]
     assert searches
     for number, block in enumerate(searches):

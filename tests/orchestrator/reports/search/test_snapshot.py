@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.reports.search.snapshot import Search, read_search
+from orchestrator.reports.search.snapshot import SearchSnapshot, read_search
 from orchestrator.search.store import SearchStore
 from orchestrator.storage import object_store
 from tests import searches
@@ -139,7 +139,7 @@ def test_a_score_that_is_not_finite_is_none(tmp_path: Any) -> None:
     uri, entry = str(tmp_path), searches.results()[0]
     searches.put(uri, "search.json", value=searches.head())
     searches.end(uri, entry | {"objective": float("nan"), "history": []})
-    search: Search = read_search(uri)
+    search: SearchSnapshot = read_search(uri)
     assert search.trials[0].objective is None
     assert search.ranked == []
 
