@@ -1,4 +1,4 @@
-"""What a search costs beside its training: `make bench`. Prints numbers and asserts none: these machines are shared."""
+"""Costs of a search in addition to training: `make bench`. Prints numbers and asserts none: machines are shared."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def replayer_seconds(process: "subprocess.Popen[str]", trials: Path) -> tuple[fl
                 one for one in psutil.Process(process.pid).children() if "orchestrator.tracking" in one.cmdline()
             )
             whole = sum(replayer.cpu_times()[:2])
-        except (ValueError, psutil.Error):  # it has not started, or has ended
+        except (ValueError, psutil.Error):  # the replayer has not started, or has ended
             pass
         if not trials.exists():
             started = whole
@@ -54,7 +54,7 @@ def replayer_seconds(process: "subprocess.Popen[str]", trials: Path) -> tuple[fl
 
 
 def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trials an hour at one slot and at two, in turns, and what a trial costs beside its training."""
+    """Trials an hour at one slot and at two, in turns, and what a trial costs in addition to its training."""
     runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for pair in range(PAIRS):
         for slots, several in runs.items():
@@ -73,7 +73,7 @@ def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tracking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same trials on two slots with MLflow (SQLite) and without, in turns: wall time of all trials; and the CPU
-    time of the replayer process, beside the time that the trials take on their slots.
+    time of the replayer process, relative to the time that the trials take on their slots.
     """
     ratios, sending, whole = [], [], []
     for pair in range(PAIRS):
