@@ -1,4 +1,4 @@
-"""What must hold for every schedule (the list in the design), in the real loop with small models."""
+"""What must hold for every schedule (the list in docs/architecture.md), in the real loop with small models."""
 
 import copy
 from collections import Counter
@@ -283,7 +283,7 @@ def test_learning_rates_count_the_models_own_steps(tiny, start):
         for record in event_records(run)
         if record["kind"] == "metrics" and "cnn/lr" in record["values"]
     }
-    # six own steps in all: three of burn-in, none while the vit trains (4 to 6), three more; warm-up over three
+    # six steps of the model: three of burn-in, none while the vit trains (4 to 6), three more; warm-up over three
     assert list(rates) == [1, 2, 3, 7, 8, 9]
     assert rates == pytest.approx({1: 0.125, 2: 0.25, 3: 0.375, 7: 0.5, 8: 0.375, 9: 0.125})
 

@@ -24,7 +24,9 @@ from workloads.train import loop
 MN04 = '{family="mn", width=0.4}'
 LIST = Path(__file__).parents[3] / "workloads" / "models" / "official" / "audioset_tags.txt"
 AUDIOSET = LIST.read_text().splitlines()  # as published: class 0 is speech
-UNSORTED = sorted(SYNTHESIZERS, reverse=True)  # the ten tags of the embedded data set, as no data set orders them
+UNSORTED = sorted(
+    SYNTHESIZERS, reverse=True
+)  # the ten tags of the embedded data set; data sets are sorted the other way
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_an_imported_tagger_gives_the_logits_of_the_official_code(antiphon, weig
     assert made["model"]["arch"]["width"] == 0.4
     tagger, state = load_tagger(tmp_path / "mn04")
     assert state["labels"] == "multi"
-    assert state["tags"] == sorted(AUDIOSET)  # as data sets are, and the head's rows with them
+    assert state["tags"] == sorted(AUDIOSET)  # like the tags of data sets; the head's rows are in the same order
     columns = [tagger.tags.index(tag) for tag in AUDIOSET[:20]]
     with torch.no_grad():
         logits_BC = tagger.tag(waveform(10, 32_000))[:, columns]

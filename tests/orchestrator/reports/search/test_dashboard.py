@@ -31,11 +31,11 @@ WIDTH, HEIGHT = 1280, 2400
 def half(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
     """A running search: five trials have ended, two are running."""
     uri, results = str(tmp_path / "search"), searches.results()
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     for entry in results[:7]:
-        searches.begin(uri, entry)
+        searches.write_task_start(uri, entry)
     for entry in results[:5]:
-        searches.end(uri, entry)
+        searches.write_task_end(uri, entry)
     return uri, results
 
 
@@ -92,11 +92,11 @@ def test_the_page_requests_only_what_is_new(half: Any, monkeypatch: pytest.Monke
         assert first["live"]
         assert 'id="leaderboard"' in first["html"]
         assert json.loads(ask(port, f"/fragment?seen={first['stamp']}")[1]) == first | {"html": None}
-        searches.end(uri, results[6])
+        searches.write_task_end(uri, results[6])
         second = json.loads(ask(port, f"/fragment?seen={first['stamp']}")[1])
         assert second["stamp"] != first["stamp"]
         assert f'<td class="number score">{results[6]["objective"]:.4f}</td>' in second["html"]
-        searches.put(uri, "outcome.json", value=searches.outcome(results[:5], comparison=None))
+        searches.write_json(uri, "outcome.json", value=searches.outcome(results[:5], comparison=None))
         assert json.loads(ask(port, "/fragment")[1])["live"] is False
         assert "fragment?seen" not in ask(port, "/")[1]
 
@@ -145,7 +145,7 @@ def test_an_address_that_is_taken_is_the_users_mistake(half: Any) -> None:
 
 def test_a_browser_draws_what_the_files_hold(tmp_path: Path, browse: Callable[..., str]) -> None:
     uri = str(tmp_path / "search")
-    results = searches.whole(uri, scheduler="none", second="macs")
+    results = searches.write_finished_search(uri, scheduler="none", second="macs")
     with served(dashboard.app(uri)) as port:
         page = browse(f"http://127.0.0.1:{port}/", f"--screenshot={tmp_path / 'dashboard.png'}")
     rows = ROW.findall(page)
@@ -178,7 +178,7 @@ def test_an_open_page_shows_a_new_result(
         if scope["type"] == "http":
             requested.append(scope["path"])
             if requested.count("/fragment") == 2 and not object_store.exists(f"{uri}/trials/0006/result.json"):
-                searches.end(uri, results[6])
+                searches.write_task_end(uri, results[6])
         await app(scope, receive, send)
 
     with served(counted) as port:
@@ -193,7 +193,7 @@ def test_an_open_page_shows_a_new_result(
 
 
 def test_the_static_report_is_drawn_from_its_file_alone(tmp_path: Path, browse: Callable[..., str]) -> None:
-    searches.whole(str(tmp_path / "search"))
+    searches.write_finished_search(str(tmp_path / "search"))
     out = tmp_path / "report.html"
     write_search_report(read_search(str(tmp_path / "search")), out)
     text = out.read_text(encoding="utf-8")
