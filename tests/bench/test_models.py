@@ -33,7 +33,7 @@ pytestmark = pytest.mark.bench
 
 
 class PlainConv(DynamicConv):
-    """EfficientAT's form: one grouped convolution, the batch folded into its groups, pointwise ones too."""
+    """EfficientAT's form: one grouped convolution with the batch folded into its groups, also where it is pointwise."""
 
     def forward(self, x_BDMF: Tensor, h_BD: Tensor, temperature: Tensor) -> Tensor:
         attention_BZ = (self.kernel_attention(h_BD) / temperature).softmax(dim=1)

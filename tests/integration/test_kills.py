@@ -92,7 +92,7 @@ def test_killed_at_random_points(command, uninterrupted, tmp_path, kills, fault_
 
 @pytest.mark.parametrize(("point", "count"), [("half-part", 8), ("remove", 1), ("finish", 2)])
 def test_killed_at_the_worst_moments(command, uninterrupted, tmp_path, point, count):
-    """While a file is copied; between removing a marker and removing its folder; once one of two models is delivered."""
+    """While a file is copied; between removing a marker and its folder; once one of two models is delivered."""
     where = ["--storage", str(tmp_path / "runs")]
     assert antiphon([*command, *where], tmp_path / "out", Kill(point, count)) == -9
     assert antiphon([*command, *where, "--resume", run_id_in(tmp_path)], tmp_path / "out") == 0

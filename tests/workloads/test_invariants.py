@@ -212,15 +212,15 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, start):
     recipe = short(
         tiny, "alternate", "edges.0.source=snapshot", "train.checkpoint_every=2", "models.cnn.arch.dropout=0.2"
     )
-    whole = start(recipe)
-    assert loop(whole) == "done"
+    uninterrupted = start(recipe)
+    assert loop(uninterrupted) == "done"
     stops = iter([False] * 4 + [True])
     cut = start(recipe, should_stop=lambda: next(stops))
     assert loop(cut) == "preempted"
     resumed = start(recipe, checkpoints_of=cut)
     assert resumed.step == 5
     assert loop(resumed) == "done"
-    expected, resulting = event_records(whole)[-1]["models"], event_records(resumed)[-1]["models"]
+    expected, resulting = event_records(uninterrupted)[-1]["models"], event_records(resumed)[-1]["models"]
     for model in recipe.models:
         assert resulting[model]["weights_sha256"] == expected[model]["weights_sha256"]
         assert resulting[model]["test"] == expected[model]["test"]

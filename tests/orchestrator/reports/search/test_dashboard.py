@@ -28,7 +28,7 @@ WIDTH, HEIGHT = 1280, 2400
 
 
 @pytest.fixture
-def half(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
+def running_search(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
     """A running search: five trials have ended, two are running."""
     uri, results = str(tmp_path / "search"), searches.results()
     searches.write_json(uri, "search.json", value=searches.head())
@@ -81,9 +81,9 @@ def browse(tmp_path: Path) -> Callable[..., str]:
     return browse
 
 
-def test_the_page_requests_only_what_is_new(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_requests_only_what_is_new(running_search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard, "POLL_S", 0.0)
-    uri, results = half
+    uri, results = running_search
     with served(dashboard.app(uri)) as port:
         status, page = ask(port, "/")
         assert status == 200
@@ -101,9 +101,11 @@ def test_the_page_requests_only_what_is_new(half: Any, monkeypatch: pytest.Monke
         assert "fragment?seen" not in ask(port, "/")[1]
 
 
-def test_storage_that_is_unavailable_is_reported_and_may_come_back(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_is_unavailable_is_reported_and_may_come_back(
+    running_search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dashboard, "POLL_S", 0.0)
-    folder = Path(half[0])
+    folder = Path(running_search[0])
     with served(dashboard.app(str(folder))) as port:
         folder.rename(folder.with_name("away"))
         status, text = ask(port, "/fragment")
@@ -113,14 +115,14 @@ def test_storage_that_is_unavailable_is_reported_and_may_come_back(half: Any, mo
         assert ask(port, "/fragment")[0] == 200
 
 
-def test_requests_for_other_host_names_are_refused(half: Any) -> None:
-    with served(dashboard.app(half[0])) as port:
+def test_requests_for_other_host_names_are_refused(running_search: Any) -> None:
+    with served(dashboard.app(running_search[0])) as port:
         assert ask(port, "/", Host="elsewhere.example")[0] == 400
         assert ask(port, "/", Host=f"localhost:{port}")[0] == 200
 
 
-def test_the_command_serves_on_loopback_until_interrupted(half: Any) -> None:
-    command = [sys.executable, "-m", "orchestrator.cli.app", "dashboard", half[0]]
+def test_the_command_serves_on_loopback_until_interrupted(running_search: Any) -> None:
+    command = [sys.executable, "-m", "orchestrator.cli.app", "dashboard", running_search[0]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -134,13 +136,13 @@ def test_the_command_serves_on_loopback_until_interrupted(half: Any) -> None:
         process.wait()
 
 
-def test_an_address_that_is_taken_is_the_users_mistake(half: Any) -> None:
+def test_an_address_that_is_taken_is_the_users_mistake(running_search: Any) -> None:
     with dashboard.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port {port}: cannot listen there"):
-            dashboard.serve(half[0], host="127.0.0.1", port=port, ready=print)
+            dashboard.serve(running_search[0], host="127.0.0.1", port=port, ready=print)
     with pytest.raises(ValueError, match=r"no search\.json there"):
-        dashboard.serve(f"{half[0]}/trials", host="127.0.0.1", port=0, ready=print)
+        dashboard.serve(f"{running_search[0]}/trials", host="127.0.0.1", port=0, ready=print)
 
 
 def test_a_browser_draws_what_the_files_hold(tmp_path: Path, browse: Callable[..., str]) -> None:
@@ -166,10 +168,10 @@ def test_a_browser_draws_what_the_files_hold(tmp_path: Path, browse: Callable[..
 
 
 def test_an_open_page_shows_a_new_result(
-    half: Any, browse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    running_search: Any, browse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dashboard, "POLL_S", 0.1)
-    uri, results = half
+    uri, results = running_search
     requested: list[str] = []
     app = dashboard.app(uri)
 
