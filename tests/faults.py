@@ -27,16 +27,18 @@ def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
 
 
 def recovery(event_log: Path) -> dict[str, float | int]:
-    """Of a run's last interruption: seconds from its last metrics to the next, and the number of repeated steps."""
+    """A run's last interruption: seconds from the last metrics before it to the first after it, and steps repeated."""
     records = [record for record in read_event_log(event_log) if record["kind"] in ("start", "metrics")]
-    again = max(number for number, record in enumerate(records) if record["kind"] == "start")
-    start, next_step = records[again], records[again + 1]
-    before = max((record for record in records[:again] if record["kind"] == "metrics"), key=lambda record: record["t"])
+    restart = max(number for number, record in enumerate(records) if record["kind"] == "start")
+    start, next_step = records[restart], records[restart + 1]
+    before = max(
+        (record for record in records[:restart] if record["kind"] == "metrics"), key=lambda record: record["t"]
+    )
     return {"seconds": (next_step["t"] - before["t"]) / 1000, "repeated": max(before["step"] - start["step"], 0)}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the table as Markdown, ready for the README."""
+    """Print the table as Markdown, for docs/operations.md."""
     rows = config.stash.get(ROWS, [])
     if not rows:
         return

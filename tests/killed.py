@@ -28,7 +28,7 @@ PRELOADED = [
 
 @dataclass(frozen=True)
 class Kill:
-    """The point at which a run kills itself, when it gets there for the `count`-th time (from 1)."""
+    """The point at which a run kills itself, when it reaches it for the `count`-th time (from 1)."""
 
     point: str
     count: int
@@ -46,13 +46,13 @@ def antiphon(
 
     Its clock jumps by `clock` seconds while it runs; `env` is added to its environment.
     """
-    process = begin(arguments, out, kill, clock=clock, env=env)
+    process = start(arguments, out, kill, clock=clock, env=env)
     process.join()
     assert process.exitcode is not None
     return process.exitcode
 
 
-def begin(
+def start(
     arguments: list[str],
     out: Path,
     kill: Kill | None = None,
@@ -95,7 +95,7 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 
 
 def _install(kill: Kill) -> None:
-    """Wrap the function that the run calls at the kill's point; until the kill it does what it did."""
+    """Wrap the function that the run calls at the kill's point; calls before the kill do what the function does."""
     from orchestrator.runs.checkpoint_store import NewestAndBest
     from orchestrator.storage import object_store
     from workloads.distill.train_state import TrainState

@@ -1,4 +1,4 @@
-"""A user at a real S3 server: runs `antiphon` there, and looks at what came of it without our own code; a plugin."""
+"""A user of a real S3 server, who runs `antiphon` there; tests read the bucket with boto3. A pytest plugin."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CHECKPOINTS = "runs/r/checkpoints/"
 
 
 def command(cache: Path, *, tracking: str = "none") -> list[str]:
-    """A run of 36 steps; `tracking` empty is the default, SQLite."""
+    """Arguments of a run of 36 steps; an empty `tracking` leaves the option out: the default, SQLite."""
     values = [*small.SIZES, *small.TWO_MODELS, *PLAN, f"data.cache={cache}"]
     where = ["--tracking", tracking] if tracking else []
     return ["run", "demo", "--json", *where, *(word for value in values for word in ("--set", value))]
@@ -32,7 +32,7 @@ def command(cache: Path, *, tracking: str = "none") -> list[str]:
 
 @dataclass
 class S3User:
-    """One user with an empty home folder and a bucket of his own; his run is called `r`."""
+    """A user with an empty home folder and a bucket; the run is called `r`."""
 
     server: Any
     bucket: str
@@ -40,18 +40,18 @@ class S3User:
     cache: Path
 
     def antiphon(self, *more: str, env: dict[str, str] | None = None) -> int:
-        """Run the command line with what is said in addition; the exit code."""
-        process = self.begin(*more, env=env)
+        """Run the command line with additional arguments; returns the exit code."""
+        process = self.start(*more, env=env)
         process.join()
         return process.exitcode
 
-    def begin(self, *more: str, env: dict[str, str] | None = None) -> Any:
-        """The same, without waiting for its end."""
+    def start(self, *more: str, env: dict[str, str] | None = None) -> Any:
+        """The same, without waiting for the process to end."""
         arguments = self._arguments("--local", *more)
-        return killed.begin(arguments, self.home / "out", env={**self.env, **(env or {})})
+        return killed.start(arguments, self.home / "out", env={**self.env, **(env or {})})
 
-    def begin_on_ray(self, *more: str, env: dict[str, str] | None = None, tracking: str = "none") -> Any:
-        """The same through Ray, as a user starts it."""
+    def start_on_ray(self, *more: str, env: dict[str, str] | None = None, tracking: str = "none") -> Any:
+        """The same on Ray, with the installed program."""
         antiphon = str(Path(sys.executable).with_name("antiphon"))
         with (self.home / "out").open("wb") as out, (self.home / "out.err").open("wb") as errors:
             return subprocess.Popen(
@@ -75,19 +75,19 @@ class S3User:
         return killed.outcome(self.home / "out")
 
     @property
-    def said(self) -> str:
+    def stderr(self) -> str:
         return (self.home / "out.err").read_text()
 
     @property
     def last_line(self) -> str:
-        return self.said.strip().splitlines()[-1]
+        return self.stderr.strip().splitlines()[-1]
 
     @property
     def event_log(self) -> Path:
         return self.home / ".cache/antiphon/runs/r/events.jsonl"
 
-    def saved(self) -> int:
-        """How many checkpoints the run says it has written (they may still be on their way)."""
+    def num_checkpoints(self) -> int:
+        """The number of checkpoints that the run has recorded; uploads may not have finished."""
         records = read_event_log(self.event_log) if self.event_log.exists() else []
         return len([record for record in records if record["kind"] == "checkpoint"])
 
@@ -97,7 +97,7 @@ class S3User:
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def checkpoints(self) -> dict[str, list[str]]:
-        """What lies in each checkpoint's folder, finished or not."""
+        """The files of each checkpoint, committed or not, by its name."""
         found: dict[str, list[str]] = {}
         for key in self.objects():
             if key.startswith(CHECKPOINTS):
@@ -105,16 +105,16 @@ class S3User:
                 found.setdefault(name, []).append(file)
         return found
 
-    def check_whole(self, name: str) -> None:
-        """Fetch a checkpoint and compare its digests."""
+    def check_intact(self, name: str) -> None:
+        """Download a checkpoint and verify its digests."""
         folder = self.home / "fetched" / name
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.checkpoints()[name]:
             self.server.client().download_file(self.bucket, f"{CHECKPOINTS}{name}/{file}", str(folder / file))
         assert checkpoint.read_state(folder)["step"] == int(name.split("-")[1])
 
-    def check_ended_like(self, undisturbed: dict[str, Any]) -> None:
-        """The same bits as an undisturbed run, every step recorded, only whole checkpoints left."""
+    def check_same_result(self, undisturbed: dict[str, Any]) -> None:
+        """The same bits as an undisturbed run, every step recorded, only intact checkpoints in the bucket."""
         assert self.outcome["status"] == "done"
         for name, row in undisturbed["models"].items():
             assert self.outcome["models"][name] | {"checkpoint": ""} == row | {"checkpoint": ""}
@@ -125,29 +125,29 @@ class S3User:
         assert {record["step"] for record in records if record["kind"] == "metrics"} == set(range(1, total + 1))
         assert self.checkpoints()
         for name in self.checkpoints():
-            self.check_whole(name)
+            self.check_intact(name)
 
     def steps_repeated(self) -> int:
-        """How far the run was when it ended for the first time, less where it went on."""
+        """Last step recorded before the newest start, less the step from which that start resumed."""
         records = read_event_log(self.event_log)
         start = max(number for number, record in enumerate(records) if record["kind"] == "start")
         before = [record["step"] for record in records[:start] if record["kind"] == "metrics"]
         return max(before) - records[start]["step"]
 
-    def went_on(self, since: float) -> float:
-        """Seconds from an instant (of time.time) to the next training step, as the run itself recorded it."""
+    def seconds_to_next_step(self, since: float) -> float:
+        """Seconds from an instant (of time.time) to the next training step, by the time in its record."""
         after = [record["t"] / 1000 - since for record in read_event_log(self.event_log) if record["kind"] == "metrics"]
         return min(seconds for seconds in after if seconds > 0)
 
 
 @pytest.fixture(scope="session")
 def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("desk-clips")
+    return tmp_path_factory.mktemp("clips")
 
 
 @pytest.fixture(scope="session")
 def undisturbed(user_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The outcome of the desk's run where nothing goes wrong, in a local folder."""
+    """The outcome of the same run without faults, in a local folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
     where = ["--local", "--storage", str(folder / "runs"), "--run-id", "r"]
     assert killed.antiphon([*command(user_cache), *where], folder / "out") == 0
@@ -163,9 +163,9 @@ def user(rgw_server: Any, user_cache: Path, tmp_path: Path) -> S3User:
 
 @pytest.fixture
 def proxy(rgw_server: Any) -> Iterator[Proxy]:
-    """A line to the S3 server that can be disturbed; for those who go `through` it."""
-    with Proxy(rgw_server.endpoint) as line:
-        yield line
+    """A proxy in front of the S3 server that injects faults; `through` is the environment of a run that uses it."""
+    with Proxy(rgw_server.endpoint) as running:
+        yield running
 
 
 def through(proxy: Proxy) -> dict[str, str]:
@@ -173,7 +173,7 @@ def through(proxy: Proxy) -> dict[str, str]:
 
 
 def wait_for(condition: Callable[[], bool], process: Any) -> None:
-    """Return once it is so; fail where the process ends before that, or needs more than five minutes."""
+    """Return once the condition holds; fail if the process ends before, or after five minutes."""
     watched, deadline = psutil.Process(process.pid), time.monotonic() + 300
     while not condition():
         assert watched.is_running(), "the run has ended"
@@ -183,15 +183,15 @@ def wait_for(condition: Callable[[], bool], process: Any) -> None:
 
 
 def leaks(secret: str, *folders: Path) -> list[Path]:
-    """The files in which a secret can be read."""
+    """The files that contain a secret."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return [path for path in files if secret.encode() in path.read_bytes()]
 
 
 def publish_200_mb(env: dict[str, str], run_uri: str, home: Path, step: int) -> None:
-    """In a process of its own: take the run over, commit a checkpoint of 200 MB, fetch it and verify it.
+    """Take the run over, commit a checkpoint of 200 MB, fetch it and verify it. Called in a separate process.
 
-    Writes MB per second, up and down, to `home`/out.
+    Writes the rates of upload and download, in MB per second, to `home`/out.
     """
     os.environ.update(env)
     import torch
@@ -205,12 +205,12 @@ def publish_200_mb(env: dict[str, str], run_uri: str, home: Path, step: int) -> 
     name = f"step-{step:08d}-attempt-{attempt.number}"
     weights = {"w": torch.rand(50_000_000, generator=torch.Generator().manual_seed(step))}
     folder = checkpoint.write(home / name, tensors={"vit": weights}, state={"step": step, "best_for": {}})
-    began = time.perf_counter()
+    started = time.perf_counter()
     store.publish(folder)
-    up = time.perf_counter()
+    uploaded = time.perf_counter()
     fetched = store.fetch(name, home)
-    down = time.perf_counter()
+    downloaded = time.perf_counter()
     checkpoint.read_state(fetched)
     assert torch.equal(checkpoint.read_tensors(fetched, "vit")["w"], weights["w"])
     shutil.rmtree(fetched)
-    (home / "out").write_text(json.dumps({"up": 200 / (up - began), "down": 200 / (down - up)}))
+    (home / "out").write_text(json.dumps({"up": 200 / (uploaded - started), "down": 200 / (downloaded - uploaded)}))

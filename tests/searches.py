@@ -1,4 +1,4 @@
-"""Search folders as `antiphon search` writes them, with scores that depend on the settings; the same at each call."""
+"""Search folders as `antiphon search` writes them, with scores computed from the settings; the same at each call."""
 
 import json
 import math
@@ -52,7 +52,7 @@ CLUSTER = {"slots": 2, "dashboard": "http://127.0.0.1:8265", "trials": 24}
 def results(*, scheduler: str = "asha", trials: int = 24, failing: tuple[int, ...] = (5,)) -> list[Settings]:
     """The result of each trial, on two slots; with a scheduler the worse half stops at each rung."""
     draw, free, entries = random.Random(0), [BEGAN + 3.0, BEGAN + 4.0], []
-    bars = [0.63, 0.50, math.inf] if scheduler != "none" else [math.inf] * 3
+    thresholds = [0.63, 0.50, math.inf] if scheduler != "none" else [math.inf] * 3
     for number in range(trials):
         settings = {
             "edges.0.weight": round(draw.uniform(0.1, 0.9), 3),
@@ -61,10 +61,10 @@ def results(*, scheduler: str = "asha", trials: int = 24, failing: tuple[int, ..
         }
         slot = free.index(min(free))
         history = []
-        for step, bar in zip(STEPS, bars, strict=True):
+        for step, threshold in zip(STEPS, thresholds, strict=True):
             score = objective(settings, step, draw.gauss(0, 0.006))
             history.append({"step": step, "objective": score, "values": {"cnn/val/log_loss": score - 0.02}})
-            if score > bar:
+            if score > threshold:
                 break
         entry = _result(number, settings, history, free[slot], slot)
         if number in failing:
@@ -135,43 +135,43 @@ BETTER = {"metric": "val log_loss", "difference": -0.03, "low": -0.05, "high": -
 BETTER |= {"excludes_control": True}
 
 
-def put(uri: str, *names: str, value: Settings) -> None:
-    """Write one file of a search."""
+def write_json(uri: str, *names: str, value: Settings) -> None:
+    """Write one JSON file of a search, which must not exist."""
     assert object_store.create_exclusively(object_store.join(uri, *names), json.dumps(value).encode())
 
 
-def begin(uri: str, entry: Settings, *, name: str = "") -> None:
-    """Write what a search writes when a trial starts."""
+def write_task_start(uri: str, entry: Settings, *, name: str = "") -> None:
+    """Write the file that a search writes when a task starts."""
     settings = {key: entry[key] for key in ("number", "kind", "settings", "seed", "slot", "began")}
-    put(uri, *_folder(entry, name), "settings.json", value=settings)
+    write_json(uri, *_folder(entry, name), "settings.json", value=settings)
 
 
-def end(uri: str, entry: Settings, *, name: str = "") -> None:
-    """Write what a search writes when a trial ends."""
-    put(uri, *_folder(entry, name), "result.json", value=entry)
+def write_task_end(uri: str, entry: Settings, *, name: str = "") -> None:
+    """Write the file that a search writes when a task ends."""
+    write_json(uri, *_folder(entry, name), "result.json", value=entry)
 
 
 def _folder(entry: Settings, name: str) -> tuple[str, str]:
     return ("finals", name) if name else ("trials", f"{entry['number']:04d}")
 
 
-def whole(uri: str, *, comparison: Settings | None = BETTER, **options: Any) -> list[Settings]:
+def write_finished_search(uri: str, *, comparison: Settings | None = BETTER, **options: Any) -> list[Settings]:
     """Write a finished search; returns the results of its trials."""
     entries = results(**{key: options[key] for key in ("scheduler", "trials", "failing") if key in options})
     heads = {key: options[key] for key in ("scheduler", "trials", "second", "tracking") if key in options}
-    put(uri, "search.json", value=head(**heads))
-    put(uri, "cluster.json", value=CLUSTER)
-    put(
+    write_json(uri, "search.json", value=head(**heads))
+    write_json(uri, "cluster.json", value=CLUSTER)
+    write_json(
         uri,
         "mlflow.json",
         value={"": "feed"} | {f"{entry['number']:04}": f"{entry['number']:032x}" for entry in entries},
     )
     for entry in entries:
-        begin(uri, entry)
-        end(uri, entry)
+        write_task_start(uri, entry)
+        write_task_end(uri, entry)
     ended = outcome(entries, comparison=comparison)
     for name, entry in finals(ended["best"], ended=max(entry["ended"] for entry in entries) + 2.0).items():
-        begin(uri, entry, name=name)
-        end(uri, entry, name=name)
-    put(uri, "outcome.json", value=ended)
+        write_task_start(uri, entry, name=name)
+        write_task_end(uri, entry, name=name)
+    write_json(uri, "outcome.json", value=ended)
     return entries

@@ -45,7 +45,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def rgw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Ceph RGW: checks credentials, honours exclusive creates, keeps objects after kill -9. Skips if not installed."""
+    """Ceph RGW: checks credentials, supports exclusive creates, keeps objects after kill -9. Skips if not installed."""
     try:
         ceph.check_installed()
     except ValueError as missing:

@@ -1,4 +1,4 @@
-"""Searches of a second or two a trial, through the command line, and what they leave; a plugin for its fixture."""
+"""Searches by the command line whose trials take a second or two, and their results. A plugin for its fixture."""
 
 import itertools
 import json
@@ -33,26 +33,26 @@ repeats = 2
 
 @pytest.fixture
 def searching(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The words of `antiphon search` for a recipe of a second or two a trial."""
+    """Builds the arguments of `antiphon search` for a recipe whose trials take a second or two."""
 
-    def words(*more: str, high: str = "1e-2") -> list[str]:
+    def command(*more: str, high: str = "1e-2") -> list[str]:
         recipe = tmp_path / "tiny.toml"
         recipe.write_text(RECIPE.format(high=high))
         cache = tmp_path_factory.getbasetemp() / "clips"
         values = [*small.SIZES, *small.TWO_MODELS, *PLAN, f"data.cache={cache}"]
         return [ANTIPHON, "search", str(recipe), "--storage", str(tmp_path / "runs"), *sets(*values), *more]
 
-    return words
+    return command
 
 
 def sets(*values: str) -> list[str]:
-    """A --set for each value."""
-    return [word for value in values for word in ("--set", value)]
+    """`--set` before each value."""
+    return [argument for value in values for argument in ("--set", value)]
 
 
-def run(words: list[str], *, code: int = 0) -> dict[str, Any]:
+def run(command: list[str], *, code: int = 0) -> dict[str, Any]:
     """Run the command, which must exit with this code; returns the object that it prints."""
-    done = subprocess.run([*words, "--json"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -73,8 +73,8 @@ def expected_settings(searching: Any, tmp_path: Path, *more: str) -> dict[str, d
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.search.samplers import planned_settings
 
-    words = searching()
-    values = [value for word, value in itertools.pairwise(words) if word == "--set"] + [*more]
+    command = searching()
+    values = [value for argument, value in itertools.pairwise(command) if argument == "--set"] + [*more]
     search = load_recipe(str(tmp_path / "tiny.toml"), values).search
     assert search is not None
     return {f"{number:04}": settings for number, settings in enumerate(planned_settings(search) or [])}

@@ -1,8 +1,8 @@
-"""What forms of a network cost: `make bench`. Asserts that they say the same; prints times and asserts none of them.
+"""What forms of a network cost: `make bench`. Asserts that their outputs are equal; prints times and asserts none.
 
 Forms run in turns in one process on one thread; the median of the turns' ratios is what can be compared.
 
-Axes: B clips, C channels, M mel bands, F frames, H context, K kernels.
+Axes: B clips, M mel bands, F frames, D features or channels, Z kernels.
 """
 
 import copy
@@ -33,44 +33,44 @@ pytestmark = pytest.mark.bench
 
 
 class PlainConv(DynamicConv):
-    """EfficientAT's form: one grouped convolution, the batch folded into its groups, pointwise ones too."""
+    """EfficientAT's form: one grouped convolution with the batch folded into its groups, also where it is pointwise."""
 
-    def forward(self, x_BCMF: Tensor, h_BH: Tensor, temperature: Tensor) -> Tensor:
-        share_BK = (self.kernel_attention(h_BH) / temperature).softmax(dim=1)
-        kernels = (share_BK @ self.weight.flatten(1)).view(-1, *self.weight.shape[2:])
-        folded = x_BCMF.reshape(1, -1, *x_BCMF.shape[2:])
-        groups = len(x_BCMF) * (x_BCMF.shape[1] if self.depthwise else 1)
+    def forward(self, x_BDMF: Tensor, h_BD: Tensor, temperature: Tensor) -> Tensor:
+        attention_BZ = (self.kernel_attention(h_BD) / temperature).softmax(dim=1)
+        kernels = (attention_BZ @ self.weight.flatten(1)).view(-1, *self.weight.shape[2:])
+        folded = x_BDMF.reshape(1, -1, *x_BDMF.shape[2:])
+        groups = len(x_BDMF) * (x_BDMF.shape[1] if self.depthwise else 1)
         y = F.conv2d(folded, kernels, stride=self.stride, padding=self.kernel // 2, groups=groups)
-        return y.view(len(x_BCMF), -1, *y.shape[2:])
+        return y.view(len(x_BDMF), -1, *y.shape[2:])
 
 
 class PlainReLU(DynamicReLU):
-    """The definition, word for word."""
+    """The definition: the maximum of two linear functions."""
 
-    def forward(self, x_BCMF: Tensor, h_BH: Tensor) -> Tensor:
-        theta = (2 * self.coefficients(h_BH).sigmoid() - 1).view(*x_BCMF.shape[:2], 4, 1, 1)
+    def forward(self, x_BDMF: Tensor, h_BD: Tensor) -> Tensor:
+        theta = (2 * self.coefficients(h_BD).sigmoid() - 1).view(*x_BDMF.shape[:2], 4, 1, 1)
         return torch.maximum(
-            (theta[:, :, 0] + 1) * x_BCMF + theta[:, :, 2] * 0.5, theta[:, :, 1] * x_BCMF + theta[:, :, 3] * 0.5
+            (theta[:, :, 0] + 1) * x_BDMF + theta[:, :, 2] * 0.5, theta[:, :, 1] * x_BDMF + theta[:, :, 3] * 0.5
         )
 
 
 class PlainBlock(DynamicBlock):
     """Gates multiplied one after the other."""
 
-    def forward(self, x_BCMF: Tensor, temperature: Tensor) -> Tensor:
-        h_BH, bands_BCM1, frames_BC1F = self.context(x_BCMF)
-        y = x_BCMF
+    def forward(self, x_BDMF: Tensor, temperature: Tensor) -> Tensor:
+        h_BD, band_gates_BDM1, frame_gates_BD1F = self.context(x_BDMF)
+        y = x_BDMF
         if self.expand is not None and self.expand_norm is not None:
-            y = self.expand_norm(self.expand(y, h_BH, temperature))
-        y = self.relu(self.depthwise_norm(self.depthwise(y, h_BH, temperature)), h_BH)
-        y = self.project_norm(self.project(y * bands_BCM1 * frames_BC1F, h_BH, temperature))
-        return x_BCMF + y if self.residual else y
+            y = self.expand_norm(self.expand(y, h_BD, temperature))
+        y = self.relu(self.depthwise_norm(self.depthwise(y, h_BD, temperature)), h_BD)
+        y = self.project_norm(self.project(y * band_gates_BDM1 * frame_gates_BD1F, h_BD, temperature))
+        return x_BDMF + y if self.residual else y
 
 
 PLAIN = {DynamicConv: PlainConv, DynamicReLU: PlainReLU, DynamicBlock: PlainBlock}
 
 
-def plainly(model: nn.Module) -> nn.Module:
+def in_plain_form(model: nn.Module) -> nn.Module:
     """The same weights in the plain form."""
     other = copy.deepcopy(model)
     for module in other.modules():
@@ -80,7 +80,7 @@ def plainly(model: nn.Module) -> nn.Module:
 
 def backbone(name: str) -> nn.Module:
     model = build_backbone(CATALOG[name].arch, bands=bands_of(name), frames=frames_of(name), num_classes=50)
-    state = model.state_dict()  # fresh weights say almost nothing, in which nobody would see a difference
+    state = model.state_dict()  # initial weights give logits near 0, which would hide a difference
     drawn = keyed_state({name: list(tensor.shape) for name, tensor in state.items()})
     model.load_state_dict(drawn | {name: state[name] for name in ("temperature",) if name in state})
     return model
@@ -104,7 +104,7 @@ def inference(model: nn.Module, mel_BMF: Tensor) -> Callable[[], object]:
 
 
 def training(model: nn.Module, mel_BMF: Tensor) -> Callable[[], object]:
-    """Forward and backward: what an optimizer does afterwards is the same for all forms."""
+    """Forward and backward: the optimizer step is the same for all forms."""
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -114,14 +114,14 @@ def training(model: nn.Module, mel_BMF: Tensor) -> Callable[[], object]:
     return step
 
 
-def compared(tries: dict[str, Callable[[], object]], turns: int = TURNS) -> str:
+def timings(forms: dict[str, Callable[[], object]], turns: int = TURNS) -> str:
     """Median milliseconds of two forms in turns, and the median of the turns' ratios; the first turn warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in tries}
+    taken: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(turns + 1):
-        for name, try_it in tries.items():
-            began = time.perf_counter()
-            try_it()
-            taken[name].append(1000 * (time.perf_counter() - began))
+        for name, call in forms.items():
+            started = time.perf_counter()
+            call()
+            taken[name].append(1000 * (time.perf_counter() - started))
     one, other = (values[1:] for values in taken.values())
     ratio = statistics.median(slow / fast for slow, fast in zip(one, other, strict=True))
     return f"{statistics.median(one):8.2f} {statistics.median(other):8.2f}  {ratio:.2f}"
@@ -136,7 +136,7 @@ def assert_same(one: nn.Module, other: nn.Module, mel_BMF: Tensor) -> None:
     with torch.no_grad():
         expected = one.eval()(mel_BMF)
         torch.testing.assert_close(other.eval()(mel_BMF), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-    one, other = copy.deepcopy(one), copy.deepcopy(other)  # batch norm learns
+    one, other = copy.deepcopy(one), copy.deepcopy(other)  # training changes running statistics
     for model in (one, other):
         torch.manual_seed(0)  # dropout
         training(model, mel_BMF)()
@@ -154,43 +154,43 @@ def printing(capsys, title: str) -> Iterator[None]:
 @pytest.mark.parametrize("name", ["dymn04", "dymn10"])
 def test_dymn_against_the_plain_form(name, capsys):
     ours = backbone(name)
-    plain = plainly(ours)
+    plain = in_plain_form(ours)
     assert_same(plain, ours, mels(name, 3))
     with printing(capsys, f"{name}, {FRAMES // 100} s a clip: ms plain, ms ours, plain / ours"):
         for clips in (1, 8):
             for what, run in (("inference", inference), ("training", training)):
-                tries = {"plain": run(plain, mels(name, clips)), "ours": run(ours, mels(name, clips))}
-                print(f"  {what:9} batch {clips}  {compared(tries, turns=41 if clips == 1 else 11)}")
+                forms = {"plain": run(plain, mels(name, clips)), "ours": run(ours, mels(name, clips))}
+                print(f"  {what:9} batch {clips}  {timings(forms, turns=41 if clips == 1 else 11)}")
 
 
 @pytest.mark.parametrize("what", ["inference", "training"])
 def test_dymn_block_by_block(what, capsys):
     ours, clips = backbone("dymn10"), 1 if what == "inference" else 8
-    heard: list[Tensor] = []
-    hooks = [block.register_forward_pre_hook(lambda _, args: heard.append(args[0].detach())) for block in ours.blocks]
+    inputs: list[Tensor] = []
+    hooks = [block.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach())) for block in ours.blocks]
     with torch.no_grad():
         ours.train()(mels("dymn10", clips)) if clips > 1 else ours.eval()(mels("dymn10", clips))
     for hook in hooks:
         hook.remove()
-    plain = plainly(ours)  # now, since batch norm has heard those clips
+    plain = in_plain_form(ours)  # copied now: that forward has changed batch norm's running statistics
     with printing(capsys, f"dymn10, {what}, batch {clips}, block by block: ms plain, ms ours, plain / ours"):
-        for number, x_BCMF in enumerate(heard):
+        for number, x_BDMF in enumerate(inputs):
             with torch.no_grad():
-                said = [model.eval().blocks[number](x_BCMF.clone(), model.temperature) for model in (plain, ours)]
-            torch.testing.assert_close(*said, rtol=1e-4, atol=1e-5)
-            tries = {
-                form: block_run(model.blocks[number], x_BCMF, model.temperature, learns=what == "training")
+                outputs = [model.eval().blocks[number](x_BDMF.clone(), model.temperature) for model in (plain, ours)]
+            torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+            forms = {
+                form: block_run(model.blocks[number], x_BDMF, model.temperature, learns=what == "training")
                 for form, model in (("plain", plain), ("ours", ours))
             }
-            print(f"  {number:2} {'x'.join(map(str, x_BCMF.shape[1:])):12} {compared(tries)}")
+            print(f"  {number:2} {'x'.join(map(str, x_BDMF.shape[1:])):12} {timings(forms)}")
 
 
-def block_run(block: nn.Module, x_BCMF: Tensor, temperature: Tensor, *, learns: bool) -> Callable[[], object]:
+def block_run(block: nn.Module, x_BDMF: Tensor, temperature: Tensor, *, learns: bool) -> Callable[[], object]:
     block.train(learns)
     if not learns:
-        return torch.no_grad()(lambda: block(x_BCMF, temperature))
-    heard = x_BCMF.clone().requires_grad_()
-    return lambda: block(heard, temperature).sum().backward()
+        return torch.no_grad()(lambda: block(x_BDMF, temperature))
+    leaf_BDMF = x_BDMF.clone().requires_grad_()
+    return lambda: block(leaf_BDMF, temperature).sum().backward()
 
 
 @pytest.mark.parametrize("name", ["mn04", "mn10"])
@@ -202,8 +202,8 @@ def test_batch_norm_folded_into_convolutions(name, capsys):
         torch.testing.assert_close(other(mels(name, 2)), model(mels(name, 2)), rtol=1e-3, atol=1e-5)
     with printing(capsys, f"{name}, inference: ms as it is, ms folded, ratio"):
         for clips in (1, 8):
-            tries = {"as it is": inference(model, mels(name, clips)), "folded": inference(other, mels(name, clips))}
-            print(f"  batch {clips}  {compared(tries, turns=25)}")
+            forms = {"as it is": inference(model, mels(name, clips)), "folded": inference(other, mels(name, clips))}
+            print(f"  batch {clips}  {timings(forms, turns=25)}")
 
 
 @pytest.mark.parametrize("name", ["mn04", "mn10"])
@@ -214,8 +214,8 @@ def test_memory_formats(name, capsys):
     assert_same(usual, model, mels(name, 3))
     with printing(capsys, f"{name}: ms channels first, ms channels last (ours), ratio"):
         for what, run, clips in (("inference", inference, 1), ("training", training, 8)):
-            tries = {"first": run(usual, mels(name, clips)), "last": run(model, mels(name, clips))}
-            print(f"  {what:9} batch {clips}  {compared(tries)}")
+            forms = {"first": run(usual, mels(name, clips)), "last": run(model, mels(name, clips))}
+            print(f"  {what:9} batch {clips}  {timings(forms)}")
 
 
 @pytest.mark.parametrize("name", ["mn10", "dymn04", "ast_tiny", "ced_tiny"])
@@ -233,7 +233,7 @@ def test_half_precision(name, capsys):
     with printing(capsys, f"{name}, batch 8: ms fp32, ms bf16, ratio; largest difference {difference:.4f} of a logit"):
         for what, run in (("inference", inference), ("training", training)):
             plain, other = run(model, mel_BMF), run(model, mel_BMF)
-            print(f"  {what:9}  {compared({'fp32': plain, 'bf16': halved(other)}, turns=5)}")
+            print(f"  {what:9}  {timings({'fp32': plain, 'bf16': halved(other)}, turns=5)}")
 
 
 @pytest.mark.parametrize("name", ["mn04", "ced_tiny"])
@@ -246,12 +246,12 @@ def test_compiled(name, capsys):
     assert_same(model, compiled, mels(name, 8))
     with printing(capsys, f"{name}, batch 8: ms as it is, ms compiled, ratio; once it is compiled"):
         for what, run in (("inference", inference), ("training", training)):
-            tries = {"as it is": run(model, mels(name, 8)), "compiled": run(compiled, mels(name, 8))}
-            print(f"  {what:9}  {compared(tries)}")
+            forms = {"as it is": run(model, mels(name, 8)), "compiled": run(compiled, mels(name, 8))}
+            print(f"  {what:9}  {timings(forms)}")
 
 
 def test_peak_memory(capsys):
-    """A process for each model: what it holds at most, above what it held before the network was built."""
+    """A process for each model: its peak memory, less its memory before the network was built."""
     with printing(capsys, f"most MB held, weights included, {FRAMES // 100} s a clip: inference of 1, training on 8"):
         for name in CATALOG:
             program = f"from tests.bench.test_models import print_peaks; print_peaks({name!r})"
@@ -266,16 +266,16 @@ def test_peak_memory(capsys):
 
 def print_peaks(name: str) -> None:
     torch.set_num_threads(1)
-    before = held("VmRSS")
+    before = resident_mb("VmRSS")
     model, peaks = backbone(name), []
     for run, clips in ((inference, 1), (training, 8)):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         run(model, mels(name, clips))()
-        peaks.append(held("VmHWM") - before)
+        peaks.append(resident_mb("VmHWM") - before)
     print(*peaks)
 
 
-def held(what: str) -> float:
-    """MB of this process, now (VmRSS) or at most (VmHWM), as Linux counts them."""
-    (found,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(what))
-    return int(found.split()[1]) / 1000
+def resident_mb(what: str) -> float:
+    """Resident memory of this process in MB as Linux counts it, now (VmRSS) or at its peak (VmHWM)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    return int(line.split()[1]) / 1000

@@ -1,4 +1,4 @@
-"""What a search costs beside its training: `make bench`. Prints numbers and asserts none: these machines are shared."""
+"""Costs of a search in addition to training: `make bench`. Prints numbers and asserts none: machines are shared."""
 
 import contextlib
 import json
@@ -37,24 +37,24 @@ def run_search(folder: Path, name: str, *more: str) -> dict[str, Any]:
 
 def replayer_seconds(process: "subprocess.Popen[str]", trials: Path) -> tuple[float, float]:
     """CPU seconds of the replayer process: until the first trial started, and in all."""
-    started = whole = 0.0
+    started = total = 0.0
     while process.poll() is None:
         try:
             (replayer,) = (
                 one for one in psutil.Process(process.pid).children() if "orchestrator.tracking" in one.cmdline()
             )
-            whole = sum(replayer.cpu_times()[:2])
-        except (ValueError, psutil.Error):  # it has not started, or has ended
+            total = sum(replayer.cpu_times()[:2])
+        except (ValueError, psutil.Error):  # the replayer has not started, or has ended
             pass
         if not trials.exists():
-            started = whole
+            started = total
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.2)
-    return started, whole
+    return started, total
 
 
 def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trials an hour at one slot and at two, in turns, and what a trial costs beside its training."""
+    """Trials an hour at one slot and at two, in turns, and what a trial costs in addition to its training."""
     runs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
     for pair in range(PAIRS):
         for slots, several in runs.items():
@@ -73,9 +73,9 @@ def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_tracking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same trials on two slots with MLflow (SQLite) and without, in turns: wall time of all trials; and the CPU
-    time of the replayer process, beside the time that the trials take on their slots.
+    time of the replayer process, relative to the time that the trials take on their slots.
     """
-    ratios, sending, whole = [], [], []
+    ratios, sending, total = [], [], []
     for pair in range(PAIRS):
         without = run_search(tmp_path, f"without-{pair}", "--slots", "2", "--tracking", "none")
         tracked = run_search(tmp_path, f"tracked-{pair}", "--slots", "2")
@@ -83,9 +83,9 @@ def test_tracking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         started, seconds = tracked["replayer"]
         assert seconds > started > 0
         sending.append((seconds - started) / tracked["inside"])
-        whole.append(seconds / tracked["inside"])
+        total.append(seconds / tracked["inside"])
     with capsys.disabled():
         print(f"\na search with MLflow against one without: {statistics.median(ratios):.3f}", end="")
         print(f" (median of {PAIRS} pairs: {[round(ratio, 3) for ratio in ratios]})")
         print(f"  CPU time of the replayer, over the trials' training: {statistics.median(sending):.1%}", end="")
-        print(f", with its start before the first trial {statistics.median(whole):.1%}")
+        print(f", with its start before the first trial {statistics.median(total):.1%}")

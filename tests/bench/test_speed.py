@@ -1,6 +1,6 @@
-"""What the orchestration costs: `make bench`. Prints numbers and asserts none of them: these machines are shared.
+"""What the orchestration costs: `make bench`. Prints numbers and asserts none: these machines are shared.
 
-Both doors run the same recipe in turns on the same machine; the ratio of their medians is what can be compared.
+With `--local` and on Ray the same recipe runs in turns on the same machine; compare the ratio of the medians.
 """
 
 import itertools
@@ -23,8 +23,8 @@ SETTINGS = ["schedule.burn_in=60", "schedule.period=30", "schedule.turns=2", "tr
 pytestmark = pytest.mark.bench
 
 
-def spool_of(arguments: list[str], folder: Path, *, env: dict[str, str] | None = None) -> list[dict]:
-    """The records of one run, which keeps its things below `folder`."""
+def records_of(arguments: list[str], folder: Path, *, env: dict[str, str] | None = None) -> list[dict]:
+    """The records of one run, whose files are below `folder`."""
     command = [ANTIPHON, "run", *arguments, "--json", "--tracking", "none"]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **(env or {}), "HOME": str(folder)}
@@ -34,16 +34,16 @@ def spool_of(arguments: list[str], folder: Path, *, env: dict[str, str] | None =
     return read_event_log(event_log)
 
 
-def measured(folder: Path, *door: str) -> dict[str, float]:
-    """One run: optimizer steps per second from its first logged step on, seconds to that, seconds a checkpoint."""
+def measure_run(folder: Path, *mode: str) -> dict[str, float]:
+    """A run's optimizer steps per second after its first logged step, seconds until that step, and per checkpoint."""
     words = [word for value in SETTINGS for word in ("--set", value)]
-    began = time.time()
-    records = spool_of(["demo", "--storage", str(folder / "runs"), *door, *words], folder)
+    started = time.time()
+    records = records_of(["demo", "--storage", str(folder / "runs"), *mode, *words], folder)
     steps = [record for record in records if record["kind"] == "metrics"]
     seconds = (steps[-1]["t"] - steps[0]["t"]) / 1000
     return {
         "steps/s": (steps[-1]["step"] - steps[0]["step"]) / seconds,
-        "first step": steps[0]["t"] / 1000 - began,
+        "first step": steps[0]["t"] / 1000 - started,
         "checkpoint": statistics.median(record["seconds"] for record in records if record["kind"] == "checkpoint"),
     }
 
@@ -51,8 +51,8 @@ def measured(folder: Path, *door: str) -> dict[str, float]:
 def test_ray_against_the_bare_loop(tmp_path, capsys):
     runs: dict[str, list[dict[str, float]]] = {"bare loop": [], "ray, 1 worker": []}
     for _ in range(PAIRS):
-        runs["bare loop"].append(measured(tmp_path, "--local"))
-        runs["ray, 1 worker"].append(measured(tmp_path))
+        runs["bare loop"].append(measure_run(tmp_path, "--local"))
+        runs["ray, 1 worker"].append(measure_run(tmp_path))
     medians = {
         name: {key: statistics.median(run[key] for run in several) for key in several[0]}
         for name, several in runs.items()
@@ -78,7 +78,7 @@ def test_checkpoints_on_an_object_store(rgw_server, tmp_path, capsys):
     pauses: list[float] = []
     for _ in range(PAIRS):
         for every, seconds in taken.items():
-            records = spool_of([*where, "--set", f"train.checkpoint_every={every}"], tmp_path, env=rgw_server.env)
+            records = records_of([*where, "--set", f"train.checkpoint_every={every}"], tmp_path, env=rgw_server.env)
             at = [
                 record["t"] / 1000
                 for record in records

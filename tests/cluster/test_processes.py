@@ -1,4 +1,4 @@
-"""Services, with small programs: found again, told apart from other processes, restarted, stopped."""
+"""Services, with small programs: found again, distinguished from other processes, restarted, stopped."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def test_an_orphan_that_lost_its_mark_is_recognised_by_its_session(registry: Pro
     assert not any(is_running(process) for process in orphans)
 
 
-def test_stop_kills_what_ignores_sigterm(registry: ProcessRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_kills_processes_that_ignore_sigterm(registry: ProcessRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ORPHAN_GRACE_S", 0.5)
     service = web(registry, ignores_sigterm=True)
     group = processes_of(service)
@@ -113,7 +113,7 @@ def test_a_program_that_fails_to_start_is_reported_with_the_end_of_its_log(regis
     command = [sys.executable, "-c", "raise SystemExit('the disk is made of cheese')"]
     service = registry.ensure("cheese", lambda ports, scratch: ServiceSpec(command=command), num_ports=0, settings={})
     with pytest.raises(RuntimeError, match=r"(?s)cheese .*ended while starting.*the disk is made of cheese"):
-        # Without a probe "up" may be seen before the exit; the one here never answers.
+        # Without a probe the service may count as "up" before it exits; this probe never answers.
         wait_until_up(replace(service, probes=("/nonexistent/file",)), deadline_s=20)
 
 

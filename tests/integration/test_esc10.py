@@ -1,4 +1,4 @@
-"""The main job on real audio, on a development fold: minutes, so `make test-slow`."""
+"""The main job on real audio, on a development fold. Takes minutes, so it belongs to `make test-slow`."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
 @pytest.mark.slow
 def test_esc10_reaches_its_scores_on_a_development_fold(esc10, tmp_path):
-    """Bounds below what folds 4 and 5 gave: a fold has 80 clips, so one run is good to +-4.5 points."""
+    """Bounds are below the scores on folds 4 and 5. A fold has 80 clips: an accuracy is good to +-4.5 points."""
     where = ["--set", f"data.root={esc10}", "--set", "data.test_fold=4", "--storage", str(tmp_path)]
     done = subprocess.run([ANTIPHON, "run", "esc10", "--json", *where], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL at any instant and resumed ends with the bits of one that was never interrupted."""
+"""A run killed with SIGKILL at any instant and resumed ends with the same bits as an uninterrupted one."""
 
 import random
 from pathlib import Path
@@ -12,8 +12,8 @@ from workloads.runtime.event_log import read_event_log
 
 TOTAL = 36
 PLAN = ["schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.checkpoint_every=5"]
-HARD = ["edges.0.source=ema", "edges.1.source=snapshot", "models.cnn.arch.dropout=0.2"]  # state beyond the weights
-MOST = {
+STATEFUL = ["edges.0.source=ema", "edges.1.source=snapshot", "models.cnn.arch.dropout=0.2"]  # state beyond the weights
+MAX_COUNT = {  # the largest `Kill.count` that is drawn for a point
     "step": 40,
     "event-log": 60,
     "part": 40,
@@ -27,75 +27,77 @@ MOST = {
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> list[str]:
-    values = [*small.SIZES, *small.TWO_MODELS, *PLAN, *HARD, f"data.cache={tmp_path_factory.mktemp('clips')}"]
+    values = [*small.SIZES, *small.TWO_MODELS, *PLAN, *STATEFUL, f"data.cache={tmp_path_factory.mktemp('clips')}"]
     return ["run", "demo", "--local", "--json", "--tracking", "none", *(word for v in values for word in ("--set", v))]
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory) -> dict:
+def uninterrupted(command, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("whole")
     assert antiphon([*command, "--storage", str(folder)], folder / "out") == 0
     return outcome(folder / "out")
 
 
-def killed_again_and_again(command: list[str], whole: dict, folder: Path, *, seed: int, kills: int) -> int:
-    """Kill one run `kills` times at random points, then let it end; returns the steps that were done twice."""
+def kill_repeatedly(command: list[str], uninterrupted: dict, folder: Path, *, seed: int, kills: int) -> int:
+    """Kill a run up to `kills` times at random points, resume it, compare its end; returns the number of kills."""
     draw = random.Random(seed)
     folder.mkdir(exist_ok=True)
     where = ["--storage", str(folder / "runs"), "--resume", "auto"]
-    died = 0
-    while died < kills:
+    num_kills = 0
+    while num_kills < kills:
         point = draw.choice(POINTS)
-        code = antiphon([*command, *where], folder / "out", Kill(point, draw.randint(1, MOST[point])))
-        if code == 0:  # it was done before it came to that point
+        code = antiphon([*command, *where], folder / "out", Kill(point, draw.randint(1, MAX_COUNT[point])))
+        if code == 0:  # it finished before it reached that point
             break
         assert code == -9, (folder / "out.err").read_text()
-        died += 1
-    assert antiphon([*command, *where[:2], "--resume", the_run(folder)], folder / "out") == 0
-    check_equal(outcome(folder / "out"), whole)
-    return died
+        num_kills += 1
+    assert antiphon([*command, *where[:2], "--resume", run_id_in(folder)], folder / "out") == 0
+    check_equal(outcome(folder / "out"), uninterrupted)
+    return num_kills
 
 
-def the_run(folder: Path) -> str:
+def run_id_in(folder: Path) -> str:
     (run,) = [path.name for path in (folder / "runs").iterdir()]
     return run
 
 
-def check_equal(ended: dict, whole: dict) -> None:
-    assert ended["status"] == "done"
-    assert ended["resumed_from_step"] + ended["steps_run"] == TOTAL
-    for name, row in whole["models"].items():
-        assert ended["models"][name] | {"checkpoint": ""} == row | {"checkpoint": ""}
-    records = read_event_log(Path(ended["report"]).parent / "events.jsonl")
+def check_equal(result: dict, uninterrupted: dict) -> None:
+    assert result["status"] == "done"
+    assert result["resumed_from_step"] + result["steps_run"] == TOTAL
+    for name, row in uninterrupted["models"].items():
+        assert result["models"][name] | {"checkpoint": ""} == row | {"checkpoint": ""}
+    records = read_event_log(Path(result["report"]).parent / "events.jsonl")
     steps = {record["step"] for record in records if record["kind"] == "metrics"}
     assert steps == set(range(1, TOTAL + 1))
-    left = {path.name for path in (Path(ended["report"]).parent / "checkpoints").glob("*/COMMITTED.json")}
-    assert left
+    committed = {path.name for path in (Path(result["report"]).parent / "checkpoints").glob("*/COMMITTED.json")}
+    assert committed
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.faults)])
-def test_killed_at_random_points(command, whole, tmp_path, kills, fault_table):
-    died, seed = 0, kills
-    while died < kills:  # a run may be done before it comes to its last killing point
-        died += killed_again_and_again(command, whole, tmp_path / str(seed), seed=seed, kills=min(3, kills - died))
+def test_killed_at_random_points(command, uninterrupted, tmp_path, kills, fault_table):
+    num_kills, seed = 0, kills
+    while num_kills < kills:  # a run may finish before it reaches its last kill point
+        num_kills += kill_repeatedly(
+            command, uninterrupted, tmp_path / str(seed), seed=seed, kills=min(3, kills - num_kills)
+        )
         seed += 1
-    assert died == kills  # each run was compared with the whole one at its end
+    assert num_kills == kills  # each run was compared with the uninterrupted one at its end
     fault_table(
         fault=f"process killed {kills} times: mid-step, mid-line, mid-file, around the marker",
-        seen="nothing; `--resume auto` goes on",
-        **recovery(tmp_path / str(seed - 1) / "runs" / the_run(tmp_path / str(seed - 1)) / "events.jsonl"),
+        seen="nothing; `--resume auto` continues",
+        **recovery(tmp_path / str(seed - 1) / "runs" / run_id_in(tmp_path / str(seed - 1)) / "events.jsonl"),
         equal=True,
     )
 
 
 @pytest.mark.parametrize(("point", "count"), [("half-part", 8), ("remove", 1), ("finish", 2)])
-def test_killed_at_the_worst_moments(command, whole, tmp_path, point, count):
-    """In the middle of a file, between a marker's removal and its folder's, after one model of two was delivered."""
+def test_killed_at_the_worst_moments(command, uninterrupted, tmp_path, point, count):
+    """While a file is copied; between removing a marker and its folder; once one of two models is delivered."""
     where = ["--storage", str(tmp_path / "runs")]
     assert antiphon([*command, *where], tmp_path / "out", Kill(point, count)) == -9
-    assert antiphon([*command, *where, "--resume", the_run(tmp_path)], tmp_path / "out") == 0
-    ended = outcome(tmp_path / "out")
-    assert ended["resumed_from_step"] > 0
-    check_equal(ended, whole)
-    checkpoints = Path(ended["report"]).parent / "checkpoints"
+    assert antiphon([*command, *where, "--resume", run_id_in(tmp_path)], tmp_path / "out") == 0
+    result = outcome(tmp_path / "out")
+    assert result["resumed_from_step"] > 0
+    check_equal(result, uninterrupted)
+    checkpoints = Path(result["report"]).parent / "checkpoints"
     assert all((path / "COMMITTED.json").is_file() for path in checkpoints.iterdir())  # no garbage is left

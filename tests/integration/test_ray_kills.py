@@ -1,4 +1,4 @@
-"""Runs on Ray whose driver is killed, alone or with everything it started, and goes on: perhaps with other workers."""
+"""Runs on Ray whose driver or worker is killed and that continue, perhaps with another number of workers."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 from tests import small
 from tests.faults import recovery
-from tests.integration.test_run import ANTIPHON, outcome_of, settings, wait_for_spool
+from tests.integration.test_run import ANTIPHON, outcome_of, settings, wait_for_record
 
 pytestmark = pytest.mark.faults
 PLAN = ["schedule.burn_in=120", "schedule.period=60", "schedule.turns=2", "train.checkpoint_every=40"]
@@ -29,7 +29,7 @@ def command(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory) -> dict:
+def uninterrupted(command, tmp_path_factory) -> dict:
     return outcome_of(antiphon([*command, "--local", "--storage", str(tmp_path_factory.mktemp("whole"))]))
 
 
@@ -39,17 +39,17 @@ def antiphon(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started(arguments: list[str]):
-    """A run in a process group of its own; whatever of it is left at the end is killed, by pid."""
+    """A run in its own process group, and a function that lists its child processes; at the end those are killed."""
     process = subprocess.Popen(
         [ANTIPHON, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    family: list[psutil.Process] = []
+    children: list[psutil.Process] = []
     try:
-        yield process, lambda: family.extend(psutil.Process(process.pid).children(recursive=True)) or family
+        yield process, lambda: children.extend(psutil.Process(process.pid).children(recursive=True)) or children
     finally:
-        for member in family:
-            if member.is_running():  # the very same process, not its pid's next owner
-                member.kill()
+        for child in children:
+            if child.is_running():  # the same process, not a later one with its pid
+                child.kill()
         process.kill()
         process.communicate()
 
@@ -59,50 +59,50 @@ def hashes(ended: dict) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("victims", ["driver", "everything"])
-def test_a_killed_driver_is_resumed(command, whole, tmp_path, victims, fault_table):
+def test_a_killed_driver_is_resumed(command, uninterrupted, tmp_path, victims, fault_table):
     where = ["--storage", str(tmp_path / "runs")]
-    with started([*command, *where, "--run-id", "a"]) as (process, family):
-        wait_for_spool(tmp_path / "runs", process, kind="checkpoint")
-        states = family()
-        assert any("RayTrainWorker" in " ".join(member.cmdline()) for member in states)
+    with started([*command, *where, "--run-id", "a"]) as (process, children):
+        wait_for_record(tmp_path / "runs", process, kind="checkpoint")
+        processes = children()
+        assert any("RayTrainWorker" in " ".join(child.cmdline()) for child in processes)
         process.kill()
-        for member in states if victims == "everything" else []:
-            member.kill()
+        for child in processes if victims == "everything" else []:
+            child.kill()
         process.wait()
         ended = outcome_of(antiphon([*command, *where, "--resume", "a"]))
     assert ended["resumed_from_step"] >= 40
     assert ended["resumed_from_step"] + ended["steps_run"] == TOTAL
-    assert hashes(ended) == hashes(whole)
+    assert hashes(ended) == hashes(uninterrupted)
     what = {"driver": "the driver killed", "everything": "the driver and all of Ray killed"}[victims]
     seen = "nothing; `--resume ID` takes over at once"
     fault_table(fault=f"Ray: {what}", seen=seen, **recovery(tmp_path / "runs" / "a" / "events.jsonl"), equal=True)
 
 
-def test_a_worker_is_killed(command, whole, tmp_path, fault_table):
-    with started([*command, "--storage", str(tmp_path / "runs"), "--run-id", "a"]) as (process, family):
-        wait_for_spool(tmp_path / "runs", process, kind="checkpoint")
-        (worker,) = [member for member in family() if "RayTrainWorker" in " ".join(member.cmdline())]
+def test_a_worker_is_killed(command, uninterrupted, tmp_path, fault_table):
+    with started([*command, "--storage", str(tmp_path / "runs"), "--run-id", "a"]) as (process, children):
+        wait_for_record(tmp_path / "runs", process, kind="checkpoint")
+        (worker,) = [child for child in children() if "RayTrainWorker" in " ".join(child.cmdline())]
         worker.kill()
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err[-2000:]
-    assert hashes(json.loads(out)) == hashes(whole)
+    assert hashes(json.loads(out)) == hashes(uninterrupted)
     seen = "nothing; Ray starts the workers again"
     times = recovery(tmp_path / "runs" / "a" / "events.jsonl")
     fault_table(fault="Ray: a worker killed", seen=seen, **times, equal=True)
 
 
-def test_a_run_goes_on_with_another_number_of_workers(command, whole, tmp_path):
-    """Begun in one process with two shards a step, killed, resumed on Ray by two workers with one each."""
+def test_a_run_continues_with_another_number_of_workers(command, uninterrupted, tmp_path):
+    """Started in one process with two shards a step, killed, resumed on Ray by two workers with one shard each."""
     where = ["--storage", str(tmp_path / "runs")]
     with started([*command, *where, "--local", "--run-id", "a"]) as (process, _):
-        wait_for_spool(tmp_path / "runs", process, kind="checkpoint")
+        wait_for_record(tmp_path / "runs", process, kind="checkpoint")
         process.send_signal(signal.SIGKILL)
     ended = outcome_of(antiphon([*command, *where, "--resume", "a", "--workers", "2"]))
     assert ended["resumed_from_step"] >= 40
     assert ended["resumed_from_step"] + ended["steps_run"] == TOTAL
-    for name, row in whole["models"].items():
+    for name, row in uninterrupted["models"].items():
         assert ended["models"][name]["steps_learned"] == row["steps_learned"]
-        one, other = (weights(Path(run["models"][name]["checkpoint"])) for run in (whole, ended))
+        one, other = (weights(Path(run["models"][name]["checkpoint"])) for run in (uninterrupted, ended))
         assert max((one[key].float() - other[key].float()).abs().max().item() for key in one) < 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Ceph RGW as the stack starts it: credentials count, one of two creates wins, kill -9 loses nothing."""
+"""Ceph RGW as the stack starts it: credentials are checked, the second of two creates fails, kill -9 loses nothing."""
 
 import os
 from typing import Any

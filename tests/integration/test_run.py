@@ -65,7 +65,7 @@ def records(outcome: dict) -> list[dict]:
     return read_event_log(Path(outcome["report"]).parent / "events.jsonl")
 
 
-def test_the_json_line_says_what_came_out(ray_run):
+def test_the_json_line_holds_the_outcome(ray_run):
     assert ray_run["status"] == "done"
     assert (ray_run["resumed_from_step"], ray_run["steps_run"]) == (0, 9)
     assert ray_run["run_id"].startswith("demo-")
@@ -77,7 +77,7 @@ def test_the_json_line_says_what_came_out(ray_run):
         assert (Path(row["checkpoint"]) / "weights.safetensors").is_file()
 
 
-def test_both_doors_give_the_same_bits(ray_run, local_run):
+def test_ray_and_local_give_the_same_bits(ray_run, local_run):
     def losses(outcome):
         return [(record["step"], record["values"]) for record in records(outcome) if record["kind"] == "metrics"]
 
@@ -106,15 +106,15 @@ print(json.dumps([run.info.status, run.data.params, run.data.tags, [[m.step, m.v
     assert status == "FINISHED"
     assert params["models.cnn.arch.width"] == "0.1"
     assert tags["schedule"] == "alternate"
-    said = [
+    logged = [
         [record["step"], record["values"]["cnn/loss"]]
         for record in records(ray_run)
         if record["kind"] == "metrics" and "cnn/loss" in record["values"]
     ]
-    assert sorted(history) == said
+    assert sorted(history) == logged
 
 
-def test_evaluate_repeats_the_runs_own_score(ray_run, home):
+def test_evaluate_gives_the_test_score_of_the_run(ray_run, home):
     name = ray_run["models"]["cnn"]["checkpoint"]
     values = settings([*SMALL, f"data.cache={home}/clips"])
     scored = outcome_of(antiphon("evaluate", name, "--data", "demo", "--json", *values))
@@ -122,7 +122,7 @@ def test_evaluate_repeats_the_runs_own_score(ray_run, home):
     assert scored["scores"] == pytest.approx(ray_run["models"]["cnn"]["test"], abs=1e-6)
 
 
-def test_tag_hears_a_file_and_names_the_one_it_cannot(ray_run, tmp_path):
+def test_tag_prints_the_tags_of_a_file_and_names_a_broken_one(ray_run, tmp_path):
     from workloads.data.synthetic import render, synthetic_clips
 
     data = Data(synthetic_clips=100, clip_seconds=1.0)
@@ -131,7 +131,7 @@ def test_tag_hears_a_file_and_names_the_one_it_cannot(ray_run, tmp_path):
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
     name = ray_run["models"]["vit"]["checkpoint"]
     done = antiphon("tag", name, f"{tmp_path}/clip.flac", f"{tmp_path}/torn.wav", "--top", "3", "--json")
-    assert done.returncode == 1  # one file was not heard
+    assert done.returncode == 1  # one file could not be read
     answer = json.loads(done.stdout)
     tags = answer["files"][f"{tmp_path}/clip.flac"]
     assert len(tags) == 3
@@ -147,7 +147,7 @@ def test_report_can_be_written_again(ray_run, tmp_path):
 
 
 def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run):
-    """A folder lies where the report should go: the outcome is there, and the report is only missing."""
+    """A folder exists at the path of the report: the outcome is written, only the report is missing."""
     blocked = home / "runs" / "blocked" / "report.html" / "folder"
     blocked.mkdir(parents=True)
     values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
@@ -163,7 +163,7 @@ def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run):
 
 
 def test_workers_share_the_shards_and_storage_is_an_object_store(s3_server, home):
-    """20 steps, dropout off: 2 workers x 1 shard, writing to S3, against 1 worker x 2 shards in one process."""
+    """20 steps, dropout off: 2 workers x 1 shard, writing to S3, compared with 1 worker x 2 shards in one process."""
     s3 = s3_server.client()
     s3.create_bucket(Bucket="runs-here")
     steady = ["train.shards=2", "models.cnn.arch.dropout=0.0", f"data.cache={home}/clips", "train.checkpoint_every=20"]
@@ -209,7 +209,7 @@ for name in ("cnn", "vit"):
     assert again.returncode == 0, again.stderr
 
 
-def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, home, tmp_path):
+def test_data_and_initial_weights_are_read_from_an_object_store(s3_server, local_run, home, tmp_path):
     from workloads.data.synthetic import render, synthetic_clips
 
     s3 = s3_server.client()
@@ -241,12 +241,12 @@ def test_data_and_first_weights_come_from_an_object_store(s3_server, local_run, 
 
 
 @pytest.mark.slow
-def test_a_killed_worker_starts_again_from_the_newest_checkpoint(home, tmp_path):
+def test_a_killed_worker_is_restarted_from_the_newest_checkpoint(home, tmp_path):
     values = settings(
         [*SMALL, f"data.cache={home}/clips", "schedule.burn_in=120", "schedule.period=60", "schedule.turns=2"]
     )
     command = ["run", "demo", "--json", "--tracking", "none", *values]
-    whole = outcome_of(antiphon(*command, "--local", "--storage", f"{tmp_path}/whole"))
+    uninterrupted = outcome_of(antiphon(*command, "--local", "--storage", f"{tmp_path}/whole"))
     process = subprocess.Popen(
         [ANTIPHON, *command, "--storage", f"{tmp_path}/cut"],
         stdout=subprocess.PIPE,
@@ -254,7 +254,7 @@ def test_a_killed_worker_starts_again_from_the_newest_checkpoint(home, tmp_path)
         text=True,
     )
     try:
-        wait_for_spool(tmp_path / "cut", process, kind="checkpoint")
+        wait_for_record(tmp_path / "cut", process, kind="checkpoint")
         (worker,) = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
@@ -268,12 +268,12 @@ def test_a_killed_worker_starts_again_from_the_newest_checkpoint(home, tmp_path)
     outcome = json.loads(out)
     assert outcome["resumed_from_step"] >= 60
     assert outcome["resumed_from_step"] + outcome["steps_run"] == 240
-    for name, row in whole["models"].items():
+    for name, row in uninterrupted["models"].items():
         assert outcome["models"][name]["weights_sha256"] == row["weights_sha256"]
 
 
 @pytest.mark.slow
-def test_paths_may_be_relative_to_where_the_user_stands(esc10, home, tmp_path):
+def test_paths_may_be_relative_to_the_working_directory(esc10, home, tmp_path):
     values = [*small.SIZES, "models.cnn.arch={family='mn', width=0.1}", f"models.vit.arch={small.VIT}"]
     values += [*TURNS, f"data.cache={home}/clips", f"data.root={os.path.relpath(esc10, tmp_path)}"]
     done = antiphon(
@@ -283,14 +283,19 @@ def test_paths_may_be_relative_to_where_the_user_stands(esc10, home, tmp_path):
     assert (tmp_path / "runs").is_dir()
 
 
-def test_a_mistake_that_only_a_worker_can_see_ends_the_run_at_once(home, tmp_path):
-    """The first weights are of another family: told as the user's mistake, not retried, and with a report."""
+def test_a_mistake_that_only_a_worker_can_detect_ends_the_run_at_once(home, tmp_path):
+    """The initial weights do not fit the model: reported as the user's mistake, not retried, and with a report."""
     from safetensors.torch import save_file
     from torch import ones
 
     save_file({"stranger": ones(2)}, tmp_path / "w.safetensors")
     values = settings([*SMALL, *TURNS, f"data.cache={home}/clips", "models.vit.init=w.safetensors"])
-    where = ["--tracking", "none", "--storage", "runs"]  # Ray's workers stand elsewhere; relative paths still hold
+    where = [
+        "--tracking",
+        "none",
+        "--storage",
+        "runs",
+    ]  # Ray's workers have another working directory; relative paths still work
     done = antiphon("run", "demo", "--json", *where, *values, cwd=tmp_path)
     assert done.returncode == 2, done.stderr[-2000:]
     outcome = json.loads(done.stdout)
@@ -302,8 +307,8 @@ def test_a_mistake_that_only_a_worker_can_see_ends_the_run_at_once(home, tmp_pat
 
 def test_tracking_that_cannot_start_stops_the_run(home, tmp_path):
     values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
-    nowhere = ["--tracking", "http://127.0.0.1:9", "--storage", f"{tmp_path}/runs"]
-    done = antiphon("run", "demo", "--local", "--json", *nowhere, *values)
+    unreachable = ["--tracking", "http://127.0.0.1:9", "--storage", f"{tmp_path}/runs"]
+    done = antiphon("run", "demo", "--local", "--json", *unreachable, *values)
     assert done.returncode == 1
     outcome = json.loads(done.stdout)
     assert outcome["steps_run"] == 0
@@ -323,24 +328,24 @@ def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
         values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
         where = ["--address", "auto", "--storage", "s3://joined/runs", "--tracking", "none"]
         assert outcome_of(antiphon("run", "demo", "--json", *where, *values, env=env))["status"] == "done"
-        many = ["--workers", "4", "--set", "train.shards=4"]
-        crowd = antiphon("run", "demo", *where, *values, *many, env=env)
-        assert crowd.returncode == 2
-        assert "has 2 CPUs; ask for fewer" in crowd.stderr
+        workers = ["--workers", "4", "--set", "train.shards=4"]
+        refused = antiphon("run", "demo", *where, *values, *workers, env=env)
+        assert refused.returncode == 2
+        assert "has 2 CPUs; ask for fewer" in refused.stderr
     finally:
         down = antiphon("cluster", "down", env=env)
     assert down.returncode == 0, down.stderr
 
 
-@pytest.mark.parametrize("door", [["--local"], []], ids=["local", "ray"])
-def test_sigterm_saves_and_says_preempted(home, tmp_path, door):
+@pytest.mark.parametrize("mode", [["--local"], []], ids=["local", "ray"])
+def test_sigterm_saves_a_checkpoint_and_reports_preempted(home, tmp_path, mode):
     long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000"]
-    command = [ANTIPHON, "run", "demo", *door, "--json", "--tracking", "none", "--storage", f"{tmp_path}/cut"]
+    command = [ANTIPHON, "run", "demo", *mode, "--json", "--tracking", "none", "--storage", f"{tmp_path}/cut"]
     process = subprocess.Popen(
         [*command, *settings([*SMALL, *long])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        event_log = wait_for_spool(tmp_path / "cut", process)
+        event_log = wait_for_record(tmp_path / "cut", process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
     finally:
@@ -353,8 +358,8 @@ def test_sigterm_saves_and_says_preempted(home, tmp_path, door):
     assert (event_log.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
 
 
-def wait_for_spool(folder: Path, process, *, kind: str = "metrics") -> Path:
-    """The run's spool once it holds such a record."""
+def wait_for_record(folder: Path, process, *, kind: str = "metrics") -> Path:
+    """The run's event log, once it holds a record of this kind."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
@@ -362,4 +367,4 @@ def wait_for_spool(folder: Path, process, *, kind: str = "metrics") -> Path:
             if any(record["kind"] == kind for record in read_event_log(event_log)):
                 return event_log
         time.sleep(0.1)
-    raise AssertionError("no step within two minutes")
+    raise AssertionError("no such record within two minutes")

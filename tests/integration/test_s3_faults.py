@@ -1,4 +1,4 @@
-"""What a real S3 server can do to a run, and what the user sees. Nothing is lost; every run ends with equal bits."""
+"""Faults of a real S3 server during a run, and what the user sees. Nothing is lost; every run ends with equal bits."""
 
 import subprocess
 import time
@@ -11,23 +11,23 @@ from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.event_log import read_event_log
 
 
-def check_told(user: S3User) -> None:
-    """One line at the end, no traceback, no secret."""
-    assert "Traceback" not in user.said
+def check_reported(user: S3User) -> None:
+    """The last line reports the failure; no traceback is printed, and no file contains the secret."""
+    assert "Traceback" not in user.stderr
     assert "failed: s3://" in user.last_line
     assert leaks(user.server.env["AWS_SECRET_ACCESS_KEY"], user.home) == []
 
 
-def check_kept(user: S3User) -> None:
-    """There is a checkpoint, and whatever claims to be one is whole."""
-    kept = [name for name, files in user.checkpoints().items() if MARKER in files]
-    assert kept
-    for name in kept:
-        user.check_whole(name)
+def check_committed(user: S3User) -> None:
+    """There is a committed checkpoint, and every committed one is intact."""
+    committed = [name for name, files in user.checkpoints().items() if MARKER in files]
+    assert committed
+    for name in committed:
+        user.check_intact(name)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "message"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "0" * 40}, "AWS_SECRET_ACCESS_KEY does not belong to this AWS_ACCESS_KEY_ID"),
         ({"AWS_ACCESS_KEY_ID": "nobody"}, "the store does not know this AWS_ACCESS_KEY_ID"),
@@ -35,26 +35,26 @@ def check_kept(user: S3User) -> None:
     ],
     ids=["secret", "key", "bucket"],
 )
-def test_mistakes_are_told_before_anything_starts(user, fault_table, wrong, words):
+def test_mistakes_are_reported_before_anything_starts(user, fault_table, wrong, message):
     storage = f"s3://{user.bucket if wrong else 'no-such-bucket'}/runs"
     assert user.antiphon("--storage", storage, env=wrong) == 2
-    assert words in user.last_line
+    assert message in user.last_line
     assert storage in user.last_line
-    assert user.said.count("\n") == 1, user.said
+    assert user.stderr.count("\n") == 1, user.stderr
     assert user.objects() == []
     assert not user.event_log.exists()
-    fault_table(fault=f"S3: wrong {next(iter(wrong), 'bucket')}", seen=f"exit 2 before anything starts: {words}")
+    fault_table(fault=f"S3: wrong {next(iter(wrong), 'bucket')}", seen=f"exit 2 before anything starts: {message}")
 
 
-def test_a_connection_cut_in_mid_upload(user, proxy, undisturbed, fault_table):
+def test_a_connection_cut_during_an_upload(user, proxy, undisturbed, fault_table):
     proxy.cut_at("step-00000004-attempt-1/cnn.safetensors")
-    assert user.antiphon(env=through(proxy)) == 0, user.said
+    assert user.antiphon(env=through(proxy)) == 0, user.stderr
     assert proxy.applied_at
-    user.check_ended_like(undisturbed)
+    user.check_same_result(undisturbed)
     fault_table(
-        fault="S3: connection cut in mid-upload",
+        fault="S3: connection cut during an upload",
         seen="nothing; that upload is repeated",
-        seconds=user.went_on(proxy.applied_at),
+        seconds=user.seconds_to_next_step(proxy.applied_at),
         repeated=0,
         equal=True,
     )
@@ -62,80 +62,80 @@ def test_a_connection_cut_in_mid_upload(user, proxy, undisturbed, fault_table):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", ["recipe.json", "attempts/1", "checkpoints/step-00000004-attempt-1/COMMITTED.json"])
-def test_the_answer_to_an_exclusive_create_gets_lost(user, proxy, undisturbed, name):
-    """The store has done it, and refuses the repeated request: what is there already is our own."""
+def test_the_answer_to_an_exclusive_create_is_lost(user, proxy, undisturbed, name):
+    """The store has created the object and refuses the repeated request: the run recognises the object as its own."""
     proxy.lose_answer_to(f"PUT /{user.bucket}/runs/r/{name}")
-    assert user.antiphon(env=through(proxy)) == 0, user.said
+    assert user.antiphon(env=through(proxy)) == 0, user.stderr
     assert proxy.applied_at
-    user.check_ended_like(undisturbed)
+    user.check_same_result(undisturbed)
 
 
 @pytest.mark.faults
-def test_a_server_that_is_killed_and_comes_back(user, kill_server, undisturbed, fault_table):
-    run = user.begin()
-    wait_for(lambda: user.saved() >= 2, run)
+def test_a_server_that_is_killed_and_restarted(user, kill_server, undisturbed, fault_table):
+    run = user.start()
+    wait_for(lambda: user.num_checkpoints() >= 2, run)
     kill_server()
-    wait_for(lambda: "trying again" in user.said, run)
+    wait_for(lambda: "trying again" in user.stderr, run)
     start_server(user.server)
-    back = time.time()
+    restarted_at = time.time()
     run.join()
-    assert run.exitcode == 0, user.said
-    user.check_ended_like(undisturbed)
+    assert run.exitcode == 0, user.stderr
+    user.check_same_result(undisturbed)
     fault_table(
         fault="S3: all daemons killed (SIGKILL), started again",
         seen="waits: s3://...: Could not connect to the endpoint URL ...; trying again",
-        seconds=user.went_on(back),
+        seconds=user.seconds_to_next_step(restarted_at),
         repeated=0,
         equal=True,
     )
 
 
 @pytest.mark.faults
-def test_a_server_that_is_killed_and_comes_back_on_ray(user, kill_server, undisturbed, fault_table):
-    run = user.begin_on_ray()
+def test_a_server_that_is_killed_and_restarted_on_ray(user, kill_server, undisturbed, fault_table):
+    run = user.start_on_ray()
     try:
-        wait_for(lambda: user.saved() >= 2, run)
+        wait_for(lambda: user.num_checkpoints() >= 2, run)
         kill_server()
         start_server(user.server)
-        back = time.time()
-        assert run.wait() == 0, user.said
+        restarted_at = time.time()
+        assert run.wait() == 0, user.stderr
     finally:
         run.kill()
-    user.check_ended_like(undisturbed)
+    user.check_same_result(undisturbed)
     fault_table(
         fault="S3, on Ray: all daemons killed (SIGKILL), started again",
-        seen="nothing; it trains on, uploads wait (seconds: to the end of the run)",
-        seconds=max(0.0, ended(user) - back),
+        seen="nothing; training continues, uploads wait (seconds: to the end of the run)",
+        seconds=max(0.0, last_record_time(user) - restarted_at),
         repeated=0,
         equal=True,
     )
 
 
-def ended(user: S3User) -> float:
-    """When the run had its last word (time.time)."""
+def last_record_time(user: S3User) -> float:
+    """The time of the run's last record (of time.time)."""
     return read_event_log(user.event_log)[-1]["t"] / 1000
 
 
 @pytest.mark.faults
-def test_a_server_that_does_not_come_back_in_time(user, kill_server, undisturbed, fault_table):
-    run = user.begin("--patience", "2")
-    wait_for(lambda: user.saved() >= 2, run)
+def test_a_server_that_is_unavailable_for_too_long(user, kill_server, undisturbed, fault_table):
+    run = user.start("--patience", "2")
+    wait_for(lambda: user.num_checkpoints() >= 2, run)
     kill_server()
     run.join()
     assert run.exitcode == 1
-    check_told(user)
+    check_reported(user)
     assert "Could not connect" in user.last_line
     start_server(user.server)
-    check_kept(user)
-    since = time.time()
-    assert user.antiphon("--resume", "r") == 0, user.said
+    check_committed(user)
+    resumed_at = time.time()
+    assert user.antiphon("--resume", "r") == 0, user.stderr
     repeated = user.steps_repeated()
     assert repeated <= 8
-    user.check_ended_like(undisturbed)
+    user.check_same_result(undisturbed)
     fault_table(
-        fault="S3: gone for longer than --patience; then `--resume`",
+        fault="S3: unavailable for longer than `--patience`; then `--resume`",
         seen="exit 1: failed: s3://...: Could not connect to the endpoint URL ...",
-        seconds=user.went_on(since),
+        seconds=user.seconds_to_next_step(resumed_at),
         repeated=repeated,
         equal=True,
     )
@@ -144,13 +144,13 @@ def test_a_server_that_does_not_come_back_in_time(user, kill_server, undisturbed
 @pytest.mark.faults
 def test_a_request_that_is_never_answered(user, proxy, undisturbed, fault_table):
     proxy.hold_at("step-00000004-attempt-1/cnn.safetensors")
-    assert user.antiphon(env=through(proxy)) == 0, user.said
+    assert user.antiphon(env=through(proxy)) == 0, user.stderr
     assert proxy.held.is_set()
-    user.check_ended_like(undisturbed)
+    user.check_same_result(undisturbed)
     fault_table(
-        fault="S3: an upload stands still for ever",
+        fault="S3: an upload hangs for ever",
         seen="nothing; after 15 s that upload is repeated",
-        seconds=user.went_on(proxy.applied_at),
+        seconds=user.seconds_to_next_step(proxy.applied_at),
         repeated=0,
         equal=True,
     )
@@ -159,30 +159,30 @@ def test_a_request_that_is_never_answered(user, proxy, undisturbed, fault_table)
 @pytest.mark.faults
 def test_slow_answers(user, proxy, undisturbed, fault_table):
     proxy.delay_s = 0.1
-    assert user.antiphon(env=through(proxy)) == 0, user.said
-    user.check_ended_like(undisturbed)
+    assert user.antiphon(env=through(proxy)) == 0, user.stderr
+    user.check_same_result(undisturbed)
     fault_table(fault="S3: every answer 0.1 s late", seen="nothing", repeated=0, equal=True)
 
 
 @pytest.mark.faults
 def test_no_space(user, undisturbed, fault_table):
-    """There is room for the first checkpoint and half of the second."""
+    """The quota holds the first checkpoint and half of the second."""
     quota(user, "set", "--max-size", "1800000")
     quota(user, "enable")
     assert user.antiphon() == 1
-    check_told(user)
+    check_reported(user)
     assert "QuotaExceeded: no space left, the quota is used up" in user.last_line
-    assert "trying again" not in user.said
-    check_kept(user)
+    assert "trying again" not in user.stderr
+    check_committed(user)
     quota(user, "disable")
-    since = time.time()
-    assert user.antiphon("--resume", "r") == 0, user.said
+    resumed_at = time.time()
+    assert user.antiphon("--resume", "r") == 0, user.stderr
     repeated = user.steps_repeated()
-    user.check_ended_like(undisturbed)
+    user.check_same_result(undisturbed)
     fault_table(
         fault="S3: no space (quota); then room and `--resume`",
         seen="exit 1: failed: s3://...: QuotaExceeded: no space left, the quota is used up",
-        seconds=user.went_on(since),
+        seconds=user.seconds_to_next_step(resumed_at),
         repeated=repeated,
         equal=True,
     )

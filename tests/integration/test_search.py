@@ -191,7 +191,7 @@ def test_trials_that_diverge_are_recorded_with_their_reason(searching, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         (["--budget", "soon"], "must be a number of trials"),
         (["--budget", "2gpuh"], "GPU-hours need train.device = 'cuda'"),
@@ -212,10 +212,10 @@ def test_trials_that_diverge_are_recorded_with_their_reason(searching, tmp_path)
         (["--slots", "500"], "the cluster holds"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_trained(searching, tmp_path, more, words) -> None:
+def test_mistakes_are_refused_before_anything_is_trained(searching, tmp_path, more, message) -> None:
     done = subprocess.run([*searching(*more), "--tracking", "none"], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert words in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
     assert not list((tmp_path / "runs").glob("*/trials"))
 
 

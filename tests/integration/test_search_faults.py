@@ -47,7 +47,7 @@ Begin = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def begin() -> Iterator[Begin]:
-    """Start a command in its own process group; what is left of it is killed at the end of the test."""
+    """Starts a command in its own process group; processes that are still running are killed at the end of the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(words: list[str], log: Path, **options: Any) -> subprocess.Popen[bytes]:
@@ -63,16 +63,16 @@ def begin() -> Iterator[Begin]:
 
 def marked(mark: str) -> list[str]:
     """The processes that were started with this mark in their environment, by this test or by such a process."""
-    found = []
+    names = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("ANTIPHON_TEST") == mark:
-                found.append(process.name())
-    return found
+                names.append(process.name())
+    return names
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to it and to its process group."""
+    """Send SIGKILL to the process group of a process, and wait for the process."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -119,7 +119,7 @@ def test_a_killed_population_resumes_from_its_checkpoints(
 
 
 def test_a_trial_of_several_workers_resumes_after_its_first_slice(searching: Any, begin: Begin, tmp_path: Path) -> None:
-    """Killed while it trains on its second slice; on the first it is judged as before, and not trained again."""
+    """Killed while it trains on its second slice; the first one is judged as before, and not trained again."""
     more = sets("search.rungs=1", "search.scheduler=none", "search.trials=1", "search.slices=2", "train.shards=2")
     words = ("--workers", "2", "--no-finals", "--tracking", "none", *more)
     folder = tmp_path / "runs" / "s"
@@ -129,8 +129,8 @@ def test_a_trial_of_several_workers_resumes_after_its_first_slice(searching: Any
     assert not results(folder)
     outcome = run(searching("--resume", "s", *words))
     assert outcome["completed"] == 1
-    whole = run(searching("--search-id", "whole", *words))
-    assert outcome["best"]["objective"] == pytest.approx(whole["best"]["objective"], abs=1e-4)
+    uninterrupted = run(searching("--search-id", "whole", *words))
+    assert outcome["best"]["objective"] == pytest.approx(uninterrupted["best"]["objective"], abs=1e-4)
 
 
 def test_a_member_that_fails_last_does_not_block_the_population(tmp_path: Path) -> None:

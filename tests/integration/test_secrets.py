@@ -1,4 +1,4 @@
-"""The S3 credentials of a run are in the environment of its processes and nowhere else that anybody looks."""
+"""The S3 credentials of a run are in the environment of its processes, and in no command line and no file."""
 
 import tempfile
 import time
@@ -13,14 +13,14 @@ from tests.s3_user import leaks
 
 
 @pytest.fixture
-def short() -> Iterator[Path]:
-    """For Ray's session folder: the path of a UNIX socket holds about 100 bytes."""
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path for Ray's session: the path of a UNIX socket holds about 100 bytes."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
         yield Path(folder)
 
 
-def family(run: Any) -> set[int]:
-    """The pids of a process and all that it has started."""
+def children(run: Any) -> set[int]:
+    """The pids of a process and of all its descendants."""
     try:
         process = psutil.Process(run.pid)
         return {process.pid, *(child.pid for child in process.children(recursive=True))}
@@ -31,22 +31,22 @@ def family(run: Any) -> set[int]:
 def command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return b""
 
 
 @pytest.mark.faults
-def test_the_secret_is_found_nowhere(user, short):
+def test_the_secret_is_found_nowhere(user, short_folder):
     secret = user.server.env["AWS_SECRET_ACCESS_KEY"]
-    run = user.begin_on_ray(tracking="", env={"RAY_TMPDIR": str(short), "TMPDIR": str(short)})
+    run = user.start_on_ray(tracking="", env={"RAY_TMPDIR": str(short_folder), "TMPDIR": str(short_folder)})
     seen: set[bytes] = set()
     try:
         while run.poll() is None:
-            seen |= {command_line(pid) for pid in family(run)}
+            seen |= {command_line(pid) for pid in children(run)}
             time.sleep(0.2)
     finally:
         run.kill()
-    assert run.returncode == 0, user.said
+    assert run.returncode == 0, user.stderr
 
     assert any(b"RayTrainWorker" in line for line in seen)
     assert any(b"orchestrator.tracking" in line for line in seen)
@@ -62,10 +62,10 @@ def test_the_secret_is_found_nowhere(user, short):
         ".cache/antiphon/runs/r/tracking.log",
     ):
         assert (user.home / name).is_file()
-    assert list(short.glob("ray/session_*/logs/*worker*"))
-    assert leaks(secret, user.home, short) == []
+    assert list(short_folder.glob("ray/session_*/logs/*worker*"))
+    assert leaks(secret, user.home, short_folder) == []
 
-    planted = [objects / "runs/r/planted", short / "planted"]  # the search can find it
+    planted = [objects / "runs/r/planted", short_folder / "planted"]  # shows that the search finds a secret
     for path in planted:
         path.write_bytes(b"\0before" + secret.encode() + b"after\0")
-    assert leaks(secret, user.home, short) == planted
+    assert leaks(secret, user.home, short_folder) == planted

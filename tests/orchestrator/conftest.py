@@ -1,10 +1,10 @@
-"""A place for runs, once local and once on S3."""
+"""The URI of a storage for runs: once a local folder, once S3."""
 
 import pytest
 
 
 @pytest.fixture(params=["local", "s3"])
-def home(request, tmp_path, monkeypatch) -> str:
+def storage(request, tmp_path, monkeypatch) -> str:
     if request.param == "local":
         return str(tmp_path / "runs")
     server = request.getfixturevalue("s3_server")

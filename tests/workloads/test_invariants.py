@@ -1,4 +1,4 @@
-"""What must hold for every schedule (the list in the design), in the real loop with small models."""
+"""What must hold for every schedule (the list in docs/architecture.md), in the real loop with small models."""
 
 import copy
 from collections import Counter
@@ -212,15 +212,15 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny, start):
     recipe = short(
         tiny, "alternate", "edges.0.source=snapshot", "train.checkpoint_every=2", "models.cnn.arch.dropout=0.2"
     )
-    whole = start(recipe)
-    assert loop(whole) == "done"
+    uninterrupted = start(recipe)
+    assert loop(uninterrupted) == "done"
     stops = iter([False] * 4 + [True])
     cut = start(recipe, should_stop=lambda: next(stops))
     assert loop(cut) == "preempted"
     resumed = start(recipe, checkpoints_of=cut)
     assert resumed.step == 5
     assert loop(resumed) == "done"
-    expected, resulting = event_records(whole)[-1]["models"], event_records(resumed)[-1]["models"]
+    expected, resulting = event_records(uninterrupted)[-1]["models"], event_records(resumed)[-1]["models"]
     for model in recipe.models:
         assert resulting[model]["weights_sha256"] == expected[model]["weights_sha256"]
         assert resulting[model]["test"] == expected[model]["test"]
@@ -283,7 +283,7 @@ def test_learning_rates_count_the_models_own_steps(tiny, start):
         for record in event_records(run)
         if record["kind"] == "metrics" and "cnn/lr" in record["values"]
     }
-    # six own steps in all: three of burn-in, none while the vit trains (4 to 6), three more; warm-up over three
+    # six steps of the model: three of burn-in, none while the vit trains (4 to 6), three more; warm-up over three
     assert list(rates) == [1, 2, 3, 7, 8, 9]
     assert rates == pytest.approx({1: 0.125, 2: 0.25, 3: 0.375, 7: 0.5, 8: 0.375, 9: 0.125})
 

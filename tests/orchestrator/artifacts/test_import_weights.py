@@ -24,7 +24,9 @@ from workloads.train import loop
 MN04 = '{family="mn", width=0.4}'
 LIST = Path(__file__).parents[3] / "workloads" / "models" / "official" / "audioset_tags.txt"
 AUDIOSET = LIST.read_text().splitlines()  # as published: class 0 is speech
-UNSORTED = sorted(SYNTHESIZERS, reverse=True)  # the ten tags of the embedded data set, as no data set orders them
+UNSORTED = sorted(
+    SYNTHESIZERS, reverse=True
+)  # the ten tags of the embedded data set; data sets are sorted the other way
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +66,17 @@ def imported_as(model: str, folder: Path) -> list[str]:
 def test_an_imported_tagger_gives_the_logits_of_the_official_code(antiphon, weights, tmp_path):
     done = antiphon("models", "import", "--family", "mn", weights, tmp_path / "mn04", "--json")
     assert done.code == 0, done.err
-    made = json.loads(done.out)
-    assert (made["name"], made["tags"], made["params"]) == ("mn04_as_map_432", 527, 983_599)
-    assert made["model"]["arch"]["width"] == 0.4
+    imported = json.loads(done.out)
+    assert (imported["name"], imported["tags"], imported["params"]) == ("mn04_as_map_432", 527, 983_599)
+    assert imported["model"]["arch"]["width"] == 0.4
     tagger, state = load_tagger(tmp_path / "mn04")
     assert state["labels"] == "multi"
-    assert state["tags"] == sorted(AUDIOSET)  # as data sets are, and the head's rows with them
+    assert state["tags"] == sorted(AUDIOSET)  # like the tags of data sets; the head's rows are in the same order
     columns = [tagger.tags.index(tag) for tag in AUDIOSET[:20]]
     with torch.no_grad():
         logits_BC = tagger.tag(waveform(10, 32_000))[:, columns]
     torch.testing.assert_close(logits_BC, case("mn04").logits_BC, rtol=0, atol=1e-4)
-    assert made["origin"] == state["origin"]
+    assert imported["origin"] == state["origin"]
     assert state["origin"] == {
         "project": "fschmid56/EfficientAT",
         "family": "mn",

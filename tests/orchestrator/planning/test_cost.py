@@ -57,7 +57,7 @@ def cost_of(recipe, **options):
         ("mutual", ("schedule.burn_in=2", "schedule.steps=3", "edges.0.source=ema", "train.checkpoint_every=1")),
     ],
 )
-def test_a_whole_run_is_as_it_was_planned(tiny, start, monkeypatch, name, settings):
+def test_a_run_has_the_planned_cost(tiny, start, monkeypatch, name, settings):
     recipe = tiny(name, *settings)
     run = start(recipe)
     read, load = [], run.prepared.cache.load
@@ -298,15 +298,15 @@ def test_fewer_than_one_device_is_refused(tiny, tmp_path):
 
 
 def test_a_run_without_test_scores_costs_no_scoring_of_the_test_fold(tiny):
-    scored, left = (
+    scored, unscored = (
         tiny("one-way", "schedule.teacher_steps=3", "schedule.steps=5", f"train.score_test={word}")
         for word in ("true", "false")
     )
-    with_test, without = (plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES) for recipe in (scored, left))
+    with_test, without = (plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES) for recipe in (scored, unscored))
     assert with_test.models["cnn"].score_flops - without.models["cnn"].score_flops == 2 * 1000 * 30
     assert with_test.models["vit"].score_flops - without.models["vit"].score_flops == 2 * 50_000 * 30
     assert with_test.clips_read - without.clips_read == 2 * 30
-    assert with_test.cache_bytes == without.cache_bytes  # its clips are decoded all the same
+    assert with_test.cache_bytes == without.cache_bytes  # its clips are decoded in both
 
 
 def test_a_clean_view_that_is_the_view_itself_is_read_once(tiny):

@@ -1,4 +1,4 @@
-"""`antiphon track replay`: where the records come from, where they go, and what is said when they cannot."""
+"""`antiphon track replay`: where it reads records, where it sends them, and its messages where it cannot."""
 
 import json
 import socket
@@ -23,15 +23,15 @@ ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
 
 @pytest.fixture(autouse=True)
-def _as_in_the_replayer(monkeypatch: pytest.MonkeyPatch) -> None:
+def _replayer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in MLFLOW_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests, each with a run's id of its own: making one takes seconds."""
-    return sqlite_uri(tmp_path_factory.mktemp("catchup"))
+    """One database for all tests, since creating one takes seconds; each test uses another run id."""
+    return sqlite_uri(tmp_path_factory.mktemp("mlflow"))
 
 
 def _records(run_id: str, tracked: str, *, ended: bool = True, seconds_ago: float = 0.0) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def _antiphon(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ANTIPHON, "track", "replay", *arguments], capture_output=True, text=True, timeout=120)
 
 
-def test_a_run_goes_where_it_was_tracked_and_only_once(tmp_path: Path, uri: str) -> None:
+def test_a_run_is_sent_once_to_where_it_was_tracked(tmp_path: Path, uri: str) -> None:
     run = _run(tmp_path / "run", _records("once", uri))
     done = _antiphon(run, "--json")
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_a_run_goes_where_it_was_tracked_and_only_once(tmp_path: Path, uri: str)
     assert _status(uri, first["mlflow_run_id"]) == "FINISHED"
 
 
-def test_the_outcome_says_where_and_the_user_overrules_it(tmp_path: Path, uri: str) -> None:
+def test_the_outcome_names_the_destination_and_the_user_overrides_it(tmp_path: Path, uri: str) -> None:
     run = _run(tmp_path / "run", _records("overruled", "http://127.0.0.1:1"))
     (tmp_path / "run" / "outcome.json").write_text(json.dumps({"tracking": uri}))
     assert backfill.replay_run(run)["tracking"] == uri
@@ -86,10 +86,10 @@ def test_a_run_in_an_object_store_is_fetched(uri: str) -> None:
     assert backfill.replay_run("memory://team/remote/")["points_held"] == 2
 
 
-def test_nobody_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_an_unavailable_server_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # bound, not listening: refused
-        done = _antiphon(_run(tmp_path, _records("nobody", f"http://127.0.0.1:{probe.getsockname()[1]}")))
+        done = _antiphon(_run(tmp_path, _records("unavailable", f"http://127.0.0.1:{probe.getsockname()[1]}")))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("MLflow is unavailable, try again later: ")
     assert "Connection refused" in done.stderr
@@ -102,7 +102,7 @@ def test_a_folder_without_records_is_the_users_mistake(tmp_path: Path) -> None:
     assert "no events.jsonl there" in done.stderr
 
 
-def test_a_run_that_is_being_delivered_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_replayer_still_sends_records_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backfill, "LOCK_S", 0)
     run = _run(tmp_path, _records("busy", "sqlite:///nowhere.db"))
     with (
@@ -113,11 +113,11 @@ def test_a_run_that_is_being_delivered_is_left_alone(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("seconds_ago", "status"), [(5.0, "RUNNING"), (600.0, "KILLED")])
-def test_a_run_without_an_end_is_lost_only_if_it_fell_silent(
+def test_a_run_without_an_end_is_killed_only_after_some_time_without_records(
     tmp_path: Path, uri: str, seconds_ago: float, status: str
 ) -> None:
-    records = _records(f"silent-{status}", uri, ended=False, seconds_ago=seconds_ago)
+    records = _records(f"no-end-{status}", uri, ended=False, seconds_ago=seconds_ago)
     started = time.time()
     done = backfill.replay_run(_run(tmp_path, records))
-    assert time.time() - started < 60, "too slow a machine for what this shows"
+    assert time.time() - started < 60, "the machine is too slow for this test"
     assert _status(uri, done["mlflow_run_id"]) == status

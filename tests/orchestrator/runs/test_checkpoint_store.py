@@ -1,4 +1,4 @@
-"""A run's checkpoints: which one to go on from, which stay, what a killed save leaves, who may not commit."""
+"""A run's checkpoints: which one is resumed, which are kept, what a killed save leaves, which attempts may commit."""
 
 from pathlib import Path
 
@@ -28,29 +28,29 @@ def driver() -> Driver:
 
 
 @pytest.fixture
-def first(home, driver) -> Attempt:
-    return take_next(start(home, driver), driver)
+def first(storage, driver) -> Attempt:
+    return take_next(start(storage, driver), driver)
 
 
-def start(home: str, driver: Driver) -> str:
+def start(storage: str, driver: Driver) -> str:
     from orchestrator.runs.lease import take_over
 
-    run = object_store.join(home, "run")
+    run = object_store.join(storage, "run")
     take_over(run, driver)
     return run
 
 
-def test_the_newest_and_each_models_best_stay(first, tmp_path):
-    kept = store(first)
+def test_the_newest_and_each_models_best_are_kept(first, tmp_path):
+    checkpoints = store(first)
     scores = [("cnn", 0.5), ("vit", 0.9), ("cnn", 0.7), ("cnn", 0.7), ("vit", 0.2), ("cnn", 0.1)]
     for step, (model, score) in enumerate(scores, start=1):
-        kept.publish(saved(tmp_path, f"step-{step:08d}-attempt-2", {model: score}))
-    assert [name[:13] for name in kept.names()] == [f"step-{step:08d}" for step in (6, 5, 3, 2)]
-    assert not (tmp_path / "made" / "step-00000006-attempt-2").exists()  # consumed
+        checkpoints.publish(saved(tmp_path, f"step-{step:08d}-attempt-2", {model: score}))
+    assert [name[:13] for name in checkpoints.names()] == [f"step-{step:08d}" for step in (6, 5, 3, 2)]
+    assert not (tmp_path / "made" / "step-00000006-attempt-2").exists()  # publishing removes the local copy
 
 
-def test_an_attempt_goes_on_from_what_the_newest_one_committed(first, driver, tmp_path):
-    """Attempt 3 went on from step 10; that attempt 2 committed step 20 in the meantime is not its past."""
+def test_checkpoints_of_the_newest_attempt_come_first(first, driver, tmp_path):
+    """Attempt 3 resumed from step 10; its step 15 has precedence over step 20, which attempt 2 committed meanwhile."""
     store(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
     second = store(take_next(first.run_uri, driver))
     second.publish(saved(tmp_path, "step-00000015-attempt-3"))
@@ -62,37 +62,37 @@ def test_an_attempt_goes_on_from_what_the_newest_one_committed(first, driver, tm
 
 
 def test_an_older_attempt_never_commits(first, driver, tmp_path):
-    old = store(first)
+    older = store(first)
     take_next(first.run_uri, driver)
     with pytest.raises(Superseded):
-        old.publish(saved(tmp_path, "step-00000020-attempt-2"))
+        older.publish(saved(tmp_path, "step-00000020-attempt-2"))
     with pytest.raises(Superseded):
-        old.deliver(saved(tmp_path, "cnn"))
-    assert old.names() == []
+        older.deliver(saved(tmp_path, "cnn"))
+    assert older.names() == []
     assert object_store.list_committed(object_store.join(first.run_uri, "models")) == []
 
 
 def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, driver, tmp_path, monkeypatch):
-    old = store(first)
-    real = object_store.filesystem
+    older = store(first)
+    original = object_store.filesystem
 
-    def slow(uri: str):
-        fs, path = real(uri)
-        if path.endswith("step-00000020-attempt-2"):  # the upload has begun
-            monkeypatch.setattr(object_store, "filesystem", real)
+    def taken_over_during_upload(uri: str):
+        fs, path = original(uri)
+        if path.endswith("step-00000020-attempt-2"):  # the upload has started
+            monkeypatch.setattr(object_store, "filesystem", original)
             take_next(first.run_uri, driver)
         return fs, path
 
-    monkeypatch.setattr(object_store, "filesystem", slow)
+    monkeypatch.setattr(object_store, "filesystem", taken_over_during_upload)
     with pytest.raises(Superseded):
-        old.publish(saved(tmp_path, "step-00000020-attempt-2"))
-    assert old.names() == []
+        older.publish(saved(tmp_path, "step-00000020-attempt-2"))
+    assert older.names() == []
 
 
-def test_what_a_killed_save_left_is_collected(first, driver, tmp_path):
+def test_what_a_killed_save_left_is_removed(first, driver, tmp_path):
     store(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
-    torn = object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-2")
-    object_store.put_text(object_store.join(torn, "cnn.safetensors"), "half of it")
+    partial = object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-2")
+    object_store.put_text(object_store.join(partial, "cnn.safetensors"), "half of it")
     after = store(take_next(first.run_uri, driver))
     after.collect_garbage()
     assert after.names() == ["step-00000010-attempt-2"]
@@ -106,22 +106,22 @@ def test_a_tagger_of_an_older_attempt_is_replaced_if_it_differs(first, driver, t
     assert checkpoint.read_state(folder)["best_for"] == {"cnn": 0.2}
 
 
-def test_a_store_that_stays_away_is_told_in_one_line(monkeypatch, tmp_path, capfd):
-    """Nothing listens there: the call is repeated until the patience ends."""
+def test_an_unavailable_store_is_reported_in_one_line(monkeypatch, tmp_path, capfd):
+    """Nothing listens at that address: the call is repeated until `patience_s` has passed."""
     for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    S3FileSystem.clear_instance_cache()  # clients remember the endpoint with which they were made
-    away = CheckpointStore(Attempt("s3://nowhere/run", 1, Driver()), retention=NewestAndBest(2), patience_s=3)
-    with pytest.raises(OSError, match=r"s3://nowhere/run/checkpoints.*127\.0\.0\.1:9") as told:
-        away.names()
-    assert "\n" not in str(told.value)
+    S3FileSystem.clear_instance_cache()  # cached clients keep the endpoint they were created with
+    unavailable = CheckpointStore(Attempt("s3://nowhere/run", 1, Driver()), retention=NewestAndBest(2), patience_s=3)
+    with pytest.raises(OSError, match=r"s3://nowhere/run/checkpoints.*127\.0\.0\.1:9") as raised:
+        unavailable.names()
+    assert "\n" not in str(raised.value)
     assert "trying again" in capfd.readouterr().err
     S3FileSystem.clear_instance_cache()
 
 
-def test_uploads_in_the_background_are_there_at_the_end_and_their_failure_is_not_lost(first, driver, tmp_path):
+def test_background_uploads_finish_before_the_end_and_their_failure_is_raised(first, driver, tmp_path):
     with BackgroundUploads(store(first)) as background:
         background.publish(saved(tmp_path, "step-00000010-attempt-2"))
         background.publish(saved(tmp_path, "step-00000020-attempt-2"))
@@ -132,41 +132,41 @@ def test_uploads_in_the_background_are_there_at_the_end_and_their_failure_is_not
 
 
 def test_a_superseded_attempt_removes_nothing(first, driver, tmp_path):
-    """Neither one checkpoint, nor what retention or garbage collection would remove."""
-    old = store(first, keep_last=1)
-    old.publish(saved(tmp_path, "step-00000010-attempt-2"))
-    torn = object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-3", "cnn.safetensors")
-    object_store.put_text(torn, "the newer attempt is uploading this")
+    """Neither a given checkpoint, nor what garbage collection would remove."""
+    older = store(first, keep_last=1)
+    older.publish(saved(tmp_path, "step-00000010-attempt-2"))
+    partial = object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-3", "cnn.safetensors")
+    object_store.put_text(partial, "the newer attempt is uploading this")
     newer = store(take_next(first.run_uri, driver))
-    for change in (lambda: old.remove("step-00000010-attempt-2"), old.collect_garbage):
+    for change in (lambda: older.remove("step-00000010-attempt-2"), older.collect_garbage):
         with pytest.raises(Superseded):
             change()
     assert newer.names() == ["step-00000010-attempt-2"]
-    assert object_store.exists(torn)
+    assert object_store.exists(partial)
 
 
-def test_a_trial_keeps_the_newest_few_of_its_rungs_and_is_fenced_like_a_run(home, driver, tmp_path):
-    trial = object_store.join(home, "search", "trials", "0000")
-    before = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt((4, 8, 12), 2), patience_s=0)
+def test_a_trial_keeps_its_newest_rungs_and_its_older_attempts_cannot_commit(storage, driver, tmp_path):
+    trial = object_store.join(storage, "search", "trials", "0000")
+    older = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt((4, 8, 12), 2), patience_s=0)
     for step in (2, 4, 8):
-        before.publish(saved(tmp_path, f"step-{step:08d}-attempt-1"))
-    assert before.newest_uri == object_store.join(trial, "checkpoints", "step-00000008-attempt-1")
-    again = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt((4, 8, 12), 2), patience_s=0)
-    again.publish(saved(tmp_path, "step-00000012-attempt-2"))
-    assert again.names() == ["step-00000012-attempt-2", "step-00000008-attempt-1"]  # 2 is no rung, 4 was the oldest
+        older.publish(saved(tmp_path, f"step-{step:08d}-attempt-1"))
+    assert older.newest_uri == object_store.join(trial, "checkpoints", "step-00000008-attempt-1")
+    newer = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt((4, 8, 12), 2), patience_s=0)
+    newer.publish(saved(tmp_path, "step-00000012-attempt-2"))
+    assert newer.names() == ["step-00000012-attempt-2", "step-00000008-attempt-1"]  # 2 is no rung, 4 was the oldest
     with pytest.raises(Superseded):
-        before.publish(saved(tmp_path, "step-00000012-attempt-1"))
+        older.publish(saved(tmp_path, "step-00000012-attempt-1"))
     with pytest.raises(Superseded):
-        before.deliver(saved(tmp_path, "cnn"))
+        older.deliver(saved(tmp_path, "cnn"))
 
 
-def test_a_trial_may_start_from_another_ones_checkpoint(home, driver, tmp_path):
-    one, other = (object_store.join(home, "search", "trials", name) for name in ("0000", "0001"))
-    theirs = CheckpointStore(take_unconditionally(one, driver), retention=NewestAt((4,)), patience_s=0)
-    theirs.publish(saved(tmp_path, "step-00000004-attempt-1", {"cnn": 0.5}))
-    ours = CheckpointStore(
-        take_unconditionally(other, driver), retention=NewestAt((4, 8)), patience_s=0, start=theirs.newest_uri
+def test_a_trial_may_start_from_another_ones_checkpoint(storage, driver, tmp_path):
+    one, other = (object_store.join(storage, "search", "trials", name) for name in ("0000", "0001"))
+    source = CheckpointStore(take_unconditionally(one, driver), retention=NewestAt((4,)), patience_s=0)
+    source.publish(saved(tmp_path, "step-00000004-attempt-1", {"cnn": 0.5}))
+    target = CheckpointStore(
+        take_unconditionally(other, driver), retention=NewestAt((4, 8)), patience_s=0, start=source.newest_uri
     )
-    assert ours.names() == ["step-00000004-attempt-1"]
-    state = checkpoint.read_state(ours.fetch("step-00000004-attempt-1", tmp_path / "work"))
+    assert target.names() == ["step-00000004-attempt-1"]
+    state = checkpoint.read_state(target.fetch("step-00000004-attempt-1", tmp_path / "work"))
     assert state["best_for"] == {"cnn": 0.5}

@@ -1,4 +1,4 @@
-"""Who may commit: claims, fences, and how an attempt is known to be dead."""
+"""Attempts: which one may commit, how it is taken over, and how its driver is known to have ended."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from orchestrator.storage import object_store
 
 
 def ended_process() -> Driver:
-    """The driver that a process was which is gone now."""
+    """The driver of a process that has ended."""
     script = "import json; from dataclasses import asdict; from orchestrator.runs.lease import Driver; "
     done = subprocess.run(
         [sys.executable, "-c", script + "print(json.dumps(asdict(Driver())))"], capture_output=True, check=True
@@ -31,12 +31,12 @@ def ended_process() -> Driver:
     return Driver(**json.loads(done.stdout))
 
 
-def elsewhere(**fields) -> Driver:
+def driver_on_another_host(**fields) -> Driver:
     return replace(Driver(), host="another-host", **fields)
 
 
-def test_attempts_are_numbered_and_only_the_newest_may_commit(home):
-    run, first, second = object_store.join(home, "run"), ended_process(), Driver()
+def test_attempts_are_numbered_and_only_the_newest_may_commit(storage):
+    run, first, second = object_store.join(storage, "run"), ended_process(), Driver()
     one = take_over(run, first)
     one.check_newest()
     two = take_over(run, second)
@@ -48,31 +48,31 @@ def test_attempts_are_numbered_and_only_the_newest_may_commit(home):
     assert not is_driven_by(run, first)
 
 
-def test_a_run_is_not_taken_from_a_process_that_lives(home):
-    run = object_store.join(home, "run")
+def test_a_run_is_not_taken_over_from_a_running_process(storage):
+    run = object_store.join(storage, "run")
     take_over(run, Driver())
     with pytest.raises(ValueError, match="is still working on it"):
         take_over(run, Driver())
 
 
-def test_a_pid_that_was_given_to_somebody_else_is_not_the_driver(home):
-    run = object_store.join(home, "run")
+def test_another_process_with_the_same_pid_is_not_the_driver(storage):
+    run = object_store.join(storage, "run")
     take_over(run, replace(Driver(), since_boot=1.0))
     assert take_over(run, Driver()).number == 2
 
 
-def test_another_host_is_dead_after_one_silent_interval_and_not_before(home):
-    run, far = object_store.join(home, "run"), elsewhere()
-    take_over(run, far)
-    beats, stop = object_store.join(run, "attempts", f"{far.token}.beat"), threading.Event()
+def test_a_driver_on_another_host_has_ended_after_one_interval_without_heartbeat(storage):
+    run, remote = object_store.join(storage, "run"), driver_on_another_host()
+    take_over(run, remote)
+    heartbeat_uri, stop = object_store.join(run, "attempts", f"{remote.token}.beat"), threading.Event()
 
-    def beat() -> None:
+    def send_heartbeats() -> None:
         count = 0
         while not stop.wait(0.05):
             count += 1
-            object_store.put_text(beats, str(count))
+            object_store.put_text(heartbeat_uri, str(count))
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=send_heartbeats)
     thread.start()
     try:
         with pytest.raises(ValueError, match="still working on it"):
@@ -83,16 +83,16 @@ def test_another_host_is_dead_after_one_silent_interval_and_not_before(home):
     assert take_over(run, Driver(), silence_s=0.3).number == 2
 
 
-def test_a_driver_that_said_goodbye_is_not_waited_for(home):
-    run, far = object_store.join(home, "run"), elsewhere()
-    take_over(run, far)
-    with beating(run, far):
+def test_a_driver_that_recorded_its_end_is_not_waited_for(storage):
+    run, remote = object_store.join(storage, "run"), driver_on_another_host()
+    take_over(run, remote)
+    with beating(run, remote):
         pass
     assert take_over(run, Driver(), silence_s=3600).number == 2
 
 
-def test_of_two_that_resume_at_once_one_wins(home):
-    run = object_store.join(home, "run")
+def test_of_several_drivers_that_resume_at_once_one_takes_over(storage):
+    run = object_store.join(storage, "run")
     take_over(run, ended_process())
     answers: list[object] = []
 
@@ -111,21 +111,21 @@ def test_of_two_that_resume_at_once_one_wins(home):
     assert all("just resumed it" in str(answer) or "still working" in str(answer) for answer in answers if answer != 2)
 
 
-def test_restarted_workers_take_an_attempt_of_their_own_while_the_run_is_their_drivers(home):
-    run, first, second = object_store.join(home, "run"), ended_process(), Driver()
+def test_restarted_workers_take_a_new_attempt_while_their_driver_has_the_run(storage):
+    run, first, second = object_store.join(storage, "run"), ended_process(), Driver()
     take_over(run, first)
-    group = take_next(run, first)
-    again = take_next(run, first)
-    assert (group.number, again.number) == (2, 3)
+    workers = take_next(run, first)
+    restarted = take_next(run, first)
+    assert (workers.number, restarted.number) == (2, 3)
     with pytest.raises(Superseded):
-        group.check_newest()
+        workers.check_newest()
     take_over(run, second)
     with pytest.raises(Superseded, match="these workers stop"):
         take_next(run, first)
 
 
-def test_a_wish_to_stop_is_heard_by_its_own_workers_only(home):
-    run, first, second = object_store.join(home, "run"), Driver(), Driver()
+def test_a_stop_request_reaches_only_the_workers_of_its_driver(storage):
+    run, first, second = object_store.join(storage, "run"), Driver(), Driver()
     request_stop(run, first)
     assert stop_requested(run, first)
     assert not stop_requested(run, second)

@@ -35,8 +35,8 @@ def test_random_draws_stay_within_and_depend_on_seed_and_number_only() -> None:
     drawn = planned_settings(search)
     assert drawn == planned_settings(Search(space=SPACE, searcher="random", trials=400))[:300]
     assert drawn != planned_settings(Search(space=SPACE, searcher="random", trials=300, seed=1))
-    for place, low, high in (("edges.0.weight", 0.1, 0.9), ("edges.0.temperature", 1, 8)):
-        values = [settings[place] for settings in drawn]
+    for path, low, high in (("edges.0.weight", 0.1, 0.9), ("edges.0.temperature", 1, 8)):
+        values = [settings[path] for settings in drawn]
         assert low <= min(values) < low + 0.05 * (high - low)
         assert high - 0.05 * (high - low) < max(values) <= high
     middle = sorted(settings["edges.0.temperature"] for settings in drawn)[150]
@@ -113,10 +113,10 @@ def test_a_budget_may_ask_for_more_trials_than_the_recipe() -> None:
         num_trials(population, 3)
 
 
-@pytest.mark.parametrize("place", ["data.test_fold", "data", "data.val_slice", "train.seed", "search.trials"])
-def test_what_decides_how_trials_are_judged_cannot_be_searched(place: str) -> None:
-    with pytest.raises(ValueError, match=rf"space: {place} cannot be searched"):
-        Search(space={place: Choices(choices=(1, 2))})
+@pytest.mark.parametrize("path", ["data.test_fold", "data", "data.val_slice", "train.seed", "search.trials"])
+def test_what_decides_how_trials_are_judged_cannot_be_searched(path: str) -> None:
+    with pytest.raises(ValueError, match=rf"space: {path} cannot be searched"):
+        Search(space={path: Choices(choices=(1, 2))})
     assert Search(space={"data.clip_seconds": Choices(choices=(1.0, 2.0))})
 
 
@@ -145,7 +145,7 @@ def test_a_choice_may_be_a_whole_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"space": {}}, "nothing to search"),
         ({"space": SPACE, "searcher": "grid"}, "a grid needs choices"),
@@ -171,8 +171,8 @@ def test_a_choice_may_be_a_whole_table() -> None:
         ),
     ],
 )
-def test_invalid_searches_are_refused(values: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_searches_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Search(**values)
     with pytest.raises(ValueError, match="low = 2: must be below high = 1"):
         Range(low=2, high=1)

@@ -75,7 +75,7 @@ def test_the_second_objective_is_the_cost_of_a_clip_over_the_judged_models(recip
     models = [search_recipe.models[name] for name in ("cnn", "vit")]
     if second == "macs":
         assert second_objective == sum(model_size(model, **shape).macs for model in models)
-    else:  # the unit, also on a busy machine
+    else:  # checks the unit only: the machine may be busy
         assert 0.1 < second_objective / sum(1000 * seconds_per_clip(model, **shape) for model in models) < 10
 
 
@@ -104,7 +104,7 @@ def test_a_committed_trial_is_reported_again_and_not_run_again(recipe, tmp_path)
 
 
 def reported_weights(reports: list[dict[str, Any]]) -> list[tuple[int, float]]:
-    """The weights that held, each with its first step, from the reported records."""
+    """The edge's weights, each with the first step that used it, from the reported records."""
     records = [
         record for report in reports for record in report["records"] if "set/edges.0.weight" in record.get("values", ())
     ]
@@ -112,7 +112,7 @@ def reported_weights(reports: list[dict[str, Any]]) -> list[tuple[int, float]]:
 
 
 def test_a_winner_repeats_the_settings_history_of_its_trial(recipe, tmp_path) -> None:
-    """A member that resumes from a checkpoint with another value, and the same history from the start."""
+    """A member resumes from a checkpoint with another value; the winner repeats that history from the start."""
     search_recipe = recipe(searcher="pbt")
     other, member = Task("trial", 0, {"edges.0.weight": 0.2}), Task("trial", 1, {"edges.0.weight": 0.8})
     first = reports_of(search_recipe, other, tmp_path)
@@ -127,25 +127,25 @@ def test_a_winner_repeats_the_settings_history_of_its_trial(recipe, tmp_path) ->
     assert constant[-1]["rung"]["objective"] != reports[-1]["rung"]["objective"]
 
 
-def test_an_interrupted_winner_resumes_with_the_values_that_held_there(recipe, tmp_path) -> None:
+def test_an_interrupted_winner_resumes_with_the_values_of_its_step(recipe, tmp_path) -> None:
     search_recipe = recipe(searcher="pbt")
     history = [(0, {"edges.0.weight": 0.2}), (4, {"edges.0.weight": 0.5}), (8, {"edges.0.weight": 0.8})]
     task = Task("winner", 0, {"edges.0.weight": 0.8}, hyperparameter_history=history)
-    whole = reports_of(search_recipe, task, tmp_path / "whole")
+    uninterrupted = reports_of(search_recipe, task, tmp_path / "whole")
 
-    class Lost(Exception):
+    class Interrupted(Exception):
         pass
 
-    def lose(report: dict[str, Any]) -> None:
+    def interrupt(report: dict[str, Any]) -> None:
         if report["rung_number"] == 1:
-            raise Lost
+            raise Interrupted
 
-    with pytest.raises(Lost):
-        run_trial(search_plan(search_recipe), task, SearchStore(str(tmp_path / "cut")), lose)
+    with pytest.raises(Interrupted):
+        run_trial(search_plan(search_recipe), task, SearchStore(str(tmp_path / "cut")), interrupt)
     reports = reports_of(search_recipe, task, tmp_path / "cut")
     assert [report["rung_number"] for report in reports] == [2, 3], "rungs before the loss are not reported again"
     assert reported_weights(reports) == [(4, 0.5), (8, 0.8)]
-    assert [report["rung"] for report in reports] == [report["rung"] for report in whole[1:]]
+    assert [report["rung"] for report in reports] == [report["rung"] for report in uninterrupted[1:]]
     assert not any(report["checkpoint_uri"] for report in reports), "Tune gives a retry no checkpoint of a final"
 
 

@@ -11,23 +11,23 @@ from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 
 
-def request(tiny: Callable[..., Recipe], place: str, *values: object, workers: int = 1) -> SearchRequest:
-    """A search over one place alone."""
-    search = Search(space={place: Choices(choices=values)}, repeats=2)
+def request(tiny: Callable[..., Recipe], path: str, *values: object, workers: int = 1) -> SearchRequest:
+    """A search over a single value of the recipe."""
+    search = Search(space={path: Choices(choices=values)}, repeats=2)
     return SearchRequest(replace(tiny(), search=search), "antiphon search tiny", workers=workers, finals=False)
 
 
 @pytest.mark.parametrize(
-    ("place", "values", "workers", "words"),
+    ("path", "values", "workers", "message"),
     [
         ("train.threads", (1, 3), 1, "train.threads = 3: slots are sized for the recipe's"),
         ("train.device", ("cpu", "cuda"), 1, "train.device = 'cuda': slots are sized for the recipe's 'cpu'"),
         ("train.shards", (2, 3), 2, "--workers 2: train.shards = 3 must be a multiple of it"),
     ],
 )
-def test_every_trial_must_fit_the_slots_and_workers(tiny, place, values, workers, words) -> None:
-    with pytest.raises(ValueError, match=words):
-        check(request(tiny, place, *values, workers=workers))
+def test_every_trial_must_fit_the_slots_and_workers(tiny, path, values, workers, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(request(tiny, path, *values, workers=workers))
 
 
 def test_a_range_of_shards_cannot_be_divided_among_workers(tiny) -> None:

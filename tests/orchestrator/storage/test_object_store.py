@@ -18,30 +18,30 @@ def folder(tmp_path, step: int):
     )
 
 
-def test_a_published_folder_is_fetched_unchanged(home, tmp_path):
-    object_store.check_storage(home)
-    made = folder(tmp_path, 7)
-    uri = object_store.publish(made, object_store.join(home, "checkpoints", made.name))
+def test_a_published_folder_is_fetched_unchanged(storage, tmp_path):
+    object_store.check_storage(storage)
+    checkpoint_folder = folder(tmp_path, 7)
+    uri = object_store.publish(checkpoint_folder, object_store.join(storage, "checkpoints", checkpoint_folder.name))
     back = object_store.fetch(uri, tmp_path / "back")
     assert checkpoint.read_state(back) == {"step": 7}
     assert torch.equal(checkpoint.read_tensors(back, "cnn")["w"], torch.full((3,), 7))
-    assert object_store.list_committed(object_store.join(home, "checkpoints")) == [made.name]
-    assert object_store.publish(made, uri) == uri  # again changes nothing
+    assert object_store.list_committed(object_store.join(storage, "checkpoints")) == [checkpoint_folder.name]
+    assert object_store.publish(checkpoint_folder, uri) == uri  # publishing it again changes nothing
 
 
-def test_a_folder_without_marker_is_unfinished(home, tmp_path):
-    object_store.check_storage(home)
-    made = folder(tmp_path, 7)
-    (made / "COMMITTED.json").rename(tmp_path / "marker")
-    object_store.put_text(object_store.join(home, "checkpoints", made.name, "cnn.safetensors"), "half")
-    assert object_store.list_committed(object_store.join(home, "checkpoints")) == []
+def test_a_folder_without_marker_is_unfinished(storage, tmp_path):
+    object_store.check_storage(storage)
+    checkpoint_folder = folder(tmp_path, 7)
+    (checkpoint_folder / "COMMITTED.json").rename(tmp_path / "marker")
+    object_store.put_text(object_store.join(storage, "checkpoints", checkpoint_folder.name, "cnn.safetensors"), "half")
+    assert object_store.list_committed(object_store.join(storage, "checkpoints")) == []
     with pytest.raises(ValueError, match="never finished"):
-        object_store.fetch(object_store.join(home, "checkpoints", made.name), tmp_path / "back")
+        object_store.fetch(object_store.join(storage, "checkpoints", checkpoint_folder.name), tmp_path / "back")
 
 
-def test_the_second_exclusive_create_fails(home):
-    object_store.check_storage(home)
-    uri = object_store.join(home, "attempt-1")
+def test_the_second_exclusive_create_fails(storage):
+    object_store.check_storage(storage)
+    uri = object_store.join(storage, "attempt-1")
     assert object_store.create_exclusively(uri, b"first")
     assert not object_store.create_exclusively(uri, b"second")
     assert object_store.get_text(uri) == "first"

@@ -1,4 +1,4 @@
-"""Samples of the machine: named as MLflow names them, one at once, one more each time, and none after the end."""
+"""Samples of the machine: MLflow's metric names; one sample at once, one after each interval, none after the end."""
 
 import sys
 import threading
@@ -27,7 +27,7 @@ def test_one_sample_at_once_and_a_prompt_end(tmp_path: Path) -> None:
     assert [point.key for point in update_for([sample]).points] == list(sample["values"])
 
 
-def test_samples_go_on_with_growing_steps(tmp_path: Path) -> None:
+def test_samples_continue_with_increasing_steps(tmp_path: Path) -> None:
     with EventLog(tmp_path / "events.jsonl") as event_log, sampling(event_log, every_s=0.02):
         deadline = time.monotonic() + 30
         while len(read_event_log(event_log.path)) < 4:
@@ -36,7 +36,7 @@ def test_samples_go_on_with_growing_steps(tmp_path: Path) -> None:
     assert steps == sorted(set(steps))
 
 
-def test_the_names_are_mlflows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_names_are_those_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
@@ -57,7 +57,7 @@ def test_the_names_are_mlflows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert values["system/gpu_1_power_usage_watts"] == 300.0
 
 
-def test_what_a_card_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_does_not_report_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = _gpu()
 
     def refuse(_: int) -> None:
@@ -68,14 +68,14 @@ def test_what_a_card_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: pyte
     with EventLog(tmp_path / "events.jsonl") as event_log, sampling(event_log):
         pass
     names = [name for name in read_event_log(event_log.path)[0]["values"] if "gpu_0" in name]
-    assert names == [f"system/gpu_0_{what}" for what in _TOLD]
+    assert names == [f"system/gpu_0_{what}" for what in _REPORTED]
 
 
-_TOLD = ("memory_usage_percentage", "memory_usage_megabytes", "utilization_percentage")
+_REPORTED = ("memory_usage_percentage", "memory_usage_megabytes", "utilization_percentage")
 
 
 def _gpu() -> SimpleNamespace:
-    """Two cards, as NVIDIA's library shows them."""
+    """Two GPUs behind the interface of NVIDIA's library."""
     return SimpleNamespace(
         NVMLError=type("NVMLError", (Exception,), {}),
         nvmlInit=lambda: None,

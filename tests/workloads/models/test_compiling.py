@@ -55,13 +55,13 @@ def test_a_compiled_run_trains_the_same_under_the_same_names(tiny, start):
 @needs_compiler
 def test_a_compiled_run_resumes_with_the_same_bits(tiny, start):
     recipe = tiny("demo", *PLAN, "train.compile=true")
-    whole = start(recipe)
-    assert loop(whole) == "done"
+    uninterrupted = start(recipe)
+    assert loop(uninterrupted) == "done"
     cut = start(recipe)
     assert loop(cut, until=5) == "preempted"
     resumed = start(recipe, checkpoints_of=cut)
     assert loop(resumed) == "done"
-    one, other = (events_of(run)[-1]["models"] for run in (whole, resumed))
+    one, other = (events_of(run)[-1]["models"] for run in (uninterrupted, resumed))
     assert {name: row["weights_sha256"] for name, row in one.items()} == {
         name: row["weights_sha256"] for name, row in other.items()
     }

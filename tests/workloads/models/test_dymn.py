@@ -97,14 +97,14 @@ def test_a_run_with_it_resumes_with_the_same_bits(tiny, start) -> None:
     dymn = '{family="dymn", width=0.1, bn_momentum=0.1, cooled_after=0.9}'
     settings = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2", "models.cnn.average.kind=ema"]
     recipe = tiny("demo", *settings, f"models.cnn.arch={dymn}")
-    whole = start(recipe)
-    assert loop(whole) == "done"
+    uninterrupted = start(recipe)
+    assert loop(uninterrupted) == "done"
     cut = start(recipe)
     assert loop(cut, until=5) == "preempted"
     resumed = start(recipe, checkpoints_of=cut)
     assert loop(resumed) == "done"
     one, other = (
-        read_event_log(run.session.work_dir.parent / "events.jsonl")[-1]["models"] for run in (whole, resumed)
+        read_event_log(run.session.work_dir.parent / "events.jsonl")[-1]["models"] for run in (uninterrupted, resumed)
     )
     assert one["cnn"]["weights_sha256"] == other["cnn"]["weights_sha256"]
     assert one["cnn"]["test"] == other["cnn"]["test"]

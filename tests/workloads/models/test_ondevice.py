@@ -67,11 +67,11 @@ def test_the_size_of_tc_resnet_follows_from_its_channels() -> None:
 
 @every_variant
 @pytest.mark.parametrize("frames", [7, 50, 250, 499])
-def test_three_things_come_out_of_any_length(variant: str, frames: int) -> None:
+def test_clips_of_any_length_give_logits_embedding_and_sequence(variant: str, frames: int) -> None:
     model = build_spotter(variant, frames=frames).eval()
     with torch.no_grad():
         logits, embedding, sequence = model.outputs(torch.randn(2, 40, frames))
-        assert torch.allclose(model.head(embedding), logits, atol=1e-6)  # it is the input of the last layer
+        assert torch.allclose(model.head(embedding), logits, atol=1e-6)  # the embedding is the input of the last layer
     steps, features, width = {
         "lstm_p": (frames, 200, 200),
         "tc_resnet": (math.ceil(frames / 2), 72, 72),

@@ -82,7 +82,9 @@ def test_efficientnets_sizes(variant: str, params: float) -> None:
         (EfficientNet(family="efficientnet", variant="b2"), (128, 300), 1408, 10),
     ],
 )
-def test_three_things_come_out(arch: Arch, mel: tuple[int, int], embedding: int, steps: int) -> None:
+def test_logits_embedding_and_sequence_have_their_shapes(
+    arch: Arch, mel: tuple[int, int], embedding: int, steps: int
+) -> None:
     with torch.no_grad():
         outputs = build(arch, *mel).outputs(spectra(2, *mel))
     assert outputs.logits_BC.shape == (2, 5)

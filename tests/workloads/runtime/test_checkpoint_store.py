@@ -1,4 +1,4 @@
-"""A run's folder without the orchestrator: the newest attempt alone may change it."""
+"""A run's folder without the orchestrator: only the newest attempt may change it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def saved(tmp_path: Path, name: str, value: float = 1.0) -> Path:
     return checkpoint.write(tmp_path / "made" / name, tensors={"cnn": {"w": torch.tensor([value])}}, state={"step": 0})
 
 
-def test_attempts_count_from_1_and_a_newer_one_makes_the_older_void(tmp_path: Path) -> None:
+def test_attempts_count_from_1_and_a_newer_one_supersedes_the_older(tmp_path: Path) -> None:
     old = LocalCheckpointStore(tmp_path / "run")
     old.publish(saved(tmp_path, "step-00000010-attempt-1"))
     new = LocalCheckpointStore(tmp_path / "run")

@@ -32,12 +32,12 @@ def test_a_torn_last_line_is_left_out_then_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventLog(path) as event_log:
         event_log.append({"kind": "metrics", "step": 0, "values": {}})
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"kind": "metr')
+    complete = path.read_bytes()
+    path.write_bytes(complete + b'{"kind": "metr')
     assert [record["step"] for record in read_event_log(path)] == [0]
     with EventLog(path) as event_log:
         event_log.append({"kind": "metrics", "step": 10, "values": {}})
-    assert path.read_bytes().startswith(whole)
+    assert path.read_bytes().startswith(complete)
     assert [record["step"] for record in read_event_log(path)] == [0, 10]
 
 

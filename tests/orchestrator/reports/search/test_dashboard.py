@@ -28,14 +28,14 @@ WIDTH, HEIGHT = 1280, 2400
 
 
 @pytest.fixture
-def half(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
+def running_search(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
     """A running search: five trials have ended, two are running."""
     uri, results = str(tmp_path / "search"), searches.results()
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     for entry in results[:7]:
-        searches.begin(uri, entry)
+        searches.write_task_start(uri, entry)
     for entry in results[:5]:
-        searches.end(uri, entry)
+        searches.write_task_end(uri, entry)
     return uri, results
 
 
@@ -81,9 +81,9 @@ def browse(tmp_path: Path) -> Callable[..., str]:
     return browse
 
 
-def test_the_page_requests_only_what_is_new(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_requests_only_what_is_new(running_search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard, "POLL_S", 0.0)
-    uri, results = half
+    uri, results = running_search
     with served(dashboard.app(uri)) as port:
         status, page = ask(port, "/")
         assert status == 200
@@ -92,18 +92,20 @@ def test_the_page_requests_only_what_is_new(half: Any, monkeypatch: pytest.Monke
         assert first["live"]
         assert 'id="leaderboard"' in first["html"]
         assert json.loads(ask(port, f"/fragment?seen={first['stamp']}")[1]) == first | {"html": None}
-        searches.end(uri, results[6])
+        searches.write_task_end(uri, results[6])
         second = json.loads(ask(port, f"/fragment?seen={first['stamp']}")[1])
         assert second["stamp"] != first["stamp"]
         assert f'<td class="number score">{results[6]["objective"]:.4f}</td>' in second["html"]
-        searches.put(uri, "outcome.json", value=searches.outcome(results[:5], comparison=None))
+        searches.write_json(uri, "outcome.json", value=searches.outcome(results[:5], comparison=None))
         assert json.loads(ask(port, "/fragment")[1])["live"] is False
         assert "fragment?seen" not in ask(port, "/")[1]
 
 
-def test_storage_that_is_unavailable_is_reported_and_may_come_back(half: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_is_unavailable_is_reported_and_may_come_back(
+    running_search: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dashboard, "POLL_S", 0.0)
-    folder = Path(half[0])
+    folder = Path(running_search[0])
     with served(dashboard.app(str(folder))) as port:
         folder.rename(folder.with_name("away"))
         status, text = ask(port, "/fragment")
@@ -113,14 +115,14 @@ def test_storage_that_is_unavailable_is_reported_and_may_come_back(half: Any, mo
         assert ask(port, "/fragment")[0] == 200
 
 
-def test_requests_for_other_host_names_are_refused(half: Any) -> None:
-    with served(dashboard.app(half[0])) as port:
+def test_requests_for_other_host_names_are_refused(running_search: Any) -> None:
+    with served(dashboard.app(running_search[0])) as port:
         assert ask(port, "/", Host="elsewhere.example")[0] == 400
         assert ask(port, "/", Host=f"localhost:{port}")[0] == 200
 
 
-def test_the_command_serves_on_loopback_until_interrupted(half: Any) -> None:
-    command = [sys.executable, "-m", "orchestrator.cli.app", "dashboard", half[0]]
+def test_the_command_serves_on_loopback_until_interrupted(running_search: Any) -> None:
+    command = [sys.executable, "-m", "orchestrator.cli.app", "dashboard", running_search[0]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -134,18 +136,18 @@ def test_the_command_serves_on_loopback_until_interrupted(half: Any) -> None:
         process.wait()
 
 
-def test_an_address_that_is_taken_is_the_users_mistake(half: Any) -> None:
+def test_an_address_that_is_taken_is_the_users_mistake(running_search: Any) -> None:
     with dashboard.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port {port}: cannot listen there"):
-            dashboard.serve(half[0], host="127.0.0.1", port=port, ready=print)
+            dashboard.serve(running_search[0], host="127.0.0.1", port=port, ready=print)
     with pytest.raises(ValueError, match=r"no search\.json there"):
-        dashboard.serve(f"{half[0]}/trials", host="127.0.0.1", port=0, ready=print)
+        dashboard.serve(f"{running_search[0]}/trials", host="127.0.0.1", port=0, ready=print)
 
 
 def test_a_browser_draws_what_the_files_hold(tmp_path: Path, browse: Callable[..., str]) -> None:
     uri = str(tmp_path / "search")
-    results = searches.whole(uri, scheduler="none", second="macs")
+    results = searches.write_finished_search(uri, scheduler="none", second="macs")
     with served(dashboard.app(uri)) as port:
         page = browse(f"http://127.0.0.1:{port}/", f"--screenshot={tmp_path / 'dashboard.png'}")
     rows = ROW.findall(page)
@@ -166,10 +168,10 @@ def test_a_browser_draws_what_the_files_hold(tmp_path: Path, browse: Callable[..
 
 
 def test_an_open_page_shows_a_new_result(
-    half: Any, browse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    running_search: Any, browse: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dashboard, "POLL_S", 0.1)
-    uri, results = half
+    uri, results = running_search
     requested: list[str] = []
     app = dashboard.app(uri)
 
@@ -178,7 +180,7 @@ def test_an_open_page_shows_a_new_result(
         if scope["type"] == "http":
             requested.append(scope["path"])
             if requested.count("/fragment") == 2 and not object_store.exists(f"{uri}/trials/0006/result.json"):
-                searches.end(uri, results[6])
+                searches.write_task_end(uri, results[6])
         await app(scope, receive, send)
 
     with served(counted) as port:
@@ -193,7 +195,7 @@ def test_an_open_page_shows_a_new_result(
 
 
 def test_the_static_report_is_drawn_from_its_file_alone(tmp_path: Path, browse: Callable[..., str]) -> None:
-    searches.whole(str(tmp_path / "search"))
+    searches.write_finished_search(str(tmp_path / "search"))
     out = tmp_path / "report.html"
     write_search_report(read_search(str(tmp_path / "search")), out)
     text = out.read_text(encoding="utf-8")

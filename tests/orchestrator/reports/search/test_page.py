@@ -26,7 +26,7 @@ def _page(folder: Path) -> Page:
 
 
 def _whole(tmp_path: Path, **options: Any) -> tuple[Page, list[dict[str, Any]]]:
-    results = searches.whole(str(tmp_path / "search"), **options)
+    results = searches.write_finished_search(str(tmp_path / "search"), **options)
     return _page(tmp_path / "search"), results
 
 
@@ -91,7 +91,7 @@ def test_it_loads_nothing_and_runs_no_text_of_files(asha: tuple[Page, Any]) -> N
     ],
 )
 def test_the_summary_claims_only_what_the_interval_shows(tmp_path: Path, comparison: Any, text: str) -> None:
-    searches.whole(str(tmp_path), comparison=comparison)
+    searches.write_finished_search(str(tmp_path), comparison=comparison)
     assert text in verdict(read_search(str(tmp_path)), searches.BEGAN).control
 
 
@@ -106,7 +106,7 @@ def test_the_summary_has_the_best_settings(asha: tuple[Page, Any]) -> None:
 
 
 def test_another_trial_may_win_over_several_seeds(tmp_path: Path) -> None:
-    searches.whole(str(tmp_path / "search"))
+    searches.write_finished_search(str(tmp_path / "search"))
     outcome = json.loads((tmp_path / "search" / "outcome.json").read_text())
     outcome["winner"] = {"number": 14, "settings": {"edges.0.weight": 0.644}}
     (tmp_path / "search" / "outcome.json").write_text(json.dumps(outcome))
@@ -116,7 +116,9 @@ def test_another_trial_may_win_over_several_seeds(tmp_path: Path) -> None:
     )
     (tmp_path / "search" / "finals" / "finalist-0016-seed-1").mkdir()
     results = json.loads((tmp_path / "search" / "trials" / "0016" / "result.json").read_text())
-    searches.end(str(tmp_path / "search"), results | {"kind": "finalist", "seed": 1}, name="finalist-0016-seed-1")
+    searches.write_task_end(
+        str(tmp_path / "search"), results | {"kind": "finalist", "seed": 1}, name="finalist-0016-seed-1"
+    )
     assert verdict(read_search(str(tmp_path / "search")), searches.BEGAN).best == (
         "Best settings: trial 14 (edges.0.weight 0.644). It won over several seeds; on one seed trial 16 was better."
     )
@@ -144,7 +146,7 @@ def test_importance_finds_what_the_score_depends_on(full: tuple[Page, Any], tmp_
     share = dict(zip(bars["y"], bars["x"], strict=True))
     assert 0.5 < sum(share.values()) < 1, "what two parameters do together is in neither share"
     assert share["schedule"] < 0.05 < min(share["edges.0.weight"], share["edges.0.temperature"])
-    searches.whole(str(tmp_path / "few"), trials=6, failing=())
+    searches.write_finished_search(str(tmp_path / "few"), trials=6, failing=())
     few = _page(tmp_path / "few")
     assert "importance-all" not in few.figures
     assert few.texts["importance"] == "Needs 6 more scored trials."
@@ -152,9 +154,9 @@ def test_importance_finds_what_the_score_depends_on(full: tuple[Page, Any], tmp_
 
 def test_equal_scores_have_no_importance(tmp_path: Path) -> None:
     uri = str(tmp_path / "flat")
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     for entry in searches.results(scheduler="none", trials=12, failing=()):
-        searches.end(uri, entry | {"objective": 0.5})
+        searches.write_task_end(uri, entry | {"objective": 0.5})
     assert (
         _page(tmp_path / "flat").texts["importance"] == "All objective values are equal, so no parameter explains them."
     )
@@ -186,7 +188,7 @@ def test_the_pareto_front_holds_the_trials_that_no_other_dominates(
     assert list(zip(best["x"], best["y"], strict=True)) == sorted(expected)
     assert "pareto-all" not in asha[0].figures
     assert "has one objective" in asha[0].texts["pareto"]
-    searches.put(str(tmp_path), "search.json", value=searches.head(second="macs"))
+    searches.write_json(str(tmp_path), "search.json", value=searches.head(second="macs"))
     assert pareto_front(read_search(str(tmp_path))) == []
 
 
@@ -199,12 +201,12 @@ def test_the_timeline_shows_which_trial_used_which_slot(asha: tuple[Page, Any], 
     assert bars["completed"]["x"] == pytest.approx([38 / 60] * len(done))
     assert list(bars) == ["completed", "stopped early", "failed", "winner", "control"]
     uri = str(tmp_path)
-    searches.put(uri, "search.json", value=searches.head())
-    searches.put(uri, "cluster.json", value=searches.CLUSTER)
+    searches.write_json(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "cluster.json", value=searches.CLUSTER)
     entries = searches.results(failing=())[:2]
     for slot, entry in enumerate(entries):
-        searches.begin(uri, entry | {"slot": slot, "began": searches.BEGAN})
-    searches.end(uri, entries[0] | {"slot": 0, "began": searches.BEGAN, "ended": searches.BEGAN + 10.0})
+        searches.write_task_start(uri, entry | {"slot": slot, "began": searches.BEGAN})
+    searches.write_task_end(uri, entries[0] | {"slot": 0, "began": searches.BEGAN, "ended": searches.BEGAN + 10.0})
     drawn = spans(read_search(uri), now=searches.BEGAN + 40.0)
     assert [(span.row, span.group, span.end) for span in drawn] == [
         ("slot 0", "done", 10.0),
@@ -233,14 +235,16 @@ def test_links_lead_to_the_servers_without_passwords(full: tuple[Page, Any], tmp
         "http://127.0.0.1:8265",
         f"http://127.0.0.1:5000/#/runs/{int(best[0]):032x}",
     ]
-    searches.whole(str(tmp_path / "sql"), tracking="sqlite:////runs/mlflow.db", trials=12)
+    searches.write_finished_search(str(tmp_path / "sql"), tracking="sqlite:////runs/mlflow.db", trials=12)
     local = _page(tmp_path / "sql")
     assert "ui --backend-store-uri sqlite:////runs/mlflow.db" in local.texts["links"]
-    searches.whole(str(tmp_path / "no-names"), tracking="http://127.0.0.1:5000", trials=12)
+    searches.write_finished_search(str(tmp_path / "no-names"), tracking="http://127.0.0.1:5000", trials=12)
     (tmp_path / "no-names" / "mlflow.json").unlink()
     assert _page(tmp_path / "no-names").loads == ["http://127.0.0.1:5000", "http://127.0.0.1:8265"]
-    searches.put(str(tmp_path / "bad"), "search.json", value=searches.head())
-    searches.put(str(tmp_path / "bad"), "cluster.json", value=searches.CLUSTER | {"dashboard": "javascript:alert(1)"})
+    searches.write_json(str(tmp_path / "bad"), "search.json", value=searches.head())
+    searches.write_json(
+        str(tmp_path / "bad"), "cluster.json", value=searches.CLUSTER | {"dashboard": "javascript:alert(1)"}
+    )
     assert _page(tmp_path / "bad").loads == []
 
 
@@ -249,7 +253,7 @@ def test_a_schedule_is_printed_by_its_kind_and_what_differs_within_it(tmp_path: 
     choices = [alternate | {"period": 20}, alternate | {"period": 10}, {"kind": "mutual", "burn_in": 8, "steps": 16}]
     head = searches.head()
     head["recipe"]["search"] |= {"space": {"schedule": {"choices": choices}}}
-    searches.put(str(tmp_path), "search.json", value=head)
+    searches.write_json(str(tmp_path), "search.json", value=head)
     search = read_search(str(tmp_path))
     text = [format_setting(search, "schedule", choice) for choice in choices]
     assert text == ["alternate, period 20", "alternate, period 10", "mutual"]
@@ -257,7 +261,7 @@ def test_a_schedule_is_printed_by_its_kind_and_what_differs_within_it(tmp_path: 
 
 def test_full_length_runs_are_compared_with_the_ranking_of_the_trials(tmp_path: Path, asha: tuple[Page, Any]) -> None:
     assert asha[0].texts["agreement"].startswith("Not measured: a trial takes 10% of a full run")
-    results = searches.whole(str(tmp_path / "search"))
+    results = searches.write_finished_search(str(tmp_path / "search"))
     outcome = json.loads((tmp_path / "search" / "outcome.json").read_text())
     best = sorted((entry for entry in results if entry["status"] == "done"), key=lambda entry: entry["objective"])
     chosen = [best[place] for place in (0, 4, 8)]
@@ -272,7 +276,7 @@ def test_full_length_runs_are_compared_with_the_ranking_of_the_trials(tmp_path: 
 
 
 def test_an_empty_search_names_what_is_missing(tmp_path: Path) -> None:
-    searches.put(str(tmp_path / "empty"), "search.json", value=searches.head() | {"created": 4e9})
+    searches.write_json(str(tmp_path / "empty"), "search.json", value=searches.head() | {"created": 4e9})
     page = _page(tmp_path / "empty")
     assert page.figures == {}
     assert page.texts["state"] == "Running. 0 of at most 24 trials have ended."
@@ -284,18 +288,18 @@ def test_an_empty_search_names_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", range(1, 8))
 def test_a_search_has_a_page_at_every_moment(tmp_path: Path, count: int) -> None:
     uri, results = str(tmp_path), searches.results()
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     for entry in results[: count + 2]:
-        searches.begin(uri, entry)
+        searches.write_task_start(uri, entry)
     for entry in results[:count][::-1]:
-        searches.end(uri, entry)
+        searches.write_task_end(uri, entry)
     text = render_body(read_search(uri))
     assert f"{count} of at most 24 trials have ended" in text
     assert "it may have been killed" in text
 
 
 def test_report_writes_a_search_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    searches.whole(str(tmp_path / "search"), trials=12)
+    searches.write_finished_search(str(tmp_path / "search"), trials=12)
     monkeypatch.chdir(tmp_path)
     assert rewrite_report("search", "") == str(tmp_path / "search-demo-1.html")
     assert Page((tmp_path / "search-demo-1.html").read_text()).texts["state"].startswith("Finished: 12 trials")

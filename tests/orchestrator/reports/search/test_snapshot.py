@@ -11,9 +11,9 @@ from orchestrator.storage import object_store
 from tests import searches
 
 
-def test_a_finished_search_is_read_from_a_disk_and_from_an_object_store(home: str) -> None:
-    entries = searches.whole(f"{home}/search-demo-1")
-    search = read_search(f"{home}/search-demo-1")
+def test_a_finished_search_is_read_from_a_disk_and_from_an_object_store(storage: str) -> None:
+    entries = searches.write_finished_search(f"{storage}/search-demo-1")
+    search = read_search(f"{storage}/search-demo-1")
     assert [trial.number for trial in search.trials] == list(range(24))
     assert [trial.status for trial in search.trials] == [entry["status"] for entry in entries]
     assert [trial.objective for trial in search.trials] == [entry["objective"] for entry in entries]
@@ -32,24 +32,24 @@ def test_a_finished_search_is_read_from_a_disk_and_from_an_object_store(home: st
 
 def test_a_trial_without_a_result_runs_until_the_search_has_an_outcome(tmp_path: Any) -> None:
     uri, entries = str(tmp_path), searches.results()
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     for entry in entries[:2]:
-        searches.begin(uri, entry)
-    searches.end(uri, entries[0])
+        searches.write_task_start(uri, entry)
+    searches.write_task_end(uri, entries[0])
     running = read_search(uri)
     assert [trial.status for trial in running.trials] == ["done", "running"]
     assert running.trials[1].slot == entries[1]["slot"]
     assert running.trials[1].seconds is None
-    searches.put(uri, "outcome.json", value=searches.outcome(entries[:1], comparison=None, status="stopped"))
+    searches.write_json(uri, "outcome.json", value=searches.outcome(entries[:1], comparison=None, status="stopped"))
     assert [trial.status for trial in read_search(uri).trials] == ["done", "interrupted"]
 
 
 def test_a_finished_search_that_was_resumed_has_no_outcome(tmp_path: Any) -> None:
     uri = str(tmp_path)
-    entries = searches.whole(uri)
+    entries = searches.write_finished_search(uri)
     assert (was := read_search(uri).outcome) is not None
     SearchStore(uri).reopen()
-    searches.begin(uri, entries[0] | {"number": len(entries), "kind": "trial"})
+    searches.write_task_start(uri, entries[0] | {"number": len(entries), "kind": "trial"})
     running = read_search(uri)
     assert running.outcome is None
     assert running.of_status("running")
@@ -59,28 +59,28 @@ def test_a_finished_search_that_was_resumed_has_no_outcome(tmp_path: Any) -> Non
 
 def test_finished_trials_are_not_read_again(tmp_path: Any) -> None:
     uri, entries = str(tmp_path), searches.results()
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     for entry in entries[:2]:
-        searches.begin(uri, entry)
-    searches.end(uri, entries[0])
+        searches.write_task_start(uri, entry)
+    searches.write_task_end(uri, entries[0])
     before = read_search(uri)
     object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), "damaged since then")
-    searches.end(uri, entries[1])
+    searches.write_task_end(uri, entries[1])
     after = read_search(uri, before=before)
     assert after.trials[0] is before.trials[0]
     assert after.trials[1].status == "stopped"
 
 
 def test_scores_are_compared_where_the_trials_were_judged(tmp_path: Any) -> None:
-    entries = searches.whole(str(tmp_path / "asha"))
-    words, scored = read_search(str(tmp_path / "asha")).comparable_scores
-    assert words == "after 120 steps"
+    entries = searches.write_finished_search(str(tmp_path / "asha"))
+    label, scored = read_search(str(tmp_path / "asha")).comparable_scores
+    assert label == "after 120 steps"
     assert [score for _, score in scored] == [
         entry["history"][0]["objective"] for entry in entries if entry["status"] != "failed"
     ]
-    entries = searches.whole(str(tmp_path / "all"), scheduler="none")
-    words, scored = read_search(str(tmp_path / "all")).comparable_scores
-    assert words == "at the end"
+    entries = searches.write_finished_search(str(tmp_path / "all"), scheduler="none")
+    label, scored = read_search(str(tmp_path / "all")).comparable_scores
+    assert label == "at the end"
     assert [score for _, score in scored] == sorted(
         entry["objective"] for entry in entries if entry["status"] == "done"
     )
@@ -88,22 +88,22 @@ def test_scores_are_compared_where_the_trials_were_judged(tmp_path: Any) -> None
 
 def test_trials_whose_schedules_differ_in_steps_are_compared_rung_by_rung(tmp_path: Any) -> None:
     uri, entries = str(tmp_path), searches.results(failing=())
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     for entry in entries:
         if entry["number"] % 2:  # half as many steps between its rungs
             entry["history"] = [rung | {"step": rung["step"] // 2} for rung in entry["history"]]
-        searches.end(uri, entry)
-    words, scored = read_search(uri).comparable_scores
-    assert words == "at rung 1 of 3"
+        searches.write_task_end(uri, entry)
+    label, scored = read_search(uri).comparable_scores
+    assert label == "at rung 1 of 3"
     assert [score for _, score in scored] == [entry["history"][0]["objective"] for entry in entries]
 
 
 def test_a_running_trial_has_the_rungs_that_it_has_reported(tmp_path: Any) -> None:
     uri, entry = str(tmp_path), searches.results(scheduler="none")[0]
-    searches.put(uri, "search.json", value=searches.head())
-    searches.put(uri, "mlflow.json", value={"": "p", "0000": "c"})
-    searches.begin(uri, entry)
-    searches.put(
+    searches.write_json(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "mlflow.json", value={"": "p", "0000": "c"})
+    searches.write_task_start(uri, entry)
+    searches.write_json(
         uri, "trials", "0000", "rungs.json", value={"history": entry["history"][:2], "told": entry["began"] + 50.0}
     )
     search = read_search(uri)
@@ -115,8 +115,8 @@ def test_a_running_trial_has_the_rungs_that_it_has_reported(tmp_path: Any) -> No
 
 def test_a_search_without_news_for_too_long_was_active_until_its_last_news(tmp_path: Any) -> None:
     uri, entries = str(tmp_path), searches.results()
-    searches.put(uri, "search.json", value=searches.head())
-    searches.begin(uri, entries[0])
+    searches.write_json(uri, "search.json", value=searches.head())
+    searches.write_task_start(uri, entries[0])
     search = read_search(uri)
     assert search.active_until(entries[0]["began"] + 60.0) == entries[0]["began"] + 60.0
     assert search.active_until(entries[0]["began"] + 86400.0) == entries[0]["began"]
@@ -124,9 +124,9 @@ def test_a_search_without_news_for_too_long_was_active_until_its_last_news(tmp_p
 
 def test_a_search_whose_driver_has_a_heartbeat_is_active_however_long_its_trials_take(tmp_path: Any) -> None:
     uri, entries = str(tmp_path), searches.results()
-    searches.put(uri, "search.json", value=searches.head())
-    searches.begin(uri, entries[0])
-    searches.put(uri, "attempts", "1", value={})
+    searches.write_json(uri, "search.json", value=searches.head())
+    searches.write_task_start(uri, entries[0])
+    searches.write_json(uri, "attempts", "1", value={})
     beat = tmp_path / "attempts" / "token.beat"
     beat.write_text("8640")
     os.utime(beat, (entries[0]["began"] + 86395.0,) * 2)
@@ -137,8 +137,8 @@ def test_a_search_whose_driver_has_a_heartbeat_is_active_however_long_its_trials
 
 def test_a_score_that_is_not_finite_is_none(tmp_path: Any) -> None:
     uri, entry = str(tmp_path), searches.results()[0]
-    searches.put(uri, "search.json", value=searches.head())
-    searches.end(uri, entry | {"objective": float("nan"), "history": []})
+    searches.write_json(uri, "search.json", value=searches.head())
+    searches.write_task_end(uri, entry | {"objective": float("nan"), "history": []})
     search: SearchSnapshot = read_search(uri)
     assert search.trials[0].objective is None
     assert search.ranked == []
@@ -159,7 +159,7 @@ def test_a_folder_without_a_search_is_the_users_mistake(tmp_path: Any) -> None:
 )
 def test_a_damaged_file_is_named(tmp_path: Any, text: str, message: str) -> None:
     uri = str(tmp_path)
-    searches.put(uri, "search.json", value=searches.head())
+    searches.write_json(uri, "search.json", value=searches.head())
     object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), text)
     with pytest.raises(ValueError, match=message):
         read_search(uri)
