@@ -66,12 +66,12 @@ def run(
         from orchestrator.cli.progress_bar import progress
 
         result = run_recipe(request, show_progress=lambda location: progress(location.event_log, console))
-        if result.published:
-            from orchestrator.reports.write import write_run_report  # Plotly costs a second
-
-            with report_may_fail(result.location.uri):
-                write_run_report(result.location, request.command, patience_s=patience)
         emit(result.outcome)
+        if result.published:
+            with report_may_fail(result.location.uri):
+                from orchestrator.reports.write import write_run_report  # Plotly costs a second
+
+                write_run_report(result.location, request.command, patience_s=patience)
         _print_outcome(result.outcome)
         raise typer.Exit(EXIT_CODES[result.outcome["status"]])
 

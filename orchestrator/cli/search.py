@@ -74,12 +74,12 @@ def search(
     with only_json(as_json) as emit:
         result = run_search(request)
         outcome = result.outcome
-        if outcome["status"] != "preempted":
-            from orchestrator.reports.write import write_search_page
-
-            with report_may_fail(result.location.uri):
-                write_search_page(result.location)
         emit(outcome)
+        if outcome["status"] != "preempted":
+            with report_may_fail(result.location.uri):
+                from orchestrator.reports.write import write_search_page
+
+                write_search_page(result.location)
     if outcome["status"] == "preempted":
         typer.echo(f"interrupted; to continue, repeat the command with --resume {outcome['search_id']}", err=True)
     elif not as_json:

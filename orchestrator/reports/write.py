@@ -1,19 +1,19 @@
 """Where reports are written: beside a run or search that has just ended, or again from what its folder or URI holds.
 
-The command line calls it after the outcome is written: a report that fails changes nothing of a run or search.
+The command line calls it after the outcome is written: a report that fails changes nothing of a run or search. What a
+run's report does not need, Optuna above all, is imported for searches only.
 """
 
 import json
 from pathlib import Path
 
 from orchestrator.reports.run_page import write_report
-from orchestrator.reports.search.page import write_search_report
-from orchestrator.reports.search.snapshot import read_search
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import records_of
 from orchestrator.search.store import upload_beside
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.runtime.event_log import read_event_log
 
 REPORT = "report.html"
@@ -34,7 +34,14 @@ def write_run_report(location: RunLocation, command: str, *, patience_s: float) 
 
 
 def write_search_page(location: RunLocation) -> None:
-    """Write the page of a search that this process has driven: beside its files, and to its storage."""
+    """Write the page of a search that this process has driven: beside its files, and to its storage.
+
+    The replayer's file of MLflow run ids goes to the storage before, for the page's links.
+    """
+    from orchestrator.reports.search.page import write_search_report
+    from orchestrator.reports.search.snapshot import read_search
+
+    upload_beside(location.uri, location.folder / RUN_IDS_FILE)
     out = location.folder / REPORT
     write_search_report(read_search(location.uri), out)
     upload_beside(location.uri, out)
@@ -46,6 +53,9 @@ def rewrite_report(uri: str, out: str) -> str:
     `out` is empty for ./ID.html. Raises ValueError where there is neither a run with records nor a search.
     """
     if object_store.exists(object_store.join(uri, "search.json")):
+        from orchestrator.reports.search.page import write_search_report
+        from orchestrator.reports.search.snapshot import read_search
+
         search = read_search(uri)
         target = Path(out or f"{search.search_id}.html")
         write_search_report(search, target)

@@ -28,6 +28,11 @@ NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
 class Retention(Protocol):
     """Which checkpoints are committed at all, and which of the committed ones may be removed."""
 
+    @property
+    def keeps_any(self) -> bool:
+        """Whether any checkpoint is committed at all."""
+        ...
+
     def commits(self, name: str) -> bool: ...
 
     def removable(self, names: list[str], scores: Scores) -> list[str]:
@@ -40,6 +45,7 @@ class NewestAndBest:
     """For runs: the newest `keep_last` checkpoints stay, and each model's best by validation score."""
 
     keep_last: int
+    keeps_any = True
 
     def commits(self, name: str) -> bool:
         return True
@@ -54,19 +60,25 @@ class NewestAndBest:
 
 @dataclass(frozen=True)
 class NewestAt:
-    """For trials that pause at rungs: checkpoints of these steps only, the newest few of them.
+    """For trials that pause at rungs: checkpoints of these steps only, all those of the newest few steps.
 
-    Population based training may start another trial from one of the last ones, so more than one stays.
+    Population based training may start another trial from one of the last ones, so more than one step stays; of a step
+    that several attempts have reached, all checkpoints stay.
     """
 
     steps: tuple[int, ...]
     keep_last: int = 3
 
+    @property
+    def keeps_any(self) -> bool:
+        return bool(self.steps)
+
     def commits(self, name: str) -> bool:
         return step_of(name) in self.steps
 
     def removable(self, names: list[str], scores: Scores) -> list[str]:
-        return names[self.keep_last :]
+        newest_steps = list(dict.fromkeys(step_of(name) for name in names))[: self.keep_last]
+        return [name for name in names if step_of(name) not in newest_steps]
 
 
 class CheckpointStore:
@@ -100,7 +112,9 @@ class CheckpointStore:
 
     def names(self) -> list[str]:
         """Committed checkpoints, the one to resume from first."""
-        return [self._start.rsplit("/", 1)[-1]] if self._start else self._own_names()
+        if self._start:
+            return [self._start.rsplit("/", 1)[-1]]
+        return self._own_names() if self._retention.keeps_any else []
 
     def newest_step(self) -> int:
         """The step of the checkpoint to resume from; 0 where there is none."""

@@ -26,6 +26,10 @@ BEAT_S = 10.0
 SILENCE_S = 30.0  # without a new heartbeat a driver on another host counts as dead
 
 
+class _ClaimLost(ValueError):
+    """Another process has created the same attempt first."""
+
+
 @dataclass(frozen=True)
 class Driver:
     """The process that drives attempts of a run, described so that other processes can see whether it lives."""
@@ -101,7 +105,9 @@ def take_unconditionally(run_uri: str, driver: Driver) -> Attempt:
     For a trial's process: Tune starts one at a time, so its predecessor, if it still runs, can commit nothing from here
     on.
     """
-    return _claim(Attempt(run_uri, _newest(run_uri) + 1, driver))
+    while True:
+        with suppress(_ClaimLost):  # another process was faster: claim the attempt after it
+            return _claim(Attempt(run_uri, _newest(run_uri) + 1, driver))
 
 
 def is_driven_by(run_uri: str, driver: Driver) -> bool:
@@ -172,7 +178,7 @@ def _claim(attempt: Attempt) -> Attempt:
     created = object_store.create_exclusively(path, content)
     # A lost answer makes the store's client send the request again, which then fails because the object exists.
     if not created and json.loads(object_store.get_text(path))["claim"] != claim:
-        raise ValueError(f"run {attempt.run_uri!r}: another process has just resumed it; only one may")
+        raise _ClaimLost(f"run {attempt.run_uri!r}: another process has just resumed it; only one may")
     return attempt
 
 

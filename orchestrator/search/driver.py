@@ -20,12 +20,11 @@ from orchestrator.runs.resume import differences
 from orchestrator.search.finals import run_at_full_length, run_finals
 from orchestrator.search.request import Budget, SearchRequest
 from orchestrator.search.samplers import num_trials
-from orchestrator.search.store import DEFINITION, SearchStore, upload_beside
+from orchestrator.search.store import DEFINITION, SearchStore
 from orchestrator.search.summary import write_summary
 from orchestrator.search.trial_spec import SearchPlan, search_plan
 from orchestrator.search.validation import check, check_data
 from orchestrator.storage import object_store
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import wait_for_tracking
 from orchestrator.training.ray_cluster import RayConnection, connect, resolve_address, worker_environment
@@ -128,8 +127,6 @@ def _run_on_ray(job: _Job) -> dict[str, Any]:
         finally:
             ray.shutdown()
         wait_for_tracking(replayer)  # it writes which MLflow runs the report can link to
-        if outcome["status"] != "preempted":
-            upload_beside(job.store.uri, job.location.folder / RUN_IDS_FILE)
     return outcome
 
 

@@ -37,6 +37,8 @@ def run_rungs_in_process(
     steps = rung_steps(build_task_recipe(plan, task), plan.search)
     kept_steps = tuple(steps) if keeps_checkpoints(plan.search, task) else ()
     checkpoints = open_checkpoints(store, task, Driver(), steps=kept_steps, start=start)
+    if kept_steps:
+        checkpoints.collect_garbage()
     runs = _SliceRuns(plan, task, checkpoints, scratch)
     # Tune restarts a trial from the checkpoint of its last report; a final resumes from its newest, reported or not
     reported = _last_reported_step(store, task) if task.hyperparameter_history else runs.step
@@ -137,7 +139,10 @@ def _set_up_run(
 
     recipe = build_task_recipe(plan, task, slice_=slice_, step=settings_step)
     session = LocalSession(
-        work_dir=folder, event_log=EventLog(folder / EVENT_LOG), store=checkpoints, device=recipe.train.device
+        work_dir=folder / "scratch",
+        event_log=EventLog(folder / EVENT_LOG),
+        store=checkpoints,
+        device=recipe.train.device,
     )
     run = set_up(recipe, session, files=object_store.FsspecFiles())
     if plan.search.searcher == "pbt":  # its settings change at rungs: a record of each value; all of them are numbers
@@ -192,15 +197,15 @@ def align_to_common_rung(plan: SearchPlan, tasks: list[Task], store: SearchStore
     commit nothing more, then removes the checkpoints of later rungs; a kill in between leaves some of them, which the
     next call removes.
     """
-    driver = Driver()
-    stores = [open_checkpoints(store, task, driver) for task in tasks]
+    driver, steps = Driver(), rung_steps(build_task_recipe(plan, tasks[0]), plan.search)
+    stores = [open_checkpoints(store, task, driver, steps=tuple(steps)) for task in tasks]
     names = [checkpoints.names() for checkpoints in stores]
     common = max(set.intersection(*({*_resumable_steps(own)} for own in names)), default=0)
     for checkpoints, own in zip(stores, names, strict=True):
         for name in own:
             if step_of(name) > common:
                 checkpoints.remove(name)
-    return rung_steps(build_task_recipe(plan, tasks[0]), plan.search).index(common) + 1 if common else 0
+    return steps.index(common) + 1 if common else 0
 
 
 def _resumable_steps(names: list[str]) -> list[int]:

@@ -128,7 +128,7 @@ class ModelPool:
         tensors |= {f"snapshot-{name}": tagger.state_dict() for name, tagger in self.snapshots.items()}
         state = state | {
             "taught": self.steps_taught,
-            "models": {name: state.scalars() for name, state in self.states.items()} | self._offloaded,
+            "members": {name: state.scalars() for name, state in self.states.items()} | self._offloaded,
             "snapshots": sorted(self.snapshots),
         }
         offloaded = {f"{name}.safetensors": self._folder / f"{name}.safetensors" for name in self._offloaded}
@@ -137,7 +137,7 @@ class ModelPool:
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Restore the models of a checkpoint: all start offloaded, until a phase needs them."""
         self.steps_taught = dict(state["taught"])
-        self._offloaded = dict(state["models"])
+        self._offloaded = dict(state["members"])
         for name in self._offloaded:
             save_file(checkpoint.read_tensors(folder, name), self._folder / f"{name}.safetensors")
         for name in state["snapshots"]:

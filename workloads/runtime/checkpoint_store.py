@@ -45,8 +45,11 @@ class LocalCheckpointStore:
         self._folder = folder
         claims = folder / "attempts"
         claims.mkdir(parents=True, exist_ok=True)
-        self.attempt = 1 + max((int(claim.name) for claim in claims.iterdir()), default=0)
-        self._claim(self.attempt).touch(exist_ok=False)
+        self.attempt = 1 + max((int(claim.name) for claim in claims.iterdir() if claim.name.isdigit()), default=0)
+        try:
+            self._claim(self.attempt).touch(exist_ok=False)
+        except FileExistsError:
+            raise Superseded(f"{folder}: another process has just resumed this run; only one may") from None
 
     def publish(self, folder: Path) -> None:
         self._move(folder, "checkpoints")

@@ -67,6 +67,8 @@ class LocalSession:
         device: str = "cpu",
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        # the loop keeps its own copy of the records in work_dir, under the same file name
+        assert event_log.path.parent != work_dir, "the event log must not lie in work_dir"
         self.work_dir = work_dir
         self.device = torch.device(device)
         self.attempt = store.attempt

@@ -88,7 +88,7 @@ def test_what_a_dry_run_prints_trains_without_the_orchestrator(tmp_path):
     assert (tmp_path / "out" / "models" / "vit" / "weights.safetensors").is_file()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 2
-    assert "out: exists" in again.stderr
+    assert "out: already exists" in again.stderr
 
 
 def test_recipes_are_listed_with_their_headers():

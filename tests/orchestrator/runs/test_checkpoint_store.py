@@ -170,3 +170,21 @@ def test_a_trial_may_start_from_another_ones_checkpoint(storage, driver, tmp_pat
     assert target.names() == ["step-00000004-attempt-1"]
     state = checkpoint.read_state(target.fetch("step-00000004-attempt-1", tmp_path / "work"))
     assert state["best_for"] == {"cnn": 0.5}
+
+
+def test_of_a_step_that_several_attempts_reached_all_checkpoints_stay(storage, driver, tmp_path):
+    """A process lost twice after it committed step 2: step 1, from which another trial may start, is still there."""
+    trial = object_store.join(storage, "search", "trials", "0002")
+    for attempt, steps in ((1, (1, 2)), (2, (2,)), (3, (2, 3))):
+        store = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt((1, 2, 3), 3), patience_s=0)
+        for step in steps:
+            store.publish(saved(tmp_path, f"step-{step:08d}-attempt-{attempt}"))
+    assert [name[12:13] for name in store.names()] == ["3", "2", "2", "2", "1"]
+
+
+def test_a_trial_that_keeps_no_checkpoint_has_none_to_resume_from(storage, driver, tmp_path):
+    trial = object_store.join(storage, "search", "trials", "0003")
+    store = CheckpointStore(take_unconditionally(trial, driver), retention=NewestAt(()), patience_s=0)
+    store.publish(saved(tmp_path, "step-00000004-attempt-1"))
+    assert store.names() == []
+    assert not object_store.exists(object_store.join(trial, "checkpoints"))

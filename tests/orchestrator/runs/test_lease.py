@@ -16,6 +16,7 @@ from orchestrator.runs.lease import (
     stop_requested,
     take_next,
     take_over,
+    take_unconditionally,
 )
 from orchestrator.storage import object_store
 
@@ -129,3 +130,19 @@ def test_a_stop_request_reaches_only_the_workers_of_its_driver(storage):
     request_stop(run, first)
     assert stop_requested(run, first)
     assert not stop_requested(run, second)
+
+
+def test_unconditional_claims_at_once_all_succeed_one_after_the_other(storage):
+    """Two processes that Tune starts for one trial must not make it fail: the later claim makes the earlier void."""
+    trial, claims = object_store.join(storage, "trials", "0000"), []
+    threads = [threading.Thread(target=lambda: claims.append(take_unconditionally(trial, Driver()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claim.number for claim in claims) == [1, 2, 3, 4]
+    *older, newest = sorted(claims, key=lambda claim: claim.number)
+    newest.check_newest()
+    for claim in older:
+        with pytest.raises(Superseded):
+            claim.check_newest()
