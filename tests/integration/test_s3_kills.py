@@ -8,7 +8,7 @@ import pytest
 
 from tests import killed
 from tests.s3_user import S3User, publish_200_mb, through, wait_for
-from workloads.runtime.opener import MARKER
+from workloads.runtime.checkpoint_store import MARKER
 
 pytestmark = pytest.mark.faults
 
