@@ -131,17 +131,22 @@ def defined_in(path: str) -> set[str]:
 
 
 def unknown_names(source: str) -> list[str]:
-    """Attributes of our own modules that a source uses and that do not exist; type checkers do not see the tests."""
+    """What a source imports or uses of our own modules and that does not exist; type checkers do not see the tests."""
     tree = ast.parse(source)
     modules: dict[str, str] = {}
+    unknown: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in (*PACKAGES, "tests"):
             for alias in node.names:
                 path = f"{node.module}.{alias.name}".replace(".", "/") + ".py"
                 if (ROOT / path).is_file():
                     modules[alias.asname or alias.name] = path
+                elif (ROOT / path).with_suffix("").is_dir():
+                    continue
+                elif alias.name not in defined_in(file_of(node.module)):
+                    unknown.append(f"{node.module}.{alias.name}")
     used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
-    return [
+    return unknown + [
         f"{node.value.id}.{node.attr}"
         for node in used
         if isinstance(node.value, ast.Name)
@@ -158,8 +163,12 @@ def test_what_is_used_of_a_module_exists() -> None:
 
 
 def test_an_unknown_name_is_caught() -> None:
-    source = "from workloads.evaluate import metrics\nmetrics.score\nmetrics.no_such_score\n"
-    assert unknown_names(source) == ["metrics.no_such_score"]
+    source = (
+        "from workloads.evaluate import metrics\n"
+        "from workloads.train import loop, no_such_loop\n"
+        "metrics.score\nmetrics.no_such_score\n"
+    )
+    assert unknown_names(source) == ["workloads.train.no_such_loop", "metrics.no_such_score"]
 
 
 def test_no_circle_ties_files_or_folders() -> None:
