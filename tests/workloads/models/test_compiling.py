@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from tests.resumed import rows_uninterrupted_and_resumed
 from workloads.runtime.event_log import read_event_log
 from workloads.train import loop
 
@@ -55,13 +56,7 @@ def test_a_compiled_run_trains_the_same_under_the_same_names(tiny, start):
 @needs_compiler
 def test_a_compiled_run_resumes_with_the_same_bits(tiny, start):
     recipe = tiny("demo", *PLAN, "train.compile=true")
-    uninterrupted = start(recipe)
-    assert loop(uninterrupted) == "done"
-    cut = start(recipe)
-    assert loop(cut, until=5) == "preempted"
-    resumed = start(recipe, checkpoints_of=cut)
-    assert loop(resumed) == "done"
-    one, other = (events_of(run)[-1]["models"] for run in (uninterrupted, resumed))
+    one, other = rows_uninterrupted_and_resumed(start, recipe)
     assert {name: row["weights_sha256"] for name, row in one.items()} == {
         name: row["weights_sha256"] for name, row in other.items()
     }

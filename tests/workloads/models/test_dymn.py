@@ -9,12 +9,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.gradients import parameters_without_gradient
+from tests.resumed import rows_uninterrupted_and_resumed
 from workloads.config.architectures import DyMN
 from workloads.evaluate.predict import load_tagger
 from workloads.models.dymn import DynamicConv, DynamicReLU
 from workloads.models.families import adapt_weights, build_backbone
-from workloads.runtime.event_log import read_event_log
-from workloads.train import loop
 
 
 def build_dymn(*, classes: int = 527, **options) -> nn.Module:
@@ -97,15 +96,7 @@ def test_a_run_with_it_resumes_with_the_same_bits(tiny, start) -> None:
     dymn = '{family="dymn", width=0.1, bn_momentum=0.1, cooled_after=0.9}'
     settings = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2", "models.cnn.average.kind=ema"]
     recipe = tiny("demo", *settings, f"models.cnn.arch={dymn}")
-    uninterrupted = start(recipe)
-    assert loop(uninterrupted) == "done"
-    cut = start(recipe)
-    assert loop(cut, until=5) == "preempted"
-    resumed = start(recipe, checkpoints_of=cut)
-    assert loop(resumed) == "done"
-    one, other = (
-        read_event_log(run.session.work_dir.parent / "events.jsonl")[-1]["models"] for run in (uninterrupted, resumed)
-    )
+    one, other = rows_uninterrupted_and_resumed(start, recipe)
     assert one["cnn"]["weights_sha256"] == other["cnn"]["weights_sha256"]
     assert one["cnn"]["test"] == other["cnn"]["test"]
     tagger, _ = load_tagger(Path(other["cnn"]["checkpoint"]))
