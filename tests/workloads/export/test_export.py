@@ -32,6 +32,7 @@ CASES: dict[str, tuple[Arch, str]] = {
     "att_rnn": (OnDevice(family="ondevice", variant="att_rnn"), "logmel40"),
     "mhatt_rnn": (OnDevice(family="ondevice", variant="mhatt_rnn"), "logmel40"),
 }
+RECURRENT = ("lstm_p", "crnn", "att_rnn", "mhatt_rnn")
 
 
 def tagger_of(name: str) -> Tagger:
@@ -75,9 +76,9 @@ def waveform_and_logits(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]
         ("vit", "pt2"),
         *(
             pytest.param(name, "onnx", marks=pytest.mark.slow)
-            for name in ("mn_attention", "efficientnet", "dymn", "lstm_p", "crnn", "att_rnn", "mhatt_rnn")
+            for name in ("mn_attention", "efficientnet", "dymn", *RECURRENT)
         ),
-        *(pytest.param(name, "pt2", marks=pytest.mark.slow) for name in ("mn", "ced", "ast", "crnn", "dymn")),
+        *(pytest.param(name, "pt2", marks=pytest.mark.slow) for name in ("mn", "ced", "ast", "dymn", *RECURRENT)),
     ],
 )
 def test_a_file_gives_the_taggers_logits(name, to, tmp_path):
@@ -91,7 +92,7 @@ def test_a_file_gives_the_taggers_logits(name, to, tmp_path):
         torch.testing.assert_close(torch.from_numpy(forward(x_BT[1:].numpy())), expected_BC[1:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vit", "ced"])
+@pytest.mark.parametrize("name", ["vit", "ced", *(pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT)])
 def test_the_front_end_may_stay_outside(name, tmp_path):
     tagger, path = tagger_of(name), tmp_path / "tagger.onnx"
     export(tagger, path, to="onnx", front_end_inside=False)
@@ -138,7 +139,7 @@ def test_a_file_of_other_weights_fails_the_check(tmp_path):
 
 def test_which_networks_take_other_lengths():
     any_length = {name for name in CASES if takes_any_length(tagger_of(name))}
-    assert any_length == set(CASES) - {"vit", "ast", "lstm_p"}
+    assert any_length == set(CASES) - {"vit", "ast", *RECURRENT}
     gated = Model(arch=MN(family="mn", width=0.1, se_axes=("c", "t")))
     padded = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64", frames=1012))
     assert not takes_any_length(built(gated))
