@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from workloads.config.recipe import Average
+from workloads.distill.batch_norm import running_statistics
 
 State = dict[str, Tensor]
 
@@ -66,7 +67,7 @@ class LastWeights:
 
 
 class MovingAverage:
-    """Exponential moving average of weights and batch norm's running statistics; integer counters are copied.
+    """Exponential moving average of weights and batch norm's running statistics; other buffers are copied.
 
     average <- d average + (1 - d) weights. The first update copies the weights; after n updates the next one uses
     d = min(decay, (1 + n) / (10 + n)), because with d = decay the first weights would stay in a long average for long.
@@ -74,11 +75,18 @@ class MovingAverage:
 
     def __init__(self, decay: float, model: nn.Module) -> None:
         self._decay = decay
-        averaged = AveragedModel(model, multi_avg_fn=self._update_tensors, use_buffers=True)
+        averaged = AveragedModel(model, multi_avg_fn=self._update_tensors)  # averages parameters, copies buffers
         self._averaged = averaged.eval().requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
+        updates = int(self._averaged.n_averaged)
+        averages = [statistic.clone() for statistic in running_statistics(self._averaged.module).values()]
         self._averaged.update_parameters(model)
+        copied = list(running_statistics(self._averaged.module).values())
+        if updates and copied:
+            self._update_tensors(averages, copied, updates)
+            for statistic, average in zip(copied, averages, strict=True):
+                statistic.copy_(average)
 
     def on_validation(self, score: float, model: nn.Module) -> None:
         pass
@@ -100,18 +108,17 @@ class MovingAverage:
         self._averaged.module.load_state_dict(tensors)
         self._averaged.n_averaged.fill_(scalars["updates"])
 
-    def _update_tensors(self, averaged: PARAM_LIST, current: PARAM_LIST, _: Tensor | int) -> None:
-        """One update of tensors that share device and type (torch's `multi_avg_fn`)."""
-        if not averaged[0].is_floating_point():
-            for average, value in zip(averaged, current, strict=True):
-                average.copy_(value)
-            return
-        updates = int(self._averaged.n_averaged)
+    def _update_tensors(self, averaged: PARAM_LIST, current: PARAM_LIST, updates: Tensor | int) -> None:
+        """Update number `updates` of tensors that share device and type (torch's `multi_avg_fn`)."""
+        updates = int(updates)
         get_ema_multi_avg_fn(min(self._decay, (1 + updates) / (10 + updates)))(averaged, current, updates)
 
 
 class MeanOfBest:
-    """The mean of the weights with the `num_best` best validation scores; of equal scores the earlier ranks first."""
+    """The mean of the weights with the `num_best` best validation scores; of equal scores the earlier ranks first.
+
+    Batch norm's running statistics are averaged too; other buffers are those of the best.
+    """
 
     def __init__(self, num_best: int) -> None:
         self._num_best = num_best
@@ -132,7 +139,11 @@ class MeanOfBest:
         if not self._best:
             return _copy(model)
         states = [state for _, state in self._best]
-        return {name: _mean([state[name] for state in states]) for name in states[0]}
+        averaged = dict(model.named_parameters()) | running_statistics(model)
+        return {
+            name: _mean([state[name] for state in states]) if name in averaged else tensor.clone()
+            for name, tensor in states[0].items()
+        }
 
     def tensors(self) -> State:
         return {
@@ -166,9 +177,7 @@ def _copy(model: nn.Module) -> State:
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:
-    """The mean of one tensor of several models, best first; an integer counter is taken from the best model."""
-    if not tensors[0].is_floating_point():
-        return tensors[0].clone()
+    """The mean of one tensor of several models."""
     return torch.stack(tensors).double().mean(0).to(tensors[0].dtype)
 
 

@@ -1,4 +1,6 @@
-"""Batch norm's running statistics as means over shards, so that they do not depend on the number of workers.
+"""Batch norm's running statistics: which buffers they are, and their means over the shards of a step.
+
+Means, so that they do not depend on the number of workers.
 
 Does not depend on the loop or on what is learned.
 """
@@ -7,10 +9,26 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from workloads.models.tagger import Tagger
 from workloads.runtime.session import Session
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Batch norm's running means and variances by their names in the state dict.
+
+    These are measured, as weights are; every other buffer is a setting (a grid, a temperature) or a counter, of which a
+    mean has no meaning.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, _BatchNorm)
+        for name, buffer in (("running_mean", module.running_mean), ("running_var", module.running_var))
+        if buffer is not None
+    }
 
 
 class ShardMeanStats:
@@ -62,15 +80,14 @@ class ShardMeanStats:
 
 
 def _saved_buffers(taggers: Sequence[Tagger]) -> tuple[list[Tensor], list[Tensor]]:
-    """Batch norm's running statistics and its integer step counters.
-
-    Only buffers in the state dict: a front end's filterbanks are not saved with a model.
-    """
+    """Batch norm's running statistics and its integer step counters."""
     stats: list[Tensor] = []
     counters: list[Tensor] = []
     for tagger in taggers:
-        parameters = dict(tagger.named_parameters())
-        for name, tensor in tagger.state_dict(keep_vars=True).items():
-            if name not in parameters:
-                (stats if tensor.is_floating_point() else counters).append(tensor)
+        stats += running_statistics(tagger).values()
+        counters += [
+            module.num_batches_tracked
+            for module in tagger.modules()
+            if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None
+        ]
     return stats, counters

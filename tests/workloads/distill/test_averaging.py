@@ -122,6 +122,38 @@ def test_best_takes_counters_from_the_best_model() -> None:
     assert average.delivered_state(model)["1.num_batches_tracked"].item() == 2
 
 
+class WithSetting(nn.Module):
+    """Batch norm beside a buffer that is a setting, such as DyMN's temperature or a transformer's grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("setting", torch.tensor(30.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("ema", 30.0 - 0.7 * 8), ("best", 30.0 - 0.7 * 3)])
+def test_a_setting_is_copied_not_averaged(kind: str, expected: float) -> None:
+    """EMA delivers the last one, `best` that of the best model; running means are averaged all the same."""
+    model = WithSetting()
+    average = build_average(Average(kind=kind, decay=0.999, best=3), model)
+    means = []
+    for step in range(9):
+        model.setting.fill_(30.0 - 0.7 * step)
+        fake_step(model, step)
+        average.update(model)
+        average.on_validation({2: 0.8, 3: 0.9, 5: 0.7}.get(step, 0.1), model)
+        means.append(model.norm.running_mean.clone())
+    delivered = average.delivered_state(model)
+    assert torch.equal(delivered["setting"], torch.tensor(expected))
+    if kind == "best":
+        torch.testing.assert_close(delivered["norm.running_mean"], (means[2] + means[3] + means[5]) / 3)
+    else:
+        assert not torch.equal(delivered["norm.running_mean"], means[-1])
+
+
 def test_best_delivers_the_last_weights_before_any_validation() -> None:
     model = one_weight_model(1.0)
     average = build_average(Average(kind="best"), model)
