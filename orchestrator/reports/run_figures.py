@@ -23,7 +23,7 @@ EDGE_PANELS = {
     "kd_loss": "distillation loss",
     "weight": "effective weight",
     "teacher_entropy": "teacher entropy (nats)",
-    "agreement": "agreement",
+    "agreement": "agreement with the teacher",
 }
 
 

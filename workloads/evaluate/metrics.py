@@ -31,8 +31,10 @@ def score(logits_NC: Tensor, y_NC: Tensor, labels: str) -> dict[str, float]:
     """All scores of a set of clips.
 
     accuracy (single): share of clips whose most likely tag is the true one.
-    mAP: mean over tags of average precision; over the tags that have clips, `tags_skipped` counts the others.
-    auc (multi): mean over tags of the area under the ROC curve; over the tags with clips both with and without them.
+    mAP: mean over tags of average precision.
+    auc (multi): mean over tags of the area under the ROC curve.
+    Both over the tags with clips both with and without them, as any order of the clips is right for the others;
+    `tags_skipped` counts these.
     d_prime (multi): sqrt(2) times the standard normal quantile of auc, as AudioSet's scores are computed.
     log_loss: mean cross entropy in nats, of a clip (single) or of a clip's tag (Bernoulli, multi).
     ece: expected calibration error over 15 equal bins, of the highest probability (single) or of all (multi).
@@ -45,7 +47,10 @@ def score(logits_NC: Tensor, y_NC: Tensor, labels: str) -> dict[str, float]:
 
 
 def per_tag(logits_NC: Tensor, y_NC: Tensor, tags: tuple[str, ...], labels: str) -> dict[str, float]:
-    """Recall (single) or average precision (multi) of each tag that has clips; the others are left out."""
+    """Recall (single) or average precision (multi) of each tag that can be scored; the others are left out.
+
+    Recall needs clips with the tag, average precision also clips without it.
+    """
     _check_labels(labels)
     if labels == "multi":
         return {tags[tag]: value for tag, value in _average_precisions(_finite(logits_NC), y_NC.cpu()).items()}
@@ -70,11 +75,15 @@ def cooccurrence(logits_NC: Tensor, y_NC: Tensor) -> Tensor:
 
 
 def agreement(za_NC: Tensor, zb_NC: Tensor, labels: str) -> float:
-    """The share of clips on which two models predict the same: the most likely tag (single), or all tags of p > 0.5."""
+    """How far two models predict the same.
+
+    single: the share of clips with the same most likely tag. multi: the share of decisions (is this tag's probability
+    above 0.5 in this clip?) that are alike.
+    """
     _check_labels(labels)
     if labels == "single":
         return (za_NC.argmax(1) == zb_NC.argmax(1)).double().mean().item()
-    return ((za_NC > 0) == (zb_NC > 0)).all(1).double().mean().item()
+    return ((za_NC > 0) == (zb_NC > 0)).double().mean().item()
 
 
 def teacher_entropy(z_NC: Tensor, temperature: float, labels: str) -> float:
@@ -95,7 +104,7 @@ def _score_single(logits_NC: Tensor, tag_N: Tensor) -> dict[str, float]:
     return {
         "accuracy": correct_N.double().mean().item(),
         "log_loss": F.cross_entropy(logits_NC, tag_N).item(),
-        "mAP": _mean(precisions),
+        **({"mAP": _mean(precisions)} if precisions else {}),  # none where all clips have the same tag
         "ece": _calibration_error(p_NC.amax(1), correct_N),
         "tags_skipped": float(logits_NC.shape[1] - len(precisions)),
     }
@@ -105,10 +114,9 @@ def _score_multi(logits_NC: Tensor, y_NC: Tensor) -> dict[str, float]:
     from sklearn.metrics import roc_auc_score
 
     precisions, known_NC = _average_precisions(logits_NC, y_NC), ~y_NC.isnan()
-    mixed = {tag for tag in precisions if (y_NC[:, tag] == 0).any()}
-    if not mixed:
+    if not precisions:
         raise ValueError(f"y of {len(y_NC)} clips: no tag has clips both with and without it; take a larger slice")
-    auc = _mean({tag: roc_auc_score(*_known(y_NC, logits_NC, tag)) for tag in mixed})
+    auc = _mean({tag: roc_auc_score(*_known(y_NC, logits_NC, tag)) for tag in precisions})
     return {
         "mAP": _mean(precisions),
         "auc": auc,
@@ -120,11 +128,11 @@ def _score_multi(logits_NC: Tensor, y_NC: Tensor) -> dict[str, float]:
 
 
 def _average_precisions(scores_NC: Tensor, y_NC: Tensor) -> dict[int, float]:
-    """The average precision of each tag that has clips, by the tag's index."""
+    """The average precision of each tag with clips both with and without it, by the tag's index."""
     from sklearn.metrics import average_precision_score
 
-    present = y_NC.nansum(0).nonzero().flatten().tolist()
-    return {tag: float(average_precision_score(*_known(y_NC, scores_NC, tag))) for tag in present}
+    mixed = ((y_NC == 1).any(0) & (y_NC == 0).any(0)).nonzero().flatten().tolist()
+    return {tag: float(average_precision_score(*_known(y_NC, scores_NC, tag))) for tag in mixed}
 
 
 def _known(y_NC: Tensor, scores_NC: Tensor, tag: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

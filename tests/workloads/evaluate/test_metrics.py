@@ -77,6 +77,20 @@ def test_per_tag_leaves_out_tags_without_clips() -> None:
     assert metrics.per_tag(logits_NC, y_NC, names, "multi") == {"dog": 0.5, "saw": 1.0}
 
 
+def test_a_tag_that_every_clip_has_is_not_scored() -> None:
+    """Any order of its clips is right: an average precision of 1 would say nothing of the model."""
+    logits_NC = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 3.0]])
+    y_NC = torch.tensor([[1.0, 0], [1, math.nan], [1, 1]])
+    scores = metrics.score(logits_NC, y_NC, "multi")
+    assert (scores["mAP"], scores["auc"], scores["tags_skipped"]) == (1.0, 1.0, 1.0)
+    assert metrics.per_tag(logits_NC, y_NC, ("noise", "dog"), "multi") == {"dog": 1.0}
+    known_positives = torch.tensor([[math.nan, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    assert metrics.score(logits_NC, known_positives, "multi")["tags_skipped"] == 1.0
+    one_tag = metrics.score(logits_NC, torch.tensor([[1.0, 0], [1, 0], [1, 0]]), "single")
+    assert "mAP" not in one_tag
+    assert one_tag["accuracy"] == pytest.approx(1 / 3)
+
+
 def test_confusion_counts_rows_of_true_tags() -> None:
     matrix_CC = metrics.confusion(P_NC.log(), ONE_NC)
     assert matrix_CC.dtype == torch.int64
@@ -90,11 +104,11 @@ def test_cooccurrence_averages_over_clips_with_the_row_s_tag() -> None:
     assert matrix_CC[2].isnan().all()
 
 
-def test_agreement_is_a_share_of_clips() -> None:
+def test_agreement_is_a_share_of_clips_or_of_decisions_on_tags() -> None:
     za_NC = torch.tensor([[1.0, 2.0], [1.0, -2.0], [-1.0, -1.5], [3.0, 1.0]])
     zb_NC = torch.tensor([[0.0, 2.0], [5.0, -2.0], [-1.5, -1.0], [3.0, 1.0]])
     assert metrics.agreement(za_NC, zb_NC, "single") == 0.75
-    assert metrics.agreement(za_NC, zb_NC, "multi") == 0.75
+    assert metrics.agreement(za_NC, zb_NC, "multi") == 7 / 8
     assert metrics.agreement(za_NC, za_NC, "multi") == 1.0
 
 
