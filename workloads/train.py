@@ -26,7 +26,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches, Shard
 from workloads.data.prepare import PreparedData
 from workloads.distill.batch_norm import ShardMeanStats
-from workloads.distill.edges import EdgeTerm, student_loss
+from workloads.distill.edges import edge_term, student_loss
 from workloads.distill.pool import ModelPool
 from workloads.distill.preflight import prepare_run
 from workloads.distill.schedule import Phase, edge_weights, own_steps, plan_phases, smooth_scores
@@ -239,15 +239,20 @@ def _shard_losses(
     """Forward one shard through students and teachers; returns each student's loss (in order) and its metrics."""
     train, labels = run.recipe.train, run.recipe.data.labels
     shard = run.batches.shard(run.step, index).to(run.session.device)
-    student_outputs = _forward(run, phase, shard, seed=keyed_seed(train.seed, "dropout", run.step, index))
+    student_outputs = _forward(run, phase, shard, index)
     teacher_outputs = {source: source.logits(shard, student_outputs) for source in dict.fromkeys(sources.values())}
     losses: list[Tensor] = []
     stats: list[dict[str, float]] = []
     for name in phase.trains:
         edges = [edge for edge in phase.edges if edge.student == name]
-        terms = [EdgeTerm(edge, weights[edge.key], teacher_outputs[sources[edge.key]]) for edge in edges]
+        terms = [edge_term(edge, weights[edge.key], teacher_outputs[sources[edge.key]]) for edge in edges]
         loss, parts = student_loss(
-            student_outputs[name], shard.y_BC, terms, labels=labels, smoothing=train.label_smoothing
+            student_outputs[name],
+            shard.y_BC,
+            terms,
+            labels=labels,
+            smoothing=train.label_smoothing,
+            known_BC=shard.known_BC,
         )
         losses.append(loss)
         if log_metrics:
@@ -255,12 +260,15 @@ def _shard_losses(
     return torch.stack(losses), stats
 
 
-def _forward(run: Run, phase: Phase, shard: Shard, *, seed: int) -> dict[str, Tensor]:
-    """The training forward of every student: logits_BC by name. `seed` makes dropout the same for any worker."""
+def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Tensor]:
+    """The training forward of every student on shard `index`: logits_BC by name.
+
+    Dropout is drawn per model, step and shard: the same for any number of workers, independent between models.
+    """
     student_outputs = {}
     for name in phase.trains:
         student = run.pool.states[name]
-        torch.manual_seed(seed)
+        torch.manual_seed(keyed_seed(run.recipe.train.seed, "dropout", name, run.step, index))
         mel_BMF = shard.mel(student.tagger.front_end)
         with run.pool.autocast():
             student_outputs[name] = student.forward(mel_BMF).float()

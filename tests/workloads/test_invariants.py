@@ -9,6 +9,7 @@ import torch
 
 from orchestrator.recipes.loader import load_recipe, shipped_names
 from tests.commands import event_records
+from workloads.config.schedules import Mutual
 from workloads.distill.edges import EdgeTerm, student_loss
 from workloads.distill.schedule import edge_weights
 from workloads.train import loop, train_step
@@ -206,6 +207,18 @@ def test_dropout_depends_on_step_and_shard_only(tiny, start):
             torch.rand(7)
         losses.append(train_step(run, run.phases[0], sources, log_metrics=True)["cnn/loss"])
     assert losses[0] == losses[1]
+
+
+def test_models_of_one_architecture_draw_their_own_dropout(tiny, start):
+    """Equal weights, the same clips, the same step: only their dropout differs."""
+    recipe = short(tiny, "control-same-family", "models.vit.arch.dropout=0.5", "models.teacher.arch.dropout=0.5")
+    recipe = replace(recipe, schedule=Mutual(kind="mutual", burn_in=3, steps=3))
+    run = start(recipe)
+    sources = run.pool.enter_phase(run.phases[0])
+    teacher, student = (run.pool.states[name].tagger for name in ("teacher", "vit"))
+    student.load_state_dict(teacher.state_dict())
+    values = train_step(run, run.phases[0], sources, log_metrics=True)
+    assert values["teacher/loss"] != values["vit/loss"]
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tiny, start):

@@ -173,7 +173,7 @@ class Edge(Checked):
     view: Literal["same", "clean"] = "same"
     source: Literal["live", "snapshot", "ema"] = "live"
     gate: Literal["always", "better_on_clip", "switokd"] = "always"
-    shuffled: bool = False  # a control: teacher logits are rolled by one clip
+    shuffled: bool = False  # a control: teacher logits are rolled by one clip within a shard
 
     def __post_init__(self) -> None:
         self._require(self.teacher != self.student, "student", "a model cannot be its own teacher")

@@ -49,7 +49,8 @@ class Shard:
     clip_ids: tuple[str, ...]
     view: int
     x_BT: Tensor
-    y_BC: Tensor
+    y_BC: Tensor  # labels; NaN where unknown
+    known_BC: Tensor  # the known share of each label: 0 or 1, between them for a mixture of a known and an unknown one
     masks_B4: Tensor
     partner_x_BT: Tensor | None = None
     mix_weight_B: Tensor | None = None
@@ -81,6 +82,7 @@ class Shard:
             self,
             x_BT=self.x_BT.to(device, non_blocking=True),
             y_BC=self.y_BC.to(device, non_blocking=True),
+            known_BC=self.known_BC.to(device, non_blocking=True),
             masks_B4=self.masks_B4.to(device, non_blocking=True),
             partner_x_BT=None if self.partner_x_BT is None else self.partner_x_BT.to(device, non_blocking=True),
             mix_weight_B=None if self.mix_weight_B is None else self.mix_weight_B.to(device, non_blocking=True),
@@ -144,8 +146,12 @@ class Batches:
         return self._epoch_draws[1]
 
     def _sampling_probabilities(self) -> NDArray[np.float64]:
-        """Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often."""
+        """Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often.
+
+        Clips without any tag, which teach what the tags are not, are drawn as if "no tag" were a tag too.
+        """
         y_NC = self._y_NC.double().nan_to_num().numpy()
+        y_NC = np.column_stack((y_NC, ~y_NC.any(axis=1)))
         weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
         return weight_N / weight_N.sum()
 
@@ -162,13 +168,15 @@ class Batches:
         x_BT = torch.stack([waveforms[draw] for draw in own])
         weight_B = torch.tensor([views[draw].mix_weight for draw in own])
         own_rows, partner_rows = ([draw.row for draw in draws] for draws in (own, partners))
+        y_BC, known_BC = _mix_labels(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B)
         augment = self.recipe.augment
         is_clean = clean or not augment.has_clean_view
         shard = Shard(
             clip_ids=tuple(self.clips[row].clip_id for row in own_rows),
             view=epoch,
             x_BT=x_BT,
-            y_BC=_mix_labels(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B),
+            y_BC=y_BC,
+            known_BC=known_BC,
             masks_B4=torch.tensor([(clean_view() if clean else views[draw]).masks for draw in own]),
             load_clean=None if is_clean else partial(self._load, own, partners, views, epoch, clean=True),
         )
@@ -193,19 +201,25 @@ def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
     return occurrence_N
 
 
-def _mix_labels(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> Tensor:
-    """Labels of mixtures; a label unknown for one clip is that of the other, one unknown for both stays unknown."""
+def _mix_labels(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels of mixtures, and the known share of each: the mixture's weight of the clips whose label is known.
+
+    A label unknown for one clip is that of the other, one unknown for both stays unknown.
+    """
+    known_BC = torch.lerp((~partner_BC.isnan()).float(), (~own_BC.isnan()).float(), weight_B[:, None])
     own_BC, partner_BC = own_BC.where(~own_BC.isnan(), partner_BC), partner_BC.where(~partner_BC.isnan(), own_BC)
-    return torch.lerp(partner_BC, own_BC, weight_B[:, None])
+    return torch.lerp(partner_BC, own_BC, weight_B[:, None]), known_BC
 
 
 def evaluation_batch(clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> Shard:
     """These clips without augmentation, cut or padded to clip_seconds; view 0."""
     length = round(recipe.data.clip_seconds * cache.rate)
+    y_BC = torch.from_numpy(dataset.targets(clips))
     return Shard(
         clip_ids=tuple(clip.clip_id for clip in clips),
         view=0,
         x_BT=torch.stack([apply_view(cache.load(clip.clip_id), clean_view(), length=length) for clip in clips]),
-        y_BC=torch.from_numpy(dataset.targets(clips)),
+        y_BC=y_BC,
+        known_BC=(~y_BC.isnan()).float(),
         masks_B4=torch.zeros(len(clips), 4),
     )

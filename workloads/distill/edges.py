@@ -16,30 +16,40 @@ from workloads.models.probabilities import probabilities
 
 @dataclass(frozen=True)
 class EdgeTerm:
-    """One edge in one step: its weight in this step and the teacher's raw logits_BC."""
+    """One edge in one step: its weight in this step and the teacher's raw logits_BC, as the student is taught them."""
 
     edge: Edge
     weight: float
     teacher_BC: Tensor
 
 
+def edge_term(edge: Edge, weight: float, teacher_BC: Tensor) -> EdgeTerm:
+    """The term of an edge; along a `shuffled` one, which is a control, logits are rolled by one clip."""
+    return EdgeTerm(edge, weight, teacher_BC.roll(1, 0) if edge.shuffled else teacher_BC)
+
+
 def student_loss(
-    logits_BC: Tensor, y_BC: Tensor, terms: list[EdgeTerm], *, labels: str, smoothing: float
+    logits_BC: Tensor,
+    y_BC: Tensor,
+    terms: list[EdgeTerm],
+    *,
+    labels: str,
+    smoothing: float,
+    known_BC: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A student's loss, a mean over clips, and its parts by metric name.
 
     Per clip L = (1 - sum w) L_label + sum w L_KD over the student's edges, where w is the edge's weight on clips for
-    which its gate is open, else 0 (CMKD's loss, reference/cmkd.md 1.1, for any number of teachers).
+    which its gate is open, else 0 (CMKD's loss, reference/cmkd.md 1.1, for any number of teachers). `known_BC` is
+    `label_loss`'s.
     """
-    label_B = label_loss(logits_BC, y_BC, labels=labels, smoothing=smoothing)
+    label_B = label_loss(logits_BC, y_BC, labels=labels, smoothing=smoothing, known_BC=known_BC)
     label_weight_B = torch.ones_like(label_B)
     weighted_kd_B = torch.zeros_like(label_B)
     parts = {"label_loss": label_B.mean().detach()}
     for term in terms:
         edge, teacher_BC = term.edge, term.teacher_BC
-        if edge.shuffled:  # a control: teacher logits are rolled by one clip
-            teacher_BC = teacher_BC.roll(1, 0)
-        weight_B = term.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels)
+        weight_B = term.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels, known_BC=known_BC)
         kd_B = kd_loss(logits_BC, teacher_BC, edge, labels=labels)
         label_weight_B = label_weight_B - weight_B
         weighted_kd_B = weighted_kd_B + weight_B * kd_B
@@ -49,20 +59,27 @@ def student_loss(
     return loss, parts
 
 
-def label_loss(logits_BC: Tensor, y_BC: Tensor, *, labels: str, smoothing: float = 0.0) -> Tensor:
+def label_loss(
+    logits_BC: Tensor, y_BC: Tensor, *, labels: str, smoothing: float = 0.0, known_BC: Tensor | None = None
+) -> Tensor:
     """Loss_B against labels, which may be mixed: cross entropy (single), or BCE averaged over tags (multi).
 
     Targets are y(1 - s) + s/C (single) or y(1 - s) + s/2 (multi) with label smoothing s (reference/cmkd.md 1.1). An
     unknown label (NaN, multi only) adds 0 to the mean over tags, as EfficientAT masks OpenMIC's
-    (reference/efficientat.md 4).
+    (reference/efficientat.md 4). `known_BC` is the known share of each label, by which it counts: a mixture of a known
+    and an unknown one is known by the weight of the first. None: all that is not NaN.
     """
     logits_BC = logits_BC.float()
     if labels == "single":
         y_BC = y_BC * (1 - smoothing) + smoothing / y_BC.shape[1]
         return -(y_BC * logits_BC.log_softmax(1)).sum(1)
-    known_BC = ~y_BC.isnan()
+    known_BC = _known_shares(y_BC, known_BC)
     y_BC = y_BC.nan_to_num() * (1 - smoothing) + smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits_BC, y_BC, weight=known_BC.float(), reduction="none").mean(1)
+    return F.binary_cross_entropy_with_logits(logits_BC, y_BC, weight=known_BC, reduction="none").mean(1)
+
+
+def _known_shares(y_BC: Tensor, known_BC: Tensor | None) -> Tensor:
+    return (~y_BC.isnan()).float() if known_BC is None else known_BC
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, edge: Edge, *, labels: str) -> Tensor:
@@ -81,18 +98,25 @@ def kd_loss(student_BC: Tensor, teacher_BC: Tensor, edge: Edge, *, labels: str) 
 
 def _categorical_kl(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
     """KL_B(p || q) = sum p (ln p - ln q), with p and q the softmax of the two."""
-    log_p = teacher_BC.log_softmax(1)
+    log_p = _finite(teacher_BC.log_softmax(1))
     return (log_p.exp() * (log_p - student_BC.log_softmax(1))).sum(1)
 
 
 def _bernoulli_kl(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
     """KL_B(p || q) = mean of p (ln p - ln q) + (1 - p)(ln(1 - p) - ln(1 - q)), with p and q the sigmoid of the two."""
-    present = teacher_BC.sigmoid() * (F.logsigmoid(teacher_BC) - F.logsigmoid(student_BC))
-    absent = (-teacher_BC).sigmoid() * (F.logsigmoid(-teacher_BC) - F.logsigmoid(-student_BC))
+    present = teacher_BC.sigmoid() * (_finite(F.logsigmoid(teacher_BC)) - F.logsigmoid(student_BC))
+    absent = (-teacher_BC).sigmoid() * (_finite(F.logsigmoid(-teacher_BC)) - F.logsigmoid(-student_BC))
     return (present + absent).mean(1)
 
 
-def open_gate(edge: Edge, student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, *, labels: str) -> Tensor:
+def _finite(log_p_BC: Tensor) -> Tensor:
+    """Log probabilities without -inf, so that p ln p is 0 where p is 0: a teacher may exclude a tag."""
+    return log_p_BC.clamp(min=torch.finfo(log_p_BC.dtype).min)
+
+
+def open_gate(
+    edge: Edge, student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, *, labels: str, known_BC: Tensor | None = None
+) -> Tensor:
     """1 for the clips on which the edge is open, 0 elsewhere, without gradient; shape (B,).
 
     "better_on_clip" is open where the teacher's label loss is below the student's (Bi-KD, reference/cmkd.md section 3),
@@ -100,24 +124,25 @@ def open_gate(edge: Edge, student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, 
     """
     with torch.no_grad():
         if edge.gate == "better_on_clip":
-            better = label_loss(teacher_BC, y_BC, labels=labels) < label_loss(student_BC, y_BC, labels=labels)
-            return better.float()
+            teacher_B, student_B = (
+                label_loss(logits_BC, y_BC, labels=labels, known_BC=known_BC) for logits_BC in (teacher_BC, student_BC)
+            )
+            return (teacher_B < student_B).float()
         if edge.gate == "switokd":
-            return _switokd(student_BC, teacher_BC, y_BC, labels).float()
+            return _switokd(student_BC, teacher_BC, y_BC, _known_shares(y_BC, known_BC), labels).float()
         return torch.ones(len(y_BC), device=y_BC.device)
 
 
-def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, labels: str) -> Tensor:
+def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, known_BC: Tensor, labels: str) -> Tensor:
     """SwitOKD's switch per clip (reference/cmkd.md section 3): closed where the student is too far ahead.
 
-    With L1 distances over known tags, G = |teacher - student|, e_s = |student - y| and e_t = |teacher - y| of
-    probabilities, and epsilon = exp(-e_s / (e_s + e_t)): closed where G > e_t - epsilon e_s and e_s < e_t. (The paper's
-    teacher is the leader, here the student.) The paper then pauses the leader; here it continues to learn from labels
-    and only this edge is switched off, because budgets are fixed when the run starts.
+    With L1 distances of probabilities over tags, each by its known share, G = |teacher - student|, e_s = |student - y|,
+    e_t = |teacher - y| and epsilon = exp(-e_s / (e_s + e_t)): closed where G > e_t - epsilon e_s and e_s < e_t. (The
+    paper's teacher is the leader, here the student.) The paper then pauses the leader; here it continues to learn from
+    labels and only this edge is switched off, because budgets are fixed when the run starts.
     """
     leader, lagging = probabilities(student_BC.float(), labels), probabilities(teacher_BC.float(), labels)
-    known = ~y_BC.isnan()
-    leader, lagging, y_BC = leader * known, lagging * known, y_BC.nan_to_num()
+    leader, lagging, y_BC = leader * known_BC, lagging * known_BC, y_BC.nan_to_num() * known_BC
     gap = (lagging - leader).abs().sum(1)
     leader_error, lagging_error = (leader - y_BC).abs().sum(1), (lagging - y_BC).abs().sum(1)
     epsilon = torch.exp(-leader_error / (leader_error + lagging_error).clamp_min(1e-12))

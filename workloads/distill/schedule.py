@@ -185,6 +185,11 @@ def _check_edge(recipe: Recipe, phase: Phase, edge: Edge) -> None:
             f"edges {edge.key}: view = 'clean': a model that trains in the same step teaches with its training "
             "forward; use view = 'same', or source = 'snapshot' or 'ema'"
         )
+    if edge.shuffled and recipe.train.shard_size == 1:
+        raise ValueError(
+            f"edges {edge.key}: shuffled = true: train.shard_size = 1 leaves teacher logits in place, because they are "
+            "rolled within a shard; set train.shard_size to 2 or more"
+        )
     if edge.source == "ema" and recipe.models[edge.teacher].average.kind != "ema":
         raise ValueError(
             f"edges {edge.key}: source = 'ema': set models.{edge.teacher}.average.kind = 'ema' to keep that average"

@@ -216,6 +216,16 @@ def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(unequal: tupl
     assert rare == pytest.approx(1000, abs=4 * np.sqrt(2000 / 4))
 
 
+def test_balanced_sampling_draws_clips_without_tags_as_one_more_tag(unequal: tuple[Dataset, ClipCache, Data]) -> None:
+    dataset, cache, data = unequal
+    clips = tuple(replace(clip, tags=() if n < 40 else clip.tags) for n, clip in enumerate(dataset.clips))
+    dataset = Dataset(clips, ("common",), "multi")
+    batches = Batches(clips, dataset, cache, make_recipe(data, augment=Augment(), shard_size=50, shards=1))
+    drawn = Counter(clip_id for step in range(40) for clip_id in batches.shard(step, 0).clip_ids)
+    untagged = sum(drawn[f"c{n:02}"] for n in range(40))
+    assert untagged == pytest.approx(1000, abs=4 * np.sqrt(2000 / 4))
+
+
 @pytest.mark.parametrize("mixup", [0.0, 0.7])
 def test_a_clip_that_is_drawn_again_has_another_view(unequal: tuple[Dataset, ClipCache, Data], mixup: float) -> None:
     """Two shards, two steps an epoch: occurrences are counted over the whole epoch, those of partners too."""

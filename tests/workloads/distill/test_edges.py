@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from workloads.config.recipe import Edge
-from workloads.distill.edges import EdgeTerm, kd_loss, label_loss, open_gate, student_loss
+from workloads.distill.edges import EdgeTerm, edge_term, kd_loss, label_loss, open_gate, student_loss
+from workloads.evaluate.step_metrics import shard_metrics
 
 STUDENT = torch.tensor([[0.2, -1.0, 0.5], [1.5, 0.3, -0.7]], dtype=torch.float64).float()
 TEACHER = torch.tensor([[1.0, 0.1, -2.0], [-0.5, 0.4, 0.9]])
@@ -105,8 +106,30 @@ def test_switokd_closes_where_the_teacher_is_far_behind():
 
 
 def test_logits_of_a_shuffled_teacher_are_rolled_by_one_clip():
-    plain, _ = student_loss(STUDENT, Y, [EdgeTerm(edge(), 0.5, TEACHER.roll(1, 0))], labels="single", smoothing=0.0)
-    shuffled, _ = student_loss(
-        STUDENT, Y, [EdgeTerm(edge(shuffled=True), 0.5, TEACHER)], labels="single", smoothing=0.0
-    )
-    torch.testing.assert_close(shuffled, plain)
+    """In the loss and in what is measured of the edge: both read the term."""
+    term = edge_term(edge(shuffled=True), 0.5, TEACHER)
+    assert torch.equal(term.teacher_BC, TEACHER.roll(1, 0))
+    assert torch.equal(edge_term(edge(), 0.5, TEACHER).teacher_BC, TEACHER)
+    values = shard_metrics("vit", torch.zeros(()), {}, TEACHER.roll(1, 0), [term], labels="single")
+    assert values["cnn-to-vit/agreement"] == 1.0
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+def test_a_teacher_may_exclude_a_tag(labels):
+    """A logit of -inf is a probability of 0; 0 ln 0 is 0 in loss and gradient."""
+    student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone()
+    teacher[0, 1] = -math.inf
+    almost = teacher.clone()
+    almost[0, 1] = -100.0
+    loss_B = kd_loss(student, teacher, edge(), labels=labels)
+    torch.testing.assert_close(loss_B, kd_loss(student, almost, edge(), labels=labels))
+    loss_B.sum().backward()
+    assert student.grad.isfinite().all()
+
+
+def test_a_label_counts_by_its_known_share():
+    """A mixture of a known label (weight 0.05) and an unknown one adds 0.05 times the loss of the known one."""
+    y, known = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.05, 1.0, 0.0]])
+    losses = F.binary_cross_entropy_with_logits(STUDENT[:1], y, reduction="none")[0]
+    loss = label_loss(STUDENT[:1], y, labels="multi", known_BC=known)
+    torch.testing.assert_close(loss, ((0.05 * losses[0] + losses[1]) / 3).unsqueeze(0))

@@ -125,6 +125,7 @@ def test_scores_are_smoothed_for_gated_only():
         ("generations", 'schedule.order=["cnn0", "vit1"]', "models cnn1: neither train nor teach"),
         ("per-sample", "edges.0.gate=always", "per_sample needs gate = 'better_on_clip'"),
         ("mutual", "edges.0.view=clean", "teaches with its training forward"),
+        ("control-shuffled-teacher", "train.shard_size=1", "train.shard_size = 1 leaves teacher logits in place"),
         ("one-way", "edges.0.source=ema", ""),
         ("generations", "edges.0.source=ema", "set models.cnn0.average.kind = 'ema'"),
     ],

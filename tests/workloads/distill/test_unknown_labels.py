@@ -144,7 +144,9 @@ def test_a_run_trains_on_known_labels_and_naming_all_absent_tags_changes_nothing
     assert all(partly_known[name] != implicit[name] for name in implicit)
 
 
-def test_mixed_labels_are_means_of_known_labels(sounds: Callable[..., Recipe], start: Callable[..., Run]) -> None:
+def test_mixed_labels_are_means_of_known_labels_and_count_by_their_known_share(
+    sounds: Callable[..., Recipe], start: Callable[..., Run]
+) -> None:
     recipe = sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}" if number % 2 else ",")
     prepared = start(recipe).prepared
     mixed = replace(recipe, augment=Augment(mixup=1.0))
@@ -158,6 +160,8 @@ def test_mixed_labels_are_means_of_known_labels(sounds: Callable[..., Recipe], s
         for tag in range(3):
             own, other, result = before[row, tag].item(), before[partner, tag].item(), shard.y_BC[row, tag].item()
             kinds.add((math.isnan(own), math.isnan(other)))
+            share = view.mix_weight * (not math.isnan(own)) + (1 - view.mix_weight) * (not math.isnan(other))
+            assert shard.known_BC[row, tag].item() == pytest.approx(share)
             if math.isnan(own) and math.isnan(other):
                 assert math.isnan(result)
             elif math.isnan(own) or math.isnan(other):
