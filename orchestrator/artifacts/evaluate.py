@@ -1,12 +1,13 @@
 """Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
+from workloads.runtime.opener import unreadable
 
 if TYPE_CHECKING:
     from workloads.data.prepare import PreparedData
@@ -73,13 +74,22 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
     return prepared
 
 
-def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """The `top` most likely tags of each file with probabilities, and the reason for each file that cannot be read.
+@dataclass(frozen=True)
+class TaggedFiles:
+    """What `tag` found, by file: tags with probabilities, what was mended in a sound, and why others have no tags."""
+
+    tags: dict[str, list[tuple[str, float]]]
+    notes: dict[str, tuple[str, ...]]
+    broken: dict[str, str]
+
+
+def tag_files(uri: str, files: list[str], *, top: int) -> TaggedFiles:
+    """The `top` most likely tags of each file. A file that cannot be read or heard does not end the others.
 
     Raises ValueError for `top` below 1.
     """
-    from workloads.data.decode import BrokenClip
-    from workloads.evaluate.predict import load_tagger, tag_file
+    from workloads.data.decode import load_sound
+    from workloads.evaluate.predict import BadNumbers, load_tagger, tag_sound
     from workloads.export.fold import fold_batch_norm
 
     if top < 1:
@@ -87,13 +97,19 @@ def tag_files(uri: str, files: list[str], *, top: int) -> tuple[dict[str, Any], 
     opener = object_store.FsspecFiles()
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
-    tagger, tags_by_file, broken = fold_batch_norm(tagger), {}, {}
+    tagger, found = fold_batch_norm(tagger), TaggedFiles({}, {}, {})
     for name in files:
         try:
             with opener.open(name) as file:
-                tags_by_file[name] = tag_file(tagger, state, file, top=top)
-        except FileNotFoundError:
-            broken[name] = "not found"
-        except BrokenClip as reason:
-            broken[name] = str(reason)
-    return tags_by_file, broken
+                sound = load_sound(file, rate=state["clip_rate"])
+        except Exception as error:  # whatever goes wrong while one file is opened is that file's fault
+            found.broken[name] = unreadable(error)
+            continue
+        try:
+            found.tags[name] = tag_sound(tagger, state, sound.x_T, top=top)
+        except BadNumbers as error:
+            found.broken[name] = str(error)
+            continue
+        if sound.notes:
+            found.notes[name] = sound.notes
+    return found

@@ -5,7 +5,6 @@ tags, in workloads/models/official/audioset_tags.txt, are the display names of c
 (Google; its ontology is under CC BY 4.0), in the order of their index, as EfficientAT, CED and AST carry it.
 """
 
-import csv
 import hashlib
 import io
 import pickle
@@ -24,12 +23,14 @@ from torch import Tensor
 
 from orchestrator.storage import object_store
 from workloads.config.recipe import MODEL_NAME
+from workloads.data.table import parse_csv
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
 from workloads.models.official.projects import converter, source_of
 from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.text import decode_text
 
 PICKLES = (".pt", ".pth", ".bin")
 CONTAINERS = ("state_dict", "model")  # keys under which training programs save a state dict
@@ -205,10 +206,12 @@ def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:
         raise ValueError(f"these weights have {num_classes} classes; name them with --tags FILE, one tag per line")
     if file is None:
         return tuple((resources.files("workloads.models.official") / "audioset_tags.txt").read_text().splitlines())
-    text = _read(file, "--tags").decode("utf-8-sig", errors="replace")
-    tags = (
-        _column(text, file) if file.endswith(".csv") else [line.strip() for line in text.splitlines() if line.strip()]
-    )
+    content = _read(file, "--tags")
+    if file.endswith(".csv"):
+        tags = _column(content, file)
+    else:
+        lines = decode_text(content, f"--tags {file}").splitlines()
+        tags = [line.strip() for line in lines if line.strip()]
     if len(tags) != num_classes:
         raise ValueError(
             f"--tags {file!r}: lists {len(tags)} tags, the weights have {num_classes} classes; give one tag per class"
@@ -219,8 +222,8 @@ def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:
     return tuple(tags)
 
 
-def _column(text: str, file: str) -> list[str]:
-    rows = list(csv.DictReader(io.StringIO(text)))
+def _column(content: bytes, file: str) -> list[str]:
+    rows = list(parse_csv(content, f"--tags {file}"))
     if not rows or "display_name" not in rows[0]:
         raise ValueError(f"--tags {file!r}: a CSV file needs a column display_name, in the order of the classes")
     if "index" in rows[0] and [row["index"] for row in rows] != [str(number) for number in range(len(rows))]:

@@ -1,13 +1,16 @@
 """The model card beside an exported file: prints what `export.py` measured and what the checkpoint's state holds."""
 
+import html
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from workloads.evaluate import metrics
+from workloads.models.front_end import Kaldi128
 
 # Hugging Face's names of licences, for those that `workloads/models/official` names
 LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}
@@ -23,6 +26,8 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None
         keep_trailing_newline=True,
     )
     environment.filters["yaml"] = json.dumps  # YAML reads JSON's strings
+    environment.filters["python"] = repr
+    environment.filters["text"] = _markdown
     origin, first = state.get("origin"), state.get("first_weights")
     licence = (origin or first or {}).get("licence")
     card = environment.get_template("card.md.j2").render(
@@ -38,6 +43,13 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None
         data=state.get("data"),
         scores={part: state[part] for part in ("val", "test") if state.get(part)},
         primary=metrics.primary(state["labels"]),
+        skips_padding=state["model"]["front_end"]["kind"] == Kaldi128.kind,
         machine=platform.processor() or platform.machine(),
     )
     out.write_text(card, encoding="utf-8")
+
+
+def _markdown(text: object) -> str:
+    """A name as Markdown text: neither Markdown's marks nor HTML in it mean anything."""
+    escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(str(text), quote=False))
+    return " ".join(escaped.split())

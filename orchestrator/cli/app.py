@@ -9,13 +9,13 @@ import sys
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from orchestrator.cli import cluster, models, tracking
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.export import export
 from orchestrator.cli.options import FAILED, MISTAKE, emitted
 from orchestrator.cli.plan import plan
+from orchestrator.cli.printing import cell, show_every_name
 from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.search import search
@@ -27,11 +27,10 @@ for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, ex
 for name, group in {"data": data_app, "cluster": cluster.app, "models": models.app, "track": tracking.app}.items():
     app.add_typer(group, name=name)
 
-console = Console(stderr=True)
-
 
 def main() -> None:
     """Run the command line. ValueError: the user's mistake. OSError: a disk or a store is full or unavailable."""
+    show_every_name()
     try:
         app()
     except ValueError as mistake:
@@ -44,7 +43,9 @@ def _exit_for(error: Exception, label: str, code: int) -> SystemExit:
     """Print the error in one line on stderr, and as JSON if that is wanted and no JSON line is out yet."""
     if "--json" in sys.argv and not emitted:
         print(json.dumps({"status": "failed", "mistake": code == MISTAKE, "error": str(error)}))
-    console.print(f"[red]{label}:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True)
+    line = cell(f"{label}: {' '.join(str(error).split())}")
+    line.stylize("red", 0, len(label) + 1)
+    Console(stderr=True).print(line, soft_wrap=True)
     return SystemExit(code)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.options import FAILED, JsonOption
+from orchestrator.cli.printing import print_note, print_out
 
 if TYPE_CHECKING:
     from cluster.processes import Service, State
@@ -47,7 +48,7 @@ def up(
     environment = stack.client_environment(result)
     notes.print(_table((service, "up") for service in result.services))
     running = [service.name for service in result.services if service.name not in result.launched]
-    notes.print(f"started: {', '.join(result.launched) or 'nothing'}; was up: {', '.join(running) or 'nothing'}")
+    print_note(f"started: {', '.join(result.launched) or 'nothing'}; was up: {', '.join(running) or 'nothing'}")
     if as_json:
         _emit(
             folder=str(result.folder),
@@ -58,8 +59,8 @@ def up(
         )
         return
     for name, value in environment.items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
-    typer.echo(f"# antiphon run RECIPE --address {result.ray_address}")
+        print_out(f"export {name}={shlex.quote(value)}")
+    print_out(f"# antiphon run RECIPE --address {result.ray_address}")
 
 
 @app.command()
@@ -72,7 +73,7 @@ def down(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
             stopped = stack.down(folder)
     except RuntimeError as failure:
         raise _failed(failure) from None
-    notes.print(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+    print_note(f"stopped: {', '.join(stopped) or 'nothing was running'}")
     if as_json:
         _emit(folder=str(folder.expanduser()), stopped=stopped)
 
@@ -90,7 +91,7 @@ def status(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
     elif states:
         Console().print(_table(states))
     else:
-        notes.print(f"no stack in {folder}; start one: antiphon cluster up")
+        print_note(f"no stack in {folder}; start one: antiphon cluster up")
     if not all_up:
         raise typer.Exit(FAILED)
 

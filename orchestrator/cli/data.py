@@ -3,6 +3,7 @@
 import typer
 
 from orchestrator.cli.options import JsonOption, RecipeArg, SetOption, only_json
+from orchestrator.cli.printing import print_out
 
 data_app = typer.Typer(no_args_is_help=True, help="Check a data set without training.")
 
@@ -30,9 +31,12 @@ def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
         summary = prepare(loaded, FsspecFiles()).summary()
         emit(summary)
         if not as_json:
-            typer.echo(f"fingerprint {summary['fingerprint']}")
-            typer.echo("clips       " + ", ".join(f"{name} {count}" for name, count in summary["clips"].items()))
-            typer.echo(f"tags        {', '.join(summary['tags'])}")
-            typer.echo(f"quarantined {len(summary['quarantined'])}")
+            print_out(f"fingerprint {summary['fingerprint']}")
+            print_out("clips       " + ", ".join(f"{name} {count}" for name, count in summary["clips"].items()))
+            print_out(f"tags        {', '.join(summary['tags'])}")
+            print_out(f"quarantined {len(summary['quarantined'])}")
             for broken in summary["quarantined"]:
-                typer.echo(f"  {broken['clip_id']}  {broken['path']}: {broken['reason']}")
+                print_out(f"  {broken['clip_id']}  {broken['path']}: {broken['reason']}")
+            print_out(f"mended      {len(summary['mended'])}")
+            for mended in summary["mended"]:
+                print_out(f"  {mended['clip_id']}  {mended['path']}: {'; '.join(mended['notes'])}")

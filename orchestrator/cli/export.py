@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.options import CheckpointArg, JsonOption
+from orchestrator.cli.printing import print_out
 
 
 def export(
@@ -44,25 +45,25 @@ def _print(result: dict[str, Any]) -> None:
     shape, latency = result["facts"]["input"]["shape"], result["latency_ms"]
     axes, longest = " x ".join(map(str, shape)), result["facts"]["input"]["longest"]
     bound = "" if longest is None else f", up to {longest:,} {shape[-1]}"
-    typer.echo(
+    print_out(
         f"input       {result['facts']['input']['kind']}, {axes} (an axis with a name may have any length{bound})"
     )
-    typer.echo(f"difference  {result['largest_difference']:.2g} at most, between the file's logits and PyTorch's")
-    typer.echo(f"size        {result['bytes']:,} bytes")
-    typer.echo(
+    print_out(f"difference  {result['largest_difference']:.2g} at most, between the file's logits and PyTorch's")
+    print_out(f"size        {result['bytes']:,} bytes")
+    print_out(
         f"latency     {latency['file']:.2f} ms per clip, PyTorch {latency['pytorch']:.2f} ms; one thread, medians"
     )
     if int8 := result["int8"]:
         score, scores, products = int8["score"], int8["scores"], int8["products"]
-        typer.echo(
+        print_out(
             f"int8        {score} {scores['int8'][score]:.4f}, float {scores['float'][score]:.4f}: "
             f"a loss of {int8['loss']:.4f} on {int8['scored_on']} clips"
         )
-        typer.echo(
+        print_out(
             f"            {int8['bytes']:,} bytes, {latency['int8']:.2f} ms per clip; {products['int8']} of "
             f"{products['int8'] + products['fp32']} convolutions and matrix products in int8"
             + "; depthwise convolutions are computed as sums, in fp32"
             * int8["sums_in_fp32"]
         )
     for path in result["files"]:
-        typer.echo(f"written     {path}")
+        print_out(f"written     {path}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.options import JsonOption
+from orchestrator.cli.printing import print_out
 from workloads.models.catalog import CATALOG, CLASSES, SECONDS
 from workloads.models.official.projects import SOURCES
 
@@ -94,11 +95,11 @@ def _print_imported(tagger: dict[str, Any]) -> None:
     arch, front_end, dropped = tagger["model"]["arch"], tagger["model"]["front_end"], tagger["dropped"]
     sizes = ", ".join(f"{key} {value}" for key, value in arch.items() if key != "family")
     values = ", ".join(f"{key} {value}" for key, value in front_end.items() if value).removeprefix("kind ")
-    typer.echo(f"{tagger['name']}: {arch['family']} ({sizes})")
+    print_out(f"{tagger['name']}: {arch['family']} ({sizes})")
     clips = f"clips of {tagger['clip_seconds']:g} s"
-    typer.echo(f"{tagger['params']:,} parameters, {tagger['tags']} tags ({tagger['labels']}), {clips}")
-    typer.echo(f"front end {values}; what the file does not contain is as in that project's usual networks")
-    typer.echo(f"from {tagger['origin']['project']}, licence {tagger['origin']['licence']}")
+    print_out(f"{tagger['params']:,} parameters, {tagger['tags']} tags ({tagger['labels']}), {clips}")
+    print_out(f"front end {values}; what the file does not contain is as in that project's usual networks")
+    print_out(f"from {tagger['origin']['project']}, licence {tagger['origin']['licence']}")
     if dropped:
-        typer.echo(f"left out, {len(dropped)}: {', '.join(dropped[:4])}{' ...' * (len(dropped) > 4)}")
-    typer.echo(f"checkpoint  {tagger['checkpoint']}")
+        print_out(f"left out, {len(dropped)}: {', '.join(dropped[:4])}{' ...' * (len(dropped) > 4)}")
+    print_out(f"checkpoint  {tagger['checkpoint']}")

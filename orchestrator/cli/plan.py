@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption
+from orchestrator.cli.printing import cell
 
 if TYPE_CHECKING:
     from orchestrator.planning.cost import Cost
@@ -107,7 +108,7 @@ def _print_cost(recipe: "Recipe", cost: "Cost", *, known: bool) -> None:
 
 
 def _table(name: str, cost: "Cost") -> Table:
-    table = Table(title=f"{name}: {cost.steps:,} steps, {cost.epochs:.3g} epochs of {cost.clips.train:,} clips")
+    table = Table(title=cell(f"{name}: {cost.steps:,} steps, {cost.epochs:.3g} epochs of {cost.clips.train:,} clips"))
     for column in ("model", "parameters", "MACs / clip", "learns", "teaches", "clips seen", "epochs", "FLOPs", "store"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model_name, model in cost.models.items():

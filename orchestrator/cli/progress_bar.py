@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from orchestrator.cli.printing import cell
 
 POLL_S = 0.5
 
@@ -55,7 +56,7 @@ def _show(bar: Progress, task: TaskID, records: list[dict[str, Any]]) -> None:
         if record["kind"] == "start":
             _print_start(bar, record)
         if record["kind"] == "bad":
-            bar.console.print(f"[red]step {record['step']}: numbers of {', '.join(record['models'])} are not finite[/]")
+            bar.console.print(cell(f"step {record['step']}: numbers of {', '.join(record['models'])} are not finite"))
         if record["kind"] == "phase":
             bar.update(task, description=roles(record), total=record["total"])
         if record["kind"] in ("metrics", "checkpoint"):
@@ -64,7 +65,7 @@ def _show(bar: Progress, task: TaskID, records: list[dict[str, Any]]) -> None:
 
 def _print_start(bar: Progress, start: dict[str, Any]) -> None:
     for problem in start["damaged"]:
-        bar.console.print(f"[red]damaged:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        bar.console.print(cell(f"damaged: {problem}"), soft_wrap=True)
     if start["damaged"] or start["step"]:
         bar.console.print(f"attempt {start['attempt']} resumes from step {start['step']}", highlight=False)
 

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.printing import print_out
+
 
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's or a search's folder or URI: STORAGE/ID.")],
@@ -12,7 +14,7 @@ def report(
     """Write the report of a run or a search again from its records, finished or not."""
     from orchestrator.reports.write import rewrite_report
 
-    typer.echo(rewrite_report(run, out))
+    print_out(rewrite_report(run, out))
 
 
 def dashboard(
@@ -25,4 +27,4 @@ def dashboard(
     """Serve a page that shows a search, live while it runs and afterwards; stop it with Ctrl-C."""
     from orchestrator.reports.search.dashboard import serve
 
-    serve(search, host=host, port=port, ready=lambda address: typer.echo(f"dashboard {address}"))
+    serve(search, host=host, port=port, ready=lambda address: print_out(f"dashboard {address}"))

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.options import (
@@ -24,6 +23,7 @@ from orchestrator.cli.options import (
     only_json,
     report_may_fail,
 )
+from orchestrator.cli.printing import cell, print_note
 
 console = Console(stderr=True)
 
@@ -84,11 +84,11 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
         raise ValueError(outcome["error"])
     if outcome["models"]:
         console.print(_table(outcome))
-    console.print(f"report    {outcome['report']}", highlight=False, soft_wrap=True)
+    print_note(f"report    {outcome['report']}")
     if ui := ui_command(outcome["tracking"]):
-        console.print(f"tracking  {ui}", highlight=False, soft_wrap=True)
+        print_note(f"tracking  {ui}")
     if outcome["error"]:
-        console.print(f"[red]failed:[/] {escape(outcome['error'])}", highlight=False, soft_wrap=True)
+        print_note(f"failed: {outcome['error']}")
 
 
 def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
@@ -100,7 +100,7 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
     if as_json:
         return
     typer.echo(json.dumps(resolved, indent=1))
-    table = Table(title=f"{recipe.name}: {len(phases)} phases, {sum(phase.steps for phase in phases)} steps")
+    table = Table(title=cell(f"{recipe.name}: {len(phases)} phases, {sum(phase.steps for phase in phases)} steps"))
     for column in ("phase", "steps", "learns", "edges"):
         table.add_column(column)
     for number, phase in enumerate(phases):
@@ -113,7 +113,7 @@ def _table(outcome: dict[str, Any]) -> Table:
     """One row per model of the run: steps, scores, size, checkpoint."""
     rows = outcome["models"]
     metric = "accuracy" if any("accuracy" in row["val"] for row in rows.values()) else "mAP"
-    table = Table(title=f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s")
+    table = Table(title=cell(f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s"))
     columns = ("model", "taught", "learned", f"val {metric}", f"test {metric}", "parameters", "checkpoint")
     for column in columns:
         table.add_column(column, overflow="fold", justify="left" if column in ("model", "checkpoint") else "right")
@@ -125,6 +125,6 @@ def _table(outcome: dict[str, Any]) -> Table:
             str(row["steps_learned"]),
             *scores,
             f"{row['params']:,}",
-            row["checkpoint"],
+            cell(row["checkpoint"]),
         )
     return table

@@ -1,5 +1,6 @@
 """`antiphon search`: search a recipe's space. Parses and prints; `search/driver.py` does the work."""
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from orchestrator.cli.options import (
     only_json,
     report_may_fail,
 )
+from orchestrator.cli.printing import cell, print_note, print_out
 
 
 def search(
@@ -81,28 +83,27 @@ def search(
 
                 write_search_page(result.location)
     if outcome["status"] == "preempted":
-        typer.echo(f"interrupted; to continue, repeat the command with --resume {outcome['search_id']}", err=True)
+        print_note(f"interrupted; to continue, repeat the command with --resume {outcome['search_id']}")
     elif not as_json:
         _print_outcome(outcome)
     raise typer.Exit(EXIT_CODES[outcome["status"]])
 
 
 def _print_outcome(outcome: dict[str, Any]) -> None:
-    console = Console()
-    console.print(_table(outcome))
-    console.print(f"report     {outcome['report']}", highlight=False, soft_wrap=True)
-    console.print(f"dashboard  antiphon dashboard {outcome['report'].removesuffix('/report.html')}", soft_wrap=True)
+    Console().print(_table(outcome))
+    print_out(f"report     {outcome['report']}")
+    print_out(f"dashboard  antiphon dashboard {shlex.quote(outcome['report'].removesuffix('/report.html'))}")
 
 
 def _table(outcome: dict[str, Any]) -> Table:
     """One row for the best trial and each of its settings, the comparison, the agreement, counts and time."""
-    table = Table(title=f"{outcome['search_id']}: {outcome['completed']} of {outcome['trials']} trials done")
+    table = Table(title=cell(f"{outcome['search_id']}: {outcome['completed']} of {outcome['trials']} trials done"))
     for column in ("", "value"):
         table.add_column(column)
     if best := outcome["best"]:
         table.add_row("best trial", f"{best['number']:04}, objective {best['objective']:.4f}")
         for path, value in best["settings"].items():
-            table.add_row(path, f"{value:.4g}" if isinstance(value, float) else str(value))
+            table.add_row(cell(path), cell(f"{value:.4g}" if isinstance(value, float) else str(value)))
     comparison = outcome["comparison"]
     if comparison and comparison["low"] is not None:
         verdict = "excludes zero" if comparison["excludes_control"] else "includes zero"

@@ -3,11 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from orchestrator.cli.options import FAILED, CheckpointArg, JsonOption, SetOption, only_json
-
-console = Console(stderr=True)
+from orchestrator.cli.printing import print_note, print_out
 
 
 def evaluate(
@@ -27,7 +25,7 @@ def evaluate(
         emit(scores)
         if not as_json:
             for name, value in scores["scores"].items():
-                typer.echo(f"{name:10} {value:.4f}")
+                print_out(f"{name:10} {value:.4f}")
 
 
 def tag(
@@ -40,13 +38,15 @@ def tag(
     from orchestrator.artifacts.evaluate import tag_files
 
     with only_json(as_json) as emit:
-        tagged, broken = tag_files(checkpoint, files, top=top)
-        emit({"files": tagged, "broken": broken})
-        for name, tags in {} if as_json else tagged.items():
-            typer.echo(name)
+        found = tag_files(checkpoint, files, top=top)
+        emit({"files": found.tags, "notes": found.notes, "broken": found.broken})
+        for name, tags in {} if as_json else found.tags.items():
+            print_out(name)
             for label, probability in tags:
-                typer.echo(f"  {probability:6.3f}  {label}")
-        for name, reason in broken.items():
-            console.print(f"{name}: {reason}", highlight=False)
-        if broken:
+                print_out(f"  {probability:6.3f}  {label}")
+        for name, notes in found.notes.items():
+            print_note(f"{name}: {'; '.join(notes)}")
+        for name, reason in found.broken.items():
+            print_note(f"{name}: {reason}")
+        if found.broken:
             raise typer.Exit(FAILED)

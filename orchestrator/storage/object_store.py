@@ -18,7 +18,9 @@ import fsspec
 
 from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
 from workloads.runtime.checkpoint_store import MARKER
+from workloads.runtime.opener import regular_file
 
+SCHEMES = ("file://", "s3://")
 READ_RETRY_S = 60.0  # how long reads of data are retried; for what a run writes the user's --patience counts
 # Newer AWS SDKs send checksums that older S3 servers answer with 411; every process that uses S3 needs these.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
@@ -26,7 +28,10 @@ os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
 
 
 def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
-    """The file system of a URI and the path within it; a plain path is a local one. ValueError for unknown schemes.
+    """The file system of a URI and the path within it; a plain path is a local one.
+
+    ValueError for other schemes than s3: a URI may come from a file of somebody else, and fsspec knows schemes that
+    read other URIs, send requests with this process's credentials, or hold data in memory only.
 
     With `patience_s` the S3 client itself retries each request for about that long: for callers outside this project,
     such as Ray, which do not use `retry_while_unavailable`.
@@ -35,10 +40,9 @@ def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
     if uri.startswith("s3://"):
         retries = {"mode": "standard", "total_max_attempts": _max_attempts(patience_s)}
         options = {"use_listings_cache": False, "config_kwargs": {"retries": retries}}
-    try:
-        fs, path = fsspec.core.url_to_fs(os.path.expanduser(uri), **options)
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"URI {uri!r}: {error}; use a local path or an installed scheme such as s3://") from None
+    if "::" in uri or ("://" in uri and not uri.startswith(SCHEMES)):
+        raise ValueError(f"URI {uri!r}: no such storage; use a local path or s3://bucket/path")
+    fs, path = fsspec.core.url_to_fs(os.path.expanduser(uri), **options)
     return fs, path
 
 
@@ -73,11 +77,13 @@ class FsspecFiles:
     def open(self, uri: str) -> BinaryIO:
         fs, path = filesystem(uri)
         if is_local(uri):
-            return cast(BinaryIO, fs.open(path, "rb"))
+            return regular_file(Path(path)).open("rb")
         return io.BytesIO(retry_while_unavailable(lambda: fs.cat_file(path), what=uri, patience_s=READ_RETRY_S))
 
     def identity(self, uri: str) -> str:
         fs, path = filesystem(uri)
+        if is_local(uri):
+            regular_file(Path(path))
         info = retry_while_unavailable(lambda: fs.info(path), what=uri, patience_s=READ_RETRY_S)
         stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
         return f"{info['size']}:{stamp}"

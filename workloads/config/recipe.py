@@ -31,6 +31,7 @@ class Data(Checked):
     format: Literal["synthetic", "esc50", "manifest"] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
+    anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
     labels: Literal["single", "multi"] = "single"
     clip_seconds: float = 5.0
     test_fold: int = 1

@@ -7,7 +7,7 @@ Mixup is applied in `batches.py`, which has the other clips; this file only draw
 Axes: B clips of a batch, T samples, M mel bands, F frames, 4 masks (time start, time width, mel start, mel width).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -90,6 +90,11 @@ def apply_view(x_T: Tensor, view: View, *, length: int) -> Tensor:
     if shift:
         x_T = torch.roll(x_T, shift)
     return x_T * 10 ** (view.gain_db / 20) if view.gain_db else x_T
+
+
+def view_sound(samples: int, view: View, *, length: int) -> Tensor:
+    """Which of the `length` samples of this view of a clip of `samples` are sound (True), not padding; shape (T,)."""
+    return apply_view(torch.ones(samples), replace(view, gain_db=0.0), length=length) > 0
 
 
 def mask_mel(mel_BMF: Tensor, masks_B4: Tensor, *, value: float) -> Tensor:

@@ -12,7 +12,7 @@ start, time width, mel start, mel width).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workloads.config.recipe import Recipe
-from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel
+from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel, view_sound
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset
 from workloads.runtime.rng import keyed_generator
@@ -32,7 +32,7 @@ class MelFrontEnd(Protocol):
     kind: str
     mask_value: float  # of masked cells
 
-    def __call__(self, x_BT: Tensor) -> Tensor: ...
+    def __call__(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor: ...
 
 
 class Draw(NamedTuple):
@@ -44,7 +44,10 @@ class Draw(NamedTuple):
 
 @dataclass(eq=False)
 class Shard:
-    """Clips of one forward pass, each in one view; `partner_x_BT` is set only where mixup is applied to log-mels."""
+    """Clips of one forward pass, each in one view; the `partner` tensors are set only where log-mels are mixed.
+
+    `sound_BT` tells sound (True) from padding; None: no clip is padded.
+    """
 
     clip_ids: tuple[str, ...]
     view: int
@@ -52,7 +55,9 @@ class Shard:
     y_BC: Tensor  # labels; NaN where unknown
     known_BC: Tensor  # the known share of each label: 0 or 1, between them for a mixture of a known and an unknown one
     masks_B4: Tensor
+    sound_BT: Tensor | None = None
     partner_x_BT: Tensor | None = None
+    partner_sound_BT: Tensor | None = None
     mix_weight_B: Tensor | None = None
     load_clean: Callable[[], "Shard"] | None = None  # None: this shard is its own clean view
     _mels: dict[str, Tensor] = field(default_factory=dict)  # by kind of front end
@@ -62,9 +67,10 @@ class Shard:
         """The log-mels mel_BMF, mixed and masked; computed once for all models with the same kind of front end."""
         if front_end.kind not in self._mels:
             with torch.no_grad():
-                mel_BMF = front_end(self.x_BT)
+                mel_BMF = front_end(self.x_BT, self.sound_BT)
                 if self.partner_x_BT is not None and self.mix_weight_B is not None:
-                    mel_BMF = torch.lerp(front_end(self.partner_x_BT), mel_BMF, self.mix_weight_B[:, None, None])
+                    partner_BMF = front_end(self.partner_x_BT, self.partner_sound_BT)
+                    mel_BMF = torch.lerp(partner_BMF, mel_BMF, self.mix_weight_B[:, None, None])
                 self._mels[front_end.kind] = mask_mel(mel_BMF, self.masks_B4, value=front_end.mask_value)
         return self._mels[front_end.kind]
 
@@ -78,17 +84,9 @@ class Shard:
 
     def to(self, device: torch.device | str) -> "Shard":
         """This shard with its tensors on `device`."""
-        return replace(
-            self,
-            x_BT=self.x_BT.to(device, non_blocking=True),
-            y_BC=self.y_BC.to(device, non_blocking=True),
-            known_BC=self.known_BC.to(device, non_blocking=True),
-            masks_B4=self.masks_B4.to(device, non_blocking=True),
-            partner_x_BT=None if self.partner_x_BT is None else self.partner_x_BT.to(device, non_blocking=True),
-            mix_weight_B=None if self.mix_weight_B is None else self.mix_weight_B.to(device, non_blocking=True),
-            _mels={},
-            _clean=None,
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, **moved, _mels={}, _clean=None)
 
 
 class Batches:
@@ -162,10 +160,10 @@ class Batches:
         self, own: list[Draw], partners: list[Draw], views: dict[Draw, View], epoch: int, *, clean: bool
     ) -> Shard:
         """The clips of `own`, mixed with `partners` by the views' weights; `clean` keeps crop and mixup only."""
-        waveforms = {
-            draw: self._waveform(draw, View(crop=view.crop) if clean else view) for draw, view in views.items()
-        }
-        x_BT = torch.stack([waveforms[draw] for draw in own])
+        if clean:
+            views = {draw: View(crop=view.crop, mix_weight=view.mix_weight) for draw, view in views.items()}
+        stored = {draw: self.cache.load(self.clips[draw.row].clip_id) for draw in views}
+        x_BT, sound_BT = _stack_views([stored[draw] for draw in own], [views[draw] for draw in own], self.length)
         weight_B = torch.tensor([views[draw].mix_weight for draw in own])
         own_rows, partner_rows = ([draw.row for draw in draws] for draws in (own, partners))
         y_BC, known_BC = _mix_labels(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B)
@@ -177,19 +175,35 @@ class Batches:
             x_BT=x_BT,
             y_BC=y_BC,
             known_BC=known_BC,
-            masks_B4=torch.tensor([(clean_view() if clean else views[draw]).masks for draw in own]),
+            masks_B4=torch.tensor([views[draw].masks for draw in own]),
+            sound_BT=sound_BT,
             load_clean=None if is_clean else partial(self._load, own, partners, views, epoch, clean=True),
         )
         if augment.mixup:
-            partner_x_BT = torch.stack([waveforms[draw] for draw in partners])
+            partner_x_BT, partner_sound_BT = _stack_views(
+                [stored[draw] for draw in partners], [views[draw] for draw in partners], self.length
+            )
             if augment.mixup_on == "mel":
-                shard.partner_x_BT, shard.mix_weight_B = partner_x_BT, weight_B
+                shard.partner_x_BT, shard.partner_sound_BT = partner_x_BT, partner_sound_BT
+                shard.mix_weight_B = weight_B
             else:
                 shard.x_BT = torch.lerp(partner_x_BT, x_BT, weight_B[:, None])
+                shard.sound_BT = _either(sound_BT, partner_sound_BT)
         return shard
 
-    def _waveform(self, draw: Draw, view: View) -> Tensor:
-        return apply_view(self.cache.load(self.clips[draw.row].clip_id), view, length=self.length)
+
+def _stack_views(stored: list[Tensor], views: list[View], length: int) -> tuple[Tensor, Tensor | None]:
+    """x_BT of these views of stored clips, and sound_BT where a clip is padded."""
+    x_BT = torch.stack([apply_view(x_T, view, length=length) for x_T, view in zip(stored, views, strict=True)])
+    if all(len(x_T) >= length for x_T in stored):
+        return x_BT, None
+    sounds = [view_sound(len(x_T), view, length=length) for x_T, view in zip(stored, views, strict=True)]
+    return x_BT, torch.stack(sounds)
+
+
+def _either(a_BT: Tensor | None, b_BT: Tensor | None) -> Tensor | None:
+    """Where two added waveforms have sound: the longer one counts."""
+    return None if a_BT is None or b_BT is None else a_BT | b_BT
 
 
 def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -215,11 +229,14 @@ def evaluation_batch(clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, 
     """These clips without augmentation, cut or padded to clip_seconds; view 0."""
     length = round(recipe.data.clip_seconds * cache.rate)
     y_BC = torch.from_numpy(dataset.targets(clips))
+    stored = [cache.load(clip.clip_id) for clip in clips]
+    x_BT, sound_BT = _stack_views(stored, [clean_view()] * len(clips), length)
     return Shard(
         clip_ids=tuple(clip.clip_id for clip in clips),
         view=0,
-        x_BT=torch.stack([apply_view(cache.load(clip.clip_id), clean_view(), length=length) for clip in clips]),
+        x_BT=x_BT,
         y_BC=y_BC,
         known_BC=(~y_BC.isnan()).float(),
         masks_B4=torch.zeros(len(clips), 4),
+        sound_BT=sound_BT,
     )

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from workloads.config.recipe import Data
 from workloads.data.clips import Clip
-from workloads.data.decode import BrokenClip, decode, resample
+from workloads.data.decode import BrokenClip, Sound, load_sound
 from workloads.data.synthetic import render
-from workloads.runtime.opener import Opener
+from workloads.runtime.opener import Opener, is_fault_of_the_file, unreadable
 
-FORMAT = 1  # of the stored files: raise it when decoding, resampling or storing changes
+FORMAT = 2  # of the stored files: raise it when decoding, resampling or storing changes
 DECODE_THREADS = 2  # decoding and resampling release Python's global lock
 CHUNK_CLIPS = 64  # decoded between two checks of the limit
 
@@ -40,6 +40,15 @@ class QuarantinedClip:
 
 
 @dataclass(frozen=True)
+class MendedClip:
+    """A clip whose file was mended before it was stored, and how."""
+
+    clip_id: str
+    path: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _DecodeJob:
     """What is needed to decode one clip; kept to decode it again where another run has evicted its file."""
 
@@ -48,6 +57,11 @@ class _DecodeJob:
     target: Path
     data: Data
     opener: Opener
+
+    @property
+    def notes_file(self) -> Path:
+        """Beside the stored clip where its file was mended: JSON, a list of notes."""
+        return self.target.with_suffix(".notes")
 
     def quarantined(self, reason: str) -> QuarantinedClip:
         return QuarantinedClip(self.clip.clip_id, self.clip.path, reason)
@@ -70,6 +84,9 @@ class ClipCache:
     def prepare(self, clips: Sequence[Clip], data: Data, opener: Opener) -> list[QuarantinedClip]:
         """Decode every clip that is not stored yet; returns the quarantined ones, in the order of the clips.
 
+        A file that is missing, no file, or without usable audio is quarantined. A disk or store that cannot be read is
+        no fault of its clips: raises OSError.
+
         Called by each process before `load`. Waits while another process writes and then decodes only what is still
         missing. A broken file is recorded and not decoded again until it changes. Above the limit, stored clips other
         than these are evicted, least recently used first. Raises ValueError if these clips alone are above the limit.
@@ -91,14 +108,23 @@ class ClipCache:
                         space.add(result.target)
         return quarantined
 
+    def mended(self) -> list[MendedClip]:
+        """The clips of the last `prepare` whose files were mended before they were stored."""
+        return [
+            MendedClip(job.clip.clip_id, job.clip.path, tuple(json.loads(job.notes_file.read_text())))
+            for job in self._jobs.values()
+            if job.notes_file.exists()
+        ]
+
     def load(self, clip_id: str) -> Tensor:
         """The whole clip, x_T float32; only for clips that `prepare` has not quarantined."""
         assert clip_id in self._jobs, f"clip {clip_id} is quarantined or was never prepared"
         job = self._jobs[clip_id]
         try:
             stored_T = np.load(job.target)
-        except FileNotFoundError:  # evicted by another run
+        except (FileNotFoundError, ValueError, EOFError):  # evicted by another run, or damaged on this disk
             with self._lock():
+                job.target.unlink(missing_ok=True)
                 result = self._decode_to_cache(job)
             assert isinstance(result, _DecodeJob), f"clip {clip_id} was usable and is now quarantined: {result}"
             stored_T = np.load(job.target)
@@ -117,8 +143,9 @@ class ClipCache:
             try:
                 identity = opener.identity(uri)
             except OSError as error:
-                missing = isinstance(error, FileNotFoundError)
-                return QuarantinedClip(clip.clip_id, clip.path, "not found" if missing else f"cannot be read ({error})")
+                if not is_fault_of_the_file(error):
+                    raise
+                return QuarantinedClip(clip.clip_id, clip.path, unreadable(error))
         key = hashlib.sha256(json.dumps([uri, identity, self.rate, FORMAT]).encode()).hexdigest()
         return _DecodeJob(clip, uri, self.folder / f"{key}.npy", data, opener)
 
@@ -136,22 +163,25 @@ class ClipCache:
         if failure_record.exists():
             return job.quarantined(json.loads(failure_record.read_text())["reason"])
         try:
-            x_T = self._decode(job)
+            sound = self._decode(job)
         except BrokenClip as error:
             quarantined = job.quarantined(str(error))
             _write_atomically(failure_record, json.dumps(asdict(quarantined)).encode())
             return quarantined
-        except OSError as error:  # an error of the storage, not of the file: no failure record
-            return job.quarantined(f"cannot be read ({error})")
-        _write_atomically(job.target, _to_int16_file(x_T))
+        except OSError as error:  # it may become readable: no failure record
+            if not is_fault_of_the_file(error):
+                raise
+            return job.quarantined(unreadable(error))
+        if sound.notes:
+            _write_atomically(job.notes_file, json.dumps(sound.notes).encode())
+        _write_atomically(job.target, _to_int16_file(sound.x_T))
         return job
 
-    def _decode(self, job: _DecodeJob) -> Tensor:
+    def _decode(self, job: _DecodeJob) -> Sound:
         if job.data.format == "synthetic":
-            return render(job.clip.clip_id, job.data, self.rate)
+            return Sound(render(job.clip.clip_id, job.data, self.rate))
         with job.opener.open(job.uri) as file:
-            x_T, rate = decode(file)
-        return resample(x_T, orig=rate, new=self.rate)
+            return load_sound(file, rate=self.rate)
 
 
 class _CacheSpace:
@@ -186,6 +216,7 @@ class _CacheSpace:
         while self.others and self.stored_bytes + self.other_bytes > self.limit_gb * 1e9:
             size, path = self.others.popleft()
             os.unlink(path)
+            Path(path).with_suffix(".notes").unlink(missing_ok=True)
             self.other_bytes -= size
 
 

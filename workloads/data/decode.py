@@ -1,68 +1,226 @@
-"""From an audio file to a waveform at a given rate and length. Does not depend on clips or models.
+"""From an audio file to the waveform that training, scoring and `tag` hear. Does not depend on clips or models.
 
 Axes: T samples, D channels.
 """
 
 import io
 import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO
 
+import miniaudio
+import numpy as np
 import soundfile
 import torch
 import torchaudio
 from torch import Tensor, nn
 
+MAX_FILE_BYTES = 4 * 2**30
+MAX_SAMPLES = 2**30  # of a waveform, before and after resampling: 4 GB, 6 hours at 48 kHz
+MIN_RATE, MAX_RATE = 100, 2_000_000  # Hz; a damaged header declares rates beyond these
+MAX_PEAK = 2.0**31  # full scale is 1; integers that were written as floats without scaling reach this
 MIN_SAMPLES_SHARE = 0.95  # of the number declared in the file's header; a file with less is truncated
+BLOCK = 2**20  # samples decoded, and resampled, at a time
+NO_LENGTH = 2**62  # samples; libsndfile's number for a FLAC that does not declare its own is larger
+SINC_WIDTH = 8  # samples at the lower rate on either side that torchaudio's filter reaches, and one
+XING_WITHIN = 200  # bytes from the beginning of the first frame
+XING_SLACK = 4 * 1152  # samples: the header's own frame and the encoder's delay and padding
+UNKNOWN_BYTES = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # byte counts that recorders and pipes write before they know
 
 
 class BrokenClip(Exception):
     """A file without usable audio; the message is the reason."""
 
 
-def decode(file: BinaryIO) -> tuple[Tensor, int]:
-    """The samples of an open audio file, averaged over channels: (x_T float32 in about -1 to 1, rate in Hz).
+@dataclass(frozen=True)
+class Sound:
+    """What is heard of a file: x_T float32 within -1 to 1, and what was mended."""
 
-    Raises BrokenClip for files that libsndfile cannot read, that hold no samples or are truncated, and for samples that
-    are NaN or infinite.
+    x_T: Tensor
+    peak: float = 1.0  # of the file's samples; what is above 1, full scale, was scaled down to it
+    repaired: bool = False  # its header lacked the size of the sound
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was mended, in words."""
+        notes = {
+            f"goes beyond full scale (peak {self.peak:.3g}): scaled down": self.peak > 1,
+            "its header lacks the size of the sound: heard to the end of the file": self.repaired,
+        }
+        return tuple(note for note, applies in notes.items() if applies)
+
+
+def load_sound(file: BinaryIO, *, rate: int) -> Sound:
+    """The sound of an open audio file at `rate` in Hz: decoded, resampled, within full scale.
+
+    A waveform that goes beyond full scale is scaled down to it as a whole. Raises BrokenClip for everything that is
+    the file's fault; OSError where reading fails.
     """
-    # Read whole: libsndfile seeks back and forth, which is slow through an object store.
-    content = io.BytesIO(file.read())
+    content = file.read(MAX_FILE_BYTES + 1)  # whole: libsndfile seeks back and forth, slow through an object store
+    if len(content) > MAX_FILE_BYTES:
+        raise BrokenClip(f"larger than {MAX_FILE_BYTES / 2**30:g} GiB; cut it into parts")
     try:
-        with soundfile.SoundFile(content) as sound:
-            x_TD = sound.read(dtype="float32", always_2d=True)
-            declared, rate = _declared_samples(sound), sound.samplerate
-    except (soundfile.SoundFileError, MemoryError) as error:  # a header may declare more samples than fit into memory
-        reason = str(getattr(error, "error_string", error)).strip()
-        raise BrokenClip(f"cannot be decoded ({reason or 'format not recognised'})") from error
-    if len(x_TD) < MIN_SAMPLES_SHARE * declared:
-        raise BrokenClip(f"cut short: {len(x_TD)} of {declared} samples")
-    if len(x_TD) == 0:
+        x_T, own_rate, repaired = decode(content)
+        if len(x_T) * rate > MAX_SAMPLES * own_rate:
+            raise BrokenClip(f"longer than {MAX_SAMPLES / rate / 3600:.1f} hours; cut it into parts")
+        x_T = resample(x_T, orig=own_rate, new=rate)
+        peak = float(x_T.abs().max())
+        if not peak <= MAX_PEAK:
+            raise BrokenClip(f"holds samples up to {peak:.3g}, where full scale is 1")
+        return Sound(x_T / peak if peak > 1 else x_T, max(peak, 1.0), repaired)
+    except BrokenClip:
+        raise
+    except Exception as error:  # whatever a decoder or a header's numbers lead to is this file's fault
+        raise BrokenClip(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def decode(content: bytes) -> tuple[Tensor, int, bool]:
+    """The samples of an audio file, averaged over channels: (x_T float32, rate in Hz, whether it was repaired).
+
+    Raises BrokenClip for files that cannot be read, that hold no samples or are truncated, and for samples that are not
+    finite.
+    """
+    content, repaired = _with_true_wav_size(content)
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as sound:
+            _check_rate(sound.samplerate)
+            declared = _declared_samples(sound, content)
+            if sound.format == "MP3":
+                x_T, rate = _decode_mpeg(content)
+            elif sound.frames >= NO_LENGTH:  # libsndfile cannot read on without a length
+                x_T, rate = _samples_and_rate(miniaudio.flac_read_f32(content))
+            else:
+                x_T, rate = _read_blocks(sound), sound.samplerate
+            if len(x_T) < MIN_SAMPLES_SHARE * declared:
+                raise BrokenClip(f"cut short: {len(x_T)} of {declared} samples")
+    except soundfile.SoundFileError as error:
+        try:  # libsndfile wants an MPEG frame at the beginning; these begin with padding, or in the middle of one
+            x_T, rate = _decode_mpeg(content)
+        except BrokenClip:
+            reason = str(getattr(error, "error_string", error)).strip()
+            raise BrokenClip(f"cannot be decoded ({reason or 'format not recognised'})") from error
+    if len(x_T) == 0:
         raise BrokenClip("holds no samples")
-    x_T = torch.from_numpy(x_TD).mean(dim=1)
     if not bool(torch.isfinite(x_T).all()):
         raise BrokenClip("holds samples that are NaN or infinite")
-    return x_T, rate
+    return x_T, rate, repaired
 
 
-def _declared_samples(sound: soundfile.SoundFile) -> int:
-    """The number of samples declared in the header.
+def _check_rate(rate: int) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise BrokenClip(f"declares a sample rate of {rate} Hz, outside {MIN_RATE} to {MAX_RATE}: a damaged header")
 
-    For WAV libsndfile silently corrects the number to the samples present and leaves both byte counts in its log.
-    Programs that stream into a pipe write counts of 2 GB and more, which are ignored.
+
+def _read_blocks(sound: soundfile.SoundFile) -> Tensor:
+    """All samples of an open file, block by block: a header may declare more samples than fit into memory."""
+    size, blocks, total = max(1, BLOCK // sound.channels), [], 0
+    while len(block_TD := sound.read(size, dtype="float32", always_2d=True)):
+        blocks.append(torch.from_numpy(block_TD).mean(dim=1))
+        total += len(block_TD)
+        if total > MAX_SAMPLES:
+            raise BrokenClip(f"more than {MAX_SAMPLES} samples; cut it into parts")
+    return torch.cat(blocks) if blocks else torch.zeros(0)
+
+
+def _decode_mpeg(content: bytes) -> tuple[Tensor, int]:
+    """The samples of MPEG audio: every frame in the file.
+
+    libsndfile takes the number of samples from the first frame's bit rate or its Xing header, which is wrong for
+    variable bit rates, joined files and excerpts. minimp3, in miniaudio, follows the frames; it too believes a Xing
+    header, so the header's name is removed where the file has more frames than it declares.
+    """
+    sound, header = _read_mpeg(content), _xing_header(content)
+    if header is not None:
+        whole = _read_mpeg(content[:header] + bytes(4) + content[header + 4 :])
+        if whole.num_frames > sound.num_frames + XING_SLACK:
+            sound = whole
+    return _samples_and_rate(sound)
+
+
+def _read_mpeg(content: bytes) -> miniaudio.DecodedSoundFile:
+    try:
+        return miniaudio.mp3_read_f32(content)
+    except miniaudio.DecodeError as error:
+        raise BrokenClip(f"cannot be decoded ({error})") from error
+
+
+def _samples_and_rate(sound: miniaudio.DecodedSoundFile) -> tuple[Tensor, int]:
+    _check_rate(sound.sample_rate)
+    if sound.num_frames > MAX_SAMPLES:
+        raise BrokenClip(f"more than {MAX_SAMPLES} samples; cut it into parts")
+    x_TD = np.frombuffer(sound.samples, dtype=np.float32).reshape(-1, sound.nchannels)
+    return torch.from_numpy(x_TD.mean(axis=1)), sound.sample_rate
+
+
+def _xing_header(content: bytes) -> int | None:
+    """Where the name of the Xing header is, with which an MPEG file declares its length; None: it has none."""
+    tag_size = 0
+    if content[:3] == b"ID3" and len(content) > 10:  # seven bits of each byte
+        tag_size = 10 + sum(byte << shift for byte, shift in zip(content[6:10], (21, 14, 7, 0), strict=True))
+    match = re.search(b"Xing|Info", content[tag_size : tag_size + XING_WITHIN])
+    return tag_size + match.start() if match else None
+
+
+def _with_true_wav_size(content: bytes) -> tuple[bytes, bool]:
+    """A WAV file whose recorder never wrote the size of its data (or a pipe could not) gets that size.
+
+    Returns the file, and whether it was changed.
+    """
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        return content, False
+    for name, start, size in _riff_chunks(content):
+        present = len(content) - start
+        if name == b"data" and size in UNKNOWN_BYTES and present > 0:
+            return content[: start - 4] + struct.pack("<I", min(present, 0xFFFFFFFF)) + content[start:], True
+    return content, False
+
+
+def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start of the content and declared size of each chunk of a WAV file."""
+    start = 12
+    while start + 8 <= len(content):
+        size = struct.unpack_from("<I", content, start + 4)[0]
+        yield content[start : start + 4], start + 8, size
+        start += 8 + size + size % 2
+
+
+def _declared_samples(sound: soundfile.SoundFile, content: bytes) -> int:
+    """The number of samples declared in the header; 0 where it declares none.
+
+    For WAV libsndfile silently corrects the number to the samples present and leaves both byte counts in its log. For
+    MPEG without a Xing header it estimates.
     """
     match = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
-    if not match or int(match[1]) >= 2**31 - 1:
-        return sound.frames
-    return round(sound.frames * int(match[1]) / max(1, int(match[2])))
+    if match:
+        return round(sound.frames * int(match[1]) / max(1, int(match[2])))
+    if sound.format == "MP3" and _xing_header(content) is None:
+        return 0
+    return sound.frames if sound.frames < NO_LENGTH else 0
 
 
 def resample(x_T: Tensor, *, orig: int, new: int) -> Tensor:
-    """The waveform at rate `new` in Hz, by a windowed sinc that removes frequencies above half the new rate."""
+    """The waveform at rate `new` in Hz, by a windowed sinc that removes frequencies above half the new rate.
+
+    A long one block by block, because the whole at once takes several times its own memory.
+    """
     # The sinc table grows with the terms of the ratio: 44099 to 32000 Hz would take gigabytes. All usual rates are
     # exact below 1000, and for the others the pitch is off by less than a millionth.
     ratio = Fraction(orig, new).limit_denominator(1000)
-    return x_T if ratio == 1 else torchaudio.functional.resample(x_T, ratio.numerator, ratio.denominator)
+    if ratio == 1:
+        return x_T
+    down, up = ratio.numerator, ratio.denominator
+    size = max(1, BLOCK // down) * down  # a whole number of samples at both rates, as are the margins
+    margin = (1 + -(-SINC_WIDTH * max(down, up) // (down * up))) * down
+    blocks = []
+    for start in range(0, len(x_T), size):
+        first = max(0, start - margin)
+        block_T = torchaudio.functional.resample(x_T[first : start + size + margin], down, up)
+        begin = (start - first) // down * up
+        blocks.append(block_T[begin : begin + size // down * up])
+    return torch.cat(blocks) if blocks else x_T
 
 
 def cut_or_pad(x_T: Tensor, length: int, offset: int = 0) -> Tensor:

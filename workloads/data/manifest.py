@@ -3,17 +3,19 @@
 Axes: N clips of a set, C tags.
 """
 
-import csv
-import io
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from workloads.config.recipe import Data
 from workloads.data.clips import Clip, Dataset
 from workloads.data.synthetic import synthetic_clips
+from workloads.data.table import Row, read_table
 from workloads.runtime.opener import Opener
 from workloads.runtime.rng import keyed_generator
 
+COLUMNS = ("clip_id", "path", "tags", "fold", "source", "absent")  # of a manifest
 FOLDS = 5  # number of folds to which the sources of a manifest without folds are assigned
 
 
@@ -66,13 +68,33 @@ class _Row:
         return self.cells.get(column) or ""
 
     def fold(self) -> int:
+        """A whole number in any spelling: pandas writes 1.0 where a column has gaps."""
         text = self.required("fold")
         try:
-            return int(text)
+            value = float(text)
         except ValueError:
+            value = math.nan
+        if not value.is_integer():
+            raise ValueError(f"{self.location}: fold = {text!r}: must be a whole number, or leave all folds empty")
+        return int(value)
+
+    def path(self, column: str, data: Data, *, below: str = "") -> str:
+        """A file's path, below data.root; anywhere else only with data.anywhere.
+
+        A table may come from others: it does not choose which files of this machine are read, nor a protocol.
+        """
+        path = below + self.required(column)
+        if "::" in path or ("://" in path and not (path.startswith("s3://") and data.root.startswith("s3://"))):
             raise ValueError(
-                f"{self.location}: fold = {text!r}: must be a whole number, or leave all folds empty"
-            ) from None
+                f"{self.location}: {column} = {path!r}: must be a plain path (or an s3:// URI where data.root is one)"
+            )
+        outside = path.startswith(("/", "~")) or "://" in path or ".." in PurePosixPath(path).parts
+        if outside and not data.anywhere:
+            raise ValueError(
+                f"{self.location}: {column} = {path!r}: leads out of data.root = {data.root!r}; make it relative to "
+                "that folder, or trust this table with --set data.anywhere=true"
+            )
+        return path
 
     def tags(self, column: str) -> tuple[str, ...]:
         tags = _parse_tags(self.optional(column))
@@ -105,38 +127,47 @@ def _read_esc50(data: Data, opener: Opener) -> list[Clip]:
     def to_clip(row: _Row) -> Clip:
         name = row.required("filename")
         clip_id, fold = name.rsplit(".", 1)[0], row.fold()
-        return Clip(clip_id, f"audio/{name}", row.tags("category"), fold, row.required("src_file"))
+        path = row.path("filename", data, below="audio/")
+        return Clip(clip_id, path, row.tags("category"), fold, row.required("src_file"))
 
     uri = opener.join(data.root, "meta/esc50.csv")
     columns = ("filename", "fold", "category", "src_file")
-    return _read_clips(_read_csv(uri, opener), uri, data, columns, to_clip)
+    return _read_clips(read_table(uri, opener, columns=columns), uri, data, columns, to_clip)
 
 
 def _read_manifest(data: Data, opener: Opener) -> list[Clip]:
     """A table with clip_id, path, tags, and optionally fold, source and absent, as CSV or Parquet."""
 
     def to_clip(row: _Row) -> Clip:
-        clip_id, path = row.required("clip_id"), row.required("path")
+        clip_id, path = row.required("clip_id"), row.path("path", data)
         source = row.optional("source") or clip_id
         fold = row.fold() if row.optional("fold") else _assign_fold(source)
         tags = row.tags("tags")
         return Clip(clip_id, path, tags, fold, source, row.absent(tags))
 
-    uri = data.manifest
-    if uri.endswith(".parquet"):
-        table = _read_parquet(uri, opener)
-    elif uri.endswith(".csv"):
-        table = _read_csv(uri, opener)
-    else:
-        raise ValueError(f"data.manifest = {uri!r}: must end in .csv or .parquet")
-    return _read_clips(table, uri, data, ("clip_id", "path"), to_clip)
+    table = read_table(data.manifest, opener, columns=COLUMNS)
+    with_folds: dict[bool, int] = {}
+
+    def rows_with_or_without_folds() -> Iterator[Row]:
+        for number, cells in enumerate(table, start=1):
+            with_folds.setdefault(bool(cells.get("fold")), number)
+            if len(with_folds) == 2:
+                raise ValueError(
+                    f"{data.manifest}: row {with_folds[True]} has a fold, row {with_folds[False]} has none; give every "
+                    "clip a fold, or none"
+                )
+            yield cells
+
+    return _read_clips(rows_with_or_without_folds(), data.manifest, data, ("clip_id", "path"), to_clip)
 
 
 def _read_clips(
-    table: list[dict[str, str]], uri: str, data: Data, columns: tuple[str, ...], to_clip: Callable[[_Row], Clip]
+    table: Iterator[Row], uri: str, data: Data, columns: tuple[str, ...], to_clip: Callable[[_Row], Clip]
 ) -> list[Clip]:
     """One clip per row of the table at `uri`, which must have these columns."""
     clips = [to_clip(row) for row in _checked_rows(table, uri, columns, single=data.labels == "single")]
+    if not clips:
+        raise ValueError(f"{uri}: holds no clips; it needs a header and one row per clip")
     first: dict[str, int] = {}
     for number, clip in enumerate(clips, start=1):
         earlier = first.setdefault(clip.clip_id, number)
@@ -145,40 +176,13 @@ def _read_clips(
     return clips
 
 
-def _checked_rows(table: list[dict[str, str]], uri: str, columns: tuple[str, ...], *, single: bool) -> Iterator[_Row]:
-    if not table:
-        raise ValueError(f"{uri}: holds no clips; it needs a header and one row per clip")
-    missing = [name for name in columns if name not in table[0]]
-    if missing:
-        present = ", ".join(map(str, table[0]))
-        raise ValueError(f"{uri}: no column {', '.join(missing)}; it has {present} and needs {', '.join(columns)}")
+def _checked_rows(table: Iterator[Row], uri: str, columns: tuple[str, ...], *, single: bool) -> Iterator[_Row]:
     for number, cells in enumerate(table, start=1):
+        missing = [name for name in columns if name not in cells]
+        if missing:
+            present = ", ".join(cells)
+            raise ValueError(f"{uri}: no column {', '.join(missing)}; it has {present} and needs {', '.join(columns)}")
         yield _Row(f"{uri}, row {number}", cells, single)
-
-
-def _read_file(uri: str, opener: Opener) -> bytes:
-    try:
-        with opener.open(uri) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise ValueError(f"{uri}: no such file; check data.root and data.manifest") from None
-    except OSError as error:
-        raise ValueError(f"{uri}: cannot be read ({error}); check the address and the credentials") from None
-
-
-def _read_csv(uri: str, opener: Opener) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(_read_file(uri, opener).decode("utf-8-sig"), newline="")))
-
-
-def _read_parquet(uri: str, opener: Opener) -> list[dict[str, str]]:
-    """The same as from a CSV file: text, empty for a missing value, lists joined by semicolons."""
-    import pyarrow.parquet
-
-    def text(cell: object) -> str:
-        return ";".join(map(str, cell)) if isinstance(cell, list) else "" if cell is None else str(cell)
-
-    table = pyarrow.parquet.read_table(io.BytesIO(_read_file(uri, opener)))
-    return [{name: text(cell) for name, cell in row.items()} for row in table.to_pylist()]
 
 
 def _parse_tags(cell: str) -> tuple[str, ...]:

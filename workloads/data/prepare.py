@@ -1,6 +1,6 @@
 """The data of a run: metadata read, clips decoded and cached, unusable clips quarantined, the others split."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class PreparedData:
             "labels": self.dataset.labels,
             "clips": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
             "quarantined": [vars(clip) for clip in self.quarantined],
+            "mended": [asdict(clip) for clip in self.cache.mended()],
         }
 
 

@@ -1,11 +1,11 @@
-"""Logits and scores of a trained tagger over a set of clips, and the most likely tags of one file.
+"""Logits and scores of a trained tagger over a set of clips, and the most likely tags of one sound.
 
 Does not depend on training.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,15 @@ from torch import Tensor
 from workloads.config.recipe import Model, restore
 from workloads.data.batches import evaluation_batch
 from workloads.data.clips import Clip
-from workloads.data.decode import cut_or_pad, decode, resample
+from workloads.data.decode import cut_or_pad
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
 from workloads.models.probabilities import probabilities
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session, gather
+
+WINDOWS_AT_ONCE = 16  # of a long recording, so that its length does not decide how much memory is needed
 
 
 class BadNumbers(RuntimeError):
@@ -44,7 +46,8 @@ def predict_clips(
     for number in range(first, len(batches), stride):
         shard = evaluation_batch(batches[number], prepared.dataset, prepared.cache, prepared.recipe)
         with torch.no_grad():
-            own[number] = tagger.tag(shard.x_BT.to(device)).float().cpu()
+            shard = shard.to(device)
+            own[number] = tagger.tag(shard.x_BT, shard.sound_BT).float().cpu()
     tagger.train(was_training)
     workers = gather(session, own) if session else [own]
     by_batch = {number: logits for worker in workers for number, logits in worker.items()}
@@ -89,20 +92,27 @@ def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
     return tagger.eval(), state
 
 
-def tag_file(tagger: Tagger, state: dict[str, Any], file: BinaryIO, *, top: int) -> list[tuple[str, float]]:
-    """The most likely tags of one file with their probabilities, best first.
+def tag_sound(tagger: Tagger, state: dict[str, Any], x_T: Tensor, *, top: int) -> list[tuple[str, float]]:
+    """The most likely tags of the sound of one file, at the tagger's rate, with their probabilities, best first.
 
-    A file shorter than a clip is padded with zeros, as clips are in training and scoring. A longer one is cut into
-    consecutive windows, the last of which ends with the file, and their probabilities are averaged. `state` is the
-    tagger's, from `load_tagger`. Raises `BrokenClip` for a file without usable audio.
+    A sound shorter than a clip is padded, as clips are in training and scoring. A longer one is cut into consecutive
+    windows, the last of which ends with the file, and their probabilities are averaged. `state` is the tagger's, from
+    `load_tagger`. Raises BadNumbers where a logit is not finite.
     """
-    x_T, rate = decode(file)
-    x_T = resample(x_T, orig=rate, new=state["clip_rate"])
     length = round(state["clip_seconds"] * state["clip_rate"])
     last = max(0, len(x_T) - length)
-    windows_BT = torch.stack([cut_or_pad(x_T[start:], length) for start in (*range(0, last, length), last)])
-    with torch.no_grad():
-        logits_BC = tagger.tag(windows_BT)
+    starts = [*range(0, last, length), last]
+    sound_BT = (torch.arange(length) < len(x_T)).unsqueeze(0) if len(x_T) < length else None
+    logits: list[Tensor] = []
+    for first in range(0, len(starts), WINDOWS_AT_ONCE):
+        windows_BT = torch.stack(
+            [cut_or_pad(x_T, length, offset=start) for start in starts[first : first + WINDOWS_AT_ONCE]]
+        )
+        with torch.no_grad():
+            logits.append(tagger.tag(windows_BT, sound_BT))
+    logits_BC = torch.cat(logits)
+    if not bool(logits_BC.isfinite().all()):
+        raise BadNumbers("the model's logits of it are not finite: its weights are damaged or have diverged")
     mean_C = probabilities(logits_BC, state["labels"]).mean(0)
     best = mean_C.topk(min(top, len(mean_C)))
     return [

@@ -1,5 +1,9 @@
 """The front ends: from waveforms to log-mels. Does not depend on clips, augmentation or networks.
 
+A clip may be shorter than the waveforms of its batch, which are padded with zeros. How a family hears the padding is as
+its authors do: most front ends as silence, Kaldi's not at all. `sound_BT` tells sound (True) from padding; None: no
+waveform is padded.
+
 Axes: B clips, T samples, W samples of an analysis window, K frequency bins, M mel bands, F frames.
 """
 
@@ -52,19 +56,20 @@ class LogMel(nn.Module, ABC):
         std = self.std if settings.std is None else settings.std
         return mean, std
 
-    def forward(self, x_BT: Tensor) -> Tensor:
+    def forward(self, x_BT: Tensor, sound_BT: Tensor | None = None) -> Tensor:
         """x_BT at `clip_rate` to mel_BMF, both float32.
 
         Also inside autocast: half precision is too coarse for powers and logarithms.
         """
         with torch.autocast(x_BT.device.type, enabled=False):
-            return self._log_mel(self.resample(x_BT.float()))
+            return self._log_mel(self.resample(x_BT.float()), sound_BT)
 
     @abstractmethod
     def _frames(self, length: int) -> int: ...
 
     @abstractmethod
-    def _log_mel(self, x_BT: Tensor) -> Tensor: ...
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
+        """x_BT at `rate`; sound_BT still at `clip_rate`."""
 
     def _keep_out_of_state(self) -> None:
         """Remove every buffer, torchaudio's too, from the state dict, because constants are not weights."""
@@ -92,7 +97,7 @@ class PlainLogMel(LogMel):
     def _frames(self, length: int) -> int:
         return length // self.hop
 
-    def _log_mel(self, x_BT: Tensor) -> Tensor:
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
         # A centred transform has one more frame, centred on the end of the clip.
         return torch.log(self.mel(x_BT)[..., : self._frames(x_BT.shape[-1])] + 1e-5)
 
@@ -135,8 +140,11 @@ class Kaldi128(KaldiLogMel):
     """AST's and PSLA's front end: `torchaudio.compliance.kaldi.fbank`, for a batch (reference/cmkd.md 2.3).
 
     Called with AST's settings: htk_compat, hanning, no dither, 25 ms every 10 ms, 128 bands from 20 Hz, mean of the
-    waveform removed; fbank's own defaults remove each frame's mean and pre-emphasise by 0.97.
+    waveform removed; fbank's own defaults remove each frame's mean and pre-emphasise by 0.97. A short clip is padded as
+    AST's and PSLA's are: its frames are computed without padding, and the missing ones hold `PADDING`.
     """
+
+    PADDING = 0.0  # of the log-mel before normalisation
 
     kind, bands, hop = "kaldi128", 128, 160
     n_fft, window, low, high = 512, 400, 20.0, 0.0
@@ -145,9 +153,22 @@ class Kaldi128(KaldiLogMel):
     def _frames(self, length: int) -> int:
         return 1 + (length - self.window) // self.hop
 
-    def _log_mel(self, x_BT: Tensor) -> Tensor:
-        # In float64, because the last bit of a float32 mean depends on how many clips are in the batch.
-        x_BT = x_BT - x_BT.mean(dim=1, keepdim=True, dtype=torch.float64).float()
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
+        if sound_BT is None:
+            return self._fbank(x_BT - x_BT.mean(dim=1, keepdim=True, dtype=torch.float64).float())
+        sound_BT = self._at_rate(sound_BT, x_BT.shape[1])
+        samples_B1 = sound_BT.sum(dim=1, keepdim=True).clamp(min=1)
+        mean_B1 = ((x_BT * sound_BT).sum(dim=1, keepdim=True, dtype=torch.float64) / samples_B1).float()
+        without_padding_BF = sound_BT.unfold(1, self.window, self.hop).all(dim=2)
+        return self._fbank(x_BT - mean_B1).masked_fill(~without_padding_BF[:, None], self.PADDING)
+
+    def _at_rate(self, sound_BT: Tensor, length: int) -> Tensor:
+        """Which samples at `rate` are sound, from which are at `clip_rate`."""
+        index_T = torch.arange(length, device=sound_BT.device) * self.clip_rate // self.rate
+        return sound_BT[:, index_T.clamp(max=sound_BT.shape[1] - 1)]
+
+    def _fbank(self, x_BT: Tensor) -> Tensor:
+        # The mean above is in float64, because the last bit of a float32 one depends on the number of clips in a batch.
         frames_BFW = x_BT.unfold(1, self.window, self.hop)
         frames_BFW = frames_BFW - frames_BFW.mean(dim=2, keepdim=True)
         previous_BFW = torch.cat((frames_BFW[..., :1], frames_BFW[..., :-1]), dim=2)
@@ -167,7 +188,7 @@ class EfficientAT128(KaldiLogMel):
     def _frames(self, length: int) -> int:
         return 1 + (length - 1) // self.hop  # pre-emphasis takes one sample
 
-    def _log_mel(self, x_BT: Tensor) -> Tensor:
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
         emphasised_BT = x_BT[:, 1:] - 0.97 * x_BT[:, :-1]
         spectrum_BKF = torch.stft(
             emphasised_BT, self.n_fft, self.hop, self.window, self.hann_W, center=True, return_complex=True
@@ -195,7 +216,7 @@ class CED64(LogMel):
     def _frames(self, length: int) -> int:
         return 1 + length // self.hop
 
-    def _log_mel(self, x_BT: Tensor) -> Tensor:
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
         return self.decibel(self.mel(x_BT).unsqueeze(1)).squeeze(1)  # with four axes the floor is per clip
 
 

@@ -54,10 +54,10 @@ class Tagger(nn.Module):
             mel_BMF = nn.functional.pad(mel_BMF, (0, missing), value=self.front_end.mask_value)
         return (mel_BMF - self.mean) / self.std
 
-    def tag(self, x_BT: Tensor) -> Tensor:
-        """Logits_BC of waveforms at `clip_rate`; in eval mode only."""
+    def tag(self, x_BT: Tensor, sound_BT: Tensor | None = None) -> Tensor:
+        """Logits_BC of waveforms at `clip_rate`; in eval mode only. `sound_BT`: see `front_end`."""
         assert not self.training, "a model in training mode would update its batch norm from these clips: call eval()"
-        return self(self.front_end(x_BT))
+        return self(self.front_end(x_BT, sound_BT))
 
     def set_progress(self, own_step: int, total: int) -> None:
         """Report the model's progress to its backbone, if that defines `set_progress`; most do not."""

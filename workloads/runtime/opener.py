@@ -1,19 +1,24 @@
 """How workloads read files: through an opener, so that this package does not depend on an object store."""
 
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 
 class Opener(Protocol):
-    """Opens URIs; the orchestrator passes in one for object stores."""
+    """Opens URIs; the orchestrator passes in one for object stores.
+
+    `open` and `identity` raise FileNotFoundError where there is no file, other OSErrors where it cannot be read.
+    """
 
     def open(self, uri: str) -> BinaryIO:
-        """The file at `uri`, opened for reading bytes; raises FileNotFoundError where there is none."""
+        """The file at `uri`, opened for reading bytes."""
         ...
 
     def identity(self, uri: str) -> str:
-        """A string that changes whenever the content does; raises FileNotFoundError where there is no file."""
+        """A string that changes whenever the content does."""
         ...
 
     def join(self, root: str, path: str) -> str:
@@ -21,15 +26,45 @@ class Opener(Protocol):
         ...
 
 
+class NotAFile(OSError):
+    """A folder, or a pipe or a device, which could be read for ever."""
+
+
+FAULTS_OF_THE_FILE = tuple(
+    getattr(errno, name) for name in ("ENOENT", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ELOOP", "ENAMETOOLONG")
+)
+
+
+def regular_file(path: Path) -> Path:
+    """The path itself; raises NotAFile where it is no file."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise NotAFile("is a folder" if path.is_dir() else "is a pipe or a device, not a file")
+    return path
+
+
+def is_fault_of_the_file(error: OSError) -> bool:
+    """Whether this file cannot be read; else the disk or the store cannot, and waiting may help."""
+    return isinstance(error, NotAFile) or error.errno in FAULTS_OF_THE_FILE or isinstance(error, FileNotFoundError)
+
+
+def unreadable(error: Exception) -> str:
+    """Why a file could not be opened or heard, for people."""
+    if isinstance(error, FileNotFoundError):
+        return "not found"
+    if isinstance(error, OSError):
+        return str(error) if isinstance(error, NotAFile) else f"cannot be read ({error.strerror or error})"
+    return str(error)
+
+
 class LocalFiles:
     """Opens paths of this machine; `~` is the home folder."""
 
     def open(self, uri: str) -> BinaryIO:
-        return Path(uri).expanduser().open("rb")
+        return regular_file(Path(uri).expanduser()).open("rb")
 
     def identity(self, uri: str) -> str:
-        stat = Path(uri).expanduser().stat()
-        return f"{stat.st_size}-{stat.st_mtime_ns}"
+        status = regular_file(Path(uri).expanduser()).stat()
+        return f"{status.st_size}-{status.st_mtime_ns}"
 
     def join(self, root: str, path: str) -> str:
         return os.path.join(root, path)

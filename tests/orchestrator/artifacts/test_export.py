@@ -50,7 +50,7 @@ def test_a_trained_tagger_with_its_front_end(trained, antiphon, tmp_path, monkey
         assert result["facts"]["weights_sha256"] == checkpoint.weights_digest(tagger.state_dict())
         card = Path(f"tagger.{to}.md").read_text()
         assert "license: unknown" in card
-        assert "Trained by antiphon from the recipe `demo`" in card
+        assert "Trained by antiphon from the recipe demo" in card
         assert state["data"]["fingerprint"] in card
         assert f"{state['test']['mAP']:.4f}" in card
         printed = snippet(card, capfd)
@@ -146,7 +146,7 @@ def test_the_licence_of_initial_weights_is_kept_from_run_to_run(trained, antipho
         assert json.loads(done.out)["facts"]["first_weights"] == origin
         card = out.with_name(out.name + ".md").read_text()
         assert 'license: other\nlicense_name: "CC-BY-4.0"' in card
-        assert f"initialized with weights imported from who/ever (file `v.bin`, SHA-256 `{'ab' * 32}`)." in card
+        assert f"initialized with weights imported from who/ever (file v.bin, SHA-256 `{'ab' * 32}`)." in card
         assert "Licence of the initial weights, which still applies: CC-BY-4.0.\n" in card
 
 

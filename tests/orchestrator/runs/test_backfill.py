@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
 from orchestrator.runs import backfill
+from orchestrator.storage import object_store
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import sqlite_uri
 from workloads.runtime.event_log import EventLog, timestamped
@@ -79,11 +79,14 @@ def test_the_outcome_names_the_destination_and_the_user_overrides_it(tmp_path: P
     assert backfill.replay_run(run, uri)["points_held"] == 2
 
 
-def test_a_run_in_an_object_store_is_fetched(uri: str) -> None:
+def test_a_run_in_an_object_store_is_fetched(uri: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    s3_server.client().create_bucket(Bucket="team")
     lines = [json.dumps(record) + "\n" for record in _records("remote", uri)]
-    fsspec.filesystem("memory").pipe_file("/team/remote/events.jsonl", "".join(lines).encode())
-    assert backfill.replay_run("memory://team/remote")["points_sent"] == 2
-    assert backfill.replay_run("memory://team/remote/")["points_held"] == 2
+    object_store.put_text("s3://team/remote/events.jsonl", "".join(lines))
+    assert backfill.replay_run("s3://team/remote")["points_sent"] == 2
+    assert backfill.replay_run("s3://team/remote/")["points_held"] == 2
 
 
 def test_an_unavailable_server_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -71,3 +71,19 @@ def test_the_identity_of_a_file_changes_with_its_content(tmp_path):
     assert files.join("s3://b/x", "y.wav") == "s3://b/x/y.wav"
     assert files.join("s3://b/x", "s3://c/y.wav") == "s3://c/y.wav"
     assert files.join("", "y.wav") == "y.wav"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "memory://runs",  # holds a run's checkpoints for as long as the process lives
+        "reference://x",
+        "http://127.0.0.1/x",
+        "simplecache::s3://bucket/x",
+        "zip://a::file:///tmp/x.zip",
+    ],
+)
+def test_no_other_storage_is_opened(uri):
+    for call in (object_store.filesystem, object_store.check_storage, object_store.FsspecFiles().open):
+        with pytest.raises(ValueError, match=r"no such storage; use a local path or s3://bucket/path"):
+            call(uri)

@@ -194,6 +194,34 @@ def test_the_clean_view_keeps_crop_and_mixture_and_nothing_else(build: Callable[
     assert torch.equal(clean.mel(front_end), quiet.mel(front_end))
 
 
+def test_a_shard_knows_the_padding_of_short_clips(real: tuple[Dataset, ClipCache, Data]) -> None:
+    """Clips of 5 s in batches of 8 s: sound and padding roll together, a mixture has sound where either clip has."""
+    dataset, cache, data = real
+    longer = replace(data, clip_seconds=8.0)
+
+    def shard_with(augment: Augment) -> Shard:
+        return Batches(dataset.clips, dataset, cache, make_recipe(longer, augment=augment, shards=1)).shard(0, 0)
+
+    plain, rolled = shard_with(Augment()), shard_with(Augment(roll=0.5))
+    assert plain.sound_BT is not None
+    assert rolled.sound_BT is not None
+    samples_B = torch.tensor([len(cache.load(clip_id)) for clip_id in plain.clip_ids])
+    assert torch.equal(plain.sound_BT, torch.arange(128_000) < samples_B[:, None])
+    shifts = {draw_view(Augment(roll=0.5), clip_id, 0).roll for clip_id in rolled.clip_ids}
+    assert len(shifts) == 8
+    for row, clip_id in enumerate(rolled.clip_ids):
+        shift = round(draw_view(Augment(roll=0.5), clip_id, 0).roll * 128_000)
+        assert torch.equal(rolled.sound_BT[row], plain.sound_BT[row].roll(shift))
+    assert (rolled.x_BT[~rolled.sound_BT] == 0).all()
+    mixed = shard_with(Augment(roll=0.5, mixup=1.0))
+    assert mixed.sound_BT is not None
+    assert (mixed.sound_BT.sum(1) > samples_B).any()
+    assert torch.equal(mixed.sound_BT, mixed.sound_BT | rolled.sound_BT)
+    assert shard_with(Augment(mixup=1.0, mixup_on="mel")).partner_sound_BT is not None
+    short = Batches(dataset.clips, dataset, cache, make_recipe(data, augment=MIXED, shards=1)).shard(0, 0)
+    assert short.sound_BT is None
+
+
 def test_moving_a_shard_to_a_device_moves_all_its_tensors(build: Callable[..., Batches]) -> None:
     moved = build(augment=replace(MIXED, mixup_on="mel")).shard(0, 0).to("meta")
     tensors = [moved.x_BT, moved.y_BC, moved.masks_B4, moved.partner_x_BT, moved.mix_weight_B, moved.clean().x_BT]

@@ -175,6 +175,59 @@ def test_a_broken_file_is_not_decoded_again_until_it_changes(tmp_path: Path) -> 
     assert [clip.clip_id for clip in still_broken] == ["truncated", "empty", "nan"]
 
 
+def test_folders_pipes_and_loops_are_quarantined(tmp_path: Path) -> None:
+    clips = tones(tmp_path, 1)
+    (tmp_path / "folder.wav").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
+    os.symlink("loop.wav", tmp_path / "loop.wav")
+    clips += [Clip(name, f"{name}.wav", ("t",), 1, name) for name in ("folder", "pipe", "loop")]
+    quarantined = make_cache(tmp_path).prepare(clips, data_at(tmp_path), LocalFiles())
+    reasons = {clip.clip_id: clip.reason for clip in quarantined}
+    assert list(reasons) == ["folder", "pipe", "loop"]
+    assert reasons["folder"] == "is a folder"
+    assert reasons["pipe"] == "is a pipe or a device, not a file"
+
+
+class FailingFiles(LocalFiles):
+    """A store that is unavailable for one file."""
+
+    def open(self, uri: str) -> BinaryIO:
+        if uri.endswith("1.wav"):
+            raise OSError("s3://bucket/1.wav: no connection")
+        return super().open(uri)
+
+
+def test_a_store_that_cannot_be_read_is_no_fault_of_its_clips(tmp_path: Path) -> None:
+    """Quarantined, they would change the data set's fingerprint, and no run on it could be resumed."""
+    clips, cache = tones(tmp_path, 3), make_cache(tmp_path)
+    with pytest.raises(OSError, match="no connection"):
+        cache.prepare(clips, data_at(tmp_path), FailingFiles())
+    assert cache.prepare(clips, data_at(tmp_path), LocalFiles()) == []
+
+
+def test_clips_whose_files_were_mended_are_listed_also_when_they_are_stored_already(tmp_path: Path) -> None:
+    clips = tones(tmp_path, 2)
+    samples, _ = soundfile.read(tmp_path / "1.wav")
+    soundfile.write(tmp_path / "1.wav", 8 * samples, 16_000, subtype="FLOAT")
+    for _ in range(2):
+        cache = make_cache(tmp_path)
+        assert cache.prepare(clips, data_at(tmp_path), LocalFiles()) == []
+        (mended,) = cache.mended()
+        assert (mended.clip_id, mended.notes) == ("c1", ("goes beyond full scale (peak 4): scaled down",))
+        assert cache.load("c1").abs().max() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("content", [b"", b"not numpy", b"half"])
+def test_a_damaged_stored_clip_is_decoded_again(tmp_path: Path, content: bytes) -> None:
+    clips, cache = tones(tmp_path, 1), make_cache(tmp_path)
+    cache.prepare(clips, data_at(tmp_path), LocalFiles())
+    (stored,) = cache.folder.glob("*.npy")
+    expected, whole = cache.load("c0"), stored.read_bytes()
+    stored.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    assert torch.equal(cache.load("c0"), expected)
+    assert stored.read_bytes() == whole
+
+
 def test_above_the_limit_the_least_recently_used_clips_are_evicted_first(tmp_path: Path) -> None:
     clips = tones(tmp_path, 4)  # each 16 128 bytes
     cache = make_cache(tmp_path, limit_gb=50_000 / 1e9)  # room for three

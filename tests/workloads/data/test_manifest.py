@@ -163,11 +163,86 @@ def test_a_missing_source_is_the_clip_itself(tmp_path: Path) -> None:
         ("clip_id,path,tags\na,,t\n", "multi", "row 1: path is empty"),
         ("clip_id,path,tags\na,a.wav,t;u\n", "single", "row 1: 2 tags .*labels = 'single'; set it to 'multi'"),
         ("clip_id,path,tags,fold\na,a.wav,t,one\n", "multi", "row 1: fold = 'one': must be a whole number"),
+        ("clip_id,path,tags,fold\na,a.wav,t,1.5\n", "multi", "row 1: fold = '1.5': must be a whole number"),
+        ("clip_id,path,tags,fold\na,a.wav,t,1\nb,b.wav,t,\n", "multi", "row 1 has a fold, row 2 has none; give every"),
+        ("clip_id,path,tags\na,a.wav,dog, barking\n", "multi", "line 2: 4 cells, the header has 3; put quotes"),
+        ("clip_id,path,tags\na,a.wav\n", "multi", "line 2: 2 cells, the header has 3"),
+        ('clip_id,path,tags\na,a.wav,"dog\nb,b.wav,cat\n', "multi", "line 2: unexpected end of data; check its quotes"),
+        ('clip_id,path,tags\na,a.wav,"dog\nb,b.wav,"\n', "multi", "line 2: a cell goes on to line 3: close its quote"),
+        ('clip_id,path,tags\na,a.wav,"dog" cat\n', "multi", "line 2: .* check its quotes"),
+        ("clip_id,path,tags,tags\na,a.wav,t,u\n", "multi", "column 'tags' is there twice"),
+        ("clip_id;path;tags\na;a.wav;t\n", "multi", "separated by semicolons; separate them by commas"),
+        (f"clip_id,path,tags\na,a.wav,{'x' * 200_000}\n", "multi", "line 2: field larger than field limit"),
+        ("clip_id,path,tags\na,/etc/passwd,t\n", "multi", "path = '/etc/passwd': leads out of data.root"),
+        ("clip_id,path,tags\na,~/a.wav,t\n", "multi", "leads out of data.root"),
+        ("clip_id,path,tags\na,b/../../a.wav,t\n", "multi", "leads out of data.root"),
+        ("clip_id,path,tags\na,s3://other/a.wav,t\n", "multi", "must be a plain path"),
+        ("clip_id,path,tags\na,reference://x::http://h/r.json,t\n", "multi", "must be a plain path"),
+        ("clip_id,path,tags\na,zip://a.wav::x.zip,t\n", "multi", "must be a plain path"),
     ],
 )
 def test_mistakes_in_a_manifest_name_row_and_fix(tmp_path: Path, text: str, labels: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_dataset(manifest(tmp_path, text, labels=labels), LocalFiles())
+
+
+def test_a_table_that_is_trusted_may_lead_anywhere_but_chooses_no_protocol(tmp_path: Path) -> None:
+    data = manifest(tmp_path, "clip_id,path,tags\na,/elsewhere/a.wav,t\nb,../b.wav,t\n")
+    clips = read_dataset(replace(data, anywhere=True), LocalFiles()).clips
+    assert [clip.path for clip in clips] == ["/elsewhere/a.wav", "../b.wav"]
+    data = manifest(tmp_path, "clip_id,path,tags\na,http://host/a.wav,t\n")
+    with pytest.raises(ValueError, match="must be a plain path"):
+        read_dataset(replace(data, anywhere=True), LocalFiles())
+
+
+def test_a_bucket_may_name_other_buckets_only_if_it_is_trusted(tmp_path: Path) -> None:
+    data = replace(manifest(tmp_path, "clip_id,path,tags\na,s3://other/a.wav,t\n"), root="s3://mine/audio")
+    with pytest.raises(ValueError, match=r"leads out of data.root = 's3://mine/audio'"):
+        read_dataset(data, LocalFiles())
+    (clip,) = read_dataset(replace(data, anywhere=True), LocalFiles()).clips
+    assert clip.path == "s3://other/a.wav"
+
+
+@pytest.mark.parametrize("spelling", ["2", "2.0", " 2", "2e0"])
+def test_a_fold_is_a_whole_number_in_any_spelling(tmp_path: Path, spelling: str) -> None:
+    (clip,) = read_dataset(manifest(tmp_path, f"clip_id,path,tags,fold\na,a.wav,t,{spelling}\n"), LocalFiles()).clips
+    assert clip.fold == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        (
+            "cp1252",
+            r"clips.csv: is not in UTF-8 \(byte 0xe4 in line 3\); save it as UTF-8, for example: iconv -f CP1252",
+        ),
+        ("utf-16", r"clips.csv: is in UTF-16; save it as UTF-8, for example: iconv -f UTF-16"),
+    ],
+)
+def test_another_encoding_is_named_with_a_conversion(tmp_path: Path, encoding: str, message: str) -> None:
+    data = manifest(tmp_path, "")
+    Path(data.manifest).write_bytes("clip_id,path,tags\na,a.wav,t\nb,b.wav,kräht\n".encode(encoding))
+    with pytest.raises(ValueError, match=message):
+        read_dataset(data, LocalFiles())
+
+
+def test_a_byte_order_mark_and_quoted_commas_are_read(tmp_path: Path) -> None:
+    data = manifest(tmp_path, "")
+    text = 'clip_id,path,tags\r\n\r\na,"a, b.wav","Hahn, kräht"\r\n'
+    Path(data.manifest).write_bytes(text.encode("utf-8-sig"))
+    (clip,) = read_dataset(data, LocalFiles()).clips
+    assert (clip.path, clip.tags) == ("a, b.wav", ("Hahn, kräht",))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "clips.parquet"
+    for content in (b"", b"PAR1 not really PAR1"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"clips.parquet: no readable Parquet file"):
+            read_dataset(Data(format="manifest", manifest=str(file), labels="multi"), LocalFiles())
+    pyarrow.parquet.write_table(pyarrow.table({"name": ["a"], "file": ["b"]}), file)
+    with pytest.raises(ValueError, match="no column clip_id, path; it has name, file and needs clip_id, path"):
+        read_dataset(Data(format="manifest", manifest=str(file), labels="multi"), LocalFiles())
 
 
 def test_a_missing_data_set_and_an_unknown_format_are_refused(tmp_path: Path) -> None:

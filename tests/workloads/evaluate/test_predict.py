@@ -1,39 +1,38 @@
 """The probabilities of a file's tags, for files of any length."""
 
-import io
-
 import pytest
-import soundfile
 import torch
 from torch import Tensor
+from torchaudio.compliance.kaldi import fbank
 
 from tests.official import keyed_state, waveform
-from workloads.config.architectures import ViT
-from workloads.config.recipe import Model
-from workloads.evaluate.predict import tag_file
+from workloads.config.architectures import AST, ViT
+from workloads.config.recipe import FrontEnd, Model
+from workloads.evaluate import predict
+from workloads.evaluate.predict import BadNumbers, tag_sound
 from workloads.models.tagger import Tagger, build_tagger
 
 RATE = LENGTH = 16_000  # clips of a second
 TAGS = ("dog", "rain", "saw")
 
 
-@pytest.fixture
-def tagger() -> Tagger:
+def with_keyed_weights(model: Model) -> Tagger:
     """Weights with distinct outputs: with freshly initialised ones all files get nearly the same probabilities."""
-    model = Model(arch=ViT(family="vit", dim=16, depth=1, heads=2, pool="avg"))
-    tagger = build_tagger(model, name="vit", tags=TAGS, labels="multi", clip_seconds=1.0, clip_rate=RATE, seed=0).eval()
+    tagger = build_tagger(model, name="one", tags=TAGS, labels="multi", clip_seconds=1.0, clip_rate=RATE, seed=0).eval()
     shapes = {name: list(tensor.shape) for name, tensor in tagger.state_dict().items() if name != "backbone.grid"}
     tagger.load_state_dict(keyed_state(shapes), strict=False)
     return tagger
 
 
+@pytest.fixture
+def tagger() -> Tagger:
+    return with_keyed_weights(Model(arch=ViT(family="vit", dim=16, depth=1, heads=2, pool="avg")))
+
+
 def tag_samples(tagger: Tagger, x_T: Tensor, *, labels: str = "multi") -> list[float]:
-    """The probability of each tag, in the order of TAGS, for a file of these samples."""
-    file = io.BytesIO()
-    soundfile.write(file, x_T.numpy(), RATE, format="WAV", subtype="FLOAT")
-    file.seek(0)
+    """The probability of each tag, in the order of TAGS, for a sound of these samples."""
     state = {"clip_rate": RATE, "clip_seconds": 1.0, "labels": labels, "tags": TAGS}
-    probability = dict(tag_file(tagger, state, file, top=3))
+    probability = dict(tag_sound(tagger, state, x_T, top=3))
     return [probability[tag] for tag in TAGS]
 
 
@@ -68,6 +67,45 @@ def test_a_shorter_file_is_padded_with_zeros(tagger) -> None:
     x_T = waveform(1.0, RATE)[0, :9000]
     (expected,) = window_probabilities(tagger, torch.cat([x_T, torch.zeros(LENGTH - 9000)]))
     assert tag_samples(tagger, x_T) == expected.tolist()
+
+
+def test_a_short_file_is_heard_as_ast_hears_it() -> None:
+    """Its missing frames are 0 before normalisation, not the spectrum of silence."""
+    model = Model(arch=AST(family="ast", size="tiny"), front_end=FrontEnd(kind="kaldi128"))
+    ast = with_keyed_weights(model)
+    x_T = waveform(1.0, RATE)[0, :9000]
+    frames_1FM = fbank(
+        (x_T - x_T.mean())[None],
+        htk_compat=True,
+        sample_frequency=RATE,
+        window_type="hanning",
+        num_mel_bins=128,
+        dither=0.0,
+    )[None]
+    mel_1MF = torch.nn.functional.pad(frames_1FM, (0, 0, 0, ast.num_frames - frames_1FM.shape[1])).transpose(1, 2)
+    with torch.no_grad():
+        expected_C = ast(mel_1MF).sigmoid()[0]
+        silence_C = ast.tag(torch.cat([x_T, torch.zeros(LENGTH - 9000)])[None]).sigmoid()[0]
+    heard_C = torch.tensor(tag_samples(ast, x_T))
+    torch.testing.assert_close(heard_C, expected_C, atol=1e-4, rtol=0)
+    assert (silence_C - expected_C).abs().max() > 0.01
+
+
+def test_a_long_recording_is_tagged_in_parts(tagger, monkeypatch) -> None:
+    x_T = waveform(10.0, RATE)[0]
+    at_once = tag_samples(tagger, x_T)
+    sizes = []
+    tag = tagger.tag
+    monkeypatch.setattr(predict, "WINDOWS_AT_ONCE", 3)
+    monkeypatch.setattr(tagger, "tag", lambda x_BT, sound_BT: sizes.append(len(x_BT)) or tag(x_BT, sound_BT))
+    assert tag_samples(tagger, x_T) == pytest.approx(at_once, abs=1e-6)
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_logits_that_are_not_finite_are_no_answer(tagger) -> None:
+    tagger.backbone.head.weight.data[0, 0] = torch.nan
+    with pytest.raises(BadNumbers, match="its weights are damaged or have diverged"):
+        tag_samples(tagger, waveform(1.0, RATE)[0])
 
 
 def test_probabilities_of_single_labels_sum_to_one(tagger) -> None:

@@ -42,7 +42,7 @@ def sound_file(samples: np.ndarray, rate: int, container: str, subtype: str) -> 
 )
 def test_every_format_gives_the_encoded_samples(container: str, subtype: str, rate: int, allowed: float) -> None:
     sine = 0.5 * tone(440, rate).numpy()
-    x_T, decoded_rate = decode(io.BytesIO(sound_file(sine, rate, container, subtype)))
+    x_T, decoded_rate, _ = decode(sound_file(sine, rate, container, subtype))
     assert decoded_rate == rate
     assert x_T.dtype == torch.float32
     assert len(x_T) == pytest.approx(rate, rel=0.01)
@@ -52,7 +52,7 @@ def test_every_format_gives_the_encoded_samples(container: str, subtype: str, ra
 
 def test_channels_are_averaged() -> None:
     stereo = np.stack([np.full(1000, 0.5), np.full(1000, -0.25)], axis=1)
-    x_T, _ = decode(io.BytesIO(sound_file(stereo, 44_100, "FLAC", "PCM_16")))
+    x_T, _, _ = decode(sound_file(stereo, 44_100, "FLAC", "PCM_16"))
     assert x_T.unique().tolist() == [0.125]
 
 
@@ -77,13 +77,13 @@ MP3 = sound_file(noise(16_000).numpy(), 16_000, "MP3", "MPEG_LAYER_III")
 )
 def test_files_without_usable_audio_are_broken_clips_with_a_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BrokenClip, match=reason):
-        decode(io.BytesIO(content))
+        decode(content)
 
 
 def test_a_wav_streamed_through_a_pipe_is_decoded_although_its_header_claims_four_gigabytes() -> None:
     streamed = bytearray(WAV)
     streamed[40:44] = b"\xff\xff\xff\xff"
-    assert len(decode(io.BytesIO(bytes(streamed)))[0]) == 16_000
+    assert len(decode(bytes(streamed))[0]) == 16_000
 
 
 def test_resampling_keeps_frequencies_below_the_new_nyquist_and_removes_the_rest() -> None:
@@ -210,3 +210,29 @@ def test_unknown_kinds_and_clips_too_short_are_refused() -> None:
         build_front_end("mfcc", clip_rate=16_000)
     with pytest.raises(ValueError, match=r"clip_seconds = 0.01.*0.05 s or more"):
         build_front_end("kaldi128", clip_rate=16_000).frames(0.01)
+
+
+@pytest.mark.parametrize("samples", [79_999, 30_000, 401, 399])
+@pytest.mark.parametrize("clip_rate", [16_000, 32_000])
+def test_kaldi128_pads_short_clips_in_the_spectrogram_as_ast_does(samples: int, clip_rate: int) -> None:
+    """AST computes the frames of the sound alone and pads them with 0, before it normalises."""
+    front_end = build_front_end("kaldi128", clip_rate=clip_rate)
+    length = round(5.0 * clip_rate)
+    x_BT, sound_BT = 0.1 * noise(2, length) + 0.3, torch.ones(2, length, dtype=torch.bool)
+    x_BT[0, samples:], sound_BT[0, samples:] = 0.0, False
+    padded_MF, whole_MF = front_end(x_BT, sound_BT)
+    alone = front_end.resample(x_BT[:1, :samples])
+    frames = max(0, front_end._frames(alone.shape[1]))
+    assert (padded_MF[:, frames:] == 0).all()
+    if frames:  # the last ones hear the edge that resampling smooths
+        expected_MF = build_front_end("kaldi128", clip_rate=16_000)(alone)[0]
+        inside = frames if clip_rate == 16_000 else frames - 1
+        torch.testing.assert_close(padded_MF[:, :inside], expected_MF[:, :inside], atol=2e-2, rtol=0)
+    torch.testing.assert_close(whole_MF, front_end(x_BT[1:])[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "kaldi128"])
+def test_the_other_front_ends_hear_padding_as_silence(kind: str) -> None:
+    front_end, x_BT = build_front_end(kind, clip_rate=16_000), noise(1, 16_000)
+    x_BT[:, 9000:] = 0
+    assert torch.equal(front_end(x_BT, torch.arange(16_000)[None] < 9000), front_end(x_BT))

@@ -1,0 +1,32 @@
+"""The one place that prints what users named: tags, files, paths, runs. Does not depend on what it prints."""
+
+import sys
+
+import typer
+from rich.text import Text
+
+
+def printable(text: str) -> str:
+    """The text with the characters that a terminal obeys, or cannot show, written as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def print_out(line: str) -> None:
+    """Print one line of a result to stdout."""
+    typer.echo(printable(line))
+
+
+def print_note(line: str) -> None:
+    """Print one line to stderr, which keeps stdout for results."""
+    typer.echo(printable(line), err=True)
+
+
+def cell(text: str) -> Text:
+    """A table's cell, or a line on a Rich console: brackets in it are no markup."""
+    return Text(printable(text))
+
+
+def show_every_name() -> None:
+    """Let stdout and stderr show names that their encoding cannot, as escapes; call it once, before anything prints."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -1,0 +1,155 @@
+"""What is heard of files as people have them: MPEG of all kinds, unfinished headers, samples beyond full scale."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from workloads.data import decode
+from workloads.data.decode import BrokenClip, load_sound, resample
+
+RATE = 16_000
+
+
+def sound_of(content: bytes, *, rate: int = RATE) -> decode.Sound:
+    return load_sound(io.BytesIO(content), rate=rate)
+
+
+def encoded(x_T: np.ndarray, container: str, *, rate: int = RATE, **options: object) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, x_T, rate, format=container, **options)
+    return file.getvalue()
+
+
+def tone_then_noise(seconds: float) -> np.ndarray:
+    """Half a tone, half noise: a variable bit rate spends few bits on the first and many on the second."""
+    time_T = np.arange(round(seconds * RATE)) / RATE
+    noise_T = 0.1 * np.random.default_rng(0).standard_normal(len(time_T))
+    return np.where(time_T < seconds / 2, 0.3 * np.sin(2 * np.pi * 300 * time_T), noise_T).astype(np.float32)
+
+
+SAMPLES = 10 * RATE
+VARIABLE = encoded(tone_then_noise(10), "MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+HEADER = VARIABLE.index(VARIABLE[:2], 4)  # bytes of the first frame, which holds the Xing header
+WITHOUT_HEADER = VARIABLE[HEADER:]
+
+
+def test_the_files_are_what_the_tests_below_need() -> None:
+    assert b"Xing" in VARIABLE[:HEADER]
+    with soundfile.SoundFile(io.BytesIO(WITHOUT_HEADER)) as sound:
+        assert sound.frames < 0.3 * SAMPLES, "libsndfile's estimate"
+
+
+@pytest.mark.parametrize(
+    ("content", "samples"),
+    [
+        pytest.param(VARIABLE, SAMPLES, id="with its header"),
+        pytest.param(WITHOUT_HEADER, SAMPLES, id="without"),
+        pytest.param(VARIABLE + VARIABLE, 2 * SAMPLES, id="two files joined"),
+        pytest.param(VARIABLE + WITHOUT_HEADER, 2 * SAMPLES, id="joined with one without header"),
+        pytest.param(bytes(1152) + VARIABLE, SAMPLES, id="zeros first"),
+        pytest.param(b"ID3\3\0\0\0\0\1\0" + bytes(128 + 2048) + VARIABLE, SAMPLES, id="a tag longer than it says"),
+    ],
+)
+def test_every_frame_of_an_mp3_is_heard(content: bytes, samples: int) -> None:
+    assert len(sound_of(content).x_T) == pytest.approx(samples, abs=5000)
+
+
+def test_an_excerpt_of_an_mp3_is_heard_from_its_first_whole_frame() -> None:
+    """The second half of the bytes is the end of the noise, whose frames are larger."""
+    x_T = sound_of(VARIABLE[len(VARIABLE) // 2 :]).x_T
+    whole_T = sound_of(VARIABLE).x_T
+    assert 2 * RATE < len(x_T) < 5 * RATE
+    torch.testing.assert_close(x_T[2400:].std(), whole_T[-len(x_T) + 2400 :].std(), rtol=0.02, atol=0)
+
+
+def test_mp3s_are_the_samples_that_libsndfile_decodes() -> None:
+    expected, _ = soundfile.read(io.BytesIO(VARIABLE), dtype="float32")
+    np.testing.assert_allclose(sound_of(VARIABLE).x_T.numpy(), expected, atol=1e-4)
+
+
+def with_bytes(content: bytes, at: int, new: bytes) -> bytes:
+    return content[:at] + new + content[at + len(new) :]
+
+
+WAV = encoded(tone_then_noise(2), "WAV", subtype="PCM_16")
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_wav_whose_header_was_never_finished_is_heard_to_its_end_and_counted(size: int) -> None:
+    sound = sound_of(with_bytes(WAV, 40, struct.pack("<I", size)))
+    assert torch.equal(sound.x_T, sound_of(WAV).x_T)
+    assert sound.repaired
+    assert sound.notes == ("its header lacks the size of the sound: heard to the end of the file",)
+    assert not sound_of(WAV).notes
+
+
+def test_a_flac_of_unknown_length_is_heard_whole() -> None:
+    flac = encoded(tone_then_noise(2), "FLAC", subtype="PCM_16")
+    unknown = with_bytes(flac, 21, bytes([flac[21] & 0xF0, 0, 0, 0, 0]))  # 36 bits of STREAMINFO
+    assert torch.equal(sound_of(unknown).x_T, sound_of(flac).x_T)
+
+
+@pytest.mark.parametrize("rate", [1, 99, 10_000_000])
+def test_a_rate_that_no_recorder_has_is_a_damaged_header(rate: int) -> None:
+    with pytest.raises(BrokenClip, match=f"declares a sample rate of {rate} Hz"):
+        sound_of(with_bytes(WAV, 24, struct.pack("<I", rate)))
+
+
+@pytest.mark.parametrize("scale", [3.2, 32768.0])
+def test_samples_beyond_full_scale_are_scaled_down_as_a_whole_and_counted(scale: float) -> None:
+    x_T = tone_then_noise(1) / np.abs(tone_then_noise(1)).max()
+    sound = sound_of(encoded(scale * x_T, "WAV", subtype="FLOAT"))
+    np.testing.assert_allclose(sound.x_T.numpy(), x_T, atol=1e-6)
+    assert sound.peak == pytest.approx(scale)
+    assert sound.notes[0].startswith("goes beyond full scale")
+
+
+def test_one_wild_sample_breaks_a_clip() -> None:
+    x_T = tone_then_noise(1)
+    x_T[1000] = 3e29
+    with pytest.raises(BrokenClip, match=r"holds samples up to 3e\+29, where full scale is 1"):
+        sound_of(encoded(x_T, "WAV", subtype="FLOAT"))
+
+
+def test_what_resampling_overshoots_stays_within_full_scale() -> None:
+    square_T = np.sign(np.sin(2 * np.pi * 500 * np.arange(44_100) / 44_100)).astype(np.float32)
+    sound = sound_of(encoded(square_T, "WAV", rate=44_100, subtype="FLOAT"))
+    assert 1.05 < sound.peak < 1.3
+    assert float(sound.x_T.abs().max()) == pytest.approx(1)
+
+
+def test_a_file_that_is_too_long_or_too_large_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_SAMPLES", 20_000)
+    with pytest.raises(BrokenClip, match="cut it into parts"):
+        sound_of(WAV)
+    monkeypatch.setattr(decode, "MAX_SAMPLES", 40_000)
+    with pytest.raises(BrokenClip, match="longer than"):
+        sound_of(WAV, rate=48_000)
+    monkeypatch.setattr(decode, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(BrokenClip, match="larger than"):
+        sound_of(WAV)
+
+
+def test_whatever_fails_in_decoding_is_the_files_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError("of a header's numbers")
+
+    monkeypatch.setattr(torchaudio.functional, "resample", fails)
+    with pytest.raises(BrokenClip, match="MemoryError: of a header's numbers"):
+        sound_of(WAV, rate=8000)
+
+
+@pytest.mark.parametrize("length", [1, 5000, 5001, 77_777])
+@pytest.mark.parametrize(("orig", "new"), [(44_100, 16_000), (16_000, 32_000), (44_099, 32_000), (500_000, 16_000)])
+def test_a_long_waveform_is_resampled_in_blocks_as_it_is_in_one(
+    orig: int, new: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x_T = torch.randn(length, generator=torch.Generator().manual_seed(0))
+    at_once_T = resample(x_T, orig=orig, new=new)
+    monkeypatch.setattr(decode, "BLOCK", 5000)
+    torch.testing.assert_close(resample(x_T, orig=orig, new=new), at_once_T, rtol=0, atol=2e-6)

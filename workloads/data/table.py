@@ -1,0 +1,102 @@
+"""Tables that people wrote, CSV or Parquet, row by row. A damaged one is refused, not guessed at.
+
+Does not depend on what the columns mean.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from workloads.runtime.opener import Opener
+from workloads.runtime.text import decode_text
+
+MAX_BYTES = 2**31  # of a table's file
+Row = dict[str, str]  # a cell is empty where its value is missing
+
+
+def read_table(uri: str, opener: Opener, *, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of the table at `uri`: of Parquet only these columns, as far as they exist.
+
+    Raises ValueError, with the place and the fix, for a file that cannot be read, has another ending, or is damaged.
+    """
+    if uri.endswith(".csv"):
+        return parse_csv(_read_file(uri, opener), uri)
+    if uri.endswith(".parquet"):
+        return _parse_parquet(_read_file(uri, opener), uri, columns)
+    raise ValueError(f"data.manifest = {uri!r}: must end in .csv or .parquet")
+
+
+def _read_file(uri: str, opener: Opener) -> bytes:
+    try:
+        with opener.open(uri) as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: no such file; check data.root and data.manifest") from None
+    except OSError as error:
+        raise ValueError(f"{uri}: cannot be read ({error}); check the address and the credentials") from None
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{uri}: larger than {MAX_BYTES / 2**30:g} GiB; is it a table of clips?")
+    return content
+
+
+def parse_csv(content: bytes, name: str) -> Iterator[Row]:
+    """The rows of a CSV file with a header, in UTF-8, separated by commas; blank lines are skipped.
+
+    Every row has as many cells as the header, and no cell a line break: a surplus cell is an unquoted comma, and a
+    quote that is not closed swallows the rows after it.
+    """
+    reader = csv.reader(io.StringIO(decode_text(content, name), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{name}, line {line}: {error}; check its quotes") from None
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if any("\n" in cell or "\r" in cell for cell in cells):
+            raise ValueError(f"{name}, line {line}: a cell goes on to line {reader.line_num}: close its quote")
+        if header is None:
+            header = _checked_header(cells, name)
+        elif len(cells) != len(header):
+            raise ValueError(
+                f"{name}, line {line}: {len(cells)} cells, the header has {len(header)}; put quotes around a cell that "
+                "holds a comma, and write every cell, also an empty one"
+            )
+        else:
+            yield dict(zip(header, cells, strict=True))
+
+
+def _checked_header(names: list[str], file: str) -> list[str]:
+    names = [name.strip() for name in names]
+    if len(names) == 1 and ";" in names[0]:
+        raise ValueError(f"{file}: its cells are separated by semicolons; separate them by commas")
+    if doubled := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ValueError(f"{file}: column {doubled[0]!r} is there twice; give every column its own name")
+    return names
+
+
+def _parse_parquet(content: bytes, name: str, columns: Sequence[str]) -> Iterator[Row]:
+    """The same as from a CSV file: text, lists joined by semicolons; read in batches, of which one is in memory."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+        present = file.schema_arrow.names
+        wanted = [column for column in columns if column in present]
+        if not wanted:  # the caller says which ones are missing, of those that are there
+            yield from [dict.fromkeys(present, "")] * min(1, file.metadata.num_rows)
+            return
+        for batch in file.iter_batches(columns=wanted):
+            for row in batch.to_pylist():
+                yield {column: _text(cell) for column, cell in row.items()}
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{name}: no readable Parquet file ({' '.join(str(error).split())[:200]})") from None
+
+
+def _text(cell: object) -> str:
+    return ";".join(map(str, cell)) if isinstance(cell, list) else "" if cell is None else str(cell)

@@ -1,0 +1,19 @@
+"""Text files that people wrote: decoded, or refused with the way to convert them. Does not depend on what they hold."""
+
+import codecs
+import shlex
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """The text of a UTF-8 file, without a byte order mark; ValueError names the file, its encoding and a conversion."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if content.startswith(UTF_16) else "CP1252"
+        what = "is in UTF-16" if encoding == "UTF-16" else f"is not in UTF-8 (byte 0x{content[error.start]:02x}"
+        where = "" if encoding == "UTF-16" else f" in line {content.count(10, 0, error.start) + 1})"
+        raise ValueError(
+            f"{name}: {what}{where}; save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 {shlex.quote(name)}"
+        ) from None
