@@ -87,6 +87,9 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
     print_note(f"report    {outcome['report']}")
     if ui := ui_command(outcome["tracking"]):
         print_note(f"tracking  {ui}")
+    if outcome["status"] == "preempted":
+        done = outcome["resumed_from_step"] + outcome["steps_run"]
+        print_note(f"preempted: saved at step {done}; repeat the command with --resume {outcome['run_id']} to continue")
     if outcome["error"]:
         print_note(f"failed: {outcome['error']}")
 

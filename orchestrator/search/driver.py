@@ -26,7 +26,7 @@ from orchestrator.search.trial_spec import SearchPlan, search_plan
 from orchestrator.search.validation import check, check_data
 from orchestrator.storage import object_store
 from orchestrator.tracking.replayer import start_replayer
-from orchestrator.training.driver import wait_for_tracking
+from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
 from orchestrator.training.ray_cluster import RayConnection, connect, resolve_address, worker_environment
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import on_sigterm
@@ -126,7 +126,8 @@ def _run_on_ray(job: _Job) -> dict[str, Any]:
             outcome, replayer = _run_recorded(job, resources, slots=slots)
         finally:
             ray.shutdown()
-        wait_for_tracking(replayer)  # it writes which MLflow runs the report can link to
+        # the replayer writes which MLflow runs the report can link to
+        wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S["done"])
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""The driver of one training run: check, claim, record, launch, watch, conclude.
+"""The driver of one training run: check, claim, record, launch, watch, conclude, and only then wait for MLflow.
 
 The driver is the process of `antiphon run`. It writes the event log, sends the heartbeat and starts the replayer
 process; training itself happens in this process (`local_run.py`) or in Ray Train's workers (`ray_trainer.py`,
@@ -23,13 +23,15 @@ from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.local_run import run_in_process
 from orchestrator.training.ray_trainer import run_on_ray
 from orchestrator.training.request import RunRequest, check_request, with_absolute_paths
+from orchestrator.training.signals import StopSignals
 from orchestrator.training.system_metrics import sampling
 from workloads.data.clips import split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.event_log import EventLog
 
 Progress = Callable[[RunLocation], AbstractContextManager[None]]
-TRACKING_GRACE_S = 30.0  # how long the end of a run waits for the replayer to catch up
+# how long the end of a run waits for the replayer to catch up, by the run's status; who preempts a run soon kills it
+TRACKING_GRACE_S = {"done": 30.0, "failed": 30.0, "preempted": 2.0}
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,21 @@ def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
     if opened.outcome is not None:  # the run is done already
         return RunResult(opened.outcome, location, published=False)
     assert opened.attempt is not None
-    with beating(location.uri, driver):
-        replayer = _record_and_train(request, location, opened.attempt, show_progress)
-        wait_for_tracking(replayer)
+    with StopSignals() as stop, beating(location.uri, driver):
+        replayer = _record_and_train(request, location, opened.attempt, show_progress, stop)
 
         def publish() -> RunResult:
             newest = is_driven_by(location.uri, driver)  # else another driver has resumed the run
             return RunResult(conclude(location, publish=newest), location, published=newest)
 
-        return retry_while_unavailable(publish, what=location.uri, patience_s=request.patience_s)
+        result = retry_while_unavailable(publish, what=location.uri, patience_s=request.patience_s)
+    wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S[result.outcome["status"]])
+    return result
 
 
-def _record_and_train(request: RunRequest, location: RunLocation, attempt: Attempt, show_progress: Progress) -> Any:
+def _record_and_train(
+    request: RunRequest, location: RunLocation, attempt: Attempt, show_progress: Progress, stop: StopSignals
+) -> Any:
     """Train, and record how that ended; returns the replayer.
 
     Errors of training become the `end` record. Raises KeyboardInterrupt and SystemExit, and OSError where the event log
@@ -96,7 +101,7 @@ def _record_and_train(request: RunRequest, location: RunLocation, attempt: Attem
         train = run_in_process if request.local else run_on_ray
         try:
             with show_progress(location), sampling(event_log):
-                end = train(request, location, attempt, event_log, replayer)
+                end = train(request, location, attempt, event_log, replayer, stop)
             event_log.append(end)
         except BaseException as error:
             _record_failure(event_log, location, error)
@@ -121,9 +126,9 @@ def _one_line(error: BaseException) -> str:
     return " ".join(lines) if len(lines) <= 3 else lines[-1]
 
 
-def wait_for_tracking(replayer: Any) -> None:
+def wait_for_tracking(replayer: Any, *, timeout_s: float) -> None:
     """Give the replayer time to catch up; what it has not sent by then stays in the event log."""
-    code = replayer.wait(timeout_s=TRACKING_GRACE_S)
+    code = replayer.wait(timeout_s=timeout_s)
     if code is None:
         print("tracking is still catching up in the background; nothing is lost", file=sys.stderr)
     elif code != 0:

@@ -1,7 +1,6 @@
 """A run in the driver's own process, without Ray (`--local`)."""
 
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,24 @@ from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
 from orchestrator.training.request import RunRequest, require_gpu
-from orchestrator.training.signals import on_sigterm
+from orchestrator.training.signals import StopSignals
 from workloads.runtime.event_log import EventLog
 
 
 def run_in_process(
-    request: RunRequest, location: RunLocation, attempt: Attempt, event_log: EventLog, replayer: Any
+    request: RunRequest,
+    location: RunLocation,
+    attempt: Attempt,
+    event_log: EventLog,
+    replayer: Any,
+    stop: StopSignals,
 ) -> dict[str, Any]:
-    """Train here and return the end record. Torch is imported only now; SIGTERM saves, then ends as "preempted"."""
+    """Train here and return the end record: "preempted" where `stop` was requested. Torch is imported only now."""
     from workloads.runtime.session import LocalSession
     from workloads.train import loop, set_up
 
     require_gpu(request.recipe)
     replayer.wait_started()
-    stop = threading.Event()
     retention = NewestAndBest(request.recipe.train.keep_last)
     store = CheckpointStore(attempt, retention=retention, patience_s=request.patience_s)
     store.collect_garbage()
@@ -34,12 +37,11 @@ def run_in_process(
             event_log=event_log,
             store=background,
             device=request.recipe.train.device,
-            should_stop=stop.is_set,
+            should_stop=stop.requested,
         )
-        with on_sigterm(stop.set):
-            run = set_up(request.recipe, session, files=object_store.FsspecFiles())
-            try:
-                status = loop(run)
-            except ValueError as error:  # once the loop runs, an error is not the user's mistake
-                raise RuntimeError(f"step {run.step}: {error}") from error
+        run = set_up(request.recipe, session, files=object_store.FsspecFiles())
+        try:
+            status = loop(run)
+        except ValueError as error:  # once the loop runs, an error is not the user's mistake
+            raise RuntimeError(f"step {run.step}: {error}") from error
     return end_record(status)

@@ -5,6 +5,9 @@ resume from, so Ray's record of its latest checkpoint (`RAY_SNAPSHOT`) is delete
 """
 
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +19,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_cluster import connect, resolve_address, worker_environment
 from orchestrator.training.request import RunRequest
-from orchestrator.training.signals import on_sigterm
+from orchestrator.training.signals import StopSignals
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog, read_event_log
 
@@ -25,16 +28,28 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def run_on_ray(
-    request: RunRequest, location: RunLocation, attempt: Attempt, event_log: EventLog, replayer: Any
+    request: RunRequest,
+    location: RunLocation,
+    attempt: Attempt,
+    event_log: EventLog,
+    replayer: Any,
+    stop: StopSignals,
 ) -> dict[str, Any]:
-    """Train in Ray Train's workers and return the end record; SIGTERM asks the workers to save and stop."""
+    """Train in Ray Train's workers and return the end record; where `stop` is requested, the workers save and stop."""
     worker_environment()
     address = resolve_address(request.address)  # before Ray is imported: it reads where its token is then
     import ray
 
     _connect(ray, request, address)
+    stop.install()  # once more: Ray has set its own handler for SIGTERM
+
+    def ask_workers() -> None:
+        retry_while_unavailable(
+            lambda: request_stop(location.uri, attempt.driver), what=location.uri, patience_s=request.patience_s
+        )
+
     try:
-        with on_sigterm(lambda: request_stop(location.uri, attempt.driver)):
+        with stop.relayed(ask_workers):
             replayer.wait_started()
             return fit(request.recipe, location, attempt, workers=request.workers, patience_s=request.patience_s)
     finally:
@@ -82,12 +97,26 @@ def fit(
             **ray_storage(location.uri.removesuffix(f"/{location.run_id}"), patience_s=patience_s),
         ),
     )
-    trainer.fit()
+    _in_a_thread(trainer.fit)
     new_records = read_event_log(location.event_log)[num_records_before:]
     closed = [record for record in new_records if record["kind"] == "closed"]
     if not closed:
         raise RuntimeError("the workers ended without reporting a status")
     return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
+
+
+def _in_a_thread(call: Callable[[], Any]) -> None:
+    """Call it in another thread and wait: in the main thread Ray Train would take Ctrl-C and abort the workers."""
+    done: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="ray-train").start()
+    done.result()
 
 
 def ray_storage(storage: str, *, patience_s: float) -> dict[str, Any]:

@@ -337,8 +337,9 @@ def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
     assert down.returncode == 0, down.stderr
 
 
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("mode", [["--local"], []], ids=["local", "ray"])
-def test_sigterm_saves_a_checkpoint_and_reports_preempted(home, tmp_path, mode):
+def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(home, tmp_path, mode, which):
     long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000"]
     command = [ANTIPHON, "run", "demo", *mode, "--json", "--tracking", "none", "--storage", f"{tmp_path}/cut"]
     process = subprocess.Popen(
@@ -346,13 +347,16 @@ def test_sigterm_saves_a_checkpoint_and_reports_preempted(home, tmp_path, mode):
     )
     try:
         event_log = wait_for_record(tmp_path / "cut", process)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(which)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 75, err[-2000:]
     outcome = json.loads(out)
     assert outcome["status"] == "preempted"
+    step, run_id = outcome["steps_run"], outcome["run_id"]
+    assert "stopping: a checkpoint is saved first" in err
+    assert f"preempted: saved at step {step}; repeat the command with --resume {run_id} to continue" in err
     saved = [record for record in read_event_log(event_log) if record["kind"] == "checkpoint"]
     assert saved[-1]["step"] == outcome["steps_run"] > 0
     assert (event_log.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
