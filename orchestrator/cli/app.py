@@ -1,7 +1,7 @@
 """The `antiphon` command: registers every command, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 a mistake of the user, 75 preempted (saved; resume it). Commands import heavy modules
-when they run, so that `antiphon --help` stays below a second.
+Exit codes: 0 done, 1 failed, 2 a mistake of the user, 75 try again: preempted (saved; resume it), or driven by another
+process. Commands import heavy modules when they run, so that `antiphon --help` stays below a second.
 """
 
 import json
@@ -13,13 +13,14 @@ from rich.console import Console
 from orchestrator.cli import cluster, models, tracking
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.export import export
-from orchestrator.cli.options import FAILED, MISTAKE, emitted
+from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
 from orchestrator.cli.plan import plan
 from orchestrator.cli.printing import cell, show_every_name
 from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.search import search
 from orchestrator.cli.taggers import evaluate, tag
+from workloads.runtime.checkpoint_store import AlreadyDriven
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Audio taggers that teach each other, on Ray.")
 for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export):
@@ -35,6 +36,8 @@ def main() -> None:
         app()
     except ValueError as mistake:
         raise _exit_for(mistake, "mistake", MISTAKE) from None
+    except AlreadyDriven as busy:  # job systems repeat a command that ends so
+        raise _exit_for(busy, "busy", PREEMPTED) from None
     except OSError as error:  # no mistake of the user, and a traceback would not help
         raise _exit_for(error, "failed", FAILED) from None
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from workloads.runtime.event_log import end_of
+
 Curve = list[tuple[int, float]]  # (step, value), one value per step, in order of steps
 UNFINISHED = "unfinished"
 TRAINING, TEACHING, BOTH = "training", "teaching", "training and teaching"
@@ -116,8 +118,8 @@ class RunHistory:
     @property
     def status(self) -> str:
         """done, failed, preempted, or unfinished if the event log has no end record for the last attempt."""
-        last = [record for record in self.records if record["kind"] in ("run", "end")][-1:]
-        return last[0]["status"] if last and last[0]["kind"] == "end" else UNFINISHED
+        end = end_of(self.records)
+        return end["status"] if end else UNFINISHED
 
     @property
     def error(self) -> str:

@@ -42,7 +42,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
         cursor = Cursor(event_log, f"{uri} {destination.run_id}")
         send_pending(cursor, destination, as_one_batch=True)  # so that a finished run is not shown as running meanwhile
         silent_s = time.time() - cursor.last["t"] / 1000
-        if object_store.is_local(run) and cursor.last["kind"] != "end" and silent_s > SILENT_S:
+        if object_store.is_local(run) and not cursor.log_has_ended(0) and silent_s > SILENT_S:
             destination.mark_killed(cursor.last["t"])
     return {
         "run": record["run_id"],

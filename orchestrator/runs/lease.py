@@ -20,13 +20,15 @@ from pathlib import Path
 import psutil
 
 from orchestrator.storage import object_store
-from workloads.runtime.checkpoint_store import Superseded
+from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
 
 BEAT_S = 10.0
-SILENCE_S = 30.0  # without a new heartbeat a driver on another host counts as dead
+# Without a new heartbeat for so long a driver on another host counts as dead: longer than one request to a store that
+# hangs can take (botocore gives up after 60 s) and the time to the next heartbeat.
+SILENCE_S = 100.0
 
 
-class _ClaimLost(ValueError):
+class _ClaimLost(AlreadyDriven):
     """Another process has created the same attempt first."""
 
 
@@ -76,14 +78,16 @@ class Attempt:
 def take_over(run_uri: str, driver: Driver, *, silence_s: float = SILENCE_S) -> Attempt:
     """Claim the next attempt for a driver, once the attempt before has certainly ended.
 
-    Waits up to `silence_s` seconds where that can only be seen from the heartbeat. Raises ValueError if the run is
+    Waits up to `silence_s` seconds where that can only be seen from the heartbeat. Raises AlreadyDriven if the run is
     still being driven, or if another process claims it first.
     """
     number = _newest(run_uri)
     if number:
         before = _driver(run_uri, number)
         if _lives(run_uri, before, silence_s):
-            raise ValueError(f"run {run_uri!r}: {before} is still working on it; wait until it ends, or stop it first")
+            raise AlreadyDriven(
+                f"run {run_uri!r}: {before} is still working on it; wait until it ends, or stop it first"
+            )
     return _claim(Attempt(run_uri, number + 1, driver))
 
 
@@ -127,7 +131,7 @@ def beating(run_uri: str, driver: Driver) -> Iterator[None]:
         count = 0
         while not stop.wait(BEAT_S):
             count += 1
-            with suppress(Exception):  # a short outage of the store; in a long one other processes may take over
+            with suppress(Exception):  # in an outage longer than SILENCE_S a driver elsewhere may take over
                 object_store.put_text(_path(run_uri, f"{driver.token}.beat"), str(count))
 
     thread = threading.Thread(target=beat, daemon=True, name="heartbeat")

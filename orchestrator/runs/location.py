@@ -8,6 +8,7 @@ from orchestrator.storage import object_store
 from orchestrator.tracking.uri import sqlite_uri
 from workloads.runtime.event_log import EVENT_LOG
 
+RESERVED = ("mlflow.db", "artifacts")  # what the default tracking keeps beside the runs
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -31,12 +32,14 @@ class RunLocation:
 def location_of(storage: str, run_id: str, tracking: str) -> RunLocation:
     """The location of a run called `run_id` under the URI `storage`; `tracking` "" means SQLite beside the runs.
 
-    Raises ValueError for an id that cannot be a folder's name.
+    Raises ValueError for an id that cannot be a folder's name, or is that of another file there.
     """
     if not NAME.fullmatch(run_id):
         raise ValueError(
             f"run id {run_id!r}: must be letters, digits, '.', '_' and '-', and begin with a letter or digit"
         )
+    if run_id.startswith(RESERVED):
+        raise ValueError(f"run id {run_id!r}: must not begin with {' or '.join(RESERVED)}, which are MLflow's")
     if object_store.is_local(storage):
         local = object_store.local_path(storage)
         uri = str(local / run_id)

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.runs.lease import seconds_since_boot
 from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
-from workloads.runtime.event_log import EVENT_LOG, read_event_log
+from workloads.runtime.event_log import EVENT_LOG, end_of, read_event_log
 
 BAD_NUMBERS = "bad-numbers.json"
 MODEL_KEYS = ("params", "steps_taught", "steps_learned", "val", "test", "checkpoint", "weights_sha256")
@@ -44,8 +44,9 @@ def publish_event_log(location: RunLocation) -> None:
 
 
 def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The outcome by the last attempt's records, of which the last one is the `end` record."""
-    end = records[-1]
+    """The outcome by the last attempt's records; it has ended."""
+    end = end_of(records)
+    assert end is not None, "the driver records the end before it concludes"
     starts = [number for number, record in enumerate(records) if record["kind"] == "start"]
     attempt = records[starts[-1] :] if starts else []
     result: dict[str, Any] = next((record for record in attempt if record["kind"] == "result"), {})

@@ -1,5 +1,6 @@
 """Which run a command is about: a new one, or an earlier one to resume. Creates the run's folder and claims it."""
 
+import hashlib
 import json
 import secrets
 import sys
@@ -16,6 +17,9 @@ from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
 
 Value = TypeVar("Value")
+RUNS_BY_RECIPE = (
+    ".recipes"  # in a storage, a folder per recipe with an empty file per run, so that "auto" lists no others
+)
 AUTO = "auto"
 RECIPE = "recipe.json"
 MACHINE_KEYS = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines
@@ -35,23 +39,25 @@ def open_run(
 ) -> OpenedRun:
     """Create a run (called `run_id`, or by a generated name), or resume one: `resume` is its id, or "auto".
 
-    "auto" is the newest unfinished run of this recipe, and a new run if there is none. Waits up to `patience_s` seconds
-    for an unavailable storage. Raises ValueError for a new id that exists, an old one that does not, another recipe,
-    and a run that is still being driven.
+    "auto" is the newest unfinished run of this recipe, and a new run if there is none: started twice at once, both find
+    or create the same one. Waits up to `patience_s` seconds for an unavailable storage. Raises ValueError for a new id
+    that exists, an old one that does not, and another recipe; AlreadyDriven for a run that another process drives.
     """
 
     def retry(call: Callable[[], Value]) -> Value:
         return retry_while_unavailable(call, what=f"storage {storage!r}", patience_s=patience_s)
 
+    next_id = ""
     if resume == AUTO:
-        resume = retry(lambda: _newest_unfinished(recipe, storage))
+        resume, next_id = retry(lambda: _newest_unfinished(recipe, storage))
         if not resume:
             print(
                 f"--resume auto: no unfinished run of this recipe under {storage}; starting a new one", file=sys.stderr
             )
+            run_id = next_id
     if not resume:
         location = location_of(storage, run_id or _generated_id(recipe), tracking)
-        retry(lambda: _create(location, recipe))
+        retry(lambda: _create(location, recipe, storage, by_auto=bool(next_id)))
         return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
     location = location_of(storage, resume, tracking)
     retry(lambda: _require_same_recipe(recipe, location))
@@ -72,34 +78,50 @@ def _generated_id(recipe: Recipe) -> str:
     return f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def _create(location: RunLocation, recipe: Recipe) -> None:
+def _recipe_folder(recipe: Recipe, storage: str) -> str:
+    """Where the runs of a recipe are listed: named by a digest of all that makes it this recipe."""
+    values = {key: value for key, value in flatten(resolve(recipe)).items() if key not in MACHINE_KEYS}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return object_store.join(storage, RUNS_BY_RECIPE, digest[:16])
+
+
+def _create(location: RunLocation, recipe: Recipe, storage: str, *, by_auto: bool) -> None:
     """Create the run's folder by writing its recipe exclusively; ValueError if there is such a run.
 
     A lost answer makes the store's client repeat the request and learn that the file exists. If it is ours to the
-    letter and no attempt has claimed the run, this driver continues; claiming the first attempt then decides.
+    letter and no attempt has claimed the run, this driver continues; claiming the first attempt then decides. So it
+    is between two commands with `--resume auto` (`by_auto`), which choose the same id.
     """
     uri, text = object_store.join(location.uri, RECIPE), json.dumps(resolve(recipe), indent=1)
-    if object_store.create_exclusively(uri, text.encode()):
-        return
-    claimed = object_store.list_names(object_store.join(location.uri, "attempts"))
-    if claimed or object_store.get_text(uri) != text:
-        raise ValueError(
-            f"--run-id {location.run_id!r}: there is such a run at {location.uri}; `--resume {location.run_id}` "
-            "continues it, or choose another id"
-        )
+    if not object_store.create_exclusively(uri, text.encode()):
+        claimed = object_store.list_names(object_store.join(location.uri, "attempts"))
+        if (claimed and not by_auto) or object_store.get_text(uri) != text:
+            raise ValueError(
+                f"--run-id {location.run_id!r}: there is such a run at {location.uri}; `--resume {location.run_id}` "
+                "continues it, or choose another id"
+            )
+    object_store.put_text(object_store.join(_recipe_folder(recipe, storage), location.run_id), "")
 
 
-def _newest_unfinished(recipe: Recipe, storage: str) -> str:
-    """The id of the newest run of this recipe that is not done; empty if there is none."""
+def _newest_unfinished(recipe: Recipe, storage: str) -> tuple[str, str]:
+    """The id of the newest run of this recipe that is not done, empty if there is none; and the id for a new one.
+
+    The new id follows from the recipe and the runs that there are, so that of two processes that start at once the
+    second one finds the run of the first.
+    """
+    folder = _recipe_folder(recipe, storage)
+    listed = [name for name in object_store.list_names(folder) if not name.startswith(".")]  # one being written
     unfinished = []
-    for run_id in object_store.list_names(storage):
+    for run_id in listed:
         uri = object_store.join(storage, run_id)
         recipe_uri = object_store.join(uri, RECIPE)
-        if not object_store.exists(recipe_uri) or differences(recipe, json.loads(object_store.get_text(recipe_uri))):
-            continue
-        if _finished_outcome(uri) is None:
-            unfinished.append((object_store.modified_at(recipe_uri), run_id))
-    return max(unfinished, default=(None, ""))[1]
+        try:
+            if object_store.exists(recipe_uri) and _finished_outcome(uri) is None:
+                unfinished.append((object_store.modified_at(recipe_uri), run_id))
+        except ValueError as error:  # a damaged file of one run must not block the others
+            print(f"--resume auto: leaves out {uri}: {error}", file=sys.stderr)
+    new = f"{recipe.name}-{folder.rsplit('/', 1)[-1][:8]}-{len(listed) + 1}"
+    return max(unfinished, default=(None, ""))[1], new
 
 
 def _require_same_recipe(recipe: Recipe, location: RunLocation) -> None:

@@ -31,7 +31,7 @@ from orchestrator.training.ray_cluster import RayConnection, connect, resolve_ad
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import on_sigterm
 from workloads.config.recipe import Train
-from workloads.runtime.event_log import EventLog, read_event_log
+from workloads.runtime.event_log import EventLog, end_of, read_event_log
 
 if TYPE_CHECKING:
     from orchestrator.search.tune_runner import TuneRunner
@@ -104,7 +104,7 @@ def _preempted(location: RunLocation) -> dict[str, Any]:
 def _close_event_log(location: RunLocation) -> None:
     """Record that the search was preempted, unless its end is recorded already."""
     records = read_event_log(location.event_log) if location.event_log.exists() else []
-    if records and records[-1]["kind"] != "end":
+    if records and end_of(records) is None:
         with EventLog(location.event_log) as event_log:
             event_log.append(end_record("preempted"))
 

@@ -94,10 +94,7 @@ def _leased_run(plan: SearchPlan, task: Task, store: SearchStore, scratch: Path,
     recipe = build_task_recipe(plan, task, slice_=slice_)
     recipe = replace(recipe, train=replace(recipe.train, score_test=task.scores_test_fold))
     driver = Driver()
-    try:
-        attempt = take_over(location.uri, driver)
-    except ValueError as busy:  # its process was lost, but its heartbeat has not yet stood still for long enough: retry
-        raise RuntimeError(str(busy)) from None
+    attempt = take_over(location.uri, driver)  # AlreadyDriven, which Tune retries, while a lost process seems to live
     with beating(location.uri, driver):
         records = retry_while_unavailable(lambda: recovered_records(location), what=location.uri, patience_s=PATIENCE_S)
         with EventLog(location.event_log) as event_log:

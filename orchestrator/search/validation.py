@@ -14,7 +14,7 @@ from orchestrator.storage.retry import print_status
 from orchestrator.training.request import refuse_passwords
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
-from workloads.data.clips import split
+from workloads.data.clips import require_scorable, split
 from workloads.data.manifest import read_dataset
 from workloads.distill.schedule import own_steps, plan_phases
 
@@ -180,4 +180,5 @@ def check_data(recipe: Recipe) -> None:
     """ValueError where the data cannot be read, or not be split on some slice: every trial would fail on it."""
     dataset, slices = read_dataset(recipe.data, object_store.FsspecFiles()), num_slices(recipe)
     for number in range(slices):
-        split(dataset, replace(recipe.data, val_slice=number))
+        data = replace(recipe.data, val_slice=number)
+        require_scorable(dataset, split(dataset, data), data, test=True)

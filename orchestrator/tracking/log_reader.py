@@ -69,6 +69,7 @@ class Cursor:
         self.start = 0  # of the last acknowledged line, in bytes
         self.end = 0
         self.last: dict[str, Any] = {}  # the last acknowledged record
+        self._end_record_at = -1  # where the last acknowledged `end` record begins, unless a `run` record follows
 
     def resume(self) -> None:
         """Move to the saved position if it belongs to this log and destination; else stay at the beginning."""
@@ -81,6 +82,8 @@ class Cursor:
         # a log fetched from a bucket may have other lines here than the one whose position was saved
         if saved["whom"] == self.destination_id and saved["sha256"] == hashlib.sha256(line).hexdigest():
             self.start, self.end, self.last = saved["start"], saved["end"], _parse(line) or {}
+            with self.event_log.open("rb") as file:
+                self._end_record_at = _end_record_at(file.read(self.end).splitlines(keepends=True), 0, -1)
 
     def read_lines(self, limit: int) -> list[bytes]:
         """Up to `limit` whole lines after the position; a last line without newline is still being written."""
@@ -92,15 +95,12 @@ class Cursor:
         return lines
 
     def log_has_ended(self, old_bytes: int) -> bool:
-        """Whether the log's last record is an `end` that begins after its first `old_bytes` bytes."""
-        lines = self.read_lines(sys.maxsize)
-        if not lines:
-            return self.last.get("kind") == "end" and self.start >= old_bytes
-        start = self.end + sum(map(len, lines)) - len(lines[-1])
-        return (_parse(lines[-1]) or {}).get("kind") == "end" and start >= old_bytes
+        """Whether there is an `end` record after the first `old_bytes` bytes; a late record may follow it."""
+        return _end_record_at(self.read_lines(sys.maxsize), self.end, self._end_record_at) >= old_bytes
 
     def acknowledge(self, lines: list[bytes]) -> None:
         """Move past `lines` and save the position."""
+        self._end_record_at = _end_record_at(lines, self.end, self._end_record_at)
         self.end += sum(map(len, lines))
         self.start = self.end - len(lines[-1])
         self.last = _parse(lines[-1]) or self.last
@@ -123,7 +123,7 @@ def replay_until_complete(
         exited = writer.has_exited()  # checked before reading, so that the writer's last records are read
         try:
             send_pending(cursor, destination)
-            if exited and cursor.last["kind"] != "end":
+            if exited and not cursor.log_has_ended(0):
                 destination.mark_killed(cursor.last["t"])
             if unavailable:
                 log_line("sending again")
@@ -140,6 +140,16 @@ def replay_until_complete(
             if complete_since is not None and time.monotonic() - complete_since >= grace_s:
                 return 3
             time.sleep(RETRY_S)
+
+
+def _end_record_at(lines: list[bytes], start: int, before: int) -> int:
+    """Where the last `end` record begins, after lines that begin at `start`; -1 where a `run` record follows it."""
+    for line in lines:
+        record = (_parse(line) or {}) if b'"end"' in line or b'"run"' in line else {}
+        if "child" not in record:  # of a search's trial
+            before = {"end": start, "run": -1}.get(record.get("kind", ""), before)
+        start += len(line)
+    return before
 
 
 def send_pending(cursor: Cursor, destination: Destination, *, as_one_batch: bool = False) -> None:

@@ -33,13 +33,14 @@ from workloads.runtime.checkpoint_store import MARKER
 
 BEST = "best"
 DIGEST_TAG = "antiphon.weights_file_sha256"
+REPLACED_TAG = "antiphon.replaced"  # on a version whose run has delivered other weights since
 READ_RETRY_S = 30.0  # how long reading the tagger is retried
 NOT_IMPLEMENTED = 501  # the HTTP status from 500 on that a retry does not change
 TONE_HZ = 440.0
 # What `pyfunc_model.py` and its copy of `workloads` import, for all families: timm depends on torchvision anyway.
 LIBRARIES = (
     *("mlflow", "numpy", "pandas", "pydantic", "filelock", "safetensors"),
-    *("torch", "torchaudio", "torchvision", "timm", "soundfile"),
+    *("torch", "torchaudio", "torchvision", "timm", "soundfile", "miniaudio"),
 )
 
 
@@ -103,11 +104,20 @@ class ModelRegistry:
                 return versions
 
     def _is_registered(self, name: str, tagger: PublishedTagger) -> bool:
-        """Whether this run's tagger has a version; the run's versions of other, since replaced weights are deleted."""
+        """Whether this run's tagger has a version; the run's versions of other, since replaced weights are deleted.
+
+        One that somebody's alias points to stays, marked: what serves by that alias must not lose its version.
+        """
         ours = [version for version in self._versions(name) if version.tags.get(RUN_ID_TAG) == self.run_id]
-        for version in ours:
-            if version.tags.get(DIGEST_TAG) != tagger.digest:
+        replaced = [version for version in ours if version.tags.get(DIGEST_TAG) != tagger.digest]
+        aliases = self.client.get_registered_model(name).aliases if replaced else {}
+        for version in replaced:
+            others = sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
+            if set(others) <= {BEST}:
                 self.client.delete_model_version(name, version.version)
+            elif REPLACED_TAG not in version.tags:
+                self.client.set_model_version_tag(name, version.version, REPLACED_TAG, "true")
+                log_line(f"{name} version {version.version} was replaced and stays, because of {', '.join(others)}")
         return any(version.tags.get(DIGEST_TAG) == tagger.digest for version in ours)
 
     def _create_version(self, name: str, model: str, row: dict[str, Any], tagger: PublishedTagger) -> None:
@@ -142,7 +152,7 @@ class ModelRegistry:
             scored = [
                 (float(version.tags[score]), -int(version.version))
                 for version in self._versions(name)
-                if score in version.tags
+                if score in version.tags and REPLACED_TAG not in version.tags
             ]
             best = str(-max(scored)[1]) if scored else None
             if best is None or self.client.get_registered_model(name).aliases.get(BEST) == best:

@@ -25,7 +25,8 @@ from orchestrator.training.ray_trainer import run_on_ray
 from orchestrator.training.request import RunRequest, check_request, with_absolute_paths
 from orchestrator.training.signals import StopSignals
 from orchestrator.training.system_metrics import sampling
-from workloads.data.clips import split
+from workloads.config.recipe import Recipe
+from workloads.data.clips import require_scorable, split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.event_log import EventLog
 
@@ -54,7 +55,7 @@ def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
     """
     check_request(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
-    split(read_dataset(request.recipe.data, object_store.FsspecFiles()), request.recipe.data)
+    check_data(request.recipe)
     object_store.check_storage(request.storage)
     driver = Driver()
     opened = open_run(
@@ -80,6 +81,12 @@ def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
         result = retry_while_unavailable(publish, what=location.uri, patience_s=request.patience_s)
     wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S[result.outcome["status"]])
     return result
+
+
+def check_data(recipe: Recipe) -> None:
+    """Raise ValueError for what the metadata alone shows: mistakes in it, folds, parts that cannot be scored."""
+    dataset = read_dataset(recipe.data, object_store.FsspecFiles())
+    require_scorable(dataset, split(dataset, recipe.data), recipe.data, test=recipe.train.score_test)
 
 
 def _record_and_train(

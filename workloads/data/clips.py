@@ -85,6 +85,27 @@ def split(dataset: Dataset, data: Data) -> Splits:
     )
 
 
+def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool) -> None:
+    """Raise ValueError where the labels alone show that validation, or the test part if it is scored, has no score.
+
+    One clip is enough with one tag per clip; with several, some tag must be on a clip and known to be absent from
+    another. Called before training: found at the end, it would keep the trained models from being delivered.
+    """
+    advice = {"val": "choose another data.val_slice, or a larger data.val_share"}
+    if test:
+        advice["test"] = "choose another data.test_fold, or leave the test part alone with train.score_test = false"
+    for part, fix in advice.items():
+        clips: tuple[Clip, ...] = getattr(splits, part)
+        if dataset.labels == "single":
+            scorable, rule = bool(clips), "it has no clips"
+        else:
+            y_NC = dataset.targets(clips)
+            scorable = bool(((y_NC == 1).any(axis=0) & (y_NC == 0).any(axis=0)).any())
+            rule = f"no tag is on some of its {len(clips)} clips and known to be absent from others"
+        if not scorable:
+            raise ValueError(f"the {part} part (data.test_fold = {data.test_fold}) cannot be scored: {rule}; {fix}")
+
+
 def _split_test_fold(dataset: Dataset, data: Data) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
     """The clips of the test fold, and those of the other folds."""
     folds = sorted({clip.fold for clip in dataset.clips})

@@ -1,6 +1,7 @@
 """Checks before the first step, on all workers together: the data, and the recipe's mistakes in models."""
 
 from workloads.config.recipe import Recipe
+from workloads.data.clips import require_scorable
 from workloads.data.prepare import PreparedData, prepare
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach
@@ -23,6 +24,7 @@ def prepare_run(
         if recipe.train.compile:
             require_compiler(session.device)
         prepared = prepare(recipe, files)
+        require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
         fingerprint = prepared.dataset.fingerprint()
         for name in recipe.models:
             tagger = build_initial_tagger(recipe, name, tags=prepared.dataset.tags, files=files)

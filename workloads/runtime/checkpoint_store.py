@@ -17,6 +17,10 @@ class Superseded(RuntimeError):
     """A newer attempt has resumed this run; this one must not commit anything any more."""
 
 
+class AlreadyDriven(RuntimeError):
+    """Another process drives this run, or claimed it in the same moment; trying again later may help."""
+
+
 class CheckpointStore(Protocol):
     """Storage of one attempt of a run. `publish` and `deliver` consume the folder that they are given."""
 

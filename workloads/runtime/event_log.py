@@ -7,6 +7,7 @@ MLflow, the report draws them, and a copy travels with the checkpoints.
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,6 +57,15 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def end_of(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The `end` record of the last attempt, None where it has none yet; records of other processes may follow it.
+
+    Records with a `child` are those of a search's trials.
+    """
+    last = [record for record in records if record["kind"] in ("run", "end") and "child" not in record][-1:]
+    return last[0] if last and last[0]["kind"] == "end" else None
 
 
 def read_event_log(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from workloads.runtime.checkpoint_store import AlreadyDriven
+
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 
 
@@ -39,6 +41,9 @@ def test_help_imports_nothing_heavy():
         (["run", "demo", "--tracking", "http://me:secret@there"], "--tracking: its URI holds a password"),
         (["run", "demo", "--patience", "-1"], "--patience -1: must be 0 seconds or more"),
         (["run", "demo", "--run-id", "a/b"], "run id 'a/b': must be letters, digits"),
+        (["run", "demo", "--run-id", "mlflow.db"], "run id 'mlflow.db': must not begin with mlflow.db or artifacts"),
+        (["run", "demo", "--run-id", "artifacts"], "run id 'artifacts': must not begin with mlflow.db or artifacts"),
+        (["run", "demo", "--storage", "memory://x"], "URI 'memory://x': no such storage; use a local path or s3://"),
         (["run", "demo", "--storage", "gopher://there"], "URI 'gopher://there'"),
         (["evaluate", "/nowhere/models/cnn", "--data", "demo"], "checkpoint '/nowhere/models/cnn'"),
         (["report", "/nowhere"], "run '/nowhere'"),
@@ -52,6 +57,19 @@ def test_mistakes_are_one_line_and_exit_2(arguments, message, tmp_path):
     (line,) = done.stderr.strip().splitlines()
     assert message in line
     assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+def test_a_run_that_another_process_drives_is_no_final_failure(antiphon, monkeypatch):
+    """Job systems repeat a command that ends with 75, and give up at 2."""
+
+    def busy(*_, **__):
+        raise AlreadyDriven("run 'r': process 7 on host is still working on it")
+
+    monkeypatch.setattr("orchestrator.training.driver.run", busy)
+    done = antiphon("run", "demo", "--json")
+    assert done.code == 75
+    assert done.err == "busy: run 'r': process 7 on host is still working on it\n"
+    assert json.loads(done.out)["mistake"] is False
 
 
 def test_a_mistake_with_json_is_an_object_too():

@@ -1,5 +1,6 @@
 """Attempts: which one may commit, how it is taken over, and how its driver is known to have ended."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -9,7 +10,6 @@ import pytest
 
 from orchestrator.runs.lease import (
     Driver,
-    Superseded,
     beating,
     is_driven_by,
     request_stop,
@@ -19,6 +19,7 @@ from orchestrator.runs.lease import (
     take_unconditionally,
 )
 from orchestrator.storage import object_store
+from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
 
 
 def ended_process() -> Driver:
@@ -27,8 +28,6 @@ def ended_process() -> Driver:
     done = subprocess.run(
         [sys.executable, "-c", script + "print(json.dumps(asdict(Driver())))"], capture_output=True, check=True
     )
-    import json
-
     return Driver(**json.loads(done.stdout))
 
 
@@ -52,7 +51,7 @@ def test_attempts_are_numbered_and_only_the_newest_may_commit(storage):
 def test_a_run_is_not_taken_over_from_a_running_process(storage):
     run = object_store.join(storage, "run")
     take_over(run, Driver())
-    with pytest.raises(ValueError, match="is still working on it"):
+    with pytest.raises(AlreadyDriven, match="is still working on it"):
         take_over(run, Driver())
 
 
@@ -76,7 +75,7 @@ def test_a_driver_on_another_host_has_ended_after_one_interval_without_heartbeat
     thread = threading.Thread(target=send_heartbeats)
     thread.start()
     try:
-        with pytest.raises(ValueError, match="still working on it"):
+        with pytest.raises(AlreadyDriven, match="still working on it"):
             take_over(run, Driver(), silence_s=20)
     finally:
         stop.set()
@@ -100,7 +99,7 @@ def test_of_several_drivers_that_resume_at_once_one_takes_over(storage):
     def resume() -> None:
         try:
             answers.append(take_over(run, Driver()).number)
-        except ValueError as error:
+        except AlreadyDriven as error:
             answers.append(str(error))
 
     threads = [threading.Thread(target=resume) for _ in range(4)]

@@ -90,6 +90,21 @@ def test_a_run_whose_driver_has_exited_is_marked_killed_after_its_last_record(tm
     assert received.killed_at == received[-1]["t"]
 
 
+def test_a_record_after_the_end_changes_nothing(tmp_path: Path) -> None:
+    """A process that the driver does not wait for may be late; the run has ended all the same."""
+    path = _event_log(tmp_path / "events.jsonl", 3)
+    with EventLog(path) as event_log:
+        event_log.append({"kind": "machine", "values": {}})
+    me, received = psutil.Process(), Recorder()
+    writer = Writer(pid=me.pid, started=me.create_time())
+    assert replay_until_complete(Cursor(path, "here"), received, writer=writer, old_bytes=0, grace_s=0) == 0
+    again = Cursor(path, "here")
+    again.resume()
+    assert replay_until_complete(again, received, writer=EXITED, old_bytes=0, grace_s=0) == 0
+    assert [record["kind"] for record in received[-2:]] == ["end", "machine"]
+    assert received.killed_at is None
+
+
 def test_the_end_of_an_earlier_attempt_does_not_stop_the_replay(tmp_path: Path) -> None:
     path = _event_log(tmp_path / "events.jsonl", 3)
     old_bytes = path.stat().st_size

@@ -180,6 +180,20 @@ def test_weights_replaced_by_a_later_attempt_replace_the_version(
     assert int(client.get_model_version_by_alias("again-cnn", "best").version) == 2
 
 
+def test_a_replaced_version_stays_while_somebodys_alias_points_to_it(
+    tmp_path: Path, uri: str, client: Any, published: Callable[..., Path]
+) -> None:
+    """It is no candidate for `best` any more, although its score was higher."""
+    replay_run(str(_run(tmp_path, "serving", "serving-1", published(), 0.5)), uri)
+    client.set_registered_model_alias("serving-cnn", "production", "1")
+    replacement = published(seed=1)
+    for _ in range(2):
+        replay_run(str(_run(tmp_path, "serving", "serving-1", replacement, 0.4)), uri)
+        assert _versions(client, "serving-cnn") == {"1": "serving-1", "2": "serving-1"}
+        assert int(client.get_model_version_by_alias("serving-cnn", "production").version) == 1
+        assert int(client.get_model_version_by_alias("serving-cnn", "best").version) == 2
+
+
 @pytest.mark.parametrize("damage", ["bytes", "marker", "gone"])
 def test_a_damaged_tagger_is_reported_and_everything_else_is_sent(
     tmp_path: Path,

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from workloads.config.recipe import Data
-from workloads.data.clips import Clip, Dataset, split
+from workloads.data.clips import Clip, Dataset, require_scorable, split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles
 
@@ -102,6 +102,29 @@ def test_a_recording_in_the_test_fold_and_outside_is_refused() -> None:
 def test_more_slices_than_recordings_is_refused() -> None:
     with pytest.raises(ValueError, match=r"val_share = 0.02: that makes 50 slices"):
         split(make_dataset(labels="multi"), Data(labels="multi", val_share=0.02))
+
+
+def test_a_part_that_cannot_be_scored_is_seen_from_the_labels_alone() -> None:
+    """With several tags per clip a part needs a tag that is on a clip and known to be absent from another."""
+    dataset = make_dataset(labels="multi")
+    data = Data(labels="multi", val_share=0.25)
+    require_scorable(dataset, split(dataset, data), data, test=True)
+    for part, test_fold, fix in (
+        ("test", 1, "choose another data.test_fold"),
+        ("val", 2, "choose another data.val_slice"),
+    ):
+        parts = split(dataset, replace(data, test_fold=test_fold))
+        chosen = {clip.clip_id for clip in getattr(parts, part)}
+        for change in ({"tags": ()}, {"tags": ("tag0",), "absent": ()}):  # no tag anywhere; nothing known to be absent
+            clips = tuple(replace(clip, **change) if clip.clip_id in chosen else clip for clip in dataset.clips)
+            without = replace(dataset, clips=clips)
+            splits = split(without, replace(data, test_fold=test_fold))
+            with pytest.raises(
+                ValueError, match=rf"the {part} part \(data.test_fold = {test_fold}\) cannot be .*{fix}"
+            ):
+                require_scorable(without, splits, replace(data, test_fold=test_fold), test=True)
+            if part == "test":
+                require_scorable(without, splits, data, test=False)
 
 
 def test_a_manifest_is_read_whatever_the_order_of_its_rows(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.runtime.event_log import EventLog, read_event_log
+from workloads.runtime.event_log import EventLog, end_of, read_event_log
 
 
 def test_records_are_read_back_in_order_with_the_time_of_their_event(tmp_path: Path) -> None:
@@ -46,3 +46,27 @@ def test_the_message_names_an_invalid_line_elsewhere(tmp_path: Path) -> None:
     path.write_text(json.dumps({"kind": "end"}) + "\n\0\0\0\n" + json.dumps({"kind": "end"}) + "\n")
     with pytest.raises(ValueError, match=r"events\.jsonl, line 2: .*is not JSON; delete that line"):
         read_event_log(path)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "ended"),
+    [
+        (["run", "metrics"], False),
+        (["run", "metrics", "end"], True),
+        (["run", "end", "machine"], True),  # a process that the driver does not wait for was late
+        (["run", "end", "run", "metrics"], False),  # resumed
+        (["run", "end", "run", "end", "checkpoint"], True),
+        ([], False),
+    ],
+)
+def test_the_end_is_the_last_attempts_wherever_it_stands(kinds: list[str], ended: bool) -> None:
+    records = [{"kind": kind, "number": number} for number, kind in enumerate(kinds)]
+    end = end_of(records)
+    assert (end is not None) == ended
+    if end is not None:
+        assert end["number"] == max(number for number, kind in enumerate(kinds) if kind == "end")
+
+
+def test_a_trials_records_are_not_the_searchs() -> None:
+    end = {"kind": "end", "status": "done"}
+    assert end_of([{"kind": "run"}, end, {"kind": "run", "child": "0001"}]) is end

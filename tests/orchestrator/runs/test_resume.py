@@ -1,0 +1,89 @@
+"""`--resume auto`: which run a repeated command finds, also where it is started twice at once."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+
+from orchestrator.recipes.loader import load_recipe
+from orchestrator.runs.lease import Driver
+from orchestrator.runs.resume import OpenedRun, open_run
+from orchestrator.storage import object_store
+from tests.orchestrator.runs.test_lease import ended_process
+from workloads.runtime.checkpoint_store import AlreadyDriven
+
+
+def open_auto(storage: str, *, seed: int = 0, driver: Driver | None = None) -> OpenedRun:
+    recipe = load_recipe("demo", [f"train.seed={seed}"])
+    return open_run(
+        recipe,
+        storage=storage,
+        run_id="",
+        resume="auto",
+        tracking="none",
+        driver=driver or ended_process(),
+        patience_s=0,
+    )
+
+
+def test_it_continues_the_unfinished_run_of_the_same_recipe_wherever_the_data_lies(storage):
+    first = open_auto(storage).location
+    assert open_auto(storage).location == first
+    assert open_auto(storage, seed=1).location != first
+    elsewhere = load_recipe("demo", ["data.cache=/elsewhere"])
+    opened = open_run(
+        elsewhere, storage=storage, run_id="", resume="auto", tracking="none", driver=ended_process(), patience_s=0
+    )
+    assert opened.location == first
+
+
+def test_after_a_run_is_done_it_starts_the_next_one(storage):
+    first = open_auto(storage).location
+    object_store.put_text(object_store.join(first.uri, "outcome.json"), '{"status": "done"}')
+    second = open_auto(storage).location
+    assert second != first
+    assert open_auto(storage).location == second
+
+
+def test_started_twice_at_once_it_makes_one_run(storage):
+    opened: list[OpenedRun] = []
+    refused: list[str] = []
+
+    def start() -> None:
+        try:
+            opened.append(open_auto(storage, driver=Driver()))
+        except AlreadyDriven as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(opened), len(refused)) == (1, 3)
+    runs = [name for name in object_store.list_names(storage) if not name.startswith(".")]
+    assert runs == [opened[0].location.run_id]
+
+
+def test_a_damaged_neighbour_blocks_nobody(storage, capsys):
+    damaged, good = open_auto(storage).location, open_auto(storage, seed=1).location
+    object_store.put_text(object_store.join(damaged.uri, "outcome.json"), '{"status": ')
+    assert open_auto(storage, seed=1).location == good
+    assert open_auto(storage).location not in (damaged, good)
+    assert f"--resume auto: leaves out {damaged.uri}" in capsys.readouterr().err
+
+
+def test_runs_of_other_recipes_are_not_read(storage, monkeypatch):
+    others = [open_auto(storage, seed=seed).location.uri for seed in range(1, 4)]
+    read: list[str] = []
+    get_text = object_store.get_text
+    monkeypatch.setattr(object_store, "get_text", lambda uri: read.append(uri) or get_text(uri))
+    open_auto(storage)
+    assert not [uri for uri in read for other in others if uri.startswith(other)]
+
+
+def test_a_run_that_another_process_drives_is_left_to_it(storage):
+    opened = open_auto(storage, driver=Driver())
+    with pytest.raises(AlreadyDriven, match="is still working on it"):
+        open_auto(storage, driver=replace(Driver(), token="another"))
+    assert opened.attempt is not None
