@@ -107,8 +107,14 @@ class CheckpointStore:
             self.remove(name)
 
     def deliver(self, folder: Path) -> str:
-        """Commit a tagger under `models/`; a different one that an older attempt delivered is replaced."""
-        return self._put(folder, object_store.join(self._claim.run_uri, "models", folder.name))
+        """Commit a tagger in `models/NAME/attempt-N` and return `models/NAME`, which stands for the newest attempt's.
+
+        Attempts never write into, or remove, each other's folders: an attempt that was superseded between its check and
+        its request cannot touch what the newer one has delivered.
+        """
+        uri = object_store.join(self._claim.run_uri, "models", folder.name)
+        self._put(folder, object_store.join(uri, f"attempt-{self.attempt}"))
+        return uri
 
     def names(self) -> list[str]:
         """Committed checkpoints, the one to resume from first."""

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
-from workloads.runtime.checkpoint_store import MARKER
+from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.opener import regular_file
 
 SCHEMES = ("file://", "s3://")
@@ -87,6 +87,9 @@ class FsspecFiles:
         info = retry_while_unavailable(lambda: fs.info(path), what=uri, patience_s=READ_RETRY_S)
         stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
         return f"{info['size']}:{stamp}"
+
+    def published_folder(self, uri: str) -> str:
+        return retry_while_unavailable(lambda: published_folder(uri), what=uri, patience_s=READ_RETRY_S)
 
     def join(self, root: str, path: str) -> str:
         absolute = "://" in path or path.startswith("/")
@@ -209,14 +212,26 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
+def published_folder(uri: str) -> str:
+    """The URI of the published folder that `uri` stands for: itself, or the newest attempt's within `RUN/models/NAME`.
+
+    ValueError where there is none.
+    """
+    if exists(join(uri, MARKER)):
+        return uri
+    newest = newest_delivered(list_committed(uri))
+    if newest is None:
+        raise ValueError(f"checkpoint {uri!r}: no {MARKER} there, so it does not exist or was never finished")
+    return join(uri, newest)
+
+
 def fetch(uri: str, folder: Path) -> Path:
     """Copy a published folder to `folder` and return that; a local URI is returned as a path, without a copy.
 
-    ValueError if there is no marker at the URI.
+    ValueError where there is none at the URI (`published_folder`).
     """
+    uri = published_folder(uri)
     fs, path = filesystem(uri)
-    if not fs.exists(join(path, MARKER)):
-        raise ValueError(f"checkpoint {uri!r}: no {MARKER} there, so it does not exist or was never finished")
     if is_local(uri):
         return local_path(uri)
     folder.mkdir(parents=True, exist_ok=True)

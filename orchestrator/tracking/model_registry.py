@@ -168,6 +168,8 @@ def _read_tagger(uri: str) -> PublishedTagger:
     """Read a published tagger's state after comparing the digest of every file; raises UnreadableTagger."""
     try:
         with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+            # the attempt's own folder, which no later attempt replaces: a registered version refers to it
+            uri = retry_while_unavailable(lambda: object_store.published_folder(uri), what=uri, patience_s=READ_RETRY_S)
             folder = retry_while_unavailable(
                 lambda: object_store.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=READ_RETRY_S
             )

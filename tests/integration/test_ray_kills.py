@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
@@ -102,11 +101,12 @@ def test_a_run_continues_with_another_number_of_workers(command, uninterrupted, 
     assert ended["resumed_from_step"] + ended["steps_run"] == TOTAL
     for name, row in uninterrupted["models"].items():
         assert ended["models"][name]["steps_learned"] == row["steps_learned"]
-        one, other = (weights(Path(run["models"][name]["checkpoint"])) for run in (uninterrupted, ended))
+        one, other = (weights(run["models"][name]["checkpoint"]) for run in (uninterrupted, ended))
         assert max((one[key].float() - other[key].float()).abs().max().item() for key in one) < 1e-3
 
 
-def weights(folder: Path) -> dict:
+def weights(tagger: str) -> dict:
     from workloads.runtime import checkpoint
+    from workloads.runtime.opener import LocalFiles
 
-    return checkpoint.read_tensors(folder, "weights")
+    return checkpoint.read_weights(LocalFiles(), tagger)[0]

@@ -74,7 +74,7 @@ def test_the_json_line_holds_the_outcome(ray_run):
         row = ray_run["models"][name]
         assert (row["params"], row["steps_taught"], row["steps_learned"]) == (params, 3, 6)
         assert set(row) >= {"val", "test", "checkpoint", "weights_sha256"}
-        assert (Path(row["checkpoint"]) / "weights.safetensors").is_file()
+        assert (Path(row["checkpoint"]) / "attempt-2" / "weights.safetensors").is_file()
 
 
 def test_ray_and_local_give_the_same_bits(ray_run, local_run):
@@ -224,7 +224,7 @@ def test_data_and_initial_weights_are_read_from_an_object_store(s3_server, local
             s3.upload_file(str(tmp_path / name), "audio", f"clips/{name}")
             rows.writerow([clip.clip_id, f"clips/{name}", ";".join(clip.tags), clip.fold])
     s3.upload_file(str(tmp_path / "manifest.csv"), "audio", "manifest.csv")
-    for part in Path(local_run["models"]["cnn"]["checkpoint"]).iterdir():
+    for part in Path(local_run["models"]["cnn"]["checkpoint"]).glob("attempt-*/*"):
         s3.upload_file(str(part), "audio", f"cnn/{part.name}")
     values = [
         "data.format=manifest",

@@ -141,7 +141,7 @@ def test_trials_of_two_workers_score_as_trials_of_one(searching, tmp_path) -> No
     assert several["test"]["winner"]["cnn"]["mAP"]
     (result,) = results(tmp_path / "runs" / "two").values()
     assert 0 < result["loop_seconds"] < result["ended"] - result["began"], "the start of workers is not training"
-    states = (tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0" / "models").glob("*/state.json")
+    states = (tmp_path / "runs" / "two" / "trials" / "0000" / "slice-0" / "models").glob("*/*/state.json")
     assert [json.loads(path.read_text())["test"] for path in states] == [{}, {}], "a trial does not score the test fold"
 
 

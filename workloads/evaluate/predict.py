@@ -19,6 +19,7 @@ from workloads.evaluate import metrics
 from workloads.models.probabilities import probabilities
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import Session, gather
 
 WINDOWS_AT_ONCE = 16  # of a long recording, so that its length does not decide how much memory is needed
@@ -74,8 +75,11 @@ def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, s
 def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
     """A published tagger in eval mode, and the state of its checkpoint (model, tags, scores, recipe, data).
 
+    `folder` holds it, or is `RUN/models/NAME`, with a folder for each attempt.
+
     Raises ValueError if the folder is unfinished, damaged, or holds no tagger.
     """
+    folder = Path(LocalFiles().published_folder(str(folder)))
     state = checkpoint.read_state(folder)
     if state.get("kind") != "tagger":
         raise ValueError(f"checkpoint {folder}: holds a training state, not a tagger; taggers are under models/NAME")

@@ -95,12 +95,12 @@ def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, 
         if uri.endswith(".safetensors"):
             with files.open(uri) as file:
                 return load(file.read()), {}
-        contents = {}
+        contents, folder = {}, files.published_folder(uri)
         for name in (MARKER, "weights.safetensors", "state.json"):
-            with files.open(files.join(uri, name)) as file:
+            with files.open(files.join(folder, name)) as file:
                 contents[name] = file.read()
         weights = load(contents["weights.safetensors"])
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"init = {uri!r}: neither a safetensors file nor a finished tagger's folder ({error})"
         ) from None

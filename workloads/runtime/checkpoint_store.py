@@ -6,11 +6,16 @@ runs after another has resumed its run, can therefore change nothing any more. T
 rule on object stores (`orchestrator/runs/checkpoint_store.py`).
 """
 
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import filelock
+
 MARKER = "COMMITTED.json"  # the file that makes a folder a checkpoint, written last
+DELIVERED = re.compile(r"attempt-(\d+)")  # a folder within models/NAME: what that attempt delivered
 
 
 class Superseded(RuntimeError):
@@ -19,6 +24,12 @@ class Superseded(RuntimeError):
 
 class AlreadyDriven(RuntimeError):
     """Another process drives this run, or claimed it in the same moment; trying again later may help."""
+
+
+def newest_delivered(names: Iterable[str]) -> str | None:
+    """Of the committed folders within `models/NAME`, that of the newest attempt; None where there is none."""
+    numbers = [int(match[1]) for name in names if (match := DELIVERED.fullmatch(name))]
+    return f"attempt-{max(numbers)}" if numbers else None
 
 
 class CheckpointStore(Protocol):
@@ -43,17 +54,19 @@ class CheckpointStore(Protocol):
 
 
 class LocalCheckpointStore:
-    """A checkpoint store in one local folder, for runs without the orchestrator. Claims the next attempt when built."""
+    """A checkpoint store in one local folder, for runs without the orchestrator. Claims the next attempt when built.
+
+    A file lock makes the check and what follows it one step for all processes of this machine.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         claims = folder / "attempts"
         claims.mkdir(parents=True, exist_ok=True)
-        self.attempt = 1 + max((int(claim.name) for claim in claims.iterdir() if claim.name.isdigit()), default=0)
-        try:
+        self._lock = filelock.FileLock(claims / "lock")
+        with self._lock:
+            self.attempt = 1 + max((int(claim.name) for claim in claims.iterdir() if claim.name.isdigit()), default=0)
             self._claim(self.attempt).touch(exist_ok=False)
-        except FileExistsError:
-            raise Superseded(f"{folder}: another process has just resumed this run; only one may") from None
 
     def publish(self, folder: Path) -> None:
         self._move(folder, "checkpoints")
@@ -72,10 +85,11 @@ class LocalCheckpointStore:
         return self._folder / "attempts" / str(attempt)
 
     def _move(self, folder: Path, kind: str) -> str:
-        if self._claim(self.attempt + 1).exists():
-            raise Superseded(f"{self._folder}: a newer attempt has resumed this run; this one commits nothing")
-        target = self._folder / kind / folder.name
-        if target.exists():  # an earlier attempt's
-            shutil.rmtree(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return str(shutil.move(folder, target))
+        with self._lock:
+            if self._claim(self.attempt + 1).exists():
+                raise Superseded(f"{self._folder}: a newer attempt has resumed this run; this one commits nothing")
+            target = self._folder / kind / folder.name
+            if target.exists():  # an earlier attempt's
+                shutil.rmtree(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return str(shutil.move(folder, target))

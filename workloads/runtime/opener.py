@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from workloads.runtime.checkpoint_store import MARKER, newest_delivered
+
 
 class Opener(Protocol):
     """Opens URIs; the orchestrator passes in one for object stores.
@@ -19,6 +21,13 @@ class Opener(Protocol):
 
     def identity(self, uri: str) -> str:
         """A string that changes whenever the content does."""
+        ...
+
+    def published_folder(self, uri: str) -> str:
+        """The published folder that `uri` stands for: itself, or the newest attempt's within `RUN/models/NAME`.
+
+        Raises ValueError where there is none.
+        """
         ...
 
     def join(self, root: str, path: str) -> str:
@@ -65,6 +74,15 @@ class LocalFiles:
     def identity(self, uri: str) -> str:
         status = regular_file(Path(uri).expanduser()).stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
+
+    def published_folder(self, uri: str) -> str:
+        folder = Path(uri).expanduser()
+        if (folder / MARKER).is_file():
+            return str(folder)
+        newest = newest_delivered(marker.parent.name for marker in folder.glob(f"*/{MARKER}"))
+        if newest is None:
+            raise ValueError(f"{uri!r}: no {MARKER} there, so it does not exist or was never finished")
+        return str(folder / newest)
 
     def join(self, root: str, path: str) -> str:
         return os.path.join(root, path)

@@ -188,3 +188,23 @@ def test_a_trial_that_keeps_no_checkpoint_has_none_to_resume_from(storage, drive
     store.publish(saved(tmp_path, "step-00000004-attempt-1"))
     assert store.names() == []
     assert not object_store.exists(object_store.join(trial, "checkpoints"))
+
+
+def test_an_older_attempt_cannot_touch_what_a_newer_one_has_delivered(first, driver, tmp_path, monkeypatch):
+    """It was the newest when it checked; before its next request another attempt claims the run and delivers."""
+    older, newer_tagger, original = store(first), saved(tmp_path, "cnn", {"cnn": 0.9}), object_store.publish
+
+    def newer_delivers_first(folder, uri, **options):
+        monkeypatch.setattr(object_store, "publish", original)
+        store(take_next(first.run_uri, driver)).deliver(newer_tagger)
+        return original(folder, uri, **options)
+
+    monkeypatch.setattr(object_store, "publish", newer_delivers_first)
+    older_tagger = checkpoint.write(
+        tmp_path / "older" / "cnn", tensors={"cnn": {"w": torch.zeros(2)}}, state={"best_for": {"cnn": 0.1}}
+    )
+    with pytest.raises(Superseded):
+        older.deliver(older_tagger)
+    uri = object_store.join(first.run_uri, "models", "cnn")
+    assert checkpoint.read_state(object_store.fetch(uri, tmp_path / "back"))["best_for"] == {"cnn": 0.9}
+    assert object_store.FsspecFiles().published_folder(uri) == object_store.join(uri, "attempt-3")
