@@ -29,7 +29,7 @@ from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
 from orchestrator.training.ray_cluster import RayConnection, connect, resolve_address, worker_environment
 from orchestrator.training.request import with_absolute_paths
-from orchestrator.training.signals import on_sigterm
+from orchestrator.training.signals import Interrupts
 from workloads.config.recipe import Train
 from workloads.runtime.event_log import EventLog, end_of, read_event_log
 
@@ -81,20 +81,15 @@ def search(request: SearchRequest) -> SearchResult:
     object_store.check_storage(request.storage)
     began, location, driver = time.time(), _open(request), Driver()
     job = _Job(request, plan, budget, location, SearchStore(location.uri), began)
-    with on_sigterm(_interrupt):
+    with Interrupts() as interrupts:
         try:
             take_over(location.uri, driver)  # two drivers of one search would run every trial twice
             location.folder.mkdir(parents=True, exist_ok=True)
             with beating(location.uri, driver):
-                return SearchResult(_run_on_ray(job), location)
+                return SearchResult(_run_on_ray(job, interrupts), location)
         except KeyboardInterrupt:  # before the first trial, or after the last
             _close_event_log(location)
             return SearchResult(_preempted(location), location)
-
-
-def _interrupt() -> None:
-    """SIGTERM does what Ctrl-C does: what is committed stays, and the rest is run when the search is resumed."""
-    raise KeyboardInterrupt
 
 
 def _preempted(location: RunLocation) -> dict[str, Any]:
@@ -109,7 +104,7 @@ def _close_event_log(location: RunLocation) -> None:
             event_log.append(end_record("preempted"))
 
 
-def _run_on_ray(job: _Job) -> dict[str, Any]:
+def _run_on_ray(job: _Job, interrupts: Interrupts) -> dict[str, Any]:
     """Connect to Ray, run and record the search, disconnect; returns the outcome."""
     worker_environment()
     address = resolve_address(job.request.address)  # before Ray is imported: its token's location is read then
@@ -117,17 +112,18 @@ def _run_on_ray(job: _Job) -> dict[str, Any]:
 
     resources = _trial_resources(job.plan.recipe.train, job.request.workers)
     connection = connect(ray, address, at_least=math.ceil(resources.used["CPU"]))
-    with on_sigterm(_interrupt):  # once more: Ray has set its own handler
-        try:
-            slots = _num_slots(job, connection, resources)
-            connection.require_visible(ray, object_store.join(job.store.uri, DEFINITION))
-            trials = num_trials(job.plan.search, job.budget.trials)
-            job.store.write_cluster(slots=slots, dashboard=connection.dashboard, trials=trials)
-            outcome, replayer = _run_recorded(job, resources, slots=slots)
-        finally:
-            ray.shutdown()
-        # the replayer writes which MLflow runs the report can link to
-        wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S["done"])
+    try:
+        interrupts.install()  # once more: Ray has set its own handler
+        interrupts.check()
+        slots = _num_slots(job, connection, resources)
+        connection.require_visible(ray, object_store.join(job.store.uri, DEFINITION))
+        trials = num_trials(job.plan.search, job.budget.trials)
+        job.store.write_cluster(slots=slots, dashboard=connection.dashboard, trials=trials)
+        outcome, replayer = _run_recorded(job, resources, interrupts, slots=slots)
+    finally:
+        ray.shutdown()
+    # the replayer writes which MLflow runs the report can link to
+    wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S["done"])
     return outcome
 
 
@@ -150,7 +146,9 @@ def _num_slots(job: _Job, connection: RayConnection, resources: _TrialResources)
     return count_slots(nodes, resources.used, job.request.slots)
 
 
-def _run_recorded(job: _Job, resources: _TrialResources, *, slots: int) -> tuple[dict[str, Any], Any]:
+def _run_recorded(
+    job: _Job, resources: _TrialResources, interrupts: Interrupts, *, slots: int
+) -> tuple[dict[str, Any], Any]:
     """Run the search with its event log open and its replayer started; returns the outcome and the replayer."""
     from orchestrator.search.tune_runner import TuneRunner
 
@@ -163,18 +161,20 @@ def _run_recorded(job: _Job, resources: _TrialResources, *, slots: int) -> tuple
         runner = TuneRunner(
             job.plan, job.store, event_log, resources=resources.reserved, slots=slots, workers=job.request.workers
         )
-        outcome = _run_tasks(job, runner)
+        outcome = _run_tasks(job, runner, interrupts)
         event_log.append(end_record(outcome["status"]))
         publish_event_log(location)
     return outcome, replayer
 
 
-def _run_tasks(job: _Job, runner: "TuneRunner") -> dict[str, Any]:
+def _run_tasks(job: _Job, runner: "TuneRunner", interrupts: Interrupts) -> dict[str, Any]:
     """Trials, then finals, then the outcome of both; a preempted one where the user interrupts."""
     request, store = job.request, job.store
     try:
         known = store.known_trials()
+        interrupts.check()
         spent = runner.run_trials(known, job.budget)
+        interrupts.check()
         finals = run_finals(job.plan, store, runner) if request.finals else []
         finals += run_at_full_length(store, runner, request.full) if request.full else []
     except KeyboardInterrupt:

@@ -11,16 +11,39 @@ from typing import Any, Self
 STOPPING = b"\nstopping: a checkpoint is saved first; Ctrl-C again stops at once\n"
 
 
-class StopSignals:
-    """SIGTERM and Ctrl-C as a request to save and stop, while the context lasts.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    Entered by a driver in its main thread, where Python delivers signals; the handler only sets a flag. A second Ctrl-C
-    raises KeyboardInterrupt: what is committed stays, and the run can be resumed.
-    """
+
+class _Handlers:
+    """Handles SIGTERM and Ctrl-C while the context lasts; entered in the main thread, where Python delivers signals."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Handle the signals from now on; called again where a library, such as Ray, has set handlers of its own."""
+        for which in SIGNALS:
+            signal.signal(which, self._handle)
+
+    def _handle(self, which: int, _: FrameType | None) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._before = {which: signal.getsignal(which) for which in SIGNALS}
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for which, handler in self._before.items():
+            signal.signal(which, handler)
+
+
+class StopSignals(_Handlers):
+    """For runs: a signal is a request to save and stop; its handler only sets a flag.
+
+    A second Ctrl-C raises KeyboardInterrupt: what is committed stays, and the run can be resumed.
+    """
 
     def requested(self) -> bool:
         return self._requested.is_set()
@@ -44,11 +67,6 @@ class StopSignals:
             ended.set()
             thread.join()
 
-    def install(self) -> None:
-        """Handle the signals from now on; called again where a library, such as Ray, has set handlers of its own."""
-        for which in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(which, self._handle)
-
     def _handle(self, which: int, _: FrameType | None) -> None:
         if self._requested.is_set() and which == signal.SIGINT:
             raise KeyboardInterrupt
@@ -56,24 +74,18 @@ class StopSignals:
             os.write(2, STOPPING)
         self._requested.set()
 
-    def __enter__(self) -> Self:
-        self._before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
-        self.install()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        for which, handler in self._before.items():
-            signal.signal(which, handler)
+class Interrupts(_Handlers):
+    """For searches: a signal raises KeyboardInterrupt in the main thread; what is committed stays.
 
-
-@contextmanager
-def on_sigterm(action: Callable[[], Any]) -> Iterator[None]:
-    """Call `action` in the main thread at every SIGTERM while the context lasts; then restore the handler before it.
-
-    Enter it from the main thread only: Python delivers signals there.
+    It is remembered too, because an exception that is raised within a library's callback may be swallowed there (Ray's
+    start does so): `check` raises it again.
     """
-    before = signal.signal(signal.SIGTERM, lambda *_: action())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+    def check(self) -> None:
+        if self._requested.is_set():
+            raise KeyboardInterrupt
+
+    def _handle(self, which: int, _: FrameType | None) -> None:
+        self._requested.set()
+        raise KeyboardInterrupt
