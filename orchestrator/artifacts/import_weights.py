@@ -210,7 +210,7 @@ def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:
     if file.endswith(".csv"):
         tags = _column(content, file)
     else:
-        lines = decode_text(content, f"--tags {file}").splitlines()
+        lines = decode_text(content, file).splitlines()
         tags = [line.strip() for line in lines if line.strip()]
     if len(tags) != num_classes:
         raise ValueError(
@@ -223,7 +223,7 @@ def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:
 
 
 def _column(content: bytes, file: str) -> list[str]:
-    rows = list(parse_csv(content, f"--tags {file}"))
+    rows = list(parse_csv(content, file))
     if not rows or "display_name" not in rows[0]:
         raise ValueError(f"--tags {file!r}: a CSV file needs a column display_name, in the order of the classes")
     if "index" in rows[0] and [row["index"] for row in rows] != [str(number) for number in range(len(rows))]:

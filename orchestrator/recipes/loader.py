@@ -1,10 +1,11 @@
 """Recipe files: reads TOML or JSON into a checked `Recipe`, and writes a recipe as JSON. Imports nothing heavy.
 
 A recipe may extend another (`extends = "demo"`): tables merge key by key, lists and single values replace. A table
-whose `kind`, `family` or `format` differs from that of the base replaces the base's table completely.
+whose `kind` or `family` differs from that of the base, and which therefore has other keys, replaces it completely.
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -15,9 +16,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from workloads.config.recipe import Recipe
+from workloads.runtime.text import decode_text
 
 SHIPPED = resources.files("orchestrator.recipes")
-SELECTORS = ("kind", "family", "format")  # keys that determine which other keys a table may have
+SELECTORS = ("kind", "family")  # keys that determine which other keys a table may have
+MAX_BYTES = 2**20  # of a recipe's file
 
 
 def shipped_names() -> list[str]:
@@ -38,17 +41,37 @@ def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Recipe:
     Raises ValueError, one line long, with the value, the rule and the fix.
     """
     values = _read(name_or_path, seen=())
-    for setting in settings or []:
-        _apply_setting(values, setting)
+    texts = dict(_apply_setting(values, setting) for setting in settings or [])
+    try:
+        return _validate(values)
+    except ValidationError as error:
+        # a field that holds text gets the text as it was typed: `data.root=2024` is a folder, no number
+        meant = [_path(mistake) for mistake in error.errors(include_url=False) if mistake["type"] == "string_type"]
+        for path in texts.keys() & meant:
+            _set_at(values, path, texts[path], setting=path)
     return parse(values)
 
 
-def parse(values: dict[str, Any]) -> Recipe:
+def parse(values: Any) -> Recipe:
     """Convert plain values (parsed TOML or resolved JSON) to a checked recipe; ValueError for the first mistake."""
     try:
-        return TypeAdapter(Recipe).validate_python(values)
+        return _validate(values)
     except ValidationError as error:
         raise ValueError(_first_mistake(error)) from None
+
+
+def _validate(values: Any) -> Recipe:
+    _require_finite(values, "")
+    return TypeAdapter(Recipe).validate_python(values)
+
+
+def _require_finite(values: Any, path: str) -> None:
+    """ValueError for inf and nan, which TOML has and no setting can be."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        _require_finite(value, f"{path}.{key}" if path else str(key))
+    if isinstance(values, float) and not math.isfinite(values):
+        raise ValueError(f"{path} = {values}: must be a finite number")
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:
@@ -83,21 +106,40 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"extends = {name_or_path!r}: recipes extend each other in a circle; remove one `extends`")
     path = Path(name_or_path)
     if name_or_path in shipped_names():
-        text, name = (SHIPPED / f"{name_or_path}.toml").read_text(), name_or_path
+        content, name = (SHIPPED / f"{name_or_path}.toml").read_bytes(), name_or_path
     elif path.suffix in (".toml", ".json") and path.is_file():
-        text, name = path.read_text(), path.stem
+        content, name = _content(path), path.stem
     else:
         raise ValueError(
             f"recipe {name_or_path!r}: neither a .toml or .json file nor shipped; "
             f"shipped are {', '.join(shipped_names())}"
         )
+    text = decode_text(content, name_or_path)
     try:
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"recipe {name_or_path!r}: not readable: {error}") from None
+    except RecursionError:
+        raise ValueError(f"recipe {name_or_path!r}: is nested too deeply to be a recipe") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {name_or_path!r}: must be a table of keys and values, not {type(values).__name__}")
     values.setdefault("name", name)
     base = values.pop("extends", None)
-    return values if base is None else _merge(_read(base, seen=(*seen, name_or_path)), values)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(
+            f"recipe {name_or_path!r}: extends = {base!r}: must be the name or path of one recipe, in quotes"
+        )
+    return _merge(_read(base, seen=(*seen, name_or_path)), values)
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"recipe {str(path)!r}: larger than {MAX_BYTES} bytes; is it a recipe?")
+    return content
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -110,16 +152,20 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Apply one `a.b=value`; list items are numbered (`edges.0.weight=0.3`); the value is TOML, else plain text."""
+def _apply_setting(values: dict[str, Any], setting: str) -> tuple[str, str]:
+    """Apply one `a.b=value`; list items are numbered (`edges.0.weight=0.3`); the value is TOML, else plain text.
+
+    Returns the path and the text of the value as it was typed.
+    """
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise ValueError(f"--set {setting!r}: must look like a.b=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     _set_at(values, path, value, setting=setting)
+    return path, text
 
 
 def _set_at(values: dict[str, Any], path: str, value: Any, *, setting: str) -> None:

@@ -144,3 +144,46 @@ def test_the_searches_in_the_documents_are_recipes_that_can_be_searched(tmp_path
         file = tmp_path / f"{number}.toml"
         file.write_text(block)
         check(SearchRequest(load_recipe(str(file)), "", full=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.toml", b"extends = 3", "extends = 3: must be the name or path of one recipe, in quotes"),
+        ("a.toml", b"extends = ['demo']", "must be the name or path of one recipe"),
+        ("a.toml", 'extends = "demo"\nabout = "für"'.encode("cp1252"), "is not in UTF-8 (byte 0xfc in line 2)"),
+        ("a.toml", 'extends = "demo"'.encode("utf-16"), "is in UTF-16; save it as UTF-8"),
+        ("a.json", b"[]", "must be a table of keys and values, not list"),
+        ("a.json", b"[" * 100_000, "is nested too deeply to be a recipe"),
+        ("a.toml", b"a = " + b"[" * 100_000, "is nested too deeply to be a recipe"),
+        ("a.toml", b"#" * 2_000_000, "larger than 1048576 bytes; is it a recipe?"),
+        ("a.toml", b'extends = "demo"\n[data]\nclip_seconds = inf', "data.clip_seconds = inf: must be a finite number"),
+        ("a.toml", b'extends = "demo"\nmodels = 3', "models = 3: input should be a valid dictionary"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_recipe(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "a.toml").write_bytes('extends = "demo"'.encode("utf-8-sig"))
+    assert load_recipe(str(tmp_path / "a.toml")).data == load_recipe("demo").data
+
+
+def test_another_format_of_data_keeps_what_the_base_says_of_clips_and_labels(tmp_path):
+    (tmp_path / "own.toml").write_text('extends = "demo"\n[data]\nformat = "manifest"\nmanifest = "clips.csv"\n')
+    data, base = load_recipe(str(tmp_path / "own.toml")).data, load_recipe("demo").data
+    assert (data.labels, data.clip_seconds) == (base.labels, base.clip_seconds) == ("multi", 2.0)
+
+
+@pytest.mark.parametrize("text", ["2024", "1_000", "1e3", "true", "2024-01-01", "~/a b"])
+def test_a_setting_of_a_text_field_is_the_text_as_it_was_typed(text):
+    assert load_recipe("demo", [f"data.root={text}"]).data.root == text
+
+
+def test_a_text_where_a_number_belongs_is_still_a_mistake():
+    with pytest.raises(ValueError, match=r"data.test_fold = 'one'"):
+        load_recipe("demo", ["data.root=2024", "data.test_fold=one"])
