@@ -129,7 +129,7 @@ def _wait_or_stop(registry: ProcessRegistry, name: str) -> None:
 
 def _ensure_ray(registry: ProcessRegistry, cpus: int | None) -> None:
     count = cpus or registry.recorded_setting("ray", "cpus") or os.cpu_count() or 1
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_ray_token(registry.folder))}
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(ray_token(registry.folder))}
     s3_env = registry.services["s3"].client_env if "s3" in registry.services else {}
 
     def make_spec(ports: tuple[int, ...], scratch: Path) -> ServiceSpec:
@@ -162,7 +162,7 @@ def _ensure_ray(registry: ProcessRegistry, cpus: int | None) -> None:
     registry.ensure("ray", make_spec, num_ports=5, settings={"cpus": count})
 
 
-def _ray_token(folder: Path) -> Path:
+def ray_token(folder: Path) -> Path:
     """The file with Ray's token, created with a random one if missing; only its owner may read it."""
     token = folder / "ray.token"
     if not token.is_file():

@@ -19,6 +19,7 @@ MAX_ROLE_LABELS = 12  # of a model's curves; with more spans only the schedule f
 MIN_LABELLED_SHARE = 0.07  # of the steps: a shorter span has no room for its label
 MAX_TAGS = 60
 MAX_NUMBERED_TAGS = 15  # matrices up to this size print their numbers
+TAG_AXIS = {"type": "category"}  # else Plotly takes tags that look like numbers for numbers
 EDGE_PANELS = {
     "kd_loss": "distillation loss",
     "weight": "effective weight",
@@ -163,7 +164,7 @@ def tag_scores(history: RunHistory) -> go.Figure:
         figure.add_bar(orientation="h", name=model, y=labels, x=values, marker={"color": colour})
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.0, "traceorder": "reversed"})
-    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], automargin=True, dtick=1)
+    figure.update_yaxes(TAG_AXIS, categoryorder="array", categoryarray=labels[::-1], automargin=True, dtick=1)
     figure.update_xaxes(range=[0, 1])
     return figure
 
@@ -204,8 +205,8 @@ def tag_matrix(history: RunHistory, model: str) -> go.Figure | None:
         xgap=1,
         ygap=1,
     )
-    figure.update_yaxes(autorange="reversed", title="true tag", automargin=True, dtick=tick_step)
-    figure.update_xaxes(title="predicted tag", automargin=True, tickangle=-45, dtick=tick_step)
+    figure.update_yaxes(TAG_AXIS, autorange="reversed", title="true tag", automargin=True, dtick=tick_step)
+    figure.update_xaxes(TAG_AXIS, title="predicted tag", automargin=True, tickangle=-45, dtick=tick_step)
     return figure
 
 

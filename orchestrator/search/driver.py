@@ -27,7 +27,7 @@ from orchestrator.search.validation import check, check_data
 from orchestrator.storage import object_store
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
-from orchestrator.training.ray_cluster import RayConnection, connect, resolve_address, worker_environment
+from orchestrator.training.ray_cluster import RayConnection, connect, prepare_environment
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import Interrupts
 from workloads.config.recipe import Train
@@ -106,8 +106,7 @@ def _close_event_log(location: RunLocation) -> None:
 
 def _run_on_ray(job: _Job, interrupts: Interrupts) -> dict[str, Any]:
     """Connect to Ray, run and record the search, disconnect; returns the outcome."""
-    worker_environment()
-    address = resolve_address(job.request.address)  # before Ray is imported: its token's location is read then
+    address = prepare_environment(job.request.address)  # before Ray is imported: its token's location is read then
     import ray
 
     resources = _trial_resources(job.plan.recipe.train, job.request.workers)

@@ -1,7 +1,10 @@
 """The Ray that a command uses: a local one of its own, one at an address, or the stack of `antiphon cluster up`."""
 
 import os
+import stat
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cluster import stack
@@ -37,10 +40,33 @@ class RayConnection:
             )
 
 
-def worker_environment() -> None:
-    """Set what Ray's processes inherit; called before Ray is imported."""
+PRIVATE = Path("~/.antiphon/ray")  # holds the token of local Rays; only its owner may enter it
+TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def prepare_environment(address: str) -> str:
+    """Set what Ray's processes inherit, and return the address to connect to; called before Ray is imported.
+
+    A local Ray gets a token of its own that only its owner may read: Ray would write one that all users of the machine
+    can read to ~/.ray/auth_token.
+    """
     # Ray starts workers at nice 15: on a shared machine one of two threads starves and the other waits for it.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    address = _resolve_address(address)
+    if not address and not any(name in os.environ for name in TOKEN_VARIABLES):
+        token = stack.ray_token(_private(PRIVATE.expanduser()))
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    return address
+
+
+def _private(folder: Path) -> Path:
+    """A folder that only its owner may enter; created if missing. ValueError where it is another user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ValueError(f"{folder}: must be your own folder, for Ray's files; remove it, or set TMPDIR")
+    folder.chmod(0o700)
+    return folder
 
 
 def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
@@ -50,15 +76,20 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
         context = ray.init(address=address, **options)
     else:
         cpus = max(os.cpu_count() or 1, at_least)
-        context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        # Ray's own scratch folder may be entered by all users; not in PRIVATE, since socket paths must be short
+        scratch = _private(Path(tempfile.gettempdir()) / f"antiphon-{os.getuid()}") / "ray"
+        context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(scratch), **options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return RayConnection(
         ray.cluster_resources(), nodes, f"http://{context.dashboard_url}" if context.dashboard_url else ""
     )
 
 
-def resolve_address(address: str) -> str:
-    """The address to connect to. "auto" prefers the stack of `antiphon cluster up`, whose token Ray then finds."""
+def _resolve_address(address: str) -> str:
+    """The address to connect to, "" for a local Ray.
+
+    "auto" prefers the stack of `antiphon cluster up`, whose token Ray then finds.
+    """
     for service, state in stack.status() if address else ():
         if service.name == "ray" and state == "up" and address in ("auto", service.address):
             os.environ.update(service.client_env)

@@ -17,7 +17,7 @@ from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.training.ray_cluster import connect, resolve_address, worker_environment
+from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import RunRequest
 from orchestrator.training.signals import StopSignals
 from workloads.config.recipe import Recipe
@@ -36,8 +36,7 @@ def run_on_ray(
     stop: StopSignals,
 ) -> dict[str, Any]:
     """Train in Ray Train's workers and return the end record; where `stop` is requested, the workers save and stop."""
-    worker_environment()
-    address = resolve_address(request.address)  # before Ray is imported: it reads where its token is then
+    address = prepare_environment(request.address)  # before Ray is imported: it reads where its token is then
     import ray
 
     _connect(ray, request, address)

@@ -57,7 +57,7 @@ def kill_repeatedly(command: list[str], uninterrupted: dict, folder: Path, *, se
 
 
 def run_id_in(folder: Path) -> str:
-    (run,) = [path.name for path in (folder / "runs").iterdir()]
+    (run,) = [path.name for path in (folder / "runs").glob("[!.]*")]
     return run
 
 

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -75,6 +77,11 @@ def test_the_json_line_holds_the_outcome(ray_run):
         assert (row["params"], row["steps_taught"], row["steps_learned"]) == (params, 3, 6)
         assert set(row) >= {"val", "test", "checkpoint", "weights_sha256"}
         assert (Path(row["checkpoint"]) / "attempt-2" / "weights.safetensors").is_file()
+
+
+def test_nobody_else_can_read_what_rays_token_and_scratch_hold(ray_run):
+    for folder in (Path("~/.antiphon/ray").expanduser(), Path(tempfile.gettempdir()) / f"antiphon-{os.getuid()}"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_ray_and_local_give_the_same_bits(ray_run, local_run):

@@ -4,6 +4,7 @@ Meant for one reader on this machine: it binds to loopback unless told otherwise
 It may start and end at any time, during a search or after it, and any number of servers may serve the same search.
 """
 
+import ipaddress
 import socket
 import threading
 import time
@@ -109,7 +110,7 @@ def serve(uri: str, *, host: str, port: int, ready: Callable[[str], None]) -> No
     `ready` is called once, with the address, after the socket listens. Raises ValueError where no search is, or where
     the address cannot be bound.
     """
-    accepted = LOOPBACK if host in LOOPBACK else ("*",)  # other machines may know this one by any name
+    accepted = accepted_hosts(host)
     application = app(uri, hosts=accepted)
     config = uvicorn.Config(application, log_level="warning")
     with listen(host, port) as listening:
@@ -117,6 +118,21 @@ def serve(uri: str, *, host: str, port: int, ready: Callable[[str], None]) -> No
         ready(f"http://{shown}:{listening.getsockname()[1]}/")
         with suppress(KeyboardInterrupt):  # how the user ends it
             uvicorn.Server(config).run(sockets=[listening])
+
+
+def accepted_hosts(host: str) -> tuple[str, ...]:
+    """The names in a request's Host header that are accepted by a server that listens on `host`.
+
+    On a loopback address only this machine's own names, against DNS rebinding; other machines may know this one by any
+    name.
+    """
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host in LOOPBACK
+    if not loopback:
+        return ("*",)
+    return (*LOOPBACK, f"[{host}]" if ":" in host else host)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -206,6 +206,13 @@ def test_tags_and_confusion_are_the_results(page: Page) -> None:
     assert heat["z"][0][0] == pytest.approx(16 / sum(result["vit"]["confusion"][0]))
 
 
+def test_tags_that_look_like_numbers_are_drawn_as_names(page: Page) -> None:
+    """Plotly would draw "7" at seven of a continuous axis."""
+    assert page.figures["tags"]["layout"]["yaxis"]["type"] == "category"
+    matrix = page.figures["matrix-vit"]["layout"]
+    assert (matrix["xaxis"]["type"], matrix["yaxis"]["type"]) == ("category", "category")
+
+
 def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:
     records = run_records(labels="multi")
     records[-2]["models"]["cnn"]["cooccurrence"][1] = [math.nan] * len(TAGS)  # a tag without test clips

@@ -121,6 +121,29 @@ def test_requests_for_other_host_names_are_refused(running_search: Any) -> None:
         assert ask(port, "/", Host=f"localhost:{port}")[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "accepted"),
+    [
+        ("127.0.0.1", ("localhost", "127.0.0.1")),
+        ("localhost", ("localhost", "127.0.0.1")),
+        ("127.0.0.2", ("localhost", "127.0.0.2:80")),
+        ("::1", ("localhost:80", "[::1]:80")),
+    ],
+)
+def test_every_loopback_address_refuses_other_host_names(
+    running_search: Any, host: str, accepted: tuple[str, ...]
+) -> None:
+    """A page from elsewhere whose name resolves to this machine must not read the search."""
+    with served(dashboard.app(running_search[0], hosts=dashboard.accepted_hosts(host))) as port:
+        assert ask(port, "/", Host="elsewhere.example")[0] == 400
+        assert [ask(port, "/", Host=name)[0] for name in accepted] == [200] * len(accepted)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "::", "node-7"])
+def test_other_machines_may_know_this_one_by_any_name(host: str) -> None:
+    assert dashboard.accepted_hosts(host) == ("*",)
+
+
 def test_the_command_serves_on_loopback_until_interrupted(running_search: Any) -> None:
     command = [sys.executable, "-m", "orchestrator.cli.app", "dashboard", running_search[0]]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

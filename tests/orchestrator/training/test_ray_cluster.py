@@ -1,0 +1,43 @@
+"""The local Ray of a run: its token and scratch are the user's own."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator.training import ray_cluster
+
+
+@pytest.fixture(autouse=True)
+def _without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ray_cluster.TOKEN_VARIABLES:
+        monkeypatch.setenv(name, "")  # restored after the test, whatever it sets
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(ray_cluster, "PRIVATE", tmp_path / "home" / "ray")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_only_its_owner_can_read_the_token_of_a_local_ray(tmp_path: Path) -> None:
+    import os
+
+    assert ray_cluster.prepare_environment("") == ""
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert (mode(token), mode(token.parent)) == (0o600, 0o700)
+    assert len(token.read_text()) == 64
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_token_that_the_user_has_set_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray_cluster.prepare_environment("")
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_folder_that_is_a_link_or_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="must be your own folder"):
+        ray_cluster._private(tmp_path / "link")
