@@ -4,7 +4,6 @@ The command line calls it after the outcome is written: a report that fails chan
 run's report does not need, Optuna above all, is imported for searches only.
 """
 
-import json
 from pathlib import Path
 
 from orchestrator.reports.run_page import write_report
@@ -15,6 +14,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.runtime.event_log import read_event_log
+from workloads.runtime.json_files import parse_json
 
 REPORT = "report.html"
 
@@ -25,9 +25,8 @@ def write_run_report(location: RunLocation, command: str, *, patience_s: float) 
     Retries for at most `patience_s` seconds while the storage is unavailable.
     """
     recipe_uri = object_store.join(location.uri, "recipe.json")
-    recipe = json.loads(
-        retry_while_unavailable(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s)
-    )
+    text = retry_while_unavailable(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s)
+    recipe = parse_json(text, recipe_uri)
     out = location.folder / REPORT
     write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, command=command, out=out)
     retry_while_unavailable(lambda: upload_beside(location.uri, out), what=location.uri, patience_s=patience_s)
@@ -57,7 +56,7 @@ def rewrite_report(uri: str, out: str) -> str:
         from orchestrator.reports.search.snapshot import read_search
 
         search = read_search(uri)
-        target = Path(out or f"{search.search_id}.html")
+        target = Path(out or f"{_folder_name(uri)}.html")
         write_search_report(search, target)
         return str(target.resolve())
     return str(_rewrite_run_report(uri, out).resolve())
@@ -70,10 +69,15 @@ def _rewrite_run_report(uri: str, out: str) -> Path:
     records = records_of(uri)
     if not records:
         raise ValueError(f"run {uri!r}: no records yet; the first checkpoint brings them, so try again after it")
-    run_id = uri.rstrip("/").rsplit("/", 1)[-1]
+    run_id = _folder_name(uri)
     run_records = [record for record in records if record["kind"] == "run"]
     command = run_records[0]["tags"]["command"] if run_records else f"antiphon run RECIPE --resume {run_id}"
     target = Path(out or f"{run_id}.html")
-    recipe = json.loads(object_store.get_text(recipe_uri))
+    recipe = parse_json(object_store.get_text(recipe_uri), recipe_uri)
     write_report(records, recipe, run_id=run_id, command=command, out=target)
     return target
+
+
+def _folder_name(uri: str) -> str:
+    """The id of a run or search: its folder's name, not what a file in it says, which could be any path."""
+    return object_store.local_path(uri).name if object_store.is_local(uri) else uri.rstrip("/").rsplit("/", 1)[-1]

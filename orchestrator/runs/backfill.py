@@ -21,7 +21,8 @@ from orchestrator.tracking.log_reader import Cursor, send_pending
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE
-from workloads.runtime.event_log import EVENT_LOG
+from workloads.runtime.event_log import EVENT_LOG, parse_line
+from workloads.runtime.json_files import parse_json
 
 LOCK_S = 5.0  # how long to wait for a replayer process that is about to finish
 SILENT_S = 120.0  # a living driver appends a system metrics record every ten seconds
@@ -35,7 +36,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
     """
     with _local_event_log(run) as event_log:
         with event_log.open("rb") as file:
-            record = json.loads(file.readline())
+            record = parse_line(file.readline(), f"{event_log}, line 1")
         uri = uri or _recorded_tracking(run, record)
         os.environ.update(MLFLOW_ENVIRONMENT)
         destination = open_destination(event_log, uri)
@@ -78,7 +79,9 @@ def _local_event_log(run: str) -> Iterator[Path]:
 def _recorded_tracking(run: str, record: dict[str, Any]) -> str:
     """The MLflow URI in the run's outcome, else in its first record; ValueError for a run without tracking."""
     outcome = object_store.join(run, "outcome.json")
-    uri = json.loads(object_store.get_text(outcome))["tracking"] if object_store.exists(outcome) else ""
+    uri = ""
+    if object_store.exists(outcome):
+        uri = parse_json(object_store.get_text(outcome), outcome).get("tracking", "")
     uri = uri or record["tags"].get("tracking", "")
     if uri in ("", NONE):
         raise ValueError(f"run {run!r}: was not tracked anywhere; give the MLflow to send it to: --tracking URI")

@@ -6,7 +6,6 @@ never write into each other's folders. A run resumes from the newest attempt's l
 committed after it was superseded is not what the newer ones continued from.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,11 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from orchestrator.runs.lease import Attempt
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from workloads.runtime.json_files import parse_json
 
 Value = TypeVar("Value")
 Scores = Callable[[str], dict[str, float]]  # of a checkpoint: each model's validation score with exactly these weights
@@ -170,8 +170,8 @@ class CheckpointStore:
     def _scores(self, name: str) -> dict[str, float]:
         if name not in self._scores_of:
             uri = object_store.join(self._checkpoints, name, "state.json")
-            state: dict[str, Any] = json.loads(self._retry(lambda: object_store.get_text(uri), uri))
-            self._scores_of[name] = state["best_for"]
+            text = self._retry(lambda: object_store.get_text(uri), uri)
+            self._scores_of[name] = parse_json(text, uri).get("best_for", {})
         return self._scores_of[name]
 
     def _retry(self, call: Callable[[], Value], what: str) -> Value:

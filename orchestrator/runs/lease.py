@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from orchestrator.storage import object_store
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
+from workloads.runtime.json_files import parse_json, require_shape
 
 BEAT_S = 10.0
 # Without a new heartbeat for so long a driver on another host counts as dead: longer than one request to a store that
@@ -181,7 +183,7 @@ def _claim(attempt: Attempt) -> Attempt:
     content = json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode()
     created = object_store.create_exclusively(path, content)
     # A lost answer makes the store's client send the request again, which then fails because the object exists.
-    if not created and json.loads(object_store.get_text(path))["claim"] != claim:
+    if not created and _read_claim(path)["claim"] != claim:
         raise _ClaimLost(f"run {attempt.run_uri!r}: another process has just resumed it; only one may")
     return attempt
 
@@ -192,7 +194,14 @@ def _newest(run_uri: str) -> int:
 
 
 def _driver(run_uri: str, number: int) -> Driver:
-    return Driver(**json.loads(object_store.get_text(_path(run_uri, str(number))))["driver"])
+    return Driver(**_read_claim(_path(run_uri, str(number)))["driver"])
+
+
+def _read_claim(uri: str) -> dict[str, Any]:
+    claim: dict[str, Any] = parse_json(object_store.get_text(uri), uri)
+    require_shape(claim.get("claim"), f"{uri}: claim", str)
+    require_shape(claim.get("driver"), f"{uri}: driver", Driver)
+    return claim
 
 
 def _beat(run_uri: str, driver: Driver) -> str:

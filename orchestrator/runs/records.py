@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.runtime.checkpoint_store import MARKER
-from workloads.runtime.event_log import EVENT_LOG, read_event_log
+from workloads.runtime.event_log import EVENT_LOG, parse_event_log, read_event_log
+from workloads.runtime.json_files import parse_marker
 
 
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
@@ -22,12 +22,13 @@ def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
     checkpoints = object_store.join(run_uri, "checkpoints")
     for name in resume_order(object_store.list_committed(checkpoints)):
         try:
-            digest = json.loads(object_store.get_text(object_store.join(checkpoints, name, MARKER)))["files"][EVENT_LOG]
-            text = object_store.get_text(object_store.join(checkpoints, name, EVENT_LOG)).encode()
+            marker, copy = (object_store.join(checkpoints, name, file) for file in (MARKER, EVENT_LOG))
+            digest = parse_marker(object_store.get_text(marker), marker)[EVENT_LOG]
+            text = object_store.get_text(copy).encode()
         except (ValueError, KeyError, FileNotFoundError):  # damaged: resuming from it reports that
             continue
         if hashlib.sha256(text).hexdigest() == digest:
-            return [json.loads(line) for line in text.splitlines()]
+            return parse_event_log(text, copy)
     return []
 
 
@@ -35,10 +36,7 @@ def records_of(run_uri: str) -> list[dict[str, Any]]:
     """All records of a run that can be read from its storage: its event log, then what only a checkpoint holds."""
     uri, records = object_store.join(run_uri, EVENT_LOG), []
     if object_store.exists(uri):
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            copy = Path(scratch) / EVENT_LOG
-            copy.write_text(object_store.get_text(uri))
-            records = read_event_log(copy)
+        records = parse_event_log(object_store.get_text(uri).encode(), uri)
     return records + _missing_from(records, checkpointed_records(run_uri))
 
 

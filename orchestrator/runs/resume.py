@@ -15,6 +15,7 @@ from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
+from workloads.runtime.json_files import Outcome, parse_json
 
 Value = TypeVar("Value")
 RUNS_BY_RECIPE = (
@@ -130,7 +131,7 @@ def _require_same_recipe(recipe: Recipe, location: RunLocation) -> None:
         raise ValueError(
             f"--resume {location.run_id!r}: no such run at {location.uri}; check --storage, or leave --resume out"
         )
-    if changed := differences(recipe, json.loads(object_store.get_text(uri))):
+    if changed := differences(recipe, parse_json(object_store.get_text(uri), uri)):
         key, old, new = changed[0]
         raise ValueError(
             f"--resume {location.run_id!r}: the run was started with {key} = {old}, and this command has {new}; a run "
@@ -141,5 +142,7 @@ def _require_same_recipe(recipe: Recipe, location: RunLocation) -> None:
 def _finished_outcome(run_uri: str) -> dict[str, Any] | None:
     """The outcome of a run that is done, else None."""
     uri = object_store.join(run_uri, "outcome.json")
-    outcome: dict[str, Any] = json.loads(object_store.get_text(uri)) if object_store.exists(uri) else {}
-    return outcome if outcome.get("status") == "done" else None
+    if not object_store.exists(uri):
+        return None
+    outcome: dict[str, Any] = parse_json(object_store.get_text(uri), uri, Outcome)
+    return outcome if outcome["status"] == "done" else None

@@ -28,6 +28,7 @@ from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from workloads.runtime.json_files import TaskResult, TaskSettings, parse_json
 
 PATIENCE_S = 300.0  # how long a search waits for its store, wherever it writes or reads
 READERS = 8  # threads: an object store takes a while for each of some hundred small files
@@ -217,7 +218,5 @@ def _parsed(uri: str) -> Any:
     """The content of a JSON file; None where there is none."""
     if not object_store.exists(uri):
         return None
-    try:
-        return json.loads(object_store.get_text(uri))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"file {uri!r}: is not JSON ({error}); it was damaged or written by something else") from None
+    shape = {SETTINGS: TaskSettings, RESULT: TaskResult}.get(uri.rsplit("/", 1)[-1], dict[str, Any])
+    return parse_json(object_store.get_text(uri), uri, shape)

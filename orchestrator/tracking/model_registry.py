@@ -6,7 +6,6 @@ weights: MLflow stores code, signature and an example. Axes: B clips, T samples.
 """
 
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -30,6 +29,7 @@ from orchestrator.storage.retry import describe_error, retry_while_unavailable
 from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
 from orchestrator.tracking.record_mapping import RUN_ID_TAG
 from workloads.runtime.checkpoint_store import MARKER
+from workloads.runtime.json_files import TaggerState, parse_json, parse_marker
 
 BEST = "best"
 DIGEST_TAG = "antiphon.weights_file_sha256"
@@ -174,7 +174,7 @@ def _read_tagger(uri: str) -> PublishedTagger:
                 lambda: object_store.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=READ_RETRY_S
             )
             digests = _checked_digests(uri, folder)
-            state = json.loads((folder / "state.json").read_text())
+            state = parse_json((folder / "state.json").read_bytes(), f"checkpoint {uri}: state.json", TaggerState)
         return PublishedTagger(
             uri=str(object_store.local_path(uri)) if object_store.is_local(uri) else uri,
             digest=digests["weights.safetensors"],
@@ -192,7 +192,7 @@ def _checked_digests(uri: str, folder: Path) -> dict[str, str]:
 
     `workloads.runtime.checkpoint` checks the same, but importing it imports torch.
     """
-    digests: dict[str, str] = json.loads((folder / MARKER).read_text())["files"]
+    digests = parse_marker((folder / MARKER).read_bytes(), f"checkpoint {uri}: {MARKER}")
     for name, digest in digests.items():
         with (folder / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:

@@ -19,6 +19,7 @@ from workloads.evaluate import metrics
 from workloads.models.probabilities import probabilities
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.json_files import TaggerState, require_shape
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import Session, gather
 
@@ -83,6 +84,7 @@ def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
     state = checkpoint.read_state(folder)
     if state.get("kind") != "tagger":
         raise ValueError(f"checkpoint {folder}: holds a training state, not a tagger; taggers are under models/NAME")
+    require_shape(state, str(folder / "state.json"), TaggerState)
     tagger = build_tagger(
         restore(Model, state["model"]),
         name=state["name"],

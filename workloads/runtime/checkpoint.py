@@ -17,6 +17,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from workloads.runtime.checkpoint_store import MARKER
+from workloads.runtime.json_files import parse_json, parse_marker
 from workloads.runtime.opener import Opener
 
 
@@ -56,13 +57,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     marker = folder / MARKER
     if not marker.is_file():
         raise ValueError(f"checkpoint {folder}: no {MARKER}, so it was never finished; choose another checkpoint")
-    for name, digest in json.loads(marker.read_text())["files"].items():
+    for name, digest in parse_marker(marker.read_bytes(), str(marker)).items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
             raise ValueError(
                 f"checkpoint {folder}: {name} is missing or differs from its SHA-256; choose another checkpoint"
             )
-    return json.loads((folder / "state.json").read_text())
+    return parse_json((folder / "state.json").read_bytes(), str(folder / "state.json"))
 
 
 def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
@@ -104,7 +105,8 @@ def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, 
         raise ValueError(
             f"init = {uri!r}: neither a safetensors file nor a finished tagger's folder ({error})"
         ) from None
-    for name, digest in json.loads(contents.pop(MARKER))["files"].items():
-        if name in contents and hashlib.sha256(contents[name]).hexdigest() != digest:
+    digests = parse_marker(contents.pop(MARKER), f"init = {uri!r}: {MARKER}")
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != digests.get(name):
             raise ValueError(f"init = {uri!r}: {name} differs from its SHA-256; it was damaged or changed")
-    return weights, json.loads(contents["state.json"])
+    return weights, parse_json(contents["state.json"], f"init = {uri!r}: state.json")

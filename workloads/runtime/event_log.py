@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from workloads.runtime.json_files import Record, parse_json
+
 EVENT_LOG = "events.jsonl"  # in a run's folder; in a checkpoint, the records up to that step
 RECORD_KINDS = ("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine", "result", "closed", "end")
 DURABLE_KINDS = ("run", "start", "bad", "checkpoint", "result", "closed", "end")  # survive a power cut; 1.4 ms each
@@ -73,18 +75,22 @@ def read_event_log(path: Path) -> list[dict[str, Any]]:
 
     A torn last line is left out; any other line that is not JSON raises ValueError.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    return parse_event_log(path.read_bytes(), str(path))
 
 
-def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def parse_event_log(content: bytes, name: str) -> list[dict[str, Any]]:
+    """The records of an event log's content; `name` is what errors call it."""
+    return [
+        parse_line(line, f"{name}, line {number}") for number, line in enumerate(content.split(b"\n")[:-1], start=1)
+    ]
+
+
+def parse_line(line: bytes, name: str) -> dict[str, Any]:
+    """One record; ValueError where the line holds none."""
     try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:
-        raise ValueError(
-            f"{path}, line {number}: {line[:60]!r} is not JSON; delete that line to read the rest"
-        ) from None
-    return record
+        return parse_json(line, name, Record)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete that line to read the rest") from None
 
 
 def _drop_torn_line(path: Path) -> None:

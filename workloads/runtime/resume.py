@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.runtime import checkpoint
+from workloads.runtime.json_files import TrainingState, require_shape
 from workloads.runtime.session import Session, gather
 
 
@@ -34,6 +35,8 @@ def newest_intact_checkpoint(session: Session) -> tuple[Path | None, dict[str, A
 def _read_state(folder: Path) -> tuple[dict[str, Any], str]:
     """A checkpoint's state and an empty string, or no state and the reason why it cannot be used."""
     try:
-        return checkpoint.read_state(folder), ""
+        state = checkpoint.read_state(folder)
+        require_shape(state, str(folder / "state.json"), TrainingState)
+        return state, ""
     except ValueError as error:
         return {}, str(error)

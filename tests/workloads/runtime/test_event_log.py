@@ -44,7 +44,7 @@ def test_a_torn_last_line_is_left_out_then_cut_off(tmp_path: Path) -> None:
 def test_the_message_names_an_invalid_line_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(json.dumps({"kind": "end"}) + "\n\0\0\0\n" + json.dumps({"kind": "end"}) + "\n")
-    with pytest.raises(ValueError, match=r"events\.jsonl, line 2: .*is not JSON; delete that line"):
+    with pytest.raises(ValueError, match=r"events\.jsonl, line 2: is not JSON .*; delete that line"):
         read_event_log(path)
 
 

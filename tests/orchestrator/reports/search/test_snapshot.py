@@ -153,8 +153,9 @@ def test_a_folder_without_a_search_is_the_users_mistake(tmp_path: Any) -> None:
     ("text", "message"),
     [
         ("{half", r"result\.json.*is not JSON"),
-        ('{"number": 0}', "KeyError: 'kind'"),
-        ("[]", "are not as a search writes them"),
+        ('{"number": 0}', r"result\.json: settings: field required"),
+        ("[]", r"result\.json: its content: input should be a valid dictionary"),
+        ('{"number": 0, "settings": {}, "seed": 0, "history": []}', "KeyError: 'kind'"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Any, text: str, message: str) -> None:

@@ -1,0 +1,118 @@
+"""JSON from a disk or a store, parsed and checked once: one reader, and one shape for each kind of file.
+
+A file may be damaged, cut off, or written by something else. Whoever reads one gets a value of its shape, or a
+ValueError that names the file, the place in it and what belongs there. Keys that a shape does not name are kept.
+"""
+
+import json
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+
+class Marker(TypedDict):
+    """COMMITTED.json: the SHA-256 of every file of a published folder."""
+
+    files: dict[str, str]
+
+
+class TaggerState(TypedDict):
+    """state.json of a published tagger: what is needed to build it."""
+
+    kind: str
+    name: str
+    model: dict[str, Any]
+    tags: list[str]
+    labels: Literal["single", "multi"]
+    clip_seconds: float
+    clip_rate: int
+
+
+class TrainingState(TypedDict):
+    """state.json of a checkpoint: what a run is resumed from."""
+
+    step: int
+    scores: dict[str, float]
+    validated: dict[str, tuple[int, float]]
+    best_for: dict[str, float]
+    data: str
+    taught: dict[str, int]
+    members: dict[str, dict[str, Any]]
+    snapshots: list[str]
+
+
+class Outcome(TypedDict):
+    """outcome.json of a run."""
+
+    status: str
+    tracking: NotRequired[str]
+    resumed_from_step: NotRequired[int]
+    steps_run: NotRequired[int]
+
+
+class Record(TypedDict):
+    """A line of an event log; what else it holds depends on its kind."""
+
+    kind: str
+    t: NotRequired[int]
+    step: NotRequired[int]
+    values: NotRequired[dict[str, float | None]]
+    models: NotRequired[dict[str, Any] | list[str]]
+    tags: NotRequired[dict[str, str] | list[str]]
+
+
+class TaskSettings(TypedDict):
+    """settings.json of a search's trial."""
+
+    number: int
+    settings: dict[str, Any]
+    seed: int | None
+
+
+class TaskResult(TaskSettings):
+    """result.json of a search's trial."""
+
+    status: NotRequired[str]
+    objective: NotRequired[float | None]
+    history: list[dict[str, Any]]
+
+
+def parse_json(content: str | bytes, name: str, shape: Any = dict[str, Any]) -> Any:
+    """The value of a JSON file called `name`, which has this shape; ValueError where it is no JSON or has another."""
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{name}: is nested too deeply; it was damaged or written by something else") from None
+    except ValueError as error:  # also for bytes that are no text
+        raise ValueError(f"{name}: is not JSON ({error}); it was damaged or written by something else") from None
+    require_shape(value, name, shape)
+    return value
+
+
+def require_shape(value: Any, name: str, shape: Any) -> None:
+    """Raise ValueError, naming the first place that differs, where `value` does not have this shape."""
+    from pydantic import TypeAdapter, ValidationError  # not at the top: `antiphon --help` stays light
+
+    try:
+        TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in mistake["loc"]) or "its content"
+        raise ValueError(
+            f"{name}: {place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}; it was damaged or written by something "
+            "else"
+        ) from None
+
+
+def parse_marker(content: str | bytes, name: str) -> dict[str, str]:
+    """File name -> SHA-256 of a published folder, from its marker.
+
+    ValueError too where the marker does not list the state and weights, or lists a file of another folder: what it does
+    not list would pass as verified.
+    """
+    files: dict[str, str] = parse_json(content, name, Marker)["files"]
+    if "state.json" not in files or not any(file.endswith(".safetensors") for file in files):
+        raise ValueError(f"{name}: does not list state.json and weights, so they cannot be verified; choose another")
+    if strange := [file for file in files if "/" in file or "\\" in file or file.startswith(".")]:
+        raise ValueError(f"{name}: lists {strange[0]!r}, which is no file of this folder; choose another")
+    return files
