@@ -76,9 +76,10 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
         context = ray.init(address=address, **options)
     else:
         cpus = max(os.cpu_count() or 1, at_least)
-        # Ray's own scratch folder may be entered by all users; not in PRIVATE, since socket paths must be short
-        scratch = _private(Path(tempfile.gettempdir()) / f"antiphon-{os.getuid()}") / "ray"
-        context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(scratch), **options)
+        if "RAY_TMPDIR" not in os.environ:
+            # Ray's own scratch folder may be entered by all users; not in PRIVATE, since socket paths must be short
+            options["_temp_dir"] = str(_private(Path(tempfile.gettempdir()) / f"antiphon-{os.getuid()}") / "ray")
+        context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return RayConnection(
         ray.cluster_resources(), nodes, f"http://{context.dashboard_url}" if context.dashboard_url else ""
