@@ -213,6 +213,16 @@ def test_tags_that_look_like_numbers_are_drawn_as_names(page: Page) -> None:
     assert (matrix["xaxis"]["type"], matrix["yaxis"]["type"]) == ("category", "category")
 
 
+def test_clips_whose_files_were_mended_are_listed(tmp_path: Path) -> None:
+    records = run_records()
+    data = next(record for record in records if record["kind"] == "data")
+    data["mended"] = [
+        {"clip_id": "9", "path": "audio/9.wav", "notes": ["goes beyond full scale (peak 4): scaled down"]}
+    ]
+    rows = _page(records, tmp_path).tables["mended"]
+    assert rows[1] == ["9", "audio/9.wav", "goes beyond full scale (peak 4): scaled down"]
+
+
 def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:
     records = run_records(labels="multi")
     records[-2]["models"]["cnn"]["cooccurrence"][1] = [math.nan] * len(TAGS)  # a tag without test clips
