@@ -6,6 +6,7 @@ process. Commands import heavy modules when they run, so that `antiphon --help` 
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +16,7 @@ from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.export import export
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
 from orchestrator.cli.plan import plan
-from orchestrator.cli.printing import cell, show_every_name
+from orchestrator.cli.printing import cell, print_out, show_every_name
 from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.search import search
@@ -27,6 +28,23 @@ for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, ex
     app.command()(command)
 for name, group in {"data": data_app, "cluster": cluster.app, "models": models.app, "track": tracking.app}.items():
     app.add_typer(group, name=name)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print_out(f"antiphon {version('antiphon')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from workloads.config.architectures import AST, Arch, ViT
 from workloads.config.recipe import Model, Recipe, restore
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.json_files import TaggerState, require_shape
 from workloads.runtime.opener import Opener
 
 TRAINING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "temperature")  # the last is in the weights
@@ -23,15 +24,18 @@ TRAINING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "tempera
 def build_initial_tagger(recipe: Recipe, name: str, *, tags: tuple[str, ...], files: Opener) -> Tagger:
     """A model of the recipe with its initial weights, which depend only on the run's seed, its name and `init`."""
     model = recipe.models[name]
-    tagger = build_tagger(
-        model,
-        name=name,
-        tags=tags,
-        labels=recipe.data.labels,
-        clip_seconds=recipe.data.clip_seconds,
-        clip_rate=recipe.rate,
-        seed=recipe.train.seed,
-    )
+    try:
+        tagger = build_tagger(
+            model,
+            name=name,
+            tags=tags,
+            labels=recipe.data.labels,
+            clip_seconds=recipe.data.clip_seconds,
+            clip_rate=recipe.rate,
+            seed=recipe.train.seed,
+        )
+    except ValueError as mistake:
+        raise ValueError(f"models.{name}: {mistake}") from None
     if model.init:
         load_initial_weights(tagger, name, files)
     return tagger
@@ -45,6 +49,7 @@ def load_initial_weights(tagger: Tagger, name: str, files: Opener) -> None:
     model = tagger.model
     weights, saved = checkpoint.read_weights(files, model.init)
     if saved:
+        require_shape(saved, f"models.{name}.init = {model.init!r}: state.json", TaggerState)
         saved_model = restore(Model, saved["model"])
         _require_equal(name, model.init, saved_model.front_end.kind, model.front_end.kind, place="front_end.kind")
         for key, value in _network_settings(saved_model.arch).items():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ def test_mistakes_are_one_line_and_exit_2(arguments, message, tmp_path):
     (line,) = done.stderr.strip().splitlines()
     assert message in line
     assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+def test_the_version_is_printed():
+    done = antiphon("--version")
+    assert (done.returncode, done.stdout) == (0, f"antiphon {version('antiphon')}\n")
 
 
 def test_a_run_that_another_process_drives_is_no_final_failure(antiphon, monkeypatch):

@@ -217,3 +217,8 @@ def test_weights_without_a_head_are_for_a_model_that_trains_only(tiny, start, pu
     run = start(tiny("one-way", "schedule.teacher_steps=1", "schedule.steps=1", init))
     assert first_tagger(run, "cnn").newly_initialised == ("classifier.3.weight", "classifier.3.bias")
     assert loop(run) == "done"
+
+
+def test_clips_too_short_for_a_network_name_the_model(tiny, start) -> None:
+    with pytest.raises(ValueError, match=r"models\.(cnn|vit): .*0\.01"):
+        start(tiny("demo", "data.clip_seconds=0.01"))
