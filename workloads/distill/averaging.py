@@ -75,17 +75,17 @@ class MovingAverage:
 
     def __init__(self, decay: float, model: nn.Module) -> None:
         self._decay = decay
-        averaged = AveragedModel(model, multi_avg_fn=self._update_tensors)  # averages parameters, copies buffers
+        averaged = AveragedModel(model, multi_avg_fn=self._update_tensors)
         self._averaged = averaged.eval().requires_grad_(False)
+        self._statistics = list(running_statistics(self._averaged.module).values())
 
     def update(self, model: nn.Module) -> None:
         updates = int(self._averaged.n_averaged)
-        averages = [statistic.clone() for statistic in running_statistics(self._averaged.module).values()]
-        self._averaged.update_parameters(model)
-        copied = list(running_statistics(self._averaged.module).values())
-        if updates and copied:
-            self._update_tensors(averages, copied, updates)
-            for statistic, average in zip(copied, averages, strict=True):
+        averages = [statistic.clone() for statistic in self._statistics]
+        self._averaged.update_parameters(model)  # copies all buffers, also those that have an average
+        if updates and averages:
+            self._update_tensors(averages, self._statistics, updates)
+            for statistic, average in zip(self._statistics, averages, strict=True):
                 statistic.copy_(average)
 
     def on_validation(self, score: float, model: nn.Module) -> None:

@@ -4,7 +4,9 @@ A file may be damaged, cut off, or written by something else. Whoever reads one 
 ValueError that names the file, the place in it and what belongs there. Keys that a shape does not name are kept.
 """
 
+import functools
 import json
+from collections.abc import Callable
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -91,10 +93,10 @@ def parse_json(content: str | bytes, name: str, shape: Any = dict[str, Any]) -> 
 
 def require_shape(value: Any, name: str, shape: Any) -> None:
     """Raise ValueError, naming the first place that differs, where `value` does not have this shape."""
-    from pydantic import TypeAdapter, ValidationError  # not at the top: `antiphon --help` stays light
+    from pydantic import ValidationError  # not at the top: `antiphon --help` stays light
 
     try:
-        TypeAdapter(shape).validate_python(value)
+        _validator(shape)(value)
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in mistake["loc"]) or "its content"
@@ -102,6 +104,14 @@ def require_shape(value: Any, name: str, shape: Any) -> None:
             f"{name}: {place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}; it was damaged or written by something "
             "else"
         ) from None
+
+
+@functools.cache
+def _validator(shape: Any) -> Callable[[Any], Any]:
+    """Building one takes a thousand times as long as using it, and an event log has a line for every few steps."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape).validate_python
 
 
 def parse_marker(content: str | bytes, name: str) -> dict[str, str]:
