@@ -12,7 +12,9 @@ Contract: the services outlive the command that starts them; their records and d
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -163,11 +165,17 @@ def _ensure_ray(registry: ProcessRegistry, cpus: int | None) -> None:
 
 
 def ray_token(folder: Path) -> Path:
-    """The file with Ray's token, created with a random one if missing; only its owner may read it."""
+    """The file with Ray's token, created with a random one if missing; only its owner may read it.
+
+    Any number of processes may call it at once: all get the same whole token.
+    """
     token = folder / "ray.token"
     if not token.is_file():
-        with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with tempfile.NamedTemporaryFile("w", dir=folder) as file:  # readable by its owner only
             file.write(secrets.token_hex(32))
+            file.flush()
+            with suppress(FileExistsError):  # another process was faster
+                os.link(file.name, token)
     return token
 
 

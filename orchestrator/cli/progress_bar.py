@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from orchestrator.cli.printing import cell
+from workloads.runtime.background import in_background
 
 POLL_S = 0.5
 
@@ -24,21 +26,14 @@ POLL_S = 0.5
 def progress(event_log: Path, console: Console) -> Iterator[None]:
     """Show the progress that the event log records until the context ends."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    stop = threading.Event()
-    with Progress(*columns, console=console) as bar:
-        follower = threading.Thread(target=_follow, args=(event_log, bar, stop), daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            follower.join()
+    with Progress(*columns, console=console) as bar, in_background(partial(_follow, event_log, bar), name="progress"):
+        yield
 
 
-def _follow(event_log: Path, bar: Progress, stop: threading.Event) -> None:
+def _follow(event_log: Path, bar: Progress, ended: threading.Event) -> None:
     task = bar.add_task("starting", total=None)
     with event_log.open("rb") as file:
-        while not stop.wait(POLL_S):
+        while not ended.wait(POLL_S):
             _show(bar, task, _whole_lines(file))
         _show(bar, task, _whole_lines(file))
 

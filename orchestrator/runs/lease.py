@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from orchestrator.storage import object_store
+from workloads.runtime.background import in_background
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
 from workloads.runtime.json_files import parse_json, require_shape
 
@@ -127,22 +128,18 @@ def beating(run_uri: str, driver: Driver) -> Iterator[None]:
 
     A kill leaves no note: another process then sees from the process table, or from the heartbeat, that it is gone.
     """
-    stop = threading.Event()
 
-    def beat() -> None:
+    def beat(ended: threading.Event) -> None:
         count = 0
-        while not stop.wait(BEAT_S):
+        while not ended.wait(BEAT_S):
             count += 1
             with suppress(Exception):  # in an outage longer than SILENCE_S a driver elsewhere may take over
                 object_store.put_text(_path(run_uri, f"{driver.token}.beat"), str(count))
 
-    thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
-    thread.start()
     try:
-        yield
+        with in_background(beat, name="heartbeat"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         with suppress(Exception):  # without the note, another process waits until the heartbeat counts as silent
             object_store.put_text(_path(run_uri, f"{driver.token}.ended"), "")
 

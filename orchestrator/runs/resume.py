@@ -18,9 +18,7 @@ from workloads.config.recipe import Recipe
 from workloads.runtime.json_files import Outcome, parse_json
 
 Value = TypeVar("Value")
-RUNS_BY_RECIPE = (
-    ".recipes"  # in a storage, a folder per recipe with an empty file per run, so that "auto" lists no others
-)
+RUNS_BY_RECIPE = ".recipes"  # in a storage: a folder per recipe, in it an empty file per run; "auto" lists no others
 AUTO = "auto"
 RECIPE = "recipe.json"
 MACHINE_KEYS = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines

@@ -122,7 +122,7 @@ def _run_on_ray(job: _Job, interrupts: Interrupts) -> dict[str, Any]:
     finally:
         ray.shutdown()
     # the replayer writes which MLflow runs the report can link to
-    wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S["done"])
+    wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S[outcome["status"]])
     return outcome
 
 

@@ -20,6 +20,7 @@ from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.replayer import start_replayer
+from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.local_run import run_in_process
 from orchestrator.training.ray_trainer import run_on_ray
 from orchestrator.training.request import RunRequest, check_request, with_absolute_paths
@@ -108,7 +109,7 @@ def _record_and_train(
         train = run_in_process if request.local else run_on_ray
         try:
             with show_progress(location), sampling(event_log):
-                end = train(request, location, attempt, event_log, replayer, stop)
+                end = train(ClaimedRun(request, location, attempt, event_log, replayer, stop))
             event_log.append(end)
         except BaseException as error:
             _record_failure(event_log, location, error)

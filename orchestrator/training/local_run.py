@@ -5,41 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest
-from orchestrator.runs.lease import Attempt
-from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
-from orchestrator.training.request import RunRequest, require_gpu
-from orchestrator.training.signals import StopSignals
-from workloads.runtime.event_log import EventLog
+from orchestrator.training.claimed_run import ClaimedRun
+from orchestrator.training.request import require_gpu
 
 
-def run_in_process(
-    request: RunRequest,
-    location: RunLocation,
-    attempt: Attempt,
-    event_log: EventLog,
-    replayer: Any,
-    stop: StopSignals,
-) -> dict[str, Any]:
-    """Train here and return the end record: "preempted" where `stop` was requested. Torch is imported only now."""
+def run_in_process(claimed: ClaimedRun) -> dict[str, Any]:
+    """Train here and return the end record: "preempted" where a stop was requested. Torch is imported only now."""
     from workloads.runtime.session import LocalSession
     from workloads.train import loop, set_up
 
-    require_gpu(request.recipe)
-    replayer.wait_started()
-    retention = NewestAndBest(request.recipe.train.keep_last)
-    store = CheckpointStore(attempt, retention=retention, patience_s=request.patience_s)
+    request, recipe = claimed.request, claimed.request.recipe
+    require_gpu(recipe)
+    claimed.replayer.wait_started()
+    retention = NewestAndBest(recipe.train.keep_last)
+    store = CheckpointStore(claimed.attempt, retention=retention, patience_s=request.patience_s)
     store.collect_garbage()
     with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, BackgroundUploads(store) as background:
         session = LocalSession(
             work_dir=Path(scratch),
-            event_log=event_log,
+            event_log=claimed.event_log,
             store=background,
-            device=request.recipe.train.device,
-            should_stop=stop.requested,
+            device=recipe.train.device,
+            should_stop=claimed.stop.requested,
         )
-        run = set_up(request.recipe, session, files=object_store.FsspecFiles())
+        run = set_up(recipe, session, files=object_store.FsspecFiles())
         try:
             status = loop(run)
         except ValueError as error:  # once the loop runs, an error is not the user's mistake

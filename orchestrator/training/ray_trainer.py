@@ -17,30 +17,24 @@ from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import RunRequest
-from orchestrator.training.signals import StopSignals
 from workloads.config.recipe import Recipe
-from workloads.runtime.event_log import EventLog, read_event_log
+from workloads.runtime.event_log import read_event_log
 
 RETRIES = 3  # worker failures after which Ray starts the group again
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def run_on_ray(
-    request: RunRequest,
-    location: RunLocation,
-    attempt: Attempt,
-    event_log: EventLog,
-    replayer: Any,
-    stop: StopSignals,
-) -> dict[str, Any]:
-    """Train in Ray Train's workers and return the end record; where `stop` is requested, the workers save and stop."""
+def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
+    """Train in Ray Train's workers and return the end record; where a stop is requested, the workers save and stop."""
+    request, location, attempt = claimed.request, claimed.location, claimed.attempt
     address = prepare_environment(request.address)  # before Ray is imported: it reads where its token is then
     import ray
 
     _connect(ray, request, address)
-    stop.install()  # once more: Ray has set its own handler for SIGTERM
+    claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM
 
     def ask_workers() -> None:
         retry_while_unavailable(
@@ -48,8 +42,8 @@ def run_on_ray(
         )
 
     try:
-        with stop.relayed(ask_workers):
-            replayer.wait_started()
+        with claimed.stop.relayed(ask_workers):
+            claimed.replayer.wait_started()
             return fit(request.recipe, location, attempt, workers=request.workers, patience_s=request.patience_s)
     finally:
         ray.shutdown()

@@ -3,18 +3,19 @@
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
+from workloads.runtime.background import in_background
+
 STOPPING = b"\nstopping: a checkpoint is saved first; Ctrl-C again stops at once\n"
-
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class _Handlers:
+class _Handlers(ABC):
     """Handles SIGTERM and Ctrl-C while the context lasts; entered in the main thread, where Python delivers signals."""
 
     def __init__(self) -> None:
@@ -26,8 +27,9 @@ class _Handlers:
         for which in SIGNALS:
             signal.signal(which, self._handle)
 
+    @abstractmethod
     def _handle(self, which: int, _: FrameType | None) -> None:
-        raise NotImplementedError
+        """Called in the main thread at every one of the signals."""
 
     def __enter__(self) -> Self:
         self._before = {which: signal.getsignal(which) for which in SIGNALS}
@@ -51,21 +53,15 @@ class StopSignals(_Handlers):
     @contextmanager
     def relayed(self, action: Callable[[], Any]) -> Iterator[None]:
         """Call `action` once, in a thread, if a stop is requested while the context lasts."""
-        ended = threading.Event()
 
-        def relay() -> None:
+        def relay(ended: threading.Event) -> None:
             while not ended.is_set():
                 if self._requested.wait(timeout=0.2):
                     action()
                     return
 
-        thread = threading.Thread(target=relay, daemon=True, name="stop")
-        thread.start()
-        try:
+        with in_background(relay, name="stop"):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _handle(self, which: int, _: FrameType | None) -> None:
         if self._requested.is_set() and which == signal.SIGINT:

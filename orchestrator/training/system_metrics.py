@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from workloads.runtime.background import in_background
 from workloads.runtime.event_log import EventLog
 
 PRIME_S = 0.1  # CPU utilisation is measured over an interval; this is the first sample's
@@ -28,24 +30,18 @@ def sampling(event_log: EventLog, *, every_s: float = 10.0) -> Iterator[None]:
     A record's `step` is the time in units of `every_s` since the epoch: it keeps growing when a run is resumed, on any
     machine. Leave the context before the `end` record is written: an event log ends with that.
     """
-    stop = threading.Event()
-    thread = threading.Thread(target=_sample, args=(event_log, every_s, stop), daemon=True, name="machine")
-    thread.start()
-    try:
+    with in_background(partial(_sample, event_log, every_s), name="machine"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
-def _sample(event_log: EventLog, every_s: float, stop: threading.Event) -> None:
+def _sample(event_log: EventLog, every_s: float, ended: threading.Event) -> None:
     samplers = [_processor(), _disk(event_log.path.parent), _network(), *_gpus()]
-    stop.wait(PRIME_S)
+    ended.wait(PRIME_S)
     while True:
         values = {f"system/{name}": round(value, 1) for sampler in samplers for name, value in sampler().items()}
         with suppress(OSError):  # a full disk: the run itself reports that
             event_log.append({"kind": "machine", "step": int(time.time() // every_s), "values": values})
-        if stop.wait(every_s):
+        if ended.wait(every_s):
             return
 
 

@@ -1,10 +1,13 @@
 """The local Ray of a run: its token and scratch are the user's own."""
 
+import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from cluster import stack
 from orchestrator.training import ray_cluster
 
 
@@ -21,13 +24,19 @@ def mode(path: Path) -> int:
 
 
 def test_only_its_owner_can_read_the_token_of_a_local_ray(tmp_path: Path) -> None:
-    import os
-
     assert ray_cluster.prepare_environment("") == ""
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     assert (mode(token), mode(token.parent)) == (0o600, 0o700)
     assert len(token.read_text()) == 64
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_runs_that_start_at_once_share_one_whole_token(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        files = list(pool.map(lambda _: stack.ray_token(tmp_path).read_text(), range(64)))
+    assert len(set(files)) == 1
+    assert len(files[0]) == 64
+    assert [path.name for path in tmp_path.iterdir()] == ["ray.token"]
 
 
 def test_a_token_that_the_user_has_set_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
