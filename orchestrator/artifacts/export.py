@@ -209,7 +209,7 @@ def _mels(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Iter
     for clip in clips:
         shard = evaluation_batch([clip], prepared.dataset, prepared.cache, prepared.recipe)
         with torch.no_grad():
-            yield tagger.front_end(shard.x_BT, shard.sound_BT).numpy()
+            yield tagger.front_end(shard.x_BT, shard.sound(tagger.front_end)).numpy()
 
 
 def _latencies(tagger: Tagger, files: dict[str, Forward], *, inside: bool) -> dict[str, float]:

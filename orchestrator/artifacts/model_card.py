@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from workloads.evaluate import metrics
-from workloads.models.front_end import Kaldi128
+from workloads.models.front_end import KINDS
 
 # Hugging Face's names of licences, for those that `workloads/models/official` names
 LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}
@@ -43,7 +43,7 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None
         data=state.get("data"),
         scores={part: state[part] for part in ("val", "test") if state.get(part)},
         primary=metrics.primary(state["labels"]),
-        skips_padding=state["model"]["front_end"]["kind"] == Kaldi128.kind,
+        hears_padding=KINDS[state["model"]["front_end"]["kind"]].hears_padding,
         machine=platform.processor() or platform.machine(),
     )
     out.write_text(card, encoding="utf-8")

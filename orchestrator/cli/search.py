@@ -25,6 +25,22 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.printing import cell, print_note, print_out
 
+BudgetOption = Annotated[
+    str,
+    typer.Option(
+        help="When to stop starting trials (finals not counted): a total number (24), or a time from now (30m, 2h, "
+        "4gpuh: GPU-hours); default: search.trials."
+    ),
+]
+SlotsOption = Annotated[int, typer.Option(help="Concurrent trials; default: as many as fit in the cluster.")]
+FinalsOption = Annotated[
+    bool,
+    typer.Option(help="Repeat the finalists, the winner and its control with new seeds; compare winner and control."),
+]
+FullOption = Annotated[
+    int, typer.Option(metavar="N", help="Train N trials again at full length, to see whether their ranking holds.")
+]
+
 
 def search(
     recipe: RecipeArg,
@@ -32,26 +48,13 @@ def search(
     storage: StorageOption = STORAGE,
     tracking: TrackingOption = "",
     address: AddressOption = "",
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="When to stop starting trials (finals not counted): a total number (24), or a time from now (30m, 2h, "
-            "4gpuh: GPU-hours); default: search.trials."
-        ),
-    ] = "",
+    budget: BudgetOption = "",
     workers: WorkersOption = 1,
-    slots: Annotated[int, typer.Option(help="Concurrent trials; default: as many as fit in the cluster.")] = 0,
+    slots: SlotsOption = 0,
     search_id: SearchIdOption = "",
     resume: ResumeSearchOption = "",
-    finals: Annotated[
-        bool,
-        typer.Option(
-            help="Repeat the finalists, the winner and its control with new seeds; compare winner and control."
-        ),
-    ] = True,
-    full: Annotated[
-        int, typer.Option(metavar="N", help="Train N trials again at full length, to see whether their ranking holds.")
-    ] = 0,
+    finals: FinalsOption = True,
+    full: FullOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Search the space of a recipe's search.space table: temperatures, edge weights, schedules."""

@@ -68,6 +68,7 @@ def test_slots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             print(f"  {slots} slots: {hourly:5.0f} trials an hour, {inside:.1f} s of training a trial", end="")
             print(f", {overhead:.1f} s beside it")
         ratios = [one["wall"] / two["wall"] for one, two in zip(runs[1], runs[2], strict=True)]
+        assert all(run["completed"] == TRIALS for several in runs.values() for run in several), "else not comparable"
         print(f"  two slots against one: {statistics.median(ratios):.2f} times as many trials an hour")
 
 

@@ -7,7 +7,7 @@ Mixup is applied in `batches.py`, which has the other clips; this file only draw
 Axes: B clips of a batch, T samples, M mel bands, F frames, 4 masks (time start, time width, mel start, mel width).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -92,9 +92,18 @@ def apply_view(x_T: Tensor, view: View, *, length: int) -> Tensor:
     return x_T * 10 ** (view.gain_db / 20) if view.gain_db else x_T
 
 
-def view_sound(samples: int, view: View, *, length: int) -> Tensor:
-    """Which of the `length` samples of this view of a clip of `samples` are sound (True), not padding; shape (T,)."""
-    return apply_view(torch.ones(samples), replace(view, gain_db=0.0), length=length) > 0
+def sound_of_view(samples: int, view: View, *, length: int) -> tuple[int, int]:
+    """Where the sound is in this view of a clip of `samples`: its first sample and its number of samples.
+
+    The rest of the `length` samples is padding; a sound that is rolled over the end goes on at the beginning.
+    """
+    return round(view.roll * length) % length, min(samples, length)
+
+
+def sound_mask(sound_B2: Tensor, length: int) -> Tensor:
+    """Which samples are sound (True), not padding: sound_BT, from `sound_of_view` of each clip."""
+    position_T = torch.arange(length, device=sound_B2.device)
+    return (position_T - sound_B2[:, :1]) % length < sound_B2[:, 1:]
 
 
 def mask_mel(mel_BMF: Tensor, masks_B4: Tensor, *, value: float) -> Tensor:

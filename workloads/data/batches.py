@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workloads.config.recipe import Recipe
-from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel, view_sound
+from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel, sound_mask, sound_of_view
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset
 from workloads.runtime.rng import keyed_generator
@@ -31,6 +31,7 @@ class MelFrontEnd(Protocol):
 
     kind: str
     mask_value: float  # of masked cells
+    hears_padding: bool
 
     def __call__(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor: ...
 
@@ -44,9 +45,10 @@ class Draw(NamedTuple):
 
 @dataclass(eq=False)
 class Shard:
-    """Clips of one forward pass, each in one view; the `partner` tensors are set only where log-mels are mixed.
+    """Clips of one forward pass, each in one view; `partner_x_BT` is set only where mixup is applied to log-mels.
 
-    `sound_BT` tells sound (True) from padding; None: no clip is padded.
+    `sound_B2` is where each clip's sound begins and how long it is (`sound_of_view`), the rest is padding; None: no
+    clip is padded. With mixup `partner_sound_B2` is the same of the clips that they are mixed with.
     """
 
     clip_ids: tuple[str, ...]
@@ -55,9 +57,9 @@ class Shard:
     y_BC: Tensor  # labels; NaN where unknown
     known_BC: Tensor  # the known share of each label: 0 or 1, between them for a mixture of a known and an unknown one
     masks_B4: Tensor
-    sound_BT: Tensor | None = None
+    sound_B2: Tensor | None = None
     partner_x_BT: Tensor | None = None
-    partner_sound_BT: Tensor | None = None
+    partner_sound_B2: Tensor | None = None
     mix_weight_B: Tensor | None = None
     load_clean: Callable[[], "Shard"] | None = None  # None: this shard is its own clean view
     _mels: dict[str, Tensor] = field(default_factory=dict)  # by kind of front end
@@ -67,12 +69,25 @@ class Shard:
         """The log-mels mel_BMF, mixed and masked; computed once for all models with the same kind of front end."""
         if front_end.kind not in self._mels:
             with torch.no_grad():
-                mel_BMF = front_end(self.x_BT, self.sound_BT)
+                mel_BMF = front_end(self.x_BT, self.sound(front_end))
                 if self.partner_x_BT is not None and self.mix_weight_B is not None:
-                    partner_BMF = front_end(self.partner_x_BT, self.partner_sound_BT)
+                    partner_BMF = front_end(self.partner_x_BT, self._mask(front_end, self.partner_sound_B2))
                     mel_BMF = torch.lerp(partner_BMF, mel_BMF, self.mix_weight_B[:, None, None])
                 self._mels[front_end.kind] = mask_mel(mel_BMF, self.masks_B4, value=front_end.mask_value)
         return self._mels[front_end.kind]
+
+    def sound(self, front_end: MelFrontEnd) -> Tensor | None:
+        """sound_BT of `x_BT` for a front end that does not hear padding, where there is any; else None."""
+        sound_BT = self._mask(front_end, self.sound_B2)
+        if self.mix_weight_B is None or self.partner_x_BT is not None:
+            return sound_BT
+        partner_BT = self._mask(front_end, self.partner_sound_B2)  # of two added waveforms the longer one counts
+        return None if sound_BT is None or partner_BT is None else sound_BT | partner_BT
+
+    def _mask(self, front_end: MelFrontEnd, sound_B2: Tensor | None) -> Tensor | None:
+        if front_end.hears_padding or sound_B2 is None:
+            return None
+        return sound_mask(sound_B2, self.x_BT.shape[1])
 
     def clean(self) -> "Shard":
         """The same clips, crops and mixtures without roll, gain and masks; loaded at the first call."""
@@ -162,8 +177,7 @@ class Batches:
         """The clips of `own`, mixed with `partners` by the views' weights; `clean` keeps crop and mixup only."""
         if clean:
             views = {draw: View(crop=view.crop, mix_weight=view.mix_weight) for draw, view in views.items()}
-        stored = {draw: self.cache.load(self.clips[draw.row].clip_id) for draw in views}
-        x_BT, sound_BT = _stack_views([stored[draw] for draw in own], [views[draw] for draw in own], self.length)
+        clips = {draw: self._view(draw, view) for draw, view in views.items()}
         weight_B = torch.tensor([views[draw].mix_weight for draw in own])
         own_rows, partner_rows = ([draw.row for draw in draws] for draws in (own, partners))
         y_BC, known_BC = _mix_labels(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B)
@@ -172,38 +186,32 @@ class Batches:
         shard = Shard(
             clip_ids=tuple(self.clips[row].clip_id for row in own_rows),
             view=epoch,
-            x_BT=x_BT,
+            x_BT=torch.stack([clips[draw][0] for draw in own]),
             y_BC=y_BC,
             known_BC=known_BC,
             masks_B4=torch.tensor([views[draw].masks for draw in own]),
-            sound_BT=sound_BT,
+            sound_B2=_where_padded([clips[draw][1] for draw in own], self.length),
             load_clean=None if is_clean else partial(self._load, own, partners, views, epoch, clean=True),
         )
         if augment.mixup:
-            partner_x_BT, partner_sound_BT = _stack_views(
-                [stored[draw] for draw in partners], [views[draw] for draw in partners], self.length
-            )
+            partner_x_BT = torch.stack([clips[draw][0] for draw in partners])
+            shard.partner_sound_B2 = _where_padded([clips[draw][1] for draw in partners], self.length)
+            shard.mix_weight_B = weight_B
             if augment.mixup_on == "mel":
-                shard.partner_x_BT, shard.partner_sound_BT = partner_x_BT, partner_sound_BT
-                shard.mix_weight_B = weight_B
+                shard.partner_x_BT = partner_x_BT
             else:
-                shard.x_BT = torch.lerp(partner_x_BT, x_BT, weight_B[:, None])
-                shard.sound_BT = _either(sound_BT, partner_sound_BT)
+                shard.x_BT = torch.lerp(partner_x_BT, shard.x_BT, weight_B[:, None])
         return shard
 
-
-def _stack_views(stored: list[Tensor], views: list[View], length: int) -> tuple[Tensor, Tensor | None]:
-    """x_BT of these views of stored clips, and sound_BT where a clip is padded."""
-    x_BT = torch.stack([apply_view(x_T, view, length=length) for x_T, view in zip(stored, views, strict=True)])
-    if all(len(x_T) >= length for x_T in stored):
-        return x_BT, None
-    sounds = [view_sound(len(x_T), view, length=length) for x_T, view in zip(stored, views, strict=True)]
-    return x_BT, torch.stack(sounds)
+    def _view(self, draw: Draw, view: View) -> tuple[Tensor, tuple[int, int]]:
+        """The waveform of this view of a clip, and where its sound is (`sound_of_view`)."""
+        x_T = self.cache.load(self.clips[draw.row].clip_id)
+        return apply_view(x_T, view, length=self.length), sound_of_view(len(x_T), view, length=self.length)
 
 
-def _either(a_BT: Tensor | None, b_BT: Tensor | None) -> Tensor | None:
-    """Where two added waveforms have sound: the longer one counts."""
-    return None if a_BT is None or b_BT is None else a_BT | b_BT
+def _where_padded(sounds: list[tuple[int, int]], length: int) -> Tensor | None:
+    """sound_B2 of clips; None where none is padded."""
+    return torch.tensor(sounds) if any(samples < length for _, samples in sounds) else None
 
 
 def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -230,13 +238,13 @@ def evaluation_batch(clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, 
     length = round(recipe.data.clip_seconds * cache.rate)
     y_BC = torch.from_numpy(dataset.targets(clips))
     stored = [cache.load(clip.clip_id) for clip in clips]
-    x_BT, sound_BT = _stack_views(stored, [clean_view()] * len(clips), length)
+    sounds = [sound_of_view(len(x_T), clean_view(), length=length) for x_T in stored]
     return Shard(
         clip_ids=tuple(clip.clip_id for clip in clips),
         view=0,
-        x_BT=x_BT,
+        x_BT=torch.stack([apply_view(x_T, clean_view(), length=length) for x_T in stored]),
         y_BC=y_BC,
         known_BC=(~y_BC.isnan()).float(),
         masks_B4=torch.zeros(len(clips), 4),
-        sound_BT=sound_BT,
+        sound_B2=_where_padded(sounds, length),
     )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -111,9 +112,9 @@ class ClipCache:
     def mended(self) -> list[MendedClip]:
         """The clips of the last `prepare` whose files were mended before they were stored."""
         return [
-            MendedClip(job.clip.clip_id, job.clip.path, tuple(json.loads(job.notes_file.read_text())))
+            MendedClip(job.clip.clip_id, job.clip.path, tuple(notes))
             for job in self._jobs.values()
-            if job.notes_file.exists()
+            if (notes := _read_json(job.notes_file))
         ]
 
     def load(self, clip_id: str) -> Tensor:
@@ -160,8 +161,8 @@ class ClipCache:
         if job.target.exists():
             os.utime(job.target)  # recently used, so evicted last
             return job
-        if failure_record.exists():
-            return job.quarantined(json.loads(failure_record.read_text())["reason"])
+        if failure := _read_json(failure_record):
+            return job.quarantined(failure["reason"])
         try:
             sound = self._decode(job)
         except BrokenClip as error:
@@ -225,6 +226,14 @@ def _to_int16_file(x_T: Tensor) -> bytes:
     file = io.BytesIO()
     np.save(file, (x_T * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy())
     return file.getvalue()
+
+
+def _read_json(path: Path) -> Any:
+    """What a file of the cache holds; None where there is none, or where it is damaged: it is made again."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _write_atomically(target: Path, content: bytes) -> None:

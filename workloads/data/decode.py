@@ -28,7 +28,8 @@ NO_LENGTH = 2**62  # samples; libsndfile's number for a FLAC that does not decla
 SINC_WIDTH = 8  # samples at the lower rate on either side that torchaudio's filter reaches, and one
 XING_WITHIN = 200  # bytes from the beginning of the first frame
 XING_SLACK = 4 * 1152  # samples: the header's own frame and the encoder's delay and padding
-UNKNOWN_BYTES = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # byte counts that recorders and pipes write before they know
+UNKNOWN_FROM = 2**31 - 2**16  # bytes; programs that stream into a pipe declare such counts, and recorders first write 0
+RIFF_CHUNKS = (b"LIST", b"fact", b"bext", b"cue ", b"smpl", b"id3 ", b"ID3 ", b"JUNK", b"PEAK")  # beside the sound
 
 
 class BrokenClip(Exception):
@@ -173,7 +174,8 @@ def _with_true_wav_size(content: bytes) -> tuple[bytes, bool]:
         return content, False
     for name, start, size in _riff_chunks(content):
         present = len(content) - start
-        if name == b"data" and size in UNKNOWN_BYTES and present > 0:
+        unknown = size >= UNKNOWN_FROM > present or (size == 0 and content[start : start + 4] not in RIFF_CHUNKS)
+        if name == b"data" and unknown and present > 0:
             return content[: start - 4] + struct.pack("<I", min(present, 0xFFFFFFFF)) + content[start:], True
     return content, False
 

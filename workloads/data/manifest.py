@@ -145,20 +145,20 @@ def _read_manifest(data: Data, opener: Opener) -> list[Clip]:
         tags = row.tags("tags")
         return Clip(clip_id, path, tags, fold, source, row.absent(tags))
 
-    table = read_table(data.manifest, opener, columns=COLUMNS)
-    with_folds: dict[bool, int] = {}
+    table = _with_or_without_folds(read_table(data.manifest, opener, columns=COLUMNS), data.manifest)
+    return _read_clips(table, data.manifest, data, ("clip_id", "path"), to_clip)
 
-    def rows_with_or_without_folds() -> Iterator[Row]:
-        for number, cells in enumerate(table, start=1):
-            with_folds.setdefault(bool(cells.get("fold")), number)
-            if len(with_folds) == 2:
-                raise ValueError(
-                    f"{data.manifest}: row {with_folds[True]} has a fold, row {with_folds[False]} has none; give every "
-                    "clip a fold, or none"
-                )
-            yield cells
 
-    return _read_clips(rows_with_or_without_folds(), data.manifest, data, ("clip_id", "path"), to_clip)
+def _with_or_without_folds(table: Iterator[Row], uri: str) -> Iterator[Row]:
+    """The same rows; ValueError where one has a fold and another has none."""
+    first: dict[bool, int] = {}  # of the rows with a fold, and of those without
+    for number, cells in enumerate(table, start=1):
+        first.setdefault(bool(cells.get("fold")), number)
+        if len(first) == 2:
+            raise ValueError(
+                f"{uri}: row {first[True]} has a fold, row {first[False]} has none; give every clip a fold, or none"
+            )
+        yield cells
 
 
 def _read_clips(

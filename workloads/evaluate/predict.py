@@ -49,7 +49,7 @@ def predict_clips(
         shard = evaluation_batch(batches[number], prepared.dataset, prepared.cache, prepared.recipe)
         with torch.no_grad():
             shard = shard.to(device)
-            own[number] = tagger.tag(shard.x_BT, shard.sound_BT).float().cpu()
+            own[number] = tagger.tag(shard.x_BT, shard.sound(tagger.front_end)).float().cpu()
     tagger.train(was_training)
     workers = gather(session, own) if session else [own]
     by_batch = {number: logits for worker in workers for number, logits in worker.items()}

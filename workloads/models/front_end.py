@@ -32,6 +32,7 @@ class LogMel(nn.Module, ABC):
     mean: float
     std: float
     mask_value: float
+    hears_padding = True  # of a short clip, as silence; else its frames are computed without it
 
     def __init__(self, *, clip_rate: int) -> None:
         super().__init__()
@@ -145,6 +146,7 @@ class Kaldi128(KaldiLogMel):
     """
 
     PADDING = 0.0  # of the log-mel before normalisation
+    hears_padding = False
 
     kind, bands, hop = "kaldi128", 128, 160
     n_fft, window, low, high = 512, 400, 20.0, 0.0

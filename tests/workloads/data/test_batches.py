@@ -202,24 +202,30 @@ def test_a_shard_knows_the_padding_of_short_clips(real: tuple[Dataset, ClipCache
     def shard_with(augment: Augment) -> Shard:
         return Batches(dataset.clips, dataset, cache, make_recipe(longer, augment=augment, shards=1)).shard(0, 0)
 
+    ast, other = (build_front_end(kind, clip_rate=16_000) for kind in ("kaldi128", "logmel64"))
     plain, rolled = shard_with(Augment()), shard_with(Augment(roll=0.5))
-    assert plain.sound_BT is not None
-    assert rolled.sound_BT is not None
     samples_B = torch.tensor([len(cache.load(clip_id)) for clip_id in plain.clip_ids])
-    assert torch.equal(plain.sound_BT, torch.arange(128_000) < samples_B[:, None])
-    shifts = {draw_view(Augment(roll=0.5), clip_id, 0).roll for clip_id in rolled.clip_ids}
-    assert len(shifts) == 8
-    for row, clip_id in enumerate(rolled.clip_ids):
-        shift = round(draw_view(Augment(roll=0.5), clip_id, 0).roll * 128_000)
-        assert torch.equal(rolled.sound_BT[row], plain.sound_BT[row].roll(shift))
-    assert (rolled.x_BT[~rolled.sound_BT] == 0).all()
+    sound_BT, rolled_BT = plain.sound(ast), rolled.sound(ast)
+    assert sound_BT is not None
+    assert rolled_BT is not None
+    assert plain.sound(other) is None, "it hears padding, so nobody asks where it is"
+    assert torch.equal(sound_BT, torch.arange(128_000) < samples_B[:, None])
+    shifts = [round(draw_view(Augment(roll=0.5), clip_id, 0).roll * 128_000) for clip_id in rolled.clip_ids]
+    assert len(set(shifts)) == 8
+    assert torch.equal(rolled_BT, torch.stack([row.roll(shift) for row, shift in zip(sound_BT, shifts, strict=True)]))
+    assert (rolled.x_BT[~rolled_BT] == 0).all()
     mixed = shard_with(Augment(roll=0.5, mixup=1.0))
-    assert mixed.sound_BT is not None
-    assert (mixed.sound_BT.sum(1) > samples_B).any()
-    assert torch.equal(mixed.sound_BT, mixed.sound_BT | rolled.sound_BT)
-    assert shard_with(Augment(mixup=1.0, mixup_on="mel")).partner_sound_BT is not None
-    short = Batches(dataset.clips, dataset, cache, make_recipe(data, augment=MIXED, shards=1)).shard(0, 0)
-    assert short.sound_BT is None
+    mixed_BT = mixed.sound(ast)
+    assert mixed_BT is not None
+    assert (mixed_BT.sum(1) > samples_B).any()
+    assert torch.equal(mixed_BT, mixed_BT | rolled_BT)
+    assert (mixed.x_BT[~mixed_BT] == 0).all()
+    in_mels = shard_with(Augment(roll=0.5, mixup=1.0, mixup_on="mel"))
+    assert torch.equal(in_mels.sound(ast), rolled_BT), "the partner is another waveform"
+    assert in_mels.mel(ast).shape == (8, 128, ast.frames(8.0))
+    unpadded = Batches(dataset.clips, dataset, cache, make_recipe(data, augment=MIXED, shards=1)).shard(0, 0)
+    assert unpadded.sound_B2 is None
+    assert unpadded.sound(ast) is None
 
 
 def test_moving_a_shard_to_a_device_moves_all_its_tensors(build: Callable[..., Batches]) -> None:

@@ -228,6 +228,21 @@ def test_a_damaged_stored_clip_is_decoded_again(tmp_path: Path, content: bytes) 
     assert stored.read_bytes() == whole
 
 
+def test_damaged_records_of_the_cache_are_made_again(tmp_path: Path) -> None:
+    clips = tones(tmp_path, 2)
+    (tmp_path / "0.wav").write_text("no sound")
+    samples, _ = soundfile.read(tmp_path / "1.wav")
+    soundfile.write(tmp_path / "1.wav", 8 * samples, 16_000, subtype="FLOAT")
+    quarantined = make_cache(tmp_path).prepare(clips, data_at(tmp_path), LocalFiles())
+    (failure,), (notes,) = ((tmp_path / "cache").glob(f"*.{ending}") for ending in ("json", "notes"))
+    for file in (failure, notes):
+        file.write_bytes(b"\xff{half")
+    again = make_cache(tmp_path)
+    assert again.prepare(clips, data_at(tmp_path), LocalFiles()) == quarantined
+    assert again.mended() == []
+    assert failure.read_bytes().startswith(b"{")
+
+
 def test_above_the_limit_the_least_recently_used_clips_are_evicted_first(tmp_path: Path) -> None:
     clips = tones(tmp_path, 4)  # each 16 128 bytes
     cache = make_cache(tmp_path, limit_gb=50_000 / 1e9)  # room for three

@@ -79,13 +79,19 @@ def with_bytes(content: bytes, at: int, new: bytes) -> bytes:
 WAV = encoded(tone_then_noise(2), "WAV", subtype="PCM_16")
 
 
-@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+@pytest.mark.parametrize("size", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 0xFFFFFFFF])
 def test_a_wav_whose_header_was_never_finished_is_heard_to_its_end_and_counted(size: int) -> None:
     sound = sound_of(with_bytes(WAV, 40, struct.pack("<I", size)))
     assert torch.equal(sound.x_T, sound_of(WAV).x_T)
     assert sound.repaired
     assert sound.notes == ("its header lacks the size of the sound: heard to the end of the file",)
     assert not sound_of(WAV).notes
+
+
+def test_an_empty_wav_with_a_comment_after_its_sound_stays_empty() -> None:
+    empty = with_bytes(WAV[:44], 40, struct.pack("<I", 0)) + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    with pytest.raises(BrokenClip, match="holds no samples"):
+        sound_of(empty)
 
 
 def test_a_flac_of_unknown_length_is_heard_whole() -> None:
