@@ -4,7 +4,6 @@ Local, without Ray and without tracking, in a temporary folder; only the clip ca
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from workloads.models.size import Size, macs_of_forward
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import Opener
+from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.session import LocalSession
 from workloads.train import Run, loop, set_up
 
@@ -115,8 +115,8 @@ def measure(recipe: Recipe, cost: Cost, sizes: dict[str, Size], *, files: Opener
     """
     if recipe.train.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device = 'cuda': this machine has no GPU that torch can use; set it to 'cpu'")
-    with tempfile.TemporaryDirectory(prefix="antiphon-plan-") as scratch:
-        short_run = _train(recipe, cost.steps, Path(scratch), files)
+    with scratch_folder() as scratch:
+        short_run = _train(recipe, cost.steps, scratch, files)
     steps = _undisturbed(recipe, short_run.phases, cost.steps)
     seconds = sum(short_run.times[step] - short_run.times[step - 1] for step in steps)
     flops = sum(step_flops(recipe, _phase_of(short_run.phases, step), sizes) for step in steps)

@@ -6,7 +6,6 @@ imported by the call, after its environment variables are set.
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE
 from workloads.runtime.event_log import EVENT_LOG, parse_line
 from workloads.runtime.json_files import parse_json
+from workloads.runtime.scratch import scratch_folder
 
 LOCK_S = 5.0  # how long to wait for a replayer process that is about to finish
 SILENT_S = 120.0  # a living driver appends a system metrics record every ten seconds
@@ -60,8 +60,8 @@ def _local_event_log(run: str) -> Iterator[Path]:
     if not object_store.exists(object_store.join(run, EVENT_LOG)):
         raise ValueError(f"run {run!r}: no {EVENT_LOG} there; give a run's folder or URI, STORAGE/RUN_ID")
     if not object_store.is_local(run):
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            copy = Path(scratch) / EVENT_LOG
+        with scratch_folder() as scratch:
+            copy = scratch / EVENT_LOG
             copy.write_text("".join(json.dumps(record) + "\n" for record in records_of(run)))
             yield copy
         return

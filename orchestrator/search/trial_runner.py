@@ -4,7 +4,6 @@ Does not depend on how tasks are proposed or stopped: the caller ends a trial by
 """
 
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from orchestrator.search.store import SearchStore
 from orchestrator.search.trial_distributed import run_rungs_distributed
 from orchestrator.search.trial_in_process import run_rungs_in_process
 from orchestrator.search.trial_spec import SearchPlan, Task, keeps_checkpoints
+from workloads.runtime.scratch import scratch_folder
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -45,8 +45,8 @@ def run_trial(
     timer = LoopTimer()
     progress = _Progress(plan, task, store, timer)
     try:
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            for rung in _rungs(plan, task, store, Path(scratch), timer, workers=workers, start=start):
+        with scratch_folder() as scratch:
+            for rung in _rungs(plan, task, store, scratch, timer, workers=workers, start=start):
                 progress.add(rung)  # before it is reported: whatever reacts to the report finds the files
                 if not rung.already_reported:
                     report(progress.as_report(rung))

@@ -8,7 +8,6 @@ asked.
 
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -29,6 +28,7 @@ from orchestrator.search.trial_spec import SearchPlan, Task
 from orchestrator.storage import object_store
 from orchestrator.training.ray_trainer import ray_storage
 from workloads.runtime.event_log import EventLog
+from workloads.runtime.scratch import scratch_folder
 
 POINTER = "checkpoint"  # the only file in Tune's checkpoints: the URI of one of ours
 RETRIES = 2  # of a trial whose process or node was lost
@@ -101,9 +101,9 @@ class TuneRunner:
         """Ask the source for a task whenever a slot is free."""
         ledger = self._new_ledger(source)
         options = {"search_alg": TrialSearcher(ledger), "num_samples": -1, "max_concurrent_trials": self.slots}
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:  # Tune's own state, which is never read
+        with scratch_folder() as scratch:  # Tune's own state, which is never read
             return self._fit(
-                ledger, {}, storage={"storage_path": scratch}, scheduler=scheduler, seconds=seconds, **options
+                ledger, {}, storage={"storage_path": str(scratch)}, scheduler=scheduler, seconds=seconds, **options
             )
 
     def _run_in_turns(self, source: TaskSource, *, seconds: float | None) -> float:
@@ -176,8 +176,8 @@ def _run_tune_trial(config: dict[str, Any], *, plan: SearchPlan, store: SearchSt
     def report(rung_report: dict[str, Any]) -> None:
         rung, uri = rung_report["rung"], rung_report.get("checkpoint_uri", "")
         objective = rung["objective"] if rung else math.inf  # of a trial that failed for good
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as folder:
-            (Path(folder) / POINTER).write_text(uri)
+        with scratch_folder() as folder:
+            (folder / POINTER).write_text(uri)
             pointer = tune.Checkpoint.from_directory(folder) if uri else None
             tune.report({**rung_report, "objective": objective}, checkpoint=pointer)
 

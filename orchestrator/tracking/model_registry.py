@@ -9,7 +9,6 @@ import hashlib
 import math
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +29,7 @@ from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
 from orchestrator.tracking.record_mapping import RUN_ID_TAG
 from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.json_files import TaggerState, parse_json, parse_marker
+from workloads.runtime.scratch import scratch_folder
 
 BEST = "best"
 DIGEST_TAG = "antiphon.weights_file_sha256"
@@ -127,8 +127,8 @@ class ModelRegistry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         run_id, artifact_path = self.run.info.run_id, f"models/{model}"
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
-            self.client.log_artifacts(run_id, str(_save_model(tagger, Path(scratch))), artifact_path)
+        with scratch_folder() as scratch:
+            self.client.log_artifacts(run_id, str(_save_model(tagger, scratch)), artifact_path)
         self.client.create_model_version(
             name,
             f"{self.run.info.artifact_uri}/{artifact_path}",
@@ -167,11 +167,11 @@ def _describe(error: Exception) -> str:
 def _read_tagger(uri: str) -> PublishedTagger:
     """Read a published tagger's state after comparing the digest of every file; raises UnreadableTagger."""
     try:
-        with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch:
+        with scratch_folder() as scratch:
             # the attempt's own folder, which no later attempt replaces: a registered version refers to it
             uri = retry_while_unavailable(lambda: object_store.published_folder(uri), what=uri, patience_s=READ_RETRY_S)
             folder = retry_while_unavailable(
-                lambda: object_store.fetch(uri, Path(scratch) / "tagger"), what=uri, patience_s=READ_RETRY_S
+                lambda: object_store.fetch(uri, scratch / "tagger"), what=uri, patience_s=READ_RETRY_S
             )
             digests = _checked_digests(uri, folder)
             state = parse_json((folder / "state.json").read_bytes(), f"checkpoint {uri}: state.json", TaggerState)

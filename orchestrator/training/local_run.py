@@ -1,7 +1,5 @@
 """A run in the driver's own process, without Ray (`--local`)."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest
@@ -9,6 +7,7 @@ from orchestrator.runs.records import end_record
 from orchestrator.storage import object_store
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.request import require_gpu
+from workloads.runtime.scratch import scratch_folder
 
 
 def run_in_process(claimed: ClaimedRun) -> dict[str, Any]:
@@ -22,9 +21,9 @@ def run_in_process(claimed: ClaimedRun) -> dict[str, Any]:
     retention = NewestAndBest(recipe.train.keep_last)
     store = CheckpointStore(claimed.attempt, retention=retention, patience_s=request.patience_s)
     store.collect_garbage()
-    with tempfile.TemporaryDirectory(prefix="antiphon-") as scratch, BackgroundUploads(store) as background:
+    with scratch_folder() as scratch, BackgroundUploads(store) as background:
         session = LocalSession(
-            work_dir=Path(scratch),
+            work_dir=scratch,
             event_log=claimed.event_log,
             store=background,
             device=recipe.train.device,

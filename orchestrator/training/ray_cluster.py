@@ -1,14 +1,13 @@
 """The Ray that a command uses: a local one of its own, one at an address, or the stack of `antiphon cluster up`."""
 
 import os
-import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster import stack
 from orchestrator.storage import object_store
+from workloads.runtime.scratch import private_folder, user_folder
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,9 @@ def prepare_environment(address: str) -> str:
     os.environ.setdefault("RAY_worker_niceness", "0")
     address = _resolve_address(address)
     if not address and not any(name in os.environ for name in TOKEN_VARIABLES):
-        token = stack.ray_token(_private(PRIVATE.expanduser()))
+        token = stack.ray_token(private_folder(PRIVATE.expanduser()))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     return address
-
-
-def _private(folder: Path) -> Path:
-    """A folder that only its owner may enter; created if missing. ValueError where it is another user's."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise ValueError(f"{folder}: must be your own folder, for Ray's files; remove it, or set TMPDIR")
-    folder.chmod(0o700)
-    return folder
 
 
 def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
@@ -78,7 +67,7 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
         cpus = max(os.cpu_count() or 1, at_least)
         if "RAY_TMPDIR" not in os.environ:
             # Ray's own scratch folder may be entered by all users; not in PRIVATE, since socket paths must be short
-            options["_temp_dir"] = str(_private(Path(tempfile.gettempdir()) / f"antiphon-{os.getuid()}") / "ray")
+            options["_temp_dir"] = str(user_folder() / "ray")
         context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return RayConnection(

@@ -1,7 +1,7 @@
 """A run in Ray Train's workers, seen from the driver: one TorchTrainer with all models in every worker.
 
-Ray restarts the group of workers after a failure, up to `RETRIES` times. Our markers alone decide which checkpoint to
-resume from, so Ray's record of its latest checkpoint (`RAY_SNAPSHOT`) is deleted before every start.
+Ray restarts the group of workers after a failure, up to `RETRIES` times. It is told of no checkpoint: our markers alone
+decide which one to resume from.
 """
 
 import os
@@ -24,7 +24,6 @@ from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 
 RETRIES = 3  # worker failures after which Ray starts the group again
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
@@ -69,8 +68,6 @@ def fit(
 
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
-    snapshot = object_store.join(location.uri, RAY_SNAPSHOT)
-    retry_while_unavailable(lambda: object_store.remove_file(snapshot), what=snapshot, patience_s=patience_s)
     num_records_before = len(read_event_log(location.event_log))
     # The type checker sees the first generation of these classes, the interpreter the second.
     trainer = TorchTrainer(

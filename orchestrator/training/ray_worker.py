@@ -1,7 +1,5 @@
 """What Ray Train runs in each worker: a session that reports through Ray, and the training loop, which knows no Ray."""
 
-import shutil
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,15 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
 
 from orchestrator.recipes.loader import parse
-from orchestrator.runs.checkpoint_store import CheckpointStore, NewestAndBest
+from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest
 from orchestrator.runs.lease import Driver, stop_requested, take_next
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
 from workloads.runtime.checkpoint_store import Superseded
 from workloads.runtime.event_log import EventLog, timestamped
+from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.session import gather
 from workloads.train import loop, set_up
 
@@ -28,28 +28,34 @@ REPORT_S = 1.0  # Ray takes one report per poll of its controller; more of them 
 
 
 class RaySession:
-    """A worker's session. Records and checkpoints leave through `ray.train.report`; uploads run in the background.
+    """A worker's session. Records leave through `ray.train.report`; rank 0 uploads checkpoints in the background.
 
     `claim`, `report`, `should_stop` and `close` are called by all workers equally often, since they exchange values;
-    `deliver` and `checkpoints` by rank 0 only; `fetch` by each worker for itself.
+    `deliver` and `checkpoints` by rank 0 only; `fetch` by each worker for itself. Ray is told of no checkpoint: its
+    asynchronous uploads queue up without a limit, and records would wait in that queue too.
     """
 
-    def __init__(self, run_uri: str, driver: Driver, device: str) -> None:
+    def __init__(self, run_uri: str, driver: Driver, device: str, work_dir: Path) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
-        self.work_dir = Path(tempfile.mkdtemp(prefix=f"antiphon-{self.rank}-"))
+        self.work_dir = work_dir
         self._run_uri, self._driver = run_uri, driver
         self._num_stop_calls, self._stop = 0, False
         self._polled_at = self._reported_at = time.monotonic()
         self._unreported: list[dict[str, Any]] = []
 
     def claim(self, recipe: Recipe, *, patience_s: float) -> None:
-        """Claim the run's next attempt for these workers; Superseded is raised on all of them if it is not theirs."""
+        """Claim the run's next attempt for these workers; Superseded is raised on all of them if it is not theirs.
+
+        Waits for a store that is unavailable: workers that failed at once would use up Ray's restarts in a minute.
+        """
         answer: Any = None
         if self.rank == 0:
             try:
-                answer = take_next(self._run_uri, self._driver)
+                answer = retry_while_unavailable(
+                    lambda: take_next(self._run_uri, self._driver), what=self._run_uri, patience_s=patience_s
+                )
             except Superseded as error:
                 answer = error
         answer = gather(self, answer)[0]
@@ -57,41 +63,34 @@ class RaySession:
             raise answer
         self.attempt = answer.number
         retention = NewestAndBest(recipe.train.keep_last)
-        self._store = CheckpointStore(answer, retention=retention, patience_s=patience_s)
+        store = CheckpointStore(answer, retention=retention, patience_s=patience_s)
         if self.rank == 0:
-            self._store.collect_garbage()
+            store.collect_garbage()
+        self.uploads = BackgroundUploads(store)
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
-        """Send records with a checkpoint, or about once a second; rank 0 decides when, for all workers."""
+        """Send records with a checkpoint, or about once a second; rank 0 decides when, for all workers.
+
+        Rank 0 raises here what the upload before has failed with; then Ray starts the workers again.
+        """
         self._unreported += records
+        if checkpoint is not None:
+            self.uploads.publish(checkpoint)
         if not gather(self, checkpoint is not None or time.monotonic() - self._reported_at > REPORT_S)[0]:
             return
         self._reported_at = time.monotonic()
         unreported, self._unreported = self._unreported, []
-        ray.train.report(
-            {"records": unreported},
-            checkpoint=Checkpoint.from_directory(str(checkpoint)) if checkpoint else None,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._upload,
-            delete_local_checkpoint_after_upload=False,  # the checkpoint store has consumed it
-        )
-
-    def _upload(self, local: Checkpoint, _: str) -> Checkpoint:
-        """Called by Ray in a thread of rank 0, one checkpoint at a time."""
-        folder = Path(local.path)
-        self._store.publish(folder)
-        context = ray.train.get_context().get_storage()
-        path = object_store.join(context.experiment_fs_path, "checkpoints", folder.name)
-        return Checkpoint(path, context.storage_filesystem)
+        # ASYNC: does not wait for the controller's next poll
+        ray.train.report({"records": unreported}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
 
     def deliver(self, folder: Path) -> str:
-        return self._store.deliver(folder)
+        return self.uploads.deliver(folder)
 
     def checkpoints(self) -> list[str]:
-        return self._store.names()
+        return self.uploads.names()
 
     def fetch(self, name: str) -> Path:
-        return self._store.fetch(name, self.work_dir)
+        return self.uploads.fetch(name, self.work_dir)
 
     def should_stop(self) -> bool:
         """Whether the driver has asked to stop; rank 0 finds out, and all workers get the same answer."""
@@ -110,7 +109,7 @@ class RaySession:
             return False
 
     def close(self, status: str, error: str = "", *, mistake: bool = False) -> None:
-        """Report how the workers ended; a report without ASYNC waits for the uploads before it."""
+        """Report how the workers ended; a report without ASYNC waits for the records before it."""
         closed = timestamped("closed", status=status, error=error, mistake=mistake)
         ray.train.report({"records": [*self._unreported, closed]})
 
@@ -132,18 +131,29 @@ def train_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker, once per start of the group.
 
     Mistakes, bad numbers and a superseded attempt end the run by a `closed` record: raised, Ray would only repeat them.
+    An attempt that is superseded while it trains fails on rank 0 alone: Ray starts the workers again, and all of them
+    learn it when they claim.
     """
     recipe = parse(config["recipe"])
-    session = RaySession(config["run_uri"], Driver(**config["driver"]), recipe.train.device)
-    try:
-        session.claim(recipe, patience_s=config["patience_s"])
+    with scratch_folder() as work_dir:
+        session = RaySession(config["run_uri"], Driver(**config["driver"]), recipe.train.device, work_dir)
         try:
-            run = set_up(recipe, session, files=object_store.FsspecFiles())
-        except ValueError as mistake:
-            session.close("failed", str(mistake), mistake=True)
-        else:
-            session.close(loop(run, until=config["until"]))
-    except (BadNumbers, Superseded) as error:
-        session.close("failed", str(error))
-    finally:
-        shutil.rmtree(session.work_dir)
+            session.claim(recipe, patience_s=config["patience_s"])
+        except Superseded as error:
+            session.close("failed", str(error))
+            return
+        with session.uploads:
+            status = _train(recipe, session, until=config["until"])
+        session.close(**status)
+
+
+def _train(recipe: Recipe, session: RaySession, *, until: int | None) -> dict[str, Any]:
+    """Train, and return how it ended: the arguments of `RaySession.close`."""
+    try:
+        run = set_up(recipe, session, files=object_store.FsspecFiles())
+    except ValueError as mistake:
+        return {"status": "failed", "error": str(mistake), "mistake": True}
+    try:
+        return {"status": loop(run, until=until)}
+    except BadNumbers as error:
+        return {"status": "failed", "error": str(error)}

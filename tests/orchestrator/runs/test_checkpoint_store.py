@@ -1,5 +1,6 @@
 """A run's checkpoints: which one is resumed, which are kept, what a killed save leaves, which attempts may commit."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,23 @@ def test_background_uploads_finish_before_the_end_and_their_failure_is_raised(fi
     take_next(first.run_uri, driver)
     with pytest.raises(Superseded), BackgroundUploads(store(first)) as background:
         background.publish(saved(tmp_path, "step-00000030-attempt-2"))
+
+
+def test_a_slow_store_holds_training_back_when_the_next_checkpoint_is_due(first, tmp_path, monkeypatch):
+    """So at most two checkpoints lie on the local disk: the one that is uploaded, and the one that waits."""
+    checkpoints, may_upload = store(first), threading.Event()
+    publish = checkpoints.publish
+    monkeypatch.setattr(checkpoints, "publish", lambda folder: may_upload.wait() and publish(folder))
+    with BackgroundUploads(checkpoints) as background:
+        background.publish(saved(tmp_path, "step-00000010-attempt-2"))
+        next_one = saved(tmp_path, "step-00000020-attempt-2")
+        training = threading.Thread(target=background.publish, args=[next_one])
+        training.start()
+        training.join(0.3)
+        assert training.is_alive()
+        may_upload.set()
+        training.join()
+    assert len(checkpoints.names()) == 2
 
 
 def test_a_superseded_attempt_removes_nothing(first, driver, tmp_path):
