@@ -84,7 +84,7 @@ class S3User:
 
     @property
     def event_log(self) -> Path:
-        return self.home / ".cache/antiphon/runs/r/events.jsonl"
+        return self.home / ".cache/antiphon/runs/s3" / self.bucket / "runs/r/events.jsonl"
 
     def num_checkpoints(self) -> int:
         """The number of checkpoints that the run has recorded; uploads may not have finished."""

@@ -16,7 +16,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 class RunLocation:
     """Published files lie under `uri`, the driver's own (event log, logs, report) in the local `folder`.
 
-    With a local storage the two are the same folder.
+    With a local storage the two are the same folder; else `folder` repeats the URI's path, so that runs of the same id
+    in two storages do not share one.
     """
 
     run_id: str
@@ -27,6 +28,18 @@ class RunLocation:
     @property
     def event_log(self) -> Path:
         return self.folder / EVENT_LOG
+
+    def require_new(self, first_file: str) -> None:
+        """Raise ValueError where the driver's folder holds an event log of a run that the storage does not know.
+
+        It is that of a run in a storage that was emptied since, or in another one at the same URI: its records must not
+        become part of the run whose first published file, called `first_file`, is about to be created.
+        """
+        if self.event_log.exists() and not object_store.exists(object_store.join(self.uri, first_file)):
+            raise ValueError(
+                f"run id {self.run_id!r}: {self.event_log} is the event log of another run called so; choose another "
+                "id, or move that folder away"
+            )
 
 
 def location_of(storage: str, run_id: str, tracking: str) -> RunLocation:
@@ -42,8 +55,9 @@ def location_of(storage: str, run_id: str, tracking: str) -> RunLocation:
         raise ValueError(f"run id {run_id!r}: must not begin with {' or '.join(RESERVED)}, which are MLflow's")
     if object_store.is_local(storage):
         local = object_store.local_path(storage)
-        uri = str(local / run_id)
-    else:
-        local = Path("~/.cache/antiphon/runs").expanduser()
-        uri = object_store.join(storage, run_id)
-    return RunLocation(run_id, uri, local / run_id, tracking or sqlite_uri(local))
+        return RunLocation(run_id, str(local / run_id), local / run_id, tracking or sqlite_uri(local))
+    cache, uri = Path("~/.cache/antiphon/runs").expanduser(), object_store.join(storage, run_id)
+    path = uri.replace("://", "/")
+    if ".." in path.split("/"):
+        raise ValueError(f"storage {storage!r}: must not contain '..'; give the bucket's path as it is")
+    return RunLocation(run_id, uri, cache / path, tracking or sqlite_uri(cache))

@@ -13,7 +13,7 @@ from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.runtime.checkpoint_store import MARKER
-from workloads.runtime.event_log import EVENT_LOG, parse_event_log, read_event_log
+from workloads.runtime.event_log import EVENT_LOG, EventLog, parse_event_log, read_event_log
 from workloads.runtime.json_files import parse_marker
 
 
@@ -41,9 +41,22 @@ def records_of(run_uri: str) -> list[dict[str, Any]]:
 
 
 def recovered_records(location: RunLocation) -> list[dict[str, Any]]:
-    """Records of the last checkpoint that this machine's event log lacks: it may be lost, or older than it."""
+    """Records in the run's storage that this machine's event log lacks: another host's, or those of a lost log."""
     local = read_event_log(location.event_log) if location.event_log.exists() else []
-    return _missing_from(local, checkpointed_records(location.uri))
+    return _missing_from(local, records_of(location.uri))
+
+
+def continue_event_log(event_log: EventLog, location: RunLocation, own_record: dict[str, Any]) -> None:
+    """Append what earlier attempts have recorded elsewhere, then this attempt's own `run` record.
+
+    Called by a driver before its first record: it publishes the event log as a whole, so a record that it did not take
+    over from the published one would be lost. An event log begins with a `run` record: this attempt's own, where those
+    of earlier ones are known from a checkpoint only, which has none.
+    """
+    recovered = recovered_records(location)
+    has_begun = event_log.path.stat().st_size > 0 or (recovered and recovered[0]["kind"] == "run")
+    for record in [*recovered, own_record] if has_begun else [own_record, *recovered]:
+        event_log.append(record)
 
 
 def _missing_from(known: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[dict[str, Any]]:

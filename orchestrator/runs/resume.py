@@ -92,6 +92,7 @@ def _create(location: RunLocation, recipe: Recipe, storage: str, *, by_auto: boo
     is between two commands with `--resume auto` (`by_auto`), which choose the same id.
     """
     uri, text = object_store.join(location.uri, RECIPE), json.dumps(resolve(recipe), indent=1)
+    location.require_new(RECIPE)
     if not object_store.create_exclusively(uri, text.encode()):
         claimed = object_store.list_names(object_store.join(location.uri, "attempts"))
         if (claimed and not by_auto) or object_store.get_text(uri) != text:

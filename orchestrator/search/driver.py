@@ -15,7 +15,7 @@ from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.runs.outcome import publish_event_log
-from orchestrator.runs.records import end_record
+from orchestrator.runs.records import continue_event_log, end_record
 from orchestrator.runs.resume import differences
 from orchestrator.search.finals import run_at_full_length, run_finals
 from orchestrator.search.request import Budget, SearchRequest
@@ -25,6 +25,7 @@ from orchestrator.search.summary import write_summary
 from orchestrator.search.trial_spec import SearchPlan, search_plan
 from orchestrator.search.validation import check, check_data
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import print_status
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
 from orchestrator.training.ray_cluster import RayConnection, connect, prepare_environment
@@ -80,6 +81,7 @@ def search(request: SearchRequest) -> SearchResult:
     check_data(request.recipe)
     object_store.check_storage(request.storage)
     began, location, driver = time.time(), _open(request), Driver()
+    print_status(f"search {location.run_id}: {location.uri}")
     job = _Job(request, plan, budget, location, SearchStore(location.uri), began)
     with Interrupts() as interrupts:
         try:
@@ -153,7 +155,8 @@ def _run_recorded(
 
     location = job.location
     with EventLog(location.event_log) as event_log:
-        event_log.append(_run_record(job))
+        continue_event_log(event_log, location, _run_record(job))
+        publish_event_log(location)
         replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")
         replayer.wait_started()
         job.store.reopen()
@@ -224,6 +227,7 @@ def _open(request: SearchRequest) -> RunLocation:
         "recipe": resolve(request.recipe),
         "tracking": location.tracking,
     }
+    location.require_new(DEFINITION)
     if not SearchStore(location.uri).create(definition):
         raise ValueError(
             f"--search-id {search_id!r}: this search exists already; `--resume {search_id}` continues it, or choose "

@@ -15,10 +15,10 @@ from typing import Any
 from orchestrator.runs.lease import Attempt, Driver, beating, is_driven_by
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.outcome import conclude, publish_event_log
-from orchestrator.runs.records import end_record, recovered_records, run_record
+from orchestrator.runs.records import continue_event_log, end_record, run_record
 from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.storage.retry import print_status, retry_while_unavailable
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.local_run import run_in_process
@@ -69,6 +69,7 @@ def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
         patience_s=request.patience_s,
     )
     location = opened.location
+    print_status(f"run {location.run_id}: {location.uri}")  # first, so that an interrupted one can be resumed
     if opened.outcome is not None:  # the run is done already
         return RunResult(opened.outcome, location, published=False)
     assert opened.attempt is not None
@@ -100,10 +101,8 @@ def _record_and_train(
     """
     location.folder.mkdir(parents=True, exist_ok=True)
     with EventLog(location.event_log) as event_log:
-        recovered = recovered_records(location)
-        event_log.append(run_record(request.recipe, location, command=request.command, workers=request.workers))
-        for record in recovered:
-            event_log.append(record)
+        own_record = run_record(request.recipe, location, command=request.command, workers=request.workers)
+        continue_event_log(event_log, location, own_record)
         publish_event_log(location)
         replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")
         train = run_in_process if request.local else run_on_ray

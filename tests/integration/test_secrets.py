@@ -59,7 +59,7 @@ def test_the_secret_is_found_nowhere(user, short_folder):
     for name in (
         "objects/runs/r/events.jsonl",
         ".cache/antiphon/runs/mlflow.db",
-        ".cache/antiphon/runs/r/tracking.log",
+        f".cache/antiphon/runs/s3/{user.bucket}/runs/r/tracking.log",
     ):
         assert (user.home / name).is_file()
     assert list(short_folder.glob("**/session_*/logs/*worker*"))
