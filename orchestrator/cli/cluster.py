@@ -90,6 +90,8 @@ def status(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
         _emit(folder=str(folder.expanduser()), up=all_up, services=services)
     elif states:
         Console().print(_table(states))
+        for service, _ in states:
+            print_out(f"log  {service.log}")
     else:
         print_note(f"no stack in {folder}; start one: antiphon cluster up")
     if not all_up:
@@ -97,9 +99,9 @@ def status(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
 
 
 def _table(states: "Iterable[tuple[Service, State]]") -> Table:
-    table = Table("service", "state", "address", "pid", "log")
+    table = Table("service", "state", "address", "pid")
     for service, state in states:
-        table.add_row(service.name, state, service.address, str(service.pid), service.log)
+        table.add_row(service.name, state, service.address, str(service.pid))
     for column in table.columns:
         column.overflow = "fold"  # a truncated address is useless
     return table

@@ -84,6 +84,8 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
         raise ValueError(outcome["error"])
     if outcome["models"]:
         console.print(_table(outcome))
+        for name, row in outcome["models"].items():
+            print_note(f"model     {name}: {row['checkpoint']}")
     print_note(f"report    {outcome['report']}")
     if ui := ui_command(outcome["tracking"]):
         print_note(f"tracking  {ui}")
@@ -113,21 +115,13 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
 
 
 def _table(outcome: dict[str, Any]) -> Table:
-    """One row per model of the run: steps, scores, size, checkpoint."""
+    """One row per model of the run: steps, scores, size."""
     rows = outcome["models"]
     metric = "accuracy" if any("accuracy" in row["val"] for row in rows.values()) else "mAP"
     table = Table(title=cell(f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s"))
-    columns = ("model", "taught", "learned", f"val {metric}", f"test {metric}", "parameters", "checkpoint")
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="left" if column in ("model", "checkpoint") else "right")
+    for column in ("model", "taught", "learned", f"val {metric}", f"test {metric}", "parameters"):
+        table.add_column(column, overflow="fold", justify="left" if column == "model" else "right")
     for name, row in rows.items():
         scores = [f"{row[part][metric]:.3f}" if row[part] else "-" for part in ("val", "test")]
-        table.add_row(
-            name,
-            str(row["steps_taught"]),
-            str(row["steps_learned"]),
-            *scores,
-            f"{row['params']:,}",
-            cell(row["checkpoint"]),
-        )
+        table.add_row(name, str(row["steps_taught"]), str(row["steps_learned"]), *scores, f"{row['params']:,}")
     return table

@@ -15,11 +15,47 @@ def test_roles_name_students_and_teachers():
     assert roles({**TURN, "trains": ["cnn", "vit"], "edges": []}) == "phase 3/9: cnn, vit"
 
 
-def test_the_bar_follows_the_event_log_to_its_last_record(tmp_path):
-    terminal = io.StringIO()
-    event_log = EventLog(tmp_path / "events.jsonl")
-    with progress(event_log.path, Console(file=terminal, width=100, force_terminal=True)):
-        event_log.append({**TURN, "edges": [{"teacher": "cnn", "student": "vit"}]})
-        event_log.append({"kind": "metrics", "step": 120, "values": {}})
-    assert "cnn -> vit" in terminal.getvalue()
-    assert "120/300" in terminal.getvalue()
+LEARNS = {**TURN, "edges": [{"teacher": "cnn", "student": "vit"}]}
+
+
+def shown(tmp_path, records, **console) -> str:
+    """What the console shows of records that are written while it follows, after others that were there before."""
+    out = io.StringIO()
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        event_log.append({"kind": "metrics", "step": 60, "values": {"cnn/val/mAP": 0.9}})
+        with progress(event_log.path, Console(file=out, **console)):
+            for number, record in enumerate(records):
+                event_log.append({"t": 1000 * number, **record})
+    return out.getvalue()
+
+
+EVALUATED = [
+    {"kind": "start", "step": 60, "attempt": 3, "damaged": ["step-80"]},
+    LEARNS,
+    {"kind": "metrics", "step": 110, "values": {"vit/loss": 0.51234, "vit/lr": 0.1}},
+    {"kind": "bad", "step": 111, "models": ["vit"]},
+    {"kind": "metrics", "step": 120, "values": {"vit/val/accuracy": 0.5, "vit/val/mAP": 0.41, "cnn/val/accuracy": 1}},
+]
+
+
+def test_the_bar_shows_step_roles_losses_and_scores(tmp_path):
+    terminal = shown(tmp_path, EVALUATED, width=100, force_terminal=True)
+    for text in (
+        "phase 3/9: cnn -> vit",
+        "120/300",
+        "0:00:12 left",
+        "loss vit 0.512; val accuracy vit 0.500, cnn 1.000",
+    ):
+        assert text in terminal
+
+
+def test_without_a_terminal_each_evaluation_is_a_line(tmp_path):
+    """180 of 240 steps are left after 4 s for 60 steps: another 12 s. Records of before are not shown again."""
+    lines = shown(tmp_path, EVALUATED, width=80).splitlines()
+    assert lines[:3] == [
+        "damaged: step-80",
+        "attempt 3 resumes from step 60",
+        "step 111: numbers of vit are not finite",
+    ]
+    numbers = "loss vit 0.512; val accuracy vit 0.500, cnn 1.000; 0:00:12 left"
+    assert [line[9:] for line in lines[3:]] == [f"step 120/300 (phase 3/9: cnn -> vit): {numbers}"]
