@@ -43,10 +43,3 @@ def test_a_token_that_the_user_has_set_is_used(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray_cluster.prepare_environment("")
     assert not (tmp_path / "home").exists()
-
-
-def test_a_folder_that_is_a_link_or_no_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="must be your own folder"):
-        ray_cluster._private(tmp_path / "link")
