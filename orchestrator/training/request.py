@@ -39,7 +39,15 @@ def check_request(request: RunRequest) -> tuple[Phase, ...]:
     if request.local and request.address:
         raise ValueError(f"--address {request.address!r}: --local runs without Ray; leave one of the two out")
     require_shards_divide(request.recipe, request.workers)
-    return plan_phases(request.recipe)
+    phases = plan_phases(request.recipe)
+    _require_buildable(request.recipe)
+    return phases
+
+
+def _require_buildable(recipe: Recipe) -> None:
+    from workloads.models.buildable import require_buildable  # torch and the model libraries take seconds to import
+
+    require_buildable(recipe)
 
 
 def refuse_ray_client(address: str) -> None:

@@ -3,6 +3,7 @@
 from workloads.config.recipe import Recipe
 from workloads.data.clips import require_scorable
 from workloads.data.prepare import PreparedData, prepare
+from workloads.models.buildable import require_buildable
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach
 from workloads.runtime.opener import Opener
@@ -23,6 +24,7 @@ def prepare_run(
     try:
         if recipe.train.compile:
             require_compiler(session.device)
+        require_buildable(recipe)  # before clips are decoded
         prepared = prepare(recipe, files)
         require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
         fingerprint = prepared.dataset.fingerprint()

@@ -43,13 +43,17 @@ class LogMel(nn.Module, ABC):
     def frames(self, seconds: float) -> int:
         """Number of frames of a clip of `seconds`; ValueError where it is shorter than MIN_SECONDS."""
         if seconds < MIN_SECONDS:
-            raise ValueError(f"clip_seconds = {seconds}: a {self.kind} spectrum needs {MIN_SECONDS} s or more")
+            raise ValueError(f"clip_seconds = {seconds:g}: a spectrum of {self.kind} needs {MIN_SECONDS} s or more")
         length = round(seconds * self.clip_rate)
         return self._frames(-(-length * self.rate // self.clip_rate))  # resampling rounds up
 
     def input_frames(self, settings: FrontEnd, seconds: float) -> int:
-        """Number of frames that a network is built for: the recipe's, or as many as a clip of `seconds` has."""
-        return settings.frames or self.frames(seconds)
+        """Number of frames that a network is built for: the recipe's, or as many as a clip of `seconds` has.
+
+        ValueError as in `frames`, also where the recipe sets their number: the clip's own are computed first.
+        """
+        own = self.frames(seconds)
+        return settings.frames or own
 
     def mean_and_std(self, settings: FrontEnd) -> tuple[float, float]:
         """The normalisation of a network's input: the recipe's mean and std, each by default this kind's."""
