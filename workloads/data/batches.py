@@ -22,7 +22,7 @@ from torch import Tensor
 from workloads.config.recipe import Recipe
 from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel, sound_mask, sound_of_view
 from workloads.data.cache import ClipCache
-from workloads.data.clips import Clip, Dataset
+from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.runtime.rng import keyed_generator
 
 
@@ -108,18 +108,13 @@ class Batches:
     """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step."""
 
     def __init__(self, clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> None:
-        size = recipe.train.batch_size
-        if len(clips) < size:
-            raise ValueError(
-                f"train.shard_size x train.shards = {size}: a batch needs as many clips, and only {len(clips)} are in "
-                "the training split; lower one of the two"
-            )
+        require_full_batch(len(clips), recipe.train)
         assert cache.rate == recipe.rate, "clips are cached at the highest rate that a model of the run needs"
         self.clips = clips
         self.cache = cache
         self.recipe = recipe
         self.length = round(recipe.data.clip_seconds * recipe.rate)
-        self.steps_per_epoch = len(clips) // size
+        self.steps_per_epoch = len(clips) // recipe.train.batch_size
         self._y_NC = torch.from_numpy(dataset.targets(clips))
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
 

@@ -23,10 +23,11 @@ from torch import Tensor
 from workloads.config.recipe import Data
 from workloads.data.clips import Clip
 from workloads.data.decode import BrokenClip, Sound, load_sound
+from workloads.data.heard import Heard, HeardIndex
 from workloads.data.synthetic import render
 from workloads.runtime.opener import Opener, is_fault_of_the_file, unreadable
 
-FORMAT = 2  # of the stored files: raise it when decoding, resampling or storing changes
+FORMAT = 3  # of the stored files: raise it when decoding, resampling or storing changes
 DECODE_THREADS = 2  # decoding and resampling release Python's global lock
 CHUNK_CLIPS = 64  # decoded between two checks of the limit
 
@@ -60,9 +61,9 @@ class _DecodeJob:
     opener: Opener
 
     @property
-    def notes_file(self) -> Path:
-        """Beside the stored clip where its file was mended: JSON, a list of notes."""
-        return self.target.with_suffix(".notes")
+    def key(self) -> str:
+        """The name of the stored clip in the index."""
+        return self.target.stem
 
     def quarantined(self, reason: str) -> QuarantinedClip:
         return QuarantinedClip(self.clip.clip_id, self.clip.path, reason)
@@ -81,6 +82,7 @@ class ClipCache:
         self.rate = rate
         self.limit_gb = limit_gb
         self._jobs: dict[str, _DecodeJob] = {}  # of the usable clips, by clip_id
+        self._index = HeardIndex(folder)
 
     def prepare(self, clips: Sequence[Clip], data: Data, opener: Opener) -> list[QuarantinedClip]:
         """Decode every clip that is not stored yet; returns the quarantined ones, in the order of the clips.
@@ -97,6 +99,8 @@ class ClipCache:
         with self._lock(), ThreadPoolExecutor(DECODE_THREADS) as pool:
             for left_over in self.folder.glob("*.part"):
                 left_over.unlink()  # of a killed process: no other one writes while this one holds the lock
+            self._index.read()
+            self._index.shorten()
             jobs = list(pool.map(lambda clip: self._make_job(clip, data, opener), clips))
             targets = [job.target for job in jobs if isinstance(job, _DecodeJob)]
             space = _CacheSpace(self.folder, targets, limit_gb=self.limit_gb)
@@ -112,10 +116,26 @@ class ClipCache:
     def mended(self) -> list[MendedClip]:
         """The clips of the last `prepare` whose files were mended before they were stored."""
         return [
-            MendedClip(job.clip.clip_id, job.clip.path, tuple(notes))
-            for job in self._jobs.values()
-            if (notes := _read_json(job.notes_file))
+            MendedClip(clip_id, self._jobs[clip_id].clip.path, heard.notes)
+            for clip_id, heard in self.heard().items()
+            if heard.notes
         ]
+
+    def heard(self) -> dict[str, Heard]:
+        """What decoding has found out about each usable clip of the last `prepare`, by clip_id; decodes nothing."""
+        found = ((clip_id, self._index.get(job.key)) for clip_id, job in self._jobs.items())
+        return {clip_id: heard for clip_id, heard in found if heard is not None}
+
+    def heard_before(self, clips: Sequence[Clip], data: Data, opener: Opener) -> dict[str, Heard]:
+        """What earlier runs on this machine have found out about these clips, by clip_id; decodes and writes nothing.
+
+        Clips that were never decoded here, and files that are gone, are left out. Raises OSError as `prepare` does.
+        """
+        self._index.read()
+        with ThreadPoolExecutor(DECODE_THREADS) as pool:
+            jobs = list(pool.map(lambda clip: self._make_job(clip, data, opener), clips))
+        decoded = [job for job in jobs if isinstance(job, _DecodeJob)]
+        return {job.clip.clip_id: heard for job in decoded if (heard := self._index.get(job.key)) is not None}
 
     def load(self, clip_id: str) -> Tensor:
         """The whole clip, x_T float32; only for clips that `prepare` has not quarantined."""
@@ -158,7 +178,7 @@ class ClipCache:
         if isinstance(job, QuarantinedClip):
             return job
         failure_record = job.target.with_suffix(".json")
-        if job.target.exists():
+        if job.target.exists() and self._index.get(job.key) is not None:
             os.utime(job.target)  # recently used, so evicted last
             return job
         if failure := _read_json(failure_record):
@@ -173,14 +193,13 @@ class ClipCache:
             if not is_fault_of_the_file(error):
                 raise
             return job.quarantined(unreadable(error))
-        if sound.notes:
-            _write_atomically(job.notes_file, json.dumps(sound.notes).encode())
+        self._index.add(job.key, Heard(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
         _write_atomically(job.target, _to_int16_file(sound.x_T))
         return job
 
     def _decode(self, job: _DecodeJob) -> Sound:
         if job.data.format == "synthetic":
-            return Sound(render(job.clip.clip_id, job.data, self.rate))
+            return Sound(render(job.clip.clip_id, job.data, self.rate), self.rate)
         with job.opener.open(job.uri) as file:
             return load_sound(file, rate=self.rate)
 
@@ -212,12 +231,12 @@ class _CacheSpace:
             estimate_gb = self.stored_bytes / self.num_stored * self.num_needed / 1e9
             raise ValueError(
                 f"data.cache_gb = {self.limit_gb}: {self.num_stored} of {self.num_needed} clips fill it; all need "
-                f"about {estimate_gb:.3g} GB: raise data.cache_gb above that"
+                f"about {estimate_gb:.3g} GB: --set data.cache_gb={estimate_gb * 1.1:.3g}, with data.cache on a "
+                "disk that has room"
             )
         while self.others and self.stored_bytes + self.other_bytes > self.limit_gb * 1e9:
             size, path = self.others.popleft()
             os.unlink(path)
-            Path(path).with_suffix(".notes").unlink(missing_ok=True)
             self.other_bytes -= size
 
 
@@ -241,13 +260,3 @@ def _write_atomically(target: Path, content: bytes) -> None:
     part = target.with_name(target.name + ".part")
     part.write_bytes(content)
     part.replace(target)
-
-
-def check_quarantined_share(quarantined: Sequence[QuarantinedClip], total: int, max_share: float) -> None:
-    """Raise ValueError, with the first three reasons, if more than `max_share` of all clips are quarantined."""
-    if len(quarantined) > max_share * total:
-        reasons = "; ".join(f"{clip.path}: {clip.reason}" for clip in quarantined[:3])
-        raise ValueError(
-            f"{len(quarantined)} of {total} clips ({len(quarantined) / total:.1%}) are broken, above "
-            f"data.max_broken_share = {max_share:.1%}: {reasons}. Repair or remove them, or raise data.max_broken_share"
-        )

@@ -5,6 +5,7 @@ Axes: N clips of a set, C tags.
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.config.recipe import Data
+from workloads.config.recipe import Data, Train
 from workloads.runtime.rng import keyed_generator
 
 
@@ -39,6 +40,8 @@ class Dataset:
     clips: tuple[Clip, ...]
     tags: tuple[str, ...]
     labels: str  # "single" or "multi"
+    without_source: int = 0  # clips of which the metadata names no source: each is its own
+    folds_dealt: bool = False  # by a hash of the source, since the metadata has no folds
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0."""
@@ -106,6 +109,18 @@ def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool
             raise ValueError(f"the {part} part (data.test_fold = {data.test_fold}) cannot be scored: {rule}; {fix}")
 
 
+def require_full_batch(num_train: int, train: Train) -> None:
+    """Raise ValueError where the training clips do not fill the batch of one step."""
+    if num_train < train.batch_size:
+        fix = (
+            f"--set train.shard_size={num_train // train.shards}" if num_train >= train.shards else "lower train.shards"
+        )
+        raise ValueError(
+            f"train.shard_size x train.shards = {train.batch_size}: a batch needs as many clips, and only {num_train} "
+            f"are in the training split; {fix}, or add clips"
+        )
+
+
 def _split_test_fold(dataset: Dataset, data: Data) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
     """The clips of the test fold, and those of the other folds."""
     folds = sorted({clip.fold for clip in dataset.clips})
@@ -131,9 +146,14 @@ def _validation_sources(clips: tuple[Clip, ...], dataset: Dataset, data: Data) -
     if fillable < slices:
         raise ValueError(
             f"data.val_share = {data.val_share}: that makes {slices} slices, but the training folds fill {fillable}; "
-            "raise it, or add recordings"
+            f"{_larger_share(fillable)}add recordings"
         )
     return (_stratified_slice if single else _plain_slice)(clips, data, slices)
+
+
+def _larger_share(fillable: int) -> str:
+    """The smallest data.val_share, in hundredths, whose slices these recordings or clips fill, if there is one."""
+    return f"--set data.val_share={math.ceil(100 / fillable) / 100:g}, or " if fillable >= 2 else ""
 
 
 def _stratified_slice(clips: tuple[Clip, ...], data: Data, slices: int) -> set[str]:

@@ -41,6 +41,7 @@ class Sound:
     """What is heard of a file: x_T float32 within -1 to 1, and what was mended."""
 
     x_T: Tensor
+    own_rate: int  # Hz of the file, before resampling
     peak: float = 1.0  # of the file's samples; what is above 1, full scale, was scaled down to it
     repaired: bool = False  # its header lacked the size of the sound
 
@@ -71,7 +72,7 @@ def load_sound(file: BinaryIO, *, rate: int) -> Sound:
         peak = float(x_T.abs().max())
         if not peak <= MAX_PEAK:
             raise BrokenClip(f"holds samples up to {peak:.3g}, where full scale is 1")
-        return Sound(x_T / peak if peak > 1 else x_T, max(peak, 1.0), repaired)
+        return Sound(x_T / peak if peak > 1 else x_T, own_rate, max(peak, 1.0), repaired)
     except BrokenClip:
         raise
     except Exception as error:  # whatever a decoder or a header's numbers lead to is this file's fault

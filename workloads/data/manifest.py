@@ -27,13 +27,13 @@ def read_dataset(data: Data, opener: Opener) -> Dataset:
     has or that are also among the clip's tags.
     """
     if data.format == "synthetic":
-        clips = synthetic_clips(data)
+        clips, given = synthetic_clips(data), _Given()
     elif data.format == "esc50":
-        clips = _read_esc50(data, opener)
+        clips, given = _read_esc50(data, opener), _Given()
     else:
-        clips = _read_manifest(data, opener)
+        clips, given = _read_manifest(data, opener)
     clips.sort(key=lambda clip: clip.clip_id)
-    return Dataset(tuple(clips), _all_tags(clips, data), data.labels)
+    return Dataset(tuple(clips), _all_tags(clips, data), data.labels, given.without_source, given.folds_dealt)
 
 
 def _all_tags(clips: list[Clip], data: Data) -> tuple[str, ...]:
@@ -48,6 +48,14 @@ def _all_tags(clips: list[Clip], data: Data) -> tuple[str, ...]:
             f"{', '.join(tags)}"
         )
     return tuple(tags)
+
+
+@dataclass
+class _Given:
+    """What a table leaves out, counted while it is read."""
+
+    without_source: int = 0
+    folds_dealt: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,18 +143,21 @@ def _read_esc50(data: Data, opener: Opener) -> list[Clip]:
     return _read_clips(read_table(uri, opener, columns=columns), uri, data, columns, to_clip)
 
 
-def _read_manifest(data: Data, opener: Opener) -> list[Clip]:
+def _read_manifest(data: Data, opener: Opener) -> tuple[list[Clip], _Given]:
     """A table with clip_id, path, tags, and optionally fold, source and absent, as CSV or Parquet."""
+    given = _Given()
 
     def to_clip(row: _Row) -> Clip:
         clip_id, path = row.required("clip_id"), row.path("path", data)
         source = row.optional("source") or clip_id
+        given.without_source += not row.optional("source")
+        given.folds_dealt |= not row.optional("fold")
         fold = row.fold() if row.optional("fold") else _assign_fold(source)
         tags = row.tags("tags")
         return Clip(clip_id, path, tags, fold, source, row.absent(tags))
 
     table = _with_or_without_folds(read_table(data.manifest, opener, columns=COLUMNS), data.manifest)
-    return _read_clips(table, data.manifest, data, ("clip_id", "path"), to_clip)
+    return _read_clips(table, data.manifest, data, ("clip_id", "path"), to_clip), given
 
 
 def _with_or_without_folds(table: Iterator[Row], uri: str) -> Iterator[Row]:

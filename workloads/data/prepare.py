@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from workloads.config.recipe import Recipe
-from workloads.data.cache import ClipCache, QuarantinedClip, check_quarantined_share
+from workloads.data.cache import ClipCache, QuarantinedClip
 from workloads.data.clips import Dataset, Splits, split
 from workloads.data.manifest import read_dataset
+from workloads.data.quarantine import check_quarantined_share
+from workloads.data.statistics import durations, part_folds, rates, tag_counts
+from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
 
@@ -30,6 +33,18 @@ class PreparedData:
             "clips": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
             "quarantined": [vars(clip) for clip in self.quarantined],
             "mended": [asdict(clip) for clip in self.cache.mended()],
+            "warnings": data_warnings(self.dataset, self.splits, self.cache.heard().values(), self.recipe),
+        }
+
+    def statistics(self) -> dict[str, Any]:
+        """Durations, rates, tags, folds and parts of the usable clips, as `antiphon data check` prints them."""
+        heard = self.cache.heard().values()
+        return {
+            "durations": asdict(durations(heard, self.recipe.data.clip_seconds)),
+            "rates": rates(heard),
+            "folds": {part: list(folds) for part, folds in part_folds(self.splits).items()},
+            "untagged": sum(not clip.tags for clip in self.dataset.clips),
+            "tags": {tag: asdict(count) for tag, count in tag_counts(self.dataset, self.splits).items()},
         }
 
 
@@ -42,7 +57,7 @@ def prepare(recipe: Recipe, files: Opener, *, rate: int | None = None) -> Prepar
     dataset = read_dataset(data, files)
     cache = ClipCache(Path(data.cache).expanduser(), rate=rate or recipe.rate, limit_gb=data.cache_gb)
     quarantined = cache.prepare(dataset.clips, data, files)
-    check_quarantined_share(quarantined, len(dataset.clips), data.max_broken_share)
+    check_quarantined_share(quarantined, len(dataset.clips), data, files)
     unusable = {clip.clip_id for clip in quarantined}
     dataset = replace(dataset, clips=tuple(clip for clip in dataset.clips if clip.clip_id not in unusable))
     return PreparedData(recipe, dataset, split(dataset, data), cache, tuple(quarantined))

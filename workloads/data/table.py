@@ -14,6 +14,10 @@ MAX_BYTES = 2**31  # of a table's file
 Row = dict[str, str]  # a cell is empty where its value is missing
 
 
+class NoSuchTable(ValueError):
+    """The file of the table does not exist."""
+
+
 def read_table(uri: str, opener: Opener, *, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of the table at `uri`: of Parquet only these columns, as far as they exist.
 
@@ -31,7 +35,7 @@ def _read_file(uri: str, opener: Opener) -> bytes:
         with opener.open(uri) as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ValueError(f"{uri}: no such file; check data.root and data.manifest") from None
+        raise NoSuchTable(f"{uri}: no such file; check data.root and data.manifest") from None
     except OSError as error:
         raise ValueError(f"{uri}: cannot be read ({error}); check the address and the credentials") from None
     if len(content) > MAX_BYTES:
@@ -72,6 +76,8 @@ def parse_csv(content: bytes, name: str) -> Iterator[Row]:
 
 def _checked_header(names: list[str], file: str) -> list[str]:
     names = [name.strip() for name in names]
+    if names[0].startswith("#"):
+        raise ValueError(f"{file}: begins with a comment ({names[0][:40]!r}); its first line must name the columns")
     if len(names) == 1 and ";" in names[0]:
         raise ValueError(f"{file}: its cells are separated by semicolons; separate them by commas")
     if doubled := [name for number, name in enumerate(names) if name in names[:number]]:

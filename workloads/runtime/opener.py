@@ -35,6 +35,9 @@ class Opener(Protocol):
         ...
 
 
+NOT_FOUND = "not found"  # the reason of a file that does not exist
+
+
 class NotAFile(OSError):
     """A folder, or a pipe or a device, which could be read for ever."""
 
@@ -59,7 +62,7 @@ def is_fault_of_the_file(error: OSError) -> bool:
 def unreadable(error: Exception) -> str:
     """Why a file could not be opened or heard, for people."""
     if isinstance(error, FileNotFoundError):
-        return "not found"
+        return NOT_FOUND
     if isinstance(error, OSError):
         return str(error) if isinstance(error, NotAFile) else f"cannot be read ({error.strerror or error})"
     return str(error)

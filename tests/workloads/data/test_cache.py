@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from workloads.config.recipe import Data
-from workloads.data.cache import ClipCache, QuarantinedClip, check_quarantined_share
+from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles
@@ -228,19 +228,44 @@ def test_a_damaged_stored_clip_is_decoded_again(tmp_path: Path, content: bytes) 
     assert stored.read_bytes() == whole
 
 
-def test_damaged_records_of_the_cache_are_made_again(tmp_path: Path) -> None:
-    clips = tones(tmp_path, 2)
+def test_a_damaged_failure_record_is_made_again(tmp_path: Path) -> None:
+    clips = tones(tmp_path, 1)
     (tmp_path / "0.wav").write_text("no sound")
-    samples, _ = soundfile.read(tmp_path / "1.wav")
-    soundfile.write(tmp_path / "1.wav", 8 * samples, 16_000, subtype="FLOAT")
     quarantined = make_cache(tmp_path).prepare(clips, data_at(tmp_path), LocalFiles())
-    (failure,), (notes,) = ((tmp_path / "cache").glob(f"*.{ending}") for ending in ("json", "notes"))
-    for file in (failure, notes):
-        file.write_bytes(b"\xff{half")
-    again = make_cache(tmp_path)
-    assert again.prepare(clips, data_at(tmp_path), LocalFiles()) == quarantined
-    assert again.mended() == []
+    (failure,) = (tmp_path / "cache").glob("*.json")
+    failure.write_bytes(b"\xff{half")
+    assert make_cache(tmp_path).prepare(clips, data_at(tmp_path), LocalFiles()) == quarantined
     assert failure.read_bytes().startswith(b"{")
+
+
+def test_lengths_and_own_rates_are_known_without_decoding_again(tmp_path: Path) -> None:
+    clips, opener = usable_and_broken_files(tmp_path), CountingFiles(tmp_path / "log")
+    first = make_cache(tmp_path)
+    assert first.heard_before(clips, data_at(tmp_path), opener) == {}
+    first.prepare(clips, data_at(tmp_path), opener)
+    again = make_cache(tmp_path)
+    again.prepare(clips, data_at(tmp_path), opener)
+    for heard in (first.heard(), again.heard(), make_cache(tmp_path).heard_before(clips, data_at(tmp_path), opener)):
+        assert {name: (one.own_rate, one.seconds) for name, one in heard.items()} == {
+            "stereo": (44_100, 0.5),
+            "low": (8_000, 2.75625),
+            "short": (16_000, 0.1),
+        }
+    assert opener.opened()["stereo.flac"] == 1
+
+
+def test_a_clip_whose_line_in_the_index_is_torn_is_decoded_again_and_no_other(tmp_path: Path) -> None:
+    clips, opener = tones(tmp_path, 3), CountingFiles(tmp_path / "log")
+    cache = make_cache(tmp_path)
+    cache.prepare(clips[:2], data_at(tmp_path), opener)
+    index = cache.folder / "heard.jsonl"
+    torn = index.read_bytes()[:-20]  # what a kill in the middle of the last line leaves
+    index.write_bytes(torn)
+    for _ in range(2):
+        again = make_cache(tmp_path)
+        again.prepare(clips, data_at(tmp_path), opener)
+        assert [heard.samples for heard in again.heard().values()] == [8000] * 3
+    assert sorted(opener.opened().values()) == [1, 1, 2]
 
 
 def test_above_the_limit_the_least_recently_used_clips_are_evicted_first(tmp_path: Path) -> None:
@@ -268,14 +293,6 @@ def test_clips_above_the_limit_are_refused_with_the_space_they_need(tmp_path: Pa
     cache = make_cache(tmp_path, limit_gb=40_000 / 1e9)
     with pytest.raises(ValueError, match=r"data.cache_gb = 4e-05: 3 of 10 clips fill it; all need about 0.000161 GB"):
         cache.prepare(tones(tmp_path, 10), data_at(tmp_path), LocalFiles())
-
-
-def test_few_quarantined_clips_are_accepted_and_many_are_refused_with_reasons() -> None:
-    quarantined = [QuarantinedClip(f"c{number}", f"{number}.wav", "cut short") for number in range(5)]
-    check_quarantined_share(quarantined, 100, 0.05)
-    check_quarantined_share([], 100, 0.0)
-    with pytest.raises(ValueError, match=r"5 of 99 clips \(5.1%\).*5.0%: 0.wav: cut short; 1.wav.*2.wav: cut short\. "):
-        check_quarantined_share(quarantined, 99, 0.05)
 
 
 def test_synthetic_clips_are_cached_like_any_other(tmp_path: Path) -> None:

@@ -194,6 +194,11 @@ def test_a_missing_source_is_the_clip_itself(tmp_path: Path) -> None:
         ('clip_id,path,tags\na,a.wav,"dog\nb,b.wav,"\n', "multi", "line 2: a cell goes on to line 3: close its quote"),
         ('clip_id,path,tags\na,a.wav,"dog" cat\n', "multi", "line 2: .* check its quotes"),
         ("clip_id,path,tags,tags\na,a.wav,t,u\n", "multi", "column 'tags' is there twice"),
+        (
+            "# made by hand\n# YTID, start\na,0\n",
+            "multi",
+            "begins with a comment .'# made by hand'.; its first line must",
+        ),
         ("clip_id;path;tags\na;a.wav;t\n", "multi", "separated by semicolons; separate them by commas"),
         (f"clip_id,path,tags\na,a.wav,{'x' * 200_000}\n", "multi", "line 2: field larger than field limit"),
         ("clip_id,path,tags\na,/etc/passwd,t\n", "multi", "path = '/etc/passwd': leads out of data.root"),
@@ -235,6 +240,7 @@ def test_a_fold_is_a_whole_number_in_any_spelling(tmp_path: Path, spelling: str)
 @pytest.mark.parametrize(
     ("encoding", "message"),
     [
+        ("utf-16-le", r"clips.csv: holds zero bytes, .*UTF-16 without a byte order mark; .*iconv -f UTF-16LE -t UTF-8"),
         (
             "cp1252",
             r"clips.csv: is not in UTF-8 \(byte 0xe4 in line 3\); save it as UTF-8, for example: iconv -f CP1252",
@@ -246,6 +252,15 @@ def test_another_encoding_is_named_with_a_conversion(tmp_path: Path, encoding: s
     data = manifest(tmp_path, "")
     Path(data.manifest).write_bytes("clip_id,path,tags\na,a.wav,t\nb,b.wav,kräht\n".encode(encoding))
     with pytest.raises(ValueError, match=message):
+        read_dataset(data, LocalFiles())
+
+
+def test_line_ends_of_an_old_mac_are_read_and_counted(tmp_path: Path) -> None:
+    data, text = manifest(tmp_path, ""), "clip_id,path,tags\ra,a.wav,t\rb,b.wav,kräht\r"
+    Path(data.manifest).write_bytes(text.encode())
+    assert [clip.tags for clip in read_dataset(data, LocalFiles()).clips] == [("t",), ("kräht",)]
+    Path(data.manifest).write_bytes(text.encode("mac_roman"))
+    with pytest.raises(ValueError, match=r"byte 0x8a in line 3\).*iconv -f MACINTOSH"):
         read_dataset(data, LocalFiles())
 
 

@@ -1,0 +1,112 @@
+"""What is doubtful about a data set is said in one line, with numbers and the fix; nothing is said of a sound one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.recipes.loader import load_recipe
+from workloads.config.recipe import Data, Recipe
+from workloads.data.clips import Clip, Dataset, Splits
+from workloads.data.heard import Heard
+from workloads.data.manifest import read_dataset
+from workloads.data.warnings import data_warnings
+from workloads.runtime.opener import LocalFiles
+
+
+def clips(*tags: str) -> tuple[Clip, ...]:
+    return tuple(Clip(f"c{n}", f"{n}.wav", (tag,) if tag else (), 2, f"s{n}") for n, tag in enumerate(tags))
+
+
+def warnings(
+    train: Sequence[str] = ("a", "b"),
+    *,
+    val: Sequence[str] = ("a", "b"),
+    seconds: Sequence[float] = (),
+    rate: int = 16_000,
+    settings: Sequence[str] = (),
+) -> list[str]:
+    splits = Splits(clips(*train), clips(*val), clips("a", "b"))
+    everything = (*splits.train, *splits.val, *splits.test)
+    dataset = Dataset(everything, tuple(sorted({tag for clip in everything for tag in clip.tags})), "single")
+    heard = [Heard(samples=round(16_000 * length), rate=16_000, own_rate=rate) for length in seconds]
+    return data_warnings(dataset, splits, heard, recipe(*settings))
+
+
+def recipe(*settings: str) -> Recipe:
+    return load_recipe("demo", ["data.clip_seconds=2.0", *settings])
+
+
+def test_nothing_is_said_of_a_sound_data_set() -> None:
+    assert warnings(seconds=[1.5, 2.0, 2.5]) == []
+
+
+def test_a_window_much_longer_than_the_clips_is_named_with_the_one_to_set() -> None:
+    (warning,) = warnings(seconds=[0.4] * 4 + [0.3999, 0.5])
+    assert warning == (
+        "data.clip_seconds = 2: 5 times the median clip (0.4 s), so 79% of what models hear is padding: "
+        "--set data.clip_seconds=0.5 holds all clips whole"
+    )
+    assert warnings(seconds=[1.01] * 3) == [], "less than twice as long"
+
+
+def test_a_few_long_clips_do_not_decide_the_window() -> None:
+    (warning,) = warnings(seconds=[0.4] * 39 + [9.0])
+    assert warning.endswith("--set data.clip_seconds=0.4 holds 95% of the clips whole")
+    (warning,) = warnings(seconds=[0.61] * 6 + [9.0] * 4)
+    assert warning.endswith("--set data.clip_seconds=0.61 holds half of the clips whole")
+
+
+def test_a_low_rate_is_named_with_its_share_and_the_empty_bands() -> None:
+    (warning,) = warnings(seconds=[2.0] * 3, rate=8000)
+    assert warning.startswith(
+        "sample rates: 100% of the clips are at 8000 Hz, below the 16000 Hz of logmel64: above 40"
+    )
+    assert "about 24% of the mel bands" in warning  # 2595 log10(1 + f / 700): 2146 mel at 4 kHz, 2840 at 8 kHz
+    assert warnings(seconds=[2.0] * 3, rate=14_000) == [], "close enough"
+    at_32k = warnings(seconds=[2.0], rate=22_050, settings=["models.cnn.front_end.kind=efficientat128"])
+    assert [warning.split(":")[1] for warning in at_32k] == [
+        " 100% of the clips are at 22050 Hz, below the 32000 Hz of efficientat128"
+    ]
+
+
+def test_tags_that_hold_commas_in_nearly_every_clip_are_named() -> None:
+    joined = ["Dog,Animal"] * 60
+    (warning, *_) = warnings(joined, val=["Dog,Animal"])
+    assert warning.startswith(
+        "column tags: 61 of 63 clips have a tag that holds a comma, such as 'Dog,Animal': one tag"
+    )
+    assert "semicolons (Dog;Animal) and set data.labels = 'multi'" in warning
+    some = warnings(["Hahn, kräht", "b"], val=["Hahn, kräht", "a", "b"])
+    assert not any("comma" in warning for warning in some)
+
+
+def test_tags_without_clips_in_a_part_are_named() -> None:
+    assert warnings(["a", "b", "v1", "v2"], val=["a", "b", "t"]) == [
+        "column tags: 1 of 5 tags have no clip in the train part (t), so no model learns them: add clips with them, or "
+        "remove them",
+        "column tags: 2 of 5 tags have no clip in the val part (v1, v2), so the val score does not show them: add "
+        "clips with them, or remove them",
+        "column tags: 3 of 5 tags have no clip in the test part (t, v1, v2), so the test score does not show them: add "
+        "clips with them, or remove them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "said"),
+    [
+        ("", "", ["column source: 4 of 4 clips name none", "column fold: there is none"]),
+        (",source", ",me", ["column fold: there is none"]),
+        (",fold,source", ",1,me", []),
+        (",fold", ",1", ["column source: 4 of 4 clips name none"]),
+    ],
+)
+def test_sources_and_folds_that_the_table_lacks_are_named(tmp_path: Path, columns: str, cells: str, said: list) -> None:
+    table = tmp_path / "clips.csv"
+    table.write_text(f"clip_id,path,tags{columns}\n" + "".join(f"c{n},{n}.wav,a{cells}\n" for n in range(4)))
+    data = Data(format="manifest", manifest=str(table))
+    dataset = read_dataset(data, LocalFiles())
+    splits = Splits(dataset.clips, dataset.clips, dataset.clips)
+    found = data_warnings(dataset, splits, [], replace(recipe(), data=data))
+    assert [warning[: len(start)] for warning, start in zip(found, said, strict=True)] == said

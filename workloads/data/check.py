@@ -1,0 +1,30 @@
+"""What is checked of a data set before anything starts: from its metadata, and from what was decoded here before."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from workloads.config.recipe import Recipe
+from workloads.data.cache import ClipCache
+from workloads.data.clips import require_full_batch, require_scorable, split
+from workloads.data.manifest import read_dataset
+from workloads.data.warnings import data_warnings
+from workloads.runtime.opener import Opener
+
+
+def check_data(recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bool) -> list[str]:
+    """Check the split for each of these validation slices, and the test part with `test`; returns warnings.
+
+    Raises ValueError for mistakes in the metadata, folds, parts that cannot be scored, and too few training clips for a
+    batch. Warnings about the sound are given only where its clips are decoded on this machine: nothing is decoded here.
+    """
+    data, dataset = recipe.data, read_dataset(recipe.data, files)
+    for number in slices:
+        sliced = replace(data, val_slice=number)
+        splits = split(dataset, sliced)
+        require_scorable(dataset, splits, sliced, test=test)
+        require_full_batch(len(splits.train), recipe.train)
+    cache = ClipCache(Path(data.cache).expanduser(), rate=recipe.rate, limit_gb=data.cache_gb)
+    local = "://" not in data.root  # a store is asked about every clip by the workers only
+    heard = cache.heard_before(dataset.clips, data, files) if local and data.format != "synthetic" else {}
+    return data_warnings(dataset, split(dataset, data), heard.values(), recipe)

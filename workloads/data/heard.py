@@ -1,0 +1,81 @@
+"""What decoding has found out about each clip of the cache: length, the file's own rate, what was mended.
+
+Does not depend on clips, tags or audio files: it knows the cache's keys.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+INDEX = "heard.jsonl"
+MAX_REPEATS = 1000  # lines of keys that were decoded again, beside as many lines as there are keys
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard of one file."""
+
+    samples: int  # at the cache's rate
+    rate: int  # Hz of the cache, of which `samples` are counted
+    own_rate: int  # Hz of the file itself
+    notes: tuple[str, ...] = ()  # what was mended
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate
+
+
+class HeardIndex:
+    """One JSON line for each decoded clip, in a file beside the stored clips.
+
+    Contract: `read` and `add` are called with the cache's lock held, by one process at a time, but `add` by several of
+    its threads; `read` may be called without the lock where nothing is written afterwards. A line is written by one
+    call in append mode, before its clip is stored: a kill leaves at most a torn line, or a line without a clip. A clip
+    without a line counts as not stored.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / INDEX
+        self._heard: dict[str, Heard] = {}
+        self._num_lines = 0
+
+    def read(self) -> None:
+        """Read the file again; damaged lines are left out."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            lines = []
+        self._num_lines = sum(map(bool, lines))
+        self._heard = dict(entry for entry in map(_parse, lines) if entry)
+
+    def get(self, key: str) -> Heard | None:
+        """What was heard of the clip with this key; None: it was not decoded."""
+        return self._heard.get(key)
+
+    def add(self, key: str, heard: Heard) -> None:
+        """Record one clip."""
+        self._heard[key] = heard
+        with self.path.open("ab") as file:
+            file.write(_line(key, heard))
+
+    def shorten(self) -> None:
+        """Write the file anew where clips that were decoded again have made it long."""
+        if self._num_lines > 2 * len(self._heard) + MAX_REPEATS:
+            part = self.path.with_name(f"{INDEX}.part")
+            part.write_bytes(b"".join(_line(key, heard) for key, heard in self._heard.items()))
+            os.replace(part, self.path)
+
+
+def _parse(line: bytes) -> tuple[str, Heard] | None:
+    """Key and value of a line; None for one that a kill has torn, and for the blank before each."""
+    try:
+        fields = json.loads(line)
+        return fields.pop("key"), Heard(**fields | {"notes": tuple(fields["notes"])})
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _line(key: str, heard: Heard) -> bytes:
+    """Begins on a line of its own, so that a torn line before it spoils no other."""
+    return b"\n" + json.dumps({"key": key, **asdict(heard)}).encode() + b"\n"

@@ -1,0 +1,146 @@
+"""What is doubtful about a data set though a run on it works: one line each, with the value, its meaning and the fix.
+
+The one place where they are computed: `antiphon data check` and the drivers print them, the `data` record keeps them.
+"""
+
+import math
+from collections.abc import Collection
+
+from workloads.config.recipe import Recipe
+from workloads.data.clips import Dataset, Splits
+from workloads.data.heard import Heard
+from workloads.data.manifest import FOLDS
+from workloads.data.statistics import PARTS, durations, rates, tag_counts
+
+SEVERAL = 2  # clip_seconds is this many times the median duration
+LOW_RATE = 0.75  # a file's rate, as a share of the front end's, that leaves much of its range empty
+RARE_SHARE = 0.01  # of clips with a low rate, below which they are not worth a warning
+COMMA_SHARE = 0.9  # of clips whose tags hold a comma
+SAMPLE_S = 2e-4  # longer than a sample at the cache's rate
+SHOWN = 5  # names in one warning
+
+
+def data_warnings(dataset: Dataset, splits: Splits, heard: Collection[Heard], recipe: Recipe) -> list[str]:
+    """All warnings; `heard` are the clips that are decoded already, and without any nothing is said of their sound."""
+    return [*_metadata_warnings(dataset, splits, recipe), *(_sound_warnings(heard, recipe) if heard else ())]
+
+
+def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list[str]:
+    return [
+        warning
+        for warning in (
+            _without_sources(dataset),
+            _without_folds(dataset, splits, recipe),
+            _comma_tags(dataset),
+            *_tags_without_clips(dataset, splits),
+        )
+        if warning
+    ]
+
+
+def _without_sources(dataset: Dataset) -> str:
+    if not dataset.without_source:
+        return ""
+    return (
+        f"column source: {dataset.without_source} of {len(dataset.clips)} clips name none; clips of one recording or "
+        "speaker may be in training and in test, and scores are then too good: name each clip's recording or speaker "
+        "in a column source"
+    )
+
+
+def _without_folds(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
+    if not dataset.folds_dealt:
+        return ""
+    return (
+        f"column fold: there is none; each clip gets a fold from 1 to {FOLDS} by a hash of its source, so tags are not "
+        f"spread evenly, and fold {recipe.data.test_fold} ({len(splits.test)} clips) is the test set: number the folds "
+        "in a column fold to choose, or to compare with published scores"
+    )
+
+
+def _comma_tags(dataset: Dataset) -> str:
+    tagged = [clip for clip in dataset.clips if clip.tags]
+    joined = [clip for clip in tagged if any("," in tag for tag in clip.tags)]
+    if len(joined) < COMMA_SHARE * len(tagged):
+        return ""
+    tag = next(tag for tag in joined[0].tags if "," in tag)
+    return (
+        f"column tags: {len(joined)} of {len(tagged)} clips have a tag that holds a comma, such as {tag!r}: one tag, "
+        f"not several; if several are meant, separate them by semicolons ({tag.replace(',', ';')}) and set "
+        "data.labels = 'multi'"
+    )
+
+
+def _tags_without_clips(dataset: Dataset, splits: Splits) -> list[str]:
+    counts, found = tag_counts(dataset, splits), []
+    for part in PARTS:
+        absent = [tag for tag, count in counts.items() if not count.parts[part]]
+        if absent:
+            meaning = "no model learns them" if part == "train" else f"the {part} score does not show them"
+            found.append(
+                f"column tags: {len(absent)} of {len(counts)} tags have no clip in the {part} part ({_names(absent)}), "
+                f"so {meaning}: add clips with them, or remove them"
+            )
+    return found
+
+
+def _names(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sound_warnings(heard: Collection[Heard], recipe: Recipe) -> list[str]:
+    return [warning for warning in (_much_padding(heard, recipe), *_low_rates(heard, recipe)) if warning]
+
+
+def _much_padding(heard: Collection[Heard], recipe: Recipe) -> str:
+    window = recipe.data.clip_seconds
+    found = durations(heard, window)
+    if window < SEVERAL * found.median:
+        return ""
+    share, enough = _shorter_window([clip.seconds for clip in heard], window)
+    return (
+        f"data.clip_seconds = {window:g}: {window / found.median:.3g} times the median clip ({found.median:.3g} s), so "
+        f"{found.padding:.0%} of what models hear is padding: --set data.clip_seconds={enough:g} holds {share} "
+        "clips whole"
+    )
+
+
+def _shorter_window(seconds: list[float], window: float) -> tuple[str, float]:
+    """A shorter window, and how many of the clips it holds whole: all, else most of them, at least half."""
+    ordered = sorted(seconds)
+    for share in (1.0, 0.95, 0.75):
+        enough = _rounded_up(ordered[math.ceil(share * len(ordered)) - 1])
+        if enough < 0.75 * window:
+            return "all" if share == 1 else f"{share:.0%} of the", enough
+    return "half of the", _rounded_up(ordered[math.ceil(len(ordered) / 2) - 1])
+
+
+def _rounded_up(seconds: float) -> float:
+    """To hundredths below 1 s, else to tenths; the sample that resampling may add is not rounded up."""
+    grid = 100 if seconds < 1 else 10
+    return max(1, math.ceil((seconds - SAMPLE_S) * grid)) / grid
+
+
+def _low_rates(heard: Collection[Heard], recipe: Recipe) -> list[str]:
+    """One warning for each front-end rate of the recipe above which many clips have nothing."""
+    found = []
+    kinds = {model.front_end.kind: model.front_end.rate for model in recipe.models.values()}
+    for rate in sorted(set(kinds.values())):
+        low = {own: count for own, count in rates(heard).items() if own <= LOW_RATE * rate}
+        if not low or sum(low.values()) < RARE_SHARE * len(heard):
+            continue
+        own = max(low, key=low.__getitem__)
+        names = ", ".join(kind for kind in kinds if kinds[kind] == rate)
+        found.append(
+            f"sample rates: {sum(low.values()) / len(heard):.0%} of the clips are at {', '.join(map(str, low))} Hz, "
+            f"below the {rate} Hz of {names}: above {own // 2} Hz they hold nothing, so about "
+            f"{_empty_bands(own, rate):.0%} of the mel bands are empty; use recordings at a higher rate if they exist, "
+            "else tag only sound of this rate later"
+        )
+    return found
+
+
+def _empty_bands(own: int, rate: int) -> float:
+    """Share of the mel scale up to half of `rate` that is above half of `own` (O'Shaughnessy: 1127 ln(1 + f / 700))."""
+    return 1 - math.log1p(own / 2 / 700) / math.log1p(rate / 2 / 700)
