@@ -21,6 +21,11 @@ def print_note(line: str) -> None:
     typer.echo(printable(line), err=True)
 
 
+def print_warning(line: str) -> None:
+    """Print one warning to stderr: the command goes on."""
+    print_note(f"warning: {line}")
+
+
 def cell(text: str) -> Text:
     """A table's cell, or a line on a Rich console: brackets in it are no markup."""
     return Text(printable(text))

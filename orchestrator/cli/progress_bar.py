@@ -7,7 +7,7 @@ ends; it writes nothing but the terminal.
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,9 +28,10 @@ POLL_S = 0.5
 
 
 @contextmanager
-def progress(event_log: Path, console: Console) -> Iterator[None]:
-    """Show the progress that the event log records from now on, until the context ends."""
-    display = _Bar(console) if console.is_terminal else _Lines(console)
+def progress(event_log: Path, console: Console, *, warned: Collection[str] = ()) -> Iterator[None]:
+    """Show the progress that the event log records from now on, until the context ends; `warned`: warnings printed
+    before."""
+    display = (_Bar if console.is_terminal else _Lines)(console, warned)
     follow = partial(_follow, event_log, event_log.stat().st_size, display)
     with display.shown(), in_background(follow, name="progress"):
         yield
@@ -82,10 +83,11 @@ class _Progress:
 
 
 class _Display:
-    """Shows records as they come; messages of records (damaged checkpoints, bad numbers) are lines either way."""
+    """Shows records as they come; messages (warnings, damaged checkpoints, bad numbers) are lines either way."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, warned: Collection[str]) -> None:
         self._console, self._progress = console, _Progress()
+        self._warned = {f"warning: {warning}" for warning in warned}
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -95,7 +97,10 @@ class _Display:
         for record in records:
             self._progress.update(record)
             for message in _messages(record):
-                self._console.print(cell(message), soft_wrap=True)
+                if message not in self._warned:
+                    self._console.print(cell(message), soft_wrap=True)
+                if record["kind"] == "data":  # restarted workers record their data again
+                    self._warned.add(message)
             self._show(record)
 
     def _show(self, record: dict[str, Any]) -> None:
@@ -118,8 +123,8 @@ class _Lines(_Display):
 class _Bar(_Display):
     """A bar with the step and the time left, and below it losses and scores."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, warned: Collection[str]) -> None:
+        super().__init__(console, warned)
         roles, left = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[left]"))
         self._bar = Progress(roles, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, console=console)
         self._task = self._bar.add_task(self._progress.roles, total=None, left="")
@@ -161,6 +166,8 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
 
 
 def _messages(record: dict[str, Any]) -> list[str]:
+    if record["kind"] == "data":
+        return [f"warning: {warning}" for warning in record["warnings"]]
     if record["kind"] == "bad":
         return [f"step {record['step']}: numbers of {', '.join(record['models'])} are not finite"]
     if record["kind"] != "start":

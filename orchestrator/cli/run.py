@@ -23,7 +23,7 @@ from orchestrator.cli.options import (
     only_json,
     report_may_fail,
 )
-from orchestrator.cli.printing import cell, print_note
+from orchestrator.cli.printing import cell, print_note, print_warning
 
 console = Console(stderr=True)
 
@@ -59,13 +59,25 @@ def run(
         resume=resume,
         patience_s=patience,
     )
+    warned: list[str] = []
+
+    def warn(line: str) -> None:
+        warned.append(line)
+        print_warning(line)
+
     with only_json(as_json) as emit:
         if dry_run:
-            _dry_run(request.recipe, check_request(request), emit, as_json)
+            phases = check_request(request)
+            notes = _data_notes(request.recipe)
+            _dry_run(request.recipe, phases, emit, as_json)
+            for note in notes:
+                print_note(note)
             return
         from orchestrator.cli.progress_bar import progress
 
-        result = run_recipe(request, show_progress=lambda location: progress(location.event_log, console))
+        result = run_recipe(
+            request, show_progress=lambda location: progress(location.event_log, console, warned=warned), warn=warn
+        )
         emit(result.outcome)
         if result.published:
             with report_may_fail(result.location.uri):
@@ -94,6 +106,17 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
         print_note(f"preempted: saved at step {done}; repeat the command with --resume {outcome['run_id']} to continue")
     if outcome["error"]:
         print_note(f"failed: {outcome['error']}")
+
+
+def _data_notes(recipe: Any) -> list[str]:
+    """What to say of the data; a table that is not on this machine may be where the recipe is to run."""
+    from orchestrator.training.driver import check_recipe_data
+    from workloads.data.table import NoSuchTable
+
+    try:
+        return [f"warning: {warning}" for warning in check_recipe_data(recipe)]
+    except NoSuchTable as missing:
+        return [f"note: the data is not checked: {missing}"]
 
 
 def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:

@@ -23,7 +23,7 @@ from orchestrator.cli.options import (
     only_json,
     report_may_fail,
 )
-from orchestrator.cli.printing import cell, print_note, print_out
+from orchestrator.cli.printing import cell, print_note, print_out, print_warning
 
 BudgetOption = Annotated[
     str,
@@ -77,7 +77,7 @@ def search(
         full=full,
     )
     with only_json(as_json) as emit:
-        result = run_search(request)
+        result = run_search(request, warn=print_warning)
         outcome = result.outcome
         emit(outcome)
         if outcome["status"] != "preempted":

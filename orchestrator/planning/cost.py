@@ -7,7 +7,7 @@ compares it with a short run. A FLOP is one multiplication or addition, two per 
 from dataclasses import dataclass
 
 from workloads.config.recipe import Recipe
-from workloads.data.clips import split
+from workloads.data.clips import require_full_batch, split
 from workloads.data.manifest import read_dataset
 from workloads.distill.schedule import Phase
 from workloads.models.size import Size, model_size
@@ -108,11 +108,7 @@ def plan_cost(
     """
     batch, end = recipe.train.batch_size, phases[-1].end
     steps, whole = until or end, until is None
-    if clips.train < batch:
-        raise ValueError(
-            f"train.shard_size x train.shards = {batch}: a batch needs as many clips, and only {clips.train} are in "
-            "the training split; lower one of the two"
-        )
+    require_full_batch(clips.train, recipe.train)
     models = {
         name: _model_cost(recipe, name, phases, clips, sizes[name], until=steps, whole=whole) for name in recipe.models
     }

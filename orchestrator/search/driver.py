@@ -7,6 +7,7 @@ Owns the order of the steps. What a trial is: `trial_spec.py`; which comes next:
 import math
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from orchestrator.search.samplers import num_trials
 from orchestrator.search.store import DEFINITION, SearchStore
 from orchestrator.search.summary import write_summary
 from orchestrator.search.trial_spec import SearchPlan, search_plan
-from orchestrator.search.validation import check, check_data
+from orchestrator.search.validation import check, check_search_data
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
 from orchestrator.tracking.replayer import start_replayer
@@ -68,8 +69,10 @@ class _TrialResources:
     used: dict[str, float]
 
 
-def search(request: SearchRequest) -> SearchResult:
+def search(request: SearchRequest, *, warn: Callable[[str], None]) -> SearchResult:
     """Run a whole search, from its checks to its outcome; ValueError for the user's mistakes.
+
+    `warn` gets each warning about the data before anything starts.
 
     At most one driver works on a search: another one is refused while the first one's heartbeat lives. Interrupted
     (Ctrl-C or SIGTERM) it returns a preempted outcome. That, or a kill, leaves the files of `store.py`, from which
@@ -78,7 +81,8 @@ def search(request: SearchRequest) -> SearchResult:
     budget = check(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
     plan = search_plan(request.recipe)
-    check_data(request.recipe)
+    for warning in check_search_data(request.recipe):
+        warn(warning)
     object_store.check_storage(request.storage)
     began, location, driver = time.time(), _open(request), Driver()
     print_status(f"search {location.run_id}: {location.uri}")

@@ -109,7 +109,7 @@ def build_trial_recipe(
     if search.slices > slices:
         raise ValueError(
             f"search.slices = {search.slices}: data.val_share = {trial_recipe.data.val_share:g} makes {slices} slices; "
-            "lower one of the two"
+            f"--set search.slices={slices}, or a smaller data.val_share"
         )
     data = replace(trial_recipe.data, val_slice=(trial_recipe.data.val_slice + slice_) % slices)
     return replace(trial_recipe, train=train, data=data, search=None)

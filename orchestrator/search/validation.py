@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.search.request import Budget, SearchRequest, parse_budget
@@ -14,9 +13,9 @@ from orchestrator.storage.retry import print_status
 from orchestrator.training.request import refuse_passwords
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
-from workloads.data.clips import require_scorable, split
-from workloads.data.manifest import read_dataset
+from workloads.data.check import check_data
 from workloads.distill.schedule import own_steps, plan_phases
+from workloads.models.buildable import require_buildable
 
 MOST_CORNERS = 512  # of a space, whose recipes are all checked before anything starts
 
@@ -91,6 +90,7 @@ def _check_trials(request: SearchRequest, plan: SearchPlan, corners: list[dict[s
     recipes = [build_trial_recipe(plan, settings) for settings in corners]
     for recipe in recipes:
         _check_slot(plan.recipe, recipe, request.workers)
+        require_buildable(recipe)
         judged_models(plan.search, recipe)
         if request.finals:
             _check_control(recipe)
@@ -135,12 +135,14 @@ def _check_control(trial_recipe: Recipe) -> None:
 def _check_slices(plan: SearchPlan) -> None:
     """ValueError where there are too few slices to judge every choice on slices that were not used to choose."""
     search, available = plan.search, num_slices(plan.recipe)
-    needed = search.slices + search.repeats * (2 if search.finalists > 1 else 1)
+    each = 2 if search.finalists > 1 else 1
+    needed, repeats = search.slices + search.repeats * each, (available - search.slices) // each
     if needed > available:
+        fix = f"--set search.repeats={repeats}" if repeats > 0 else "lower search.slices"
         raise ValueError(
             f"search.repeats = {search.repeats}: with search.slices = {search.slices} and search.finalists = "
             f"{search.finalists} it takes {needed} validation slices for each repeat to have one that was not used to "
-            f"choose, and data.val_share = {plan.recipe.data.val_share:g} makes {available}; lower one of them, or add "
+            f"choose, and data.val_share = {plan.recipe.data.val_share:g} makes {available}; {fix}, or add "
             "--no-finals"
         )
 
@@ -176,9 +178,6 @@ def _corners(search: Search) -> list[dict[str, Any]]:
     return [first, last, *(first | {place: value} for place, values in ends.items() for value in values)]
 
 
-def check_data(recipe: Recipe) -> None:
-    """ValueError where the data cannot be read, or not be split on some slice: every trial would fail on it."""
-    dataset, slices = read_dataset(recipe.data, object_store.FsspecFiles()), num_slices(recipe)
-    for number in range(slices):
-        data = replace(recipe.data, val_slice=number)
-        require_scorable(dataset, split(dataset, data), data, test=True)
+def check_search_data(recipe: Recipe) -> list[str]:
+    """Check the data on every slice, as a mistake would fail every trial; returns warnings, raises as `check_data`."""
+    return check_data(recipe, object_store.FsspecFiles(), slices=range(num_slices(recipe)), test=True)

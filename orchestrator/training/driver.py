@@ -27,8 +27,7 @@ from orchestrator.training.request import RunRequest, check_request, with_absolu
 from orchestrator.training.signals import StopSignals
 from orchestrator.training.system_metrics import sampling
 from workloads.config.recipe import Recipe
-from workloads.data.clips import require_scorable, split
-from workloads.data.manifest import read_dataset
+from workloads.data.check import check_data
 from workloads.runtime.event_log import EventLog
 
 Progress = Callable[[RunLocation], AbstractContextManager[None]]
@@ -48,15 +47,16 @@ class RunResult:
     published: bool
 
 
-def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
+def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], None]) -> RunResult:
     """Run a recipe from its checks to its outcome (the object that --json prints), also where it fails.
 
-    `show_progress` opens a context in which the event log is followed on the screen. Raises ValueError for the user's
-    mistakes that can be seen before anything starts.
+    `show_progress` opens a context in which the event log is followed on the screen; `warn` gets each warning about the
+    data before anything starts. Raises ValueError for the user's mistakes that can be seen by then.
     """
     check_request(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
-    check_data(request.recipe)
+    for warning in check_recipe_data(request.recipe):
+        warn(warning)
     object_store.check_storage(request.storage)
     driver = Driver()
     opened = open_run(
@@ -85,10 +85,10 @@ def run(request: RunRequest, *, show_progress: Progress) -> RunResult:
     return result
 
 
-def check_data(recipe: Recipe) -> None:
-    """Raise ValueError for what the metadata alone shows: mistakes in it, folds, parts that cannot be scored."""
-    dataset = read_dataset(recipe.data, object_store.FsspecFiles())
-    require_scorable(dataset, split(dataset, recipe.data), recipe.data, test=recipe.train.score_test)
+def check_recipe_data(recipe: Recipe) -> list[str]:
+    """Check what is known of the recipe's data before anything starts; returns warnings, raises as `check_data`."""
+    slices, test = [recipe.data.val_slice], recipe.train.score_test
+    return check_data(recipe, object_store.FsspecFiles(), slices=slices, test=test)
 
 
 def _record_and_train(

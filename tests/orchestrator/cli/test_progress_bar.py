@@ -18,12 +18,12 @@ def test_roles_name_students_and_teachers():
 LEARNS = {**TURN, "edges": [{"teacher": "cnn", "student": "vit"}]}
 
 
-def shown(tmp_path, records, **console) -> str:
+def shown(tmp_path, records, *, warned=(), **console) -> str:
     """What the console shows of records that are written while it follows, after others that were there before."""
     out = io.StringIO()
     with EventLog(tmp_path / "events.jsonl") as event_log:
         event_log.append({"kind": "metrics", "step": 60, "values": {"cnn/val/mAP": 0.9}})
-        with progress(event_log.path, Console(file=out, **console)):
+        with progress(event_log.path, Console(file=out, **console), warned=warned):
             for number, record in enumerate(records):
                 event_log.append({"t": 1000 * number, **record})
     return out.getvalue()
@@ -59,3 +59,9 @@ def test_without_a_terminal_each_evaluation_is_a_line(tmp_path):
     ]
     numbers = "loss vit 0.512; val accuracy vit 0.500, cnn 1.000; 0:00:12 left"
     assert [line[9:] for line in lines[3:]] == [f"step 120/300 (phase 3/9: cnn -> vit): {numbers}"]
+
+
+def test_warnings_about_the_data_are_printed_once(tmp_path):
+    data = {"kind": "data", "warnings": ["said before the start", "at [8000] Hz"]}
+    lines = shown(tmp_path, [data, data], warned=["said before the start"], width=80)
+    assert lines == "warning: at [8000] Hz\n"

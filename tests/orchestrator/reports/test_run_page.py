@@ -223,6 +223,12 @@ def test_clips_whose_files_were_mended_are_listed(tmp_path: Path) -> None:
     assert rows[1] == ["9", "audio/9.wav", "goes beyond full scale (peak 4): scaled down"]
 
 
+def test_warnings_about_the_data_are_shown(tmp_path: Path) -> None:
+    records = run_records()
+    next(record for record in records if record["kind"] == "data")["warnings"] = ["column <fold>: there is none"]
+    assert _page(records, tmp_path).texts["warnings"].strip() == "column <fold>: there is none"
+
+
 def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:
     records = run_records(labels="multi")
     records[-2]["models"]["cnn"]["cooccurrence"][1] = [math.nan] * len(TAGS)  # a tag without test clips

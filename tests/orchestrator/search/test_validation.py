@@ -10,6 +10,8 @@ from orchestrator.search.validation import check
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 
+SPACE = {"train.shards": Choices(choices=(1, 2))}
+
 
 def request(tiny: Callable[..., Recipe], path: str, *values: object, workers: int = 1) -> SearchRequest:
     """A search over a single value of the recipe."""
@@ -43,3 +45,9 @@ def test_shards_may_vary_where_workers_can_divide_them(tiny) -> None:
 def test_a_recipe_without_a_space_cannot_be_searched(tiny) -> None:
     with pytest.raises(ValueError, match=r"has no \[search\.space\]; name there the values to vary"):
         check(SearchRequest(replace(tiny(), search=None), "antiphon search tiny"))
+
+
+def test_a_length_of_clips_that_a_model_cannot_take_is_refused(tiny) -> None:
+    short = replace(tiny(), data=replace(tiny().data, clip_seconds=0.1), search=Search(space=SPACE, repeats=2))
+    with pytest.raises(ValueError, match=r"data\.clip_seconds = 0\.1: models\.vit .*clip_seconds=0\.16 on"):
+        check(SearchRequest(short, "antiphon search tiny", finals=False))

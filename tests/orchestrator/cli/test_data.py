@@ -1,0 +1,95 @@
+"""`antiphon data check` and the dry run on a stranger's data: short clips, a low rate, no sources, no folds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A table of 60 clips of 0.4 s at 8 kHz, in a folder below the current one; settings for it, without the root."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("words/wav").mkdir(parents=True)
+    rows = ["clip_id,path,tags"]
+    for number in range(60):
+        samples = 0.1 * np.random.default_rng(number).standard_normal(3200)
+        soundfile.write(f"words/wav/{number}.wav", samples, 8000)
+        rows.append(f"c{number:02},wav/{number}.wav,{['yes', 'no', 'up'][number % 3]}")
+    Path("words/clips.csv").write_text("\n".join(rows) + "\n")
+    settings = {"format": "manifest", "manifest": "words/clips.csv", "labels": "single", "cache": "cache"}
+    return [word for key, value in settings.items() for word in ("--set", f"data.{key}={value}")]
+
+
+def test_each_message_leads_a_stranger_to_the_next_step(words: list[str], antiphon) -> None:
+    check = ["data", "check", "demo", *words]
+    missing = antiphon(*check)
+    assert missing.code == 2
+    assert f"looked for at {Path.cwd()}/wav/0.wav" in missing.err
+    root = ["--set", missing.err.split("--set ")[1].strip()]
+    assert root[1] == "data.root=words"
+    dry_run = ["run", "demo", "--dry-run", *words, *root]
+    assert dict(warned(antiphon(*dry_run).err)).keys() == {"column source", "column fold"}, "nothing is decoded yet"
+
+    checked = antiphon(*check, *root)
+    assert checked.code == 0
+    assert max(map(len, checked.out.splitlines())) <= 80
+    for cells in (["seconds", "0.4 to 0.4, median 0.4; 24 seconds in all"], ["sample rates", "8000 Hz (60)"]):
+        assert cells in [[cell.strip() for cell in line.split("│")[1:-1]] for line in checked.out.splitlines()]
+    warnings = dict(warned(checked.err))
+    assert warnings.keys() == {"column source", "column fold", "data.clip_seconds = 2", "sample rates"}
+    again = antiphon(*dry_run)
+    assert warned(again.err) == warned(checked.err)
+    assert "17 phases" in again.out
+
+    told = ["--set", warnings["data.clip_seconds = 2"].split("--set ")[1].split()[0]]
+    mended = antiphon(*check, *root, *told, "--json")
+    summary = json.loads(mended.out)
+    assert dict(warned(mended.err)).keys() == {"column source", "column fold", "sample rates"}
+    assert [f"warning: {line}" for line in summary["warnings"]] == mended.err.splitlines()
+    assert summary["statistics"]["rates"] == {"8000": 60}
+    assert summary["statistics"]["durations"]["padding"] == pytest.approx(0, abs=1e-9)
+    assert summary["statistics"]["tags"]["up"]["clips"] == 20
+
+
+def test_clips_too_short_for_a_model_are_refused_by_every_door_before_anything_is_read(
+    words: list[str], antiphon
+) -> None:
+    for door in (["run", "demo", "--dry-run"], ["plan", "demo"], ["search", "search-demo"]):
+        refused = antiphon(*door, *words, "--set", "data.clip_seconds=0.1")
+        assert refused.code == 2
+        assert "data.clip_seconds = 0.1: models.vit (vit on logmel64): patch = 16" in refused.err
+        assert "--set data.clip_seconds=0.16" in refused.err
+
+
+def test_a_dry_run_where_the_table_is_not_says_so(tmp_path: Path, antiphon) -> None:
+    done = antiphon("run", "esc10", "--dry-run", "--set", f"data.root={tmp_path}")
+    assert done.code == 0
+    assert "note: the data is not checked" in done.err
+
+
+def warned(err: str) -> list[tuple[str, str]]:
+    """The warnings on stderr: subject, text."""
+    lines = [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning: ")]
+    return [(line.split(":")[0], line) for line in lines]
+
+
+def test_of_very_many_tags_the_rarest_and_the_most_frequent_are_printed(
+    words: list[str], antiphon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"c{n:02},wav/{n}.wav,all;{';'.join(f't{tag:02}' for tag in range(60) if n <= tag)}" for n in range(60)]
+    Path("words/clips.csv").write_text("\n".join(["clip_id,path,tags", *rows]) + "\n")
+    checked = antiphon("data", "check", "demo", *words, "--set", "data.root=words", "--set", "data.labels=multi")
+    assert checked.code == 0, checked.err
+    table = checked.out.split("fold")[-1].split("fingerprint")[0].splitlines()[3:]
+    names = [line.strip().split("  ")[0] for line in table if line.strip()]
+    assert names == [
+        *(f"t{n:02}" for n in range(20)),
+        "... 21 more",
+        *(f"t{n:02}" for n in range(41, 59)),
+        "all",
+        "t59",
+    ]
