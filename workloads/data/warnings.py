@@ -66,8 +66,8 @@ def _comma_tags(dataset: Dataset) -> str:
     tag = next(tag for tag in joined[0].tags if "," in tag)
     return (
         f"column tags: {len(joined)} of {len(tagged)} clips have a tag that holds a comma, such as {tag!r}: one tag, "
-        f"not several; if several are meant, separate them by semicolons ({tag.replace(',', ';')}) and set "
-        "data.labels = 'multi'"
+        f"not several; if several are meant, separate them by semicolons ({tag.replace(',', ';')})"
+        + ("" if dataset.labels == "multi" else " and set data.labels = 'multi'")
     )
 
 

@@ -11,7 +11,7 @@ def decode_text(content: bytes, name: str) -> str:
     if b"\0" in content[:1000] and not content.startswith(UTF_16):  # decodes as UTF-8, and no column has its name
         raise ValueError(
             f"{name}: holds zero bytes, so it is no text or in UTF-16 without a byte order mark; save it as UTF-8, for "
-            f"example: iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)}"
+            f"example: iconv -f UTF-16LE -t UTF-8 {shlex.quote(name)} > NEW"
         )
     try:
         return content.decode("utf-8-sig")
@@ -22,6 +22,5 @@ def decode_text(content: bytes, name: str) -> str:
         what = "is in UTF-16" if encoding == "UTF-16" else f"is not in UTF-8 (byte 0x{content[error.start]:02x}"
         line = len(content[: error.start + 1].splitlines())
         where = "" if encoding == "UTF-16" else f" in line {line})"
-        raise ValueError(
-            f"{name}: {what}{where}; save it as UTF-8, for example: iconv -f {encoding} -t UTF-8 {shlex.quote(name)}"
-        ) from None
+        convert = f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > NEW"
+        raise ValueError(f"{name}: {what}{where}; save it as UTF-8, for example: {convert}") from None
