@@ -35,24 +35,37 @@ class Clip:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All clips sorted by clip_id, and the sorted tags: their order is that of a model's outputs."""
+    """All clips sorted by clip_id, and the tags in the order of a model's outputs: sorted, or as the model has them."""
 
     clips: tuple[Clip, ...]
     tags: tuple[str, ...]
     labels: str  # "single" or "multi"
     without_source: int = 0  # clips of which the metadata names no source: each is its own
     folds_dealt: bool = False  # by a hash of the source, since the metadata has no folds
+    not_in_data: tuple[str, ...] = ()  # tags of the model that no clip has: with "multi" nobody looked for them
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0."""
         column = {tag: index for index, tag in enumerate(self.tags)}
         y_NC = np.zeros((len(clips), len(self.tags)), dtype=np.float32)
+        if self.labels == "multi":
+            y_NC[:, [column[tag] for tag in self.not_in_data]] = np.nan
         for row, clip in enumerate(clips):
             if clip.absent is not None:
                 y_NC[row] = np.nan
                 y_NC[row, [column[tag] for tag in clip.absent]] = 0
             y_NC[row, [column[tag] for tag in clip.tags]] = 1
         return y_NC
+
+    def clips_per_tag(self, clips: Sequence[Clip]) -> tuple[list[int], list[int]]:
+        """For each tag the number of clips that have it, and of those of which it is known whether they do."""
+        have = Counter(tag for clip in clips for tag in clip.tags)
+        partly = [clip for clip in clips if clip.absent is not None]
+        known_partly = Counter(tag for clip in partly for tag in (*clip.tags, *(clip.absent or ())))
+        num_whole = len(clips) - len(partly)
+        unknown = self.not_in_data if self.labels == "multi" else ()
+        known = [known_partly[tag] + (0 if tag in unknown else num_whole) for tag in self.tags]
+        return [have[tag] for tag in self.tags], known
 
     def fingerprint(self) -> str:
         """SHA-256 over ids, tags, folds, sources, relative paths and absent tags; does not depend on the root."""

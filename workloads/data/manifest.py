@@ -14,17 +14,20 @@ from workloads.data.synthetic import synthetic_clips
 from workloads.data.table import Row, read_table
 from workloads.runtime.opener import Opener
 from workloads.runtime.rng import keyed_generator
+from workloads.runtime.text import name_some
 
 COLUMNS = ("clip_id", "path", "tags", "fold", "source", "absent")  # of a manifest
 FOLDS = 5  # number of folds to which the sources of a manifest without folds are assigned
 
 
-def read_dataset(data: Data, opener: Opener) -> Dataset:
+def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()) -> Dataset:
     """The clips that `data` describes; does not depend on the order of the rows.
 
+    With the tags of a model, the dataset's are these, in their order, matched by name; the clips need not have all.
+
     Raises ValueError, with row and fix, for missing columns, repeated clip_ids, clips without tags where data.labels is
-    "single", folds that are not numbers, more than one tag where data.labels is "single", and absent tags that no clip
-    has or that are also among the clip's tags.
+    "single", folds that are not numbers, more than one tag where data.labels is "single", absent tags that no clip has
+    or that are also among the clip's tags, and tags that the model does not know.
     """
     if data.format == "synthetic":
         clips, given = synthetic_clips(data), _Given()
@@ -33,21 +36,34 @@ def read_dataset(data: Data, opener: Opener) -> Dataset:
     else:
         clips, given = _read_manifest(data, opener)
     clips.sort(key=lambda clip: clip.clip_id)
-    return Dataset(tuple(clips), _all_tags(clips, data), data.labels, given.without_source, given.folds_dealt)
+    present = {tag for clip in clips for tag in clip.tags}
+    tags = model_tags or tuple(sorted(present))
+    _check_tags(clips, data, present, tags)
+    return Dataset(
+        tuple(clips),
+        tags,
+        data.labels,
+        without_source=given.without_source,
+        folds_dealt=given.folds_dealt,
+        not_in_data=tuple(tag for tag in tags if tag not in present),
+    )
 
 
-def _all_tags(clips: list[Clip], data: Data) -> tuple[str, ...]:
-    """The sorted tags of all clips."""
-    tags = sorted({tag for clip in clips for tag in clip.tags})
-    if not tags:
+def _check_tags(clips: list[Clip], data: Data, present: set[str], tags: tuple[str, ...]) -> None:
+    """ValueError where no clip has a tag, and for tags of clips that are not among the dataset's."""
+    if not present:
         raise ValueError(f"{data.manifest}: no clip has a tag (column tags); training and scoring need them")
+    if strangers := sorted(present - set(tags)):
+        raise ValueError(
+            f"the data set's tags {name_some(strangers)}: the tagger does not know them, it knows {name_some(tags)}; "
+            "leave them out of the data set, or choose a tagger that knows them"
+        )
     unknown = sorted({tag for clip in clips for tag in clip.absent or ()} - set(tags))
     if unknown:
         raise ValueError(
             f"{data.manifest}: column absent names {unknown[0]!r}, which no clip has as a tag; the tags are "
             f"{', '.join(tags)}"
         )
-    return tuple(tags)
 
 
 @dataclass

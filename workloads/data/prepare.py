@@ -1,5 +1,6 @@
 """The data of a run: metadata read, clips decoded and cached, unusable clips quarantined, the others split."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from workloads.data.statistics import durations, part_folds, rates, tag_counts
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
+PARTS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -25,12 +28,22 @@ class PreparedData:
     quarantined: tuple[QuarantinedClip, ...]
 
     def summary(self) -> dict[str, Any]:
-        """The fields of the event log's `data` record."""
+        """The fields of the event log's `data` record: numbers for each tag, none for each clip."""
+        parts = {name: getattr(self.splits, name) for name in PARTS}
+        counts = {name: self.dataset.clips_per_tag(clips) for name, clips in parts.items()}
+        folds = sorted({clip.fold for clip in self.dataset.clips})
+        in_fold = Counter((clip.fold, name) for name, clips in parts.items() for clip in clips)
         return {
             "fingerprint": self.dataset.fingerprint(),
             "tags": list(self.dataset.tags),
             "labels": self.dataset.labels,
-            "clips": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
+            "clips": {name: len(clips) for name, clips in parts.items()},
+            "clips_per_tag": {name: have for name, (have, _) in counts.items()},
+            "known_per_tag": {name: known for name, (_, known) in counts.items()} if self._partly_labelled else None,
+            "folds": {str(fold): {name: in_fold[fold, name] for name in PARTS} for fold in folds},
+            "rate": self.cache.rate,
+            "clip_seconds": self.recipe.data.clip_seconds,
+            "durations": asdict(durations(self.cache.heard().values(), self.recipe.data.clip_seconds)),
             "quarantined": [vars(clip) for clip in self.quarantined],
             "mended": [asdict(clip) for clip in self.cache.mended()],
             "warnings": data_warnings(self.dataset, self.splits, self.cache.heard().values(), self.recipe),
@@ -47,14 +60,21 @@ class PreparedData:
             "tags": {tag: asdict(count) for tag, count in tag_counts(self.dataset, self.splits).items()},
         }
 
+    @property
+    def _partly_labelled(self) -> bool:
+        return any(clip.absent is not None for clip in self.dataset.clips)
 
-def prepare(recipe: Recipe, files: Opener, *, rate: int | None = None) -> PreparedData:
+
+def prepare(
+    recipe: Recipe, files: Opener, *, rate: int | None = None, model_tags: tuple[str, ...] = ()
+) -> PreparedData:
     """Read and decode the recipe's data set, at the rate its models need unless another is given.
 
-    Raises ValueError for metadata that cannot be read, an unknown test fold, or too many quarantined clips.
+    `model_tags` are those of a model that is scored on it (`read_dataset`). Raises ValueError for metadata that cannot
+    be read, an unknown test fold, or too many quarantined clips.
     """
     data = recipe.data
-    dataset = read_dataset(data, files)
+    dataset = read_dataset(data, files, model_tags=model_tags)
     cache = ClipCache(Path(data.cache).expanduser(), rate=rate or recipe.rate, limit_gb=data.cache_gb)
     quarantined = cache.prepare(dataset.clips, data, files)
     check_quarantined_share(quarantined, len(dataset.clips), data, files)

@@ -24,14 +24,15 @@ class Durations:
     max: float
     total: float
     padding: float  # share of all windows that is padding, one window for each clip
-    longer: int  # clips longer than the window
+    shorter: int  # clips shorter than the window
+    longer: int
     unheard: float  # share of the longer clips that one window leaves out
 
 
 def durations(heard: Collection[Heard], clip_seconds: float) -> Durations:
     """Durations of at least one decoded clip."""
     seconds = [clip.seconds for clip in heard]
-    longer = [length for length in seconds if length > clip_seconds]
+    longer = [clip.seconds for clip in heard if clip.seconds > clip_seconds + 0.5 / clip.rate]
     sound = sum(min(length, clip_seconds) for length in seconds)
     return Durations(
         clips=len(seconds),
@@ -40,6 +41,7 @@ def durations(heard: Collection[Heard], clip_seconds: float) -> Durations:
         max=max(seconds),
         total=sum(seconds),
         padding=1 - sound / (clip_seconds * len(seconds)),
+        shorter=sum(clip.seconds < clip_seconds - 0.5 / clip.rate for clip in heard),
         longer=len(longer),
         unheard=1 - clip_seconds * len(longer) / sum(longer) if longer else 0.0,
     )

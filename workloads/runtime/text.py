@@ -1,9 +1,19 @@
-"""Text files that people wrote: decoded, or refused with the way to convert them. Does not depend on what they hold."""
+"""Text that people wrote: files decoded, or refused with the way to convert them; lists of names cut short.
+
+Does not depend on what they hold.
+"""
 
 import codecs
 import shlex
+from collections.abc import Sequence
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def name_some(names: Sequence[str], most: int = 10) -> str:
+    """The names, or the first `most` of them and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def decode_text(content: bytes, name: str) -> str:

@@ -53,6 +53,15 @@ def make_cache(folder: Path, *, rate: int = 16_000, limit_gb: float = 1.0) -> Cl
     return ClipCache(folder / "cache", rate=rate, limit_gb=limit_gb)
 
 
+def test_the_length_of_every_usable_clip_is_that_of_its_file(tmp_path: Path) -> None:
+    clips = [*tones(tmp_path, 2, seconds=0.5), Clip("broken", "broken.wav", ("t",), 1, "broken")]
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    for _ in ("decoded", "stored"):
+        cache = make_cache(tmp_path, rate=8000)
+        cache.prepare(clips, data_at(tmp_path), LocalFiles())
+        assert cache.seconds() == [0.5, 0.5]
+
+
 def test_clips_are_loaded_with_all_16_bits_unchanged(tmp_path: Path) -> None:
     clips, cache = tones(tmp_path, 3), make_cache(tmp_path)
     assert cache.prepare(clips, data_at(tmp_path), LocalFiles()) == []

@@ -312,3 +312,32 @@ def test_a_clip_with_none_of_the_tags_is_a_negative_where_several_are_allowed(tm
     manifest.write_text("clip_id,path,tags\na,a.wav,t\nb,b.wav,\n")
     dataset = read_dataset(Data(format="manifest", manifest=str(manifest), labels="multi"), LocalFiles())
     assert dataset.targets(dataset.clips).tolist() == [[1.0], [0.0]]
+
+
+def test_a_models_tags_are_matched_by_name_and_those_that_no_clip_has_are_unknown(tmp_path: Path) -> None:
+    data = manifest(tmp_path, "clip_id,path,tags\na,a.wav,rain\nb,b.wav,dog;rain\nc,c.wav,\n")
+    dataset = read_dataset(data, LocalFiles(), model_tags=("saw", "rain", "dog"))
+    assert (dataset.tags, dataset.not_in_data) == (("saw", "rain", "dog"), ("saw",))
+    np.testing.assert_array_equal(dataset.targets(dataset.clips), [[np.nan, 1, 0], [np.nan, 1, 1], [np.nan, 0, 0]])
+    assert dataset.clips_per_tag(dataset.clips) == ([0, 2, 1], [0, 3, 3])
+    single = replace(dataset, labels="single")
+    assert single.targets(dataset.clips[:1]).tolist() == [[0, 1, 0]]
+    assert single.clips_per_tag(dataset.clips[:1]) == ([0, 1, 0], [1, 1, 1])
+
+
+def test_labels_that_are_unknown_are_not_counted_as_known(tmp_path: Path) -> None:
+    data = manifest(tmp_path, "clip_id,path,tags,absent\na,a.wav,rain,dog\nb,b.wav,dog,\n")
+    dataset = read_dataset(data, LocalFiles())
+    assert dataset.tags == ("dog", "rain")
+    assert dataset.clips_per_tag(dataset.clips) == ([1, 1], [2, 1])
+    no_positive = read_dataset(
+        manifest(tmp_path, "clip_id,path,tags,absent\na,a.wav,rain,dog\n"), LocalFiles(), model_tags=("dog", "rain")
+    )
+    assert no_positive.targets(no_positive.clips).tolist() == [[0, 1]]
+
+
+def test_tags_that_a_model_does_not_know_are_refused_by_name(tmp_path: Path) -> None:
+    rows = "".join(f"{number},{number}.wav,tag{number:02}\n" for number in range(14))
+    data = manifest(tmp_path, f"clip_id,path,tags\n{rows}")
+    with pytest.raises(ValueError, match=r"tags tag02, tag03, .*, tag11 and 2 more: .* it knows tag00, tag01; leave"):
+        read_dataset(data, LocalFiles(), model_tags=("tag00", "tag01"))
