@@ -1,69 +1,120 @@
 """Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
 
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.artifacts.predictions import check_out, write_predictions
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.runtime.opener import unreadable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workloads.data.clips import Clip
     from workloads.data.prepare import PreparedData
     from workloads.models.tagger import Tagger
 
 
-def evaluate_checkpoint(uri: str, recipe: Recipe, part: str) -> dict[str, Any]:
-    """Score a published tagger on the train, val or test part of a recipe's data set.
+MOST_WRONG = 10  # clips that are listed as heard most wrongly
+TAGS_SAID = 3  # of these clips, the most likely tags that are listed
 
-    Raises ValueError for an unknown part, a folder that holds no tagger, or a data set with other tags.
+
+def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -> dict[str, Any]:
+    """Score a published tagger on the train, val or test part of a recipe's data set; values for JSON, without NaN.
+
+    `out` is a file for the prediction of every clip, empty for none. Raises ValueError for an unknown part, a file that
+    cannot be written, a folder that holds no tagger, weights that give no numbers, and data that the tagger cannot be
+    scored on (`prepare_for`).
     """
     import torch
 
     from workloads.evaluate import metrics
-    from workloads.evaluate.predict import load_tagger, predict_clips
+    from workloads.evaluate.chance import chance_levels
+    from workloads.evaluate.predict import BadNumbers, load_tagger, predict_clips
+    from workloads.models.probabilities import probabilities
 
     if part not in ("train", "val", "test"):
         raise ValueError(f"--part {part!r}: must be train, val or test")
+    if out:
+        check_out(out)
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
-    clips = getattr(prepared.splits, part)
+    clips, dataset = getattr(prepared.splits, part), prepared.dataset
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
-    logits_NC, y_NC = predict_clips(tagger, clips, prepared)
+    try:
+        logits_NC, y_NC = predict_clips(tagger, clips, prepared)
+    except BadNumbers as error:
+        raise ValueError(f"checkpoint {uri!r}: {error}") from None
+    p_NC = probabilities(logits_NC.double(), tagger.labels)
+    if out:
+        write_predictions(out, clips, p_NC, tagger.tags)
+    per_tag = metrics.tag_scores(logits_NC, y_NC, tagger.tags, tagger.labels)
     return {
         "checkpoint": uri,
         "model": state["name"],
         "part": part,
+        "labels": tagger.labels,
         "clips": len(clips),
-        "scores": metrics.score(logits_NC, y_NC, recipe.data.labels),
-        "per_tag": metrics.per_tag(logits_NC, y_NC, tagger.tags, recipe.data.labels),
+        "quarantined": len(prepared.quarantined),
+        "scores": metrics.score(logits_NC, y_NC, tagger.labels),
+        "chance": chance_levels(*dataset.clips_per_tag(clips), tagger.labels),
+        "tags": len(tagger.tags),
+        "tags_scored": sum(scores.average_precision is not None for scores in per_tag.values()),
+        "tags_not_in_data": list(dataset.not_in_data),
+        "per_tag": {
+            tag: asdict(scores) | ({"reason": "not in the data"} if tag in dataset.not_in_data else {})
+            for tag, scores in per_tag.items()
+        },
+        "most_wrong": _most_wrong(clips, metrics.clip_losses(logits_NC, y_NC, tagger.labels), p_NC, tagger.tags),
+        "out": out or None,
     }
 
 
-def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: str) -> "PreparedData":
-    """A recipe's data set, prepared for this tagger, published at `uri`: with its sample rate and clip length.
+def _most_wrong(
+    clips: Sequence["Clip"], loss_N: "Tensor", p_NC: "Tensor", tags: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The clips of the highest loss first: their tags and the model's most likely ones, with their probabilities.
 
-    Raises ValueError where tags or labels differ, and where the tagger was trained on this data set with another test
-    fold: clips of the recipe's test fold were then in its training data.
+    Clips of which no label is known have no loss.
+    """
+    known = [row for row in loss_N.argsort(descending=True, stable=True).tolist() if not loss_N[row].isnan()]
+    column = {tag: index for index, tag in enumerate(tags)}
+    return [
+        {
+            "clip_id": clips[row].clip_id,
+            "loss": loss_N[row].item(),
+            "tags": {tag: p_NC[row, column[tag]].item() for tag in clips[row].tags},
+            "said": {
+                tags[index]: p_NC[row, index].item() for index in p_NC[row].topk(min(TAGS_SAID, len(tags))).indices
+            },
+        }
+        for row in known[:MOST_WRONG]
+    ]
+
+
+def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: str) -> "PreparedData":
+    """A recipe's data set, prepared for this tagger, published at `uri`: with its tags, sample rate and clip length.
+
+    Tags are matched by name; the data set need not have all of them. Raises ValueError for tags that the tagger does
+    not know, where labels differ, and where the tagger was trained on this data set with another test fold: clips of
+    the recipe's test fold were then in its training data.
     """
     from workloads.data.prepare import prepare
 
-    recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
-    prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate)
-    if prepared.dataset.tags != tagger.tags:
-        raise ValueError(
-            f"checkpoint {uri!r}: its tags are {', '.join(tagger.tags)}, those of the data set are "
-            f"{', '.join(prepared.dataset.tags)}; choose a data set with the same tags"
-        )
     if recipe.data.labels != tagger.labels:
         raise ValueError(
             f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}; "
             f"--set data.labels={tagger.labels}"
         )
+    recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
+    prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate, model_tags=tagger.tags)
     trained_on = state.get("data", {})
     is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()
     if is_same and trained_on["test_fold"] != recipe.data.test_fold:

@@ -110,7 +110,7 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
 
     `recipe` names the data on which an int8 file is calibrated and scored. All files are written under temporary names
     first, so that a failed check leaves none of them. Raises ValueError for a folder that holds no tagger and for data
-    with other tags.
+    that it cannot be scored on (`prepare_for`).
     """
     with tempfile.TemporaryDirectory() as scratch:
         tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
@@ -196,6 +196,7 @@ def _write_int8(tagger: Tagger, prepared: PreparedData, path: Path, out: Path) -
         "bytes": out.stat().st_size,
         "calibrated_on": len(calibration),
         "scored_on": len(clips),
+        "tags_not_in_data": list(prepared.dataset.not_in_data),
         "score": primary,
         "scores": scores,
         "loss": scores["float"][primary] - scores["int8"][primary],

@@ -6,6 +6,7 @@ import typer
 
 from orchestrator.cli.options import FAILED, CheckpointArg, JsonOption, SetOption, only_json
 from orchestrator.cli.printing import print_note, print_out
+from orchestrator.cli.score_tables import print_scores
 
 
 def evaluate(
@@ -13,19 +14,26 @@ def evaluate(
     data: Annotated[str, typer.Option(help="The recipe whose data set and test fold to score on.")],
     settings: SetOption = None,
     part: Annotated[str, typer.Option(help="Part of the data set: train, val or test.")] = "test",
+    out: Annotated[
+        str, typer.Option(metavar="FILE", help="Write each clip's probabilities to this new .csv or .parquet file.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a tagger on a part of a recipe's data set."""
+    """Score a tagger on a part of a recipe's data set: in all, by tag, and the clips heard most wrongly."""
     from orchestrator.artifacts.evaluate import evaluate_checkpoint
     from orchestrator.recipes.loader import load_recipe
 
     loaded = load_recipe(data, settings)
     with only_json(as_json) as emit:
-        scores = evaluate_checkpoint(checkpoint, loaded, part)
-        emit(scores)
+        result = evaluate_checkpoint(checkpoint, loaded, part, out=out)
+        emit(result)
         if not as_json:
-            for name, value in scores["scores"].items():
-                print_out(f"{name:10} {value:.4f}")
+            print_scores(result)
+        if result["quarantined"]:
+            print_note(
+                f"{result['quarantined']} clips of the data set cannot be used and are not scored; "
+                "`antiphon data check` names them"
+            )
 
 
 def tag(

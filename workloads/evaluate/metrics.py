@@ -6,6 +6,7 @@ per tag). Probabilities are float64. Axes: N clips of a set, C tags; rows of CC 
 """
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from workloads.evaluate.chance import chance_precision
 from workloads.models.probabilities import probabilities
 
 ECE_BINS = 15
@@ -59,6 +61,53 @@ def per_tag(logits_NC: Tensor, y_NC: Tensor, tags: tuple[str, ...], labels: str)
     return {
         tag: (matrix_CC[row, row] / totals_C[row]).item() for row, tag in enumerate(tags) if totals_C[row].item() > 0
     }
+
+
+@dataclass(frozen=True)
+class TagScores:
+    """The scores of one tag; None where the clips do not give them, of average precision with the reason."""
+
+    support: int  # clips that have the tag
+    average_precision: float | None
+    chance: float | None  # the average precision that clips in random order would have
+    recall: float | None  # single: the share of these clips whose most likely tag it is
+    reason: str = ""
+
+
+def tag_scores(logits_NC: Tensor, y_NC: Tensor, tags: tuple[str, ...], labels: str) -> dict[str, TagScores]:
+    """The scores of every tag, in the order of the tags, also of those that cannot be scored."""
+    _check_labels(labels)
+    logits_NC, y_NC = _finite(logits_NC), y_NC.detach().cpu().double()
+    p_NC = probabilities(logits_NC, labels)
+    precisions = _average_precisions(logits_NC if labels == "multi" else p_NC, y_NC)
+    recalls = per_tag(logits_NC, y_NC, tags, labels) if labels == "single" else {}
+    support_C, known_C = (y_NC == 1).sum(0).tolist(), (~y_NC.isnan()).sum(0).tolist()
+    return {
+        tag: TagScores(
+            support=support_C[column],
+            average_precision=precisions.get(column),
+            chance=chance_precision(support_C[column], known_C[column]) if column in precisions else None,
+            recall=recalls.get(tag),
+            reason="" if column in precisions else _why_unscored(support_C[column], known_C[column]),
+        )
+        for column, tag in enumerate(tags)
+    }
+
+
+def _why_unscored(support: int, known: int) -> str:
+    if not known:
+        return "known of no clip"
+    return "no clip has it" if not support else "every clip has it"
+
+
+def clip_losses(logits_NC: Tensor, y_NC: Tensor, labels: str) -> Tensor:
+    """loss_N: each clip's cross entropy in nats, with "multi" the mean over its known tags; NaN where none is known."""
+    _check_labels(labels)
+    logits_NC, y_NC = _finite(logits_NC), y_NC.detach().cpu().double()
+    if labels == "single":
+        return F.cross_entropy(logits_NC, y_NC.argmax(1), reduction="none")
+    loss_NC = F.binary_cross_entropy_with_logits(logits_NC, y_NC.nan_to_num(), reduction="none")
+    return loss_NC.where(~y_NC.isnan(), torch.nan).nanmean(1)
 
 
 def confusion(logits_NC: Tensor, y_NC: Tensor) -> Tensor:

@@ -77,6 +77,30 @@ def test_per_tag_leaves_out_tags_without_clips() -> None:
     assert metrics.per_tag(logits_NC, y_NC, names, "multi") == {"dog": 0.5, "saw": 1.0}
 
 
+def test_every_tag_has_a_row_and_a_reason_where_it_cannot_be_scored() -> None:
+    dog, rain, saw = metrics.tag_scores(P_NC.log(), ONE_NC, ("dog", "rain", "saw"), "single").values()
+    assert (dog.support, dog.average_precision, dog.recall, dog.reason) == (1, 1.0, 1.0, "")
+    assert (rain.support, rain.average_precision, rain.recall) == (2, 1.0, 0.5)
+    assert dog.chance == pytest.approx(11 / 18)  # ranked 1, 2 or 3: (1 + 1/2 + 1/3) / 3
+    assert saw == metrics.TagScores(0, None, None, None, "no clip has it")
+    nan = math.nan
+    y_NC = torch.tensor([[1.0, nan, 1], [1, nan, 0]])
+    all_have, unknown, mixed = metrics.tag_scores(torch.zeros(2, 3), y_NC, ("a", "b", "c"), "multi").values()
+    assert all_have == metrics.TagScores(2, None, None, None, "every clip has it")
+    assert unknown == metrics.TagScores(0, None, None, None, "known of no clip")
+    assert (mixed.support, mixed.average_precision, mixed.recall) == (1, 0.5, None)
+
+
+def test_the_loss_of_each_clip() -> None:
+    losses = metrics.clip_losses(P_NC.log(), ONE_NC, "single").tolist()
+    assert losses == pytest.approx([-math.log(0.7), -math.log(0.4), -math.log(0.6)])
+    logits_NC = torch.tensor([[logit(0.9), logit(0.2)], [0.0, 0.0]])
+    y_NC = torch.tensor([[1.0, math.nan], [math.nan, math.nan]])
+    known, unknown = metrics.clip_losses(logits_NC, y_NC, "multi").tolist()
+    assert known == pytest.approx(-math.log(0.9), rel=1e-6)
+    assert math.isnan(unknown)
+
+
 def test_a_tag_that_every_clip_has_is_not_scored() -> None:
     """Any order of its clips is right: an average precision of 1 would say nothing of the model."""
     logits_NC = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 3.0]])
