@@ -3,9 +3,11 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,8 +43,11 @@ emitted: list[int] = []  # the number of bytes of the JSON line, once it is writ
 
 
 def command_line() -> str:
-    """The command as the user typed it, for the records."""
-    return shlex.join(["antiphon", *sys.argv[1:]])
+    """The command as the user typed it, for the records, with the program's path where a shell would not find it."""
+    path = Path(sys.argv[0]).absolute()
+    found = shutil.which("antiphon")
+    is_other = path.is_file() and (found is None or not path.samefile(found))
+    return shlex.join([str(path) if is_other else "antiphon", *sys.argv[1:]])
 
 
 @contextmanager

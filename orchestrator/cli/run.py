@@ -83,7 +83,7 @@ def run(
             with report_may_fail(result.location.uri):
                 from orchestrator.reports.write import write_run_report  # Plotly costs a second
 
-                write_run_report(result.location, request.command, patience_s=patience)
+                write_run_report(result.location, patience_s=patience)
         _print_outcome(result.outcome)
         raise typer.Exit(EXIT_CODES[result.outcome["status"]])
 

@@ -11,8 +11,11 @@ from plotly.subplots import make_subplots
 
 from orchestrator.reports.figure_style import LEGEND_ABOVE, add_blocks, apply_style, new_figure, palette
 from orchestrator.reports.formatting import escape_label
+from orchestrator.reports.run_data import PARTS, chance, chance_by_tag
 from orchestrator.reports.run_history import BOTH, TEACHING, TRAINING, Phase, RunHistory
 
+CHANCE_COLOUR = "#888888"
+PART_COLOURS = {"training": "#3b82f6", "validation": "#fbbf24", "test": "#94a3b8"}
 VALIDATION_LOSS_COLOUR = "#ef4444"
 ROLE_COLOURS = {TRAINING: "#22c55e", TEACHING: "#fbbf24", BOTH: "#a78bfa"}
 MAX_ROLE_LABELS = 12  # of a model's curves; with more spans only the schedule figure names the roles
@@ -21,10 +24,10 @@ MAX_TAGS = 60
 MAX_NUMBERED_TAGS = 15  # matrices up to this size print their numbers
 TAG_AXIS = {"type": "category"}  # else Plotly takes tags that look like numbers for numbers
 EDGE_PANELS = {
-    "kd_loss": "distillation loss",
-    "weight": "effective weight",
+    "kd_loss": "distillation loss (nats)",
+    "weight": "effective weight (share of the loss)",
     "teacher_entropy": "teacher entropy (nats)",
-    "agreement": "agreement with the teacher",
+    "agreement": "agreement with the teacher (share)",
 }
 
 
@@ -67,9 +70,10 @@ def learning_curves(history: RunHistory, model: str) -> go.Figure:
     _add_validation(figure, history, model)
     apply_style(figure, height=520)
     _shade_roles(figure, history, model)
+    _mark_chance(figure, history)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.05}, legend2=LEGEND_ABOVE | {"y": 0.43})
     figure.update_yaxes(title="loss (nats)", row=1, col=1)
-    figure.update_yaxes(title="validation score", row=2, col=1)
+    figure.update_yaxes(title="validation score (0 to 1)", row=2, col=1)
     figure.update_xaxes(range=_step_range(history))
     figure.update_xaxes(title="step", row=2, col=1)
     return figure
@@ -95,6 +99,18 @@ def _add_validation(figure: go.Figure, history: RunHistory, model: str) -> None:
     if "log_loss" in scores:
         line = _line(scores["log_loss"], "validation log loss", VALIDATION_LOSS_COLOUR, markers=True, legend="legend")
         figure.add_trace(line, row=1, col=1)
+
+
+def _mark_chance(figure: go.Figure, history: RunHistory) -> None:
+    """A dotted line at the validation score that needs no model."""
+    level = chance(history, "val").get(history.primary_metric)
+    if level is None:
+        return
+    line = {"dash": "dot", "width": 1, "color": CHANCE_COLOUR}
+    figure.add_shape(type="line", x0=0, x1=1, xref="x domain", y0=level, y1=level, yref="y2", line=line)
+    text = f"{history.primary_metric} without a model: {level:.3f}"
+    position = {"x": 1, "xref": "x domain", "xanchor": "right", "y": level, "yref": "y2", "yanchor": "bottom"}
+    figure.add_annotation(text=text, showarrow=False, font={"size": 11}, **position)
 
 
 def _shade_roles(figure: go.Figure, history: RunHistory, model: str) -> None:
@@ -151,7 +167,7 @@ def edge_curves(history: RunHistory) -> go.Figure:
 
 
 def tag_scores(history: RunHistory) -> go.Figure:
-    """Bars of every tag's test score, models side by side, the lowest mean score on top."""
+    """Bars of every tag's test score, models side by side, the lowest mean score on top; a mark at a random order's."""
     scores = {model: row["per_tag"] for model, row in history.results.items()}
     tags = _tags_by_mean_score(scores)
     if len(tags) > MAX_TAGS:
@@ -162,10 +178,33 @@ def tag_scores(history: RunHistory) -> go.Figure:
     for colour, (model, by_tag) in reversed(list(zip(palette(), scores.items(), strict=False))):
         values = [by_tag.get(tag) for tag in tags]
         figure.add_bar(orientation="h", name=model, y=labels, x=values, marker={"color": colour})
+    if by_chance := chance_by_tag(history, history.scored_part):
+        marks = {"symbol": "line-ns-open", "size": 12, "color": CHANCE_COLOUR, "line": {"width": 2}}
+        levels = [by_chance.get(tag) for tag in tags]
+        figure.add_scatter(name="without a model", mode="markers", y=labels, x=levels, marker=marks)
     figure.update_layout(barmode="group", bargap=0.3)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.0, "traceorder": "reversed"})
     figure.update_yaxes(TAG_AXIS, categoryorder="array", categoryarray=labels[::-1], automargin=True, dtick=1)
-    figure.update_xaxes(range=[0, 1])
+    score = "recall" if history.primary_metric == "accuracy" else "average precision"
+    figure.update_xaxes(range=[0, 1], title=f"{score} (0 to 1)")
+    return figure
+
+
+def clips_per_tag(history: RunHistory) -> go.Figure:
+    """Bars of the number of clips that have each tag, by part, the commonest on top; of many tags those at the ends."""
+    data = history.data
+    counts = {part: dict(zip(data["tags"], data["clips_per_tag"][part], strict=True)) for part in PARTS}
+    tags = sorted(data["tags"], key=lambda tag: -sum(of_part[tag] for of_part in counts.values()))
+    if len(tags) > MAX_TAGS:
+        tags = tags[: MAX_TAGS // 2] + tags[-MAX_TAGS // 2 :]
+    labels = _labels(tags)
+    figure = new_figure(height=110 + 20 * len(tags))
+    for part, name in PARTS.items():
+        values = [counts[part][tag] for tag in tags]
+        figure.add_bar(orientation="h", name=name, y=labels, x=values, marker={"color": PART_COLOURS[name]})
+    figure.update_layout(barmode="stack", bargap=0.3, legend=LEGEND_ABOVE | {"traceorder": "normal"})
+    figure.update_yaxes(TAG_AXIS, categoryorder="array", categoryarray=labels[::-1], automargin=True, dtick=1)
+    figure.update_xaxes(title="clips", rangemode="tozero")
     return figure
 
 

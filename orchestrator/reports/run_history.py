@@ -104,6 +104,11 @@ class RunHistory:
         return rows
 
     @property
+    def scored_part(self) -> str:
+        """The part on which tags were scored: test, or val in a run that leaves the test clips alone."""
+        return "test" if any(row["test"] for row in self.results.values()) else "val"
+
+    @property
     def last_step(self) -> int:
         """The last step that any record mentions."""
         steps = [record["step"] for record in self.records if record["kind"] in ("metrics", "checkpoint", "phase")]

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from orchestrator.reports import run_figures
+from orchestrator.reports import run_data, run_figures
 from orchestrator.reports.formatting import (
     NOT_AVAILABLE,
     format_count,
@@ -19,15 +19,14 @@ from orchestrator.reports.formatting import (
     format_time,
 )
 from orchestrator.reports.html_page import figure_json, plotly_script, render, write_page
+from orchestrator.reports.reproduce import repeat_run
 from orchestrator.reports.run_history import RunHistory
 
 
-def write_report(
-    records: list[dict[str, Any]], recipe: dict[str, Any], *, run_id: str, command: str, out: Path
-) -> None:
+def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_id: str, uri: str, out: Path) -> None:
     """Write the report of a run, finished or not, to `out`, atomically; 5 MB, of which 4.8 are Plotly.
 
-    `recipe` is the resolved one; `command` is what the user typed.
+    `recipe` is the resolved one; `uri` is where the run is stored.
     """
     history = RunHistory(records, recipe)
     page = render(
@@ -36,11 +35,18 @@ def write_report(
         run_id=run_id,
         about=recipe.get("about", ""),
         recorded=_recorded(history),
-        models=_model_rows(history),
+        models=[*_model_rows(history), *_chance_rows(history)],
         phases=_phase_rows(history),
         figures=_figures(history),
         recipe=json.dumps(recipe, indent=2, ensure_ascii=False),
-        commands=_commands(history, command),
+        run_tags=history.run.get("tags", {}),
+        commands=repeat_run(uri, run_id, recipe, history.run.get("tags", {})),
+        data_facts=run_data.facts(history),
+        folds=run_data.fold_rows(history),
+        balance=run_data.balance(history),
+        meanings=run_data.described_metrics(history),
+        unscored=run_data.unscored(history),
+        batch=_batch(recipe),
         plotly=plotly_script(),
     )
     write_page(page, out)
@@ -73,12 +79,34 @@ def _model_rows(history: RunHistory) -> list[dict[str, str]]:
                 "steps_as_teacher": format_count(result.get("steps_taught")),
                 "val": format_score(result["val"].get(metric) if result else last_score),
                 "test": format_score(test.get(metric)),
-                "other_test": ", ".join(f"{name} {value:.4g}" for name, value in test.items() if name != metric),
+                "other_test": _other_scores(test, metric),
                 "params": format_count(result.get("params")),
                 "checkpoint": result.get("checkpoint", NOT_AVAILABLE),
             }
         )
     return rows
+
+
+def _chance_rows(history: RunHistory) -> list[dict[str, str]]:
+    """The row below the models: the same scores without a model; none where the record has no counts."""
+    metric, (val, test) = history.primary_metric, [run_data.chance(history, part) for part in ("val", "test")]
+    if not val and not test:
+        return []
+    numbers = {"val": format_score(val.get(metric)), "test": format_score(test.get(metric))}
+    blank = dict.fromkeys(("family", "steps_trained", "steps_as_teacher", "params", "checkpoint"), "")
+    return [{"model": "without a model", **blank, **numbers, "other_test": _other_scores(test, metric)}]
+
+
+def _other_scores(scores: dict[str, float], metric: str) -> str:
+    """The scores beside the one by which models are compared; how many tags they leave out is said elsewhere."""
+    others = {name: value for name, value in scores.items() if name not in (metric, "tags_skipped")}
+    return ", ".join(f"{name} {value:.4g}" for name, value in others.items())
+
+
+def _batch(recipe: dict[str, Any]) -> int | None:
+    """The number of clips of a step."""
+    train = recipe.get("train", {})
+    return train["shard_size"] * train["shards"] if "shard_size" in train and "shards" in train else None
 
 
 def _phase_rows(history: RunHistory) -> list[dict[str, str]]:
@@ -110,14 +138,10 @@ def _figures(history: RunHistory) -> dict[str, Any]:
         "curves": {model: figure_json(run_figures.learning_curves(history, model)) for model in with_curves},
         "edges": _json_or_none(run_figures.edge_curves(history) if has_edges else None),
         "tags": _json_or_none(run_figures.tag_scores(history) if has_tags else None),
+        "balance": _json_or_none(run_figures.clips_per_tag(history) if history.data.get("clips_per_tag") else None),
         "matrices": {model: figure_json(figure) for model, figure in matrices.items() if figure is not None},
     }
 
 
 def _json_or_none(figure: go.Figure | None) -> Markup | None:
     return None if figure is None else figure_json(figure)
-
-
-def _commands(history: RunHistory, command: str) -> list[str]:
-    commit = history.run.get("tags", {}).get("git_commit", "")
-    return [f"git checkout {commit}", command] if commit else [command]

@@ -19,7 +19,7 @@ from workloads.runtime.json_files import parse_json
 REPORT = "report.html"
 
 
-def write_run_report(location: RunLocation, command: str, *, patience_s: float) -> None:
+def write_run_report(location: RunLocation, *, patience_s: float) -> None:
     """Write the report of a run that this process has driven, from its event log: beside it, and to its storage.
 
     Retries for at most `patience_s` seconds while the storage is unavailable.
@@ -28,7 +28,7 @@ def write_run_report(location: RunLocation, command: str, *, patience_s: float) 
     text = retry_while_unavailable(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s)
     recipe = parse_json(text, recipe_uri)
     out = location.folder / REPORT
-    write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, command=command, out=out)
+    write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, uri=location.uri, out=out)
     retry_while_unavailable(lambda: upload_beside(location.uri, out), what=location.uri, patience_s=patience_s)
 
 
@@ -70,11 +70,9 @@ def _rewrite_run_report(uri: str, out: str) -> Path:
     if not records:
         raise ValueError(f"run {uri!r}: no records yet; the first checkpoint brings them, so try again after it")
     run_id = _folder_name(uri)
-    run_records = [record for record in records if record["kind"] == "run"]
-    command = run_records[0]["tags"]["command"] if run_records else f"antiphon run RECIPE --resume {run_id}"
     target = Path(out or f"{run_id}.html")
     recipe = parse_json(object_store.get_text(recipe_uri), recipe_uri)
-    write_report(records, recipe, run_id=run_id, command=command, out=target)
+    write_report(records, recipe, run_id=run_id, uri=uri, out=target)
     return target
 
 

@@ -64,8 +64,11 @@ def _missing_from(known: list[dict[str, Any]], records: list[dict[str, Any]]) ->
     return [record for record in records if json.dumps(record) not in lines]
 
 
-def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: int) -> dict[str, Any]:
-    """The record that an event log begins with, and that each attempt adds again."""
+def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: int, options: str) -> dict[str, Any]:
+    """The record that an event log begins with, and that each attempt adds again.
+
+    `options` are those of a command that repeats the run from its recipe.json.
+    """
     return {
         "kind": "run",
         "run_id": location.run_id,
@@ -76,6 +79,7 @@ def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: 
             "git_commit": git_commit(),
             "schedule": recipe.schedule.kind,
             "command": command,
+            "options": options,
             "storage": location.uri,
             "tracking": location.tracking,
             "workers": str(workers),

@@ -228,6 +228,7 @@ def _open(request: SearchRequest) -> RunLocation:
         "search_id": search_id,
         "created": time.time(),
         "command": request.command,
+        "options": request.repeat_options(location.uri),
         "recipe": resolve(request.recipe),
         "tracking": location.tracking,
     }

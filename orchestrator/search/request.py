@@ -1,8 +1,10 @@
 """One `antiphon search` as the user typed it, and its budget. Pure; what is refused is in `validation.py`."""
 
 import re
+import shlex
 from dataclasses import dataclass
 
+from orchestrator.training.request import placement_options
 from workloads.config.recipe import Recipe
 
 BUDGET = re.compile(r"(?P<amount>\d+(\.\d+)?)\s*(?P<unit>|trials|s|m|h|gpuh)")
@@ -51,3 +53,11 @@ class SearchRequest:
     resume: str = ""
     finals: bool = True
     full: int = 0  # trials that are trained once more at full length, to see whether their ranking holds there
+
+    def repeat_options(self, uri: str) -> str:
+        """The options of a command that repeats this search, stored at `uri`, beside it; for a shell."""
+        options = placement_options(uri, tracking=self.tracking, address=self.address, workers=self.workers)
+        options += ["--slots", str(self.slots)] if self.slots else []
+        options += ["--budget", self.budget] if self.budget else []
+        options += [] if self.finals else ["--no-finals"]
+        return shlex.join([*options, *(["--full", str(self.full)] if self.full else [])])

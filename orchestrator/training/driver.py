@@ -101,7 +101,13 @@ def _record_and_train(
     """
     location.folder.mkdir(parents=True, exist_ok=True)
     with EventLog(location.event_log) as event_log:
-        own_record = run_record(request.recipe, location, command=request.command, workers=request.workers)
+        own_record = run_record(
+            request.recipe,
+            location,
+            command=request.command,
+            workers=request.workers,
+            options=request.repeat_options(location.uri),
+        )
         continue_event_log(event_log, location, own_record)
         publish_event_log(location)
         replayer = start_replayer(location.event_log, location.tracking, log=location.folder / "tracking.log")

@@ -1,5 +1,6 @@
 """One `antiphon run` as the user typed it, and the rules that refuse it before anything starts."""
 
+import shlex
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -22,6 +23,19 @@ class RunRequest:
     run_id: str = ""  # of a new run; empty: a generated one
     resume: str = ""  # id of a run to resume, or "auto"
     patience_s: float = 300.0  # how long to wait for an unavailable store
+
+    def repeat_options(self, uri: str) -> str:
+        """The options of a command that repeats this run, stored at `uri`, beside it; for a shell."""
+        options = placement_options(uri, tracking=self.tracking, address=self.address, workers=self.workers)
+        return shlex.join([*options, *(["--local"] if self.local else [])])
+
+
+def placement_options(uri: str, *, tracking: str, address: str, workers: int) -> list[str]:
+    """The options that place the same run or search again, beside the one at `uri`, without those at their defaults."""
+    options = ["--storage", uri.rpartition("/")[0]]
+    options += ["--workers", str(workers)] if workers > 1 else []
+    options += ["--tracking", tracking] if tracking else []
+    return options + (["--address", address] if address else [])
 
 
 def check_request(request: RunRequest) -> tuple[Phase, ...]:

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from tests import small
+from tests.pages import Page
 from workloads.config.recipe import Data
 from workloads.runtime.event_log import read_event_log
 
@@ -151,6 +152,18 @@ def test_report_can_be_written_again(ray_run, tmp_path):
     done = antiphon("report", str(Path(ray_run["report"]).parent), "--out", f"{tmp_path}/again.html")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again.html").read_text() == Path(ray_run["report"]).read_text()
+
+
+def test_the_reports_command_repeats_the_run_from_another_folder(local_run, tmp_path):
+    page = Page(Path(local_run["report"]).read_text())
+    command = page.texts["commands"] + " --dry-run --json"
+    assert f"--storage {Path(local_run['report']).parents[1]} --local" in command
+    path = f"{Path(ANTIPHON).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(Path(local_run["report"]).with_name("recipe.json").read_text())
 
 
 def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run):

@@ -72,6 +72,7 @@ class SearchSnapshot:
     search_id: str
     created: float
     command: str
+    options: str  # of a command that repeats it
     recipe: Mapping[str, Any]
     slots: int
     planned_trials: int
@@ -182,6 +183,7 @@ def _search(uri: str, files: SearchFiles, known: Mapping[str, Trial]) -> SearchS
         search_id=definition["search_id"],
         created=float(definition["created"]),
         command=definition["command"],
+        options=definition.get("options", ""),
         recipe=definition["recipe"],
         slots=int(cluster["slots"]),
         planned_trials=int(cluster["trials"]),

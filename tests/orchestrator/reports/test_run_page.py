@@ -3,7 +3,9 @@
 import html
 import json
 import math
+import os
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from orchestrator.reports.run_figures import MIN_LABELLED_SHARE
 from orchestrator.reports.run_history import RunHistory
 from orchestrator.reports.run_page import write_report
 from tests.pages import Page
+from workloads.evaluate.chance import chance_precision
 
 TAGS = ["dog", "rain", "<b>sea</b> & waves", "crying baby", "clock tick"]
+CLIPS_PER_TAG = {"train": [96, 60, 60, 12, 12], "val": [24, 12, 12, 6, 6], "test": [40, 20, 20, 20, 0]}
 BURN_IN, PERIOD = 40, 30
 EDGES = {
     ("vit", "cnn"): {"weight": 0.2, "temperature": 1.0},
@@ -33,12 +37,16 @@ def recipe(labels: str) -> Record:
 def run_records(*, labels: str = "single", turns: int = 8) -> list[Record]:
     """The records of a whole alternating run, as the training loop writes them; losses fall, scores rise, seed 0."""
     numbers = random.Random(0)
-    tags = {"git_commit": "0123abcd", "schedule": "alternate"}
+    tags = {"git_commit": "0123abcd", "schedule": "alternate", "command": 'antiphon run demo --set "a.b=<x>"'}
+    tags["options"] = "--storage /runs --local"
     start = {"run_id": "demo-1", "experiment": "antiphon", "name": "demo", "params": {}, "tags": tags}
     records: list[Record] = [{"kind": "run", **start}, {"kind": "start", "step": 0, "attempt": 1, "damaged": []}]
     broken = [{"clip_id": "17", "path": "audio/<script>alert(1)</script>.wav", "reason": "no samples"}]
     clips = {"train": 240, "val": 60, "test": 100}
     data = {"fingerprint": "5eed" * 16, "tags": TAGS, "labels": labels, "clips": clips, "quarantined": broken}
+    data |= {"rate": 16_000, "clip_seconds": 5.0, "clips_per_tag": CLIPS_PER_TAG, "known_per_tag": None}
+    data["durations"] = {"min": 0.5, "median": 5.0, "max": 62.25, "total": 3600.0, "shorter": 7, "longer": 1}
+    data["folds"] = {"1": {"train": 0, "val": 0, "test": 100}, "2": {"train": 240, "val": 60, "test": 0}}
     records.append({"kind": "data", **data})
     plan = [(BURN_IN, ["cnn", "vit"], [])]
     plan += [(PERIOD, [student], [edge]) for edge in list(EDGES)[::-1] * turns for student in [edge[1]]][:turns]
@@ -95,22 +103,20 @@ def _row(model: str, labels: str, numbers: random.Random) -> Record:
     return row
 
 
-def _page(records: list[Record], folder: Path, *, labels: str = "single", command: str = "antiphon run demo") -> Page:
+def _page(records: list[Record], folder: Path, *, labels: str = "single", uri: str = "/runs/demo-1") -> Page:
     out = folder / "report.html"
-    write_report(records, recipe(labels), run_id="demo-1", command=command, out=out)
+    write_report(records, recipe(labels), run_id="demo-1", uri=uri, out=out)
     assert list(folder.iterdir()) == [out]
     return Page(out.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    return _page(
-        run_records(), tmp_path_factory.mktemp("report"), command='antiphon run demo --set train.seed=1 && echo "<x>"'
-    )
+    return _page(run_records(), tmp_path_factory.mktemp("report"))
 
 
 def test_the_model_table_has_the_event_logs_numbers(page: Page) -> None:
-    head, cnn, vit = page.tables["models"]
+    head, cnn, vit, _ = page.tables["models"]
     assert head[4:6] == ["validation accuracy", "test accuracy"]
     expected = [
         "cnn",
@@ -138,7 +144,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
 
 def test_what_came_from_outside_is_text(page: Page) -> None:
     assert page.tables["quarantined"][1] == ["17", "audio/<script>alert(1)</script>.wav", "no samples"]
-    assert page.texts["commands"] == 'git checkout 0123abcd\nantiphon run demo --set train.seed=1 && echo "<x>"'
+    assert page.texts["typed"] == 'antiphon run demo --set "a.b=<x>"'
     assert json.loads(page.texts["recipe"]) == recipe("single")
     assert page.figures["tags"]["data"][0]["y"].count("&lt;b&gt;sea&lt;/b&gt; &amp; waves") == 1
     assert "i" not in page.tags  # the recipe's own markup
@@ -159,7 +165,97 @@ def test_interruptions_and_non_finite_steps_are_listed_where_there_were_any(page
 def test_data_is_counted(page: Page) -> None:
     rows = dict(page.tables["data"])
     assert rows["train clips"] == "240"
+    assert rows["clip length"] == "5 s"
+    assert rows["length of the files"] == ("0.5 s to 62.25 s, median 5 s; 7 shorter ones padded, 1 longer one cut")
+    assert rows["sample rate"] == "16,000 Hz"
     assert rows["fingerprint"] == "5eed" * 16
+    assert page.tables["folds"][1:] == [
+        ["1", "0", "0", "100", "test"],
+        ["2", "240", "60", "0", "training, validation"],
+    ]
+    train, val, test = page.figures["balance"]["data"]
+    assert [trace["name"] for trace in (train, val, test)] == ["training", "validation", "test"]
+    assert [html.unescape(tag) for tag in train["y"]] == TAGS
+    assert [trace["x"] for trace in (train, val, test)] == list(CLIPS_PER_TAG.values())
+    assert page.texts["balance-text"].startswith(
+        "The commonest tag, dog, is on 96 training clips, the rarest, crying baby, on 12."
+    )
+
+
+def test_scores_stand_beside_those_without_a_model(page: Page, tmp_path: Path) -> None:
+    row = page.tables["models"][-1]
+    assert (row[0], row[4:6]) == ("without a model", ["0.4000", "0.4000"])
+    precision = sum(chance_precision(have, 100) for have in (40, 20, 20, 20)) / 4
+    assert row[6] == f"log_loss {-(0.4 * math.log(0.4) + 0.6 * math.log(0.2)):.4g}, mAP {precision:.4g}"
+    line = page.figures["curves-cnn"]["layout"]["shapes"][-1]
+    assert (line["yref"], line["y0"], line["y1"]) == ("y2", 0.4, 0.4)
+    assert [name for name, _ in page.tables["meanings"]] == ["accuracy", "log_loss"]
+    multi = _page(run_records(labels="multi"), tmp_path, labels="multi")
+    assert multi.tables["models"][-1][5] == f"{precision:.4f}"
+    (marks,) = (trace for trace in multi.figures["tags"]["data"] if trace["name"] == "without a model")
+    by_tag = dict(zip(map(html.unescape, marks["y"]), marks["x"], strict=True))
+    assert by_tag["dog"] == chance_precision(40, 100)
+    assert by_tag["clock tick"] is None  # on no test clip
+
+
+def test_a_record_without_counts_shows_no_chance_levels(tmp_path: Path) -> None:
+    records = run_records()
+    data = next(record for record in records if record["kind"] == "data")
+    for name in ("clips_per_tag", "known_per_tag", "folds", "durations", "rate", "clip_seconds"):
+        del data[name]
+    page = _page(records, tmp_path)
+    assert [row[0] for row in page.tables["models"]] == ["model", "cnn", "vit"]
+    assert "balance" not in page.figures
+
+
+def test_scores_by_tag_are_named_after_the_part_that_was_scored(tmp_path: Path) -> None:
+    """With train.score_test = false they are of the validation clips."""
+    records = run_records(labels="multi")
+    for row in records[-2]["models"].values():
+        row["test"] = {}
+    out = tmp_path / "report.html"
+    write_report(records, recipe("multi"), run_id="demo-1", uri="/runs/demo-1", out=out)
+    text = out.read_text(encoding="utf-8")
+    assert "<h2>Validation scores by tag</h2>" in text
+    assert "Test scores by tag" not in text
+
+
+def run_in_shell(command: str, folder: Path, program: Path) -> str:
+    """What a shell prints for pasted lines in another folder, where `antiphon` is this program."""
+    path = f"{program.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def printing_program(tmp_path: Path) -> Path:
+    """An `antiphon` that prints its arguments, one a line."""
+    program = tmp_path / "bin" / "antiphon"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_the_command_of_a_run_in_a_folder_takes_its_recipe(tmp_path: Path, printing_program: Path) -> None:
+    folder = tmp_path / "it's my runs" / "demo-1"
+    (tmp_path / "report").mkdir()
+    page = _page(run_records(), tmp_path / "report", uri=str(folder))
+    printed = run_in_shell(page.texts["commands"], tmp_path, printing_program)
+    assert printed.splitlines() == ["run", f"{folder}/recipe.json", "--storage", "/runs", "--local"]
+
+
+def test_the_command_of_a_run_on_an_object_store_writes_its_recipe_first(
+    tmp_path: Path, printing_program: Path
+) -> None:
+    (tmp_path / "report").mkdir()
+    page = _page(run_records(), tmp_path / "report", uri="s3://bucket/demo-1")
+    printed = run_in_shell(page.texts["commands"], tmp_path, printing_program)
+    assert printed.splitlines()[:2] == ["run", "demo-1.recipe.json"]
+    assert json.loads((tmp_path / "demo-1.recipe.json").read_text()) == recipe("single")
 
 
 def test_curves_are_the_event_logs_with_gaps_where_the_model_is_not_training(page: Page) -> None:
@@ -180,7 +276,7 @@ def test_the_background_shows_the_roles(page: Page) -> None:
     shapes = page.figures["curves-cnn"]["layout"]["shapes"]
     assert [(shape["x0"], shape["x1"]) for shape in shapes[:3]] == [(0, 40), (40, 70), (70, 100)]
     named = [note["text"] for note in page.figures["curves-cnn"]["layout"]["annotations"]]
-    assert named == ["training"] + ["teaching", "training"] * 4
+    assert named == ["training"] + ["teaching", "training"] * 4 + ["accuracy without a model: 0.400"]
     blocks = {trace["name"]: trace for trace in page.figures["schedule"]["data"]}
     assert sorted(zip(blocks["teaching"]["y"], blocks["teaching"]["base"], strict=True))[:2] == [
         ("cnn", 40),
@@ -244,8 +340,8 @@ def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:
 
 def test_many_turns_are_shaded_without_labels(tmp_path: Path) -> None:
     figure = _page(run_records(turns=40), tmp_path).figures["curves-cnn"]
-    assert len(figure["layout"]["shapes"]) == 41
-    assert "annotations" not in figure["layout"]
+    assert len([shape for shape in figure["layout"]["shapes"] if shape["type"] == "rect"]) == 41
+    assert [note["text"] for note in figure["layout"]["annotations"]] == ["accuracy without a model: 0.400"]
     assert PERIOD / (BURN_IN + 40 * PERIOD) < MIN_LABELLED_SHARE
 
 
@@ -279,7 +375,7 @@ def test_the_status_of_a_run_that_did_not_finish(tmp_path: Path, end: Record, te
     records += [{"kind": "end", "t": records[-1]["t"] + 1, **end}] if end else []
     page = _page(records, tmp_path)
     assert text in " ".join(page.texts["status"].split())
-    _, cnn, _ = page.tables["models"]
+    _, cnn, *_ = page.tables["models"]
     assert cnn[2:6] == ["150", "-", f"{1 - math.exp(-1) * 0.8:.4f}", "-"]
     assert "curves-cnn" in page.figures
     assert "tags" not in page.figures

@@ -1,11 +1,14 @@
 """The page of a search shows what its files hold, claims no more than they show, and needs no network."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.recipes.loader import load_recipe
 from orchestrator.reports.search.figures import pareto_front
 from orchestrator.reports.search.formatting import format_setting
 from orchestrator.reports.search.page import render_body, write_search_report
@@ -13,6 +16,7 @@ from orchestrator.reports.search.snapshot import read_search
 from orchestrator.reports.search.timeline import spans, utilisation
 from orchestrator.reports.search.verdict import verdict
 from orchestrator.reports.write import rewrite_report
+from orchestrator.search.request import SearchRequest
 from tests import searches
 from tests.pages import Page
 
@@ -307,3 +311,22 @@ def test_report_writes_a_search_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Page((tmp_path / "search.html").read_text()).texts["state"].startswith("Finished: 12 trials")
     with pytest.raises(ValueError, match="give a run's or a search's folder"):
         rewrite_report(str(tmp_path), "")
+
+
+def test_the_command_repeats_the_search_from_another_folder(tmp_path: Path) -> None:
+    searches.write_finished_search(str(tmp_path / "search"))
+    definition = json.loads((tmp_path / "search" / "search.json").read_text())
+    request = SearchRequest(load_recipe("search-demo"), "", tracking="none", budget="2 h", finals=False, full=3)
+    definition["options"] = request.repeat_options("/my runs/search-demo-1")
+    definition["recipe"]["about"] = "it's <b>$HOME</b>"
+    (tmp_path / "search" / "search.json").write_text(json.dumps(definition))
+    page = _page(tmp_path / "search")
+    program, arguments = tmp_path / "antiphon", tmp_path / "arguments"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > '{arguments}'\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", page.texts["commands"]], cwd=tmp_path, env={"PATH": path}, check=True)
+    words = ["search", "search-demo-1.recipe.json", "--storage", "/my runs", "--tracking", "none"]
+    assert arguments.read_text().splitlines() == [*words, "--budget", "2 h", "--no-finals", "--full", "3"]
+    assert json.loads((tmp_path / "search-demo-1.recipe.json").read_text()) == definition["recipe"]
+    assert page.texts["typed"] == "antiphon search demo --trials 24"
