@@ -47,6 +47,7 @@ def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_i
         meanings=run_data.described_metrics(history),
         unscored=run_data.unscored(history),
         batch=_batch(recipe),
+        max_tags=run_figures.MAX_TAGS,
         plotly=plotly_script(),
     )
     write_page(page, out)
