@@ -55,10 +55,14 @@ def facts(history: RunHistory) -> list[tuple[str, str]]:
     if "clip_seconds" in data:
         rows.append(("clip length", f"{data['clip_seconds']:g} s"))
     if files := data.get("durations"):
-        lengths = f"{files['min']:.3g} s to {files['max']:.3g} s, median {files['median']:.3g} s"
+        lengths = (
+            f"{round(files['min'], 3):g} s to {round(files['max'], 3):g} s, median {round(files['median'], 3):g} s"
+        )
         changed = f"{plural(files['shorter'], 'shorter one')} padded, {plural(files['longer'], 'longer one')} cut"
         is_equal = files["min"] == files["max"]
-        rows.append(("length of the files", f"all {files['min']:.3g} s" if is_equal else f"{lengths}; {changed}"))
+        rows.append(
+            ("length of the files", f"all {round(files['min'], 3):g} s" if is_equal else f"{lengths}; {changed}")
+        )
         rows.append(("audio", f"{format_duration(files['total'])} in all"))
     if "rate" in data:
         rows.append(("sample rate", f"{format_count(data['rate'])} Hz"))
