@@ -2,11 +2,11 @@
 
 Owns the four daemons (monitor, manager, OSD, gateway) and the files of their cluster, as measured in
 reference/storage.md 1.4. One disk and one copy of each object: for tests and a single machine. Data stay in the stack
-folder's `rgw`.
+folder's `rgw`. Keys are made by Ceph's own programs and read from their output or from files: every user of a machine
+can read command lines.
 """
 
 import json
-import secrets
 import shutil
 import subprocess
 import uuid
@@ -61,8 +61,6 @@ class Identity:
     fsid: str
     osd: str
     mon_ports: tuple[int, int]
-    access_key: str
-    secret_key: str
 
     @property
     def mon_host(self) -> str:
@@ -114,21 +112,18 @@ def start(registry: ProcessRegistry) -> Service:
         _create_keys_and_disk(home, identity)
     _ensure_daemon(registry, home, "s3-mgr", ["ceph-mgr", "-i", "x"])
     _ensure_daemon(registry, home, "s3-osd", ["ceph-osd", "-i", "0"])
-    gateway = _ensure_gateway(registry, home, identity)
     if not made:
-        keys = ["--access-key", identity.access_key, "--secret-key", identity.secret_key]
-        _run(home, "radosgw-admin", "user", "create", "--uid", "antiphon", "--display-name", "antiphon", *keys)
+        user = _run(home, "radosgw-admin", "user", "create", "--uid", "antiphon", "--display-name", "antiphon")
+        write_atomically(home / "user.json", user)
         write_atomically(home / "made", "")
-    return gateway
+    return _ensure_gateway(registry, home)
 
 
 def _create_files(home: Path) -> None:
     for name in ("mon", "mgr", "osd", "log", "run", "rgw"):
         (home / name).mkdir(parents=True)
     first, second = free_ports(2)
-    identity = Identity(
-        str(uuid.uuid4()), str(uuid.uuid4()), (first, second), secrets.token_hex(10), secrets.token_hex(20)
-    )
+    identity = Identity(str(uuid.uuid4()), str(uuid.uuid4()), (first, second))
     write_atomically(home / "identity.json", json.dumps(asdict(identity)))
     write_atomically(home / "ceph.conf", CONF.format(fsid=identity.fsid, mon_host=identity.mon_host, home=home))
 
@@ -183,9 +178,9 @@ def _create_keys_and_disk(home: Path, identity: Identity) -> None:
     gateway_caps = ["mon", "allow rw", "osd", "allow rwx", "mgr", "allow rw"]
     for name, caps in {"mgr.x": mgr_caps, "client.rgw.a": gateway_caps}.items():
         write_atomically(home / f"{name}.keyring", _run(home, "ceph", "auth", "get-or-create", name, *caps))
-    key = _tool(home, "ceph-authtool", "--gen-print-key").strip()
+    _tool(home, "ceph-authtool", "--create-keyring", "osd.0.keyring", "-n", "osd.0", "--gen-key")
+    key = _tool(home, "ceph-authtool", "osd.0.keyring", "-n", "osd.0", "--print-key").strip()
     _run(home, "ceph", "osd", "new", identity.osd, "-i", "-", stdin=json.dumps({"cephx_secret": key}))
-    _tool(home, "ceph-authtool", "--create-keyring", "osd.0.keyring", "-n", "osd.0", "--add-key", key)
     _run(home, "ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", identity.osd)
 
 
@@ -194,7 +189,9 @@ def _ensure_daemon(registry: ProcessRegistry, home: Path, name: str, command: li
     return registry.ensure(name, lambda ports, scratch: spec, num_ports=0, settings=SETTINGS)
 
 
-def _ensure_gateway(registry: ProcessRegistry, home: Path, identity: Identity) -> Service:
+def _ensure_gateway(registry: ProcessRegistry, home: Path) -> Service:
+    keys = json.loads((home / "user.json").read_text())["keys"][0]
+
     def make_spec(ports: tuple[int, ...], scratch: Path) -> ServiceSpec:
         address = f"http://127.0.0.1:{ports[0]}"
         # Without tcp_nodelay a small GET takes 48 ms instead of 7 (reference/storage.md 1.2).
@@ -203,7 +200,7 @@ def _ensure_gateway(registry: ProcessRegistry, home: Path, identity: Identity) -
             command=["radosgw", "-n", "client.rgw.a", "-c", str(home / "ceph.conf"), "-f", listen],
             address=address,
             probes=(address,),
-            client_env=s3_environment(address, access_key=identity.access_key, secret_key=identity.secret_key),
+            client_env=s3_environment(address, access_key=keys["access_key"], secret_key=keys["secret_key"]),
         )
 
     return registry.ensure("s3", make_spec, num_ports=1, settings=SETTINGS)

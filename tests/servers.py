@@ -72,10 +72,24 @@ def start_server(server: S3Server) -> None:
     wait_until_up(ceph.start(ProcessRegistry(server.folder)), deadline_s=90)
 
 
+def _record_command_lines(folder: Path) -> str:
+    """A PATH on which each of Ceph's programs first writes its command line to `folder`/command-lines."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for name in ceph.BINARIES:
+        script = f'#!/bin/sh\necho "{name} $*" >> "{folder}/command-lines"\nexec "{shutil.which(name)}" "$@"\n'
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    return f"{programs}{os.pathsep}{os.environ['PATH']}"
+
+
 def _s3_server(folder: Path, kind: str) -> Iterator[S3Server]:
     registry = ProcessRegistry(folder)
     try:
-        service = stack.S3_SERVERS[kind](registry)
+        with pytest.MonkeyPatch.context() as patch:
+            if kind == "rgw":
+                patch.setenv("PATH", _record_command_lines(folder))
+            service = stack.S3_SERVERS[kind](registry)
         wait_until_up(service, deadline_s=60)
         yield S3Server(endpoint=service.address, env={**stack.CHECKSUMS, **service.client_env}, folder=folder)
     finally:
@@ -168,6 +182,22 @@ class MlflowServer:
             return [str(path) for path in self._folder.rglob("*") if path.is_file()]
         pages = self._s3.client().get_paginator("list_objects_v2").paginate(Bucket=self.name)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def copy_contents(self, folder: Path) -> None:
+        """Write all that the server holds to files in `folder`, a new one: its database and its artifacts."""
+        folder.mkdir()
+        if self._store.startswith("sqlite:///"):
+            for file in Path(self._store.removeprefix("sqlite:///")).parent.glob("mlflow.db*"):
+                shutil.copy(file, folder)
+        else:
+            dump = [shutil.which("pg_dump") or "pg_dump", "--file", folder / "database.sql"]
+            subprocess.run([*dump, "--dbname", self._store.replace("+psycopg2", "")], check=True)
+        if self._s3 is None:
+            shutil.copytree(self._folder, folder / "artifacts")
+            return
+        for key in self.artifacts():
+            (folder / "artifacts" / key).parent.mkdir(parents=True, exist_ok=True)
+            self._s3.client().download_file(self.name, key, str(folder / "artifacts" / key))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and the workers that it forked; after SIGKILL it is reaped."""

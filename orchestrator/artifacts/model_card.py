@@ -11,6 +11,7 @@ import jinja2
 
 from workloads.evaluate import metrics
 from workloads.models.front_end import KINDS
+from workloads.runtime.redaction import redacted
 
 # Hugging Face's names of licences, for those that `workloads/models/official` names
 LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}
@@ -46,7 +47,7 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None
         hears_padding=KINDS[state["model"]["front_end"]["kind"]].hears_padding,
         machine=platform.processor() or platform.machine(),
     )
-    out.write_text(card, encoding="utf-8")
+    out.write_text(redacted(card), encoding="utf-8")
 
 
 def _markdown(text: object) -> str:

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 a mistake of the user, 75 try again: preempted (
 process. Commands import heavy modules when they run, so that `antiphon --help` stays below a second.
 """
 
-import json
 import sys
 from typing import Annotated
 
@@ -22,6 +21,8 @@ from orchestrator.cli.run import run
 from orchestrator.cli.search import search
 from orchestrator.cli.taggers import evaluate, tag
 from workloads.runtime.checkpoint_store import AlreadyDriven
+from workloads.runtime.json_files import json_text
+from workloads.runtime.redaction import redacting_stderr
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Audio taggers that teach each other, on Ray.")
 for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export):
@@ -50,20 +51,21 @@ def _options(
 def main() -> None:
     """Run the command line. ValueError: the user's mistake. OSError: a disk or a store is full or unavailable."""
     show_every_name()
-    try:
-        app()
-    except ValueError as mistake:
-        raise _exit_for(mistake, "mistake", MISTAKE) from None
-    except AlreadyDriven as busy:  # job systems repeat a command that ends so
-        raise _exit_for(busy, "busy", PREEMPTED) from None
-    except OSError as error:  # no mistake of the user, and a traceback would not help
-        raise _exit_for(error, "failed", FAILED) from None
+    with redacting_stderr():
+        try:
+            app()
+        except ValueError as mistake:
+            raise _exit_for(mistake, "mistake", MISTAKE) from None
+        except AlreadyDriven as busy:  # job systems repeat a command that ends so
+            raise _exit_for(busy, "busy", PREEMPTED) from None
+        except OSError as error:  # no mistake of the user, and a traceback would not help
+            raise _exit_for(error, "failed", FAILED) from None
 
 
 def _exit_for(error: Exception, label: str, code: int) -> SystemExit:
     """Print the error in one line on stderr, and as JSON if that is wanted and no JSON line is out yet."""
     if "--json" in sys.argv and not emitted:
-        print(json.dumps({"status": "failed", "mistake": code == MISTAKE, "error": str(error)}))
+        print(json_text({"status": "failed", "mistake": code == MISTAKE, "error": str(error)}))
     line = cell(f"{label}: {' '.join(str(error).split())}")
     line.stylize("red", 0, len(label) + 1)
     Console(stderr=True).print(line, soft_wrap=True)

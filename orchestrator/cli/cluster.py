@@ -59,7 +59,7 @@ def up(
         )
         return
     for name, value in environment.items():
-        print_out(f"export {name}={shlex.quote(value)}")
+        typer.echo(f"export {name}={shlex.quote(value)}")  # with the S3 server's key: `eval` needs it
     print_out(f"# antiphon run RECIPE --address {result.ray_address}")
 
 

@@ -1,6 +1,5 @@
 """What several commands share: options and arguments, exit codes, and the one JSON line of --json."""
 
-import json
 import os
 import shlex
 import shutil
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from workloads.runtime.json_files import json_text
+from workloads.runtime.redaction import redacted
 
 FAILED, MISTAKE, PREEMPTED = 1, 2, 75
 EXIT_CODES = {"done": 0, "failed": FAILED, "preempted": PREEMPTED}  # of the status of a run's or a search's outcome
@@ -43,11 +45,14 @@ emitted: list[int] = []  # the number of bytes of the JSON line, once it is writ
 
 
 def command_line() -> str:
-    """The command as the user typed it, for the records, with the program's path where a shell would not find it."""
+    """The command as the user typed it, without secrets, for the records.
+
+    With the program's path where a shell would not find it.
+    """
     path = Path(sys.argv[0]).absolute()
     found = shutil.which("antiphon")
     is_other = path.is_file() and (found is None or not path.samefile(found))
-    return shlex.join([str(path) if is_other else "antiphon", *sys.argv[1:]])
+    return shlex.join([str(path) if is_other else "antiphon", *map(redacted, sys.argv[1:])])
 
 
 @contextmanager
@@ -62,7 +67,7 @@ def only_json(wanted: bool) -> Iterator[Any]:
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield lambda value: emitted.append(os.write(stdout, (json.dumps(value) + "\n").encode()))
+        yield lambda value: emitted.append(os.write(stdout, (json_text(value) + "\n").encode()))
     finally:
         sys.stdout.flush()
         os.dup2(stdout, 1)

@@ -5,6 +5,8 @@ import sys
 import typer
 from rich.text import Text
 
+from workloads.runtime.redaction import redacted
+
 
 def printable(text: str) -> str:
     """The text with the characters that a terminal obeys, or cannot show, written as escapes."""
@@ -12,13 +14,13 @@ def printable(text: str) -> str:
 
 
 def print_out(line: str) -> None:
-    """Print one line of a result to stdout."""
-    typer.echo(printable(line))
+    """Print one line of a result to stdout, without secrets."""
+    typer.echo(printable(redacted(line)))
 
 
 def print_note(line: str) -> None:
     """Print one line to stderr, which keeps stdout for results."""
-    typer.echo(printable(line), err=True)
+    typer.echo(printable(redacted(line)), err=True)
 
 
 def print_warning(line: str) -> None:
@@ -28,7 +30,7 @@ def print_warning(line: str) -> None:
 
 def cell(text: str) -> Text:
     """A table's cell, or a line on a Rich console: brackets in it are no markup."""
-    return Text(printable(text))
+    return Text(printable(redacted(text)))
 
 
 def show_every_name() -> None:

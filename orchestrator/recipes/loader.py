@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from workloads.config.recipe import Recipe
+from workloads.runtime.redaction import require_no_secret
 from workloads.runtime.text import decode_text
 
 SHIPPED = resources.files("orchestrator.recipes")
@@ -61,17 +62,19 @@ def parse(values: Any) -> Recipe:
 
 
 def _validate(values: Any) -> Recipe:
-    _require_finite(values, "")
+    _require_usable(values, "")
     return TypeAdapter(Recipe).validate_python(values)
 
 
-def _require_finite(values: Any, path: str) -> None:
-    """ValueError for inf and nan, which TOML has and no setting can be."""
+def _require_usable(values: Any, path: str) -> None:
+    """ValueError for inf and nan, which TOML has and no setting can be; and for secrets, since recipes are stored."""
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
-        _require_finite(value, f"{path}.{key}" if path else str(key))
+        _require_usable(value, f"{path}.{key}" if path else str(key))
     if isinstance(values, float) and not math.isfinite(values):
         raise ValueError(f"{path} = {values}: must be a finite number")
+    if isinstance(values, str):
+        require_no_secret(values, f"{path} =")
 
 
 def resolve(recipe: Recipe) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 A page needs no network: it carries Plotly's 4.8 MB of JavaScript. Text from files is escaped, never markup.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,20 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from workloads.runtime.atomic_files import replace_text
+from workloads.runtime.redaction import redacted
+
 HERE = Path(__file__).parent
 TEMPLATE_FOLDERS = (HERE / "templates", HERE / "search" / "templates")
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of the report folders, filled with `values`; an undefined name in the template is an error."""
+    """A template of the report folders, filled with `values` without their secrets; an undefined name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE_FOLDERS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: redacted(value) if type(value) is str else value,  # markup is ours, or redacted already
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -40,6 +43,4 @@ def figure_json(figure: go.Figure) -> Markup:
 
 def write_page(page: str, out: Path) -> None:
     """Write a page atomically: a reader sees the old file or the new one, also if the process is killed."""
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    replace_text(out, page)

@@ -19,9 +19,10 @@ from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import Cursor, send_pending
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
-from orchestrator.tracking.uri import NONE
+from orchestrator.tracking.uri import NONE, with_secret
 from workloads.runtime.event_log import EVENT_LOG, parse_line
 from workloads.runtime.json_files import parse_json
+from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 
 LOCK_S = 5.0  # how long to wait for a replayer process that is about to finish
@@ -37,10 +38,10 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
     with _local_event_log(run) as event_log:
         with event_log.open("rb") as file:
             record = parse_line(file.readline(), f"{event_log}, line 1")
-        uri = uri or _recorded_tracking(run, record)
+        uri = uri or with_secret(_recorded_tracking(run, record))
         os.environ.update(MLFLOW_ENVIRONMENT)
         destination = open_destination(event_log, uri)
-        cursor = Cursor(event_log, f"{uri} {destination.run_id}")
+        cursor = Cursor(event_log, f"{redacted(uri)} {destination.run_id}")
         send_pending(cursor, destination, as_one_batch=True)  # so that a finished run is not shown as running meanwhile
         silent_s = time.time() - cursor.last["t"] / 1000
         if object_store.is_local(run) and not cursor.log_has_ended(0) and silent_s > SILENT_S:
@@ -48,7 +49,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
     return {
         "run": record["run_id"],
         "mlflow_run_id": destination.run_id,
-        "tracking": uri,
+        "tracking": redacted(uri),
         "points_sent": destination.points_sent,
         "points_held": destination.points_held,
     }

@@ -1,7 +1,7 @@
 """Where the files of a run or a search are: the published ones, and the driver's own."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.storage import object_store
@@ -23,7 +23,7 @@ class RunLocation:
     run_id: str
     uri: str
     folder: Path
-    tracking: str  # MLflow URI, or "none"
+    tracking: str = field(repr=False)  # MLflow URI, which may hold a password (`redacted` goes into records); or "none"
 
     @property
     def event_log(self) -> Path:

@@ -1,6 +1,5 @@
 """The outcome of a run, computed from its event log. Writes no report (`reports/write.py` does, afterwards)."""
 
-import json
 import os
 import time
 from typing import Any
@@ -8,7 +7,10 @@ from typing import Any
 from orchestrator.runs.lease import seconds_since_boot
 from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
+from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EVENT_LOG, end_of, read_event_log
+from workloads.runtime.json_files import json_text
+from workloads.runtime.redaction import redacted
 
 BAD_NUMBERS = "bad-numbers.json"
 MODEL_KEYS = ("params", "steps_taught", "steps_learned", "val", "test", "checkpoint", "weights_sha256")
@@ -26,14 +28,14 @@ def conclude(location: RunLocation, *, publish: bool) -> dict[str, Any]:
         return outcome
     bad = [record for record in records if record["kind"] == "bad"]
     if bad:
-        (location.folder / BAD_NUMBERS).write_text(json.dumps(bad, indent=1))
+        replace_text(location.folder / BAD_NUMBERS, json_text(bad, indent=1))
     if not object_store.is_local(location.uri):
         publish_event_log(location)
         if bad:
             object_store.put_text(
                 object_store.join(location.uri, BAD_NUMBERS), (location.folder / BAD_NUMBERS).read_text()
             )
-    object_store.put_text(object_store.join(location.uri, "outcome.json"), json.dumps(outcome, indent=1))
+    object_store.put_text(object_store.join(location.uri, "outcome.json"), json_text(outcome, indent=1))
     return outcome
 
 
@@ -59,7 +61,7 @@ def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, 
         "mistake": end["mistake"],
         "seconds": round(time.clock_gettime(time.CLOCK_BOOTTIME) - seconds_since_boot(os.getpid()), 1),
         "report": object_store.join(location.uri, "report.html"),
-        "tracking": location.tracking,
+        "tracking": redacted(location.tracking),
         "resumed_from_step": resumed_from,
         "steps_run": max(result.get("steps", last_step) - resumed_from, 0),
         "models": {name: {key: row[key] for key in MODEL_KEYS} for name, row in result.get("models", {}).items()},

@@ -15,6 +15,7 @@ from workloads.config.recipe import Recipe
 from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.event_log import EVENT_LOG, EventLog, parse_event_log, read_event_log
 from workloads.runtime.json_files import parse_marker
+from workloads.runtime.redaction import redacted
 
 
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: 
             "command": command,
             "options": options,
             "storage": location.uri,
-            "tracking": location.tracking,
+            "tracking": redacted(location.tracking),
             "workers": str(workers),
         },
     }

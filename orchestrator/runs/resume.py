@@ -15,7 +15,7 @@ from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
-from workloads.runtime.json_files import Outcome, parse_json
+from workloads.runtime.json_files import Outcome, json_text, parse_json
 
 Value = TypeVar("Value")
 RUNS_BY_RECIPE = ".recipes"  # in a storage: a folder per recipe, in it an empty file per run; "auto" lists no others
@@ -91,7 +91,7 @@ def _create(location: RunLocation, recipe: Recipe, storage: str, *, by_auto: boo
     letter and no attempt has claimed the run, this driver continues; claiming the first attempt then decides. So it
     is between two commands with `--resume auto` (`by_auto`), which choose the same id.
     """
-    uri, text = object_store.join(location.uri, RECIPE), json.dumps(resolve(recipe), indent=1)
+    uri, text = object_store.join(location.uri, RECIPE), json_text(resolve(recipe), indent=1)
     location.require_new(RECIPE)
     if not object_store.create_exclusively(uri, text.encode()):
         claimed = object_store.list_names(object_store.join(location.uri, "attempts"))

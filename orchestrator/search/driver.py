@@ -28,12 +28,14 @@ from orchestrator.search.validation import check, check_search_data
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
 from orchestrator.tracking.replayer import start_replayer
+from orchestrator.tracking.uri import with_secret
 from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
 from orchestrator.training.ray_cluster import RayConnection, connect, prepare_environment
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import Interrupts
 from workloads.config.recipe import Train
 from workloads.runtime.event_log import EventLog, end_of, read_event_log
+from workloads.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from orchestrator.search.tune_runner import TuneRunner
@@ -230,7 +232,7 @@ def _open(request: SearchRequest) -> RunLocation:
         "command": request.command,
         "options": request.repeat_options(location.uri),
         "recipe": resolve(request.recipe),
-        "tracking": location.tracking,
+        "tracking": redacted(location.tracking),
     }
     location.require_new(DEFINITION)
     if not SearchStore(location.uri).create(definition):
@@ -257,10 +259,13 @@ def _resumed(request: SearchRequest) -> RunLocation:
 
 
 def _same_tracking(request: SearchRequest, original: str) -> str:
-    """Where a resumed search is tracked; ValueError for another place: the page's links lead to one only."""
-    if request.tracking in ("", "none", original):
-        return request.tracking or original
+    """Where a resumed search is tracked; ValueError for another place: the page's links lead to one only.
+
+    The `original` is without its secret, so a URI with one must be given again: ValueError where it is not.
+    """
+    if request.tracking in ("", "none") or redacted(request.tracking) == original:
+        return request.tracking or with_secret(original)
     raise ValueError(
-        f"--tracking {request.tracking!r}: search {request.resume} was started with {original!r}; leave it out, or "
-        "give that"
+        f"--tracking {redacted(request.tracking)!r}: search {request.resume} was started with {original!r}; leave it "
+        "out, or give that"
     )

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.training.request import placement_options
 from workloads.config.recipe import Recipe
@@ -44,7 +44,7 @@ class SearchRequest:
     recipe: Recipe
     command: str
     storage: str = "runs"
-    tracking: str = ""
+    tracking: str = field(default="", repr=False)  # may hold a password
     address: str = ""
     workers: int = 1  # of a trial; several make each trial a Ray Train run
     slots: int = 0  # trials at once; 0: as many as the cluster holds

@@ -14,7 +14,6 @@ the driver, whichever is first. Every file is replaced whole or created exclusiv
 the new one, or none.
 """
 
-import json
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
-from workloads.runtime.json_files import TaskResult, TaskSettings, parse_json
+from workloads.runtime.json_files import TaskResult, TaskSettings, json_text, parse_json
 
 PATIENCE_S = 300.0  # how long a search waits for its store, wherever it writes or reads
 READERS = 8  # threads: an object store takes a while for each of some hundred small files
@@ -76,7 +75,7 @@ class SearchStore:
 
     def create(self, definition: dict[str, Any]) -> bool:
         """Write search.json; False where the search exists already. Does not wait for the store."""
-        text = json.dumps(definition, indent=1)
+        text = json_text(definition, indent=1)
         return object_store.create_exclusively(self._path(DEFINITION), text.encode())
 
     def read_definition(self) -> dict[str, Any] | None:
@@ -137,7 +136,7 @@ class SearchStore:
         content = task.as_json() | {"second": None, "host": socket.gethostname()} | result
         content |= {"history": _history_json(history), "ended": time.time()}
         uri = self._path(task.folder, RESULT)
-        self._retry(lambda: object_store.create_exclusively(uri, json.dumps(content).encode()), uri)
+        self._retry(lambda: object_store.create_exclusively(uri, json_text(content).encode()), uri)
 
     def read_result(self, task: Task) -> dict[str, Any] | None:
         """A task's result, if it has one."""
@@ -198,7 +197,7 @@ class SearchStore:
 
     def _write(self, content: dict[str, Any], *parts: str) -> None:
         uri = self._path(*parts)
-        self._retry(lambda: object_store.put_text(uri, json.dumps(content, indent=1)), uri)
+        self._retry(lambda: object_store.put_text(uri, json_text(content, indent=1)), uri)
 
     def _retry(self, call: Callable[[], Value], what: str) -> Value:
         return retry_while_unavailable(call, what=what, patience_s=self.patience_s)

@@ -10,6 +10,7 @@ from orchestrator.search.store import SearchStore
 from orchestrator.search.trial_spec import SearchPlan, Task
 from orchestrator.storage import object_store
 from workloads.config.search import objective_name
+from workloads.runtime.redaction import redacted
 
 CONFIDENCE = 0.95
 Result = dict[str, Any]
@@ -77,7 +78,7 @@ def write_summary(
         "seconds": round(earlier["seconds"] + time.time() - began, 1),
         "slots": slots,
         "best": {key: best[0][key] for key in ("number", "settings", "objective")} if best else None,
-        "tracking": location.tracking,
+        "tracking": redacted(location.tracking),
         "report": object_store.join(location.uri, "report.html"),
         **_compare_with_control(plan, store, [task for task in finals if task.scores_test_fold]),
         **_agreement(store, [task for task in finals if task.kind == "full"]),

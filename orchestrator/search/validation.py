@@ -10,12 +10,12 @@ from orchestrator.search.samplers import planned_settings
 from orchestrator.search.trial_spec import SearchPlan, build_trial_recipe, num_slices, search_plan, without_teachers
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
-from orchestrator.training.request import refuse_passwords
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 from workloads.data.check import check_data
 from workloads.distill.schedule import own_steps, plan_phases
 from workloads.models.buildable import require_buildable
+from workloads.runtime.redaction import require_no_secret
 
 MOST_CORNERS = 512  # of a space, whose recipes are all checked before anything starts
 
@@ -23,7 +23,7 @@ MOST_CORNERS = 512  # of a space, whose recipes are all checked before anything 
 def check(request: SearchRequest) -> Budget:
     """Refuse the user's mistakes before anything starts: every corner of the space must make a recipe that works."""
     plan = search_plan(request.recipe)
-    refuse_passwords(storage=request.storage, tracking=request.tracking)
+    require_no_secret(request.storage, "--storage")
     budget = _checked_budget(request)
     _check_ids_and_slots(request)
     _check_full_length(request, plan.search)

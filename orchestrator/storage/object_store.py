@@ -17,8 +17,10 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
+from workloads.runtime.atomic_files import replace_text, replacing
 from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.opener import regular_file
+from workloads.runtime.redaction import require_no_secret
 
 SCHEMES = ("file://", "s3://")
 READ_RETRY_S = 60.0  # how long reads of data are retried; for what a run writes the user's --patience counts
@@ -31,12 +33,15 @@ def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
     """The file system of a URI and the path within it; a plain path is a local one.
 
     ValueError for other schemes than s3: a URI may come from a file of somebody else, and fsspec knows schemes that
-    read other URIs, send requests with this process's credentials, or hold data in memory only.
+    read other URIs, send requests with this process's credentials, or hold data in memory only. ValueError too for a
+    URI that holds a secret: it would be stored wherever the URI is.
 
     With `patience_s` the S3 client itself retries each request for about that long: for callers outside this project,
     such as Ray, which do not use `retry_while_unavailable`.
     """
     options: dict[str, Any] = {}
+    if not is_local(uri):
+        require_no_secret(uri, "URI")
     if uri.startswith("s3://"):
         retries = {"mode": "standard", "total_max_attempts": _max_attempts(patience_s)}
         options = {"use_listings_cache": False, "config_kwargs": {"retries": retries}}
@@ -125,7 +130,7 @@ def _link_exclusively(data: bytes, path: str) -> None:
     """
     temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -173,8 +178,13 @@ def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambd
     if is_local(uri):  # on S3, makedirs would create the bucket
         fs.makedirs(path, exist_ok=True)
     for part in sorted(folder.iterdir()):
-        if part.name != MARKER:
+        if part.name == MARKER:
+            continue
+        if not is_local(uri):
             fs.put_file(str(part), join(path, part.name))
+            continue
+        with replacing(Path(path) / part.name) as file:
+            fs.put_file(str(part), file.name)
     before_commit()
     create_exclusively(join(uri, MARKER), marker)
     return uri
@@ -187,12 +197,7 @@ def put_text(uri: str, text: str) -> None:
         fs.pipe_file(path, text.encode())
         return
     fs.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = Path(path).with_name(f".{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(Path(path), text)
 
 
 def get_text(uri: str) -> str:

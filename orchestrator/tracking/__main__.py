@@ -1,4 +1,6 @@
-"""The replayer process: `python -m orchestrator.tracking EVENT_LOG URI`; `replayer.py` starts it from the driver.
+"""The replayer process: `python -m orchestrator.tracking EVENT_LOG`; `replayer.py` starts it from the driver.
+
+MLFLOW_TRACKING_URI in its environment says where the records go: the URI may hold a password.
 
 Contract: one process at a time replays an event log, because it locks the file EVENT_LOG.lock; a second process waits
 LOCK_S for it. Once the MLflow run exists, the process writes one line to stdout, "started MLFLOW_RUN_ID", and nothing
@@ -11,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,6 +21,8 @@ from filelock import FileLock
 from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, log_line, replay_until_complete
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, STARTED
+from orchestrator.tracking.uri import VARIABLE, split_credentials
+from workloads.runtime.redaction import redacted, redacting_stderr
 
 LOCK_S = 30.0
 GRACE_S = 600.0  # how long sending is retried once the event log is complete
@@ -40,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.tracking", description=main.__doc__)
     parser.add_argument("event_log", type=Path)
-    parser.add_argument("uri")
     parser.add_argument("--writer-pid", type=int, default=0, help="process that writes the log; 0: it has ended")
     parser.add_argument("--writer-started", type=float, default=0.0, help="its start time, seconds since the epoch")
     parser.add_argument("--old-bytes", type=int, default=0, help="size of the log before this attempt's own records")
@@ -49,11 +52,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    run = open_destination(args.event_log, args.uri)
+    uri = os.environ[VARIABLE]
+    os.environ[VARIABLE] = split_credentials(uri)[0]  # MLflow reads it too
+    run = open_destination(args.event_log, uri)
     with suppress(BrokenPipeError):  # the driver may have ended already
         os.write(1, f"{STARTED} {run.run_id}\n".encode())
     os.dup2(2, 1)  # the driver reads one line only: later output must not fill the pipe and block
-    cursor = Cursor(args.event_log, f"{args.uri} {run.run_id}")
+    cursor = Cursor(args.event_log, f"{redacted(uri)} {run.run_id}")
     cursor.resume()
     writer = Writer(pid=args.writer_pid, started=args.writer_started)
     code = replay_until_complete(cursor, run, writer=writer, old_bytes=args.old_bytes, grace_s=args.grace)
@@ -66,4 +71,5 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with redacting_stderr(), redirect_stdout(sys.stderr):  # both are the log
+        raise SystemExit(main())

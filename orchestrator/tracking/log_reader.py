@@ -10,7 +10,6 @@ Depends neither on MLflow nor on what the records mean.
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+
+from workloads.runtime.atomic_files import replace_text
 
 POLL_S = 0.3
 RETRY_S = 2.0
@@ -106,7 +107,7 @@ class Cursor:
         self.last = _parse(lines[-1]) or self.last
         digest = hashlib.sha256(lines[-1]).hexdigest()
         position = {"whom": self.destination_id, "start": self.start, "end": self.end, "sha256": digest}
-        replace_file(self.file, json.dumps(position))
+        replace_text(self.file, json.dumps(position))
 
 
 def replay_until_complete(
@@ -163,13 +164,6 @@ def send_pending(cursor: Cursor, destination: Destination, *, as_one_batch: bool
 def log_line(text: str) -> None:
     """Print one dated line to stderr, which is the replayer's log file."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file by rename: readers, and the next process after a kill, find the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ Runs in the replayer process, or in that of `antiphon track replay`; one process
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ from orchestrator.tracking.record_mapping import (
     truncate,
     update_for,
 )
-from orchestrator.tracking.uri import artifact_folder
+from orchestrator.tracking.uri import artifact_folder, split_credentials
 from workloads.runtime.event_log import read_event_log
+from workloads.runtime.redaction import redacted
 
 
 class MlflowRun:
@@ -150,7 +152,7 @@ def _as_unavailable() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise TrackingUnavailable(describe_error(error)[:500]) from error
+        raise TrackingUnavailable(redacted(describe_error(error))[:500]) from error
 
 
 def _batches(items: list[Any], size: int) -> list[list[Any]]:
@@ -160,8 +162,11 @@ def _batches(items: list[Any], size: int) -> list[list[Any]]:
 def open_destination(event_log: Path, uri: str) -> NestedRuns:
     """The MLflow run that an event log's records go to, and one for every child run in it.
 
-    The log's first record must be its `run` record. Raises TrackingUnavailable.
+    The log's first record must be its `run` record. Raises TrackingUnavailable. A password in the URI goes into this
+    process's environment.
     """
+    server, credentials = split_credentials(uri)
+    os.environ.update(credentials)
 
     def child_run_record(child: str) -> dict[str, Any]:
         return next(
@@ -170,4 +175,4 @@ def open_destination(event_log: Path, uri: str) -> NestedRuns:
 
     with event_log.open("rb") as file:
         run_record = json.loads(file.readline())
-    return NestedRuns(run_record, lambda record: MlflowRun(uri, record), child_run_record, event_log.parent)
+    return NestedRuns(run_record, lambda record: MlflowRun(server, record), child_run_record, event_log.parent)

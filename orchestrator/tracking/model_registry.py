@@ -29,6 +29,7 @@ from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
 from orchestrator.tracking.record_mapping import RUN_ID_TAG
 from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.json_files import TaggerState, parse_json, parse_marker
+from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 
 BEST = "best"
@@ -161,7 +162,7 @@ class ModelRegistry:
 
 
 def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {describe_error(error)[:500]}"
+    return f"{type(error).__name__}: {redacted(describe_error(error))[:500]}"
 
 
 def _read_tagger(uri: str) -> PublishedTagger:

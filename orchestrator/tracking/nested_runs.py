@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking.log_reader import replace_file
+from workloads.runtime.atomic_files import replace_text
 
 ChildRunRecord = Callable[[str], dict[str, Any]]
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's pages nest runs by this tag
@@ -82,7 +82,7 @@ class NestedRuns:
         """Add the open children to the file's run ids, which an earlier replayer may have begun."""
         run_ids = json.loads(self._run_ids_file.read_text()) if self._run_ids_file.exists() else {"": self.run_id}
         run_ids |= {child: run.run_id for child, run in self._children.items()}
-        replace_file(self._run_ids_file, json.dumps(run_ids, indent=1))
+        replace_text(self._run_ids_file, json.dumps(run_ids, indent=1))
 
     def _as_own_run(self, record: dict[str, Any]) -> dict[str, Any]:
         """A child's record in the form that a separate run's has."""

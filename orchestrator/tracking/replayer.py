@@ -1,6 +1,6 @@
 """The driver's side of tracking: starts the process that sends a run's event log to MLflow.
 
-Contract: the driver starts one replayer process per attempt (`python -m orchestrator.tracking EVENT_LOG URI`, see
+Contract: the driver starts one replayer process per attempt (`python -m orchestrator.tracking EVENT_LOG`, see
 `__main__.py`) in a separate session, so it outlives a driver that is killed or interrupted, and continues until every
 record is sent or it gives up. Training never waits for MLflow: the driver waits for the replayer twice, with a timeout,
 until the MLflow run exists and at the end of the run. Records arrive at least once and are stored once.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.tracking.uri import NONE
+from orchestrator.tracking.uri import NONE, VARIABLE
 
 STARTED = "started"  # first word of the line that the replayer writes to stdout, before the MLflow run's id
 # Environment of a process that uses MLflow; set it before MLflow is imported.
@@ -97,7 +97,7 @@ def start_replayer(event_log: Path, uri: str, *, log: Path) -> Replayer | NullTr
     event_log = event_log.resolve()
     assert event_log.stat().st_size, "write the run record first"
     me = psutil.Process()
-    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log), uri]
+    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log)]
     command += [f"--old-bytes={event_log.stat().st_size}"]
     command += [f"--writer-pid={me.pid}", f"--writer-started={me.create_time()}"]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
@@ -108,7 +108,7 @@ def start_replayer(event_log: Path, uri: str, *, log: Path) -> Replayer | NullTr
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=file,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": path, VARIABLE: uri},  # every user of the machine can read command lines
             start_new_session=True,  # neither Ctrl-C nor the driver's end reaches it
         )
     return Replayer(process, log)

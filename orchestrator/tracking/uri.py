@@ -1,10 +1,19 @@
-"""The URIs that `--tracking` takes. Does not depend on MLflow."""
+"""The URIs that `--tracking` takes. Does not depend on MLflow.
 
+They alone may hold a secret. Records and messages have it replaced (`workloads/runtime/redaction.py`), so whoever sends
+records again gets the URI from an option or from the environment.
+"""
+
+import os
 import shlex
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from workloads.runtime.redaction import REDACTED, redacted
 
 NONE = "none"
+VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def sqlite_uri(folder: Path) -> str:
@@ -12,12 +21,42 @@ def sqlite_uri(folder: Path) -> str:
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
+def with_secret(recorded: str) -> str:
+    """A URI from a record with the secret that was replaced there, if the environment's is the same URI.
+
+    ValueError where it is not: the secret is stored nowhere.
+    """
+    if REDACTED not in recorded:
+        return recorded
+    given = os.environ.get(VARIABLE, "")
+    if redacted(given) != recorded:
+        raise ValueError(
+            f"tracking {recorded!r}: the secret in this URI is not stored; give the URI again, with --tracking or "
+            f"in {VARIABLE}"
+        )
+    return given
+
+
+def split_credentials(uri: str) -> tuple[str, dict[str, str]]:
+    """An http(s) URI without user name and password, and the environment from which MLflow takes these.
+
+    MLflow prints addresses of runs, made of the whole URI. Other URIs are returned as they are.
+    """
+    parts = urlsplit(uri)
+    user_info, at, host = parts.netloc.rpartition("@")
+    if not at or parts.scheme not in ("http", "https"):
+        return uri, {}
+    user, _, password = user_info.partition(":")
+    credentials = {"MLFLOW_TRACKING_USERNAME": unquote(user), "MLFLOW_TRACKING_PASSWORD": unquote(password)}
+    return urlunsplit(parts._replace(netloc=host)), credentials
+
+
 def ui_command(uri: str) -> str:
     """The shell command that opens MLflow's pages on `uri`; empty where nothing is tracked."""
     if uri == NONE:
         return ""
     if uri.startswith(("http://", "https://")):
-        return shlex.join([sys.executable, "-m", "webbrowser", uri])
+        return shlex.join([sys.executable, "-m", "webbrowser", split_credentials(uri)[0]])
     return shlex.join([str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri])
 
 

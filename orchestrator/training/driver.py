@@ -28,7 +28,9 @@ from orchestrator.training.signals import StopSignals
 from orchestrator.training.system_metrics import sampling
 from workloads.config.recipe import Recipe
 from workloads.data.check import check_data
+from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EventLog
+from workloads.runtime.redaction import redacted
 
 Progress = Callable[[RunLocation], AbstractContextManager[None]]
 # how long the end of a run waits for the replayer to catch up, by the run's status; who preempts a run soon kills it
@@ -127,7 +129,7 @@ def _record_failure(event_log: EventLog, location: RunLocation, error: BaseExcep
     """End the event log with the error, and keep its traceback in error.log."""
     reason = _one_line(error)
     try:
-        (location.folder / "error.log").write_text(traceback.format_exc())
+        replace_text(location.folder / "error.log", redacted(traceback.format_exc()))
         event_log.append(end_record("failed", reason, mistake=isinstance(error, ValueError)))
     except OSError as full:  # nothing can be recorded on a full disk
         raise OSError(f"{reason}; free space, then `--resume {location.run_id}` continues the run") from full

@@ -1,22 +1,24 @@
 """One `antiphon run` as the user typed it, and the rules that refuse it before anything starts."""
 
 import shlex
-from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field, replace
 
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, plan_phases
+from workloads.runtime.redaction import require_no_secret
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One `antiphon run`, as the user typed it."""
+    """One `antiphon run`, as the user typed it; in `command` secrets are replaced."""
 
     recipe: Recipe
     command: str
     storage: str = "runs"
-    tracking: str = ""  # MLflow URI; empty: SQLite beside the runs, "none": no tracking
+    tracking: str = field(
+        default="", repr=False
+    )  # MLflow URI, the one that may hold a password; empty: SQLite beside the runs, "none": no tracking
     workers: int = 1
     address: str = ""  # of a Ray cluster; empty: a local one for this run
     local: bool = False  # in this process, without Ray
@@ -41,7 +43,7 @@ def placement_options(uri: str, *, tracking: str, address: str, workers: int) ->
 def check_request(request: RunRequest) -> tuple[Phase, ...]:
     """Raise ValueError for the user's mistakes before anything is started or written; returns the run's phases."""
     refuse_ray_client(request.address)
-    refuse_passwords(storage=request.storage, tracking=request.tracking)
+    require_no_secret(request.storage, "--storage")
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
     if request.run_id and request.resume:
@@ -71,16 +73,6 @@ def refuse_ray_client(address: str) -> None:
             f"--address {address!r}: Ray Client connections break long runs; submit the command as a job "
             "(`ray job submit --address http://HEAD:8265 -- antiphon run ...`) or give HOST:PORT on a cluster node"
         )
-
-
-def refuse_passwords(**uris: str) -> None:
-    """Raise ValueError where the URI of an option holds a password; options by name, without their dashes."""
-    for option, uri in uris.items():
-        if urlsplit(uri).password is not None:
-            raise ValueError(
-                f"--{option}: its URI holds a password, which would be stored in the run's records; give it by "
-                "environment variables instead (AWS_*, MLFLOW_TRACKING_USERNAME and _PASSWORD, PGPASSWORD)"
-            )
 
 
 def require_shards_divide(recipe: Recipe, workers: int) -> None:

@@ -17,6 +17,7 @@ import torch
 from orchestrator.runs.backfill import replay_run
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, Replayer, start_replayer
 from tests import small
+from tests.s3_user import leaks
 from tests.servers import MlflowServer
 from workloads.evaluate.predict import load_tagger
 from workloads.runtime.event_log import EventLog, read_event_log
@@ -27,6 +28,7 @@ SHORT = ["schedule.burn_in=3", "schedule.period=3", "schedule.turns=2"]
 LONG = ["schedule.burn_in=100000", "schedule.period=2", "schedule.turns=2", "train.checkpoint_every=100000"]
 RUN = {"kind": "run", "experiment": "antiphon", "name": "hand", "params": {"a": "1"}}
 NOT_DELIVERED = "not delivered, trying again"
+PASSWORD = "0p3n-sesame"
 
 Curves = dict[str, list[tuple[int, float]]]  # metric key -> its (step, value) in order of steps
 
@@ -37,10 +39,15 @@ def _replayer_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(key, value)
 
 
-def _command(run_id: str, mlflow_server: MlflowServer, home: Path, *settings: str) -> list[str]:
+def _with_password(uri: str) -> str:
+    """The server's URI as a team has it whose server asks for a password; this one ignores it."""
+    return uri.replace("://", f"://team:{PASSWORD}@")
+
+
+def _command(run_id: str, tracking: str, home: Path, *settings: str) -> list[str]:
     values = [*small.SIZES, *small.TWO_MODELS, f"data.cache={home}/clips", *settings]
     words = [word for value in values for word in ("--set", value)]
-    where = ["--storage", f"{home}/runs", "--run-id", run_id, "--tracking", mlflow_server.uri]
+    where = ["--storage", f"{home}/runs", "--run-id", run_id, "--tracking", tracking]
     return [ANTIPHON, "run", "demo", "--local", "--json", *where, *words]
 
 
@@ -98,10 +105,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(mlflow_server: MlflowServer, home: Path) -> Path:
-    """The folder of a small real run that was tracked by the server while it ran."""
-    run_id = f"finished-{mlflow_server.name}"
-    done = subprocess.run(_command(run_id, mlflow_server, home, *SHORT), capture_output=True, text=True, timeout=300)
+    """The folder of a small real run that was tracked by the server while it ran; beside it what the run printed."""
+    run_id, tracking = f"finished-{mlflow_server.name}", _with_password(mlflow_server.uri)
+    done = subprocess.run(_command(run_id, tracking, home, *SHORT), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    (home / "printed").write_text(done.stdout + done.stderr)
     return home / "runs" / run_id
 
 
@@ -111,11 +119,36 @@ def test_all_records_of_a_run_arrive_once(mlflow_server: MlflowServer, finished:
     assert run.data.metrics["cnn/steps_learned"] == 6
     assert run.data.tags["cnn.checkpoint"] == str(finished / "models" / "cnn")
     before = _in_mlflow(mlflow_server.uri, finished.name)[1]
-    again = replay_run(str(finished))
+    again = _replay(finished, "--tracking", _with_password(mlflow_server.uri))
     points = sum(map(len, before.values()))
     assert (again["points_sent"], again["points_held"]) == (0, points)
     assert (again["run"], again["mlflow_run_id"]) == (finished.name, run.info.run_id)
     assert _in_mlflow(mlflow_server.uri, finished.name)[1] == before
+
+
+def test_the_password_in_the_tracking_uri_is_used_and_left_nowhere(
+    mlflow_server: MlflowServer, finished: Path, home: Path, tmp_path: Path
+) -> None:
+    mlflow_server.copy_contents(tmp_path / "server")
+    shown = mlflow_server.uri.replace("://", "://***@")
+    assert leaks(PASSWORD, home, tmp_path) == []
+    for place in (finished / "events.jsonl", finished / "outcome.json", finished / "report.html", home / "printed"):
+        assert shown in place.read_text(), f"{place} does not say where the run is tracked"
+    assert (finished / "tracking.log").is_file()
+    # the same search finds what is there: the command in the database, code among the artifacts
+    assert leaks(shown, tmp_path / "server")
+    assert leaks("class ServedTagger", tmp_path / "server" / "artifacts")
+
+
+def test_a_password_that_is_stored_nowhere_must_be_given_again(
+    mlflow_server: MlflowServer, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = subprocess.run([ANTIPHON, "track", "replay", str(finished)], capture_output=True, text=True, timeout=120)
+    assert asked.returncode == 2
+    assert "the secret in this URI is not stored; give the URI again" in asked.stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", _with_password(mlflow_server.uri))
+    given = _replay(finished)
+    assert (given["tracking"], given["points_sent"]) == (mlflow_server.uri.replace("://", "://***@"), 0)
 
 
 def test_checkpoints_are_referred_to_and_not_stored_twice(mlflow_server: MlflowServer, finished: Path) -> None:
@@ -260,6 +293,7 @@ def test_a_suspended_server_blocks_no_append_and_gets_every_record_once(
     replayer = start_replayer(folder / "events.jsonl", mlflow_server.uri, log=folder / "tracking.log")
     assert isinstance(replayer, Replayer)
     replayers.append(replayer)
+    assert mlflow_server.uri not in str(replayer.process.args)  # every user of a machine can read command lines
     replayer.wait_started()
     with EventLog(folder / "events.jsonl") as event_log:
         _metrics(event_log, range(200))
@@ -295,7 +329,9 @@ class RunProcess:
         self.event_log, self.log = self.folder / "events.jsonl", self.folder / "tracking.log"
         self._output = home / f"{run_id}.txt"
         with self._output.open("wb") as out:
-            self.process = subprocess.Popen(_command(run_id, mlflow_server, home, *settings), stdout=out, stderr=out)
+            self.process = subprocess.Popen(
+                _command(run_id, mlflow_server.uri, home, *settings), stdout=out, stderr=out
+            )
 
     def output(self) -> str:
         return self._output.read_text()

@@ -1,6 +1,7 @@
 """Ceph RGW as the stack starts it: credentials are checked, the second of two creates fails, kill -9 loses nothing."""
 
 import os
+import re
 from typing import Any
 
 import boto3
@@ -21,6 +22,15 @@ def client(server: Any, *, secret: str | None = None) -> Any:
         aws_secret_access_key=secret or server.env["AWS_SECRET_ACCESS_KEY"],
         region_name=server.env["AWS_DEFAULT_REGION"],
     )
+
+
+def test_no_command_line_held_a_key(rgw_server: Any) -> None:
+    commands = (rgw_server.folder / "command-lines").read_text()
+    assert "user create --uid antiphon" in commands
+    keyrings = "".join(path.read_text() for path in (rgw_server.folder / "rgw").glob("*.keyring"))
+    keys = [rgw_server.env["AWS_SECRET_ACCESS_KEY"], *re.findall(r"key = (\S+)", keyrings)]
+    assert len(set(keys)) >= 6  # of the S3 user, the administrator, monitor, manager, OSD and gateway
+    assert [key for key in keys if key in commands] == []
 
 
 def test_a_wrong_secret_is_refused_and_the_second_create_fails(rgw_server: Any) -> None:

@@ -25,6 +25,7 @@ from workloads.data.clips import Clip
 from workloads.data.decode import BrokenClip, Sound, load_sound
 from workloads.data.heard import Heard, HeardIndex
 from workloads.data.synthetic import render
+from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
 from workloads.runtime.opener import Opener, is_fault_of_the_file, unreadable
 
 FORMAT = 3  # of the stored files: raise it when decoding, resampling or storing changes
@@ -97,7 +98,7 @@ class ClipCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         quarantined: list[QuarantinedClip] = []
         with self._lock(), ThreadPoolExecutor(DECODE_THREADS) as pool:
-            for left_over in self.folder.glob("*.part"):
+            for left_over in self.folder.glob(f"*{UNFINISHED}"):
                 left_over.unlink()  # of a killed process: no other one writes while this one holds the lock
             self._index.read()
             self._index.shorten()
@@ -187,14 +188,14 @@ class ClipCache:
             sound = self._decode(job)
         except BrokenClip as error:
             quarantined = job.quarantined(str(error))
-            _write_atomically(failure_record, json.dumps(asdict(quarantined)).encode())
+            replace_bytes(failure_record, json.dumps(asdict(quarantined)).encode())
             return quarantined
         except OSError as error:  # it may become readable: no failure record
             if not is_fault_of_the_file(error):
                 raise
             return job.quarantined(unreadable(error))
         self._index.add(job.key, Heard(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
-        _write_atomically(job.target, _to_int16_file(sound.x_T))
+        replace_bytes(job.target, _to_int16_file(sound.x_T))
         return job
 
     def _decode(self, job: _DecodeJob) -> Sound:
@@ -253,10 +254,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _write_atomically(target: Path, content: bytes) -> None:
-    """Write a file that appears under its name complete or not at all."""
-    part = target.with_name(target.name + ".part")
-    part.write_bytes(content)
-    part.replace(target)

@@ -4,9 +4,10 @@ Does not depend on clips, tags or audio files: it knows the cache's keys.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from workloads.runtime.atomic_files import replace_bytes
 
 INDEX = "heard.jsonl"
 MAX_REPEATS = 1000  # lines of keys that were decoded again, beside as many lines as there are keys
@@ -62,9 +63,7 @@ class HeardIndex:
     def shorten(self) -> None:
         """Write the file anew where clips that were decoded again have made it long."""
         if self._num_lines > 2 * len(self._heard) + MAX_REPEATS:
-            part = self.path.with_name(f"{INDEX}.part")
-            part.write_bytes(b"".join(_line(key, heard) for key, heard in self._heard.items()))
-            os.replace(part, self.path)
+            replace_bytes(self.path, b"".join(_line(key, heard) for key, heard in self._heard.items()))
 
 
 def _parse(line: bytes) -> tuple[str, Heard] | None:

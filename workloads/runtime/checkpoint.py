@@ -4,8 +4,6 @@ Does not depend on where the folder is published (`orchestrator/storage/object_s
 """
 
 import hashlib
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
+from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.checkpoint_store import MARKER
-from workloads.runtime.json_files import parse_json, parse_marker
+from workloads.runtime.json_files import json_text, parse_json, parse_marker
 from workloads.runtime.opener import Opener
 
 
@@ -41,11 +40,9 @@ def write(
         )
     for name, path in (files or {}).items():
         shutil.copyfile(path, folder / name)
-    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    (folder / "state.json").write_text(json_text(state, indent=1))
     digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-    temporary = folder / f".{MARKER}"
-    temporary.write_text(json.dumps({"files": digests}, indent=1))
-    os.replace(temporary, folder / MARKER)
+    replace_text(folder / MARKER, json_text({"files": digests}, indent=1))
     return folder
 
 

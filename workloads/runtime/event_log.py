@@ -4,7 +4,6 @@ Owns the form of a line and how it is written. Does not depend on its readers: t
 MLflow, the report draws them, and a copy travels with the checkpoints.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from workloads.runtime.json_files import Record, parse_json
+from workloads.runtime.json_files import Record, json_text, parse_json
 
 EVENT_LOG = "events.jsonl"  # in a run's folder; in a checkpoint, the records up to that step
 RECORD_KINDS = ("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine", "result", "closed", "end")
@@ -40,10 +39,10 @@ class EventLog:
         self._file = path.open("ab")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record; one without a time `t` gets the current time."""
+        """Write one record, without secrets; one without a time `t` gets the current time."""
         assert record["kind"] in RECORD_KINDS, record["kind"]
         line = record if "t" in record else timestamped(**record)
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(json_text(line).encode() + b"\n")
         self._file.flush()
         if record["kind"] in DURABLE_KINDS:
             os.fsync(self._file.fileno())

@@ -1,4 +1,4 @@
-"""JSON from a disk or a store, parsed and checked once: one reader, and one shape for each kind of file.
+"""JSON on a disk or a store: one writer, which stores no secret, and one reader, with a shape for each kind of file.
 
 A file may be damaged, cut off, or written by something else. Whoever reads one gets a value of its shape, or a
 ValueError that names the file, the place in it and what belongs there. Keys that a shape does not name are kept.
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from workloads.runtime.redaction import redacted_values
 
 
 class Marker(TypedDict):
@@ -77,6 +79,11 @@ class TaskResult(TaskSettings):
     status: NotRequired[str]
     objective: NotRequired[float | None]
     history: list[dict[str, Any]]
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value as the text of a JSON file, or of a line of one; secrets in its texts are replaced (`redaction.py`)."""
+    return json.dumps(redacted_values(value), indent=indent)
 
 
 def parse_json(content: str | bytes, name: str, shape: Any = dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import statistics
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from markupsafe import Markup
 
@@ -27,7 +27,7 @@ from orchestrator.reports.search.formatting import STATUS_LABELS, format_setting
 from orchestrator.reports.search.sections import sections
 from orchestrator.reports.search.snapshot import DONE, FAILED, STOPPED, SearchSnapshot, Trial
 from orchestrator.reports.search.verdict import search_status, verdict
-from orchestrator.tracking.uri import ui_command
+from orchestrator.tracking.uri import split_credentials, ui_command
 
 LEADERBOARD_ROWS = 15  # the rest is folded
 FINAL_KINDS = ("winner", "control", "finalist")
@@ -146,10 +146,7 @@ def _mlflow_run_link(search: SearchSnapshot, run_id: str) -> str:
 
 def _linkable(address: str) -> str:
     """An http(s) address without the user name and password it may hold; empty for any other address."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https"):
-        return ""
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+    return split_credentials(address)[0].rstrip("/") if urlsplit(address).scheme in ("http", "https") else ""
 
 
 def _edges(search: SearchSnapshot) -> list[str]:

@@ -39,7 +39,19 @@ def test_help_imports_nothing_heavy():
         (["run", "demo", "--workers", "2", "--set", "train.shards=2", "--local"], "--local runs in this process alone"),
         (["run", "esc10", "--set", "data.root=/nowhere"], "/nowhere"),
         (["run", "demo", "--set", "data.test_fold=9"], "test_fold"),
-        (["run", "demo", "--tracking", "http://me:secret@there"], "--tracking: its URI holds a password"),
+        (
+            ["run", "demo", "--storage", "s3://me:secret@there"],
+            "--storage 's3://me:***@there': holds a password or token",
+        ),
+        (
+            ["run", "demo", "--set", "data.root=https://u:secret@h"],
+            "data.root = 'https://***@h': holds a password or token",
+        ),
+        (["run", "demo", "--set", "edges.0.weight.x=http://h/?token=secret"], "x=http://h/?token=***"),
+        (
+            ["tag", "s3://b/r/models/cnn?X-Amz-Signature=secret", "x.wav"],
+            "URI 's3://b/r/models/cnn?X-Amz-Signature=***'",
+        ),
         (["run", "demo", "--patience", "-1"], "--patience -1: must be 0 seconds or more"),
         (["run", "demo", "--run-id", "a/b"], "run id 'a/b': must be letters, digits"),
         (["run", "demo", "--run-id", "mlflow.db"], "run id 'mlflow.db': must not begin with mlflow.db or artifacts"),
@@ -57,6 +69,7 @@ def test_mistakes_are_one_line_and_exit_2(arguments, message, tmp_path):
     assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert message in line
+    assert "secret" not in line
     assert list(tmp_path.iterdir()) == []  # nothing was started
 
 

@@ -240,8 +240,8 @@ def test_an_unavailable_artifact_store_is_retried(
     _run(tmp_path, "away", run.name, published(), 0.5)
     with pytest.raises(TrackingUnavailable):
         replay_run(str(run), uri)
-    command = [sys.executable, "-m", "orchestrator.tracking", str(run / "events.jsonl"), uri, "--grace", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "orchestrator.tracking", str(run / "events.jsonl"), "--grace", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
     replayer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert replayer.returncode == 3, replayer.stderr
     assert replayer.stderr.splitlines()[-1].endswith(f"send it with: antiphon track replay {run}")

@@ -66,8 +66,10 @@ def _metrics(event_log: EventLog, steps: range) -> None:
 
 
 def _replay_now(event_log: Path, uri: str) -> None:
-    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log), uri]
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log)]
+    subprocess.run(
+        command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}, timeout=120
+    )
 
 
 def _run(uri: str) -> tuple[Any, Any]:
