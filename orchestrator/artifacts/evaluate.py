@@ -1,5 +1,6 @@
 """Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -118,9 +119,10 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
     trained_on = state.get("data", {})
     is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()
     if is_same and trained_on["test_fold"] != recipe.data.test_fold:
+        fix = f"data.test_fold={trained_on['test_fold']}"  # a foreign file's text
         raise ValueError(
             f"data.test_fold = {recipe.data.test_fold}: the checkpoint {uri!r} was trained on clips of this fold; its "
-            f"test fold is --set data.test_fold={trained_on['test_fold']}"
+            f"test fold is --set {shlex.quote(fix)}"
         )
     return prepared
 

@@ -1,13 +1,12 @@
-"""Imports published weights as taggers. Reads a weights file without running code from it, and writes a checkpoint.
+"""Imports published weights as taggers: from a weights file to a published checkpoint.
 
-Owns files, tags and the recorded origin; `workloads/models/official` maps names and shapes of tensors. AudioSet's 527
-tags, in workloads/models/official/audioset_tags.txt, are the display names of class_labels_indices.csv of AudioSet
-(Google; its ontology is under CC BY 4.0), in the order of their index, as EfficientAT, CED and AST carry it.
+Owns tags and the recorded origin; `weights_file.py` reads the file, `workloads/models/official` maps names and shapes
+of tensors. AudioSet's 527 tags, in workloads/models/official/audioset_tags.txt, are the display names of
+class_labels_indices.csv of AudioSet (Google; its ontology is under CC BY 4.0), in the order of their index, as
+EfficientAT, CED and AST carry it.
 """
 
 import hashlib
-import io
-import pickle
 import re
 import tempfile
 from dataclasses import asdict
@@ -16,14 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
-
+from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file
 from orchestrator.storage import object_store
 from workloads.config.recipe import MODEL_NAME
 from workloads.data.table import parse_csv
+from workloads.models.fit import abbreviated
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
 from workloads.models.official.projects import converter, source_of
@@ -32,9 +28,6 @@ from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.text import decode_text
 
-PICKLES = (".pt", ".pth", ".bin")
-CONTAINERS = ("state_dict", "model")  # keys under which training programs save a state dict
-WRAPPERS = ("module.", "model.")  # prefixes that DataParallel and Lightning add to every name
 AUDIOSET = 527
 STRIDED = ("mn", "dymn")  # the weights of these families do not show their strides
 
@@ -59,9 +52,12 @@ def import_weights(
     source = source_of(family)
     base = file.rstrip("/").rsplit("/", 1)[-1]
     name = _checked_name(name, base, family)
+    checked_strides = _checked_strides(strides, base, family)
     _require_new(out)
     data = _read(file, "weights")
-    converted = _convert(_state_dict(_load(data, file), file), base, family, strides)
+    marks = converter(family).MARKS
+    found = find_weights(load_weights_file(data, file), marks, file, source.project)
+    converted = _convert(found, base, family, checked_strides)
     tagger = to_tagger(converted, _tags(converted.num_classes, tags), name=name, labels=checked_labels)
     origin = {
         "project": source.project,
@@ -72,10 +68,11 @@ def import_weights(
         "imported_with": f"antiphon {version('antiphon')}",
     }
     uri = _write(tagger, out, name, origin)
-    return {"checkpoint": uri, **_summary(tagger, name, converted), "origin": origin}
+    dropped = [*converted.dropped, *found.left_over]
+    return {"checkpoint": uri, **_summary(tagger, name), "dropped": dropped, "origin": origin}
 
 
-def _summary(tagger: Tagger, name: str, converted: Converted) -> dict[str, Any]:
+def _summary(tagger: Tagger, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "model": {"arch": asdict(tagger.model.arch), "front_end": asdict(tagger.model.front_end)},
@@ -83,7 +80,6 @@ def _summary(tagger: Tagger, name: str, converted: Converted) -> dict[str, Any]:
         "labels": tagger.labels,
         "clip_seconds": tagger.clip_seconds,
         "params": tagger.num_parameters,
-        "dropped": list(converted.dropped),
     }
 
 
@@ -118,86 +114,33 @@ def _read(uri: str, what: str) -> bytes:
         raise ValueError(f"{what} {uri!r}: no such file") from None
 
 
-def _load(data: bytes, file: str) -> Any:
-    """The content of a weights file, read without running code from it."""
-    ending = Path(file).suffix
-    if ending not in (*PICKLES, ".safetensors"):
-        raise ValueError(f"weights {file!r}: must end in {', '.join(PICKLES)} or .safetensors")
-    try:
-        if ending == ".safetensors":
-            return load(data)
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"weights {file!r}: not a safetensors file, or a damaged one ({error})") from None
-    except pickle.UnpicklingError as error:
-        needs = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        raise ValueError(_needs_code(file, needs[1]) if needs else _damaged(file, error)) from None
-    except Exception as error:  # torch raises errors of many types for damaged files
-        raise ValueError(_damaged(file, error)) from None
-
-
-def _damaged(file: str, error: Exception) -> str:
-    inner = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))  # without torch's advice to load it unsafely
-    reason = f"{type(error).__name__}: {inner[1] if inner else error}".splitlines()[0][:200]
-    return f"weights {file!r}: not a file that torch.save wrote, or a damaged one ({reason})"
-
-
-def _needs_code(file: str, what: str) -> str:
-    safe = str(Path(file).with_suffix(".safetensors").name)
-    return (
-        f"weights {file!r}: holds more than tensors ({what}), and loading that can run arbitrary code. If you "
-        "trust it, convert it in an isolated environment:\n"
-        "python -c 'import torch; from safetensors.torch import save_file;\n"
-        f'state = torch.load("{Path(file).name}", map_location="cpu", weights_only=False)["state_dict"];\n'
-        f'save_file({{name: tensor.clone() for name, tensor in state.items()}}, "{safe}")\'\n'
-        f'(["state_dict"], or the key under which it holds its state dict), then import {safe}'
-    )
-
-
-def _state_dict(loaded: Any, file: str) -> dict[str, Tensor]:
-    """The state dict in a loaded file, without containers around it and prefixes of its names."""
-    while isinstance(loaded, dict) and (inner := next((key for key in CONTAINERS if key in loaded), None)):
-        loaded = loaded[inner]
-    other = [key for key, value in loaded.items() if not torch.is_tensor(value)] if isinstance(loaded, dict) else []
-    if not isinstance(loaded, dict) or not loaded or other:
-        problem = f"its {other[0]!r} is not a tensor" if other else f"found {type(loaded).__name__} without tensors"
-        raise ValueError(
-            f"weights {file!r}: no state dict at the top level or under {', '.join(CONTAINERS)}; {problem}"
-        )
-    state = {str(name): tensor for name, tensor in loaded.items()}
-    non_finite = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if non_finite:
-        raise ValueError(f"weights {file!r}: {non_finite[0]} holds numbers that are not finite; use another file")
-    while wrapper := next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), None):
-        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
-    return state
-
-
-def _convert(state: dict[str, Tensor], base: str, family: str, strides: str | None) -> Converted:
+def _convert(found: FoundWeights, base: str, family: str, strides: efficientat.Strides | None) -> Converted:
     """The weights under our names of tensors. Raises ValueError with the file's name where they do not fit `family`."""
-    checked = None
-    if family in STRIDED:
-        checked = _strides(strides)
-        efficientat.check_file_name(base, checked)
-    elif strides:
-        raise ValueError(f"--strides {strides}: for {' and '.join(STRIDED)} only, not for {family}")
     try:
-        converted: Converted = converter(family).convert(state, **({"strides": checked} if checked else {}))
+        converted: Converted = converter(family).convert(found.state, **({"strides": strides} if strides else {}))
     except ValueError as error:
-        raise ValueError(f"{base}: {error}") from None
+        rest = f"; left over in the file: {abbreviated(list(found.left_over))}" if found.left_over else ""
+        raise ValueError(f"{base}: {error}{rest}") from None
     actual = converted.model.arch.family
     if family in STRIDED and actual != family:
         raise ValueError(f"--family {family}: {base} is a network of the family {actual}; use --family {actual}")
     return converted
 
 
-def _strides(strides: str | None) -> efficientat.Strides:
-    if strides is None:
-        return efficientat.DEFAULT_STRIDES
-    if not re.fullmatch("[12]{4}", strides):
-        raise ValueError(f"--strides {strides!r}: must be four times 1 or 2, such as 2221")
-    first, second, third, fourth = (int(stride) for stride in strides)
-    return first, second, third, fourth
+def _checked_strides(strides: str | None, base: str, family: str) -> efficientat.Strides | None:
+    """The strides of a family whose weights do not show them; None for the others, which take no option."""
+    if family not in STRIDED:
+        if strides:
+            raise ValueError(f"--strides {strides}: for {' and '.join(STRIDED)} only, not for {family}")
+        return None
+    checked = efficientat.DEFAULT_STRIDES
+    if strides is not None:
+        if not re.fullmatch("[12]{4}", strides):
+            raise ValueError(f"--strides {strides!r}: must be four times 1 or 2, such as 2221")
+        first, second, third, fourth = (int(stride) for stride in strides)
+        checked = first, second, third, fourth
+    efficientat.check_file_name(base, checked)
+    return checked
 
 
 def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def _exit_for(error: Exception, label: str, code: int) -> SystemExit:
     """Print the error in one line on stderr, and as JSON if that is wanted and no JSON line is out yet."""
     if "--json" in sys.argv and not emitted:
         print(json_text({"status": "failed", "mistake": code == MISTAKE, "error": str(error)}))
-    line = cell(f"{label}: {' '.join(str(error).split())}")
+    line = cell(f"{label}: {' '.join(map(str.strip, str(error).splitlines()))}")
     line.stylize("red", 0, len(label) + 1)
     Console(stderr=True).print(line, soft_wrap=True)
     return SystemExit(code)

@@ -65,7 +65,9 @@ def _table(rows: list[dict[str, Any]], latency: bool) -> Table:
 
 @app.command("import")
 def import_(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Published weights: .pt, .pth, .bin or .safetensors.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Published weights: .pt, .pth, .bin, .ckpt or .safetensors.")
+    ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The tagger's new folder or URI.")],
     family: Annotated[str, typer.Option(help=f"The network's family: {', '.join(SOURCES)}.")],
     tags: Annotated[

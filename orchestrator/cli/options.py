@@ -83,4 +83,7 @@ def report_may_fail(uri: str) -> Iterator[None]:
         from orchestrator.storage.retry import describe_error
 
         reason = describe_error(error)
-        print(f"the report could not be written: {reason}; `antiphon report {uri}` writes it again", file=sys.stderr)
+        print(
+            f"the report could not be written: {reason}; `antiphon report {shlex.quote(uri)}` writes it again",
+            file=sys.stderr,
+        )

@@ -36,13 +36,14 @@ def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collec
             if name in weights and weights[name].shape != shape
         ],
     }
-    misfits = "; ".join(f"{kind}: {_abbreviated(names)}" for kind, names in problems.items() if names)
+    misfits = "; ".join(f"{kind}: {abbreviated(names)}" for kind, names in problems.items() if names)
     if misfits:
         raise ValueError(
-            f"these weights do not fit {type(model).__name__}; {misfits}. They belong to another architecture"
+            f"these weights do not fit {type(model).__name__}: {misfits}; use weights of this architecture"
         )
 
 
-def _abbreviated(names: list[str]) -> str:
+def abbreviated(names: list[str]) -> str:
+    """The first names of tensors, and how many more there are."""
     rest = len(names) - MAX_SHOWN
     return ", ".join(names[:MAX_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

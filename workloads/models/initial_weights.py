@@ -54,7 +54,11 @@ def load_initial_weights(tagger: Tagger, name: str, files: Opener) -> None:
         _require_equal(name, model.init, saved_model.front_end.kind, model.front_end.kind, place="front_end.kind")
         for key, value in _network_settings(saved_model.arch).items():
             _require_equal(name, model.init, value, _network_settings(model.arch).get(key), place=f"arch.{key}")
-    tagger.load_initial(weights, tuple(saved["tags"]) if saved else None)
+    try:
+        tagger.load_initial(weights, tuple(saved["tags"]) if saved else None)
+    except ValueError as error:
+        hint = "" if saved else f"; {checkpoint.IMPORT_FIRST}"
+        raise ValueError(f"models.{name}.init = {model.init!r}: {error}{hint}") from None
     _require_temperature(name, model, weights)
     tagger.initial_checkpoint = saved
 

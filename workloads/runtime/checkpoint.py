@@ -19,6 +19,12 @@ from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.json_files import json_text, parse_json, parse_marker
 from workloads.runtime.opener import Opener
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # endings of files that torch.save writes
+IMPORT_FIRST = (
+    "weights that another project published become a tagger first (antiphon models import FILE OUT --family FAMILY), "
+    "whose folder is the init"
+)
+
 
 def write(
     folder: Path,
@@ -89,6 +95,8 @@ def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, 
 
     Raises ValueError where a file is missing or not in the safetensors format, or the folder is unfinished or damaged.
     """
+    if uri.endswith(PICKLES):
+        raise ValueError(f"init = {uri!r}: must be a tagger's folder or a safetensors file; {IMPORT_FIRST}")
     try:
         if uri.endswith(".safetensors"):
             with files.open(uri) as file:

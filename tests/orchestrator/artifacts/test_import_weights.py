@@ -1,24 +1,33 @@
 """`antiphon models import`: the imported tagger tags files, teaches, and initializes models."""
 
+import io
 import json
+import os
 import pickle
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
 
+from orchestrator.artifacts.weights_file import find_weights
 from tests.commands import Done, first_tagger
 from tests.efficientat import DATA, case
 from tests.official import keyed_state, waveform
 from workloads.data.synthetic import SYNTHESIZERS
 from workloads.evaluate.predict import load_tagger
+from workloads.models.initial_weights import build_initial_tagger
+from workloads.models.official import ast, efficientat, timm
 from workloads.runtime.checkpoint import file_digest
+from workloads.runtime.opener import LocalFiles
 from workloads.train import loop
 
 MN04 = '{family="mn", width=0.4}'
@@ -226,18 +235,135 @@ def test_a_file_that_needs_code_is_refused_unread(antiphon, tmp_path, ending):
     torch.save({"state_dict": case("mn04").state, "config": Boobytrap()}, tmp_path / f"mn04.{ending}")
     done = antiphon("models", "import", "--family", "mn", tmp_path / f"mn04.{ending}", tmp_path / "out")
     message = mistake(done)
-    assert "holds more than tensors" in message
+    assert "wants to run code when it is loaded (builtins.print), which no weights need; refused" in message
+    assert "python" not in message  # no advice to load it otherwise
     assert "code of the file has run" not in done.err
     assert not (tmp_path / "out").exists()
 
 
-def test_the_refusal_shows_how_to_convert_the_file(antiphon, tmp_path):
-    torch.save({"state_dict": case("mn04").state, "config": Namespace(seed=1)}, tmp_path / "mn04.pt")
-    message = mistake(antiphon("models", "import", "--family", "mn", tmp_path / "mn04.pt", tmp_path / "out"))
-    script = message[message.index("'import torch;") + 1 : message.rindex("'")]
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-    done = antiphon("models", "import", "--family", "mn", tmp_path / "mn04.safetensors", tmp_path / "out")
+class Command:
+    """What a pickle bomb holds."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def saved(value: Any, *, zipped: bool) -> bytes:
+    """As torch saves files, or as it did before they were zip archives."""
+    torch.save(value, file := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def test_pickle_bombs_of_every_format_are_called_by_their_name(antiphon, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bombs = [pickle.dumps(Command(), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for content in [
+        *bombs,
+        pickle.dumps({"state_dict": [1, Command()]}, 4),
+        *(saved({"a": Command()}, zipped=zipped) for zipped in (True, False)),
+    ]:
+        Path("bomb.pt").write_bytes(content)
+        message = mistake(antiphon("models", "import", "--family", "mn", "bomb.pt", "out"))
+        assert "'bomb.pt': wants to run code when it is loaded (posix.system)" in message
+    assert not Path("ran").exists()
+
+
+def test_the_refusal_shows_how_to_convert_the_file(antiphon, tmp_path, monkeypatch):
+    """The command is pasted into a shell as it is printed; the file's name does nothing there."""
+    monkeypatch.chdir(tmp_path)
+    name = "a;touch ran  'b\" $(touch ran).pth"
+    torch.save({"state_dict": case("mn04").state, "config": Namespace(seed=1)}, name)
+    message = mistake(antiphon("models", "import", "--family", "mn", name, "out"))
+    command = message[message.index("python -c ") : message.index(' (["state_dict"], or the key')]
+    Path("bin").mkdir()
+    Path("bin/python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    Path("bin/python").chmod(0o755)
+    subprocess.run(
+        ["sh", "-c", command], env={**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}, check=True
+    )
+    (safe,) = shlex.split(message[message.index(" then import ") + len(" then import ") :])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["bin", name, safe])
+    done = antiphon("models", "import", "--family", "mn", safe, "out", "--name", "odd")
     assert done.code == 0, done.err
+
+
+def under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRAPPED: dict[
+    str, tuple[Callable[[dict[str, torch.Tensor]], Any], list[str]]
+] = {  # -> file's content, what is left over
+    "compiled": (lambda state: under("_orig_mod.", state), []),
+    "ddp_compiled": (lambda state: under("module._orig_mod.", state), []),
+    "lightning": (lambda state: {"state_dict": under("net.", state), "epoch": 3}, ["epoch"]),
+    "unheard_of": (lambda state: {"weights": under("my_wrapper.inner.", state)}, []),
+    "averaged": (lambda state: {"n_averaged": torch.tensor(5), **under("module.", state)}, ["n_averaged"]),
+    "extra": (
+        lambda state: {"state_dict": {**under("model.", state), "criterion.pos_weight": torch.ones(4)}},
+        ["criterion.pos_weight"],
+    ),
+    "tutorial": (
+        lambda state: {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}, "loss": 0.1},
+        ["epoch", "optimizer_state_dict", "loss"],
+    ),
+    "both": (lambda state: {"model_ema": under("module.", state), "model": state}, ["model_ema"]),
+    "average_alone": (lambda state: {"ema": {"decay": 0.99, "state_dict": state}}, ["decay"]),
+    "both_in_one": (
+        lambda state: {**under("net.", state), "net_ema.features.15.block.0.0.weight": torch.ones(1)},
+        ["net_ema.features.15.block.0.0.weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_are_seen_through_and_what_is_left_over_is_named(kind):
+    wrap, left_over = WRAPPED[kind]
+    state = case("mn04").state
+    found = find_weights(wrap(state), efficientat.MARKS, "x.pt", "EfficientAT")
+    assert found.state.keys() == state.keys()
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in state.items())
+    assert list(found.left_over) == left_over
+
+
+def test_what_is_left_over_is_printed(antiphon, tmp_path):
+    state = {**under("model._orig_mod.", case("mn04").state), "criterion.pos_weight": torch.ones(4)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "mn04.ckpt")
+    done = antiphon("models", "import", "--family", "mn", tmp_path / "mn04.ckpt", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "left out, 2: criterion.pos_weight, epoch\n" in done.out
+
+
+def test_two_networks_in_one_file_are_not_chosen_between():
+    state = case("mn04").state
+    with pytest.raises(
+        ValueError, match=r"holds several networks, under 'student\.', 'teacher\.'; save one of them alone"
+    ):
+        find_weights({**under("student.", state), **under("teacher.", state)}, efficientat.MARKS, "x.pt", "EfficientAT")
+
+
+def test_names_of_transformers_are_recognised():
+    names = ["embeddings.cls_token", "encoder.layer.0.attention.attention.query.weight"]
+    state = {f"audio_spectrogram_transformer.{name}": torch.ones(1) for name in names}
+    with pytest.raises(
+        ValueError, match=r"names are those of Hugging Face's transformers .*cls_token.*ast itself published"
+    ):
+        find_weights(state, ast.MARKS, "model.safetensors", "YuanGongND/ast")
+
+
+def test_ast_is_not_taken_for_a_wrapped_vit():
+    state = {"v.patch_embed.proj.weight": torch.ones(2, 1, 16, 16), "v.pos_embed": torch.ones(1, 3, 2)}
+    with pytest.raises(ValueError, match=r"no tensor is named conv_stem\.weight or patch_embed\.proj\.weight"):
+        find_weights(state, timm.MARKS, "x.pt", "timm")
+
+
+@pytest.mark.parametrize("file", ["theirs.pth", "theirs.safetensors"])
+def test_an_init_that_is_no_tagger_yet_points_to_the_import(tmp_path, tiny, start, file):
+    save_file(under("module.", case("mn04").state), tmp_path / file)
+    run = start(tiny("demo"))
+    recipe = tiny("demo", *imported_as("cnn", tmp_path / file))
+    with pytest.raises(ValueError, match=r"become a tagger first \(antiphon models import FILE OUT --family FAMILY\)"):
+        build_initial_tagger(recipe, "cnn", tags=run.prepared.dataset.tags, files=LocalFiles())
 
 
 @pytest.mark.parametrize(
@@ -245,7 +371,10 @@ def test_the_refusal_shows_how_to_convert_the_file(antiphon, tmp_path):
     [
         (["--family", "mm"], "--family 'mm': no such family; known are mn, dymn, ced, ast, timm"),
         (["--family", "dymn"], "is a network of the family mn"),
-        (["--family", "ced"], "these are no weights of CED's"),
+        (
+            ["--family", "ced"],
+            "no tensor is named patch_embed.proj.weight, as in the networks of RicherMans/CED; found ",
+        ),
         (["--family", "ced", "--strides", "2221"], "for mn and dymn only, not for ced"),
         (["--family", "mn", "--strides", "2231"], "must be four times 1 or 2"),
         (["--family", "mn", "--name", "Big One"], "--name 'Big One': a name is a small letter"),
@@ -282,8 +411,9 @@ def test_damaged_files_and_files_of_other_kinds_are_refused(antiphon, weights, t
         ("empty.pth", b"", "not a file that torch.save wrote, or a damaged one (EOFError"),
         ("letter.bin", b"dear friend", "not a file that torch.save wrote"),
         ("pickle.pt", pickle.dumps([1.5], protocol=4), "or a damaged one (UnpicklingError: Unsupported operand"),
+        ("cut-bomb.pt", saved(Command(), zipped=True)[:-30], "or a damaged one (RuntimeError: PytorchStreamReader"),
         ("letter.safetensors", b"dear friend", "not a safetensors file, or a damaged one"),
-        ("mn04.ckpt", b"", "must end in .pt, .pth, .bin or .safetensors"),
+        ("mn04.npz", b"", "must end in .pt, .pth, .bin, .ckpt or .safetensors"),
     ]:
         (tmp_path / name).write_bytes(data)
         assert message in mistake(antiphon("models", "import", "--family", "mn", tmp_path / name, tmp_path / "out"))
@@ -294,7 +424,10 @@ def test_damaged_files_and_files_of_other_kinds_are_refused(antiphon, weights, t
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {"a": torch.ones(1)}}, "no weights of EfficientAT's MN or DyMN"),
+        (
+            {"state_dict": {"a": torch.ones(1)}},
+            "no tensor is named features.15.block.0.0.weight or layers.14.exp_norm.weight",
+        ),
         ({"state_dict": {"a": 1}}, "its 'a' is not a tensor"),
         ({"model": {}}, "no state dict"),
         ([torch.ones(1)], "found list without tensors"),

@@ -130,7 +130,7 @@ def test_initial_weights_of_longer_clips_fit_a_transformer() -> None:
 
 def test_initial_weights_that_do_not_fit_are_refused() -> None:
     tagger = make(Model(arch=SMALL_MN))
-    with pytest.raises(ValueError, match="these weights do not fit MobileNet; unknown: "):
+    with pytest.raises(ValueError, match="these weights do not fit MobileNet: unknown: "):
         tagger.load_initial(make(Model(arch=SMALL_VIT)).state_dict())
 
 

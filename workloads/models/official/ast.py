@@ -19,6 +19,7 @@ from workloads.models.official.converted import Converted, empty_backbone, requi
 from workloads.models.patches import GRID, POSITIONS
 
 PREFIX, HEAD = "v.", "mlp_head.1.weight"
+MARKS = (PREFIX + POSITIONS,)  # names by which these networks are found in a file
 UNUSED = ("v.head.", "v.head_dist.")  # DeiT's own heads, which AST keeps but does not use
 BANDS = 128
 WIDTHS = {width: size for size, (width, _) in SIZES.items()}
@@ -112,5 +113,5 @@ def _size(state: dict[str, Tensor]) -> Literal["tiny", "small", "base"]:
 def _positions(state: dict[str, Tensor]) -> Tensor:
     name = PREFIX + POSITIONS
     if name not in state or state[name].ndim != 3:
-        raise ValueError(f"{name} is missing or has not three axes: these are no weights of AST's")
+        raise ValueError(f"{name} is missing or has not three axes, which it has in AST's networks")
     return state[name]

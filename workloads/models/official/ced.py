@@ -21,6 +21,7 @@ from workloads.models.official.converted import Converted, empty_backbone, requi
 
 CLIP_SECONDS = 10.0  # AudioSet's clips
 STEM, HEAD = "patch_embed.proj.weight", "outputlayer.1.weight"
+MARKS = (STEM,)  # names by which these networks are found in a file
 WIDTHS = {width: size for size, (width, _) in SIZES.items()}
 
 
@@ -60,7 +61,7 @@ def _require_same_front_end(state: dict[str, Tensor], front_end: CED64) -> tuple
 
 def _size(state: dict[str, Tensor]) -> Literal["tiny", "mini", "small", "base"]:
     if STEM not in state or state[STEM].ndim != 4:
-        raise ValueError(f"{STEM} is missing or has not four axes: these are no weights of CED's")
+        raise ValueError(f"{STEM} is missing or has not four axes, which it has in CED's networks")
     width = state[STEM].shape[0]
     if width not in WIDTHS:
         raise ValueError(f"{STEM} is {width} wide: CED's networks are {WIDTHS}")

@@ -29,6 +29,7 @@ IMAGENET = 1000  # classes
 INITIAL_TEMPERATURE, FINAL_TEMPERATURE = 30.0, 1.0  # reference/efficientat.md 2
 WIDEST = 960  # channels inside the last block at width 1
 MN_MARK, DYMN_MARK = "features.15.block.0.0.weight", "layers.14.exp_norm.weight"  # with `WIDEST` rows at width 1
+MARKS = (MN_MARK, DYMN_MARK)  # names by which these networks are found in a file
 MN_HEADS: dict[str, Literal["mlp", "fully_convolutional", "attention"]] = {  # name of its first tensor -> head
     "classifier.5.weight": "mlp",
     "classifier.0.weight": "fully_convolutional",
@@ -71,7 +72,7 @@ def convert(state: dict[str, Tensor], *, strides: Strides = DEFAULT_STRIDES) -> 
         return _convert_mn(state, strides)
     if DYMN_MARK in state:
         return _convert_dymn(state, strides)
-    raise ValueError(f"neither {MN_MARK} nor {DYMN_MARK} is there: these are no weights of EfficientAT's MN or DyMN")
+    raise ValueError(f"neither {MN_MARK} nor {DYMN_MARK} is there, as in the networks of EfficientAT")
 
 
 def check_file_name(file_name: str, strides: Strides) -> None:

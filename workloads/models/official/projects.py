@@ -1,7 +1,8 @@
 """The projects that published weights, and which file reads those of each. Imports nothing heavy.
 
 Each file offers `convert(state) -> Converted` (`converted.py`): from the project's names to ours, with the
-architecture inferred from names and shapes. No code of the projects is here.
+architecture inferred from names and shapes; and `MARKS`, of which every state dict has one name. No code of the
+projects is here.
 """
 
 from importlib import import_module

@@ -26,6 +26,7 @@ from workloads.models.patches import GRID, POSITIONS, STEM
 from workloads.models.vit import DISTILLED
 
 CONV_STEM, CONV_HEAD = "conv_stem.weight", "conv_head.weight"
+MARKS = (CONV_STEM, STEM)  # names by which these networks are found in a file
 VARIANTS: dict[int, Literal["b0", "b2"]] = {1280: "b0", 1408: "b2"}  # channels of EfficientNet's last map
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of timm's ViT by width: tiny, small, base, large, huge
 BANDS, FRAMES = 128, 1024  # FRAMES where the network takes any number
@@ -59,7 +60,7 @@ def _arch(state: dict[str, Tensor]) -> Arch:
             raise ValueError(f"{CONV_HEAD} is {width} wide: known are {VARIANTS}, of timm's efficientnet_b0 and b2")
         return EfficientNet(family="efficientnet", variant=VARIANTS[width])
     if not _is_convolution(state, STEM):
-        raise ValueError(f"neither {CONV_STEM} nor {STEM}: these are no weights of timm's EfficientNet, ViT or DeiT")
+        raise ValueError(f"neither {CONV_STEM} nor {STEM}, as in timm's EfficientNet, ViT and DeiT")
     dim, patch = state[STEM].shape[0], state[STEM].shape[-1]
     if DISTILLED in state:
         if dim not in WIDTHS:

@@ -186,7 +186,7 @@ def test_misfits_of_ced_are_named() -> None:
         ("outputlayer.1.weight", "missing: head.1.weight"),
         ("outputlayer.0.bias", r"missing: head\.0\.bias"),
         ("blocks.7.mlp.fc1.bias", r"missing: blocks\.7\.mlp\.fc1\.bias"),
-        ("patch_embed.proj.weight", "these are no weights of CED's"),
+        ("patch_embed.proj.weight", "missing or has not four axes"),
     ):
         with pytest.raises(ValueError, match=problem):
             ced.convert(without(state, name))
