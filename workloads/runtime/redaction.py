@@ -16,15 +16,15 @@ REDACTED = "***"
 # ends the password, which may hold others.
 USER_INFO = re.compile(
     r"""(?<![a-z0-9+.-])(?P<scheme>(?>(?P<web>[a-z0-9+.-]*https?://)|[a-z][a-z0-9+.-]*://))
-        (?P<user>[^\s/?#:@"'<>\[]*)
-        (?P<password>:(?(web)(?!\d+(?:[/?#\s"'<>]|$)))[^\s@"'<>]*(?:@[^\s/?#@"'<>]*)*)?@""",
+        (?P<user>[^\s/?#:@"<>\[]*)
+        (?P<password>:(?(web)(?!\d+(?:[/?#\s"'<>]|$)))[^\s@]*(?:@[^\s/?#@]*)*)?@""",
     re.IGNORECASE | re.VERBOSE,
 )
 PARAMETER = re.compile(
     r"""(?P<name>(?<![\w.-])[\w.-]*
         (?:passw(?:or)?d|pwd|secret|token|signature|credential|api[_-]?key|access[_-]?key)[\w.-]*
         |(?<=[?&;])(?:sig|auth|key|pass))
-        =(?P<value>[^\s&#"'<>]+)""",
+        =(?P<value>'[^']*'|"[^"]*"|[^\s&#"<>]*[^\s&#"'<>])""",
     re.IGNORECASE | re.VERBOSE,
 )
 

@@ -24,6 +24,9 @@ from workloads.runtime.redaction import RedactingStream, redacted, require_no_se
         ("postgresql://h/db?user=u&password=secret", "postgresql://h/db?user=u&password=***"),
         ("Max retries exceeded with url: /?token=secret/api/2.0", "Max retries exceeded with url: /?token=***"),
         ("connecting to host=h password=secret dbname=d", "connecting to host=h password=*** dbname=d"),
+        ("mysql://u:it's-\"secret\"@h/d, a@b", "mysql://u:***@h/d, a@b"),
+        ("'http://h/?token=it's-secret' and more", "'http://h/?token=***' and more"),
+        ("PGPASSWORD='a secret' antiphon run", "PGPASSWORD=*** antiphon run"),
         ("AWS_SECRET_ACCESS_KEY=secret antiphon run", "AWS_SECRET_ACCESS_KEY=*** antiphon run"),
     ],
 )  # fmt: skip

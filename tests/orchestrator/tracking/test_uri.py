@@ -1,0 +1,31 @@
+"""Tracking URIs: what MLflow and records get of one that holds a password."""
+
+import pytest
+
+from orchestrator.tracking.uri import split_credentials, ui_command, with_secret
+
+
+def test_mlflow_gets_user_and_password_by_its_environment():
+    server, credentials = split_credentials("https://team:p%40ss@host:5000/mlflow")
+    assert server == "https://host:5000/mlflow"
+    assert credentials == {"MLFLOW_TRACKING_USERNAME": "team", "MLFLOW_TRACKING_PASSWORD": "p@ss"}
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "postgresql://u:p@h/db", "sqlite:////a@b/mlflow.db", "none"])
+def test_other_uris_stay(uri):
+    assert split_credentials(uri) == (uri, {})
+
+
+def test_the_command_that_opens_a_server_holds_no_password():
+    assert ui_command("http://team:secret@host:5000").endswith(" http://host:5000")
+
+
+def test_a_recorded_uri_without_its_secret_needs_the_same_uri_again(monkeypatch):
+    recorded = "postgresql://u:***@h/db"
+    for given in ("", "http://host:5000", "postgresql://u:p@other/db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        with pytest.raises(ValueError, match=r"tracking 'postgresql://u:\*\*\*@h/db': the secret .* is not stored"):
+            with_secret(recorded)
+        assert with_secret("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://u:p@h/db")
+    assert with_secret(recorded) == "postgresql://u:p@h/db"
