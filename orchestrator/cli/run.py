@@ -25,6 +25,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.printing import cell, print_note, print_warning
 
+SHOWN_PHASES = 40  # of a dry run's table: the first and the last ones
 console = Console(stderr=True)
 
 
@@ -131,7 +132,11 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
     table = Table(title=cell(f"{recipe.name}: {len(phases)} phases, {sum(phase.steps for phase in phases)} steps"))
     for column in ("phase", "steps", "learns", "edges"):
         table.add_column(column)
-    for number, phase in enumerate(phases):
+    shown = list(enumerate(phases))
+    left_out = len(shown) - SHOWN_PHASES
+    for number, phase in shown if left_out <= 0 else shown[: SHOWN_PHASES // 2] + shown[-SHOWN_PHASES // 2 :]:
+        if left_out > 0 and number == len(shown) - SHOWN_PHASES // 2:
+            table.add_row("...", f"{left_out:,} more", "", "")
         edges = ", ".join(f"{edge.teacher} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
         table.add_row(str(number + 1), f"{phase.start}-{phase.end}", ", ".join(phase.trains), edges or "labels only")
     Console().print(table)

@@ -6,6 +6,7 @@ compares it with a short run. A FLOP is one multiplication or addition, two per 
 
 from dataclasses import dataclass
 
+from orchestrator.planning.checkpoints import planned_checkpoints, steps_by_phase, sum_of_largest, validations_in
 from workloads.config.recipe import Recipe
 from workloads.data.clips import require_full_batch, split
 from workloads.data.manifest import read_dataset
@@ -112,9 +113,10 @@ def plan_cost(
     models = {
         name: _model_cost(recipe, name, phases, clips, sizes[name], until=steps, whole=whole) for name in recipe.models
     }
-    saves = [checkpoint_bytes(recipe, phases, sizes, step) for step in _checkpoint_steps(recipe, phases, steps)]
+    saves = list(planned_checkpoints(recipe, phases, sizes, until=steps))
+    written = sum(size * number for size, number in saves)
+    at_once = recipe.train.keep_last + sum(model.own_steps > 0 for model in models.values()) + 1
     delivered = sum(size.weight_bytes for size in sizes.values()) if whole else 0
-    num_trained = sum(model.own_steps > 0 for model in models.values())
     clip_bytes = HEADER_BYTES + SAMPLE_BYTES * round(recipe.data.clip_seconds * recipe.rate)
     read = _clips_read(recipe, phases, clips, until=steps, whole=whole)
     return Cost(
@@ -125,10 +127,10 @@ def plan_cost(
         cache_bytes=clip_bytes * (clips.train + clips.val + clips.test),
         clips_read=read,
         bytes_read=read * clip_bytes,
-        checkpoints=len(saves),
-        checkpoint_bytes=saves[-1],
-        bytes_written=sum(saves) + delivered,
-        bytes_kept=sum(sorted(saves)[-(recipe.train.keep_last + num_trained + 1) :]) + delivered,
+        checkpoints=sum(number for _, number in saves),
+        checkpoint_bytes=saves[-1][0],
+        bytes_written=written + delivered,
+        bytes_kept=sum_of_largest(saves, at_once) + delivered,
     )
 
 
@@ -141,34 +143,17 @@ def step_flops(recipe: Recipe, phase: Phase, sizes: dict[str, Size]) -> int:
     )
 
 
-def checkpoint_bytes(recipe: Recipe, phases: tuple[Phase, ...], sizes: dict[str, Size], step: int) -> int:
-    """Bytes of the tensors in a checkpoint written after `step` steps.
-
-    It holds the weights of every model that a phase has needed so far, the optimizer state of those that have trained,
-    their averages, and the snapshots that teach in the current phase.
-    """
-    reached = _steps_by_phase(phases, step)
-    total = 0
-    for name in dict.fromkeys(name for phase, _ in reached for name in phase.needs):
-        average = recipe.models[name].average
-        averages = {"none": 0, "ema": 1, "best": min(average.best, _validations(recipe, name, phases, step))}
-        trained = any(name in phase.trains for phase, _ in reached)
-        total += sizes[name].weight_bytes * (1 + averages[average.kind]) + sizes[name].optimizer_bytes * trained
-    snapshots = {edge.teacher for edge in reached[-1][0].edges if edge.source == "snapshot"}
-    return total + sum(sizes[name].weight_bytes for name in snapshots)
-
-
 def _model_cost(
     recipe: Recipe, name: str, phases: tuple[Phase, ...], clips: Clips, size: Size, *, until: int, whole: bool
 ) -> ModelCost:
-    batch, steps_by_phase = recipe.train.batch_size, _steps_by_phase(phases, until)
-    own = sum(steps for phase, steps in steps_by_phase if name in phase.trains)
+    batch, reached = recipe.train.batch_size, steps_by_phase(phases, until)
+    own = sum(steps for phase, steps in reached if name in phase.trains)
     taught = [
         (phase, steps)
-        for phase, steps in steps_by_phase
+        for phase, steps in reached
         if any(edge.teacher == name and edge.weight > 0 for edge in phase.edges)
     ]
-    teacher_forwards = sum(steps * _teacher_forwards(phase, name) for phase, steps in steps_by_phase)
+    teacher_forwards = sum(steps * _teacher_forwards(phase, name) for phase, steps in reached)
     scored = _validations(recipe, name, phases, until) * clips.val + _clips_scored_at_the_end(recipe, clips) * whole
     return ModelCost(
         params=size.params,
@@ -199,12 +184,14 @@ def _teacher_forwards(phase: Phase, name: str) -> int:
 
 def _views_taught(name: str, taught: list[tuple[Phase, int]], *, steps_per_epoch: int) -> int:
     """Number of views of a clip of which students use this teacher's logits: one per epoch, and the clean one."""
-    epochs: set[int] = set()
+    num_epochs = end = 0  # epochs before `end` are counted
     views = {edge.view for phase, _ in taught for edge in phase.edges if edge.teacher == name}
     for phase, steps in taught:
         if any(edge.teacher == name and edge.view == "same" for edge in phase.edges):
-            epochs.update(range(phase.start // steps_per_epoch, -(-(phase.start + steps) // steps_per_epoch)))
-    return len(epochs) + ("clean" in views)
+            first, end_of_phase = phase.start // steps_per_epoch, -(-(phase.start + steps) // steps_per_epoch)
+            num_epochs += end_of_phase - max(first, end)
+            end = end_of_phase
+    return num_epochs + ("clean" in views)
 
 
 def _clips_read(recipe: Recipe, phases: tuple[Phase, ...], clips: Clips, *, until: int, whole: bool) -> int:
@@ -214,7 +201,7 @@ def _clips_read(recipe: Recipe, phases: tuple[Phase, ...], clips: Clips, *, unti
     has_clean_view = recipe.augment.has_clean_view
     read = sum(
         steps * batch * (1 + (has_clean_view and any(edge.view == "clean" for edge in phase.edges)))
-        for phase, steps in _steps_by_phase(phases, until)
+        for phase, steps in steps_by_phase(phases, until)
     )
     scored = sum(_validations(recipe, name, phases, until) for name in recipe.models) * clips.val
     return round(read) + scored + len(recipe.models) * _clips_scored_at_the_end(recipe, clips) * whole
@@ -224,22 +211,10 @@ def _clips_scored_at_the_end(recipe: Recipe, clips: Clips) -> int:
     return clips.val + clips.test * recipe.train.score_test
 
 
-def _steps_by_phase(phases: tuple[Phase, ...], until: int) -> list[tuple[Phase, int]]:
-    """The phases that the first `until` steps reach, with the number of these steps in each."""
-    return [(phase, min(phase.end, until) - phase.start) for phase in phases if phase.start < until]
-
-
 def _validations(recipe: Recipe, name: str, phases: tuple[Phase, ...], until: int) -> int:
     """Number of validations of a model: every `eval_every` steps while it trains, and at the ends of its phases."""
-    every, total = recipe.train.eval_every, 0
-    for phase, steps in _steps_by_phase(phases, until):
-        if name in phase.trains:
-            last = phase.start + steps
-            total += last // every - phase.start // every + (last == phase.end and last % every > 0)
-    return total
-
-
-def _checkpoint_steps(recipe: Recipe, phases: tuple[Phase, ...], until: int) -> list[int]:
-    """The steps after which a checkpoint is written: every `checkpoint_every`, each phase's end, and the last."""
-    regular = range(recipe.train.checkpoint_every, until + 1, recipe.train.checkpoint_every)
-    return sorted({*regular, *(phase.end for phase in phases if phase.end <= until), until})
+    return sum(
+        validations_in(phase, phase.start + steps, recipe.train.eval_every)
+        for phase, steps in steps_by_phase(phases, until)
+        if name in phase.trains
+    )

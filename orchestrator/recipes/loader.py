@@ -22,6 +22,8 @@ from workloads.runtime.text import decode_text
 SHIPPED = resources.files("orchestrator.recipes")
 SELECTORS = ("kind", "family")  # keys that determine which other keys a table may have
 MAX_BYTES = 2**20  # of a recipe's file
+MAX_DEPTH = 100  # of a recipe's nested tables, of which it has about six
+MAX_SHOWN = 200  # characters of a wrong value that a message repeats
 
 
 def shipped_names() -> list[str]:
@@ -62,17 +64,24 @@ def parse(values: Any) -> Recipe:
 
 
 def _validate(values: Any) -> Recipe:
-    _require_usable(values, "")
+    _require_storable(values)
     return TypeAdapter(Recipe).validate_python(values)
 
 
-def _require_usable(values: Any, path: str) -> None:
-    """ValueError for inf and nan, which TOML has and no setting can be; and for secrets, since recipes are stored."""
+def _require_storable(values: Any, path: str = "", *, depth: int = 0) -> None:
+    """ValueError for what TOML has and no setting can be: inf, nan, integers beyond 64 bits, hundreds of levels.
+
+    And for secrets, since recipes are stored.
+    """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{path[:60]}...: is nested too deeply to be a setting")
     items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
-        _require_usable(value, f"{path}.{key}" if path else str(key))
+        _require_storable(value, f"{path}.{key}" if path else str(key), depth=depth + 1)
     if isinstance(values, float) and not math.isfinite(values):
         raise ValueError(f"{path} = {values}: must be a finite number")
+    if isinstance(values, int) and values.bit_length() > 63:
+        raise ValueError(f"{path} = {values:#x}"[:MAX_SHOWN] + ": is an integer beyond 64 bits; use a smaller one")
     if isinstance(values, str):
         require_no_secret(values, f"{path} =")
 
@@ -120,12 +129,13 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
     text = decode_text(content, name_or_path)
     try:
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # also for an integer of thousands of digits
         raise ValueError(f"recipe {name_or_path!r}: not readable: {error}") from None
     except RecursionError:
         raise ValueError(f"recipe {name_or_path!r}: is nested too deeply to be a recipe") from None
     if not isinstance(values, dict):
         raise ValueError(f"recipe {name_or_path!r}: must be a table of keys and values, not {type(values).__name__}")
+    _require_storable(values)  # before it is merged with others, level by level
     values.setdefault("name", name)
     base = values.pop("extends", None)
     if base is None:
@@ -165,7 +175,7 @@ def _apply_setting(values: dict[str, Any], setting: str) -> tuple[str, str]:
         raise ValueError(f"--set {setting!r}: must look like a.b=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = text
     _set_at(values, path, value, setting=setting)
     return path, text
@@ -173,6 +183,8 @@ def _apply_setting(values: dict[str, Any], setting: str) -> tuple[str, str]:
 
 def _set_at(values: dict[str, Any], path: str, value: Any, *, setting: str) -> None:
     *parents, last = path.split(".")
+    if len(parents) > MAX_DEPTH:
+        raise ValueError(f"--set {setting[:60]!r}...: is nested too deeply to be a setting")
     table: Any = values
     try:
         for key in parents:
@@ -189,8 +201,8 @@ def _first_mistake(error: ValidationError) -> str:
     mistakes = error.errors(include_url=False)
     wrong_branches = {m["loc"][:-1] for m in mistakes if m["type"] == "literal_error" and m["loc"][-1] in SELECTORS}
     chosen = [m for m in mistakes if not any(m["loc"][: len(branch)] == branch for branch in wrong_branches)]
-    if chosen:
-        return _describe(chosen[0])
+    if chosen:  # a value out of range says more than keys that another alternative would have
+        return _describe(next((m for m in chosen if m["type"] == "value_error"), chosen[0]))
     # no alternative was chosen: the selector itself is the mistake
     selectors = [m for m in mistakes if m["loc"][:-1] in wrong_branches and m["loc"][-1] in SELECTORS]
     known = ", ".join(str(m["ctx"]["expected"]) for m in selectors)
@@ -206,7 +218,9 @@ def _describe(mistake: Any) -> str:
         return f"{path}: unknown key; `antiphon run ... --dry-run` prints those that exist"
     if mistake["type"] in ("missing", "missing_argument"):
         return f"{path}: is missing; add it to the recipe or --set it"
-    return f"{path} = {mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    value = repr(mistake["input"])
+    shown = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
+    return f"{path} = {shown}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
 def _path(mistake: Any) -> str:

@@ -19,6 +19,7 @@ PART_COLOURS = {"training": "#3b82f6", "validation": "#fbbf24", "test": "#94a3b8
 VALIDATION_LOSS_COLOUR = "#ef4444"
 ROLE_COLOURS = {TRAINING: "#22c55e", TEACHING: "#fbbf24", BOTH: "#a78bfa"}
 MAX_ROLE_LABELS = 12  # of a model's curves; with more spans only the schedule figure names the roles
+MAX_SHADED_SPANS = 500  # of a model's curves; narrower ones could not be told apart, and each is a shape of its own
 MIN_LABELLED_SHARE = 0.07  # of the steps: a shorter span has no room for its label
 MAX_TAGS = 60
 MAX_NUMBERED_TAGS = 15  # matrices up to this size print their numbers
@@ -116,6 +117,8 @@ def _mark_chance(figure: go.Figure, history: RunHistory) -> None:
 def _shade_roles(figure: go.Figure, history: RunHistory, model: str) -> None:
     """Colour the background by role; label the spans that have room, if there are few."""
     spans = history.role_spans(model)
+    if len(spans) > MAX_SHADED_SPANS:
+        return
     for start, end, role in spans:
         figure.add_shape(
             type="rect",

@@ -1,5 +1,7 @@
 """A run as its event log records it: curves, phases, results, status. Does not depend on figures or pages."""
 
+import bisect
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,7 +110,7 @@ class RunHistory:
         """The part on which tags were scored: test, or val in a run that leaves the test clips alone."""
         return "test" if any(row["test"] for row in self.results.values()) else "val"
 
-    @property
+    @functools.cached_property
     def last_step(self) -> int:
         """The last step that any record mentions."""
         steps = [record["step"] for record in self.records if record["kind"] in ("metrics", "checkpoint", "phase")]
@@ -144,10 +146,12 @@ class RunHistory:
     def split_by_activity(self, key: str, curve: Curve) -> list[tuple[int, float | None]]:
         """A model's or an edge's curve, with a gap (None) wherever it was inactive between two points."""
         spans = _merge_adjacent([(phase.start, phase.end, "active") for phase in self.phases if phase.is_active(key)])
+        starts = [start for start, _, _ in spans]
         points: list[tuple[int, float | None]] = []
         previous = None
         for step, value in curve:
-            current = next((start for start, end, _ in spans if start < step <= end), previous)
+            place = bisect.bisect_left(starts, step) - 1  # the last span that starts before this step
+            current = starts[place] if place >= 0 and step <= spans[place][1] else previous
             if points and current != previous:
                 points.append((step, None))
             points.append((step, value))

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 
 from orchestrator.training.request import placement_options
 from workloads.config.recipe import Recipe
+from workloads.config.search import MAX_TRIALS
 
 BUDGET = re.compile(r"(?P<amount>\d+(\.\d+)?)\s*(?P<unit>|trials|s|m|h|gpuh)")
+MAX_TIME = 1_000_000  # seconds, minutes, hours or GPU-hours
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -30,6 +32,8 @@ def parse_budget(text: str) -> Budget:
     if not match or float(match["amount"]) <= 0:
         raise ValueError(f"--budget {text!r}: must be a number of trials (24), of minutes or hours (30m, 2h), or 4gpuh")
     amount, unit = float(match["amount"]), match["unit"]
+    if amount > (MAX_TRIALS if unit in ("", "trials") else MAX_TIME):
+        raise ValueError(f"--budget {text[:40]!r}: must be at most {MAX_TRIALS:,} trials, or {MAX_TIME:,} of s, m or h")
     if unit in ("", "trials"):
         if amount != int(amount):
             raise ValueError(f"--budget {text!r}: the number of trials must be whole, such as {round(amount) or 1}")

@@ -20,7 +20,7 @@ from optuna.distributions import (
 )
 
 from orchestrator.search.trial_spec import Task
-from workloads.config.search import Choices, Range, Search
+from workloads.config.search import MAX_TRIALS, Choices, Range, Search
 from workloads.runtime.rng import keyed_generator
 
 STARTUP_TRIALS = 10  # random trials before TPE models anything (optuna's default)
@@ -29,12 +29,17 @@ STARTUP_TRIALS = 10  # random trials before TPE models anything (optuna's defaul
 def num_trials(search: Search, limit: int = 0) -> int:
     """The planned number of trials: `limit` if that is set, else the recipe's.
 
-    Raises ValueError for a limit above the grid's number of points, or other than the population's size.
+    Raises ValueError for a grid of too many points, a limit above its points, or one other than the population's size.
     """
     if search.searcher == "grid":
         points = math.prod(len(values.choices) for values in search.space.values() if isinstance(values, Choices))
         if limit > points:
             raise ValueError(f"--budget {limit}: the grid has {points} points; leave it out, or widen search.space")
+        if not limit and points > MAX_TRIALS:
+            raise ValueError(
+                f"search.space: the grid has {points:,} points, must have at most {MAX_TRIALS:,}; leave some out, set "
+                "searcher = 'random' or 'tpe', or take the first ones with --budget"
+            )
         return limit or points
     if search.searcher == "pbt" and limit not in (0, search.trials):
         raise ValueError(

@@ -11,12 +11,13 @@ from orchestrator.search.trial_spec import SearchPlan, build_trial_recipe, num_s
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
 from workloads.config.recipe import Recipe
-from workloads.config.search import Choices, Range, Search
+from workloads.config.search import MAX_TRIALS, Choices, Range, Search
 from workloads.data.check import check_data
 from workloads.distill.schedule import own_steps, plan_phases
 from workloads.models.buildable import require_buildable
 from workloads.runtime.redaction import require_no_secret
 
+MOST_CHECKED = 2048  # trials that are known beforehand and all checked; of more, the corners of their space
 MOST_CORNERS = 512  # of a space, whose recipes are all checked before anything starts
 
 
@@ -30,7 +31,8 @@ def check(request: SearchRequest) -> Budget:
     planned = planned_settings(plan.search, budget.trials)  # refuses a budget that no grid or population has
     _check_pausing(request, plan.search)
     _check_workers(request, plan.search)
-    _check_trials(request, plan, planned or _corners(plan.search))
+    few = planned is not None and len(planned) <= MOST_CHECKED
+    _check_trials(request, plan, planned if planned and few else _corners(plan.search))
     return budget
 
 
@@ -54,6 +56,8 @@ def _check_full_length(request: SearchRequest, search: Search) -> None:
             f"--full {request.full}: takes 2 trials or more, to rank them again, and search.share = {search.share:g} "
             "below 1; or leave it out"
         )
+    if request.full > MAX_TRIALS:
+        raise ValueError(f"--full {request.full}: must be at most {MAX_TRIALS:,}")
     if request.full and search.searcher == "pbt":
         raise ValueError(
             f"--full {request.full}: a population's values change at steps of a trial, which a full run does not have; "

@@ -9,6 +9,10 @@ from typing import Literal
 
 from workloads.config.checked import Checked
 
+MAX_WIDTH = 16  # of a MobileNet: about a billion parameters
+MAX_DEPTH = 1000  # blocks of a Transformer
+MAX_BLOCK_PARAMETERS = 2_000_000_000  # of all of a Transformer's blocks
+
 
 @dataclass(frozen=True, kw_only=True)
 class MN(Checked):
@@ -81,6 +85,10 @@ class ViT(DropoutArch):
         super().__post_init__()
         self._require_positive("depth", "heads")
         self._require(self.dim > 0 and self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
+        self._require_at_most(MAX_DEPTH, "depth")
+        parameters = 12 * self.dim**2 * self.depth
+        must = f"makes {parameters:,} parameters in depth = {self.depth} blocks; must make at most"
+        self._require(parameters <= MAX_BLOCK_PARAMETERS, "dim", f"{must} {MAX_BLOCK_PARAMETERS:,}")
         self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
 
 
@@ -119,6 +127,7 @@ Arch = MN | DyMN | EfficientNet | ViT | AST | CED | OnDevice
 def _require_mobile(arch: MN | DyMN) -> None:
     """The checks that MN and DyMN share."""
     arch._require_positive("width")
+    arch._require_at_most(MAX_WIDTH, "width")
     arch._require(set(arch.strides) <= {1, 2}, "strides", "each must be 1 or 2")
     arch._require_below_1("dropout")
     arch._require(0 < arch.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")

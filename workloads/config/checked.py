@@ -23,6 +23,11 @@ class Checked:
         for name in field_names:
             self._require(getattr(self, name) >= 0, name, "must be 0 or more")
 
+    def _require_at_most(self, most: float, *field_names: str) -> None:
+        """For lists that this many values would make, and tensors of this size: refused before they are built."""
+        for name in field_names:
+            self._require(getattr(self, name) <= most, name, f"must be at most {most:,}")
+
     def _require_0_to_1(self, *field_names: str) -> None:
         """At least 0 and at most 1."""
         for name in field_names:

@@ -13,6 +13,13 @@ from workloads.config.checked import Checked
 from workloads.config.schedules import Schedule
 from workloads.config.search import Search
 
+MAX_CLIP_SECONDS = 3600
+MAX_FRAMES = 400_000  # of log-mels: an hour has 360 000
+MAX_SLICES = 1000  # of the training folds
+MAX_SYNTHETIC_CLIPS = 100_000
+MAX_BATCH = 2**24  # clips of a shard, shards of a batch
+MAX_THREADS = 1024  # what torch and OpenMP take without failing
+MAX_AVERAGED = 1000  # copies of a model's weights that are kept in memory
 FRONT_ENDS = {  # kind -> its sample rate in Hz
     "logmel64": 16_000,
     "kaldi128": 16_000,
@@ -47,13 +54,17 @@ class Data(Checked):
 
     def __post_init__(self) -> None:
         self._require(self.clip_seconds > 0, "clip_seconds", "must be above 0 seconds")
-        self._require(0 < self.val_share <= 0.5, "val_share", "must be above 0 and at most 0.5 of the training folds")
+        self._require_at_most(MAX_CLIP_SECONDS, "clip_seconds")
+        least = 1 / MAX_SLICES
+        self._require(least <= self.val_share <= 0.5, "val_share", f"must be {least:g} to 0.5 of the training folds")
         slices = round(1 / self.val_share)
         self._require(0 <= self.val_slice < slices, "val_slice", f"must be 0 to {slices - 1} at this val_share")
         self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
         self._require_positive("cache_gb")
+        self._require(0 <= self.split_seed < 2**32, "split_seed", "must be 0 to 2^32 - 1")  # scikit-learn's rule
         if self.format == "synthetic":
             self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten per fold")
+            self._require_at_most(MAX_SYNTHETIC_CLIPS, "synthetic_clips")
         if self.format == "esc50":
             self._require(bool(self.root), "root", "format esc50 needs the data set's folder: --set data.root=DIR")
         if self.format == "manifest":
@@ -96,6 +107,7 @@ class FrontEnd(Checked):
     def __post_init__(self) -> None:
         self._require(self.std is None or self.std > 0, "std", "must be above 0")
         self._require(self.frames >= 0, "frames", "must be above 0, or 0 for as many as the clip has")
+        self._require_at_most(MAX_FRAMES, "frames")
 
     @property
     def rate(self) -> int:
@@ -149,6 +161,7 @@ class Average(Checked):
     def __post_init__(self) -> None:
         self._require_below_1("decay")
         self._require(self.best >= 1, "best", "must be 1 or more")
+        self._require_at_most(MAX_AVERAGED, "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +222,8 @@ class Train(Checked):
         self._require_positive(
             "shard_size", "shards", "threads", "log_every", "eval_every", "checkpoint_every", "keep_last"
         )
+        self._require_at_most(MAX_BATCH, "shard_size", "shards")
+        self._require_at_most(MAX_THREADS, "threads")
         self._require_below_1("label_smoothing")
 
     @property

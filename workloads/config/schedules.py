@@ -5,6 +5,9 @@ from typing import Literal
 
 from workloads.config.checked import Checked
 
+MAX_STEPS = 99_999_999  # names of checkpoints have eight digits for the step
+MAX_PHASES = 100_000  # a run's plan is a list of them, and each ends with a checkpoint
+
 
 @dataclass(frozen=True, kw_only=True)
 class OneWay(Checked):
@@ -20,6 +23,8 @@ class OneWay(Checked):
         self._require_distinct("teachers", "model")
         self._require_non_negative("teacher_steps")
         self._require_positive("steps")
+        longer = "steps" if self.steps >= self.teacher_steps else "teacher_steps"
+        _require_bounded(self, steps=self.teacher_steps + self.steps, cause=longer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class Generations(Checked):
         self._require_positive("steps")
         self._require(len(self.order) >= 2, "order", "needs two models or more")
         self._require_distinct("order", "model")
+        _require_bounded(self, steps=self.steps * len(self.order), cause="steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,9 @@ class Alternate(Checked):
     def __post_init__(self) -> None:
         self._require_non_negative("burn_in")
         self._require_positive("period", "turns")
+        cause = max(("burn_in", "period", "turns"), key=lambda name: getattr(self, name))
+        _require_bounded(self, steps=self.burn_in + self.period * self.turns, cause=cause)
+        self._require(self.turns <= MAX_PHASES, "turns", _too_many_phases("period"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,9 @@ class Mutual(Checked):
         self._require_non_negative("burn_in")
         self._require_positive("steps")
         self._require(self.exchange >= 0, "exchange", "must be 0 (never) or more steps")
+        _require_bounded(self, steps=self.burn_in + self.steps, cause=_longer(self))
+        few = self.steps <= MAX_PHASES * (self.exchange or self.steps)
+        self._require(few, "exchange", _too_many_phases("exchange"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +102,7 @@ class Gated(Checked):
         self._require_0_to_1("floor")
         self._require_positive("margin")
         self._require_below_1("smoothing")
+        _require_bounded(self, steps=self.burn_in + self.steps, cause=_longer(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +117,21 @@ class PerSample(Checked):
     def __post_init__(self) -> None:
         self._require_non_negative("burn_in")
         self._require_positive("steps")
+        _require_bounded(self, steps=self.burn_in + self.steps, cause=_longer(self))
+
+
+def _require_bounded(schedule: Checked, *, steps: int, cause: str) -> None:
+    """What all schedules share: ramps of 0 steps or more, and `steps` in all, mostly by the field `cause`."""
+    schedule._require_non_negative("ramp")
+    schedule._require(steps <= MAX_STEPS, cause, f"makes {steps:,} steps in all; must be at most {MAX_STEPS:,}")
+
+
+def _longer(schedule: Mutual | Gated | PerSample) -> str:
+    return "steps" if schedule.steps >= schedule.burn_in else "burn_in"
+
+
+def _too_many_phases(field_name: str) -> str:
+    return f"makes more than {MAX_PHASES:,} phases, and each ends with a checkpoint; set a longer {field_name}"
 
 
 Schedule = OneWay | Generations | Alternate | Mutual | Gated | PerSample

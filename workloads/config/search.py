@@ -25,6 +25,10 @@ UNSEARCHABLE_KEYS = (  # they decide how or when a trial is scored: a search wou
     "train.checkpoint_every",
     "train.score_test",
 )
+MAX_TRIALS = 10_000  # their names have four digits
+MAX_RUNGS = 1000
+MAX_CHOICES = 1000  # of one key: each makes a recipe that is checked before a search starts
+MAX_SEED = 2**32 - 1 - MAX_TRIALS  # Optuna's, which the number of trials is added to
 MIN_POPULATION = 4  # the worst quarter of a population continues from the best quarter
 
 
@@ -48,6 +52,8 @@ class Choices(Checked):
     choices: tuple[Any, ...]
 
     def __post_init__(self) -> None:
+        if len(self.choices) > MAX_CHOICES:
+            raise ValueError(f"choices: {len(self.choices):,} values; must be at most {MAX_CHOICES:,}, or low and high")
         distinct = [value for number, value in enumerate(self.choices) if value not in self.choices[:number]]
         self._require(len(distinct) == len(self.choices) >= 2, "choices", "must be two or more different values")
 
@@ -75,6 +81,10 @@ class Search(Checked):
         self._check_space()
         for name in ("trials", "rungs", "slices", "finalists", "repeats"):
             self._require(getattr(self, name) >= 1, name, "must be 1 or more")
+        self._require_at_most(MAX_TRIALS, "trials")
+        self._require_at_most(MAX_RUNGS, "rungs")
+        self._require_non_negative("seed")
+        self._require_at_most(MAX_SEED, "seed")
         self._require(0 < self.share <= 1, "share", "must be above 0 and at most 1, a full run")
         self._require(self.halving >= 2, "halving", "must be 2 or more")
         if self.searcher == "grid":

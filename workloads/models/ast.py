@@ -34,7 +34,7 @@ class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ign
     grid: Tensor
 
     def __init__(self, arch: AST, *, bands: int, frames: int, num_classes: int) -> None:
-        require_patch_fits(PATCH, bands=bands, frames=frames)
+        require_patch_fits(PATCH, arch.stride, bands=bands, frames=frames)
         dim, heads = SIZES[arch.size]
         super().__init__(
             img_size=(bands, frames),

@@ -102,7 +102,7 @@ class ConsistentTransformer(Backbone):
 
 def build(arch: CED, *, bands: int, frames: int, num_classes: int) -> ConsistentTransformer:
     """Build CED for `bands`; ValueError where a patch does not fit. It takes 16 frames or more."""
-    require_patch_fits(PATCH, bands=bands, frames=frames)
+    require_patch_fits(PATCH, PATCH, bands=bands, frames=frames)
     return ConsistentTransformer(arch, bands=bands, num_classes=num_classes)
 
 

@@ -11,6 +11,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor
 from torch.nn import functional as F
 
+MAX_PATCHES = 1_000_000  # each has a position in memory, and attends to all others
 STEM, POSITIONS, GRID = "patch_embed.proj.weight", "pos_embed", "grid"
 
 
@@ -29,12 +30,18 @@ class StridedPatches(PatchEmbed):
         return super().forward(mel_BMF.unsqueeze(1))
 
 
-def require_patch_fits(patch: int, *, bands: int, frames: int) -> None:
-    """ValueError where the spectrogram is smaller than one patch."""
+def require_patch_fits(patch: int, stride: int, *, bands: int, frames: int) -> None:
+    """ValueError where the spectrogram is smaller than one patch, or has too many."""
     if min(bands, frames) < patch:
         raise ValueError(
             f"patch = {patch}: must fit the mel spectrogram of {bands} bands x {frames} frames; "
             "use a smaller patch, longer clips or a front end with more bands"
+        )
+    patches = ((bands - patch) // stride + 1) * ((frames - patch) // stride + 1)
+    if patches > MAX_PATCHES:
+        raise ValueError(
+            f"stride = {stride}: makes {patches:,} patches of the mel spectrogram of {bands} bands x {frames} frames; "
+            f"must make at most {MAX_PATCHES:,}: use a longer stride or shorter clips"
         )
 
 

@@ -31,7 +31,7 @@ class AudioTransformer(Backbone, VisionTransformer):  # type: ignore[misc]  # ou
     grid: Tensor
 
     def __init__(self, arch: ViT, *, bands: int, frames: int, num_classes: int) -> None:
-        require_patch_fits(arch.patch, bands=bands, frames=frames)
+        require_patch_fits(arch.patch, arch.stride, bands=bands, frames=frames)
         super().__init__(
             img_size=(bands, frames),
             patch_size=arch.patch,

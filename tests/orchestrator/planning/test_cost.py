@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
 from orchestrator.planning import cost
-from orchestrator.planning.cost import Clips, checkpoint_bytes, count_clips, model_sizes, plan_cost, step_flops
+from orchestrator.planning.checkpoints import checkpoint_bytes
+from orchestrator.planning.cost import Clips, count_clips, model_sizes, plan_cost, step_flops
 from orchestrator.planning.measure import measure, tensor_bytes
 from tests import small
 from workloads.distill.schedule import plan_phases
@@ -177,6 +178,18 @@ def test_the_peak_is_the_newest_the_best_and_one_being_written(tiny):
     assert cost.bytes_written == 13 * each + 47
 
 
+def test_the_cost_of_a_hundred_thousand_turns_is_counted_by_phase(tiny):
+    turns = ("schedule.burn_in=0", "schedule.period=7", "schedule.turns=100000", "train.checkpoint_every=1")
+    recipe = tiny("demo", *turns, "models.vit.average.kind=none", 'models.cnn.average={kind="best", best=3}')
+    cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
+    growing = 7 * (12 + 40) + 4 * (12 + 64 + 40) + 2 * (12 + 64 + 80)  # first vit; then cnn and 1, 2, 3 averages
+    assert cost.checkpoints == 700_000
+    assert cost.bytes_written == growing + (700_000 - 13) * (12 + 64 + 120) + 47
+    assert cost.bytes_kept == (2 + 2 + 1) * (12 + 64 + 120) + 47
+    # 58 334 epochs of 12 steps, and turns of 7; only vit teaches in the last epoch, which has 4 steps
+    assert (cost.models["cnn"].store_views, cost.models["vit"].store_views) == (58_333, 58_334)
+
+
 def test_a_short_run_confirms_the_prediction(tiny):
     recipe = tiny("demo", *TURNS)
     cost = cost_of(recipe, until=6)
@@ -215,7 +228,7 @@ def test_a_prediction_that_misses_is_found(tiny, tmp_path, monkeypatch, change, 
 
 
 def test_clips_that_were_not_seen_are_found(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(cost, "_steps_by_phase", lambda phases, until: [(phases[0], 1)])
+    monkeypatch.setattr(cost, "steps_by_phase", lambda phases, until: [(phases[0], 1)])
     code, out = invoke(tiny, tmp_path, "--measure", "3", "--json")
     assert code == 1
     assert out["measured"]["wrong"] == ["cnn: clips learned from", "vit: clips learned from"]

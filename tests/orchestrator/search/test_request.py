@@ -27,6 +27,12 @@ def test_invalid_budgets_are_refused(text: str) -> None:
         parse_budget(text)
 
 
+@pytest.mark.parametrize("text", ["10001", "9" * 400, "9" * 400 + "h", "1000001 s"])
+def test_budgets_without_bound_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--budget .* must be at most 10,000 trials, or 1,000,000 of s, m or h"):
+        parse_budget(text)
+
+
 def test_gpu_hours_are_shared_by_all_gpus() -> None:
     assert Budget(gpu_hours=4).wall_seconds(gpus=8) == 1800
     assert Budget(seconds=60).wall_seconds(gpus=8) == 60

@@ -108,6 +108,10 @@ def test_a_budget_may_ask_for_more_trials_than_the_recipe() -> None:
     grid = Search(space={"a": Choices(choices=(1, 2))}, searcher="grid")
     with pytest.raises(ValueError, match=r"--budget 3: the grid has 2 points"):
         num_trials(grid, 3)
+    huge = Search(space={key: Choices(choices=tuple(range(200))) for key in "abcd"}, searcher="grid")
+    with pytest.raises(ValueError, match=r"the grid has 1,600,000,000 points, must have at most 10,000"):
+        num_trials(huge)
+    assert len(planned_settings(huge, 7) or ()) == 7
     population = Search(space={"edges.0.weight": Range(low=0.1, high=0.9)}, searcher="pbt", rungs=2, slices=1)
     with pytest.raises(ValueError, match=r"--budget 3: a population has search\.trials = 24 members"):
         num_trials(population, 3)

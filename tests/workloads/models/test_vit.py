@@ -78,6 +78,8 @@ def test_dropout_follows_positions_and_every_dense_layer_but_qkv() -> None:
 def test_a_patch_larger_than_the_spectrogram_is_refused() -> None:
     with pytest.raises(ValueError, match="patch = 16: must fit the mel spectrogram of 64 bands x 9 frames"):
         build_vit(64, 9)
+    with pytest.raises(ValueError, match=r"stride = 16: makes 1,600,000 patches .* must make at most 1,000,000"):
+        build_vit(64, 6_400_000)
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
