@@ -43,7 +43,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -
     if out:
         check_out(out)
     with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
+        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)), uri)
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
     clips, dataset = getattr(prepared.splits, part), prepared.dataset
@@ -149,7 +149,7 @@ def tag_files(uri: str, files: list[str], *, top: int) -> TaggedFiles:
         raise ValueError(f"--top {top}: must be 1 or more")
     opener = object_store.FsspecFiles()
     with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
+        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)), uri)
     tagger, found = fold_batch_norm(tagger), TaggedFiles({}, {}, {})
     for name in files:
         try:

@@ -113,7 +113,7 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
     that it cannot be scored on (`prepare_for`).
     """
     with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)))
+        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)), uri)
     prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
     with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=".export-") as scratch:
         drafts = {path: Path(scratch) / path.name for path in target.paths}

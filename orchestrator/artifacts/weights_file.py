@@ -5,28 +5,22 @@ prefix that is follows from the name of one tensor that the network must have; w
 over, and named. Does not depend on what the tensors mean (`workloads/models/official`).
 """
 
-import io
-import pickle
-import pickletools
-import re
 import shlex
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from workloads.models.fit import abbreviated
 from workloads.runtime.checkpoint import PICKLES
+from workloads.runtime.tensor_files import NeedsCode, parse_safetensors, parse_torch, require_stored
 
 # keys under which training programs save a state dict, in the order in which they are preferred; moving averages last
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
+MAX_CONTAINERS = 5  # one within another: a table may hold itself
 AVERAGES = ("ema", "avg", "averag", "swa")  # parts of the names of averaged weights beside the last ones
 AST_ITSELF = "v."  # no wrapper: AST's own name for the ViT in it
 TRANSFORMERS = ("audio_spectrogram_transformer.", "embeddings.patch_embeddings.", "attention.attention.query.")
@@ -57,16 +51,12 @@ def load_weights_file(data: bytes, file: str) -> Any:
     ending = Path(file).suffix
     if ending not in (*PICKLES, ".safetensors"):
         raise ValueError(f"weights {file!r}: must end in {', '.join(PICKLES)} or .safetensors")
+    if ending == ".safetensors":
+        return parse_safetensors(data, f"weights {file!r}")
     try:
-        if ending == ".safetensors":
-            return load(data)
-        with warnings.catch_warnings(action="ignore"):  # of other pickle protocols than torch's own
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise ValueError(f"weights {file!r}: not a safetensors file, or a damaged one ({error})") from None
-    except Exception as error:  # torch raises errors of many types for damaged files
-        needs = _refused_global(data, error)
-        raise ValueError(_needs_code(file, needs) if needs else _damaged(file, error)) from None
+        return parse_torch(data, f"weights {file!r}")
+    except NeedsCode as needs:
+        raise ValueError(_needs_code(file, str(needs))) from None
 
 
 def find_weights(loaded: Any, marks: tuple[str, ...], file: str, project: str) -> FoundWeights:
@@ -78,6 +68,7 @@ def find_weights(loaded: Any, marks: tuple[str, ...], file: str, project: str) -
     tensors, left_over = _state_dict(loaded, file)
     prefix = _prefix(tensors, marks, file, project)
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    require_stored(state, f"weights {file!r}")
     non_finite = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if non_finite:
         raise ValueError(f"weights {file!r}: {non_finite[0]} holds numbers that are not finite; use another file")
@@ -87,7 +78,9 @@ def find_weights(loaded: Any, marks: tuple[str, ...], file: str, project: str) -
 def _state_dict(loaded: Any, file: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of the innermost container, and the names of all that lies beside it or them."""
     beside: list[str] = []
-    while isinstance(loaded, Mapping) and (inner := _container(loaded)) is not None:
+    for _ in range(MAX_CONTAINERS):
+        if not isinstance(loaded, Mapping) or (inner := _container(loaded)) is None:
+            break
         beside += [str(key) for key in loaded if key != inner]
         loaded = loaded[inner]
     if not isinstance(loaded, Mapping) or not any(map(torch.is_tensor, loaded.values())):
@@ -111,9 +104,11 @@ def _container(loaded: Mapping[Any, Any]) -> Any:
     return next(iter([*filter(lambda key: _holds_tensors(loaded[key]), averaged), *known, *averaged]), None)
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether a value is a tensor, or a table with one in it, at any depth."""
-    return torch.is_tensor(value) or (isinstance(value, Mapping) and any(map(_holds_tensors, value.values())))
+def _holds_tensors(value: Any, depth: int = 0) -> bool:
+    """Whether a value is a tensor, or a table with one in it, within as many tables as a file may have."""
+    if isinstance(value, Mapping) and depth < MAX_CONTAINERS:
+        return any(_holds_tensors(inner, depth + 1) for inner in value.values())
+    return torch.is_tensor(value)
 
 
 def _is_average(name: str) -> bool:
@@ -147,54 +142,6 @@ def _prefix(tensors: dict[str, Tensor], marks: tuple[str, ...], file: str, proje
         f"weights {file!r}: no tensor is named {' or '.join(marks)}, as in the networks of {project}; found {names}; "
         "give another --family or file"
     )
-
-
-def _refused_global(data: bytes, error: Exception) -> str:
-    """The function or class that the file wants called while it is read, if that is why torch refused it; else empty.
-
-    Torch names it, except in pickles of a newer protocol than its own, whose instructions are searched for it.
-    """
-    if not isinstance(error, pickle.UnpicklingError):
-        return ""
-    named = re.search(r"nsupported (?:global: )?GLOBAL (\S+)", str(error))
-    if named:
-        return named[1] if "." in named[1] else f"builtins.{named[1]}"
-    strange = [name for name in _globals(data) if not name.startswith(("torch.", "collections.OrderedDict"))]
-    return next(iter(strange), "")
-
-
-def _globals(data: bytes) -> list[str]:
-    """The names of the functions and classes that a file's pickle mentions; nothing of it is run.
-
-    A pickle that is no pickle, or is cut off, gives those up to the fault.
-    """
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            data = next((archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")), b"")
-    names: list[str] = []
-    texts: list[str] = []  # as they are pushed: STACK_GLOBAL takes the last two
-    memo: dict[int, str] = {}
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in ("GLOBAL", "INST"):
-                names.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                names.append(".".join(texts[-2:]))
-            elif opcode.name == "MEMOIZE":
-                memo[len(memo)] = texts[-1] if texts else ""
-            elif opcode.name in ("BINGET", "LONG_BINGET") and isinstance(argument, int):
-                texts.append(memo.get(argument, ""))
-            elif isinstance(argument, str):
-                texts.append(argument)
-    except ValueError:
-        pass
-    return names
-
-
-def _damaged(file: str, error: Exception) -> str:
-    inner = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))  # without torch's advice to load it unsafely
-    reason = f"{type(error).__name__}: {inner[1] if inner else error}".splitlines()[0][:200]
-    return f"weights {file!r}: not a file that torch.save wrote, or a damaged one ({reason})"
 
 
 def _needs_code(file: str, what: str) -> str:

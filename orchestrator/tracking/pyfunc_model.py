@@ -31,7 +31,7 @@ class ServedTagger(PythonModel):
         uri, digest = context.model_config["checkpoint"], context.model_config["weights_file_sha256"]
         with tempfile.TemporaryDirectory() as scratch:
             folder = _fetch(uri, Path(scratch) / "tagger")
-            self.tagger, _ = load_tagger(folder)
+            self.tagger, _ = load_tagger(folder, uri)
             if file_digest(folder / "weights.safetensors") != digest:
                 raise ValueError(
                     f"checkpoint {uri}: holds other weights than those that were registered; register it again"

@@ -136,10 +136,13 @@ class ModelPool:
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Restore the models of a checkpoint: all start offloaded, until a phase needs them."""
-        self.steps_taught = dict(state["taught"])
-        self._offloaded = dict(state["members"])
-        for name in self._offloaded:
+        members, snapshots = dict(state["members"]), list(state["snapshots"])
+        if strange := {*members, *snapshots, *state["taught"]} - {*self._recipe.models}:
+            raise ValueError(f"checkpoint {folder.name}: holds {min(strange)!r}, and the recipe has no such model")
+        self.steps_taught, self._offloaded = dict(state["taught"]), members
+        for name in members:
             save_file(checkpoint.read_tensors(folder, name), self._folder / f"{name}.safetensors")
-        for name in state["snapshots"]:
+        for name in snapshots:
             self.snapshots[name] = self._make_tagger(name).to(self._session.device).eval()
-            self.snapshots[name].load_state_dict(checkpoint.read_tensors(folder, f"snapshot-{name}"))
+            stem = f"snapshot-{name}"
+            self.snapshots[name].load_own(checkpoint.read_tensors(folder, stem), f"checkpoint {folder.name}: {stem}")

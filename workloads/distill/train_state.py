@@ -112,12 +112,21 @@ class TrainState:
         return {"own_step": self.own_step, "skipped": self.skipped_steps, "average": self.average.scalars()}
 
     def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Restore the state that `tensors` and `scalars` returned; the next steps are the same, bit for bit."""
+        """Restore the state that `tensors` and `scalars` returned; the next steps are the same, bit for bit.
+
+        Raises ValueError where they are not such a state of this model.
+        """
+        try:
+            self._restore(tensors, scalars)
+        except (KeyError, IndexError, TypeError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint holds no training state of this model ({error!r})") from None
+
+    def _restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
         for name, tensor in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = tensor
-        self.tagger.load_state_dict(parts["model"])
+        self.tagger.load_own(parts["model"], "checkpoint")
         slots: dict[int, dict[str, Tensor]] = {}
         parameters = list(self.tagger.parameters())
         for name, tensor in parts["optimizer"].items():

@@ -16,6 +16,9 @@ from workloads.data.clips import Clip
 from workloads.data.decode import cut_or_pad
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
+from workloads.models.families import empty_backbone
+from workloads.models.fit import require_fit
+from workloads.models.front_end import build_front_end
 from workloads.models.probabilities import probabilities
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
@@ -73,29 +76,42 @@ def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, s
     return metrics.score(logits_NC, y_NC, prepared.dataset.labels)
 
 
-def load_tagger(folder: Path) -> tuple[Tagger, dict[str, Any]]:
+def load_tagger(folder: Path, uri: str = "") -> tuple[Tagger, dict[str, Any]]:
     """A published tagger in eval mode, and the state of its checkpoint (model, tags, scores, recipe, data).
 
-    `folder` holds it, or is `RUN/models/NAME`, with a folder for each attempt.
+    `folder` holds it, or is `RUN/models/NAME`, with a folder for each attempt; of a copy, errors name the `uri`.
 
-    Raises ValueError if the folder is unfinished, damaged, or holds no tagger.
+    Raises ValueError if the folder is unfinished, damaged, or holds no tagger. The weights are compared with an empty
+    network's before a network is built: it cannot be larger than they are.
     """
     folder = Path(LocalFiles().published_folder(str(folder)))
-    state = checkpoint.read_state(folder)
+    uri = uri or str(folder)
+    state = checkpoint.read_state(folder, uri)
     if state.get("kind") != "tagger":
-        raise ValueError(f"checkpoint {folder}: holds a training state, not a tagger; taggers are under models/NAME")
-    require_shape(state, str(folder / "state.json"), TaggerState)
-    tagger = build_tagger(
-        restore(Model, state["model"]),
-        name=state["name"],
-        tags=tuple(state["tags"]),
-        labels=state["labels"],
-        clip_seconds=state["clip_seconds"],
-        clip_rate=state["clip_rate"],
-        seed=0,
-    )
-    tagger.load_state_dict(checkpoint.read_tensors(folder, "weights"))
+        raise ValueError(f"checkpoint {uri}: holds a training state, not a tagger; taggers are under models/NAME")
+    require_shape(state, f"checkpoint {uri}: state.json", TaggerState)
+    weights = checkpoint.read_tensors(folder, "weights", uri)
+    try:
+        tagger = _build_for(weights, state)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {uri}: {error}") from None
+    tagger.load_own(weights, f"checkpoint {uri}: weights.safetensors")
     return tagger.eval(), state
+
+
+def _build_for(weights: dict[str, Tensor], state: dict[str, Any]) -> Tagger:
+    """The tagger of this state, once it is known that the weights fit it."""
+    model, tags = restore(Model, state["model"]), tuple(state["tags"])
+    front_end = build_front_end(model.front_end.kind, clip_rate=state["clip_rate"])
+    empty = empty_backbone(
+        model.arch,
+        bands=front_end.bands,
+        frames=front_end.input_frames(model.front_end, state["clip_seconds"]),
+        num_classes=len(tags),
+    )
+    require_fit({name.removeprefix("backbone."): tensor for name, tensor in weights.items()}, empty)
+    clips: dict[str, Any] = {"clip_seconds": state["clip_seconds"], "clip_rate": state["clip_rate"]}
+    return build_tagger(model, name=state["name"], tags=tags, labels=state["labels"], seed=0, **clips)
 
 
 def tag_sound(tagger: Tagger, state: dict[str, Any], x_T: Tensor, *, top: int) -> list[tuple[str, float]]:

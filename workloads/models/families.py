@@ -7,6 +7,7 @@ imported on demand, because torchvision and timm take seconds to import. Each of
 from importlib import import_module
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from workloads.config.architectures import Arch
@@ -18,6 +19,12 @@ FAMILIES = ("mn", "dymn", "efficientnet", "vit", "ast", "ced", "ondevice")
 def build_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:
     """Build the family's network for mel_BMF of `bands` x `frames`; its logits_BC have C = `num_classes`."""
     return _family(arch.family).build(arch, bands=bands, frames=frames, num_classes=num_classes)
+
+
+def empty_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:
+    """The network on torch's meta device: names and shapes of its tensors, without data."""
+    with torch.device("meta"):
+        return build_backbone(arch, bands=bands, frames=frames, num_classes=num_classes)
 
 
 def adapt_weights(

@@ -26,14 +26,19 @@ def fit_head(
 
 def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collection[str] = ()) -> None:
     """Raise ValueError naming every mismatch between `weights` and the model's state dict, less `without`."""
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in without}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
     problems = {
         "unknown": [name for name in weights if name not in expected],
         "missing": [name for name in expected if name not in weights],
         "wrong shape": [
-            f"{name} is {tuple(weights[name].shape)}, must be {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in weights and weights[name].shape != shape
+            f"{name} is {tuple(weights[name].shape)}, must be {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+        "wrong kind of numbers": [
+            f"{name} is {_kind(weights[name])}, must be {_kind(tensor)}"
+            for name, tensor in expected.items()
+            if name in weights and _kind(weights[name]) != _kind(tensor)
         ],
     }
     misfits = "; ".join(f"{kind}: {abbreviated(names)}" for kind, names in problems.items() if names)
@@ -41,6 +46,11 @@ def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collec
         raise ValueError(
             f"these weights do not fit {type(model).__name__}: {misfits}; use weights of this architecture"
         )
+
+
+def _kind(tensor: Tensor) -> str:
+    """Of the same kind, one can be converted to the other: weights in half precision are as good as any."""
+    return "complex" if tensor.is_complex() else "floating" if tensor.is_floating_point() else "whole"
 
 
 def abbreviated(names: list[str]) -> str:

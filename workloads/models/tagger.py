@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from workloads.config.recipe import Model
 from workloads.models.backbone import Outputs
 from workloads.models.families import adapt_weights, build_backbone
+from workloads.models.fit import require_fit
 from workloads.models.front_end import build_front_end
 from workloads.runtime.rng import keyed_seed
 
@@ -64,6 +65,14 @@ class Tagger(nn.Module):
         backbone_set_progress = getattr(self.backbone, "set_progress", None)
         if backbone_set_progress is not None:
             backbone_set_progress(own_step, total)
+
+    def load_own(self, state: dict[str, Tensor], name: str) -> None:
+        """Load the state dict of this very tagger; ValueError, naming its file, where it is another one's."""
+        try:
+            require_fit(state, self)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        self.load_state_dict(state)
 
     @property
     def num_parameters(self) -> int:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.json_files import json_text, parse_json, parse_marker
 from workloads.runtime.opener import Opener
+from workloads.runtime.tensor_files import parse_safetensors, read_bounded
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # endings of files that torch.save writes
 IMPORT_FIRST = (
@@ -52,26 +52,33 @@ def write(
     return folder
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path, uri: str = "", *, shape: Any = dict[str, Any]) -> dict[str, Any]:
     """The checkpoint's `state.json`, after every file's SHA-256 has been compared.
 
-    Raises ValueError where the marker or a file is missing, or a file's digest differs.
+    `uri` is what errors call the checkpoint, where `folder` is a copy. Raises ValueError where the marker or a file is
+    missing, a file's digest differs, or the state has another shape.
     """
-    marker = folder / MARKER
+    marker, uri = folder / MARKER, uri or str(folder)
     if not marker.is_file():
-        raise ValueError(f"checkpoint {folder}: no {MARKER}, so it was never finished; choose another checkpoint")
-    for name, digest in parse_marker(marker.read_bytes(), str(marker)).items():
+        raise ValueError(f"checkpoint {uri}: no {MARKER}, so it was never finished; choose another checkpoint")
+    for name, digest in parse_marker(marker.read_bytes(), f"checkpoint {uri}: {MARKER}").items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
             raise ValueError(
-                f"checkpoint {folder}: {name} is missing or differs from its SHA-256; choose another checkpoint"
+                f"checkpoint {uri}: {name} is missing or differs from its SHA-256; choose another checkpoint"
             )
-    return parse_json((folder / "state.json").read_bytes(), str(folder / "state.json"))
+    state: dict[str, Any] = parse_json((folder / "state.json").read_bytes(), f"checkpoint {uri}: state.json", shape)
+    return state
 
 
-def read_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint, on the CPU."""
-    return load_file(folder / f"{stem}.safetensors")
+def read_tensors(folder: Path, stem: str, uri: str = "") -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint, on the CPU; ValueError, naming the checkpoint, where it has none."""
+    name = f"checkpoint {uri or folder}: {stem}.safetensors"
+    try:
+        with (folder / f"{stem}.safetensors").open("rb") as file:
+            return parse_safetensors(read_bounded(file, name), name)
+    except FileNotFoundError:
+        raise ValueError(f"{name}: is missing; choose another checkpoint") from None
 
 
 def file_digest(path: Path) -> str:
@@ -100,13 +107,13 @@ def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, 
     try:
         if uri.endswith(".safetensors"):
             with files.open(uri) as file:
-                return load(file.read()), {}
+                return parse_safetensors(read_bounded(file, uri), uri), {}
         contents, folder = {}, files.published_folder(uri)
         for name in (MARKER, "weights.safetensors", "state.json"):
             with files.open(files.join(folder, name)) as file:
-                contents[name] = file.read()
-        weights = load(contents["weights.safetensors"])
-    except (OSError, ValueError, SafetensorError) as error:
+                contents[name] = read_bounded(file, name)
+        weights = parse_safetensors(contents["weights.safetensors"], "weights.safetensors")
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"init = {uri!r}: neither a safetensors file nor a finished tagger's folder ({error})"
         ) from None

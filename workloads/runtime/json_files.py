@@ -7,11 +7,15 @@ ValueError that names the file, the place in it and what belongs there. Keys tha
 import functools
 import json
 from collections.abc import Callable
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
+from annotated_types import Interval
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from workloads.config.recipe import MAX_CLIP_SECONDS
 from workloads.runtime.redaction import redacted_values
+
+MAX_RATE = 192_000  # Hz
 
 
 class Marker(TypedDict):
@@ -28,8 +32,8 @@ class TaggerState(TypedDict):
     model: dict[str, Any]
     tags: list[str]
     labels: Literal["single", "multi"]
-    clip_seconds: float
-    clip_rate: int
+    clip_seconds: Annotated[float, Interval(gt=0, le=MAX_CLIP_SECONDS)]
+    clip_rate: Annotated[int, Interval(gt=0, le=MAX_RATE)]
 
 
 class TrainingState(TypedDict):

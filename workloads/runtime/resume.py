@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.runtime import checkpoint
-from workloads.runtime.json_files import TrainingState, require_shape
+from workloads.runtime.json_files import TrainingState
 from workloads.runtime.session import Session, gather
 
 
@@ -19,7 +19,7 @@ def newest_intact_checkpoint(session: Session) -> tuple[Path | None, dict[str, A
     damaged: list[str] = []
     for name in names:
         folder = session.fetch(name)
-        state, error = _read_state(folder)
+        state, error = _read_state(folder, name)
         errors = [message for message in gather(session, error) if message]
         if not errors:
             return folder, state, damaged
@@ -32,11 +32,9 @@ def newest_intact_checkpoint(session: Session) -> tuple[Path | None, dict[str, A
     return None, {}, []
 
 
-def _read_state(folder: Path) -> tuple[dict[str, Any], str]:
+def _read_state(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     """A checkpoint's state and an empty string, or no state and the reason why it cannot be used."""
     try:
-        state = checkpoint.read_state(folder)
-        require_shape(state, str(folder / "state.json"), TrainingState)
-        return state, ""
+        return checkpoint.read_state(folder, name, shape=TrainingState), ""
     except ValueError as error:
         return {}, str(error)

@@ -18,6 +18,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
+from orchestrator.artifacts.import_weights import import_weights
 from orchestrator.artifacts.weights_file import find_weights
 from tests.commands import Done, first_tagger
 from tests.efficientat import DATA, case
@@ -436,6 +437,27 @@ def test_damaged_files_and_files_of_other_kinds_are_refused(antiphon, weights, t
 def test_contents_without_a_network_are_named(antiphon, tmp_path, content, message):
     torch.save(content, tmp_path / "odd.pt")
     assert message in mistake(antiphon("models", "import", "--family", "mn", tmp_path / "odd.pt", tmp_path / "out"))
+
+
+def holding_itself() -> dict:
+    loop: dict = {}
+    loop["state_dict"] = loop
+    return loop
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (holding_itself(), "its 'state_dict' is not a tensor"),
+        ({"model": {"state_dict": {"a": torch.zeros(1).expand(10**6, 10**6)}}}, "4 are stored; use another file"),
+        ({"a": torch.eye(3).to_sparse()}, "'a' is no plain tensor of numbers"),
+    ],
+)
+def test_contents_without_end_are_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"odd.pt") as caught:
+        import_weights(str(tmp_path / "odd.pt"), str(tmp_path / "out"), family="mn")
+    assert message in str(caught.value)
 
 
 def test_unknown_and_missing_tensors_are_named(antiphon, tmp_path):

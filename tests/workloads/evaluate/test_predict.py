@@ -1,5 +1,10 @@
 """The probabilities of a file's tags, for files of any length."""
 
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +14,9 @@ from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, ViT
 from workloads.config.recipe import FrontEnd, Model
 from workloads.evaluate import predict
-from workloads.evaluate.predict import BadNumbers, tag_sound
+from workloads.evaluate.predict import BadNumbers, load_tagger, tag_sound
 from workloads.models.tagger import Tagger, build_tagger
+from workloads.runtime.checkpoint import weights_digest, write
 
 RATE = LENGTH = 16_000  # clips of a second
 TAGS = ("dog", "rain", "saw")
@@ -115,3 +121,44 @@ def test_probabilities_of_single_labels_sum_to_one(tagger) -> None:
     probabilities = tag_samples(tagger, x_T, labels="single")
     assert probabilities == each.mean(0).tolist()
     assert sum(probabilities) == pytest.approx(1)
+
+
+def delivered(tagger: Tagger, folder: Path, *, tensors: dict[str, Tensor] | None = None, **changed: Any) -> Path:
+    state = {"kind": "tagger", "name": "one", "model": asdict(tagger.model), "tags": list(TAGS), "labels": "multi"}
+    state |= {"clip_seconds": 1.0, "clip_rate": RATE} | changed
+    return write(folder, tensors={"weights": tagger.state_dict() | (tensors or {})}, state=state)
+
+
+def test_a_delivered_tagger_is_read_back(tagger, tmp_path) -> None:
+    read, state = load_tagger(delivered(tagger, tmp_path / "one"))
+    assert weights_digest(read.state_dict()) == weights_digest(tagger.state_dict())
+    assert state["tags"] == list(TAGS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tensors": {"backbone.norm.bias": torch.ones(17)}}, "wrong shape: norm.bias is (17,), must be (16,)"),
+        ({"tensors": {"backbone.more": torch.ones(1)}}, "unknown: more"),
+        (
+            {"tensors": {"backbone.norm.bias": torch.ones(16, dtype=torch.int64)}},
+            "norm.bias is whole, must be floating",
+        ),
+        ({"tags": list(map(str, range(9)))}, "wrong shape: head.weight is (3, 16), must be (9, 16)"),
+        ({"clip_seconds": 1e9}, "state.json: clip_seconds: input should be less than or equal to 3600"),
+        ({"clip_seconds": math.nan}, "state.json: clip_seconds: input should be"),
+        ({"clip_seconds": 3000.0}, "wrong shape: pos_embed is"),
+        ({"clip_rate": 10**12}, "state.json: clip_rate: input should be less than or equal to 192000"),
+        ({"model": {"arch": {"family": "vit", "dim": 6000, "depth": 4, "heads": 2}}}, "wrong shape: cls_token is"),
+        ({"model": {"arch": {"family": "vit", "depth": 10**9}}}, "must be at most 1,000"),
+    ],
+)
+def test_weights_are_compared_with_the_network_before_it_is_built(tagger, tmp_path, monkeypatch, changed, message):
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("a network was built")
+
+    folder = delivered(tagger, tmp_path / "one", **changed)
+    monkeypatch.setattr(predict, "build_tagger", never)
+    with pytest.raises(ValueError, match=r"checkpoint s3://bucket/one") as caught:
+        load_tagger(folder, "s3://bucket/one")
+    assert message in str(caught.value)

@@ -14,8 +14,9 @@ from torch import Tensor
 from workloads.config.architectures import AST
 from workloads.config.recipe import FrontEnd, Model
 from workloads.models.ast import PATCH, SIZES
+from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
-from workloads.models.official.converted import Converted, empty_backbone, require_distinct_names, rows_or_one
+from workloads.models.official.converted import Converted, require_distinct_names, rows_or_one
 from workloads.models.patches import GRID, POSITIONS
 
 PREFIX, HEAD = "v.", "mlp_head.1.weight"

@@ -15,9 +15,10 @@ from torch import Tensor
 from workloads.config.architectures import CED
 from workloads.config.recipe import FrontEnd, Model
 from workloads.models.ced import SIZES, our_name
+from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.front_end import CED64, build_front_end
-from workloads.models.official.converted import Converted, empty_backbone, require_distinct_names, rows_or_one
+from workloads.models.official.converted import Converted, require_distinct_names, rows_or_one
 
 CLIP_SECONDS = 10.0  # AudioSet's clips
 STEM, HEAD = "patch_embed.proj.weight", "outputlayer.1.weight"

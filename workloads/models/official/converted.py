@@ -2,13 +2,9 @@
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from workloads.config.architectures import Arch
 from workloads.config.recipe import Model
-from workloads.models.backbone import Backbone
-from workloads.models.families import build_backbone
 
 
 class Converted(NamedTuple):
@@ -28,12 +24,6 @@ def rows_or_one(state: dict[str, Tensor], name: str) -> int:
     1 where that is missing or a single number, so that a network can be built and the check of names reports it.
     """
     return state[name].shape[0] if name in state and state[name].ndim else 1
-
-
-def empty_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:
-    """The network on torch's meta device: names and shapes of its tensors, without data."""
-    with torch.device("meta"):
-        return build_backbone(arch, bands=bands, frames=frames, num_classes=num_classes)
 
 
 def require_distinct_names(

@@ -18,9 +18,10 @@ from torch import Tensor
 from workloads.config.architectures import MN, DyMN
 from workloads.config.recipe import FrontEnd, Model
 from workloads.models.backbone import Backbone
+from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.mn import ATTENTION_HEADS, BLOCKS, channels
-from workloads.models.official.converted import Converted, empty_backbone, require_distinct_names
+from workloads.models.official.converted import Converted, require_distinct_names
 
 Strides = tuple[int, int, int, int]
 DEFAULT_STRIDES: Strides = (2, 2, 2, 2)

@@ -18,10 +18,10 @@ from torch import Tensor
 from workloads.config.architectures import AST, Arch, EfficientNet, ViT
 from workloads.config.recipe import FrontEnd, Model
 from workloads.models.efficientnet import NET
-from workloads.models.families import adapt_weights
+from workloads.models.families import adapt_weights, empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.official.ast import WIDTHS, seconds_of
-from workloads.models.official.converted import Converted, empty_backbone, rows_or_one
+from workloads.models.official.converted import Converted, rows_or_one
 from workloads.models.patches import GRID, POSITIONS, STEM
 from workloads.models.vit import DISTILLED
 

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workloads.models.official.converted import Converted, empty_backbone
+from workloads.models.families import empty_backbone
+from workloads.models.official.converted import Converted
 from workloads.models.tagger import Tagger, build_tagger
 
 
