@@ -4,7 +4,6 @@ Runs in the replayer process, or in that of `antiphon track replay`; one process
 `log_reader.py`). MLflow is imported by the first call, not with this module: its environment variables are set first.
 """
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from orchestrator.tracking.record_mapping import (
 )
 from orchestrator.tracking.uri import artifact_folder, split_credentials
 from workloads.runtime.event_log import read_event_log
+from workloads.runtime.json_files import RunRecord, parse_json
 from workloads.runtime.redaction import redacted
 
 
@@ -45,7 +45,7 @@ class MlflowRun:
 
             from orchestrator.tracking.model_registry import ModelRegistry
 
-            self.client = MlflowClient(tracking_uri=uri)
+            self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
             experiment = self._experiment(run_record["experiment"], artifact_folder(uri))
             run = self._find(experiment, run_record["run_id"]) or self._create(experiment, run_record)
             self.run_id: str = run.info.run_id
@@ -88,6 +88,12 @@ class MlflowRun:
                 experiment = self.client.get_experiment_by_name(name)
                 if experiment is None:  # else another run has just created it
                     raise
+        if experiment.lifecycle_stage == "deleted":  # MLflow keeps its name, and takes no runs in it
+            raise ValueError(
+                f"experiment {name!r} (id {experiment.experiment_id}) at {self.uri} is deleted; restore it, `mlflow "
+                f"experiments restore --experiment-id {experiment.experiment_id}` with MLFLOW_TRACKING_URI={self.uri}, "
+                "or track elsewhere with --tracking"
+            )
         return str(experiment.experiment_id)
 
     def _find(self, experiment: str, run_id: str) -> Any:
@@ -174,5 +180,5 @@ def open_destination(event_log: Path, uri: str) -> NestedRuns:
         )
 
     with event_log.open("rb") as file:
-        run_record = json.loads(file.readline())
+        run_record = parse_json(file.readline(), f"{event_log}, line 1", RunRecord)
     return NestedRuns(run_record, lambda record: MlflowRun(server, record), child_run_record, event_log.parent)
