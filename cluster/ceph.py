@@ -13,6 +13,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.json_records import read_record
 from cluster.process_registry import ProcessRegistry, ServiceSpec, free_ports, is_free, write_atomically
 from cluster.processes import Service, leader
 
@@ -129,8 +130,8 @@ def _create_files(home: Path) -> None:
 
 
 def _read_identity(home: Path) -> Identity:
-    record = json.loads((home / "identity.json").read_text())
-    return Identity(**{**record, "mon_ports": tuple(record["mon_ports"])})
+    fix = f"its cluster cannot be started again; `antiphon cluster down`, then remove {home} with its data"
+    return read_record(home / "identity.json", Identity, fix=fix)
 
 
 def _run(home: Path, program: str, *arguments: str, stdin: str | None = None) -> str:

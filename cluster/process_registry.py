@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.json_records import read_record
 from cluster.processes import MARK, Service, leader, stop
 
 # Below the ports that Linux and macOS assign to outgoing connections, above those that Ray Client uses.
@@ -69,6 +70,13 @@ def _in_words(settings: dict[str, str | int]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in settings.items())
 
 
+@dataclass(frozen=True)
+class _Services:
+    """The file of a stack's services."""
+
+    services: list[Service]
+
+
 class ProcessRegistry:
     """The services of one stack folder.
 
@@ -84,9 +92,8 @@ class ProcessRegistry:
         self.launched: list[str] = []  # by this object, in order
         self.services: dict[str, Service] = {}
         if self.path.is_file():
-            for record in json.loads(self.path.read_text())["services"]:
-                record |= {"probes": tuple(record["probes"]), "ports": tuple(record["ports"])}
-                self.services[record["name"]] = Service(**record)
+            fix = f"stop the processes that have {MARK} in their environment, then delete it"
+            self.services = {service.name: service for service in read_record(self.path, _Services, fix=fix).services}
 
     def put(self, service: Service) -> None:
         """Record a service under its name."""

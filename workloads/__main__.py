@@ -4,7 +4,6 @@ RESOLVED.json is what `antiphon run RECIPE --dry-run --json` prints. Event log, 
 FOLDER, by default named after the recipe, which must not exist.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from workloads.config.recipe import Recipe, restore
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EVENT_LOG, EventLog
+from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import LocalSession
 from workloads.train import loop, set_up
@@ -22,7 +22,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) not in (1, 2):
         print(__doc__, file=sys.stderr)
         return 2
-    recipe = restore(Recipe, json.loads(Path(arguments[0]).read_text()))
+    try:
+        recipe = restore(Recipe, parse_json(Path(arguments[0]).read_bytes(), arguments[0]))
+    except (ValueError, OSError) as mistake:
+        print(" ".join(str(mistake).split()), file=sys.stderr)
+        return 2
     folder = Path(arguments[1] if len(arguments) == 2 else recipe.name)
     if folder.exists():
         print(f"{folder}: already exists; name another folder, or move it away", file=sys.stderr)

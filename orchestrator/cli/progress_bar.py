@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -162,7 +162,11 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
     text = file.read()
     whole = text.rfind(b"\n") + 1
     file.seek(whole - len(text), os.SEEK_CUR)
-    return [parse_line(line, file.name) for line in text[:whole].splitlines()]
+    records = []
+    for line in text[:whole].splitlines():
+        with suppress(ValueError):  # whoever reads the log for more than this names its damaged lines
+            records.append(parse_line(line, file.name))
+    return records
 
 
 def _messages(record: dict[str, Any]) -> list[str]:

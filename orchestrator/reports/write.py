@@ -5,6 +5,7 @@ run's report does not need, Optuna above all, is imported for searches only.
 """
 
 from pathlib import Path
+from typing import Any
 
 from orchestrator.reports.run_page import write_report
 from orchestrator.runs.location import RunLocation
@@ -13,8 +14,8 @@ from orchestrator.search.store import upload_beside
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
-from workloads.runtime.event_log import read_event_log
-from workloads.runtime.json_files import parse_json
+from workloads.runtime.event_log import EVENT_LOG, read_event_log
+from workloads.runtime.json_files import RECORDS, RecipeFile, require_shape
 
 REPORT = "report.html"
 
@@ -25,8 +26,9 @@ def write_run_report(location: RunLocation, *, patience_s: float) -> None:
     Retries for at most `patience_s` seconds while the storage is unavailable.
     """
     recipe_uri = object_store.join(location.uri, "recipe.json")
-    text = retry_while_unavailable(lambda: object_store.get_text(recipe_uri), what=recipe_uri, patience_s=patience_s)
-    recipe = parse_json(text, recipe_uri)
+    recipe = retry_while_unavailable(
+        lambda: object_store.read_json(recipe_uri, RecipeFile), what=recipe_uri, patience_s=patience_s
+    )
     out = location.folder / REPORT
     write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, uri=location.uri, out=out)
     retry_while_unavailable(lambda: upload_beside(location.uri, out), what=location.uri, patience_s=patience_s)
@@ -69,9 +71,12 @@ def _rewrite_run_report(uri: str, out: str) -> Path:
     records = records_of(uri)
     if not records:
         raise ValueError(f"run {uri!r}: no records yet; the first checkpoint brings them, so try again after it")
+    for record in records:
+        name = f"{object_store.join(uri, EVENT_LOG)}: a record of kind {record['kind']}"
+        require_shape(record, name, RECORDS.get(record["kind"], dict[str, Any]))
     run_id = _folder_name(uri)
     target = Path(out or f"{run_id}.html")
-    recipe = parse_json(object_store.get_text(recipe_uri), recipe_uri)
+    recipe = object_store.read_json(recipe_uri, RecipeFile)
     write_report(records, recipe, run_id=run_id, uri=uri, out=target)
     return target
 

@@ -20,8 +20,8 @@ from orchestrator.tracking.log_reader import Cursor, send_pending
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE, with_secret
-from workloads.runtime.event_log import EVENT_LOG, parse_line
-from workloads.runtime.json_files import parse_json
+from workloads.runtime.event_log import EVENT_LOG
+from workloads.runtime.json_files import RunRecord, parse_json
 from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 
@@ -37,7 +37,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
     """
     with _local_event_log(run) as event_log:
         with event_log.open("rb") as file:
-            record = parse_line(file.readline(), f"{event_log}, line 1")
+            record = parse_json(file.readline(), f"{event_log}, line 1", RunRecord)
         uri = uri or with_secret(_recorded_tracking(run, record))
         os.environ.update(MLFLOW_ENVIRONMENT)
         destination = open_destination(event_log, uri)
@@ -82,7 +82,7 @@ def _recorded_tracking(run: str, record: dict[str, Any]) -> str:
     outcome = object_store.join(run, "outcome.json")
     uri = ""
     if object_store.exists(outcome):
-        uri = parse_json(object_store.get_text(outcome), outcome).get("tracking", "")
+        uri = object_store.read_json(outcome).get("tracking", "")
     uri = uri or record["tags"].get("tracking", "")
     if uri in ("", NONE):
         raise ValueError(f"run {run!r}: was not tracked anywhere; give the MLflow to send it to: --tracking URI")

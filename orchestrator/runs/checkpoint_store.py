@@ -17,8 +17,8 @@ from typing import Protocol, Self, TypeVar
 
 from orchestrator.runs.lease import Attempt
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import retry_while_unavailable
-from workloads.runtime.json_files import parse_json
+from orchestrator.storage.retry import print_status, retry_while_unavailable
+from workloads.runtime.json_files import Scores as ScoresFile
 
 Value = TypeVar("Value")
 Scores = Callable[[str], dict[str, float]]  # of a checkpoint: each model's validation score with exactly these weights
@@ -170,8 +170,12 @@ class CheckpointStore:
     def _scores(self, name: str) -> dict[str, float]:
         if name not in self._scores_of:
             uri = object_store.join(self._checkpoints, name, "state.json")
-            text = self._retry(lambda: object_store.get_text(uri), uri)
-            self._scores_of[name] = parse_json(text, uri).get("best_for", {})
+            try:
+                state = self._retry(lambda: object_store.read_json(uri, ScoresFile), uri)
+            except ValueError as error:  # training goes on: it cannot be resumed from, so it need not be kept either
+                print_status(f"counts as without scores: {error}")
+                state = {}
+            self._scores_of[name] = state.get("best_for", {})
         return self._scores_of[name]
 
     def _retry(self, call: Callable[[], Value], what: str) -> Value:

@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from orchestrator.storage import object_store
 from workloads.runtime.background import in_background
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
-from workloads.runtime.json_files import parse_json, require_shape
+from workloads.runtime.json_files import require_shape
 
 BEAT_S = 10.0
 # Without a new heartbeat for so long a driver on another host counts as dead: longer than one request to a store that
@@ -61,6 +60,14 @@ class Driver:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """The file of an attempt."""
+
+    claim: str
+    driver: Driver
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,7 @@ def _claim(attempt: Attempt) -> Attempt:
     content = json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode()
     created = object_store.create_exclusively(path, content)
     # A lost answer makes the store's client send the request again, which then fails because the object exists.
-    if not created and _read_claim(path)["claim"] != claim:
+    if not created and _read_claim(path).claim != claim:
         raise _ClaimLost(f"run {attempt.run_uri!r}: another process has just resumed it; only one may")
     return attempt
 
@@ -191,19 +198,17 @@ def _newest(run_uri: str) -> int:
 
 
 def _driver(run_uri: str, number: int) -> Driver:
-    return Driver(**_read_claim(_path(run_uri, str(number)))["driver"])
+    return _read_claim(_path(run_uri, str(number))).driver
 
 
-def _read_claim(uri: str) -> dict[str, Any]:
-    claim: dict[str, Any] = parse_json(object_store.get_text(uri), uri)
-    require_shape(claim.get("claim"), f"{uri}: claim", str)
-    require_shape(claim.get("driver"), f"{uri}: driver", Driver)
+def _read_claim(uri: str) -> _Claim:
+    claim: _Claim = require_shape(object_store.read_json(uri), uri, _Claim)
     return claim
 
 
-def _beat(run_uri: str, driver: Driver) -> str:
+def _beat(run_uri: str, driver: Driver) -> bytes:
     path = _path(run_uri, f"{driver.token}.beat")
-    return object_store.get_text(path) if object_store.exists(path) else ""
+    return object_store.get_bytes(path) if object_store.exists(path) else b""
 
 
 def _path(run_uri: str, name: str) -> str:

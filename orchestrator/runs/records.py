@@ -24,8 +24,8 @@ def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
     for name in resume_order(object_store.list_committed(checkpoints)):
         try:
             marker, copy = (object_store.join(checkpoints, name, file) for file in (MARKER, EVENT_LOG))
-            digest = parse_marker(object_store.get_text(marker), marker)[EVENT_LOG]
-            text = object_store.get_text(copy).encode()
+            digest = parse_marker(object_store.get_bytes(marker), marker)[EVENT_LOG]
+            text = object_store.get_bytes(copy)
         except (ValueError, KeyError, FileNotFoundError):  # damaged: resuming from it reports that
             continue
         if hashlib.sha256(text).hexdigest() == digest:
@@ -37,7 +37,7 @@ def records_of(run_uri: str) -> list[dict[str, Any]]:
     """All records of a run that can be read from its storage: its event log, then what only a checkpoint holds."""
     uri, records = object_store.join(run_uri, EVENT_LOG), []
     if object_store.exists(uri):
-        records = parse_event_log(object_store.get_text(uri).encode(), uri)
+        records = parse_event_log(object_store.get_bytes(uri), uri)
     return records + _missing_from(records, checkpointed_records(run_uri))
 
 

@@ -15,7 +15,7 @@ from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
-from workloads.runtime.json_files import Outcome, json_text, parse_json
+from workloads.runtime.json_files import Outcome, json_text
 
 Value = TypeVar("Value")
 RUNS_BY_RECIPE = ".recipes"  # in a storage: a folder per recipe, in it an empty file per run; "auto" lists no others
@@ -95,7 +95,7 @@ def _create(location: RunLocation, recipe: Recipe, storage: str, *, by_auto: boo
     location.require_new(RECIPE)
     if not object_store.create_exclusively(uri, text.encode()):
         claimed = object_store.list_names(object_store.join(location.uri, "attempts"))
-        if (claimed and not by_auto) or object_store.get_text(uri) != text:
+        if (claimed and not by_auto) or object_store.get_bytes(uri) != text.encode():
             raise ValueError(
                 f"--run-id {location.run_id!r}: there is such a run at {location.uri}; `--resume {location.run_id}` "
                 "continues it, or choose another id"
@@ -130,7 +130,7 @@ def _require_same_recipe(recipe: Recipe, location: RunLocation) -> None:
         raise ValueError(
             f"--resume {location.run_id!r}: no such run at {location.uri}; check --storage, or leave --resume out"
         )
-    if changed := differences(recipe, parse_json(object_store.get_text(uri), uri)):
+    if changed := differences(recipe, object_store.read_json(uri)):
         key, old, new = changed[0]
         raise ValueError(
             f"--resume {location.run_id!r}: the run was started with {key} = {old}, and this command has {new}; a run "
@@ -143,5 +143,5 @@ def _finished_outcome(run_uri: str) -> dict[str, Any] | None:
     uri = object_store.join(run_uri, "outcome.json")
     if not object_store.exists(uri):
         return None
-    outcome: dict[str, Any] = parse_json(object_store.get_text(uri), uri, Outcome)
+    outcome: dict[str, Any] = object_store.read_json(uri, Outcome)
     return outcome if outcome["status"] == "done" else None

@@ -19,21 +19,40 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.search.rungs import RungScore
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.storage.retry import print_status, retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
-from workloads.runtime.json_files import TaskResult, TaskSettings, json_text, parse_json
+from workloads.runtime.json_files import (
+    Definition,
+    Rungs,
+    SearchCluster,
+    SearchOutcome,
+    TaskResult,
+    TaskSettings,
+    json_text,
+)
 
 PATIENCE_S = 300.0  # how long a search waits for its store, wherever it writes or reads
 READERS = 8  # threads: an object store takes a while for each of some hundred small files
 DEFINITION, CLUSTER, OUTCOME, EARLIER = "search.json", "cluster.json", "outcome.json", "earlier.json"
 SETTINGS, RUNGS, RESULT = "settings.json", "rungs.json", "result.json"
 TRIALS, FINALS = "trials", "finals"
+SHAPES: dict[str, Any] = {
+    DEFINITION: Definition,
+    CLUSTER: SearchCluster,
+    OUTCOME: SearchOutcome,
+    EARLIER: SearchOutcome,
+    SETTINGS: TaskSettings,
+    RUNGS: Rungs,
+    RESULT: TaskResult,
+    RUN_IDS_FILE: dict[str, str],
+}
 Value = TypeVar("Value")
 
 
@@ -67,7 +86,8 @@ class SearchStore:
     """The files of the search at `uri`, a folder or URI: STORAGE/SEARCH_ID.
 
     A plain value, which may be pickled to other processes. Every call waits for a store that is unavailable for at most
-    `patience_s` seconds, then raises OSError. A file that is not JSON raises ValueError with its name.
+    `patience_s` seconds, then raises OSError. A file that is damaged raises ValueError with its name, the place
+    in it, and what belongs there; what reports can do without is left out, and said.
     """
 
     uri: str
@@ -108,7 +128,8 @@ class SearchStore:
         """Every trial that was started, by number, with its result if it has one."""
         found = []
         for name in self._names(TRIALS):
-            settings = self._read(TRIALS, name, SETTINGS)
+            uri = self._path(TRIALS, name, SETTINGS)
+            settings = self._retry(partial(_parsed_or_said, uri), uri)  # without them it is started anew
             if settings is not None:
                 task = Task("trial", settings["number"], settings["settings"], settings["seed"])
                 found.append((task, self.read_result(task)))
@@ -140,7 +161,11 @@ class SearchStore:
 
     def read_result(self, task: Task) -> dict[str, Any] | None:
         """A task's result, if it has one."""
-        return self._read(task.folder, RESULT)
+        try:
+            result: dict[str, Any] | None = self._read(task.folder, RESULT)
+            return result
+        except ValueError as error:
+            raise ValueError(f"{error}; delete it to run {task.kind} {task.name} again") from None
 
     def read_all(self, *, finished: Mapping[str, str] | None = None) -> SearchFiles | None:
         """All files of the search; None where there is none. Called by reports, also while the search runs.
@@ -155,10 +180,10 @@ class SearchStore:
         if definition is None:
             return None
         outcome = _parsed(self._path(OUTCOME))  # before the tasks: they are complete once it is there
-        run_ids: dict[str, str] = _parsed(self._path(RUN_IDS_FILE)) or {}
+        run_ids: dict[str, str] = _parsed_or_said(self._path(RUN_IDS_FILE)) or {}
         trials = self._read_tasks(TRIALS, run_ids, finished)
         finals = self._read_tasks(FINALS, run_ids, finished)
-        cluster = _parsed(self._path(CLUSTER))
+        cluster = _parsed_or_said(self._path(CLUSTER))
         heartbeat = 0.0 if outcome is not None else self._last_heartbeat()
         return SearchFiles(definition, cluster, outcome, run_ids, trials, finals, heartbeat)
 
@@ -167,11 +192,11 @@ class SearchStore:
             run_id = run_ids.get(name, "")
             if finished.get(name) == run_id:
                 return TaskFiles(name, run_id, unchanged=True)
-            result = _parsed(self._path(folder, name, RESULT))
+            result = _parsed_or_said(self._path(folder, name, RESULT))  # a broken trial must not hide the others
             if result is not None:
                 return TaskFiles(name, run_id, result=result)
-            settings = _parsed(self._path(folder, name, SETTINGS))
-            rungs = None if settings is None else _parsed(self._path(folder, name, RUNGS))
+            settings = _parsed_or_said(self._path(folder, name, SETTINGS))
+            rungs = None if settings is None else _parsed_or_said(self._path(folder, name, RUNGS))
             return TaskFiles(name, run_id, settings, rungs)
 
         with ThreadPoolExecutor(READERS) as readers:
@@ -217,5 +242,13 @@ def _parsed(uri: str) -> Any:
     """The content of a JSON file; None where there is none."""
     if not object_store.exists(uri):
         return None
-    shape = {SETTINGS: TaskSettings, RESULT: TaskResult}.get(uri.rsplit("/", 1)[-1], dict[str, Any])
-    return parse_json(object_store.get_text(uri), uri, shape)
+    return object_store.read_json(uri, SHAPES[uri.rsplit("/", 1)[-1]])
+
+
+def _parsed_or_said(uri: str) -> Any:
+    """The same, but a damaged file counts as none, and is named: what it holds can be done without."""
+    try:
+        return _parsed(uri)
+    except ValueError as error:
+        print_status(f"left out: {error}")
+        return None

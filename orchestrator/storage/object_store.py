@@ -19,6 +19,7 @@ import fsspec
 from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
 from workloads.runtime.atomic_files import replace_text, replacing
 from workloads.runtime.checkpoint_store import MARKER, newest_delivered
+from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import regular_file
 from workloads.runtime.redaction import require_no_secret
 
@@ -200,9 +201,15 @@ def put_text(uri: str, text: str) -> None:
     replace_text(Path(path), text)
 
 
-def get_text(uri: str) -> str:
+def get_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
-    return fs.cat_file(path).decode()
+    content: bytes = fs.cat_file(path)
+    return content
+
+
+def read_json(uri: str, shape: Any = dict[str, Any]) -> Any:
+    """The value of a JSON file; ValueError, naming the URI, where it is none of this shape (`json_files.py`)."""
+    return parse_json(get_bytes(uri), uri, shape)
 
 
 def remove_file(uri: str) -> None:

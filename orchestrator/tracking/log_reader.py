@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import psutil
 
 from workloads.runtime.atomic_files import replace_text
+from workloads.runtime.event_log import parse_line
+from workloads.runtime.json_files import Offset, parse_json
 
 POLL_S = 0.3
 RETRY_S = 2.0
@@ -76,7 +78,11 @@ class Cursor:
         """Move to the saved position if it belongs to this log and destination; else stay at the beginning."""
         if not self.file.exists():
             return
-        saved = json.loads(self.file.read_text())
+        try:
+            saved = parse_json(self.file.read_bytes(), str(self.file), Offset)
+        except ValueError as error:  # sent again, what is stored stays
+            log_line(f"sending from the beginning: {error}")
+            return
         with self.event_log.open("rb") as file:
             file.seek(saved["start"])
             line = file.read(saved["end"] - saved["start"])
@@ -168,8 +174,7 @@ def log_line(text: str) -> None:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:  # one damaged line must not keep the others from being sent
-        log_line(f"skipped a line that is not JSON: {line[:60]!r}")
+        return parse_line(line, "a line of the event log")
+    except ValueError as error:  # one damaged line must not keep the others from being sent
+        log_line(f"skipped {line[:60]!r}: {error}")
         return None
-    return record

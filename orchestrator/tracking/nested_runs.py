@@ -10,7 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from orchestrator.tracking.log_reader import log_line
 from workloads.runtime.atomic_files import replace_text
+from workloads.runtime.json_files import parse_json
 
 ChildRunRecord = Callable[[str], dict[str, Any]]
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's pages nest runs by this tag
@@ -80,9 +82,21 @@ class NestedRuns:
 
     def _write_run_ids(self) -> None:
         """Add the open children to the file's run ids, which an earlier replayer may have begun."""
-        run_ids = json.loads(self._run_ids_file.read_text()) if self._run_ids_file.exists() else {"": self.run_id}
+        run_ids = self._run_ids() | {"": self.run_id}
         run_ids |= {child: run.run_id for child, run in self._children.items()}
         replace_text(self._run_ids_file, json.dumps(run_ids, indent=1))
+
+    def _run_ids(self) -> dict[str, str]:
+        if not self._run_ids_file.exists():
+            return {}
+        try:
+            run_ids: dict[str, str] = parse_json(
+                self._run_ids_file.read_bytes(), str(self._run_ids_file), dict[str, str]
+            )
+            return run_ids
+        except ValueError as error:
+            log_line(f"written again, without links to trials that ended: {error}")
+            return {}
 
     def _as_own_run(self, record: dict[str, Any]) -> dict[str, Any]:
         """A child's record in the form that a separate run's has."""

@@ -26,6 +26,7 @@ from workloads.data.decode import BrokenClip, Sound, load_sound
 from workloads.data.heard import Heard, HeardIndex
 from workloads.data.synthetic import render
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
+from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import Opener, is_fault_of_the_file, unreadable
 
 FORMAT = 3  # of the stored files: raise it when decoding, resampling or storing changes
@@ -182,7 +183,7 @@ class ClipCache:
         if job.target.exists() and self._index.get(job.key) is not None:
             os.utime(job.target)  # recently used, so evicted last
             return job
-        if failure := _read_json(failure_record):
+        if failure := _read_json(failure_record, QuarantinedClip):
             return job.quarantined(failure["reason"])
         try:
             sound = self._decode(job)
@@ -248,9 +249,9 @@ def _to_int16_file(x_T: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, shape: Any) -> Any:
     """What a file of the cache holds; None where there is none, or where it is damaged: it is made again."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes(), str(path), shape)
     except (FileNotFoundError, ValueError):
         return None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from workloads.runtime.atomic_files import replace_bytes
+from workloads.runtime.json_files import parse_json, require_shape
 
 INDEX = "heard.jsonl"
 MAX_REPEATS = 1000  # lines of keys that were decoded again, beside as many lines as there are keys
@@ -69,9 +70,11 @@ class HeardIndex:
 def _parse(line: bytes) -> tuple[str, Heard] | None:
     """Key and value of a line; None for one that a kill has torn, and for the blank before each."""
     try:
-        fields = json.loads(line)
-        return fields.pop("key"), Heard(**fields | {"notes": tuple(fields["notes"])})
-    except (ValueError, LookupError, TypeError, AttributeError):
+        fields = parse_json(line, INDEX)
+        key, heard = fields.pop("key"), fields | {"notes": tuple(fields["notes"])}
+        require_shape(heard, INDEX, Heard)
+        return str(key), Heard(**heard)
+    except (ValueError, LookupError, TypeError):
         return None
 
 

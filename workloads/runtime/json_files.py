@@ -6,7 +6,7 @@ ValueError that names the file, the place in it and what belongs there. Keys tha
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, NotRequired
 
 from annotated_types import Interval
@@ -16,6 +16,8 @@ from workloads.config.recipe import MAX_CLIP_SECONDS
 from workloads.runtime.redaction import redacted_values
 
 MAX_RATE = 192_000  # Hz
+MAX_DEPTH = 100  # of nested values; our own files have about ten
+TOO_DEEP = "is nested too deeply; it was damaged or written by something else"
 
 
 class Marker(TypedDict):
@@ -49,6 +51,12 @@ class TrainingState(TypedDict):
     snapshots: list[str]
 
 
+class Scores(TypedDict):
+    """state.json of a checkpoint: what decides whether it is kept."""
+
+    best_for: NotRequired[dict[str, float]]
+
+
 class Outcome(TypedDict):
     """outcome.json of a run."""
 
@@ -69,20 +77,190 @@ class Record(TypedDict):
     tags: NotRequired[dict[str, str] | list[str]]
 
 
+class RunRecord(TypedDict):
+    """The first line of an event log."""
+
+    kind: str
+    t: int
+    run_id: str
+    experiment: str
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+class EdgeFields(TypedDict):
+    """An edge in recipe.json and in a record of a phase."""
+
+    teacher: str
+    student: str
+    weight: float
+    temperature: float
+    source: str
+    view: str
+    gate: str
+
+
+class PhaseRecord(TypedDict):
+    """A line of an event log: a phase begins."""
+
+    kind: str
+    step: int
+    index: int
+    steps: int
+    trains: list[str]
+    edges: list[EdgeFields]
+    total: NotRequired[int]
+
+
+class MetricsRecord(TypedDict):
+    """A line of an event log: values of a step."""
+
+    kind: str
+    step: int
+    values: dict[str, float | None]
+
+
+class StartRecord(TypedDict):
+    """A line of an event log: an attempt begins."""
+
+    kind: str
+    step: int
+    attempt: int
+    damaged: list[str]
+
+
+class EndRecord(TypedDict):
+    """A line of an event log: an attempt has ended."""
+
+    kind: str
+    status: str
+
+
+RECORDS = {"run": RunRecord, "phase": PhaseRecord, "metrics": MetricsRecord, "start": StartRecord, "end": EndRecord}
+
+
+class Offset(TypedDict):
+    """The file beside an event log that holds how far its records were sent."""
+
+    whom: str
+    start: Annotated[int, Interval(ge=0, lt=2**62)]
+    end: Annotated[int, Interval(ge=0, lt=2**62)]
+    sha256: str
+
+
+class ArchFields(TypedDict):
+    """An architecture in recipe.json, as far as reports read it."""
+
+    family: str
+
+
+class ModelFields(TypedDict):
+    """A model in recipe.json, as far as reports read it."""
+
+    arch: ArchFields
+
+
+class RecipeData(TypedDict):
+    """The data table of recipe.json, as far as reports read it."""
+
+    labels: str
+
+
+class RecipeFile(TypedDict):
+    """recipe.json of a run: the resolved recipe, as far as reports read it; resuming compares all of it."""
+
+    name: str
+    models: dict[str, ModelFields]
+    edges: list[EdgeFields]
+    data: RecipeData
+
+
+class SearchTable(TypedDict):
+    """The search table of a resolved recipe, as far as reports read it."""
+
+    space: dict[str, dict[str, Any]]
+    searcher: str
+    scheduler: str
+    metric: str
+    trials: int
+    rungs: int
+    seed: int
+
+
+class SearchedRecipe(TypedDict):
+    """The recipe of a search, as far as reports read it."""
+
+    search: SearchTable
+
+
+class Definition(TypedDict):
+    """search.json."""
+
+    search_id: str
+    created: float
+    command: str
+    recipe: SearchedRecipe
+    tracking: str
+
+
+class SearchCluster(TypedDict):
+    """cluster.json of a search."""
+
+    slots: int
+    dashboard: str
+    trials: int
+
+
+class SearchOutcome(TypedDict):
+    """outcome.json and earlier.json of a search."""
+
+    search_id: str
+    status: str
+    seconds: float
+
+
+class Rung(TypedDict):
+    """An entry of the history of a trial."""
+
+    step: int
+    objective: float | None
+    values: NotRequired[dict[str, float | None]]
+
+
+class Rungs(TypedDict):
+    """rungs.json of a search's trial."""
+
+    history: list[Rung]
+    began: float
+    loop_seconds: float
+    told: float
+
+
 class TaskSettings(TypedDict):
     """settings.json of a search's trial."""
 
+    kind: str
     number: int
     settings: dict[str, Any]
     seed: int | None
+    slot: NotRequired[int | None]
+    began: float
 
 
 class TaskResult(TaskSettings):
     """result.json of a search's trial."""
 
-    status: NotRequired[str]
+    status: str
+    ended: float
+    reason: NotRequired[str]
     objective: NotRequired[float | None]
-    history: list[dict[str, Any]]
+    second: NotRequired[float | None]
+    loop_seconds: NotRequired[float | None]
+    host: NotRequired[str | None]
+    test: NotRequired[dict[str, dict[str, float | None]] | None]
+    course: NotRequired[list[tuple[int, dict[str, Any]]]]
+    history: list[Rung]
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
@@ -95,19 +273,36 @@ def parse_json(content: str | bytes, name: str, shape: Any = dict[str, Any]) -> 
     try:
         value = json.loads(content)
     except RecursionError:
-        raise ValueError(f"{name}: is nested too deeply; it was damaged or written by something else") from None
+        raise ValueError(f"{name}: {TOO_DEEP}") from None
     except ValueError as error:  # also for bytes that are no text
         raise ValueError(f"{name}: is not JSON ({error}); it was damaged or written by something else") from None
+    _require_shallow(content, value, name)
     require_shape(value, name, shape)
     return value
 
 
-def require_shape(value: Any, name: str, shape: Any) -> None:
-    """Raise ValueError, naming the first place that differs, where `value` does not have this shape."""
+def _require_shallow(content: str | bytes, value: Any, name: str) -> None:
+    """ValueError where values are nested in more levels than code that walks through them can go down."""
+    content = content.encode() if isinstance(content, str) else content
+    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:
+        return
+    level, depth = [value], 0
+    while level := [item for outer in level for item in _items(outer)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{name}: {TOO_DEEP}")
+
+
+def _items(value: Any) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def require_shape(value: Any, name: str, shape: Any) -> Any:
+    """The value as this shape, a dataclass for one; raises ValueError, naming the first place that differs."""
     from pydantic import ValidationError  # not at the top: `antiphon --help` stays light
 
     try:
-        _validator(shape)(value)
+        return _validator(shape)(value)
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in mistake["loc"]) or "its content"

@@ -76,8 +76,8 @@ def test_a_damaged_neighbour_blocks_nobody(storage, capsys):
 def test_runs_of_other_recipes_are_not_read(storage, monkeypatch):
     others = [open_auto(storage, seed=seed).location.uri for seed in range(1, 4)]
     read: list[str] = []
-    get_text = object_store.get_text
-    monkeypatch.setattr(object_store, "get_text", lambda uri: read.append(uri) or get_text(uri))
+    get_bytes = object_store.get_bytes
+    monkeypatch.setattr(object_store, "get_bytes", lambda uri: read.append(uri) or get_bytes(uri))
     open_auto(storage)
     assert not [uri for uri in read for other in others if uri.startswith(other)]
 

@@ -1,6 +1,7 @@
 """The files of a search as the search reads them; how reports read them: tests/orchestrator/reports/search."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_a_task_is_read_as_it_was_written(store: SearchStore, tmp_path: Path) ->
 
 
 def test_a_result_is_committed_once(store: SearchStore) -> None:
-    store.write_result(TASK, {"status": "done", "course": []}, [RungScore(4, 0.5, {"cnn/val/ece": 0.1})])
+    store.write_result(TASK, {"status": "done", "course": [], "began": 1.0}, [RungScore(4, 0.5, {"cnn/val/ece": 0.1})])
     store.write_result(TASK, {"status": "stopped"}, [])
     result = store.read_result(TASK)
     assert result is not None
@@ -35,9 +36,15 @@ def test_a_result_is_committed_once(store: SearchStore) -> None:
     assert result["history"] == [{"step": 4, "objective": 0.5, "values": {"cnn/val/ece": 0.1}}]
 
 
-@pytest.mark.parametrize(
-    "name", ["search.json", "outcome.json", "trials/0003/settings.json", "trials/0003/result.json"]
-)
+def test_a_damaged_trial_does_not_hide_the_others(store: SearchStore, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write_settings(TASK, began=1.0)
+    store.write_settings(replace(TASK, number=4), began=1.0)
+    object_store.put_text(object_store.join(store.uri, "trials/0003/settings.json"), '{"a":' * 500 + "1" + "}" * 500)
+    assert [task.number for task, _ in store.known_trials()] == [4]
+    assert "0003/settings.json: is nested too deeply" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["search.json", "outcome.json", "trials/0003/result.json"])
 def test_a_damaged_file_is_named(store: SearchStore, name: str) -> None:
     store.write_settings(TASK, began=1.0)
     object_store.put_text(object_store.join(store.uri, name), "{half")

@@ -140,4 +140,4 @@ def test_mlflow_run_ids_are_beside_a_search_on_an_object_store_while_it_runs(
     ledger.on_start(Task("trial", 0))
     (tmp_path / RUN_IDS_FILE).write_text('{"": "p", "0000": "c"}')
     ledger.on_result(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
-    assert object_store.get_text(f"s3://links/s/{RUN_IDS_FILE}") == (tmp_path / RUN_IDS_FILE).read_text()
+    assert object_store.get_bytes(f"s3://links/s/{RUN_IDS_FILE}") == (tmp_path / RUN_IDS_FILE).read_bytes()

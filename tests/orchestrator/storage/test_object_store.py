@@ -44,7 +44,7 @@ def test_the_second_exclusive_create_fails(storage):
     uri = object_store.join(storage, "attempt-1")
     assert object_store.create_exclusively(uri, b"first")
     assert not object_store.create_exclusively(uri, b"second")
-    assert object_store.get_text(uri) == "first"
+    assert object_store.get_bytes(uri) == b"first"
 
 
 def test_storage_that_cannot_be_written_is_an_error(tmp_path):
