@@ -20,8 +20,7 @@ from typing import Any, Protocol
 import psutil
 
 from workloads.runtime.atomic_files import replace_text
-from workloads.runtime.event_log import parse_line
-from workloads.runtime.json_files import Offset, parse_json
+from workloads.runtime.json_files import Offset, Record, parse_json
 
 POLL_S = 0.3
 RETRY_S = 2.0
@@ -174,7 +173,8 @@ def log_line(text: str) -> None:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        return parse_line(line, "a line of the event log")
+        record: dict[str, Any] = parse_json(line, f"{line[:60]!r}", Record)
+        return record
     except ValueError as error:  # one damaged line must not keep the others from being sent
-        log_line(f"skipped {line[:60]!r}: {error}")
+        log_line(f"skipped a line that is no record: {error}")
         return None

@@ -232,8 +232,6 @@ class Rungs(TypedDict):
     """rungs.json of a search's trial."""
 
     history: list[Rung]
-    began: float
-    loop_seconds: float
     told: float
 
 

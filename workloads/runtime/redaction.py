@@ -24,7 +24,7 @@ PARAMETER = re.compile(
     r"""(?P<name>(?<![\w.-])[\w.-]*
         (?:passw(?:or)?d|pwd|secret|token|signature|credential|api[_-]?key|access[_-]?key)[\w.-]*
         |(?<=[?&;])(?:sig|auth|key|pass))
-        =(?P<value>'[^']*'|"[^"]*"|[^\s&#"<>]*[^\s&#"'<>])""",
+        =(?!\*\*\*)(?P<value>'[^']*'|"[^"]*"|[^\s&#"<>]*[^\s&#"'<>])""",
     re.IGNORECASE | re.VERBOSE,
 )
 

@@ -57,7 +57,7 @@ def test_attempts_on_changing_hosts_lose_no_records(location, tmp_path):
     assert attempt(one, 1) == whole(1)
     assert attempt(other, 2) == whole(1) + whole(2)
     assert attempt(one, 3) == whole(1) + whole(2) + whole(3)
-    published = object_store.get_text(object_store.join(location.uri, EVENT_LOG))
+    published = object_store.get_bytes(object_store.join(location.uri, EVENT_LOG))
     assert [json.loads(line)["number"] for line in published.splitlines()] == [1] * 4 + [2] * 4 + [3] * 4
 
 

@@ -154,7 +154,7 @@ def test_a_damaged_line_is_skipped_and_logged(tmp_path: Path, capsys: pytest.Cap
         replay_until_complete(Cursor(_event_log(path, 2), "here"), received, writer=EXITED, old_bytes=0, grace_s=0) == 0
     )
     assert _steps(received) == [0, 1]
-    assert "skipped a line that is not JSON: b'\\x00" in capsys.readouterr().err
+    assert "skipped a line that is no record: b'\\x00" in capsys.readouterr().err
 
 
 def test_values_beyond_mlflows_limit_are_truncated_with_a_note() -> None:

@@ -59,7 +59,7 @@ def test_the_length_of_every_usable_clip_is_that_of_its_file(tmp_path: Path) -> 
     for _ in ("decoded", "stored"):
         cache = make_cache(tmp_path, rate=8000)
         cache.prepare(clips, data_at(tmp_path), LocalFiles())
-        assert cache.seconds() == [0.5, 0.5]
+        assert [heard.seconds for heard in cache.heard().values()] == [0.5, 0.5]
 
 
 def test_clips_are_loaded_with_all_16_bits_unchanged(tmp_path: Path) -> None:

@@ -69,3 +69,21 @@ def test_weights_that_a_marker_does_not_list_are_not_read(tmp_path: Path) -> Non
     (folder / MARKER).write_text('{"files": {}}')
     with pytest.raises(ValueError, match="cannot be verified"):
         checkpoint.read_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"[" * 3_000_000, "is nested too deeply"),
+        (b'{"a":' * 500 + b"1" + b"}" * 500, "is nested too deeply"),
+        (b"\xff\xfe{}", "is not JSON"),
+        (b'{"a":' + b"9" * 5000 + b"}", "is not JSON"),
+        (b"null", "its content: input should be a valid dictionary"),
+    ],
+)
+def test_content_that_no_reader_could_walk_through_is_refused(content, message):
+    with pytest.raises(ValueError, match=r"^FILE: [^\n]+$") as caught:
+        parse_json(content, "FILE")
+    assert message in str(caught.value)
+    assert parse_json(json.dumps({"a": [[]] * 1000}), "FILE") == {"a": [[]] * 1000}

@@ -38,6 +38,7 @@ def test_secrets_are_replaced_once_and_for_all(text, shown):
 @pytest.mark.parametrize(
     "text",
     [
+        "URI 's3://b/k?token=***': holds one",
         "http://127.0.0.1:5000/x@y",
         "http://[::1]:5000/x@y",
         "http://h:5000, then a@b",
