@@ -74,6 +74,7 @@ MP3 = sound_file(noise(16_000).numpy(), 16_000, "MP3", "MPEG_LAYER_III")
         (sound_file(np.array([0.0, np.nan, 0.0]), 16_000, "WAV", "FLOAT"), "NaN or infinite"),
         (sound_file(np.array([0.0, np.inf, 0.0]), 16_000, "WAV", "FLOAT"), "NaN or infinite"),
     ],
+    ids=["empty", "text", "header", "half a WAV", "half a FLAC", "half an MP3", "no samples", "NaN", "infinite"],
 )
 def test_files_without_usable_audio_are_broken_clips_with_a_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BrokenClip, match=reason):
