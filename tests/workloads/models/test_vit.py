@@ -160,7 +160,7 @@ def test_a_stored_grid_has_precedence_over_a_square() -> None:
 def test_misfits_are_named() -> None:
     state = build_vit().state_dict()
     state["odd"] = state.pop("norm.weight")
-    with pytest.raises(ValueError, match=r"unknown: odd; missing: norm\.weight\. They belong"):
+    with pytest.raises(ValueError, match=r"unknown: odd; missing: norm\.weight; use weights of this"):
         adapt_weights(state, build_vit(), family="vit")
     with pytest.raises(
         ValueError, match=r"wrong shape: cls_token is \(1, 1, 12\), must be \(1, 1, 16\), .* and \d+ more"
