@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from workloads.config.recipe import Recipe
-from workloads.data.batches import Batches, Shard
+from workloads.data.batches import Batches
 from workloads.data.prepare import PreparedData
+from workloads.data.shard import Shard
 from workloads.distill.batch_norm import ShardMeanStats
 from workloads.distill.edges import edge_term, student_loss
 from workloads.distill.pool import ModelPool
@@ -238,7 +239,7 @@ def _shard_losses(
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """Forward one shard through students and teachers; returns each student's loss (in order) and its metrics."""
     train, labels = run.recipe.train, run.recipe.data.labels
-    shard = run.batches.shard(run.step, index).to(run.session.device)
+    shard = run.batches.shard(run.step, index, with_clean_view=phase.needs_clean_view).to(run.session.device)
     student_outputs = _forward(run, phase, shard, index)
     teacher_outputs = {source: source.logits(shard, student_outputs) for source in dict.fromkeys(sources.values())}
     losses: list[Tensor] = []

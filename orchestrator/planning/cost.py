@@ -195,16 +195,10 @@ def _views_taught(name: str, taught: list[tuple[Phase, int]], *, steps_per_epoch
 
 
 def _clips_read(recipe: Recipe, phases: tuple[Phase, ...], clips: Clips, *, until: int, whole: bool) -> int:
-    """Number of clips read from the cache: batches, mixup partners from other shards, clean views, scoring."""
-    partners = recipe.augment.mixup * (1 - 1 / recipe.train.shards)  # partners within a shard are in memory
-    batch = recipe.train.batch_size * (1 + partners)
-    has_clean_view = recipe.augment.has_clean_view
-    read = sum(
-        steps * batch * (1 + (has_clean_view and any(edge.view == "clean" for edge in phase.edges)))
-        for phase, steps in steps_by_phase(phases, until)
-    )
+    """Number of clips read from the cache: each clip of a batch once, whatever its views, and for scoring."""
+    read = recipe.train.batch_size * min(until, phases[-1].end)
     scored = sum(_validations(recipe, name, phases, until) for name in recipe.models) * clips.val
-    return round(read) + scored + len(recipe.models) * _clips_scored_at_the_end(recipe, clips) * whole
+    return read + scored + len(recipe.models) * _clips_scored_at_the_end(recipe, clips) * whole
 
 
 def _clips_scored_at_the_end(recipe: Recipe, clips: Clips) -> int:

@@ -13,7 +13,8 @@ import torch
 
 from orchestrator.planning.cost import Cost, step_flops
 from workloads.config.recipe import Recipe
-from workloads.data.batches import Batches, Shard
+from workloads.data.batches import Batches
+from workloads.data.shard import Shard
 from workloads.distill.schedule import Phase
 from workloads.models.size import Size, macs_of_forward
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
@@ -61,8 +62,8 @@ class CountingBatches(Batches):
 
     num_clips = 0
 
-    def shard(self, step: int, index: int) -> Shard:
-        shard = super().shard(step, index)
+    def shard(self, step: int, index: int, *, with_clean_view: bool = False) -> Shard:
+        shard = super().shard(step, index, with_clean_view=with_clean_view)
         self.num_clips += len(shard.clip_ids)
         return shard
 

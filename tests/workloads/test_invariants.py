@@ -331,7 +331,7 @@ def test_a_teacher_may_get_the_clean_clip(tiny, start):
     noisy = ("augment.gain_db=20", "augment.roll=1.0", "edges.0.view=clean")
     run = start(short(tiny, "one-way", *noisy))
     _, sources = train_to_first_edges(run)
-    shard = run.batches.shard(run.step, 0)
+    shard = run.batches.shard(run.step, 0, with_clean_view=True)
     teacher = run.pool.states["cnn"].tagger
     with torch.no_grad():
         torch.testing.assert_close(

@@ -270,6 +270,11 @@ class Recipe(Checked):
             raise ValueError("search.metric = 'accuracy': needs data.labels = 'single'; use 'mAP' or 'log_loss'")
 
     def _check_mixup(self) -> None:
+        if self.augment.mixup and self.train.shard_size == 1:
+            raise ValueError(
+                "augment.mixup: a clip is mixed with another one of its shard, and train.shard_size is 1; set it to 2 "
+                "or more, or augment.mixup to 0"
+            )
         kinds = {model.front_end.kind for model in self.models.values()}
         if self.augment.mixup and self.augment.mixup_on == "mel" and len(kinds) > 1:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 Every draw is keyed by (view_seed, clip_id, view, purpose), and by the occurrence where a clip is drawn again in an
 epoch, so a view can be computed again from its key.
-Mixup is applied in `batches.py`, which has the other clips; this file only draws the partner and the weight.
+Mixup is applied in `batches.py`, which has the other clips; this file only draws the weight.
 
 Axes: B clips of a batch, T samples, M mel bands, F frames, 4 masks (time start, time width, mel start, mel width).
 """
@@ -25,8 +25,7 @@ class View:
     crop: float = 0.0  # where a longer clip is cut: 0 its start, towards 1 its end
     roll: float = 0.0  # shift to the right, as a share of the cut clip, wrapped around
     gain_db: float = 0.0
-    partner: float = 0.0  # position in the pool of mixup partners, as a share of its size
-    mix_weight: float = 1.0  # of the clip itself; 1: not mixed
+    mix_weight: float = 1.0  # of the clip itself in a mixture; 1: not mixed
     time_start: float = 0.0  # masks: shares of the duration and of the mel scale
     time_width: float = 0.0
     mel_start: float = 0.0
@@ -66,7 +65,7 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) ->
     if augment.gain_db:
         drawn["gain_db"] = augment.gain_db * (2 * uniform("gain")[0] - 1)
     if augment.mixup:
-        drawn["partner"], drawn["mix_weight"] = _draw_mixup(augment, generator("mixup"))
+        drawn["mix_weight"] = _draw_mix_weight(augment, generator("mixup"))
     if augment.mask_time:
         drawn["time_start"], drawn["time_width"] = mask("mask_time", augment.mask_time)
     if augment.mask_mel:
@@ -74,19 +73,23 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) ->
     return View(**drawn)
 
 
-def _draw_mixup(augment: Augment, generator: np.random.Generator) -> tuple[float, float]:
-    """The partner and the weight of the clip itself; (0, 1) where it is not mixed."""
-    chance, partner = generator.random(2).tolist()
-    # Drawn even when unused: the partner and weight of a mixed clip must not depend on the probability of mixup.
+def _draw_mix_weight(augment: Augment, generator: np.random.Generator) -> float:
+    """The weight of the clip itself; 1 where it is not mixed."""
+    chance = float(generator.random())
+    # Drawn even when unused: the weight of a mixed clip must not depend on the probability of mixup.
     weight = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))
-    return (partner, weight) if chance < augment.mixup else (0.0, 1.0)
+    return weight if chance < augment.mixup else 1.0
 
 
-def apply_view(x_T: Tensor, view: View, *, length: int) -> Tensor:
-    """This view of a whole stored clip, `length` samples: cut or zero-padded on the right, rolled, amplified."""
+def crop(x_T: Tensor, view: View, *, length: int) -> Tensor:
+    """The part of a whole stored clip that is heard: `length` samples, zero-padded on the right if it is shorter."""
     spare = max(0, x_T.shape[-1] - length)
-    x_T = cut_or_pad(x_T, length, offset=int(view.crop * (spare + 1)))
-    shift = round(view.roll * length)
+    return cut_or_pad(x_T, length, offset=int(view.crop * (spare + 1)))
+
+
+def roll_and_amplify(x_T: Tensor, view: View) -> Tensor:
+    """What the view does to the waveform of its crop: rolled, amplified."""
+    shift = round(view.roll * x_T.shape[-1])
     if shift:
         x_T = torch.roll(x_T, shift)
     return x_T * 10 ** (view.gain_db / 20) if view.gain_db else x_T

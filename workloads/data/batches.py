@@ -5,14 +5,11 @@ The content of a shard depends on the recipe, the step and the shard's index onl
 A clip that is drawn again within an epoch (balanced sampling) gets another view: a draw is the clip's row and the
 number of its earlier draws in the epoch.
 
-Axes: B clips of a batch, here of a shard, N clips of a set, T samples, M mel bands, F frames, C tags, 4 masks (time
-start, time width, mel start, mel width).
+Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,20 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workloads.config.recipe import Recipe
-from workloads.data.augment import View, apply_view, clean_view, draw_view, mask_mel, sound_mask, sound_of_view
+from workloads.data.augment import View, clean_view, crop, draw_view, roll_and_amplify, sound_of_view
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset, require_full_batch
+from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.runtime.rng import keyed_generator
-
-
-class MelFrontEnd(Protocol):
-    """Computes log-mels of waveforms; front ends of the same kind give the same numbers."""
-
-    kind: str
-    mask_value: float  # of masked cells
-    hears_padding: bool
-
-    def __call__(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor: ...
 
 
 class Draw(NamedTuple):
@@ -41,67 +29,6 @@ class Draw(NamedTuple):
 
     row: int  # of the clip among the training clips
     occurrence: int  # number of earlier draws of the clip in the epoch
-
-
-@dataclass(eq=False)
-class Shard:
-    """Clips of one forward pass, each in one view; `partner_x_BT` is set only where mixup is applied to log-mels.
-
-    `sound_B2` is where each clip's sound begins and how long it is (`sound_of_view`), the rest is padding; None: no
-    clip is padded. With mixup `partner_sound_B2` is the same of the clips that they are mixed with.
-    """
-
-    clip_ids: tuple[str, ...]
-    view: int
-    x_BT: Tensor
-    y_BC: Tensor  # labels; NaN where unknown
-    known_BC: Tensor  # the known share of each label: 0 or 1, between them for a mixture of a known and an unknown one
-    masks_B4: Tensor
-    sound_B2: Tensor | None = None
-    partner_x_BT: Tensor | None = None
-    partner_sound_B2: Tensor | None = None
-    mix_weight_B: Tensor | None = None
-    load_clean: Callable[[], "Shard"] | None = None  # None: this shard is its own clean view
-    _mels: dict[str, Tensor] = field(default_factory=dict)  # by kind of front end
-    _clean: "Shard | None" = None
-
-    def mel(self, front_end: MelFrontEnd) -> Tensor:
-        """The log-mels mel_BMF, mixed and masked; computed once for all models with the same kind of front end."""
-        if front_end.kind not in self._mels:
-            with torch.no_grad():
-                mel_BMF = front_end(self.x_BT, self.sound(front_end))
-                if self.partner_x_BT is not None and self.mix_weight_B is not None:
-                    partner_BMF = front_end(self.partner_x_BT, self._mask(front_end, self.partner_sound_B2))
-                    mel_BMF = torch.lerp(partner_BMF, mel_BMF, self.mix_weight_B[:, None, None])
-                self._mels[front_end.kind] = mask_mel(mel_BMF, self.masks_B4, value=front_end.mask_value)
-        return self._mels[front_end.kind]
-
-    def sound(self, front_end: MelFrontEnd) -> Tensor | None:
-        """sound_BT of `x_BT` for a front end that does not hear padding, where there is any; else None."""
-        sound_BT = self._mask(front_end, self.sound_B2)
-        if self.mix_weight_B is None or self.partner_x_BT is not None:
-            return sound_BT
-        partner_BT = self._mask(front_end, self.partner_sound_B2)  # of two added waveforms the longer one counts
-        return None if sound_BT is None or partner_BT is None else sound_BT | partner_BT
-
-    def _mask(self, front_end: MelFrontEnd, sound_B2: Tensor | None) -> Tensor | None:
-        if front_end.hears_padding or sound_B2 is None:
-            return None
-        return sound_mask(sound_B2, self.x_BT.shape[1])
-
-    def clean(self) -> "Shard":
-        """The same clips, crops and mixtures without roll, gain and masks; loaded at the first call."""
-        if self.load_clean is None:
-            return self
-        if self._clean is None:
-            self._clean = self.load_clean().to(self.x_BT.device)
-        return self._clean
-
-    def to(self, device: torch.device | str) -> "Shard":
-        """This shard with its tensors on `device`."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        return replace(self, **moved, _mels={}, _clean=None)
 
 
 class Batches:
@@ -118,18 +45,38 @@ class Batches:
         self._y_NC = torch.from_numpy(dataset.targets(clips))
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
 
-    def shard(self, step: int, index: int) -> Shard:
-        """Shard `index` of the global batch of `step`; steps count from 0."""
+    def shard(self, step: int, index: int, *, with_clean_view: bool = False) -> Shard:
+        """Shard `index` of the global batch of `step`; steps count from 0. Each clip is read once, for all views."""
         assert 0 <= index < self.recipe.train.shards, f"shard {index} of {self.recipe.train.shards}"
         epoch, draws = self._batch_draws(step)
         size = self.recipe.train.shard_size
-        own = draws[index * size : (index + 1) * size]
-        views = {draw: self._draw_view(draw, epoch) for draw in own}
-        partners = [
-            draw if views[draw].mix_weight == 1 else draws[int(views[draw].partner * len(draws))] for draw in own
-        ]
-        views |= {draw: self._draw_view(draw, epoch) for draw in partners if draw not in views}
-        return self._load(own, partners, views, epoch, clean=False)
+        draws = draws[index * size : (index + 1) * size]
+        keys = tuple(ViewKey(self.clips[row].clip_id, epoch, occurrence) for row, occurrence in draws)
+        views = [draw_view(self.recipe.augment, *key) for key in keys]
+        stored = [self.cache.load(key.clip_id) for key in keys]
+        crops = [crop(x_T, view, length=self.length) for x_T, view in zip(stored, views, strict=True)]
+        samples = [len(x_T) for x_T in stored]
+        mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None
+        y_BC, known_BC = _mix_labels(self._y_NC[[draw.row for draw in draws]], mixture)
+
+        def shard_of(views: list[View], x_BT: Tensor) -> Shard:
+            mix_mels = self.recipe.augment.mixup_on == "mel"
+            return Shard(
+                keys=keys,
+                x_BT=x_BT if mixture is None or mix_mels else mixture.of(x_BT),
+                y_BC=y_BC,
+                known_BC=known_BC,
+                masks_B4=torch.tensor([view.masks for view in views]),
+                sound_B2=_where_padded(samples, views, self.length),
+                mixture=mixture,
+                mix_mels=mix_mels,
+            )
+
+        shard = shard_of(views, torch.stack([roll_and_amplify(*pair) for pair in zip(crops, views, strict=True)]))
+        shard.is_clean = not self.recipe.augment.has_clean_view
+        if with_clean_view and not shard.is_clean:
+            shard.clean_view = shard_of([clean_view()] * size, torch.stack(crops))
+        return shard
 
     def clip_ids(self, step: int) -> list[str]:
         """The clip_ids of the global batch of `step`."""
@@ -163,50 +110,22 @@ class Batches:
         weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
         return weight_N / weight_N.sum()
 
-    def _draw_view(self, draw: Draw, epoch: int) -> View:
-        return draw_view(self.recipe.augment, self.clips[draw.row].clip_id, epoch, draw.occurrence)
-
-    def _load(
-        self, own: list[Draw], partners: list[Draw], views: dict[Draw, View], epoch: int, *, clean: bool
-    ) -> Shard:
-        """The clips of `own`, mixed with `partners` by the views' weights; `clean` keeps crop and mixup only."""
-        if clean:
-            views = {draw: View(crop=view.crop, mix_weight=view.mix_weight) for draw, view in views.items()}
-        clips = {draw: self._view(draw, view) for draw, view in views.items()}
-        weight_B = torch.tensor([views[draw].mix_weight for draw in own])
-        own_rows, partner_rows = ([draw.row for draw in draws] for draws in (own, partners))
-        y_BC, known_BC = _mix_labels(self._y_NC[own_rows], self._y_NC[partner_rows], weight_B)
-        augment = self.recipe.augment
-        is_clean = clean or not augment.has_clean_view
-        shard = Shard(
-            clip_ids=tuple(self.clips[row].clip_id for row in own_rows),
-            view=epoch,
-            x_BT=torch.stack([clips[draw][0] for draw in own]),
-            y_BC=y_BC,
-            known_BC=known_BC,
-            masks_B4=torch.tensor([views[draw].masks for draw in own]),
-            sound_B2=_where_padded([clips[draw][1] for draw in own], self.length),
-            load_clean=None if is_clean else partial(self._load, own, partners, views, epoch, clean=True),
-        )
-        if augment.mixup:
-            partner_x_BT = torch.stack([clips[draw][0] for draw in partners])
-            shard.partner_sound_B2 = _where_padded([clips[draw][1] for draw in partners], self.length)
-            shard.mix_weight_B = weight_B
-            if augment.mixup_on == "mel":
-                shard.partner_x_BT = partner_x_BT
-            else:
-                shard.x_BT = torch.lerp(partner_x_BT, shard.x_BT, weight_B[:, None])
-        return shard
-
-    def _view(self, draw: Draw, view: View) -> tuple[Tensor, tuple[int, int]]:
-        """The waveform of this view of a clip, and where its sound is (`sound_of_view`)."""
-        x_T = self.cache.load(self.clips[draw.row].clip_id)
-        return apply_view(x_T, view, length=self.length), sound_of_view(len(x_T), view, length=self.length)
+    def _mixture(self, views: list[View], step: int, index: int) -> Mixture:
+        """Each clip's weight in its mixture, and its partner, by a keyed permutation without fixed points."""
+        weight_B = torch.tensor([view.mix_weight for view in views])
+        order = keyed_generator(self.recipe.augment.view_seed, "partners", step, index).permutation(len(views))
+        partner_B = torch.empty(len(views), dtype=torch.long)
+        partner_B[order] = torch.from_numpy(np.roll(order, 1))
+        return Mixture(weight_B, partner_B.where(weight_B < 1, torch.arange(len(views))))
 
 
-def _where_padded(sounds: list[tuple[int, int]], length: int) -> Tensor | None:
-    """sound_B2 of clips; None where none is padded."""
-    return torch.tensor(sounds) if any(samples < length for _, samples in sounds) else None
+def _where_padded(samples: Sequence[int], views: Sequence[View], length: int) -> Tensor | None:
+    """sound_B2 of clips of that many samples; None where none is padded."""
+    if min(samples) >= length:
+        return None
+    return torch.tensor(
+        [sound_of_view(own_samples, view, length=length) for own_samples, view in zip(samples, views, strict=True)]
+    )
 
 
 def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -218,28 +137,29 @@ def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
     return occurrence_N
 
 
-def _mix_labels(own_BC: Tensor, partner_BC: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
+def _mix_labels(y_BC: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor]:
     """Labels of mixtures, and the known share of each: the mixture's weight of the clips whose label is known.
 
     A label unknown for one clip is that of the other, one unknown for both stays unknown.
     """
-    known_BC = torch.lerp((~partner_BC.isnan()).float(), (~own_BC.isnan()).float(), weight_B[:, None])
-    own_BC, partner_BC = own_BC.where(~own_BC.isnan(), partner_BC), partner_BC.where(~partner_BC.isnan(), own_BC)
-    return torch.lerp(partner_BC, own_BC, weight_B[:, None]), known_BC
+    known_BC = ~y_BC.isnan()
+    if mixture is None:
+        return y_BC, known_BC.float()
+    partner_BC = y_BC[mixture.partner_B]
+    own_BC, partner_BC = y_BC.where(known_BC, partner_BC), partner_BC.where(~partner_BC.isnan(), y_BC)
+    return torch.lerp(partner_BC, own_BC, mixture.weight_B[:, None]), mixture.of(known_BC.float())
 
 
 def evaluation_batch(clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> Shard:
     """These clips without augmentation, cut or padded to clip_seconds; view 0."""
     length = round(recipe.data.clip_seconds * cache.rate)
     y_BC = torch.from_numpy(dataset.targets(clips))
-    stored = [cache.load(clip.clip_id) for clip in clips]
-    sounds = [sound_of_view(len(x_T), clean_view(), length=length) for x_T in stored]
+    stored, views = [cache.load(clip.clip_id) for clip in clips], [clean_view()] * len(clips)
     return Shard(
-        clip_ids=tuple(clip.clip_id for clip in clips),
-        view=0,
-        x_BT=torch.stack([apply_view(x_T, clean_view(), length=length) for x_T in stored]),
+        keys=tuple(ViewKey(clip.clip_id, 0, 0) for clip in clips),
+        x_BT=torch.stack([crop(x_T, view, length=length) for x_T, view in zip(stored, views, strict=True)]),
         y_BC=y_BC,
         known_BC=(~y_BC.isnan()).float(),
         masks_B4=torch.zeros(len(clips), 4),
-        sound_B2=_where_padded(sounds, length),
+        sound_B2=_where_padded([len(x_T) for x_T in stored], views, length),
     )

@@ -36,6 +36,11 @@ class Phase:
         """The models that must be in memory: those that train and those that teach."""
         return tuple(dict.fromkeys((*self.trains, *self.teachers)))
 
+    @property
+    def needs_clean_view(self) -> bool:
+        """Whether a teacher gets the clips without augmentation."""
+        return any(edge.view == "clean" for edge in self.edges)
+
 
 def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
     """The phases of the whole run. They fix every model's number of steps before anything expensive starts.

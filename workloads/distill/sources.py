@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from workloads.data.batches import Shard
+from workloads.data.shard import Shard
 from workloads.models.tagger import Tagger
 
 

@@ -13,11 +13,12 @@ import torch
 from workloads.config.architectures import ViT
 from workloads.config.recipe import Augment, Data, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
-from workloads.data.augment import apply_view, draw_view, mask_mel
-from workloads.data.batches import Batches, Shard, evaluation_batch
+from workloads.data.augment import View, crop, draw_view, mask_mel, roll_and_amplify
+from workloads.data.batches import Batches, evaluation_batch
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset
 from workloads.data.manifest import read_dataset
+from workloads.data.shard import Shard, ViewKey
 from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
 
@@ -76,6 +77,10 @@ def unequal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, ClipCach
     return Dataset(clips, ("common", "rare"), "single"), cache, data
 
 
+def heard(x_T: torch.Tensor, view: View, *, length: int) -> torch.Tensor:
+    return roll_and_amplify(crop(x_T, view, length=length), view)
+
+
 def same(a: Shard, b: Shard) -> bool:
     tensors = zip((a.x_BT, a.y_BC, a.masks_B4), (b.x_BT, b.y_BC, b.masks_B4), strict=True)
     return a.clip_ids == b.clip_ids and all(torch.equal(one, other) for one, other in tensors)
@@ -90,7 +95,7 @@ def test_a_shard_does_not_depend_on_the_worker_or_on_the_order_of_loading(build:
 
 
 def test_two_shards_of_8_are_the_halves_of_one_of_16(build: Callable[..., Batches]) -> None:
-    halves, whole = build(augment=MIXED), build(augment=MIXED, shard_size=16, shards=1)
+    halves, whole = build(), build(shard_size=16, shards=1)
     for step in (0, 1, 2, 5):
         first, second, batch = halves.shard(step, 0), halves.shard(step, 1), whole.shard(step, 0)
         assert first.clip_ids + second.clip_ids == batch.clip_ids
@@ -104,7 +109,7 @@ def test_an_epoch_has_every_clip_at_most_once_and_drops_the_incomplete_batch(bui
     epochs = []
     for epoch in range(3):
         shards = [batches.shard(2 * epoch + step, index) for step in range(2) for index in range(2)]
-        assert {shard.view for shard in shards} == {epoch}
+        assert {key.view for shard in shards for key in shard.keys} == {epoch}
         ids = [clip_id for shard in shards for clip_id in shard.clip_ids]
         assert len(set(ids)) == 32
         epochs.append(ids)
@@ -127,46 +132,62 @@ def test_a_shard_holds_the_views_of_its_clips(
     shard = build().shard(2, 1)
     for row, clip_id in enumerate(shard.clip_ids):
         view = draw_view(AUGMENT, clip_id, 1)
-        assert torch.equal(shard.x_BT[row], apply_view(cache.load(clip_id), view, length=32_000))
+        assert torch.equal(shard.x_BT[row], heard(cache.load(clip_id), view, length=32_000))
         assert shard.masks_B4[row].tolist() == pytest.approx(view.masks)
         (clip,) = [clip for clip in dataset.clips if clip.clip_id == clip_id]
         assert torch.equal(shard.y_BC[row], torch.from_numpy(dataset.targets([clip])[0]))
 
 
-def test_waveform_mixup_mixes_views_and_labels_of_partners_from_the_whole_batch(
-    build: Callable[..., Batches],
-) -> None:
-    mixed, plain = build(augment=MIXED), build()
-    batch_ids = [clip_id for index in range(2) for clip_id in plain.shard(0, index).clip_ids]
-    x_BT = torch.cat([plain.shard(0, index).x_BT for index in range(2)])
-    y_BC = torch.cat([plain.shard(0, index).y_BC for index in range(2)])
-    from_other_shard = 0
-    for index in range(2):
-        shard = mixed.shard(0, index)
-        for row, clip_id in enumerate(shard.clip_ids):
-            view, at = draw_view(MIXED, clip_id, 0), 8 * index + row
-            partner, weight = int(view.partner * 16), view.mix_weight
-            assert batch_ids[at] == clip_id
-            expected_T = weight * x_BT[at] + (1 - weight) * x_BT[partner]
-            assert torch.allclose(shard.x_BT[row], expected_T, atol=1e-6)
-            assert torch.allclose(shard.y_BC[row], weight * y_BC[at] + (1 - weight) * y_BC[partner], atol=1e-6)
-            from_other_shard += weight != 1 and partner // 8 != index
-    assert from_other_shard > 0, "the test needs a partner from the other shard"
+def test_waveform_mixup_mixes_views_and_labels_within_the_shard(build: Callable[..., Batches]) -> None:
+    mixed, plain = build(augment=MIXED).shard(0, 1), build().shard(0, 1)
+    assert mixed.clip_ids == plain.clip_ids
+    assert mixed.mixture is not None
+    for row, key in enumerate(mixed.keys):
+        weight, partner = draw_view(MIXED, *key).mix_weight, mixed.mixture.partner_B[row]
+        assert mixed.mixture.weight_B[row] == pytest.approx(weight)
+        assert (partner == row) == (weight == 1)
+        expected_T = weight * plain.x_BT[row] + (1 - weight) * plain.x_BT[partner]
+        assert torch.allclose(mixed.x_BT[row], expected_T, atol=1e-6)
+        expected_C = weight * plain.y_BC[row] + (1 - weight) * plain.y_BC[partner]
+        assert torch.allclose(mixed.y_BC[row], expected_C, atol=1e-6)
+
+
+def test_partners_are_a_permutation_without_fixed_points_keyed_by_step_and_shard(build: Callable[..., Batches]) -> None:
+    batches = build(augment=Augment(mixup=1.0))
+    partners = []
+    for step in range(20):
+        for index in range(2):
+            mixture = batches.shard(step, index).mixture
+            assert mixture is not None
+            partners.append(mixture.partner_B.tolist())
+    assert all(sorted(partner) == list(range(8)) for partner in partners)
+    assert all(partner[row] != row for partner in partners for row in range(8))
+    assert len({tuple(partner) for partner in partners}) == 40
+    num_from_1 = Counter(partner[0] for partner in partners)
+    assert set(num_from_1) == set(range(1, 8)), "every other clip comes up as the first one's partner"
+
+
+def test_mixup_needs_another_clip_in_the_shard(real: tuple[Dataset, ClipCache, Data]) -> None:
+    with pytest.raises(ValueError, match=r"augment.mixup: a clip is mixed with another one of its shard"):
+        make_recipe(real[2], augment=MIXED, shard_size=1)
+
+
+def test_a_shard_says_what_it_was_made_from(build: Callable[..., Batches]) -> None:
+    batches = build(augment=MIXED)
+    shard = batches.shard(3, 1)
+    assert shard.keys == tuple(ViewKey(clip_id, 1, 0) for clip_id in batches.clip_ids(3)[8:])
 
 
 def test_mel_mixup_mixes_log_mels_before_the_masks(build: Callable[..., Batches]) -> None:
-    on_mel, plain = build(augment=replace(MIXED, mixup_on="mel")), build()
+    shard, plain = build(augment=replace(MIXED, mixup_on="mel")).shard(0, 0), build().shard(0, 0)
     front_end = build_front_end("logmel64", clip_rate=16_000)
-    batch_BMF = torch.cat([front_end(plain.shard(0, index).x_BT) for index in range(2)])
-    shard = on_mel.shard(0, 0)
-    assert torch.equal(shard.x_BT, plain.shard(0, 0).x_BT), "waveforms are not mixed"
-    views = [draw_view(MIXED, clip_id, 0) for clip_id in shard.clip_ids]
-    assert any(view.mix_weight != 1 for view in views)
-    expected = []
-    for row, view in enumerate(views):
-        partner_MF = batch_BMF[int(view.partner * 16)]
-        expected.append(view.mix_weight * batch_BMF[row] + (1 - view.mix_weight) * partner_MF)
-    expected_BMF = mask_mel(torch.stack(expected), shard.masks_B4, value=front_end.mask_value)
+    mel_BMF = front_end(plain.x_BT)
+    assert torch.equal(shard.x_BT, plain.x_BT), "waveforms are not mixed"
+    assert shard.mixture is not None
+    assert (shard.mixture.weight_B < 1).any()
+    weight_B11 = shard.mixture.weight_B[:, None, None]
+    expected_BMF = weight_B11 * mel_BMF + (1 - weight_B11) * mel_BMF[shard.mixture.partner_B]
+    expected_BMF = mask_mel(expected_BMF, shard.masks_B4, value=front_end.mask_value)
     assert torch.allclose(shard.mel(front_end), expected_BMF, atol=1e-4)
     assert torch.equal(shard.y_BC, build(augment=MIXED).shard(0, 0).y_BC)
 
@@ -183,12 +204,11 @@ def test_models_with_the_same_kind_of_front_end_share_one_computation(build: Cal
 
 @pytest.mark.parametrize("mixup_on", ["waveform", "mel"])
 def test_the_clean_view_keeps_crop_and_mixture_and_nothing_else(build: Callable[..., Batches], mixup_on: str) -> None:
-    noisy = build(augment=replace(MIXED, mixup_on=mixup_on)).shard(1, 0)
+    noisy = build(augment=replace(MIXED, mixup_on=mixup_on)).shard(1, 0, with_clean_view=True)
     quiet = build(augment=Augment(mixup=0.7, mixup_on=mixup_on)).shard(1, 0)
     clean = noisy.clean()
     assert same(clean, quiet)
     assert not same(noisy, clean)
-    assert clean is noisy.clean(), "built once"
     assert clean.clean() is clean
     front_end = build_front_end("logmel64", clip_rate=16_000)
     assert torch.equal(clean.mel(front_end), quiet.mel(front_end))
@@ -229,9 +249,10 @@ def test_a_shard_knows_the_padding_of_short_clips(real: tuple[Dataset, ClipCache
 
 
 def test_moving_a_shard_to_a_device_moves_all_its_tensors(build: Callable[..., Batches]) -> None:
-    moved = build(augment=replace(MIXED, mixup_on="mel")).shard(0, 0).to("meta")
-    tensors = [moved.x_BT, moved.y_BC, moved.masks_B4, moved.partner_x_BT, moved.mix_weight_B, moved.clean().x_BT]
-    assert {tensor.device.type for tensor in tensors if tensor is not None} == {"meta"}
+    moved = build(augment=replace(MIXED, mixup_on="mel")).shard(0, 0, with_clean_view=True).to("meta")
+    tensors = [moved.x_BT, moved.y_BC, moved.known_BC, moved.masks_B4, moved.clean().x_BT]
+    assert moved.mixture is not None
+    assert {tensor.device.type for tensor in [*tensors, *vars(moved.mixture).values()]} == {"meta"}
 
 
 def test_fewer_clips_than_a_batch_is_refused(build: Callable[..., Batches]) -> None:
@@ -260,30 +281,23 @@ def test_balanced_sampling_draws_clips_without_tags_as_one_more_tag(unequal: tup
     assert untagged == pytest.approx(1000, abs=4 * np.sqrt(2000 / 4))
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.7])
-def test_a_clip_that_is_drawn_again_has_another_view(unequal: tuple[Dataset, ClipCache, Data], mixup: float) -> None:
-    """Two shards, two steps an epoch: occurrences are counted over the whole epoch, those of partners too."""
+def test_a_clip_that_is_drawn_again_has_another_view(unequal: tuple[Dataset, ClipCache, Data]) -> None:
+    """Two shards, two steps an epoch: occurrences are counted over the whole epoch."""
     dataset, cache, data = unequal
-    augment = replace(AUGMENT, mixup=mixup)
-    batches = Batches(dataset.clips, dataset, cache, make_recipe(data, augment=augment, shard_size=25))
+    batches = Batches(dataset.clips, dataset, cache, make_recipe(data, shard_size=25))
     num_repeated = 0
     for epoch in range(2):
         seen: Counter[str] = Counter()
         for step in (2 * epoch, 2 * epoch + 1):
             views = []
             for clip_id in batches.clip_ids(step):
-                views.append(draw_view(augment, clip_id, epoch, seen[clip_id]))
+                views.append(draw_view(AUGMENT, clip_id, epoch, seen[clip_id]))
                 num_repeated += seen[clip_id] > 0
                 seen[clip_id] += 1
             ids = batches.clip_ids(step)
-            waveforms = [apply_view(cache.load(one), view, length=1600) for one, view in zip(ids, views, strict=True)]
-            partners = [at if view.mix_weight == 1 else int(view.partner * 50) for at, view in enumerate(views)]
-            weights_B = torch.tensor([view.mix_weight for view in views])
-            expected_BT = torch.lerp(
-                torch.stack([waveforms[at] for at in partners]), torch.stack(waveforms), weights_B[:, None]
-            )
+            waveforms = [heard(cache.load(one), view, length=1600) for one, view in zip(ids, views, strict=True)]
             shards = [batches.shard(step, index) for index in range(2)]
-            assert torch.equal(torch.cat([shard.x_BT for shard in shards]), expected_BT)
+            assert torch.equal(torch.cat([shard.x_BT for shard in shards]), torch.stack(waveforms))
             masks_B4 = torch.cat([shard.masks_B4 for shard in shards])
             assert torch.equal(masks_B4, torch.tensor([view.masks for view in views]))
             assert len({tuple(masks) for masks in masks_B4.tolist()}) == 50, "no view occurs twice"
@@ -293,19 +307,19 @@ def test_a_clip_that_is_drawn_again_has_another_view(unequal: tuple[Dataset, Cli
 def test_repeated_draws_do_not_depend_on_the_worker_either(unequal: tuple[Dataset, ClipCache, Data]) -> None:
     dataset, cache, data = unequal
     halves, whole = (
-        Batches(dataset.clips, dataset, cache, make_recipe(data, augment=MIXED, shard_size=size, shards=50 // size))
+        Batches(dataset.clips, dataset, cache, make_recipe(data, shard_size=size, shards=50 // size))
         for size in (25, 50)
     )
     for step in (3, 0, 2):
-        batch, parts = whole.shard(step, 0), [halves.shard(step, index) for index in (1, 0)][::-1]
+        batch = whole.shard(step, 0, with_clean_view=True)
+        parts = [halves.shard(step, index, with_clean_view=True) for index in (1, 0)][::-1]
         assert torch.equal(torch.cat([part.x_BT for part in parts]), batch.x_BT)
         assert torch.equal(torch.cat([part.masks_B4 for part in parts]), batch.masks_B4)
-        clean_BT = torch.cat([part.clean().x_BT for part in parts])
-        assert torch.equal(clean_BT, batch.clean().x_BT)
+        assert torch.equal(torch.cat([part.clean().x_BT for part in parts]), batch.clean().x_BT)
 
 
 @pytest.mark.parametrize("mixup_on", ["waveform", "mel"])
-def test_a_shard_that_is_its_own_clean_view_is_not_loaded_again(
+def test_each_clip_is_read_once_whatever_its_views(
     unequal: tuple[Dataset, ClipCache, Data], monkeypatch: pytest.MonkeyPatch, mixup_on: str
 ) -> None:
     """The clean view has the same crop and mixture; roll, gain or a mask make it another view."""
@@ -318,10 +332,11 @@ def test_a_shard_that_is_its_own_clean_view_is_not_loaded_again(
     others = [{"roll": 0.1}, {"gain_db": 1.0}, {"mask_time": 0.1}, {"mask_mel": 0.1}]
     for augment, is_clean in [(plain, True), *((replace(plain, **other), False) for other in others)]:
         recipe = make_recipe(data, augment=augment, shard_size=50, shards=1)
-        shard = Batches(dataset.clips, dataset, cache, recipe).shard(0, 0)
         loaded.clear()
+        shard = Batches(dataset.clips, dataset, cache, recipe).shard(0, 0, with_clean_view=True)
         clean = shard.clean()
-        assert (clean is shard, len(loaded)) == ((True, 0) if is_clean else (False, 50))
+        assert loaded == list(shard.clip_ids)
+        assert (clean is shard) == is_clean
         assert (clean.mel(front_end) is shard.mel(front_end)) == is_clean
 
 
@@ -329,7 +344,7 @@ def test_evaluation_batches_hold_clips_in_order_without_augmentation(real: tuple
     dataset, cache, data = real
     recipe = make_recipe(data, augment=MIXED)
     batch = evaluation_batch(dataset.clips[10:26], dataset, cache, recipe)
-    assert batch.clip_ids == tuple(clip.clip_id for clip in dataset.clips[10:26])
+    assert batch.keys == tuple(ViewKey(clip.clip_id, 0, 0) for clip in dataset.clips[10:26])
     assert torch.equal(batch.y_BC, torch.from_numpy(dataset.targets(dataset.clips[10:26])))
     start_T = cache.load(dataset.clips[17].clip_id)[:32_000]
     assert torch.equal(batch.x_BT[7], start_T)

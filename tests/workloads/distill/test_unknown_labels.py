@@ -154,9 +154,10 @@ def test_mixed_labels_are_means_of_known_labels_and_count_by_their_known_share(
     plain = Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe)
     shard, before = batches.shard(0, 0), plain.shard(0, 0).y_BC
     kinds = set()
+    assert shard.mixture is not None
     for row, clip_id in enumerate(shard.clip_ids):
         view = draw_view(mixed.augment, clip_id, 0)
-        partner = int(view.partner * len(shard.clip_ids))
+        partner = int(shard.mixture.partner_B[row])
         for tag in range(3):
             own, other, result = before[row, tag].item(), before[partner, tag].item(), shard.y_BC[row, tag].item()
             kinds.add((math.isnan(own), math.isnan(other)))
