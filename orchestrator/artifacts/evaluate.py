@@ -101,7 +101,8 @@ def _most_wrong(
 
 
 def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: str) -> "PreparedData":
-    """A recipe's data set, prepared for this tagger, published at `uri`: with its tags, sample rate and clip length.
+    """A recipe's data set, prepared for this tagger, published at `uri`: with its tags, rate, clip length and rule
+    for longer clips.
 
     Tags are matched by name; the data set need not have all of them. Raises ValueError for tags that the tagger does
     not know, where labels differ, and where the tagger was trained on this data set with another test fold: clips of
@@ -114,7 +115,8 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
             f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}; "
             f"--set data.labels={tagger.labels}"
         )
-    recipe = replace(recipe, data=replace(recipe.data, clip_seconds=tagger.clip_seconds))
+    heard = {"clip_seconds": tagger.clip_seconds, "long_clips": state["long_clips"]}
+    recipe = replace(recipe, data=replace(recipe.data, **heard))
     prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate, model_tags=tagger.tags)
     trained_on = state.get("data", {})
     is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()

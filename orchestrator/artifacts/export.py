@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from orchestrator.artifacts.evaluate import prepare_for
 from orchestrator.artifacts.model_card import write_card
 from orchestrator.storage import object_store
 from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe
-from workloads.data.batches import evaluation_batch
+from workloads.data.batches import evaluation_batches
 from workloads.data.clips import Clip
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
@@ -42,6 +43,7 @@ from workloads.export.export import (
     takes_any_length,
 )
 from workloads.export.quantise import quantise
+from workloads.models.probabilities import merge_windows
 from workloads.models.size import model_size
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
@@ -170,6 +172,7 @@ def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, 
         "labels": tagger.labels,
         "rate": tagger.clip_rate,
         "clip_seconds": tagger.clip_seconds,
+        "long_clips": state["long_clips"],
         "input": file_input
         | {"longest": max_length(tagger, front_end_inside=inside)},  # named axes may have any length
         "weights_sha256": checkpoint.weights_digest(tagger.state_dict()),
@@ -185,12 +188,15 @@ def _write_int8(tagger: Tagger, prepared: PreparedData, path: Path, out: Path) -
         raise ValueError("--int8: this data set has no test clips to score on; choose another data.test_fold")
     train = prepared.splits.train
     calibration = train[:: max(1, len(train) // CALIBRATION_CLIPS)][:CALIBRATION_CLIPS]
-    share = quantise(path, out, _mels(tagger, calibration, prepared))
+    share = quantise(path, out, (mel_BMF for _, mel_BMF in _mels(tagger, calibration, prepared)))
     scores = {}
     y_NC = torch.from_numpy(prepared.dataset.targets(clips))
     for name, runs in {"float": open_file(path, "onnx"), "int8": open_file(out, "onnx")}.items():
-        logits_NC = np.concatenate([runs(mel_BMF) for mel_BMF in _mels(tagger, clips, prepared)])
-        scores[name] = metrics.score(torch.from_numpy(logits_NC), y_NC, tagger.labels)
+        windows: list[list[Tensor]] = [[] for _ in clips]
+        for row, mel_BMF in _mels(tagger, clips, prepared):
+            windows[row].append(torch.from_numpy(runs(mel_BMF)))
+        logits_NC = torch.stack([merge_windows(torch.cat(own), tagger.labels) for own in windows])
+        scores[name] = metrics.score(logits_NC, y_NC, tagger.labels)
     primary = metrics.primary(tagger.labels)
     return {
         "bytes": out.stat().st_size,
@@ -205,12 +211,11 @@ def _write_int8(tagger: Tagger, prepared: PreparedData, path: Path, out: Path) -
     }
 
 
-def _mels(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Iterator[NDArray[np.float32]]:
-    """mel_BMF of each clip, un-normalised."""
-    for clip in clips:
-        shard = evaluation_batch([clip], prepared.dataset, prepared.cache, prepared.recipe)
+def _mels(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The position of a clip, and mel_BMF of one of its windows, un-normalised; each window of each clip."""
+    for (row,), shard in evaluation_batches(clips, prepared.dataset, prepared.cache, prepared.recipe.data, at_once=1):
         with torch.no_grad():
-            yield tagger.front_end(shard.x_BT, shard.sound(tagger.front_end)).numpy()
+            yield row, tagger.front_end(shard.x_BT, shard.sound(tagger.front_end)).numpy()
 
 
 def _latencies(tagger: Tagger, files: dict[str, Forward], *, inside: bool) -> dict[str, float]:

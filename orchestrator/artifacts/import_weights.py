@@ -184,6 +184,7 @@ def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:
         "tags": list(tagger.tags),
         "labels": tagger.labels,
         "clip_seconds": tagger.clip_seconds,
+        "long_clips": "windows",
         "clip_rate": tagger.clip_rate,
         "origin": origin,
     }

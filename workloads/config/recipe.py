@@ -40,7 +40,10 @@ class Data(Checked):
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
     labels: Literal["single", "multi"] = "single"
-    clip_seconds: float = 5.0
+    clip_seconds: float = 5.0  # the window in which models hear clips
+    # What is heard of a clip that is longer, wherever a model is scored or used: all of it in windows, whose
+    # probabilities are averaged, or its start only. Training cuts a window anywhere in it, for every view anew.
+    long_clips: Literal["windows", "start"] = "windows"
     test_fold: int = 1
     val_share: float = 0.1  # of the training folds, in whole source recordings
     val_slice: int = 0  # which of the 1 / val_share slices is the validation set

@@ -8,7 +8,8 @@ number of its earlier draws in the epoch.
 Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.config.recipe import Recipe
+from workloads.config.recipe import Data, Recipe
 from workloads.data.augment import View, clean_view, crop, draw_view, roll_and_amplify, sound_of_view
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset, require_full_batch
+from workloads.data.decode import cut_or_pad
 from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.runtime.rng import keyed_generator
 
@@ -150,16 +152,41 @@ def _mix_labels(y_BC: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor]:
     return torch.lerp(partner_BC, own_BC, mixture.weight_B[:, None]), mixture.of(known_BC.float())
 
 
-def evaluation_batch(clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> Shard:
-    """These clips without augmentation, cut or padded to clip_seconds; view 0."""
-    length = round(recipe.data.clip_seconds * cache.rate)
-    y_BC = torch.from_numpy(dataset.targets(clips))
-    stored, views = [cache.load(clip.clip_id) for clip in clips], [clean_view()] * len(clips)
-    return Shard(
-        keys=tuple(ViewKey(clip.clip_id, 0, 0) for clip in clips),
-        x_BT=torch.stack([crop(x_T, view, length=length) for x_T, view in zip(stored, views, strict=True)]),
-        y_BC=y_BC,
-        known_BC=(~y_BC.isnan()).float(),
-        masks_B4=torch.zeros(len(clips), 4),
-        sound_B2=_where_padded([len(x_T) for x_T in stored], views, length),
+def evaluation_batches(
+    clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, data: Data, *, at_once: int
+) -> Iterator[tuple[list[int], Shard]]:
+    """These clips without augmentation, in windows of clip_seconds: the clip of each (a position), and the windows.
+
+    At most `at_once` windows in a batch, so that the length of a recording does not decide how much memory is needed.
+    Clips that are no longer than a window, each padded to one, make batches of that many clips.
+    """
+    length = round(data.clip_seconds * cache.rate)
+    y_NC = torch.from_numpy(dataset.targets(clips))
+    windows = (
+        (row, cut_or_pad(x_T, length, offset=start), len(x_T) - start)
+        for row, x_T in enumerate(cache.load(clip.clip_id) for clip in clips)
+        for start in window_starts(len(x_T), length, data.long_clips)
     )
+    while batch := list(islice(windows, at_once)):
+        rows = [row for row, _, _ in batch]
+        y_BC = y_NC[rows]
+        yield (
+            rows,
+            Shard(
+                keys=tuple(ViewKey(clips[row].clip_id, 0, 0) for row in rows),
+                x_BT=torch.stack([x_T for _, x_T, _ in batch]),
+                y_BC=y_BC,
+                known_BC=(~y_BC.isnan()).float(),
+                masks_B4=torch.zeros(len(rows), 4),
+                sound_B2=_where_padded([samples for _, _, samples in batch], [clean_view()] * len(rows), length),
+            ),
+        )
+
+
+def window_starts(samples: int, length: int, long_clips: str) -> list[int]:
+    """Where the windows of a recording begin, by `data.long_clips`: one after the other, the last ending with it.
+
+    One at 0 for a recording that is no longer than a window, and with "start".
+    """
+    last = max(0, samples - length)
+    return [0] if long_clips == "start" else [*range(0, last, length), last]

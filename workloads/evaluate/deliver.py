@@ -79,6 +79,7 @@ def _tagger_state(
         "tags": list(prepared.dataset.tags),
         "labels": recipe.data.labels,
         "clip_seconds": recipe.data.clip_seconds,
+        "long_clips": recipe.data.long_clips,
         "clip_rate": recipe.rate,
     }
     if row["steps_learned"]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workloads.config.recipe import Model, restore
-from workloads.data.batches import evaluation_batch
+from workloads.data.batches import evaluation_batches, window_starts
 from workloads.data.clips import Clip
 from workloads.data.decode import cut_or_pad
 from workloads.data.prepare import PreparedData
@@ -19,14 +19,14 @@ from workloads.evaluate import metrics
 from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.front_end import build_front_end
-from workloads.models.probabilities import probabilities
+from workloads.models.probabilities import merge_windows, probabilities
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.json_files import TaggerState, require_shape
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import Session, gather
 
-WINDOWS_AT_ONCE = 16  # of a long recording, so that its length does not decide how much memory is needed
+WINDOWS_AT_ONCE = 16  # of a long recording
 
 
 class BadNumbers(RuntimeError):
@@ -36,29 +36,40 @@ class BadNumbers(RuntimeError):
 def predict_clips(
     tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session | None = None
 ) -> tuple[Tensor, Tensor]:
-    """logits_NC and y_NC of clips, in their order.
+    """logits_NC and y_NC of clips, in their order; of clips longer than a window as `data.long_clips` says.
 
     With a session it is a collective call: the workers share the batches, and all of them get the whole. The tagger
     keeps its training or eval mode. Raises BadNumbers where a logit is not finite.
     """
     was_training = tagger.training
     own: dict[int, Tensor] = {}  # this worker's logits by batch
-    device = next(tagger.parameters()).device
     size = prepared.recipe.train.shard_size
     batches = [clips[start : start + size] for start in range(0, len(clips), size)]
     first, stride = (session.rank, session.world_size) if session else (0, 1)
     tagger.eval()
     for number in range(first, len(batches), stride):
-        shard = evaluation_batch(batches[number], prepared.dataset, prepared.cache, prepared.recipe)
-        with torch.no_grad():
-            shard = shard.to(device)
-            own[number] = tagger.tag(shard.x_BT, shard.sound(tagger.front_end)).float().cpu()
+        own[number] = _predict(tagger, batches[number], prepared)
     tagger.train(was_training)
     workers = gather(session, own) if session else [own]
     by_batch = {number: logits for worker in workers for number, logits in worker.items()}
     logits_NC = torch.cat([by_batch[number] for number in sorted(by_batch)])
     _require_finite(clips, logits_NC)
     return logits_NC, torch.from_numpy(prepared.dataset.targets(clips))
+
+
+def _predict(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Tensor:
+    """logits_NC of a few clips; the tagger is in eval mode."""
+    device = next(tagger.parameters()).device
+    windows: list[list[Tensor]] = [[] for _ in clips]
+    dataset, recipe = prepared.dataset, prepared.recipe
+    batches = evaluation_batches(clips, dataset, prepared.cache, recipe.data, at_once=recipe.train.shard_size)
+    for rows, shard in batches:
+        with torch.no_grad():
+            shard = shard.to(device)
+            logits_BC = tagger.tag(shard.x_BT, shard.sound(tagger.front_end)).float().cpu()
+        for row, logits_C in zip(rows, logits_BC, strict=True):
+            windows[row].append(logits_C)
+    return torch.stack([merge_windows(torch.stack(own), dataset.labels) for own in windows])
 
 
 def _require_finite(clips: Sequence[Clip], logits_NC: Tensor) -> None:
@@ -117,13 +128,11 @@ def _build_for(weights: dict[str, Tensor], state: dict[str, Any]) -> Tagger:
 def tag_sound(tagger: Tagger, state: dict[str, Any], x_T: Tensor, *, top: int) -> list[tuple[str, float]]:
     """The most likely tags of the sound of one file, at the tagger's rate, with their probabilities, best first.
 
-    A sound shorter than a clip is padded, as clips are in training and scoring. A longer one is cut into consecutive
-    windows, the last of which ends with the file, and their probabilities are averaged. `state` is the tagger's, from
-    `load_tagger`. Raises BadNumbers where a logit is not finite.
+    A sound shorter than a window is padded, of a longer one is heard what the tagger's `long_clips` says, as in
+    training and scoring. `state` is the tagger's, from `load_tagger`. Raises BadNumbers where a logit is not finite.
     """
     length = round(state["clip_seconds"] * state["clip_rate"])
-    last = max(0, len(x_T) - length)
-    starts = [*range(0, last, length), last]
+    starts = window_starts(len(x_T), length, state["long_clips"])
     sound_BT = (torch.arange(length) < len(x_T)).unsqueeze(0) if len(x_T) < length else None
     logits: list[Tensor] = []
     for first in range(0, len(starts), WINDOWS_AT_ONCE):
@@ -132,10 +141,10 @@ def tag_sound(tagger: Tagger, state: dict[str, Any], x_T: Tensor, *, top: int) -
         )
         with torch.no_grad():
             logits.append(tagger.tag(windows_BT, sound_BT))
-    logits_BC = torch.cat(logits)
-    if not bool(logits_BC.isfinite().all()):
+    logits_C = merge_windows(torch.cat(logits), state["labels"])
+    if not bool(logits_C.isfinite().all()):
         raise BadNumbers("the model's logits of it are not finite: its weights are damaged or have diverged")
-    mean_C = probabilities(logits_BC, state["labels"]).mean(0)
+    mean_C = probabilities(logits_C.unsqueeze(0), state["labels"])[0]
     best = mean_C.topk(min(top, len(mean_C)))
     return [
         (state["tags"][index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)

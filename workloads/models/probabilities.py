@@ -1,11 +1,28 @@
 """From logits to probabilities, for both kinds of labels. Does not depend on models or data sets.
 
-Axes: B clips, C tags.
+Axes: B clips, W windows of one recording, C tags.
 """
 
+import math
+
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def probabilities(logits_BC: Tensor, labels: str) -> Tensor:
     """The probability of each tag, in the precision of the logits: softmax for "single" labels, sigmoid for "multi"."""
     return logits_BC.softmax(1) if labels == "single" else logits_BC.sigmoid()
+
+
+def merge_windows(logits_WC: Tensor, labels: str) -> Tensor:
+    """logits_C whose probabilities are the mean of the windows' probabilities; of a single window its own logits.
+
+    In logarithms, so that a probability near 0 or 1 loses nothing: for "single" labels log(mean softmax), for "multi"
+    log(mean p) - log(1 - mean p). NaN where a window's logit is not finite.
+    """
+    if len(logits_WC) == 1:
+        return logits_WC[0]
+    logits_WC = logits_WC.where(logits_WC.isfinite(), math.nan)
+    if labels == "single":
+        return logits_WC.log_softmax(1).logsumexp(0) - math.log(len(logits_WC))
+    return logsigmoid(logits_WC).logsumexp(0) - logsigmoid(-logits_WC).logsumexp(0)

@@ -36,6 +36,7 @@ class TaggerState(TypedDict):
     labels: Literal["single", "multi"]
     clip_seconds: Annotated[float, Interval(gt=0, le=MAX_CLIP_SECONDS)]
     clip_rate: Annotated[int, Interval(gt=0, le=MAX_RATE)]
+    long_clips: Literal["windows", "start"]
 
 
 class TrainingState(TypedDict):

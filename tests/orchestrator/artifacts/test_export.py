@@ -18,6 +18,7 @@ from tests.official import waveform
 from workloads.evaluate.predict import load_tagger
 from workloads.export.export import METADATA_KEY
 from workloads.runtime import checkpoint
+from workloads.runtime.json_files import TaggerState
 from workloads.train import loop
 
 
@@ -106,7 +107,7 @@ def test_an_imported_tagger_keeps_its_origin(trained, antiphon, tmp_path):
     folder, _ = trained
     state = checkpoint.read_state(folder)
     origin = {"project": "who/ever", "family": "timm", "file": "vit.bin", "sha256": "ab" * 32, "imported_with": "a"}
-    kept = {name: state[name] for name in ("kind", "name", "model", "tags", "labels", "clip_seconds", "clip_rate")}
+    kept = {name: state[name] for name in TaggerState.__annotations__}
     tensors = {"weights": checkpoint.read_tensors(folder, "weights")}
     for licence, known in (("MIT", "license: mit"), ("GPL-3.0 (or so)", 'license_name: "GPL-3.0 (or so)"')):
         imported = tmp_path / known.split(":")[0]
@@ -127,7 +128,7 @@ def test_the_licence_of_initial_weights_is_kept_from_run_to_run(trained, antipho
     folder, _ = trained
     state = checkpoint.read_state(folder)
     origin = {"project": "who/ever", "family": "timm", "file": "v.bin", "sha256": "ab" * 32, "licence": "CC-BY-4.0"}
-    kept = {name: state[name] for name in ("kind", "name", "model", "tags", "labels", "clip_seconds", "clip_rate")}
+    kept = {name: state[name] for name in TaggerState.__annotations__}
     tensors = {"weights": checkpoint.read_tensors(folder, "weights")}
     init = checkpoint.write(tmp_path / "imported", tensors=tensors, state=kept | {"origin": origin})
     for number in range(2):

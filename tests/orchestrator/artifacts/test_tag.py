@@ -33,6 +33,7 @@ def publish(tagger: Tagger, folder: Path) -> Path:
         "labels": tagger.labels,
         "clip_seconds": tagger.clip_seconds,
         "clip_rate": tagger.clip_rate,
+        "long_clips": "windows",
     }
     return checkpoint.write(folder, tensors={"weights": tagger.state_dict()}, state=state)
 

@@ -60,6 +60,7 @@ def published(tmp_path: Path) -> Callable[..., Path]:
         shape = {"tags": TAGS, "labels": "single", "clip_seconds": 1.0, "clip_rate": 16_000}
         model = Model(arch=MN(family="mn", width=0.1))
         tagger = build_tagger(model, name=name, seed=seed, **shape)  # type: ignore[arg-type]
+        shape["long_clips"] = "windows"
         state = {"kind": "tagger", "name": name, "model": {"arch": {"family": "mn", "width": 0.1}}, **shape}
         return checkpoint.write(tmp_path / f"{name}-{seed}", tensors={"weights": tagger.state_dict()}, state=state)
 

@@ -14,7 +14,7 @@ from workloads.config.architectures import ViT
 from workloads.config.recipe import Augment, Data, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
 from workloads.data.augment import View, crop, draw_view, mask_mel, roll_and_amplify
-from workloads.data.batches import Batches, evaluation_batch
+from workloads.data.batches import Batches, evaluation_batches, window_starts
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset
 from workloads.data.manifest import read_dataset
@@ -340,12 +340,42 @@ def test_each_clip_is_read_once_whatever_its_views(
         assert (clean.mel(front_end) is shard.mel(front_end)) == is_clean
 
 
-def test_evaluation_batches_hold_clips_in_order_without_augmentation(real: tuple[Dataset, ClipCache, Data]) -> None:
+@pytest.mark.parametrize(
+    ("samples", "starts"), [(3, [0]), (10, [0]), (11, [0, 1]), (20, [0, 10]), (25, [0, 10, 15]), (30, [0, 10, 20])]
+)
+def test_windows_cover_a_recording_and_the_last_one_ends_with_it(samples: int, starts: list[int]) -> None:
+    assert window_starts(samples, 10, "windows") == starts
+    assert window_starts(samples, 10, "start") == [0]
+
+
+def test_evaluation_hears_all_of_a_longer_clip_in_windows_without_augmentation(
+    real: tuple[Dataset, ClipCache, Data],
+) -> None:
+    """Recordings of 5 s in windows of 2 s: at 0 and 2 s, and the last 2 s."""
     dataset, cache, data = real
-    recipe = make_recipe(data, augment=MIXED)
-    batch = evaluation_batch(dataset.clips[10:26], dataset, cache, recipe)
-    assert batch.keys == tuple(ViewKey(clip.clip_id, 0, 0) for clip in dataset.clips[10:26])
-    assert torch.equal(batch.y_BC, torch.from_numpy(dataset.targets(dataset.clips[10:26])))
-    start_T = cache.load(dataset.clips[17].clip_id)[:32_000]
-    assert torch.equal(batch.x_BT[7], start_T)
-    assert not batch.masks_B4.any()
+    clips = dataset.clips[10:14]
+    batches = list(evaluation_batches(clips, dataset, cache, data, at_once=8))
+    assert [len(rows) for rows, _ in batches] == [8, 4]
+    assert [row for rows, _ in batches for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    keys = [key for _, shard in batches for key in shard.keys]
+    assert keys == [ViewKey(clip.clip_id, 0, 0) for clip in clips for _ in range(3)]
+    x_BT = torch.cat([shard.x_BT for _, shard in batches])
+    x_T = cache.load(clips[1].clip_id)
+    assert torch.equal(x_BT[3:6], torch.stack([x_T[:32_000], x_T[32_000:64_000], x_T[-32_000:]]))
+    y_BC = torch.cat([shard.y_BC for _, shard in batches])
+    assert torch.equal(y_BC, torch.from_numpy(dataset.targets(clips)).repeat_interleave(3, 0))
+    assert not any(shard.masks_B4.any() for _, shard in batches)
+
+
+def test_evaluation_hears_the_start_only_where_the_recipe_says_so_and_pads_short_clips(
+    real: tuple[Dataset, ClipCache, Data],
+) -> None:
+    dataset, cache, data = real
+    clips = dataset.clips[10:26]
+    ((rows, shard),) = evaluation_batches(clips, dataset, cache, replace(data, long_clips="start"), at_once=16)
+    assert rows == list(range(16))
+    assert torch.equal(shard.x_BT[7], cache.load(clips[7].clip_id)[:32_000])
+    ((rows, padded),) = evaluation_batches(clips, dataset, cache, replace(data, clip_seconds=8.0), at_once=16)
+    assert rows == list(range(16))
+    assert padded.sound_B2 is not None
+    assert padded.sound_B2[7].tolist() == [0, len(cache.load(clips[7].clip_id))]

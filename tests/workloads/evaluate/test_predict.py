@@ -1,7 +1,7 @@
 """The probabilities of a file's tags, for files of any length."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,17 @@ from torchaudio.compliance.kaldi import fbank
 
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, ViT
-from workloads.config.recipe import FrontEnd, Model
+from workloads.config.recipe import Data, FrontEnd, Model, Recipe, Train
+from workloads.config.schedules import Mutual
+from workloads.data.cache import ClipCache
+from workloads.data.clips import Dataset, Splits
+from workloads.data.manifest import read_dataset
+from workloads.data.prepare import PreparedData
 from workloads.evaluate import predict
-from workloads.evaluate.predict import BadNumbers, load_tagger, tag_sound
+from workloads.evaluate.predict import BadNumbers, load_tagger, predict_clips, tag_sound
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime.checkpoint import weights_digest, write
+from workloads.runtime.opener import LocalFiles
 
 RATE = LENGTH = 16_000  # clips of a second
 TAGS = ("dog", "rain", "saw")
@@ -35,9 +41,9 @@ def tagger() -> Tagger:
     return with_keyed_weights(Model(arch=ViT(family="vit", dim=16, depth=1, heads=2, pool="avg")))
 
 
-def tag_samples(tagger: Tagger, x_T: Tensor, *, labels: str = "multi") -> list[float]:
+def tag_samples(tagger: Tagger, x_T: Tensor, *, labels: str = "multi", long_clips: str = "windows") -> list[float]:
     """The probability of each tag, in the order of TAGS, for a sound of these samples."""
-    state = {"clip_rate": RATE, "clip_seconds": 1.0, "labels": labels, "tags": TAGS}
+    state = {"clip_rate": RATE, "clip_seconds": 1.0, "long_clips": long_clips, "labels": labels, "tags": TAGS}
     probability = dict(tag_sound(tagger, state, x_T, top=3))
     return [probability[tag] for tag in TAGS]
 
@@ -60,7 +66,7 @@ def window_probabilities(tagger: Tagger, *windows: Tensor) -> Tensor:
 def test_the_last_window_of_a_longer_file_ends_with_the_file(tagger, samples, starts) -> None:
     x_T = waveform(3.0, RATE)[0, 5000 : 5000 + samples]
     each = window_probabilities(tagger, *(x_T[start : start + LENGTH] for start in starts))
-    assert tag_samples(tagger, x_T) == each.mean(0).tolist()
+    assert tag_samples(tagger, x_T) == pytest.approx(each.mean(0).tolist(), abs=1e-6)
 
 
 def test_the_windows_of_a_longer_file_give_different_probabilities(tagger) -> None:
@@ -119,13 +125,36 @@ def test_probabilities_of_single_labels_sum_to_one(tagger) -> None:
     with torch.no_grad():
         each = tagger.tag(torch.stack([x_T[:LENGTH], x_T[-LENGTH:]])).softmax(1)
     probabilities = tag_samples(tagger, x_T, labels="single")
-    assert probabilities == each.mean(0).tolist()
+    assert probabilities == pytest.approx(each.mean(0).tolist(), abs=1e-6)
     assert sum(probabilities) == pytest.approx(1)
+
+
+def test_only_the_start_of_a_longer_file_is_heard_where_the_tagger_says_so(tagger) -> None:
+    x_T = waveform(2.0, RATE)[0]
+    assert tag_samples(tagger, x_T, long_clips="start") == tag_samples(tagger, x_T[:LENGTH])
+    assert tag_samples(tagger, x_T) != tag_samples(tagger, x_T[:LENGTH])
+
+
+@pytest.mark.parametrize("long_clips", ["windows", "start"])
+def test_scoring_hears_what_tag_hears_of_longer_clips(tagger, esc10, tmp_path, long_clips) -> None:
+    """Real recordings of 5 s in windows of 1 s, two windows at once."""
+    data = Data(format="esc50", root=str(esc10), labels="multi", clip_seconds=1.0, long_clips=long_clips)
+    clips = tuple(replace(clip, tags=()) for clip in read_dataset(data, LocalFiles()).clips[:3])
+    cache = ClipCache(tmp_path, rate=RATE, limit_gb=1.0)
+    assert cache.prepare(clips, data, LocalFiles()) == []
+    schedule = Mutual(kind="mutual", burn_in=0, steps=1)
+    train = Train(shard_size=2)
+    recipe = Recipe(name="test", data=data, models={"one": tagger.model}, schedule=schedule, train=train)
+    prepared = PreparedData(recipe, Dataset(clips, TAGS, "multi"), Splits((), (), ()), cache, ())
+    logits_NC, _ = predict_clips(tagger, clips, prepared)
+    for clip, logits_C in zip(clips, logits_NC, strict=True):
+        heard = tag_samples(tagger, cache.load(clip.clip_id), long_clips=long_clips)
+        assert logits_C.sigmoid().tolist() == pytest.approx(heard, abs=1e-6)
 
 
 def delivered(tagger: Tagger, folder: Path, *, tensors: dict[str, Tensor] | None = None, **changed: Any) -> Path:
     state = {"kind": "tagger", "name": "one", "model": asdict(tagger.model), "tags": list(TAGS), "labels": "multi"}
-    state |= {"clip_seconds": 1.0, "clip_rate": RATE} | changed
+    state |= {"clip_seconds": 1.0, "clip_rate": RATE, "long_clips": "windows"} | changed
     return write(folder, tensors={"weights": tagger.state_dict() | (tensors or {})}, state=state)
 
 

@@ -18,6 +18,7 @@ TAGGER = {
     "tags": ["dog"],
     "labels": "multi",
     "clip_seconds": 1.0,
+    "long_clips": "windows",
     "clip_rate": 16_000,
 }
 
