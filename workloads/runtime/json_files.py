@@ -131,6 +131,26 @@ class StartRecord(TypedDict):
     damaged: list[str]
 
 
+class ModelResult(TypedDict):
+    """A model's row in the `result` record: sizes, steps, scores by metric, and what was delivered."""
+
+    params: int
+    steps_taught: int
+    steps_learned: int
+    val: dict[str, float | None]
+    test: dict[str, float | None]
+    checkpoint: str
+    weights_sha256: str
+
+
+class ResultRecord(TypedDict):
+    """A line of an event log: the run is trained, scored and delivered."""
+
+    kind: str
+    steps: int
+    models: dict[str, ModelResult]
+
+
 class EndRecord(TypedDict):
     """A line of an event log: an attempt has ended."""
 
@@ -138,7 +158,14 @@ class EndRecord(TypedDict):
     status: str
 
 
-RECORDS = {"run": RunRecord, "phase": PhaseRecord, "metrics": MetricsRecord, "start": StartRecord, "end": EndRecord}
+RECORDS = {
+    "run": RunRecord,
+    "phase": PhaseRecord,
+    "metrics": MetricsRecord,
+    "start": StartRecord,
+    "result": ResultRecord,
+    "end": EndRecord,
+}
 
 
 class Offset(TypedDict):
@@ -233,6 +260,8 @@ class Rungs(TypedDict):
     """rungs.json of a search's trial."""
 
     history: list[Rung]
+    began: float
+    loop_seconds: float
     told: float
 
 

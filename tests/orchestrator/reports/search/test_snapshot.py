@@ -104,9 +104,9 @@ def test_a_running_trial_has_the_rungs_that_it_has_reported(tmp_path: Any) -> No
     searches.write_json(uri, "search.json", value=searches.head())
     searches.write_json(uri, "mlflow.json", value={"": "p", "0000": "c"})
     searches.write_task_start(uri, entry)
-    searches.write_json(
-        uri, "trials", "0000", "rungs.json", value={"history": entry["history"][:2], "told": entry["began"] + 50.0}
-    )
+    began = entry["began"]
+    rungs = {"history": entry["history"][:2], "began": began, "loop_seconds": 40.0, "told": began + 50.0}
+    searches.write_json(uri, "trials", "0000", "rungs.json", value=rungs)
     search = read_search(uri)
     (trial,) = search.trials
     assert search.last_news == entry["began"] + 50.0
