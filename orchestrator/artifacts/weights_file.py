@@ -104,11 +104,17 @@ def _container(loaded: Mapping[Any, Any]) -> Any:
     return next(iter([*filter(lambda key: _holds_tensors(loaded[key]), averaged), *known, *averaged]), None)
 
 
-def _holds_tensors(value: Any, depth: int = 0) -> bool:
-    """Whether a value is a tensor, or a table with one in it, within as many tables as a file may have."""
-    if isinstance(value, Mapping) and depth < MAX_CONTAINERS:
-        return any(_holds_tensors(inner, depth + 1) for inner in value.values())
-    return torch.is_tensor(value)
+def _holds_tensors(value: Any) -> bool:
+    """Whether a value is a tensor, or a table with one in it, at any depth; each table is looked at once."""
+    to_look_at, seen = [value], set()
+    while to_look_at:
+        value = to_look_at.pop()
+        if torch.is_tensor(value):
+            return True
+        if isinstance(value, Mapping) and id(value) not in seen:  # tables may hold themselves, and each other
+            seen.add(id(value))
+            to_look_at += value.values()
+    return False
 
 
 def _is_average(name: str) -> bool:
@@ -121,7 +127,7 @@ def _prefix(tensors: dict[str, Tensor], marks: tuple[str, ...], file: str, proje
         name.removesuffix(mark): None
         for name in tensors
         for mark in marks
-        if name == mark or (name.endswith(f".{mark}") and not name.removesuffix(mark).endswith(AST_ITSELF))
+        if name == mark or (name.endswith(f".{mark}") and not f".{name.removesuffix(mark)}".endswith(f".{AST_ITSELF}"))
     }
     prefixes = list(found)
     if len(prefixes) > 1:  # a network and its moving average

@@ -80,10 +80,10 @@ def search(request: SearchRequest, *, warn: Callable[[str], None]) -> SearchResu
     (Ctrl-C or SIGTERM) it returns a preempted outcome. That, or a kill, leaves the files of `store.py`, from which
     `--resume` continues: results that are there stay, and only tasks without one are run.
     """
-    budget = check(request)
+    budget, largest = check(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
     plan = search_plan(request.recipe)
-    for warning in check_search_data(request.recipe):
+    for warning in check_search_data(request.recipe, largest):
         warn(warning)
     object_store.check_storage(request.storage)
     began, location, driver = time.time(), _open(request), Driver()

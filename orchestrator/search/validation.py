@@ -10,7 +10,7 @@ from orchestrator.search.samplers import planned_settings
 from orchestrator.search.trial_spec import SearchPlan, build_trial_recipe, num_slices, search_plan, without_teachers
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
-from workloads.config.recipe import Recipe
+from workloads.config.recipe import Recipe, Train
 from workloads.config.search import MAX_TRIALS, Choices, Range, Search
 from workloads.data.check import check_data
 from workloads.distill.schedule import own_steps, plan_phases
@@ -21,8 +21,11 @@ MOST_CHECKED = 2048  # trials that are known beforehand and all checked; of more
 MOST_CORNERS = 512  # of a space, whose recipes are all checked before anything starts
 
 
-def check(request: SearchRequest) -> Budget:
-    """Refuse the user's mistakes before anything starts: every corner of the space must make a recipe that works."""
+def check(request: SearchRequest) -> tuple[Budget, Train]:
+    """Refuse the user's mistakes before anything starts: every corner of the space must make a recipe that works.
+
+    Returns the budget, and the training settings of the trial with the largest batch.
+    """
     plan = search_plan(request.recipe)
     require_no_secret(request.storage, "--storage")
     budget = _checked_budget(request)
@@ -32,8 +35,8 @@ def check(request: SearchRequest) -> Budget:
     _check_pausing(request, plan.search)
     _check_workers(request, plan.search)
     few = planned is not None and len(planned) <= MOST_CHECKED
-    _check_trials(request, plan, planned if planned and few else _corners(plan.search))
-    return budget
+    recipes = _check_trials(request, plan, planned if planned and few else _corners(plan.search))
+    return budget, max((recipe.train for recipe in recipes), key=lambda train: train.batch_size)
 
 
 def _checked_budget(request: SearchRequest) -> Budget:
@@ -89,8 +92,8 @@ def _check_workers(request: SearchRequest, search: Search) -> None:
         )
 
 
-def _check_trials(request: SearchRequest, plan: SearchPlan, corners: list[dict[str, Any]]) -> None:
-    """Check the recipes of trials with these settings, one by one and against each other."""
+def _check_trials(request: SearchRequest, plan: SearchPlan, corners: list[dict[str, Any]]) -> list[Recipe]:
+    """Check the recipes of trials with these settings, one by one and against each other; returns them."""
     recipes = [build_trial_recipe(plan, settings) for settings in corners]
     for recipe in recipes:
         _check_slot(plan.recipe, recipe, request.workers)
@@ -108,6 +111,7 @@ def _check_trials(request: SearchRequest, plan: SearchPlan, corners: list[dict[s
         print_status(
             "note: not all trials train each model for equally many steps, and their scores depend on that too"
         )
+    return recipes
 
 
 def _check_slot(recipe: Recipe, trial_recipe: Recipe, workers: int) -> None:
@@ -182,6 +186,10 @@ def _corners(search: Search) -> list[dict[str, Any]]:
     return [first, last, *(first | {place: value} for place, values in ends.items() for value in values)]
 
 
-def check_search_data(recipe: Recipe) -> list[str]:
-    """Check the data on every slice, as a mistake would fail every trial; returns warnings, raises as `check_data`."""
-    return check_data(recipe, object_store.FsspecFiles(), slices=range(num_slices(recipe)), test=True)
+def check_search_data(recipe: Recipe, largest: Train) -> list[str]:
+    """Check the data on every slice, as a mistake would fail every trial; returns warnings, raises as `check_data`.
+
+    `largest` are the training settings of the trial with the largest batch.
+    """
+    files = object_store.FsspecFiles()
+    return check_data(recipe, files, slices=range(num_slices(recipe)), test=True, train=largest)

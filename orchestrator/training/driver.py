@@ -90,7 +90,7 @@ def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], N
 def check_recipe_data(recipe: Recipe) -> list[str]:
     """Check what is known of the recipe's data before anything starts; returns warnings, raises as `check_data`."""
     slices, test = [recipe.data.val_slice], recipe.train.score_test
-    return check_data(recipe, object_store.FsspecFiles(), slices=slices, test=test)
+    return check_data(recipe, object_store.FsspecFiles(), slices=slices, test=test, train=recipe.train)
 
 
 def _record_and_train(

@@ -23,6 +23,7 @@ from orchestrator.training.request import RunRequest
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 
+PEER_TIMEOUT_S = 1800  # workers wait so long for one another, and for what rank 0 may wait for the store
 RETRIES = 3  # worker failures after which Ray starts the group again
 
 
@@ -64,7 +65,7 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
@@ -79,6 +80,7 @@ def fit(
             "patience_s": patience_s,
             "until": until,
         },
+        torch_config=TorchConfig(timeout_s=PEER_TIMEOUT_S + int(patience_s)),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=recipe.train.device == "cuda"),
         run_config=RunConfig(
             name=location.run_id,

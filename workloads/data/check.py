@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workloads.config.recipe import Recipe
+from workloads.config.recipe import Recipe, Train
 from workloads.data.cache import ClipCache
 from workloads.data.clips import require_full_batch, require_scorable, split
 from workloads.data.manifest import read_dataset
@@ -12,18 +12,19 @@ from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
 
-def check_data(recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bool) -> list[str]:
+def check_data(recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bool, train: Train) -> list[str]:
     """Check the split for each of these validation slices, and the test part with `test`; returns warnings.
 
     Raises ValueError for mistakes in the metadata, folds, parts that cannot be scored, and too few training clips for a
-    batch. Warnings about the sound are given only where its clips are decoded on this machine: nothing is decoded here.
+    batch of `train`. Warnings about the sound are given only where its clips are decoded on this machine: nothing is
+    decoded here.
     """
     data, dataset = recipe.data, read_dataset(recipe.data, files)
     for number in slices:
         sliced = replace(data, val_slice=number)
         splits = split(dataset, sliced)
         require_scorable(dataset, splits, sliced, test=test)
-        require_full_batch(len(splits.train), recipe.train)
+        require_full_batch(len(splits.train), train)
     cache = ClipCache(Path(data.cache).expanduser(), rate=recipe.rate, limit_gb=data.cache_gb)
     local = "://" not in data.root  # a store is asked about every clip by the workers only
     heard = cache.heard_before(dataset.clips, data, files) if local and data.format != "synthetic" else {}

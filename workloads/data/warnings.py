@@ -61,7 +61,7 @@ def _without_folds(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
 def _comma_tags(dataset: Dataset) -> str:
     tagged = [clip for clip in dataset.clips if clip.tags]
     joined = [clip for clip in tagged if any("," in tag for tag in clip.tags)]
-    if len(joined) < COMMA_SHARE * len(tagged):
+    if not joined or len(joined) < COMMA_SHARE * len(tagged):
         return ""
     tag = next(tag for tag in joined[0].tags if "," in tag)
     return (

@@ -16,17 +16,17 @@ GRID = 100  # lengths per second among which the smallest one is looked for
 def require_buildable(recipe: Recipe) -> None:
     """Raise ValueError where a model cannot be built for clips of `data.clip_seconds`; every command checks this first.
 
-    The message names the first such model, its rule, and the shortest clips that all models of the recipe take.
+    The message names the first such model, its rule, and, where they are too short for it, the shortest clips that all
+    models of the recipe take.
     """
     seconds = recipe.data.clip_seconds
     mistakes = {name: mistake for name in recipe.models if (mistake := _mistake_of(recipe, name, seconds))}
     if not mistakes:
         return
     name, mistake = next(iter(mistakes.items()))
-    smallest = [_shortest(recipe, name) for name in mistakes]
-    fix = (
-        "" if None in smallest else f"; from --set data.clip_seconds={max(filter(None, smallest)):g} on all models work"
-    )
+    longer = [length for name in mistakes if (length := _shortest(recipe, name)) is not None and length > seconds]
+    mended = len(longer) == len(mistakes)
+    fix = f"; from --set data.clip_seconds={max(longer):g} on all models work" if mended else ""
     raise ValueError(f"data.clip_seconds = {seconds:g}: models.{name} ({_kinds(recipe, name)}): {mistake}{fix}")
 
 
@@ -57,7 +57,7 @@ def _mistake(arch: Arch, settings: FrontEnd, clip_rate: int, seconds: float) -> 
     try:
         front_end = build_front_end(settings.kind, clip_rate=clip_rate)
         frames = front_end.input_frames(settings, seconds)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.device("meta"):  # draws no random numbers
             build_backbone(arch, bands=front_end.bands, frames=frames, num_classes=2)
     except ValueError as mistake:
         return str(mistake).removeprefix(f"clip_seconds = {seconds:g}: ")

@@ -8,6 +8,7 @@ Axes: B clips, T samples, W samples of an analysis window, K frequency bins, M m
 """
 
 from abc import ABC, abstractmethod
+from fractions import Fraction
 
 import torch
 import torchaudio
@@ -16,6 +17,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 
 from workloads.config.recipe import FRONT_ENDS, FrontEnd
 
+MAX_RATIO = 1000  # of two rates, in lowest terms: all usual ones are below
 MIN_SECONDS = 0.05  # what the longest analysis window needs
 
 
@@ -233,4 +235,10 @@ def build_front_end(kind: str, *, clip_rate: int) -> LogMel:
     """The front end of this kind for waveforms at `clip_rate` Hz."""
     if kind not in KINDS:
         raise ValueError(f"front_end.kind = {kind!r}: no such front end; known are {', '.join(KINDS)}")
+    terms = Fraction(clip_rate, FRONT_ENDS[kind])
+    if max(terms.numerator, terms.denominator) > MAX_RATIO:  # the resampling kernel grows with their product
+        raise ValueError(
+            f"clip_rate = {clip_rate}: its ratio to the {FRONT_ENDS[kind]} Hz of {kind} is {terms}, and must be one of "
+            f"whole numbers up to {MAX_RATIO}, as that of every usual rate is"
+        )
     return KINDS[kind](clip_rate=clip_rate)

@@ -24,11 +24,14 @@ def refused_global(data: bytes, error: Exception) -> str:
 def _globals(data: bytes) -> list[str]:
     """The names of the functions and classes that a file's pickle mentions; nothing of it is run.
 
-    A pickle that is no pickle, or is cut off, gives those up to the fault.
+    A pickle that is no pickle, or is cut off, gives those up to the fault; a damaged archive gives none.
     """
     if zipfile.is_zipfile(io.BytesIO(data)):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            data = next((archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")), b"")
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                data = next((archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")), b"")
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):  # as for a wrong checksum
+            return []
     names: list[str] = []
     texts: list[str] = []  # as they are pushed: STACK_GLOBAL takes the last two
     memo: dict[int, str] = {}

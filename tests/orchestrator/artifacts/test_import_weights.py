@@ -255,6 +255,28 @@ def saved(value: Any, *, zipped: bool) -> bytes:
     return file.getvalue()
 
 
+def test_a_table_of_tables_that_hold_one_another_is_searched_once(tmp_path):
+    tables: dict = {}
+    tables.update({f"k{number}": tables for number in range(300)})
+    torch.save({"model": tables}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"no state dict at the top level or under"):
+        import_weights(str(tmp_path / "odd.pt"), str(tmp_path / "out"), family="mn")
+
+
+def test_a_bomb_in_a_damaged_archive_is_refused_in_one_line(tmp_path):
+    content = bytearray(saved(Command(), zipped=True))
+    at = content.index(b"system")
+    content[at : at + 6] = b"mkfifo"  # the checksum of data.pkl is wrong now
+    (tmp_path / "bomb.pt").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"bomb.pt'?: (wants to run code|not a file)"):
+        import_weights(str(tmp_path / "bomb.pt"), str(tmp_path / "out"), family="mn")
+
+
+def test_a_prefix_that_ends_like_asts_own_name_is_none_of_ast():
+    state = {f"conv.{name}": tensor for name, tensor in case("mn04").state.items()}
+    assert find_weights(state, efficientat.MARKS, "x.pt", "EfficientAT").state.keys() == case("mn04").state.keys()
+
+
 def test_pickle_bombs_of_every_format_are_called_by_their_name(antiphon, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bombs = [pickle.dumps(Command(), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.search.request import SearchRequest
-from orchestrator.search.validation import check
+from orchestrator.search.validation import check, check_search_data
 from workloads.config.recipe import Recipe
 from workloads.config.search import Choices, Range, Search
 
@@ -51,3 +51,15 @@ def test_a_length_of_clips_that_a_model_cannot_take_is_refused(tiny) -> None:
     short = replace(tiny(), data=replace(tiny().data, clip_seconds=0.1), search=Search(space=SPACE, repeats=2))
     with pytest.raises(ValueError, match=r"data\.clip_seconds = 0\.1: models\.vit .*clip_seconds=0\.16 on"):
         check(SearchRequest(short, "antiphon search tiny", finals=False))
+
+
+def test_the_largest_batch_of_the_space_must_fit_the_training_clips(tiny) -> None:
+    """Not that of the recipe, which the space replaces."""
+    search = request(tiny, "train.shard_size", 4, 8)
+    wide = replace(search.recipe, train=replace(search.recipe.train, shard_size=4096))
+    _, largest = check(replace(search, recipe=wide))
+    assert largest.shard_size == 8
+    check_search_data(wide, largest)
+    _, largest = check(request(tiny, "train.shard_size", 4, 4096))
+    with pytest.raises(ValueError, match=r"train\.shard_size x train\.shards = 4096: a batch needs as many clips"):
+        check_search_data(tiny(), largest)

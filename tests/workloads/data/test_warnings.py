@@ -80,6 +80,11 @@ def test_tags_that_hold_commas_in_nearly_every_clip_are_named() -> None:
     assert "semicolons (Dog;Animal) and set data.labels = 'multi'" in warning
     some = warnings(["Hahn, kräht", "b"], val=["Hahn, kräht", "a", "b"])
     assert not any("comma" in warning for warning in some)
+    untagged = tuple(replace(clip, tags=()) for clip in clips("a", "b"))
+    splits = Splits(untagged, untagged, untagged)
+    assert not any(
+        "comma" in warning for warning in data_warnings(Dataset(untagged, ("a",), "multi"), splits, [], recipe())
+    )
 
 
 def test_tags_without_clips_in_a_part_are_named() -> None:

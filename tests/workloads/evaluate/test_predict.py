@@ -178,6 +178,7 @@ def test_a_delivered_tagger_is_read_back(tagger, tmp_path) -> None:
         ({"clip_seconds": math.nan}, "state.json: clip_seconds: input should be"),
         ({"clip_seconds": 3000.0}, "wrong shape: pos_embed is"),
         ({"clip_rate": 10**12}, "state.json: clip_rate: input should be less than or equal to 192000"),
+        ({"clip_rate": 44_101}, "clip_rate = 44101: its ratio to the 16000 Hz of logmel64 is 44101/16000, and must be"),
         ({"model": {"arch": {"family": "vit", "dim": 6000, "depth": 4, "heads": 2}}}, "wrong shape: cls_token is"),
         ({"model": {"arch": {"family": "vit", "depth": 10**9}}}, "must be at most 1,000"),
     ],

@@ -59,6 +59,13 @@ def test_where_longer_clips_do_not_help_none_are_advised() -> None:
         require_buildable(with_clips_of(1.0, *settings))
 
 
+def test_where_clips_are_too_long_no_shorter_ones_are_called_too_short() -> None:
+    settings = ("models.vit.arch.patch=16", "models.vit.arch.stride=1")
+    with pytest.raises(ValueError, match=r"data.clip_seconds = 300: models.vit") as refused:
+        require_buildable(with_clips_of(300.0, *settings))
+    assert "all models work" not in str(refused.value)
+
+
 def test_a_fixed_number_of_frames_does_not_make_up_for_a_clip_shorter_than_a_window() -> None:
     recipe = with_clips_of(1.0, "models.vit.front_end.frames=100")
     with pytest.raises(ValueError, match=r"needs 0\.05 s or more"):
