@@ -26,7 +26,7 @@ from workloads.models.official.projects import converter, source_of
 from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.tensor_files import read_bounded
+from workloads.runtime.tensor_files import read_weights_file
 from workloads.runtime.text import decode_text
 
 AUDIOSET = 527
@@ -110,7 +110,7 @@ def _require_new(out: str) -> None:
 def _read(uri: str, what: str) -> bytes:
     try:
         with object_store.FsspecFiles().open(uri) as file:
-            return read_bounded(file, f"{what} {uri!r}")
+            return read_weights_file(file, f"{what} {uri!r}")
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{what} {uri!r}: no such file") from None
 

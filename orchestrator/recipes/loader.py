@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from workloads.config.recipe import Recipe
+from workloads.runtime.opener import read_bounded
 from workloads.runtime.redaction import require_no_secret
 from workloads.runtime.text import decode_text
 
@@ -149,8 +150,8 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes:
     with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
+        content = read_bounded(file, MAX_BYTES)
+    if content is None:
         raise ValueError(f"recipe {str(path)!r}: larger than {MAX_BYTES} bytes; is it a recipe?")
     return content
 

@@ -18,6 +18,8 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from workloads.runtime.opener import read_bounded
+
 MAX_FILE_BYTES = 4 * 2**30
 MAX_SAMPLES = 2**30  # of a waveform, before and after resampling: 4 GB, 6 hours at 48 kHz
 MIN_RATE, MAX_RATE = 100, 2_000_000  # Hz; a damaged header declares rates beyond these
@@ -61,8 +63,8 @@ def load_sound(file: BinaryIO, *, rate: int) -> Sound:
     A waveform that goes beyond full scale is scaled down to it as a whole. Raises BrokenClip for everything that is
     the file's fault; OSError where reading fails.
     """
-    content = file.read(MAX_FILE_BYTES + 1)  # whole: libsndfile seeks back and forth, slow through an object store
-    if len(content) > MAX_FILE_BYTES:
+    content = read_bounded(file, MAX_FILE_BYTES)  # libsndfile seeks back and forth: slow through an object store
+    if content is None:
         raise BrokenClip(f"larger than {MAX_FILE_BYTES / 2**30:g} GiB; cut it into parts")
     try:
         x_T, own_rate, repaired = decode(content)

@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from workloads.runtime.opener import Opener
+from workloads.runtime.opener import Opener, read_bounded
 from workloads.runtime.text import decode_text
 
 MAX_BYTES = 2**31  # of a table's file
@@ -33,12 +33,12 @@ def read_table(uri: str, opener: Opener, *, columns: Sequence[str]) -> Iterator[
 def _read_file(uri: str, opener: Opener) -> bytes:
     try:
         with opener.open(uri) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = read_bounded(file, MAX_BYTES)
     except FileNotFoundError:
         raise NoSuchTable(f"{uri}: no such file; check data.root and data.manifest") from None
     except OSError as error:
         raise ValueError(f"{uri}: cannot be read ({error}); check the address and the credentials") from None
-    if len(content) > MAX_BYTES:
+    if content is None:
         raise ValueError(f"{uri}: larger than {MAX_BYTES / 2**30:g} GiB; is it a table of clips?")
     return content
 

@@ -17,7 +17,7 @@ from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.json_files import json_text, parse_json, parse_marker
 from workloads.runtime.opener import Opener
-from workloads.runtime.tensor_files import parse_safetensors, read_bounded
+from workloads.runtime.tensor_files import parse_safetensors, read_weights_file
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # endings of files that torch.save writes
 IMPORT_FIRST = (
@@ -76,7 +76,7 @@ def read_tensors(folder: Path, stem: str, uri: str = "") -> dict[str, Tensor]:
     name = f"checkpoint {uri or folder}: {stem}.safetensors"
     try:
         with (folder / f"{stem}.safetensors").open("rb") as file:
-            return parse_safetensors(read_bounded(file, name), name)
+            return parse_safetensors(read_weights_file(file, name), name)
     except FileNotFoundError:
         raise ValueError(f"{name}: is missing; choose another checkpoint") from None
 
@@ -107,11 +107,11 @@ def read_weights(files: Opener, uri: str) -> tuple[dict[str, Tensor], dict[str, 
     try:
         if uri.endswith(".safetensors"):
             with files.open(uri) as file:
-                return parse_safetensors(read_bounded(file, uri), uri), {}
+                return parse_safetensors(read_weights_file(file, uri), uri), {}
         contents, folder = {}, files.published_folder(uri)
         for name in (MARKER, "weights.safetensors", "state.json"):
             with files.open(files.join(folder, name)) as file:
-                contents[name] = read_bounded(file, name)
+                contents[name] = read_weights_file(file, name)
         weights = parse_safetensors(contents["weights.safetensors"], "weights.safetensors")
     except (OSError, ValueError) as error:
         raise ValueError(

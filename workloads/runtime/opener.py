@@ -54,6 +54,17 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def read_bounded(file: BinaryIO, most: int) -> bytes | None:
+    """The whole content of a file that can be sought; None where it has more than `most` bytes.
+
+    Asks for the size first: reading up to `most` bytes takes that much address space, whatever the file holds.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    content = file.read(size) if size <= most else b""
+    return None if file.read(1) else content  # or it grows while it is read
+
+
 def is_fault_of_the_file(error: OSError) -> bool:
     """Whether this file cannot be read; else the disk or the store cannot, and waiting may help."""
     return isinstance(error, NotAFile) or error.errno in FAULTS_OF_THE_FILE or isinstance(error, FileNotFoundError)

@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from workloads.runtime.opener import read_bounded
 from workloads.runtime.pickle_globals import refused_global
 
 MAX_BYTES = 10_000_000_000  # of one file: its tensors are read into memory
 
 
-def read_bounded(file: BinaryIO, name: str, *, most: int = MAX_BYTES) -> bytes:
-    """The content of a file; ValueError where it has more than `most` bytes, of which no more are read."""
-    content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"{name}: larger than {most:,} bytes; is it the right file?")
+def read_weights_file(file: BinaryIO, name: str) -> bytes:
+    """The content of a file; ValueError where it has more than MAX_BYTES bytes, of which no more are read."""
+    content = read_bounded(file, MAX_BYTES)
+    if content is None:
+        raise ValueError(f"{name}: larger than {MAX_BYTES:,} bytes; is it the right file?")
     return content
 
 

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from workloads.runtime.tensor_files import parse_safetensors, parse_torch, read_bounded, require_stored
+from workloads.runtime.tensor_files import parse_safetensors, parse_torch, require_stored
 
 
 def saved(content, **options) -> bytes:
@@ -96,10 +96,3 @@ def test_tensors_without_numbers_of_their_own(tensor, message):
         require_stored(read, "FILE")
     shared = torch.ones(4, 4)
     require_stored(parse_torch(saved({"a": shared, "b": shared[1:], "c": shared.T}), "FILE"), "FILE")
-
-
-def test_no_more_of_a_file_is_read_than_it_may_have():
-    file = io.BytesIO(b"x" * 100)
-    with pytest.raises(ValueError, match=r"^FILE: larger than 10 bytes"):
-        read_bounded(file, "FILE", most=10)
-    assert file.tell() == 11
