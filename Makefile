@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/antiphon run demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

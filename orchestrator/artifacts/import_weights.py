@@ -19,7 +19,6 @@ from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load
 from orchestrator.storage import object_store
 from workloads.config.recipe import MODEL_NAME
 from workloads.data.table import parse_csv
-from workloads.models.fit import abbreviated
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
 from workloads.models.official.projects import converter, source_of
@@ -27,7 +26,7 @@ from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.tensor_files import read_weights_file
-from workloads.runtime.text import decode_text
+from workloads.runtime.text import decode_text, name_some
 
 AUDIOSET = 527
 STRIDED = ("mn", "dymn")  # the weights of these families do not show their strides
@@ -120,7 +119,7 @@ def _convert(found: FoundWeights, base: str, family: str, strides: efficientat.S
     try:
         converted: Converted = converter(family).convert(found.state, **({"strides": strides} if strides else {}))
     except ValueError as error:
-        rest = f"; left over in the file: {abbreviated(list(found.left_over))}" if found.left_over else ""
+        rest = f"; left over in the file: {name_some(found.left_over)}" if found.left_over else ""
         raise ValueError(f"{base}: {error}{rest}") from None
     actual = converted.model.arch.family
     if family in STRIDED and actual != family:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workloads.models.fit import abbreviated
 from workloads.runtime.checkpoint import PICKLES
 from workloads.runtime.tensor_files import NeedsCode, parse_safetensors, parse_torch, require_stored
+from workloads.runtime.text import name_some
 
 # keys under which training programs save a state dict, in the order in which they are preferred; moving averages last
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
@@ -138,7 +138,7 @@ def _prefix(tensors: dict[str, Tensor], marks: tuple[str, ...], file: str, proje
         raise ValueError(
             f"weights {file!r}: holds several networks, under {', '.join(map(repr, found))}; save one of them alone"
         )
-    names = abbreviated(list(tensors))
+    names = name_some(list(tensors))
     if any(part in name for name in tensors for part in TRANSFORMERS):
         raise ValueError(
             f"weights {file!r}: these names are those of Hugging Face's transformers ({names}), which cannot be "

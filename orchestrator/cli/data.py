@@ -60,14 +60,14 @@ def _print_check(summary: dict[str, Any], statistics: dict[str, Any], *, clip_se
 
 def _overview(summary: dict[str, Any], statistics: dict[str, Any], clip_seconds: float) -> Table:
     """Clips by part, durations, rates, and how the clips fit the window."""
-    lengths, clips = statistics["durations"], summary["clips"]
+    lengths, clips = summary["durations"], summary["clips"]
     rates = ", ".join(f"{rate} Hz ({count})" for rate, count in statistics["rates"].items())
     longer = f"{lengths['longer']} clips; one window leaves out {lengths['unheard']:.0%} of them"
     tags = statistics["tags"]
     empty = ", ".join(f"{sum(not tag['parts'][part] for tag in tags.values())} in {part}" for part in clips)
     rows = {
         "clips": f"{sum(clips.values())}, {statistics['untagged']} of them without a tag",
-        **{part: f"{count} clips of {_folds(statistics['folds'][part])}" for part, count in clips.items()},
+        **{part: f"{count} clips of {_folds(statistics['part_folds'][part])}" for part, count in clips.items()},
         "tags": f"{len(tags)}; without a clip: {empty}",
         "seconds": f"{lengths['min']:.3g} to {lengths['max']:.3g}, median {lengths['median']:.3g}; "
         f"{_long(lengths['total'])} in all",

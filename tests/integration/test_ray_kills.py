@@ -10,7 +10,8 @@ import pytest
 
 from tests import small
 from tests.faults import recovery
-from tests.integration.test_run import ANTIPHON, outcome_of, settings, wait_for_record
+from tests.integration.test_run import ANTIPHON, outcome_of, settings
+from tests.integration.test_run_ended import wait_for_record
 
 pytestmark = pytest.mark.faults
 PLAN = ["schedule.burn_in=120", "schedule.period=60", "schedule.turns=2", "train.checkpoint_every=40"]

@@ -3,15 +3,12 @@
 import csv
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import soundfile
 
@@ -261,38 +258,6 @@ def test_data_and_initial_weights_are_read_from_an_object_store(s3_server, local
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_restarted_from_the_newest_checkpoint(home, tmp_path):
-    values = settings(
-        [*SMALL, f"data.cache={home}/clips", "schedule.burn_in=120", "schedule.period=60", "schedule.turns=2"]
-    )
-    command = ["run", "demo", "--json", "--tracking", "none", *values]
-    uninterrupted = outcome_of(antiphon(*command, "--local", "--storage", f"{tmp_path}/whole"))
-    process = subprocess.Popen(
-        [ANTIPHON, *command, "--storage", f"{tmp_path}/cut"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_for_record(tmp_path / "cut", process, kind="checkpoint")
-        (worker,) = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(child.cmdline())
-        ]
-        worker.kill()
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err[-2000:]
-    outcome = json.loads(out)
-    assert outcome["resumed_from_step"] >= 60
-    assert outcome["resumed_from_step"] + outcome["steps_run"] == 240
-    for name, row in uninterrupted["models"].items():
-        assert outcome["models"][name]["weights_sha256"] == row["weights_sha256"]
-
-
-@pytest.mark.slow
 def test_paths_may_be_relative_to_the_working_directory(esc10, home, tmp_path):
     values = [*small.SIZES, "models.cnn.arch={family='mn', width=0.1}", f"models.vit.arch={small.VIT}"]
     values += [*TURNS, f"data.cache={home}/clips", f"data.root={os.path.relpath(esc10, tmp_path)}"]
@@ -301,28 +266,6 @@ def test_paths_may_be_relative_to_the_working_directory(esc10, home, tmp_path):
     )
     assert outcome_of(done)["models"]["cnn"]["test"]["accuracy"] > 0
     assert (tmp_path / "runs").is_dir()
-
-
-def test_a_mistake_that_only_a_worker_can_detect_ends_the_run_at_once(home, tmp_path):
-    """The initial weights do not fit the model: reported as the user's mistake, not retried, and with a report."""
-    from safetensors.torch import save_file
-    from torch import ones
-
-    save_file({"stranger": ones(2)}, tmp_path / "w.safetensors")
-    values = settings([*SMALL, *TURNS, f"data.cache={home}/clips", "models.vit.init=w.safetensors"])
-    where = [
-        "--tracking",
-        "none",
-        "--storage",
-        "runs",
-    ]  # Ray's workers have another working directory; relative paths still work
-    done = antiphon("run", "demo", "--json", *where, *values, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr[-2000:]
-    outcome = json.loads(done.stdout)
-    assert outcome["status"] == "failed"
-    assert "stranger" in outcome["error"]
-    assert "stranger" in done.stderr.splitlines()[-1]
-    assert Path(outcome["report"]).is_file()
 
 
 def test_tracking_that_cannot_start_stops_the_run(home, tmp_path):
@@ -334,61 +277,3 @@ def test_tracking_that_cannot_start_stops_the_run(home, tmp_path):
     assert outcome["steps_run"] == 0
     assert "tracking could not start" in outcome["error"]
     assert "--tracking none" in outcome["error"]
-
-
-@pytest.mark.slow
-def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
-    env = {"HOME": str(tmp_path)}  # the stack's default folder is in the home folder
-    up = antiphon("cluster", "up", "--no-mlflow", "--s3", "moto", "--cpus", "2", "--json", env=env)
-    try:
-        assert up.returncode == 0, up.stderr[-2000:]
-        env |= json.loads(up.stdout)["environment"]  # what `eval "$(antiphon cluster up)"` sets
-        make = "import boto3; boto3.client('s3').create_bucket(Bucket='joined')"
-        subprocess.run([sys.executable, "-c", make], check=True, env={**os.environ, **env})
-        values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
-        where = ["--address", "auto", "--storage", "s3://joined/runs", "--tracking", "none"]
-        assert outcome_of(antiphon("run", "demo", "--json", *where, *values, env=env))["status"] == "done"
-        workers = ["--workers", "4", "--set", "train.shards=4"]
-        refused = antiphon("run", "demo", *where, *values, *workers, env=env)
-        assert refused.returncode == 2
-        assert "has 2 CPUs; ask for fewer" in refused.stderr
-    finally:
-        down = antiphon("cluster", "down", env=env)
-    assert down.returncode == 0, down.stderr
-
-
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("mode", [["--local"], []], ids=["local", "ray"])
-def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(home, tmp_path, mode, which):
-    long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000"]
-    command = [ANTIPHON, "run", "demo", *mode, "--json", "--tracking", "none", "--storage", f"{tmp_path}/cut"]
-    process = subprocess.Popen(
-        [*command, *settings([*SMALL, *long])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        event_log = wait_for_record(tmp_path / "cut", process)
-        process.send_signal(which)
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 75, err[-2000:]
-    outcome = json.loads(out)
-    assert outcome["status"] == "preempted"
-    step, run_id = outcome["steps_run"], outcome["run_id"]
-    assert "stopping: a checkpoint is saved first" in err
-    assert f"preempted: saved at step {step}; repeat the command with --resume {run_id} to continue" in err
-    saved = [record for record in read_event_log(event_log) if record["kind"] == "checkpoint"]
-    assert saved[-1]["step"] == outcome["steps_run"] > 0
-    assert (event_log.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
-
-
-def wait_for_record(folder: Path, process, *, kind: str = "metrics") -> Path:
-    """The run's event log, once it holds a record of this kind."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        for event_log in folder.glob("*/events.jsonl"):
-            if any(record["kind"] == kind for record in read_event_log(event_log)):
-                return event_log
-        time.sleep(0.1)
-    raise AssertionError("no such record within two minutes")

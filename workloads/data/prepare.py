@@ -10,11 +10,9 @@ from workloads.data.cache import ClipCache, QuarantinedClip
 from workloads.data.clips import Dataset, Splits, split
 from workloads.data.manifest import read_dataset
 from workloads.data.quarantine import check_quarantined_share
-from workloads.data.statistics import durations, part_folds, rates, tag_counts
+from workloads.data.statistics import PARTS, durations, fold_numbers, part_folds, rates, tag_counts
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
-
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,6 @@ class PreparedData:
         """The fields of the event log's `data` record: numbers for each tag, none for each clip."""
         parts = {name: getattr(self.splits, name) for name in PARTS}
         counts = {name: self.dataset.clips_per_tag(clips) for name, clips in parts.items()}
-        folds = sorted({clip.fold for clip in self.dataset.clips})
         in_fold = Counter((clip.fold, name) for name, clips in parts.items() for clip in clips)
         return {
             "fingerprint": self.dataset.fingerprint(),
@@ -40,7 +37,7 @@ class PreparedData:
             "clips": {name: len(clips) for name, clips in parts.items()},
             "clips_per_tag": {name: have for name, (have, _) in counts.items()},
             "known_per_tag": {name: known for name, (_, known) in counts.items()} if self._partly_labelled else None,
-            "folds": {str(fold): {name: in_fold[fold, name] for name in PARTS} for fold in folds},
+            "folds": {str(fold): {name: in_fold[fold, name] for name in PARTS} for fold in fold_numbers(self.dataset)},
             "rate": self.cache.rate,
             "clip_seconds": self.recipe.data.clip_seconds,
             "durations": asdict(durations(self.cache.heard().values(), self.recipe.data.clip_seconds)),
@@ -50,12 +47,10 @@ class PreparedData:
         }
 
     def statistics(self) -> dict[str, Any]:
-        """Durations, rates, tags, folds and parts of the usable clips, as `antiphon data check` prints them."""
-        heard = self.cache.heard().values()
+        """What `antiphon data check` prints of the usable clips beside the summary: more of rates, tags and folds."""
         return {
-            "durations": asdict(durations(heard, self.recipe.data.clip_seconds)),
-            "rates": rates(heard),
-            "folds": {part: list(folds) for part, folds in part_folds(self.splits).items()},
+            "rates": rates(self.cache.heard().values()),
+            "part_folds": part_folds(self.splits),
             "untagged": sum(not clip.tags for clip in self.dataset.clips),
             "tags": {tag: asdict(count) for tag, count in tag_counts(self.dataset, self.splits).items()},
         }

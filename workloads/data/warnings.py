@@ -11,6 +11,7 @@ from workloads.data.clips import Dataset, Splits
 from workloads.data.heard import Heard
 from workloads.data.manifest import FOLDS
 from workloads.data.statistics import PARTS, durations, rates, tag_counts
+from workloads.runtime.text import name_some
 
 SEVERAL = 2  # clip_seconds is this many times the median duration
 LOW_RATE = 0.75  # a file's rate, as a share of the front end's, that leaves much of its range empty
@@ -78,15 +79,10 @@ def _tags_without_clips(dataset: Dataset, splits: Splits) -> list[str]:
         if absent:
             meaning = "no model learns them" if part == "train" else f"the {part} score does not show them"
             found.append(
-                f"column tags: {len(absent)} of {len(counts)} tags have no clip in the {part} part ({_names(absent)}), "
-                f"so {meaning}: add clips with them, or remove them"
+                f"column tags: {len(absent)} of {len(counts)} tags have no clip in the {part} part "
+                f"({name_some(absent, SHOWN)}), so {meaning}: add clips with them, or remove them"
             )
     return found
-
-
-def _names(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _sound_warnings(heard: Collection[Heard], recipe: Recipe) -> list[str]:

@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
+from workloads.runtime.text import name_some
+
 MAX_SHOWN = 6  # names in a message; a wrong file has hundreds
 
 
@@ -41,7 +43,7 @@ def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collec
             if name in weights and _kind(weights[name]) != _kind(tensor)
         ],
     }
-    misfits = "; ".join(f"{kind}: {abbreviated(names)}" for kind, names in problems.items() if names)
+    misfits = "; ".join(f"{kind}: {name_some(names, MAX_SHOWN)}" for kind, names in problems.items() if names)
     if misfits:
         raise ValueError(
             f"these weights do not fit {type(model).__name__}: {misfits}; use weights of this architecture"
@@ -51,9 +53,3 @@ def require_fit(weights: dict[str, Tensor], model: nn.Module, *, without: Collec
 def _kind(tensor: Tensor) -> str:
     """Of the same kind, one can be converted to the other: weights in half precision are as good as any."""
     return "complex" if tensor.is_complex() else "floating" if tensor.is_floating_point() else "whole"
-
-
-def abbreviated(names: list[str]) -> str:
-    """The first names of tensors, and how many more there are."""
-    rest = len(names) - MAX_SHOWN
-    return ", ".join(names[:MAX_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

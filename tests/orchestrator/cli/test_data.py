@@ -51,7 +51,7 @@ def test_each_message_leads_a_stranger_to_the_next_step(words: list[str], antiph
     assert dict(warned(mended.err)).keys() == {"column source", "column fold", "sample rates"}
     assert [f"warning: {line}" for line in summary["warnings"]] == mended.err.splitlines()
     assert summary["statistics"]["rates"] == {"8000": 60}
-    assert summary["statistics"]["durations"]["padding"] == pytest.approx(0, abs=1e-9)
+    assert summary["durations"]["padding"] == pytest.approx(0, abs=1e-9)
     assert summary["statistics"]["tags"]["up"]["clips"] == 20
 
 
