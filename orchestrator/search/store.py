@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,15 +124,28 @@ class SearchStore:
         self._write(outcome, OUTCOME)
 
     def known_trials(self) -> list[tuple[Task, dict[str, Any] | None]]:
-        """Every trial that was started, by number, with its result if it has one."""
+        """Every trial that was started, by number, with its result if it has one.
+
+        Raises ValueError for a damaged trial: without it another one could win, and the sampler would propose other
+        settings for its number. Settings are read only where there is no result, which repeats them.
+        """
         found = []
         for name in self._names(TRIALS):
-            uri = self._path(TRIALS, name, SETTINGS)
-            settings = self._retry(partial(_parsed_or_said, uri), uri)  # without them it is started anew
-            if settings is not None:
-                task = Task("trial", settings["number"], settings["settings"], settings["seed"])
-                found.append((task, self.read_result(task)))
+            result = self._read_or_advise(name, RESULT)
+            fields = result or self._read_or_advise(name, SETTINGS)
+            if fields is not None:  # without either it is started anew
+                found.append((Task("trial", fields["number"], fields["settings"], fields["seed"]), result))
         return found
+
+    def _read_or_advise(self, name: str, file: str) -> dict[str, Any] | None:
+        """A file of a trial, if there is one; the ValueError of a damaged one says what to do."""
+        try:
+            fields: dict[str, Any] | None = self._read(TRIALS, name, file)
+            return fields
+        except ValueError as error:
+            has_finals = any(final.split("-")[1] == name for final in self._names(FINALS))  # of these very settings
+            rerun = "" if has_finals else f", or delete {self._path(TRIALS, name)} to run trial {name} anew"
+            raise ValueError(f"{error}; restore it{rerun}") from None
 
     def winner_numbers(self) -> set[int]:
         """The numbers of the trials for which winner runs were started."""

@@ -23,9 +23,20 @@ def ranked_trials(store: SearchStore) -> list[Result]:
 
 
 def winner_so_far(store: SearchStore) -> Result | None:
-    """The trial for which winner runs were started, if there is one."""
+    """The trial for which winner runs were started, if there is one.
+
+    ValueError where its result is gone: another winner would be scored on the test fold too.
+    """
     numbers = store.winner_numbers()
-    return next((result for result in ranked_trials(store) if result["number"] in numbers), None)
+    if not numbers:
+        return None
+    for result in ranked_trials(store):
+        if result["number"] in numbers:
+            return result
+    raise ValueError(
+        f"search {store.uri!r}: trial {min(numbers)} has runs as the winner but no result of its own; restore "
+        f"trials/{min(numbers):04}, or start a new search"
+    )
 
 
 def ranked_finalists(store: SearchStore, repeats: list[Task]) -> list[dict[str, Any]]:

@@ -127,6 +127,9 @@ def test_a_winner_is_scored_on_the_test_fold_once_however_many_trials_follow(
     write_end(store, Task("trial", 1, {"edges.0.weight": 0.2}), "done", 0.4)
     assert run_finals(plan, store, runner) == first
     assert runner.num_run == num_run, "no task is run again"
+    object_store.remove_file(object_store.join(store.uri, "trials/0000/result.json"))
+    with pytest.raises(ValueError, match="trial 0 has runs as the winner but no result of its own"):
+        run_finals(plan, store, runner)
 
 
 def test_mlflow_run_ids_are_beside_a_search_on_an_object_store_while_it_runs(
