@@ -6,9 +6,13 @@ Does not depend on clips, tags or audio files: it knows the cache's keys.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from workloads.runtime.atomic_files import replace_bytes
-from workloads.runtime.json_files import parse_json, require_shape
+from workloads.runtime.json_files import parse_json
 
 INDEX = "heard.jsonl"
 MAX_REPEATS = 1000  # lines of keys that were decoded again, beside as many lines as there are keys
@@ -67,15 +71,23 @@ class HeardIndex:
             replace_bytes(self.path, b"".join(_line(key, heard) for key, heard in self._heard.items()))
 
 
+class _Line(TypedDict):
+    """A line of the file."""
+
+    key: str
+    samples: Annotated[int, Interval(ge=0, lt=2**62)]
+    rate: Annotated[int, Interval(gt=0, lt=2**62)]
+    own_rate: Annotated[int, Interval(gt=0, lt=2**62)]
+    notes: list[str]
+
+
 def _parse(line: bytes) -> tuple[str, Heard] | None:
-    """Key and value of a line; None for one that a kill has torn, and for the blank before each."""
+    """Key and value of a line; None for one that is damaged, as by a kill, and for the blank before each."""
     try:
-        fields = parse_json(line, INDEX)
-        key, heard = fields.pop("key"), fields | {"notes": tuple(fields["notes"])}
-        require_shape(heard, INDEX, Heard)
-        return str(key), Heard(**heard)
-    except (ValueError, LookupError, TypeError):
+        fields: _Line = parse_json(line, INDEX, _Line)
+    except ValueError:
         return None
+    return fields["key"], Heard(fields["samples"], fields["rate"], fields["own_rate"], tuple(fields["notes"]))
 
 
 def _line(key: str, heard: Heard) -> bytes:

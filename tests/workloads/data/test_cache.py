@@ -1,12 +1,13 @@
 """The clip cache: clips are decoded once, stored atomically, evicted above the limit, quarantined with a reason."""
 
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -275,6 +276,21 @@ def test_a_clip_whose_line_in_the_index_is_torn_is_decoded_again_and_no_other(tm
         again.prepare(clips, data_at(tmp_path), opener)
         assert [heard.samples for heard in again.heard().values()] == [8000] * 3
     assert sorted(opener.opened().values()) == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "damage", [{"samples": "5"}, {"samples": -1}, {"samples": 10**400}, {"rate": 0}, {"own_rate": 0.5}, {"notes": "x"}]
+)
+def test_a_clip_whose_line_holds_no_possible_numbers_is_decoded_again(tmp_path: Path, damage: dict[str, Any]) -> None:
+    clips = tones(tmp_path, 1)
+    cache = make_cache(tmp_path)
+    cache.prepare(clips, data_at(tmp_path), LocalFiles())
+    index = cache.folder / "heard.jsonl"
+    index.write_text(json.dumps(json.loads(index.read_text()) | damage))
+    again, opener = make_cache(tmp_path), CountingFiles(tmp_path / "log")
+    again.prepare(clips, data_at(tmp_path), opener)
+    assert [heard.seconds for heard in again.heard().values()] == [0.5]
+    assert list(opener.opened().values()) == [1]
 
 
 def test_above_the_limit_the_least_recently_used_clips_are_evicted_first(tmp_path: Path) -> None:
