@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.storage import object_store
 from workloads.runtime.background import in_background
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
-from workloads.runtime.json_files import require_shape
 
 BEAT_S = 10.0
 # Without a new heartbeat for so long a driver on another host counts as dead: longer than one request to a store that
@@ -62,12 +62,22 @@ class Driver:
         return f"process {self.pid} on {self.host}"
 
 
-@dataclass(frozen=True)
-class _Claim:
+class _DriverFields(TypedDict):
+    """A `Driver` in the file of an attempt."""
+
+    token: str
+    host: str
+    boot: str
+    processes: str
+    pid: int
+    since_boot: float
+
+
+class _Claim(TypedDict):
     """The file of an attempt."""
 
     claim: str
-    driver: Driver
+    driver: _DriverFields
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,7 @@ def _claim(attempt: Attempt) -> Attempt:
     content = json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode()
     created = object_store.create_exclusively(path, content)
     # A lost answer makes the store's client send the request again, which then fails because the object exists.
-    if not created and _read_claim(path).claim != claim:
+    if not created and _read_claim(path)["claim"] != claim:
         raise _ClaimLost(f"run {attempt.run_uri!r}: another process has just resumed it; only one may")
     return attempt
 
@@ -198,11 +208,13 @@ def _newest(run_uri: str) -> int:
 
 
 def _driver(run_uri: str, number: int) -> Driver:
-    return _read_claim(_path(run_uri, str(number))).driver
+    named = _read_claim(_path(run_uri, str(number)))["driver"]
+    fields = named["token"], named["host"], named["boot"], named["processes"], named["pid"], named["since_boot"]
+    return Driver(*fields)
 
 
 def _read_claim(uri: str) -> _Claim:
-    claim: _Claim = require_shape(object_store.read_json(uri), uri, _Claim)
+    claim: _Claim = object_store.read_json(uri, _Claim)
     return claim
 
 

@@ -19,6 +19,7 @@ import filelock
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from workloads.config.recipe import Data
 from workloads.data.clips import Clip
@@ -40,6 +41,12 @@ class QuarantinedClip:
 
     clip_id: str
     path: str
+    reason: str
+
+
+class _FailureRecord(TypedDict):
+    """The file beside a quarantined clip's target, as far as it is read."""
+
     reason: str
 
 
@@ -183,7 +190,7 @@ class ClipCache:
         if job.target.exists() and self._index.get(job.key) is not None:
             os.utime(job.target)  # recently used, so evicted last
             return job
-        if failure := _read_json(failure_record, QuarantinedClip):
+        if failure := _read_json(failure_record, _FailureRecord):
             return job.quarantined(failure["reason"])
         try:
             sound = self._decode(job)

@@ -20,6 +20,21 @@ MAX_DEPTH = 100  # of nested values; our own files have about ten
 TOO_DEEP = "is nested too deeply; it was damaged or written by something else"
 
 
+class _FromArray:
+    """Says of a tuple in a shape that it is an array in JSON, which strict checking would refuse."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core.core_schema import no_info_before_validator_function
+
+        def from_array(value: Any) -> Any:
+            return tuple(value) if isinstance(value, list) else value
+
+        return no_info_before_validator_function(from_array, handler(source))
+
+
+ARRAY = _FromArray()
+
+
 class Marker(TypedDict):
     """COMMITTED.json: the SHA-256 of every file of a published folder."""
 
@@ -44,7 +59,7 @@ class TrainingState(TypedDict):
 
     step: int
     scores: dict[str, float]
-    validated: dict[str, tuple[int, float]]
+    validated: dict[str, Annotated[tuple[int, float], ARRAY]]
     best_for: dict[str, float]
     data: str
     taught: dict[str, int]
@@ -287,7 +302,7 @@ class TaskResult(TaskSettings):
     loop_seconds: NotRequired[float | None]
     host: NotRequired[str | None]
     test: NotRequired[dict[str, dict[str, float | None]] | None]
-    course: NotRequired[list[tuple[int, dict[str, Any]]]]
+    course: NotRequired[list[Annotated[tuple[int, dict[str, Any]], ARRAY]]]
     history: list[Rung]
 
 
@@ -325,12 +340,15 @@ def _items(value: Any) -> Collection[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def require_shape(value: Any, name: str, shape: Any) -> Any:
-    """The value as this shape, a dataclass for one; raises ValueError, naming the first place that differs."""
+def require_shape(value: Any, name: str, shape: Any) -> None:
+    """Raise ValueError, naming the first place that differs, where a value of a JSON file does not have this shape.
+
+    A text of digits is no number: the value is used as it is, not converted. An integer passes where a float belongs.
+    """
     from pydantic import ValidationError  # not at the top: `antiphon --help` stays light
 
     try:
-        return _validator(shape)(value)
+        _validator(shape)(value, strict=True)
     except ValidationError as error:
         mistake = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in mistake["loc"]) or "its content"
@@ -341,7 +359,7 @@ def require_shape(value: Any, name: str, shape: Any) -> Any:
 
 
 @functools.cache
-def _validator(shape: Any) -> Callable[[Any], Any]:
+def _validator(shape: Any) -> Callable[..., Any]:
     """Building one takes a thousand times as long as using it, and an event log has a line for every few steps."""
     from pydantic import TypeAdapter
 

@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
+from typing_extensions import TypedDict
 
 from workloads.runtime import checkpoint
 from workloads.runtime.checkpoint_store import MARKER
-from workloads.runtime.json_files import Outcome, TaggerState, parse_json, parse_marker
+from workloads.runtime.json_files import ARRAY, MetricsRecord, Outcome, TaggerState, parse_json, parse_marker
 
 TAGGER = {
     "kind": "tagger",
@@ -23,6 +24,10 @@ TAGGER = {
 }
 
 
+class Pair(TypedDict):
+    pair: Annotated[tuple[int, float], ARRAY]
+
+
 @pytest.mark.parametrize(
     ("content", "shape", "message"),
     [
@@ -34,6 +39,19 @@ TAGGER = {
         (b"{}", Outcome, "f.json: status: field required"),
         (b'{"status": 3}', Outcome, "f.json: status: input should be a valid string"),
         (json.dumps(TAGGER | {"tags": "dog"}).encode(), TaggerState, "f.json: tags: input should be a valid list"),
+        (
+            json.dumps(TAGGER | {"clip_rate": "16000"}).encode(),
+            TaggerState,
+            "f.json: clip_rate: input should be a valid i",
+        ),
+        (b'{"kind": "metrics", "step": "10", "values": {}}', MetricsRecord, "f.json: step: input should be a valid in"),
+        (
+            b'{"kind": "metrics", "step": 1, "values": {"a": true}}',
+            MetricsRecord,
+            "f.json: values.a: input should be a",
+        ),
+        (b'{"pair": [1, "2"]}', Pair, "f.json: pair.1: input should be a valid number"),
+        (b'{"pair": [1]}', Pair, "f.json: pair.1: field required"),
         (json.dumps(TAGGER | {"labels": "none"}).encode(), TaggerState, "f.json: labels: input should be 'single' or"),
     ],
 )
@@ -42,6 +60,11 @@ def test_what_is_no_such_file_is_named_with_the_place(content: bytes, shape: Any
         parse_json(content, "f.json", shape)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_integers_pass_as_floats_and_arrays_as_tuples() -> None:
+    assert parse_json(json.dumps(TAGGER | {"clip_seconds": 1}), "f", TaggerState)["clip_seconds"] == 1
+    assert parse_json(b'{"pair": [1, 2]}', "f", Pair)["pair"] == [1, 2]
 
 
 def test_keys_that_a_shape_does_not_name_are_kept() -> None:
