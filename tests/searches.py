@@ -94,6 +94,7 @@ def _result(number: int, settings: Settings, history: list[Settings], began: flo
         "loop_seconds": seconds,
         "host": "node-a",
         "slot": slot,
+        "course": [],
     }
 
 

@@ -32,5 +32,13 @@ def _with_recipe(verb: str, name: str, recipe: Mapping[str, Any], tags: Mapping[
 
 def _command(verb: str, recipe: str, tags: Mapping[str, str]) -> str:
     """The program that was typed, this recipe, and the options that decide where and how it ran."""
-    program = shlex.split(tags.get("command", "antiphon"))[0]
+    program = _program(tags.get("command", ""))
     return " ".join([shlex.join([program, verb, recipe]), tags.get("options", "")]).strip()
+
+
+def _program(command: str) -> str:
+    """The first word of a command; `antiphon` where it is none that a shell would take: another program wrote it."""
+    try:
+        return next(iter(shlex.split(command)), "antiphon")
+    except ValueError:  # a quote that is never closed
+        return "antiphon"

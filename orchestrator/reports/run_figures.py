@@ -227,7 +227,9 @@ def tag_matrix(history: RunHistory, model: str) -> go.Figure | None:
     values = row.get("confusion") or row.get("cooccurrence")
     if not values:
         return None
-    numbers = [[str(value) if is_confusion else f"{value:.2f}" for value in line] for line in values]
+    numbers = [
+        ["" if value is None else f"{value:d}" if is_confusion else f"{value:.2f}" for value in line] for line in values
+    ]
     labels, is_numbered = _labels(tags), len(tags) <= MAX_NUMBERED_TAGS
     tick_step = 1 if len(tags) <= MAX_TAGS else None
     colour_title = "share of row" if is_confusion else "mean probability"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.reports.run_page import write_report
+from orchestrator.reports.run_shapes import RECORDS, RecipeFile, TimedRecord
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import records_of
 from orchestrator.search.store import upload_beside
@@ -15,7 +16,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
 from workloads.runtime.event_log import EVENT_LOG, read_event_log
-from workloads.runtime.json_files import RECORDS, RecipeFile, require_shape
+from workloads.runtime.json_files import require_shape
 
 REPORT = "report.html"
 
@@ -72,13 +73,27 @@ def _rewrite_run_report(uri: str, out: str) -> Path:
     if not records:
         raise ValueError(f"run {uri!r}: no records yet; the first checkpoint brings them, so try again after it")
     for record in records:
-        name = f"{object_store.join(uri, EVENT_LOG)}: a record of kind {record['kind']}"
-        require_shape(record, name, RECORDS.get(record["kind"], dict[str, Any]))
+        _require_readable(record, f"{object_store.join(uri, EVENT_LOG)}: a record of kind {record['kind']}")
     run_id = _folder_name(uri)
     target = Path(out or f"{run_id}.html")
     recipe = object_store.read_json(recipe_uri, RecipeFile)
     write_report(records, recipe, run_id=run_id, uri=uri, out=target)
     return target
+
+
+def _require_readable(record: dict[str, Any], name: str) -> None:
+    """ValueError where a record, which any program may have written, is not what the report reads."""
+    require_shape(record, name, TimedRecord)
+    require_shape(record, name, RECORDS.get(record["kind"], TimedRecord))
+    if record["kind"] != "data":
+        return
+    for key in ("clips_per_tag", "known_per_tag"):
+        for part, counts in (record.get(key) or {}).items():
+            if len(counts) != len(record["tags"]):
+                raise ValueError(
+                    f"{name}: {key}.{part}: {len(counts)} counts for {len(record['tags'])} tags; it was damaged or "
+                    "written by something else"
+                )
 
 
 def _folder_name(uri: str) -> str:

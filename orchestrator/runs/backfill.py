@@ -18,10 +18,11 @@ from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import Cursor, send_pending
 from orchestrator.tracking.mlflow_run import open_destination
+from orchestrator.tracking.record_mapping import RunRecord
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE, with_secret
 from workloads.runtime.event_log import EVENT_LOG
-from workloads.runtime.json_files import RunRecord, parse_json
+from workloads.runtime.json_files import parse_json
 from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 

@@ -13,16 +13,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import NotRequired, Protocol, Self, TypeVar
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.runs.lease import Attempt
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status, retry_while_unavailable
-from workloads.runtime.json_files import Scores as ScoresFile
 
 Value = TypeVar("Value")
 Scores = Callable[[str], dict[str, float]]  # of a checkpoint: each model's validation score with exactly these weights
 NAME = re.compile(r"step-(\d+)-attempt-(\d+)")
+
+
+class _CheckpointScores(TypedDict):
+    """state.json of a checkpoint: what decides whether it is kept."""
+
+    best_for: NotRequired[dict[str, float]]
 
 
 class Retention(Protocol):
@@ -171,7 +178,7 @@ class CheckpointStore:
         if name not in self._scores_of:
             uri = object_store.join(self._checkpoints, name, "state.json")
             try:
-                state = self._retry(lambda: object_store.read_json(uri, ScoresFile), uri)
+                state = self._retry(lambda: object_store.read_json(uri, _CheckpointScores), uri)
             except ValueError as error:  # training goes on: it cannot be resumed from, so it need not be kept either
                 print_status(f"counts as without scores: {error}")
                 state = {}

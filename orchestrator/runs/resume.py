@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.runs.lease import Attempt, Driver, take_over
@@ -15,13 +17,22 @@ from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.recipe import Recipe
-from workloads.runtime.json_files import Outcome, json_text
+from workloads.runtime.json_files import json_text
 
 Value = TypeVar("Value")
 RUNS_BY_RECIPE = ".recipes"  # in a storage: a folder per recipe, in it an empty file per run; "auto" lists no others
 AUTO = "auto"
 RECIPE = "recipe.json"
 MACHINE_KEYS = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines
+
+
+class _Outcome(TypedDict):
+    """outcome.json of a run."""
+
+    status: str
+    tracking: NotRequired[str]
+    resumed_from_step: NotRequired[int]
+    steps_run: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -143,5 +154,5 @@ def _finished_outcome(run_uri: str) -> dict[str, Any] | None:
     uri = object_store.join(run_uri, "outcome.json")
     if not object_store.exists(uri):
         return None
-    outcome: dict[str, Any] = object_store.read_json(uri, Outcome)
+    outcome: dict[str, Any] = object_store.read_json(uri, _Outcome)
     return outcome if outcome["status"] == "done" else None

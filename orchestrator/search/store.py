@@ -22,20 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.search.files import Definition, Rungs, SearchCluster, SearchOutcome, TaskResult, TaskSettings
 from orchestrator.search.rungs import RungScore
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status, retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
-from workloads.runtime.json_files import (
-    Definition,
-    Rungs,
-    SearchCluster,
-    SearchOutcome,
-    TaskResult,
-    TaskSettings,
-    json_text,
-)
+from workloads.runtime.json_files import json_text
 
 PATIENCE_S = 300.0  # how long a search waits for its store, wherever it writes or reads
 READERS = 8  # threads: an object store takes a while for each of some hundred small files
@@ -143,7 +136,7 @@ class SearchStore:
             fields: dict[str, Any] | None = self._read(TRIALS, name, file)
             return fields
         except ValueError as error:
-            has_finals = any(final.split("-")[1] == name for final in self._names(FINALS))  # of these very settings
+            has_finals = any(f"-{name}" in final for final in self._names(FINALS))  # of these very settings
             rerun = "" if has_finals else f", or delete {self._path(TRIALS, name)} to run trial {name} anew"
             raise ValueError(f"{error}; restore it{rerun}") from None
 

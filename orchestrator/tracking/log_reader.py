@@ -15,12 +15,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import psutil
+from annotated_types import Interval
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from workloads.runtime.atomic_files import replace_text
-from workloads.runtime.json_files import Offset, Record, parse_json
+from workloads.runtime.json_files import Record, parse_json
 
 POLL_S = 0.3
 RETRY_S = 2.0
@@ -61,6 +63,15 @@ class Writer:
             return True
 
 
+class _Offset(TypedDict):
+    """The file beside an event log that holds how far its records were sent."""
+
+    whom: str
+    start: Annotated[int, Interval(ge=0, lt=2**62)]
+    end: Annotated[int, Interval(ge=0, lt=2**62)]
+    sha256: str
+
+
 class Cursor:
     """A position in an event log: the destination `destination_id` has acknowledged every line before it."""
 
@@ -78,7 +89,7 @@ class Cursor:
         if not self.file.exists():
             return
         try:
-            saved = parse_json(self.file.read_bytes(), str(self.file), Offset)
+            saved = parse_json(self.file.read_bytes(), str(self.file), _Offset)
         except ValueError as error:  # sent again, what is stored stays
             log_line(f"sending from the beginning: {error}")
             return

@@ -20,12 +20,13 @@ from orchestrator.tracking.record_mapping import (
     TAG_LENGTH,
     MlflowUpdate,
     Point,
+    RunRecord,
     truncate,
     update_for,
 )
 from orchestrator.tracking.uri import artifact_folder, split_credentials
 from workloads.runtime.event_log import read_event_log
-from workloads.runtime.json_files import RunRecord, parse_json
+from workloads.runtime.json_files import parse_json
 from workloads.runtime.redaction import redacted
 
 

@@ -7,11 +7,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
 # Limits of MLflow 3.17 (mlflow/utils/validation.py), which truncates longer values without any mark.
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 RUN_ID_TAG = "antiphon.run_id"  # a run is looked up by this tag
+
+
+class RunRecord(TypedDict):
+    """The first line of an event log."""
+
+    kind: str
+    t: int
+    run_id: str
+    experiment: str
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
 
 
 class Point(NamedTuple):

@@ -41,8 +41,25 @@ class Marker(TypedDict):
     files: dict[str, str]
 
 
+class PartCounts(TypedDict):
+    """The number of clips of each part of a data set."""
+
+    train: int
+    val: int
+    test: int
+
+
+class TrainedOn(TypedDict):
+    """The data set that a tagger was trained on."""
+
+    format: str
+    fingerprint: str
+    test_fold: int
+    clips: PartCounts
+
+
 class TaggerState(TypedDict):
-    """state.json of a published tagger: what is needed to build it."""
+    """state.json of a published tagger: what builds it and, where a run has trained it, on what, and its scores."""
 
     kind: str
     name: str
@@ -52,6 +69,10 @@ class TaggerState(TypedDict):
     clip_seconds: Annotated[float, Interval(gt=0, le=MAX_CLIP_SECONDS)]
     clip_rate: Annotated[int, Interval(gt=0, le=MAX_RATE)]
     long_clips: Literal["windows", "start"]
+    data: NotRequired[TrainedOn]
+    recipe: NotRequired[str]
+    val: NotRequired[dict[str, float]]
+    test: NotRequired[dict[str, float]]
 
 
 class TrainingState(TypedDict):
@@ -67,243 +88,15 @@ class TrainingState(TypedDict):
     snapshots: list[str]
 
 
-class Scores(TypedDict):
-    """state.json of a checkpoint: what decides whether it is kept."""
-
-    best_for: NotRequired[dict[str, float]]
-
-
-class Outcome(TypedDict):
-    """outcome.json of a run."""
-
-    status: str
-    tracking: NotRequired[str]
-    resumed_from_step: NotRequired[int]
-    steps_run: NotRequired[int]
-
-
 class Record(TypedDict):
     """A line of an event log; what else it holds depends on its kind."""
 
     kind: str
-    t: NotRequired[int]
+    t: NotRequired[int]  # milliseconds since the epoch
     step: NotRequired[int]
     values: NotRequired[dict[str, float | None]]
     models: NotRequired[dict[str, Any] | list[str]]
     tags: NotRequired[dict[str, str] | list[str]]
-
-
-class RunRecord(TypedDict):
-    """The first line of an event log."""
-
-    kind: str
-    t: int
-    run_id: str
-    experiment: str
-    name: str
-    params: dict[str, str]
-    tags: dict[str, str]
-
-
-class EdgeFields(TypedDict):
-    """An edge in recipe.json and in a record of a phase."""
-
-    teacher: str
-    student: str
-    weight: float
-    temperature: float
-    source: str
-    view: str
-    gate: str
-
-
-class PhaseRecord(TypedDict):
-    """A line of an event log: a phase begins."""
-
-    kind: str
-    step: int
-    index: int
-    steps: int
-    trains: list[str]
-    edges: list[EdgeFields]
-    total: NotRequired[int]
-
-
-class MetricsRecord(TypedDict):
-    """A line of an event log: values of a step."""
-
-    kind: str
-    step: int
-    values: dict[str, float | None]
-
-
-class StartRecord(TypedDict):
-    """A line of an event log: an attempt begins."""
-
-    kind: str
-    step: int
-    attempt: int
-    damaged: list[str]
-
-
-class ModelResult(TypedDict):
-    """A model's row in the `result` record: sizes, steps, scores by metric, and what was delivered."""
-
-    params: int
-    steps_taught: int
-    steps_learned: int
-    val: dict[str, float | None]
-    test: dict[str, float | None]
-    checkpoint: str
-    weights_sha256: str
-
-
-class ResultRecord(TypedDict):
-    """A line of an event log: the run is trained, scored and delivered."""
-
-    kind: str
-    steps: int
-    models: dict[str, ModelResult]
-
-
-class EndRecord(TypedDict):
-    """A line of an event log: an attempt has ended."""
-
-    kind: str
-    status: str
-
-
-RECORDS = {
-    "run": RunRecord,
-    "phase": PhaseRecord,
-    "metrics": MetricsRecord,
-    "start": StartRecord,
-    "result": ResultRecord,
-    "end": EndRecord,
-}
-
-
-class Offset(TypedDict):
-    """The file beside an event log that holds how far its records were sent."""
-
-    whom: str
-    start: Annotated[int, Interval(ge=0, lt=2**62)]
-    end: Annotated[int, Interval(ge=0, lt=2**62)]
-    sha256: str
-
-
-class ArchFields(TypedDict):
-    """An architecture in recipe.json, as far as reports read it."""
-
-    family: str
-
-
-class ModelFields(TypedDict):
-    """A model in recipe.json, as far as reports read it."""
-
-    arch: ArchFields
-
-
-class RecipeData(TypedDict):
-    """The data table of recipe.json, as far as reports read it."""
-
-    labels: str
-
-
-class RecipeFile(TypedDict):
-    """recipe.json of a run: the resolved recipe, as far as reports read it; resuming compares all of it."""
-
-    name: str
-    models: dict[str, ModelFields]
-    edges: list[EdgeFields]
-    data: RecipeData
-
-
-class SearchTable(TypedDict):
-    """The search table of a resolved recipe, as far as reports read it."""
-
-    space: dict[str, dict[str, Any]]
-    searcher: str
-    scheduler: str
-    metric: str
-    trials: int
-    rungs: int
-    seed: int
-
-
-class SearchedRecipe(TypedDict):
-    """The recipe of a search, as far as reports read it."""
-
-    search: SearchTable
-
-
-class Definition(TypedDict):
-    """search.json."""
-
-    search_id: str
-    created: float
-    command: str
-    recipe: SearchedRecipe
-    tracking: str
-
-
-class SearchCluster(TypedDict):
-    """cluster.json of a search."""
-
-    slots: int
-    dashboard: str
-    trials: int
-
-
-class SearchOutcome(TypedDict):
-    """outcome.json and earlier.json of a search."""
-
-    search_id: str
-    status: str
-    seconds: float
-
-
-class Rung(TypedDict):
-    """An entry of the history of a trial."""
-
-    step: int
-    objective: float | None
-    values: NotRequired[dict[str, float | None]]
-
-
-class Rungs(TypedDict):
-    """rungs.json of a search's trial."""
-
-    history: list[Rung]
-    began: float
-    loop_seconds: float
-    told: float
-
-
-class TaskSettings(TypedDict):
-    """settings.json of a search's trial."""
-
-    kind: str
-    number: int
-    settings: dict[str, Any]
-    seed: int | None
-    slot: NotRequired[int | None]
-    began: float
-
-
-class TaskResult(TaskSettings):
-    """result.json of a search's trial."""
-
-    status: str
-    ended: float
-    reason: NotRequired[str]
-    objective: NotRequired[float | None]
-    second: NotRequired[float | None]
-    loop_seconds: NotRequired[float | None]
-    host: NotRequired[str | None]
-    test: NotRequired[dict[str, dict[str, float | None]] | None]
-    course: NotRequired[list[Annotated[tuple[int, dict[str, Any]], ARRAY]]]
-    history: list[Rung]
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -107,7 +107,7 @@ def test_an_imported_tagger_keeps_its_origin(trained, antiphon, tmp_path):
     folder, _ = trained
     state = checkpoint.read_state(folder)
     origin = {"project": "who/ever", "family": "timm", "file": "vit.bin", "sha256": "ab" * 32, "imported_with": "a"}
-    kept = {name: state[name] for name in TaggerState.__annotations__}
+    kept = {name: state[name] for name in TaggerState.__required_keys__}
     tensors = {"weights": checkpoint.read_tensors(folder, "weights")}
     for licence, known in (("MIT", "license: mit"), ("GPL-3.0 (or so)", 'license_name: "GPL-3.0 (or so)"')):
         imported = tmp_path / known.split(":")[0]
@@ -128,7 +128,7 @@ def test_the_licence_of_initial_weights_is_kept_from_run_to_run(trained, antipho
     folder, _ = trained
     state = checkpoint.read_state(folder)
     origin = {"project": "who/ever", "family": "timm", "file": "v.bin", "sha256": "ab" * 32, "licence": "CC-BY-4.0"}
-    kept = {name: state[name] for name in TaggerState.__annotations__}
+    kept = {name: state[name] for name in TaggerState.__required_keys__}
     tensors = {"weights": checkpoint.read_tensors(folder, "weights")}
     init = checkpoint.write(tmp_path / "imported", tensors=tensors, state=kept | {"origin": origin})
     for number in range(2):

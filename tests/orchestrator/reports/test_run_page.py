@@ -14,6 +14,7 @@ import pytest
 from orchestrator.reports.run_figures import MIN_LABELLED_SHARE
 from orchestrator.reports.run_history import RunHistory
 from orchestrator.reports.run_page import write_report
+from orchestrator.reports.write import rewrite_report
 from tests.pages import Page
 from workloads.evaluate.chance import chance_precision
 
@@ -323,6 +324,60 @@ def test_warnings_about_the_data_are_shown(tmp_path: Path) -> None:
     records = run_records()
     next(record for record in records if record["kind"] == "data")["warnings"] = ["column <fold>: there is none"]
     assert _page(records, tmp_path).texts["warnings"].strip() == "column <fold>: there is none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("data", {"clips": ...}, "clips: field required"),
+        ("data", {"clips": {"train": 1}}, "clips.val: field required"),
+        ("data", {"durations": {"min": 1}}, "durations.median: field required"),
+        ("data", {"quarantined": ["17"]}, "quarantined.0: input should be a valid dictionary"),
+        ("data", {"clips_per_tag": CLIPS_PER_TAG | {"val": [1]}}, f"clips_per_tag.val: 1 counts for {len(TAGS)} tags"),
+        ("checkpoint", {"step": ...}, "step: field required"),
+        ("metrics", {"step": "7"}, "step: input should be a valid integer"),
+        ("bad", {"step": 3, "models": ["cnn"], "policy": "skip"}, "clip_ids: field required"),
+        ("machine", {"t": -1}, "t: input should be greater than or equal to 0"),
+        ("run", {"t": 10**20}, "t: input should be less than"),
+        (
+            "result",
+            {"models": {"cnn": _row("cnn", "single", random.Random(0)) | {"per_tag": None}}},
+            "per_tag: input sh",
+        ),
+    ],
+)
+def test_a_record_that_no_run_writes_is_named(tmp_path: Path, kind: str, fields: Record, message: str) -> None:
+    records = run_records()
+    known = next((record for record in records if record["kind"] == kind), {"kind": kind, "t": records[-1]["t"]})
+    damaged = {key: value for key, value in (known | fields).items() if value is not ...}
+    with pytest.raises(ValueError, match=rf"^\S+/events\.jsonl.*: (models\.cnn\.)?{message}"):
+        _rewritten([*records, damaged], tmp_path)
+
+
+@pytest.mark.parametrize("command", ["", "  ", "antiphon's", "'"])
+def test_a_command_that_no_shell_takes_is_repeated_with_antiphon(tmp_path: Path, command: str) -> None:
+    first, *others = run_records()
+    page = _rewritten([first | {"tags": {"command": command}}, *others], tmp_path)
+    assert page.texts["commands"] == f"antiphon run {tmp_path / 'demo-1' / 'recipe.json'}"
+
+
+def _rewritten(records: list[Record], folder: Path) -> Page:
+    """The page that `antiphon report` writes of a run's folder with these records."""
+    run = folder / "demo-1"
+    run.mkdir()
+    (run / "recipe.json").write_text(json.dumps(recipe("single") | {"edges": []}))
+    (run / "events.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return Page(Path(rewrite_report(str(run), str(folder / "report.html"))).read_text(encoding="utf-8"))
+
+
+def test_tags_on_no_test_clip_have_an_empty_row(tmp_path: Path) -> None:
+    *records, result, end = run_records(labels="multi")
+    matrix = result["models"]["cnn"]["cooccurrence"]
+    matrix[0] = [None] * len(TAGS)
+    page = _page([*records, result, end], tmp_path, labels="multi")
+    text = page.figures["matrix-cnn"]["data"][0]["text"]
+    assert text[0] == [""] * len(TAGS)
+    assert text[1] == [f"{value:.2f}" for value in matrix[1]]
 
 
 def test_several_labels_show_cooccurrence_and_map(tmp_path: Path) -> None:

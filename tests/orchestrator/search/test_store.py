@@ -14,6 +14,7 @@ from orchestrator.storage import object_store
 from tests import searches
 
 TASK = Task("trial", 3, {"edges.0.weight": 0.5}, hyperparameter_history=[(0, {"edges.0.weight": 0.2})])
+ENDED = {"status": "done", "reason": "", "objective": 0.5, "began": 1.0, "loop_seconds": 1.0}
 
 
 @pytest.fixture
@@ -30,10 +31,8 @@ def test_a_task_is_read_as_it_was_written(store: SearchStore, tmp_path: Path) ->
 
 
 def test_a_result_is_committed_once(store: SearchStore) -> None:
-    store.write_result(
-        TASK, {"status": "done", "reason": "", "course": [], "began": 1.0}, [RungScore(4, 0.5, {"cnn/val/ece": 0.1})]
-    )
-    store.write_result(TASK, {"status": "stopped", "reason": "", "began": 1.0}, [])
+    store.write_result(TASK, ENDED | {"course": []}, [RungScore(4, 0.5, {"cnn/val/ece": 0.1})])
+    store.write_result(TASK, ENDED | {"status": "stopped"}, [])
     result = store.read_result(TASK)
     assert result is not None
     assert (result["status"], result["course"]) == ("done", []), "the trial's own history, not its task's"
@@ -46,7 +45,7 @@ def damage(store: SearchStore, name: str) -> None:
 
 def test_a_finished_trial_is_known_by_its_result_alone(store: SearchStore) -> None:
     store.write_settings(TASK, began=1.0)
-    store.write_result(TASK, {"status": "done", "reason": "", "objective": 0.5, "began": 1.0}, [])
+    store.write_result(TASK, ENDED, [])
     damage(store, "trials/0003/settings.json")
     ((task, result),) = store.known_trials()
     assert (task.kind, task.number, task.settings, task.seed) == ("trial", 3, {"edges.0.weight": 0.5}, None)

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from workloads.runtime import checkpoint
 from workloads.runtime.checkpoint_store import MARKER
-from workloads.runtime.json_files import ARRAY, MetricsRecord, Outcome, TaggerState, parse_json, parse_marker
+from workloads.runtime.json_files import ARRAY, Record, TaggerState, parse_json, parse_marker
 
 TAGGER = {
     "kind": "tagger",
@@ -36,22 +36,28 @@ class Pair(TypedDict):
         (b"{'a': 1}", dict[str, Any], "f.json: is not JSON"),
         (b"[]", dict[str, Any], "f.json: its content: input should be a valid dictionary"),
         (b"[" * 100_000, dict[str, Any], "f.json: is nested too deeply"),
-        (b"{}", Outcome, "f.json: status: field required"),
-        (b'{"status": 3}', Outcome, "f.json: status: input should be a valid string"),
+        (b"{}", Record, "f.json: kind: field required"),
+        (b'{"kind": 3}', Record, "f.json: kind: input should be a valid string"),
         (json.dumps(TAGGER | {"tags": "dog"}).encode(), TaggerState, "f.json: tags: input should be a valid list"),
         (
             json.dumps(TAGGER | {"clip_rate": "16000"}).encode(),
             TaggerState,
             "f.json: clip_rate: input should be a valid i",
         ),
-        (b'{"kind": "metrics", "step": "10", "values": {}}', MetricsRecord, "f.json: step: input should be a valid in"),
+        (b'{"kind": "metrics", "step": "10", "values": {}}', Record, "f.json: step: input should be a valid in"),
         (
             b'{"kind": "metrics", "step": 1, "values": {"a": true}}',
-            MetricsRecord,
+            Record,
             "f.json: values.a: input should be a",
         ),
         (b'{"pair": [1, "2"]}', Pair, "f.json: pair.1: input should be a valid number"),
         (b'{"pair": [1]}', Pair, "f.json: pair.1: field required"),
+        (json.dumps(TAGGER | {"data": None}).encode(), TaggerState, "f.json: data: input should be a valid dictionary"),
+        (
+            json.dumps(TAGGER | {"data": {"format": "dcase"}}).encode(),
+            TaggerState,
+            "f.json: data.fingerprint: field req",
+        ),
         (json.dumps(TAGGER | {"labels": "none"}).encode(), TaggerState, "f.json: labels: input should be 'single' or"),
     ],
 )

@@ -1,5 +1,6 @@
 """A search is read in any state: finished, running, empty, damaged; from a disk and from an object store."""
 
+import json
 import os
 import re
 from typing import Any
@@ -10,6 +11,8 @@ from orchestrator.reports.search.snapshot import SearchSnapshot, read_search
 from orchestrator.search.store import SearchStore
 from orchestrator.storage import object_store
 from tests import searches
+
+RESULT = searches.results()[0]
 
 
 def test_a_finished_search_is_read_from_a_disk_and_from_an_object_store(storage: str) -> None:
@@ -157,13 +160,20 @@ def test_a_folder_without_a_search_is_the_users_mistake(tmp_path: Any) -> None:
         ('{"number": 0}', r"result\.json: kind: field required"),
         ("[]", r"result\.json: its content: input should be a valid dictionary"),
         ('{"number": 0, "kind": "trial", "settings": {}, "seed": 0}', r"result\.json: began: field required"),
+        (
+            json.dumps(RESULT | {"status": "odd"}),
+            r"result\.json: status: input should be 'done', 'stopped' or 'failed'",
+        ),
+        (json.dumps({key: RESULT[key] for key in RESULT if key != "reason"}), r"result\.json: reason: field required"),
+        (json.dumps(RESULT | {"course": [[0]]}), r"result\.json: course\.0\.1: field required"),
     ],
 )
 def test_a_damaged_trial_is_left_out_and_named(tmp_path: Any, capsys: Any, text: str, message: str) -> None:
     uri = str(tmp_path)
     searches.write_json(uri, "search.json", value=searches.head())
     object_store.put_text(object_store.join(uri, "trials", "0000", "result.json"), text)
-    assert read_search(uri).trials == ()
+    searches.write_task_end(uri, RESULT | {"number": 1})
+    assert [trial.name for trial in read_search(uri).trials] == ["0001"]
     assert re.search(rf"left out: .*{message}", " ".join(capsys.readouterr().err.split()))
     object_store.put_text(object_store.join(uri, "search.json"), text)
     with pytest.raises(ValueError, match=r"search\.json"):

@@ -1,0 +1,200 @@
+"""The shapes of a run's records and recipe, as far as reports read them: what another program wrote may have others."""
+
+from typing import Annotated, Literal, NotRequired
+
+from annotated_types import Interval
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from orchestrator.tracking.record_mapping import RunRecord
+from workloads.runtime.json_files import PartCounts
+
+MAX_MS = 253_402_300_800_000  # since the epoch: the end of the year 9999, the last that can be printed
+
+
+class TimedRecord(TypedDict):
+    """A line of an event log, of whatever kind."""
+
+    kind: str
+    t: Annotated[int, Interval(ge=0, lt=MAX_MS)]
+
+
+class EdgeFields(TypedDict):
+    """An edge in recipe.json and in a record of a phase."""
+
+    teacher: str
+    student: str
+    weight: float
+    temperature: float
+    source: str
+    view: str
+    gate: str
+
+
+class Durations(TypedDict):
+    """Seconds of the clips, in a record of the data."""
+
+    min: float
+    median: float
+    max: float
+    total: float
+    shorter: int
+    longer: int
+
+
+class ClipCounts(TypedDict):
+    """For each tag the number of clips, by part, in a record of the data."""
+
+    train: list[int]
+    val: list[int]
+    test: list[int]
+
+
+class QuarantinedFields(TypedDict):
+    """A clip that is not used, in a record of the data."""
+
+    clip_id: str
+    path: str
+    reason: str
+
+
+class MendedFields(TypedDict):
+    """A clip whose file was mended, in a record of the data."""
+
+    clip_id: str
+    path: str
+    notes: list[str]
+
+
+class DataRecord(TimedRecord):
+    """A line of an event log: the data set is read."""
+
+    fingerprint: str
+    tags: list[str]
+    labels: Literal["single", "multi"]
+    clips: PartCounts
+    quarantined: list[QuarantinedFields]
+    mended: NotRequired[list[MendedFields]]
+    warnings: NotRequired[list[str]]
+    rate: NotRequired[int]
+    clip_seconds: NotRequired[float]
+    durations: NotRequired[Durations]
+    folds: NotRequired[dict[str, PartCounts]]
+    clips_per_tag: NotRequired[ClipCounts]
+    known_per_tag: NotRequired[ClipCounts | None]
+
+
+class PhaseRecord(TimedRecord):
+    """A line of an event log: a phase begins."""
+
+    step: int
+    index: int
+    steps: int
+    trains: list[str]
+    edges: list[EdgeFields]
+    total: NotRequired[int]
+
+
+class MetricsRecord(TimedRecord):
+    """A line of an event log: values of a step."""
+
+    step: int
+    values: dict[str, float]
+
+
+class CheckpointRecord(TimedRecord):
+    """A line of an event log: a checkpoint is written."""
+
+    step: int
+
+
+class BadRecord(TimedRecord):
+    """A line of an event log: a loss or gradient of a step is not finite."""
+
+    step: int
+    models: list[str]
+    policy: str
+    clip_ids: list[str]
+
+
+class StartRecord(TimedRecord):
+    """A line of an event log: an attempt begins."""
+
+    step: int
+    attempt: int
+    damaged: list[str]
+
+
+class ModelResult(TypedDict):
+    """A model's row in the `result` record: sizes, steps, scores by metric, and what was delivered."""
+
+    params: int
+    steps_taught: int
+    steps_learned: int
+    val: dict[str, float]
+    test: dict[str, float]
+    per_tag: dict[str, float]
+    confusion: NotRequired[list[list[int]]]
+    cooccurrence: NotRequired[list[list[float | None]]]
+    checkpoint: str
+    weights_sha256: str
+
+
+class ResultRecord(TimedRecord):
+    """A line of an event log: the run is trained, scored and delivered."""
+
+    steps: int
+    models: dict[str, ModelResult]
+
+
+class EndRecord(TimedRecord):
+    """A line of an event log: an attempt has ended."""
+
+    status: str
+
+
+RECORDS = {
+    "run": RunRecord,
+    "start": StartRecord,
+    "data": DataRecord,
+    "phase": PhaseRecord,
+    "metrics": MetricsRecord,
+    "bad": BadRecord,
+    "checkpoint": CheckpointRecord,
+    "result": ResultRecord,
+    "end": EndRecord,
+}
+
+
+class ArchFields(TypedDict):
+    """An architecture in recipe.json, as far as reports read it."""
+
+    family: str
+
+
+class ModelFields(TypedDict):
+    """A model in recipe.json, as far as reports read it."""
+
+    arch: ArchFields
+
+
+class RecipeData(TypedDict):
+    """The data table of recipe.json, as far as reports read it."""
+
+    labels: str
+
+
+class TrainTable(TypedDict):
+    """The train table of recipe.json, as far as reports read it."""
+
+    shard_size: NotRequired[int]
+    shards: NotRequired[int]
+
+
+class RecipeFile(TypedDict):
+    """recipe.json of a run: the resolved recipe, as far as reports read it; resuming compares all of it."""
+
+    name: str
+    models: dict[str, ModelFields]
+    edges: list[EdgeFields]
+    data: RecipeData
+    train: NotRequired[TrainTable]
