@@ -1,6 +1,7 @@
 """Which parts of a text are secrets, and what stays of the text."""
 
 import json
+import random
 
 import pytest
 
@@ -27,6 +28,20 @@ from workloads.runtime.redaction import RedactingStream, redacted, require_no_se
         ("mysql://u:it's-\"secret\"@h/d, a@b", "mysql://u:***@h/d, a@b"),
         ("'http://h/?token=it's-secret' and more", "'http://h/?token=***' and more"),
         ("PGPASSWORD='a secret' antiphon run", "PGPASSWORD=*** antiphon run"),
+        ("https://me@corp.com:S3cret@mlflow.corp.com", "https://***@mlflow.corp.com"),
+        ("https://me@corp.com:8080/x@y", "https://***@corp.com:8080/x@y"),
+        ("postgresql://me@corp:secret@h/db", "postgresql://me@corp:***@h/db"),
+        ("postgresql://me@corp:se/cret@h:1/db", "postgresql://me@corp:***@h:1/db"),
+        ("postgresql://u:p w@h/d, a@b", "postgresql://u:***@h/d, a@b"),
+        ("https://u:p w@h/d", "https://***@h/d"),
+        ("git+https://u:secret@h http://h:1/a@b redis://:secret@h", "git+https://***@h http://h:1/a@b redis://:***@h"),
+        ("http://b:1,http://c:p w@h", "http://b:1,http://***@h"),
+        ("password=ab#rest&more b=1", "password=*** b=1"),
+        ("private_key=secret account_key=secret", "private_key=*** account_key=***"),
+        ("{'password': 'secret', 'a': 'b'}", "{'password': '***', 'a': 'b'}"),
+        ('{"api_key" : "se\\"cret", "a": "b"}', '{"api_key" : "***", "a": "b"}'),
+        ('"{\\"token\\": \\"secret\\", \\"a\\": 1}"', '"{\\"token\\": \\"***\\", \\"a\\": 1}"'),
+        ("the response began {'token': 'sec", "the response began {'token': '***"),
         ("AWS_SECRET_ACCESS_KEY=secret antiphon run", "AWS_SECRET_ACCESS_KEY=*** antiphon run"),
     ],
 )  # fmt: skip
@@ -48,6 +63,11 @@ def test_secrets_are_replaced_once_and_for_all(text, shown):
         'models.vit.arch={family="vit", pool="token"}',
         "s3://bucket/a/b?versionId=7",
         "me@example.org: 12:30",
+        "postgresql://h:5432, then a@b",
+        "postgresql://h:5432/db is down, tell a@b",
+        "at 'postgresql://h:port' for a@b",
+        "{'pool': 'token', 'key': 'x'}",
+        "a token: 'mean'",
     ],
 )
 def test_a_text_without_a_secret_stays(text):
@@ -60,9 +80,59 @@ def test_what_must_stay_usable_is_refused():
         require_no_secret("s3://k:secret@b", "data.root =")
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        "a://b:",
+        "http://b:1/",
+        "http://",
+        "token",
+        "token=",
+        "a@",
+        "://u:p w@h ",
+        "'token': \\\"",
+        "'token' ",
+        "x://'a b:c ",
+    ],
+)
+def test_time_is_proportional_to_length(part):
+    """A text of this length would take minutes, and the suite's timeout, if each part were compared with the rest."""
+    for text in (part * (400_000 // len(part)), part * (400_000 // len(part)) + "@"):
+        once = redacted(text)
+        assert redacted(once) == once
+
+
+def test_redacting_again_changes_nothing():
+    generator = random.Random(0)
+    parts = [
+        "http://",
+        "x://",
+        "a",
+        "1",
+        ":",
+        "@",
+        "/",
+        " ",
+        "'",
+        '"',
+        ",",
+        "token=",
+        "?sig=",
+        "\n",
+        "***",
+        "#",
+        "'key_token': '",
+    ]
+    for _ in range(20_000):
+        text = "".join(generator.choices(parts, k=generator.randint(3, 14)))
+        once = redacted(text)
+        assert redacted(once) == once, text
+
+
 def test_json_stays_json(tmp_path):
     value = {"error": 'at "http://h/?token=secret\\"', "n": [1.5, None, ("http://a:secret@h",)]}
     assert json.loads(json_text(value)) == {"error": 'at "http://h/?token=***"', "n": [1.5, None, ["http://***@h"]]}
+    assert json.loads(json_text({"db": {"password": "x", "tokens": 5}})) == {"db": {"password": "***", "tokens": 5}}
     with EventLog(tmp_path / "events.jsonl") as event_log:
         event_log.append({"kind": "end", "status": "failed", "error": "http://h/?token=secret", "mistake": False})
     assert json.loads((tmp_path / "events.jsonl").read_text())["error"] == "http://h/?token=***"
