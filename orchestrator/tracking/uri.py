@@ -40,7 +40,8 @@ def with_secret(recorded: str) -> str:
 def split_credentials(uri: str) -> tuple[str, dict[str, str]]:
     """An http(s) URI without user name and password, and the environment from which MLflow takes these.
 
-    MLflow prints addresses of runs, made of the whole URI. Other URIs are returned as they are.
+    MLflow prints addresses of runs, made of the whole URI. What the URI leaves empty keeps its value in the
+    environment: MLflow sends a user name only with a password. Other URIs are returned as they are.
     """
     parts = urlsplit(uri)
     user_info, at, host = parts.netloc.rpartition("@")
@@ -48,7 +49,7 @@ def split_credentials(uri: str) -> tuple[str, dict[str, str]]:
         return uri, {}
     user, _, password = user_info.partition(":")
     credentials = {"MLFLOW_TRACKING_USERNAME": unquote(user), "MLFLOW_TRACKING_PASSWORD": unquote(password)}
-    return urlunsplit(parts._replace(netloc=host)), credentials
+    return urlunsplit(parts._replace(netloc=host)), {name: value for name, value in credentials.items() if value}
 
 
 def ui_command(uri: str) -> str:

@@ -11,6 +11,15 @@ def test_mlflow_gets_user_and_password_by_its_environment():
     assert credentials == {"MLFLOW_TRACKING_USERNAME": "team", "MLFLOW_TRACKING_PASSWORD": "p@ss"}
 
 
+def test_what_a_uri_leaves_empty_keeps_its_value_in_the_environment():
+    assert split_credentials("https://alice@host") == ("https://host", {"MLFLOW_TRACKING_USERNAME": "alice"})
+    assert split_credentials("https://:p@host") == ("https://host", {"MLFLOW_TRACKING_PASSWORD": "p"})
+    assert split_credentials("https://me@corp.com:p@host") == (
+        "https://host",
+        {"MLFLOW_TRACKING_USERNAME": "me@corp.com", "MLFLOW_TRACKING_PASSWORD": "p"},
+    )
+
+
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "postgresql://u:p@h/db", "sqlite:////a@b/mlflow.db", "none"])
 def test_other_uris_stay(uri):
     assert split_credentials(uri) == (uri, {})
