@@ -24,7 +24,13 @@ from workloads.runtime.checkpoint_store import AlreadyDriven
 from workloads.runtime.json_files import json_text
 from workloads.runtime.redaction import redacting_stderr
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Audio taggers that teach each other, on Ray.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # Rich breaks an error's lines before they reach stderr, and a secret over two is not found
+    context_settings={"max_content_width": 120},
+    help="Audio taggers that teach each other, on Ray.",
+)
 for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export):
     app.command()(command)
 for name, group in {"data": data_app, "cluster": cluster.app, "models": models.app, "track": tracking.app}.items():

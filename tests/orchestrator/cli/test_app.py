@@ -73,6 +73,15 @@ def test_mistakes_are_one_line_and_exit_2(arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == []  # nothing was started
 
 
+def test_an_argument_too_many_is_printed_without_its_password(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    secret = "secret-" * 12
+    done = antiphon("run", "demo", f"https://me@corp.com:{secret}@there")
+    assert done.returncode == 2
+    assert "(https://***@there)" in done.stderr
+    assert "secret" not in done.stderr + done.stdout
+
+
 def test_the_version_is_printed():
     done = antiphon("--version")
     assert (done.returncode, done.stdout) == (0, f"antiphon {version('antiphon')}\n")
