@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.storage import object_store
+from orchestrator.tracking.uri import VARIABLE
+from workloads.runtime.redaction import REDACTED, redacted
 
 
 def repeat_run(uri: str, run_id: str, recipe: Mapping[str, Any], tags: Mapping[str, str]) -> list[str]:
@@ -22,6 +24,12 @@ def repeat_run(uri: str, run_id: str, recipe: Mapping[str, Any], tags: Mapping[s
 def repeat_search(search_id: str, recipe: Mapping[str, Any], tags: Mapping[str, str]) -> list[str]:
     """The commands that repeat a search; `tags` are its `command` as typed and its `options`."""
     return _with_recipe("search", search_id, recipe, tags)
+
+
+def what_to_set(tracking: str) -> str:
+    """What the commands need beside them: a tracking URI with a secret, which is not stored; empty for another."""
+    shown = redacted(tracking)
+    return f"First set {VARIABLE} to {shown} with its secret, which is not stored." if REDACTED in shown else ""
 
 
 def _with_recipe(verb: str, name: str, recipe: Mapping[str, Any], tags: Mapping[str, str]) -> list[str]:

@@ -19,7 +19,7 @@ from orchestrator.reports.formatting import (
     format_time,
 )
 from orchestrator.reports.html_page import figure_json, plotly_script, render, write_page
-from orchestrator.reports.reproduce import repeat_run
+from orchestrator.reports.reproduce import repeat_run, what_to_set
 from orchestrator.reports.run_history import RunHistory
 
 
@@ -40,6 +40,7 @@ def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_i
         figures=_figures(history),
         recipe=json.dumps(recipe, indent=2, ensure_ascii=False),
         run_tags=history.run.get("tags", {}),
+        what_to_set=what_to_set(history.run.get("tags", {}).get("tracking", "")),
         commands=repeat_run(uri, run_id, recipe, history.run.get("tags", {})),
         data_facts=run_data.facts(history),
         folds=run_data.fold_rows(history),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.storage import object_store
-from orchestrator.tracking.uri import sqlite_uri
+from orchestrator.tracking.uri import absolute_uri, sqlite_uri
 from workloads.runtime.event_log import EVENT_LOG
 
 RESERVED = ("mlflow.db", "artifacts")  # what the default tracking keeps beside the runs
@@ -55,9 +55,9 @@ def location_of(storage: str, run_id: str, tracking: str) -> RunLocation:
         raise ValueError(f"run id {run_id!r}: must not begin with {' or '.join(RESERVED)}, which are MLflow's")
     if object_store.is_local(storage):
         local = object_store.local_path(storage)
-        return RunLocation(run_id, str(local / run_id), local / run_id, tracking or sqlite_uri(local))
+        return RunLocation(run_id, str(local / run_id), local / run_id, absolute_uri(tracking) or sqlite_uri(local))
     cache, uri = Path("~/.cache/antiphon/runs").expanduser(), object_store.join(storage, run_id)
     path = uri.replace("://", "/")
     if ".." in path.split("/"):
         raise ValueError(f"storage {storage!r}: must not contain '..'; give the bucket's path as it is")
-    return RunLocation(run_id, uri, cache / path, tracking or sqlite_uri(cache))
+    return RunLocation(run_id, uri, cache / path, absolute_uri(tracking) or sqlite_uri(cache))

@@ -28,7 +28,7 @@ from orchestrator.search.validation import check, check_search_data
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
 from orchestrator.tracking.replayer import start_replayer
-from orchestrator.tracking.uri import with_secret
+from orchestrator.tracking.uri import absolute_uri, with_secret
 from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
 from orchestrator.training.ray_cluster import RayConnection, connect, prepare_environment
 from orchestrator.training.request import with_absolute_paths
@@ -263,9 +263,10 @@ def _same_tracking(request: SearchRequest, original: str) -> str:
 
     The `original` is without its secret, so a URI with one must be given again: ValueError where it is not.
     """
-    if request.tracking in ("", "none") or redacted(request.tracking) == original:
-        return request.tracking or with_secret(original)
+    given = absolute_uri(request.tracking)
+    if given in ("", "none") or redacted(given) == original:
+        return given or with_secret(original)
     raise ValueError(
-        f"--tracking {redacted(request.tracking)!r}: search {request.resume} was started with {original!r}; leave it "
+        f"--tracking {redacted(given)!r}: search {request.resume} was started with {original!r}; leave it "
         "out, or give that"
     )

@@ -21,6 +21,14 @@ def sqlite_uri(folder: Path) -> str:
     return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
 
 
+def absolute_uri(uri: str) -> str:
+    """The URI with the path of a SQLite database made absolute, so that it means the same in every folder."""
+    path, mark, options = uri.removeprefix("sqlite:///").partition("?")
+    if not uri.startswith("sqlite:///") or not path or path == ":memory:":
+        return uri
+    return f"sqlite:///{Path(path).absolute()}{mark}{options}"
+
+
 def with_secret(recorded: str) -> str:
     """A URI from a record with the secret that was replaced there, if the environment's is the same URI.
 

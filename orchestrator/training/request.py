@@ -4,9 +4,10 @@ import shlex
 from dataclasses import dataclass, field, replace
 
 from orchestrator.storage import object_store
+from orchestrator.tracking.uri import absolute_uri
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, plan_phases
-from workloads.runtime.redaction import require_no_secret
+from workloads.runtime.redaction import redacted, require_no_secret
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,13 @@ class RunRequest:
 
 
 def placement_options(uri: str, *, tracking: str, address: str, workers: int) -> list[str]:
-    """The options that place the same run or search again, beside the one at `uri`, without those at their defaults."""
+    """The options that place the same run or search again, beside the one at `uri`, without those at their defaults.
+
+    A tracking URI with a secret is left out, because it must not be stored: MLFLOW_TRACKING_URI gives it.
+    """
     options = ["--storage", uri.rpartition("/")[0]]
     options += ["--workers", str(workers)] if workers > 1 else []
-    options += ["--tracking", tracking] if tracking else []
+    options += ["--tracking", absolute_uri(tracking)] if tracking and redacted(tracking) == tracking else []
     return options + (["--address", address] if address else [])
 
 

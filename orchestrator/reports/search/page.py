@@ -21,7 +21,7 @@ from orchestrator.reports.formatting import (
     plural,
 )
 from orchestrator.reports.html_page import plotly_script, render, write_page
-from orchestrator.reports.reproduce import repeat_search
+from orchestrator.reports.reproduce import repeat_search, what_to_set
 from orchestrator.reports.search import figures, timeline
 from orchestrator.reports.search.formatting import STATUS_LABELS, format_setting
 from orchestrator.reports.search.sections import sections
@@ -80,6 +80,7 @@ def render_body(search: SearchSnapshot) -> str:
         failures=[trial for trial in (*search.trials, *search.finals) if trial.status == FAILED],
         sections=sections(search, until),
         recipe=json.dumps(search.recipe, indent=2, ensure_ascii=False),
+        what_to_set=what_to_set(search.tracking),
         commands=repeat_search(search.search_id, search.recipe, {"command": search.command, "options": search.options}),
     )
 

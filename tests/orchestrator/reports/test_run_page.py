@@ -39,7 +39,7 @@ def run_records(*, labels: str = "single", turns: int = 8) -> list[Record]:
     """The records of a whole alternating run, as the training loop writes them; losses fall, scores rise, seed 0."""
     numbers = random.Random(0)
     tags = {"git_commit": "0123abcd", "schedule": "alternate", "command": 'antiphon run demo --set "a.b=<x>"'}
-    tags["options"] = "--storage /runs --local"
+    tags |= {"options": "--storage /runs --local", "tracking": "postgresql://u:***@h/db"}
     start = {"run_id": "demo-1", "experiment": "antiphon", "name": "demo", "params": {}, "tags": tags}
     records: list[Record] = [{"kind": "run", **start}, {"kind": "start", "step": 0, "attempt": 1, "damaged": []}]
     broken = [{"clip_id": "17", "path": "audio/<script>alert(1)</script>.wav", "reason": "no samples"}]
@@ -146,6 +146,9 @@ def test_the_page_loads_nothing(page: Page) -> None:
 def test_what_came_from_outside_is_text(page: Page) -> None:
     assert page.tables["quarantined"][1] == ["17", "audio/<script>alert(1)</script>.wav", "no samples"]
     assert page.texts["typed"] == 'antiphon run demo --set "a.b=<x>"'
+    assert page.texts["what_to_set"].startswith(
+        "First set MLFLOW_TRACKING_URI to postgresql://u:***@h/db with its secret"
+    )
     assert json.loads(page.texts["recipe"]) == recipe("single")
     assert page.figures["tags"]["data"][0]["y"].count("&lt;b&gt;sea&lt;/b&gt; &amp; waves") == 1
     assert "i" not in page.tags  # the recipe's own markup

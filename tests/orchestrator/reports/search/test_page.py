@@ -45,6 +45,16 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, list[dict[str,
     return _whole(tmp_path_factory.mktemp("full"), **options)
 
 
+def test_the_page_says_that_the_tracking_uri_must_be_given_again(
+    full: tuple[Page, Any], asha: tuple[Page, Any]
+) -> None:
+    uri = "http://***@127.0.0.1:5000/"
+    assert (
+        full[0].texts["what_to_set"] == f"First set MLFLOW_TRACKING_URI to {uri} with its secret, which is not stored."
+    )
+    assert "what_to_set" not in asha[0].texts
+
+
 def test_the_leaderboard_has_every_trial_the_best_first(asha: tuple[Page, Any]) -> None:
     page, results = asha
     head, *rows = [[cell.strip() for cell in row] for row in page.tables["leaderboard"] + page.tables["more"][1:]]
