@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CLIP_COLUMNS = ("clip_id", "source", "fold", "true_tags")
 FORMATS = (".csv", ".parquet")
+PATIENCE_S = 300.0  # the scoring before may have taken hours
 
 
 def check_out(out: str) -> None:
@@ -44,13 +46,22 @@ def write_predictions(out: str, clips: Sequence["Clip"], p_NC: "Tensor", tags: S
         **{tag_column(tag): p_N.numpy() for tag, p_N in zip(tags, p_NC.T, strict=True)},
     }
     content = _csv(columns) if PurePath(out).suffix == ".csv" else _parquet(columns)
-    if not object_store.create_exclusively(out, content):
+    created = retry_while_unavailable(
+        lambda: object_store.create_exclusively(out, content), what=out, patience_s=PATIENCE_S
+    )
+    # After a lost answer the next attempt finds the file of the one before.
+    if not created and _read(out) != content:
         raise ValueError(f"--out {out!r}: exists already; choose another name or remove it")
 
 
 def tag_column(tag: str) -> str:
     """The column of a tag's probabilities: its name, marked where the table has another column of that name."""
     return tag if tag.removeprefix("tag:") not in CLIP_COLUMNS else f"tag:{tag}"
+
+
+def _read(uri: str) -> bytes:
+    with object_store.FsspecFiles().open(uri) as file:
+        return file.read()
 
 
 def _csv(columns: dict[str, Sequence[Any]]) -> bytes:
