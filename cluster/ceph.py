@@ -10,8 +10,11 @@ import json
 import shutil
 import subprocess
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import MinLen
 
 from cluster.json_records import read_record
 from cluster.process_registry import ProcessRegistry, ServiceSpec, free_ports, is_free, write_atomically
@@ -20,6 +23,7 @@ from cluster.processes import Service, leader
 PACKAGES = "radosgw ceph-mon ceph-osd ceph-mgr ceph-common"
 BINARIES = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph-mgr", "ceph", "ceph-authtool", "monmaptool")
 SETTINGS: dict[str, str | int] = {"server": "rgw"}
+_REMAKE = "`antiphon cluster down`, then remove {home} with its data"
 COMMAND_S = 120.0  # ceph's own commands wait for daemons that are still starting
 
 CONF = """\
@@ -68,6 +72,21 @@ class Identity:
         return f"[v2:127.0.0.1:{self.mon_ports[0]},v1:127.0.0.1:{self.mon_ports[1]}]"
 
 
+@dataclass(frozen=True)
+class Keys:
+    """What a client of the gateway signs its requests with."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class User:
+    """What radosgw-admin prints of the user it has created, as far as it is read."""
+
+    keys: Annotated[list[Keys], MinLen(1)]
+
+
 def s3_environment(address: str, *, access_key: str, secret_key: str) -> dict[str, str]:
     """The environment variables from which botocore, s3fs, Arrow and MLflow take an S3 server."""
     return {
@@ -106,6 +125,7 @@ def start(registry: ProcessRegistry) -> Service:
         shutil.rmtree(home, ignore_errors=True)
         _create_files(home)
     identity = _read_identity(home)
+    keys = _read_keys(home) if made else None  # before a daemon starts
     if not made:
         _create_monitor(home, identity)
     _ensure_monitor(registry, home, identity)
@@ -117,7 +137,7 @@ def start(registry: ProcessRegistry) -> Service:
         user = _run(home, "radosgw-admin", "user", "create", "--uid", "antiphon", "--display-name", "antiphon")
         write_atomically(home / "user.json", user)
         write_atomically(home / "made", "")
-    return _ensure_gateway(registry, home)
+    return _ensure_gateway(registry, home, keys or _read_keys(home))
 
 
 def _create_files(home: Path) -> None:
@@ -130,8 +150,13 @@ def _create_files(home: Path) -> None:
 
 
 def _read_identity(home: Path) -> Identity:
-    fix = f"its cluster cannot be started again; `antiphon cluster down`, then remove {home} with its data"
+    fix = f"its cluster cannot be started again; {_REMAKE.format(home=home)}"
     return read_record(home / "identity.json", Identity, fix=fix)
+
+
+def _read_keys(home: Path) -> Keys:
+    fix = f"the keys of its clients are not known; {_REMAKE.format(home=home)}"
+    return read_record(home / "user.json", User, fix=fix).keys[0]
 
 
 def _run(home: Path, program: str, *arguments: str, stdin: str | None = None) -> str:
@@ -190,9 +215,7 @@ def _ensure_daemon(registry: ProcessRegistry, home: Path, name: str, command: li
     return registry.ensure(name, lambda ports, scratch: spec, num_ports=0, settings=SETTINGS)
 
 
-def _ensure_gateway(registry: ProcessRegistry, home: Path) -> Service:
-    keys = json.loads((home / "user.json").read_text())["keys"][0]
-
+def _ensure_gateway(registry: ProcessRegistry, home: Path, keys: Keys) -> Service:
     def make_spec(ports: tuple[int, ...], scratch: Path) -> ServiceSpec:
         address = f"http://127.0.0.1:{ports[0]}"
         # Without tcp_nodelay a small GET takes 48 ms instead of 7 (reference/storage.md 1.2).
@@ -201,7 +224,7 @@ def _ensure_gateway(registry: ProcessRegistry, home: Path) -> Service:
             command=["radosgw", "-n", "client.rgw.a", "-c", str(home / "ceph.conf"), "-f", listen],
             address=address,
             probes=(address,),
-            client_env=s3_environment(address, access_key=keys["access_key"], secret_key=keys["secret_key"]),
+            client_env=s3_environment(address, access_key=keys.access_key, secret_key=keys.secret_key),
         )
 
     return registry.ensure("s3", make_spec, num_ports=1, settings=SETTINGS)

@@ -20,6 +20,8 @@ def read_record(path: Path, kind: type[Value], *, fix: str) -> Value:
         reason = f"{place}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
     except RecursionError:
         reason = "is nested too deeply"
+    except FileNotFoundError:
+        raise ValueError(f"{path}: is missing; it was removed, or another version made its folder: {fix}") from None
     except ValueError as error:  # also for bytes that are no text
         reason = f"is not JSON ({error})"
     raise ValueError(f"{path}: {reason}; it was damaged or written by something else: {fix}")
