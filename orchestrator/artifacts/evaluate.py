@@ -1,16 +1,15 @@
 """Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
 
 import shlex
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts.predictions import check_out, write_predictions
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
 from workloads.runtime.opener import unreadable
+from workloads.runtime.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +41,8 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -
         raise ValueError(f"--part {part!r}: must be train, val or test")
     if out:
         check_out(out)
-    with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)), uri)
+    with scratch_folder() as scratch:
+        tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
     clips, dataset = getattr(prepared.splits, part), prepared.dataset
@@ -150,8 +149,8 @@ def tag_files(uri: str, files: list[str], *, top: int) -> TaggedFiles:
     if top < 1:
         raise ValueError(f"--top {top}: must be 1 or more")
     opener = object_store.FsspecFiles()
-    with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)), uri)
+    with scratch_folder() as scratch:
+        tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
     tagger, found = fold_batch_norm(tagger), TaggedFiles({}, {}, {})
     for name in files:
         try:

@@ -47,6 +47,7 @@ from workloads.models.probabilities import merge_windows
 from workloads.models.size import model_size
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.scratch import scratch_folder
 
 CALIBRATION_CLIPS = 64
 REPEATS = 15  # of each timed forward
@@ -114,8 +115,8 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
     first, so that a failed check leaves none of them. Raises ValueError for a folder that holds no tagger and for data
     that it cannot be scored on (`prepare_for`).
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, Path(scratch)), uri)
+    with scratch_folder() as scratch:
+        tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
     prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
     with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=".export-") as scratch:
         drafts = {path: Path(scratch) / path.name for path in target.paths}

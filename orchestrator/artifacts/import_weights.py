@@ -8,11 +8,9 @@ EfficientAT, CED and AST carry it.
 
 import hashlib
 import re
-import tempfile
 from dataclasses import asdict
 from importlib import resources
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file
@@ -25,6 +23,7 @@ from workloads.models.official.projects import converter, source_of
 from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.tensor_files import read_weights_file
 from workloads.runtime.text import decode_text, name_some
 
@@ -187,6 +186,6 @@ def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:
         "clip_rate": tagger.clip_rate,
         "origin": origin,
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint.write(Path(scratch) / "tagger", tensors={"weights": tagger.state_dict()}, state=state)
+    with scratch_folder() as scratch:
+        folder = checkpoint.write(scratch / "tagger", tensors={"weights": tagger.state_dict()}, state=state)
         return object_store.publish(folder, out)

@@ -7,7 +7,6 @@ VNNI (before 2019) may saturate its sums.
 Axes: B clips, M mel bands, F frames.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from workloads.runtime.scratch import scratch_folder
 
 FP32_OPERATORS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 INT8_OPERATORS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger")
@@ -45,8 +46,8 @@ def quantise(path: Path, out: Path, mels: Iterable[NDArray[np.float32]]) -> Oper
             mel_BMF = next(self._remaining, None)
             return None if mel_BMF is None else {"clips": mel_BMF}
 
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared = Path(scratch) / "prepared.onnx"
+    with scratch_folder() as scratch:
+        prepared = scratch / "prepared.onnx"
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -70,10 +71,10 @@ def _count_operators(path: Path) -> OperatorCounts:
     import onnx
     import onnxruntime
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
+        options.optimized_model_filepath = str(scratch / "optimised.onnx")
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     kinds = Counter(node.op_type for node in graph.node)

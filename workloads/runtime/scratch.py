@@ -6,6 +6,7 @@ looking for abandoned ones, a single step.
 """
 
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -24,9 +25,10 @@ def scratch_folder() -> Iterator[Path]:
     parent = private_folder(user_folder() / "scratch")
     with FileLock(parent / LOCK):
         _collect(parent)
-        folder = Path(tempfile.mkdtemp(dir=parent))
+        folder = parent / secrets.token_hex(8)
         own = FileLock(folder.with_suffix(LOCK))
         own.acquire()
+        folder.mkdir(mode=0o700)  # after its lock: a folder without one would never be removed
     try:
         yield folder
     finally:

@@ -1,6 +1,7 @@
 """Temporary folders: gone at the end, those of killed processes collected by the next one."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,16 @@ with scratch_folder() as folder:
     (folder / "checkpoint").write_text("half")
     print(folder, flush=True)
     sys.stdin.read()
+"""
+
+DIE_IN_MKDIR = """
+import os, signal
+make = os.mkdir
+def make_and_die(path, *arguments, **options):
+    make(path, *arguments, **options)
+    if os.path.basename(os.path.dirname(path)) == "scratch":
+        os.kill(os.getpid(), signal.SIGKILL)
+os.mkdir = make_and_die
 """
 
 
@@ -59,6 +70,16 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
         for process in processes:
             process.kill()
             process.wait()
+
+
+def test_a_folder_whose_process_was_killed_while_it_made_it_is_removed(temporary):
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", DIE_IN_MKDIR + OPEN], env=environment, stdin=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    assert files(temporary) != []
+    with scratch_folder():
+        pass
+    assert files(temporary) == []
 
 
 def test_a_folder_that_others_may_enter_is_closed_and_a_link_refused(tmp_path):
