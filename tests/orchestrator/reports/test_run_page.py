@@ -146,9 +146,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
 def test_what_came_from_outside_is_text(page: Page) -> None:
     assert page.tables["quarantined"][1] == ["17", "audio/<script>alert(1)</script>.wav", "no samples"]
     assert page.texts["typed"] == 'antiphon run demo --set "a.b=<x>"'
-    assert page.texts["what_to_set"].startswith(
-        "First set MLFLOW_TRACKING_URI to postgresql://u:***@h/db with its secret"
-    )
+    assert page.texts["what_to_set"].startswith("First set MLFLOW_TRACKING_URI to postgresql://u:***@h/db with")
     assert json.loads(page.texts["recipe"]) == recipe("single")
     assert page.figures["tags"]["data"][0]["y"].count("&lt;b&gt;sea&lt;/b&gt; &amp; waves") == 1
     assert "i" not in page.tags  # the recipe's own markup

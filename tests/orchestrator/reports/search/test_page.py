@@ -48,10 +48,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, list[dict[str,
 def test_the_page_says_that_the_tracking_uri_must_be_given_again(
     full: tuple[Page, Any], asha: tuple[Page, Any]
 ) -> None:
-    uri = "http://***@127.0.0.1:5000/"
-    assert (
-        full[0].texts["what_to_set"] == f"First set MLFLOW_TRACKING_URI to {uri} with its secret, which is not stored."
-    )
+    note = "First set MLFLOW_TRACKING_URI to http://***@127.0.0.1:5000/ with its secret, which is not stored."
+    assert full[0].texts["what_to_set"] == note
     assert "what_to_set" not in asha[0].texts
 
 
