@@ -1,6 +1,5 @@
 """`antiphon export`: a tagger as one file. Parses and prints; `artifacts/export.py` does the work."""
 
-import json
 import sys
 from contextlib import redirect_stdout
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from orchestrator.cli.options import CheckpointArg, JsonOption
 from orchestrator.cli.printing import print_out
+from workloads.runtime.json_files import json_text
 
 
 def export(
@@ -36,7 +36,7 @@ def export(
         request = check_target(out, to=to, front_end=front_end, int8=bool(int8))
         result = export_checkpoint(checkpoint, request, load_recipe(int8, settings) if int8 else None)
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json_text(result))
     else:
         _print(result)
 

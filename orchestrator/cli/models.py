@@ -3,7 +3,6 @@
 The networks are listed in `workloads/models/catalog.py`; `artifacts/import_weights.py` reads weights.
 """
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from orchestrator.cli.options import JsonOption
 from orchestrator.cli.printing import print_out
 from workloads.models.catalog import CATALOG, CLASSES, SECONDS
 from workloads.models.official.projects import SOURCES
+from workloads.runtime.json_files import json_text
 
 app = typer.Typer(invoke_without_command=True)
 MODELS_HELP = f"List the published networks with their sizes at {CLASSES} classes and clips of {SECONDS:g} s."
@@ -47,7 +47,7 @@ def models(
                 row["latency_ms"] = round(1000 * seconds_per_clip(model, **shape), 2)
             rows.append(row)
     if as_json:
-        typer.echo(json.dumps({"models": rows, "classes": CLASSES, "clip_seconds": SECONDS}))
+        typer.echo(json_text({"models": rows, "classes": CLASSES, "clip_seconds": SECONDS}))
     else:
         Console().print(_table(rows, latency))
 
@@ -88,7 +88,7 @@ def import_(
     options = {"tags": tags or None, "name": name or None, "strides": strides or None, "labels": labels or None}
     tagger = import_weights(file, out, family=family, **options)
     if as_json:
-        typer.echo(json.dumps(tagger))
+        typer.echo(json_text(tagger))
     else:
         _print_imported(tagger)
 

@@ -1,6 +1,5 @@
 """`antiphon plan`: the cost of a run. Parses and prints; `planning/cost.py` and `planning/measure.py` do the work."""
 
-import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption
 from orchestrator.cli.printing import cell
+from workloads.runtime.json_files import json_text
 
 if TYPE_CHECKING:
     from orchestrator.planning.cost import Cost
@@ -55,7 +55,7 @@ def plan(
     hours = None if tflops is None else cost.hours(tflops=tflops, devices=devices)
     if as_json:
         result = {"recipe": loaded.name, "devices": devices, "flops": cost.flops, "hours": hours, **asdict(cost)}
-        typer.echo(json.dumps(result | {"measured": None if measured is None else _measured_json(measured, cost)}))
+        typer.echo(json_text(result | {"measured": None if measured is None else _measured_json(measured, cost)}))
     else:
         _print_cost(loaded, cost, known=clips is None)
         if hours is not None:

@@ -1,6 +1,5 @@
 """`antiphon run`: train a recipe. Parses and prints; `training/driver.py` does the work."""
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +23,7 @@ from orchestrator.cli.options import (
     report_may_fail,
 )
 from orchestrator.cli.printing import cell, print_note, print_warning
+from workloads.runtime.json_files import json_text
 
 SHOWN_PHASES = 40  # of a dry run's table: the first and the last ones
 console = Console(stderr=True)
@@ -128,7 +128,7 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
     emit(resolved)
     if as_json:
         return
-    typer.echo(json.dumps(resolved, indent=1))
+    typer.echo(json_text(resolved, indent=1))
     table = Table(title=cell(f"{recipe.name}: {len(phases)} phases, {sum(phase.steps for phase in phases)} steps"))
     for column in ("phase", "steps", "learns", "edges"):
         table.add_column(column)

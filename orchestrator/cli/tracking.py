@@ -1,6 +1,5 @@
 """`antiphon track`: send a run's records to MLflow. Parses and prints; `runs/backfill.py` does the work."""
 
-import json
 import sys
 from contextlib import redirect_stdout
 from typing import Annotated
@@ -9,6 +8,8 @@ import typer
 from rich.console import Console
 
 from orchestrator.cli.options import FAILED, JsonOption
+from orchestrator.cli.printing import print_out
+from workloads.runtime.json_files import json_text
 
 app = typer.Typer(no_args_is_help=True, help="Send the records of runs to MLflow.")
 notes = Console(stderr=True)
@@ -31,9 +32,9 @@ def replay(
         notes.print(f"MLflow is unavailable, try again later: {error}", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(FAILED) from None
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json_text(result))
         return
-    typer.echo(
+    print_out(
         f"{result['run']}: {result['points_sent']} points sent to {result['tracking']}, "
         f"{result['points_held']} had been sent before"
     )

@@ -4,7 +4,6 @@ Finds the records and the MLflow they belong to. Safe to repeat: points that MLf
 imported by the call, after its environment variables are set.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from orchestrator.tracking.record_mapping import RunRecord
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE, with_secret
 from workloads.runtime.event_log import EVENT_LOG
-from workloads.runtime.json_files import parse_json
+from workloads.runtime.json_files import json_text, parse_json
 from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 
@@ -64,7 +63,7 @@ def _local_event_log(run: str) -> Iterator[Path]:
     if not object_store.is_local(run):
         with scratch_folder() as scratch:
             copy = scratch / EVENT_LOG
-            copy.write_text("".join(json.dumps(record) + "\n" for record in records_of(run)))
+            copy.write_text("".join(json_text(record) + "\n" for record in records_of(run)))
             yield copy
         return
     event_log = object_store.local_path(run) / EVENT_LOG

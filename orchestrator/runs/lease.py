@@ -6,7 +6,6 @@ is gone from this very host, where the driver left a note that it has ended, or 
 `SILENCE_S` seconds of the watching process's own monotonic clock.
 """
 
-import json
 import os
 import secrets
 import socket
@@ -23,6 +22,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from orchestrator.storage import object_store
 from workloads.runtime.background import in_background
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
+from workloads.runtime.json_files import json_text
 
 BEAT_S = 10.0
 # Without a new heartbeat for so long a driver on another host counts as dead: longer than one request to a store that
@@ -194,7 +194,7 @@ def _lives(run_uri: str, driver: Driver, silence_s: float) -> bool:
 
 def _claim(attempt: Attempt) -> Attempt:
     path, claim = _path(attempt.run_uri, str(attempt.number)), secrets.token_hex(8)
-    content = json.dumps({"claim": claim, "driver": asdict(attempt.driver)}).encode()
+    content = json_text({"claim": claim, "driver": asdict(attempt.driver)}).encode()
     created = object_store.create_exclusively(path, content)
     # A lost answer makes the store's client send the request again, which then fails because the object exists.
     if not created and _read_claim(path)["claim"] != claim:

@@ -9,7 +9,6 @@ Depends neither on MLflow nor on what the records mean.
 """
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from annotated_types import Interval
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from workloads.runtime.atomic_files import replace_text
-from workloads.runtime.json_files import Record, parse_json
+from workloads.runtime.json_files import Record, json_text, parse_json
 
 POLL_S = 0.3
 RETRY_S = 2.0
@@ -123,7 +122,7 @@ class Cursor:
         self.last = _parse(lines[-1]) or self.last
         digest = hashlib.sha256(lines[-1]).hexdigest()
         position = {"whom": self.destination_id, "start": self.start, "end": self.end, "sha256": digest}
-        replace_text(self.file, json.dumps(position))
+        replace_text(self.file, json_text(position))
 
 
 def replay_until_complete(

@@ -4,7 +4,6 @@ Records of a search's event log that have `child` belong to that trial; a trial'
 is the last of the whole log.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from orchestrator.tracking.log_reader import log_line
 from workloads.runtime.atomic_files import replace_text
-from workloads.runtime.json_files import parse_json
+from workloads.runtime.json_files import json_text, parse_json
 
 ChildRunRecord = Callable[[str], dict[str, Any]]
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's pages nest runs by this tag
@@ -84,7 +83,7 @@ class NestedRuns:
         """Add the open children to the file's run ids, which an earlier replayer may have begun."""
         run_ids = self._run_ids() | {"": self.run_id}
         run_ids |= {child: run.run_id for child, run in self._children.items()}
-        replace_text(self._run_ids_file, json.dumps(run_ids, indent=1))
+        replace_text(self._run_ids_file, json_text(run_ids, indent=1))
 
     def _run_ids(self) -> dict[str, str]:
         if not self._run_ids_file.exists():

@@ -27,7 +27,7 @@ from workloads.data.decode import BrokenClip, Sound, load_sound
 from workloads.data.heard import Heard, HeardIndex
 from workloads.data.synthetic import render
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
-from workloads.runtime.json_files import parse_json
+from workloads.runtime.json_files import json_text, parse_json
 from workloads.runtime.opener import Opener, is_fault_of_the_file, unreadable
 
 FORMAT = 3  # of the stored files: raise it when decoding, resampling or storing changes
@@ -196,7 +196,7 @@ class ClipCache:
             sound = self._decode(job)
         except BrokenClip as error:
             quarantined = job.quarantined(str(error))
-            replace_bytes(failure_record, json.dumps(asdict(quarantined)).encode())
+            replace_bytes(failure_record, json_text(asdict(quarantined)).encode())
             return quarantined
         except OSError as error:  # it may become readable: no failure record
             if not is_fault_of_the_file(error):

@@ -3,7 +3,6 @@
 Does not depend on clips, tags or audio files: it knows the cache's keys.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from annotated_types import Interval
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from workloads.runtime.atomic_files import replace_bytes
-from workloads.runtime.json_files import parse_json
+from workloads.runtime.json_files import json_text, parse_json
 
 INDEX = "heard.jsonl"
 MAX_REPEATS = 1000  # lines of keys that were decoded again, beside as many lines as there are keys
@@ -92,4 +91,4 @@ def _parse(line: bytes) -> tuple[str, Heard] | None:
 
 def _line(key: str, heard: Heard) -> bytes:
     """Begins on a line of its own, so that a torn line before it spoils no other."""
-    return b"\n" + json.dumps({"key": key, **asdict(heard)}).encode() + b"\n"
+    return b"\n" + json_text({"key": key, **asdict(heard)}).encode() + b"\n"

@@ -6,7 +6,6 @@ clips of any length. Metadata that a user of the file needs (tags, rate, kind of
 Axes: B clips, T samples, M mel bands, F frames, C tags.
 """
 
-import json
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from workloads.config.architectures import CED, MN, DyMN, EfficientNet, OnDevice
 from workloads.models.tagger import Tagger
+from workloads.runtime.json_files import json_text
 
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = ("onnx", "pt2")
@@ -95,7 +95,7 @@ def export(
     dynamic: dict[int, Any] = {0: Dim.DYNAMIC}
     if takes_any_length(tagger):
         dynamic[example.ndim - 1] = Dim.DYNAMIC if bound is None else Dim.DYNAMIC(max=bound)
-    metadata_json = json.dumps(metadata or {})
+    metadata_json = json_text(metadata or {})
     with _ignore_warnings(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=(dynamic,), strict=False)
         if to == "pt2":

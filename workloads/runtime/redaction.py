@@ -1,8 +1,9 @@
 """Secrets within texts: recognised, and replaced before a text is stored or printed. Does not depend on who writes it.
 
-Everything that this project writes passes here: JSON through `json_files.json_text`, pages and cards through their
-templates, logs and messages through `RedactingStream`. What a URI may hold is a user name with a password, or a
-parameter such as `?token=` or `X-Amz-Signature=`; error messages of other libraries quote URIs whole or in part.
+What `orchestrator` and `workloads` store or print passes here: JSON through `json_files.json_text`, pages and cards
+through their templates, lines of a command's result through `orchestrator/cli/printing.py`, logs and messages through
+`RedactingStream`. What a URI may hold is a user name with a password, or a parameter such as `?token=` or
+`X-Amz-Signature=`; error messages of other libraries quote URIs, options and requests whole or in part.
 """
 
 import re
@@ -99,7 +100,7 @@ def _without_assigned_secrets(text: str) -> str:
         position = match.end()
         before = text[match.start() - 1 : match.start()]
         in_uri = before in ("?", "&")
-        if not is_secret_name(match["name"], in_uri=in_uri or before == ";"):
+        if not _is_secret_name(match["name"], in_uri=in_uri or before == ";"):
             continue
         if quote := match["quote"]:
             value_end = _closing_quote(text, position, quote)
@@ -111,7 +112,7 @@ def _without_assigned_secrets(text: str) -> str:
     return "".join([*parts, text[done:]])
 
 
-def is_secret_name(name: str, *, in_uri: bool = False) -> bool:
+def _is_secret_name(name: str, *, in_uri: bool = False) -> bool:
     """Whether a value of this name is a secret; `in_uri`: of a parameter in a URI."""
     return SECRET.search(name) is not None or (in_uri and name.lower() in SHORT_SECRETS)
 
@@ -127,16 +128,10 @@ def redacted_values(value: Any) -> Any:
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):
-        return {redacted_values(key): _redacted_item(key, item) for key, item in value.items()}
+        return {redacted_values(key): redacted_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redacted_values(item) for item in value]
     return value
-
-
-def _redacted_item(key: Any, item: Any) -> Any:
-    if isinstance(item, str) and isinstance(key, str) and item and is_secret_name(key):
-        return REDACTED
-    return redacted_values(item)
 
 
 def require_no_secret(text: str, what: str) -> None:
