@@ -27,7 +27,9 @@ from workloads.runtime.redaction import redacting_stderr
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # Rich breaks an error's lines before they reach stderr, and a secret over two is not found
+    # Rich breaks lines before they reach stderr, and a secret over two lines is not found.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"max_content_width": 120},
     help="Audio taggers that teach each other, on Ray.",
 )

@@ -82,6 +82,23 @@ def test_an_argument_too_many_is_printed_without_its_password(monkeypatch):
     assert "secret" not in done.stderr + done.stdout
 
 
+def test_a_traceback_is_printed_without_a_password(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    script = """
+import sys
+from orchestrator.cli import app
+@app.app.command()
+def boom():
+    raise RuntimeError("the server at https://me:" + "secret-" * 12 + "@there refused")
+sys.argv = ["antiphon", "boom"]
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "RuntimeError: the server at https://***@there refused"
+    assert "secret-secret" not in done.stderr
+
+
 def test_the_version_is_printed():
     done = antiphon("--version")
     assert (done.returncode, done.stdout) == (0, f"antiphon {version('antiphon')}\n")
