@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 MOST_WRONG = 10  # clips that are listed as heard most wrongly
-TAGS_SAID = 3  # of these clips, the most likely tags that are listed
+NUM_LIKELIEST = 3  # of these clips, the most likely tags that are listed
 
 
 def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -> dict[str, Any]:
@@ -91,8 +91,8 @@ def _most_wrong(
             "clip_id": clips[row].clip_id,
             "loss": loss_N[row].item(),
             "tags": {tag: p_NC[row, column[tag]].item() for tag in clips[row].tags},
-            "said": {
-                tags[index]: p_NC[row, index].item() for index in p_NC[row].topk(min(TAGS_SAID, len(tags))).indices
+            "likeliest": {
+                tags[index]: p_NC[row, index].item() for index in p_NC[row].topk(min(NUM_LIKELIEST, len(tags))).indices
             },
         }
         for row in known[:MOST_WRONG]
@@ -114,8 +114,8 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
             f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}; "
             f"--set data.labels={tagger.labels}"
         )
-    heard = {"clip_seconds": tagger.clip_seconds, "long_clips": state["long_clips"]}
-    recipe = replace(recipe, data=replace(recipe.data, **heard))
+    decoded = {"clip_seconds": tagger.clip_seconds, "long_clips": state["long_clips"]}
+    recipe = replace(recipe, data=replace(recipe.data, **decoded))
     prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate, model_tags=tagger.tags)
     trained_on = state.get("data", {})
     is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()

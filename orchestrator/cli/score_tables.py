@@ -82,7 +82,7 @@ def _clip_table(clips: list[Scores]) -> Table:
     for name in ("clip", "true tags", "most likely tags"):
         table.add_column(name, overflow="fold")
     for clip in clips:
-        table.add_row(f"{clip['loss']:.3f}", cell(clip["clip_id"]), _tags(clip["tags"]), _tags(clip["said"]))
+        table.add_row(f"{clip['loss']:.3f}", cell(clip["clip_id"]), _tags(clip["tags"]), _tags(clip["likeliest"]))
     return table
 
 

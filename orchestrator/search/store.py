@@ -185,10 +185,10 @@ class SearchStore:
         if definition is None:
             return None
         outcome = _parsed(self._path(OUTCOME))  # before the tasks: they are complete once it is there
-        run_ids: dict[str, str] = _parsed_or_said(self._path(RUN_IDS_FILE)) or {}
+        run_ids: dict[str, str] = _parsed_or_skipped(self._path(RUN_IDS_FILE)) or {}
         trials = self._read_tasks(TRIALS, run_ids, finished)
         finals = self._read_tasks(FINALS, run_ids, finished)
-        cluster = _parsed_or_said(self._path(CLUSTER))
+        cluster = _parsed_or_skipped(self._path(CLUSTER))
         heartbeat = 0.0 if outcome is not None else self._last_heartbeat()
         return SearchFiles(definition, cluster, outcome, run_ids, trials, finals, heartbeat)
 
@@ -197,11 +197,11 @@ class SearchStore:
             run_id = run_ids.get(name, "")
             if finished.get(name) == run_id:
                 return TaskFiles(name, run_id, unchanged=True)
-            result = _parsed_or_said(self._path(folder, name, RESULT))  # a broken trial must not hide the others
+            result = _parsed_or_skipped(self._path(folder, name, RESULT))  # a broken trial must not hide the others
             if result is not None:
                 return TaskFiles(name, run_id, result=result)
-            settings = _parsed_or_said(self._path(folder, name, SETTINGS))
-            rungs = None if settings is None else _parsed_or_said(self._path(folder, name, RUNGS))
+            settings = _parsed_or_skipped(self._path(folder, name, SETTINGS))
+            rungs = None if settings is None else _parsed_or_skipped(self._path(folder, name, RUNGS))
             return TaskFiles(name, run_id, settings, rungs)
 
         with ThreadPoolExecutor(READERS) as readers:
@@ -250,8 +250,8 @@ def _parsed(uri: str) -> Any:
     return object_store.read_json(uri, SHAPES[uri.rsplit("/", 1)[-1]])
 
 
-def _parsed_or_said(uri: str) -> Any:
-    """The same, but a damaged file counts as none, and is named: what it holds can be done without."""
+def _parsed_or_skipped(uri: str) -> Any:
+    """The content of a search's file; None where there is none, or where it is damaged, which is printed."""
     try:
         return _parsed(uri)
     except ValueError as error:

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from workloads.config.recipe import Data
 from workloads.data.clips import Clip
 from workloads.data.decode import BrokenClip, Sound, load_sound
-from workloads.data.heard import Heard, HeardIndex
+from workloads.data.decoded import DecodedClip, DecodedIndex
 from workloads.data.synthetic import render
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
 from workloads.runtime.json_files import json_text, parse_json
@@ -91,7 +91,7 @@ class ClipCache:
         self.rate = rate
         self.limit_gb = limit_gb
         self._jobs: dict[str, _DecodeJob] = {}  # of the usable clips, by clip_id
-        self._index = HeardIndex(folder)
+        self._index = DecodedIndex(folder)
 
     def prepare(self, clips: Sequence[Clip], data: Data, opener: Opener) -> list[QuarantinedClip]:
         """Decode every clip that is not stored yet; returns the quarantined ones, in the order of the clips.
@@ -125,17 +125,17 @@ class ClipCache:
     def mended(self) -> list[MendedClip]:
         """The clips of the last `prepare` whose files were mended before they were stored."""
         return [
-            MendedClip(clip_id, self._jobs[clip_id].clip.path, heard.notes)
-            for clip_id, heard in self.heard().items()
-            if heard.notes
+            MendedClip(clip_id, self._jobs[clip_id].clip.path, decoded.notes)
+            for clip_id, decoded in self.decoded().items()
+            if decoded.notes
         ]
 
-    def heard(self) -> dict[str, Heard]:
+    def decoded(self) -> dict[str, DecodedClip]:
         """What decoding has found out about each usable clip of the last `prepare`, by clip_id; decodes nothing."""
         found = ((clip_id, self._index.get(job.key)) for clip_id, job in self._jobs.items())
-        return {clip_id: heard for clip_id, heard in found if heard is not None}
+        return {clip_id: decoded for clip_id, decoded in found if decoded is not None}
 
-    def heard_before(self, clips: Sequence[Clip], data: Data, opener: Opener) -> dict[str, Heard]:
+    def decoded_before(self, clips: Sequence[Clip], data: Data, opener: Opener) -> dict[str, DecodedClip]:
         """What earlier runs on this machine have found out about these clips, by clip_id; decodes and writes nothing.
 
         Clips that were never decoded here, and files that are gone, are left out. Raises OSError as `prepare` does.
@@ -143,8 +143,8 @@ class ClipCache:
         self._index.read()
         with ThreadPoolExecutor(DECODE_THREADS) as pool:
             jobs = list(pool.map(lambda clip: self._make_job(clip, data, opener), clips))
-        decoded = [job for job in jobs if isinstance(job, _DecodeJob)]
-        return {job.clip.clip_id: heard for job in decoded if (heard := self._index.get(job.key)) is not None}
+        found = ((job.clip.clip_id, self._index.get(job.key)) for job in jobs if isinstance(job, _DecodeJob))
+        return {clip_id: decoded for clip_id, decoded in found if decoded is not None}
 
     def load(self, clip_id: str) -> Tensor:
         """The whole clip, x_T float32; only for clips that `prepare` has not quarantined."""
@@ -202,7 +202,7 @@ class ClipCache:
             if not is_fault_of_the_file(error):
                 raise
             return job.quarantined(unreadable(error))
-        self._index.add(job.key, Heard(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
+        self._index.add(job.key, DecodedClip(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
         replace_bytes(job.target, _to_int16_file(sound.x_T))
         return job
 

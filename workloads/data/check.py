@@ -27,5 +27,5 @@ def check_data(recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bo
         require_full_batch(len(splits.train), train)
     cache = ClipCache(Path(data.cache).expanduser(), rate=recipe.rate, limit_gb=data.cache_gb)
     local = "://" not in data.root  # a store is asked about every clip by the workers only
-    heard = cache.heard_before(dataset.clips, data, files) if local and data.format != "synthetic" else {}
-    return data_warnings(dataset, split(dataset, data), heard.values(), recipe)
+    decoded = cache.decoded_before(dataset.clips, data, files) if local and data.format != "synthetic" else {}
+    return data_warnings(dataset, split(dataset, data), decoded.values(), recipe)

@@ -41,7 +41,7 @@ class Dataset:
     tags: tuple[str, ...]
     labels: str  # "single" or "multi"
     without_source: int = 0  # clips of which the metadata names no source: each is its own
-    folds_dealt: bool = False  # by a hash of the source, since the metadata has no folds
+    folds_assigned: bool = False  # by a hash of the source, since the metadata has no folds
     not_in_data: tuple[str, ...] = ()  # tags of the model that no clip has: with "multi" nobody looked for them
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:

@@ -30,9 +30,9 @@ def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()
     or that are also among the clip's tags, and tags that the model does not know.
     """
     if data.format == "synthetic":
-        clips, given = synthetic_clips(data), _Given()
+        clips, given = synthetic_clips(data), _LeftOut()
     elif data.format == "esc50":
-        clips, given = _read_esc50(data, opener), _Given()
+        clips, given = _read_esc50(data, opener), _LeftOut()
     else:
         clips, given = _read_manifest(data, opener)
     clips.sort(key=lambda clip: clip.clip_id)
@@ -44,7 +44,7 @@ def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()
         tags,
         data.labels,
         without_source=given.without_source,
-        folds_dealt=given.folds_dealt,
+        folds_assigned=given.folds_assigned,
         not_in_data=tuple(tag for tag in tags if tag not in present),
     )
 
@@ -67,11 +67,11 @@ def _check_tags(clips: list[Clip], data: Data, present: set[str], tags: tuple[st
 
 
 @dataclass
-class _Given:
+class _LeftOut:
     """What a table leaves out, counted while it is read."""
 
     without_source: int = 0
-    folds_dealt: bool = False
+    folds_assigned: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,15 @@ def _read_esc50(data: Data, opener: Opener) -> list[Clip]:
     return _read_clips(read_table(uri, opener, columns=columns), uri, data, columns, to_clip)
 
 
-def _read_manifest(data: Data, opener: Opener) -> tuple[list[Clip], _Given]:
+def _read_manifest(data: Data, opener: Opener) -> tuple[list[Clip], _LeftOut]:
     """A table with clip_id, path, tags, and optionally fold, source and absent, as CSV or Parquet."""
-    given = _Given()
+    given = _LeftOut()
 
     def to_clip(row: _Row) -> Clip:
         clip_id, path = row.required("clip_id"), row.path("path", data)
         source = row.optional("source") or clip_id
         given.without_source += not row.optional("source")
-        given.folds_dealt |= not row.optional("fold")
+        given.folds_assigned |= not row.optional("fold")
         fold = row.fold() if row.optional("fold") else _assign_fold(source)
         tags = row.tags("tags")
         return Clip(clip_id, path, tags, fold, source, row.absent(tags))

@@ -40,16 +40,16 @@ class PreparedData:
             "folds": {str(fold): {name: in_fold[fold, name] for name in PARTS} for fold in fold_numbers(self.dataset)},
             "rate": self.cache.rate,
             "clip_seconds": self.recipe.data.clip_seconds,
-            "durations": asdict(durations(self.cache.heard().values(), self.recipe.data.clip_seconds)),
+            "durations": asdict(durations(self.cache.decoded().values(), self.recipe.data.clip_seconds)),
             "quarantined": [vars(clip) for clip in self.quarantined],
             "mended": [asdict(clip) for clip in self.cache.mended()],
-            "warnings": data_warnings(self.dataset, self.splits, self.cache.heard().values(), self.recipe),
+            "warnings": data_warnings(self.dataset, self.splits, self.cache.decoded().values(), self.recipe),
         }
 
     def statistics(self) -> dict[str, Any]:
         """What `antiphon data check` prints of the usable clips beside the summary: more of rates, tags and folds."""
         return {
-            "rates": rates(self.cache.heard().values()),
+            "rates": rates(self.cache.decoded().values()),
             "part_folds": part_folds(self.splits),
             "untagged": sum(not clip.tags for clip in self.dataset.clips),
             "tags": {tag: asdict(count) for tag, count in tag_counts(self.dataset, self.splits).items()},

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from workloads.data.clips import Clip, Dataset, Splits
-from workloads.data.heard import Heard
+from workloads.data.decoded import DecodedClip
 
 PARTS = ("train", "val", "test")
 
@@ -29,10 +29,10 @@ class Durations:
     unheard: float  # share of the longer clips that one window leaves out
 
 
-def durations(heard: Collection[Heard], clip_seconds: float) -> Durations:
+def durations(decoded: Collection[DecodedClip], clip_seconds: float) -> Durations:
     """Durations of at least one decoded clip."""
-    seconds = [clip.seconds for clip in heard]
-    longer = [clip.seconds for clip in heard if clip.seconds > clip_seconds + 0.5 / clip.rate]
+    seconds = [clip.seconds for clip in decoded]
+    longer = [clip.seconds for clip in decoded if clip.seconds > clip_seconds + 0.5 / clip.rate]
     sound = sum(min(length, clip_seconds) for length in seconds)
     return Durations(
         clips=len(seconds),
@@ -41,15 +41,15 @@ def durations(heard: Collection[Heard], clip_seconds: float) -> Durations:
         max=max(seconds),
         total=sum(seconds),
         padding=1 - sound / (clip_seconds * len(seconds)),
-        shorter=sum(clip.seconds < clip_seconds - 0.5 / clip.rate for clip in heard),
+        shorter=sum(clip.seconds < clip_seconds - 0.5 / clip.rate for clip in decoded),
         longer=len(longer),
         unheard=1 - clip_seconds * len(longer) / sum(longer) if longer else 0.0,
     )
 
 
-def rates(heard: Collection[Heard]) -> dict[int, int]:
+def rates(decoded: Collection[DecodedClip]) -> dict[int, int]:
     """Number of clips by the rate of their own files in Hz, ascending."""
-    return dict(sorted(Counter(clip.own_rate for clip in heard).items()))
+    return dict(sorted(Counter(clip.own_rate for clip in decoded).items()))
 
 
 @dataclass(frozen=True)

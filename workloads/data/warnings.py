@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from workloads.config.recipe import Recipe
 from workloads.data.clips import Dataset, Splits
-from workloads.data.heard import Heard
+from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import FOLDS
 from workloads.data.statistics import PARTS, durations, rates, tag_counts
 from workloads.runtime.text import name_some
@@ -21,9 +21,9 @@ SAMPLE_S = 2e-4  # longer than a sample at the cache's rate
 SHOWN = 5  # names in one warning
 
 
-def data_warnings(dataset: Dataset, splits: Splits, heard: Collection[Heard], recipe: Recipe) -> list[str]:
-    """All warnings; `heard` are the clips that are decoded already, and without any nothing is said of their sound."""
-    return [*_metadata_warnings(dataset, splits, recipe), *(_sound_warnings(heard, recipe) if heard else ())]
+def data_warnings(dataset: Dataset, splits: Splits, decoded: Collection[DecodedClip], recipe: Recipe) -> list[str]:
+    """All warnings; `decoded` are the clips that are decoded already: without any, none are about the sound."""
+    return [*_metadata_warnings(dataset, splits, recipe), *(_sound_warnings(decoded, recipe) if decoded else ())]
 
 
 def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list[str]:
@@ -50,7 +50,7 @@ def _without_sources(dataset: Dataset) -> str:
 
 
 def _without_folds(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
-    if not dataset.folds_dealt:
+    if not dataset.folds_assigned:
         return ""
     return (
         f"column fold: there is none; each clip gets a fold from 1 to {FOLDS} by a hash of its source, so tags are not "
@@ -85,16 +85,16 @@ def _tags_without_clips(dataset: Dataset, splits: Splits) -> list[str]:
     return found
 
 
-def _sound_warnings(heard: Collection[Heard], recipe: Recipe) -> list[str]:
-    return [warning for warning in (_much_padding(heard, recipe), *_low_rates(heard, recipe)) if warning]
+def _sound_warnings(decoded: Collection[DecodedClip], recipe: Recipe) -> list[str]:
+    return [warning for warning in (_much_padding(decoded, recipe), *_low_rates(decoded, recipe)) if warning]
 
 
-def _much_padding(heard: Collection[Heard], recipe: Recipe) -> str:
+def _much_padding(decoded: Collection[DecodedClip], recipe: Recipe) -> str:
     window = recipe.data.clip_seconds
-    found = durations(heard, window)
+    found = durations(decoded, window)
     if window < SEVERAL * found.median:
         return ""
-    share, enough = _shorter_window([clip.seconds for clip in heard], window)
+    share, enough = _shorter_window([clip.seconds for clip in decoded], window)
     return (
         f"data.clip_seconds = {window:g}: {window / found.median:.3g} times the median clip ({found.median:.3g} s), so "
         f"{found.padding:.0%} of what models hear is padding: --set data.clip_seconds={enough:g} holds {share} "
@@ -118,18 +118,18 @@ def _rounded_up(seconds: float) -> float:
     return max(1, math.ceil((seconds - SAMPLE_S) * grid)) / grid
 
 
-def _low_rates(heard: Collection[Heard], recipe: Recipe) -> list[str]:
+def _low_rates(decoded: Collection[DecodedClip], recipe: Recipe) -> list[str]:
     """One warning for each front-end rate of the recipe above which many clips have nothing."""
     found = []
     kinds = {model.front_end.kind: model.front_end.rate for model in recipe.models.values()}
     for rate in sorted(set(kinds.values())):
-        low = {own: count for own, count in rates(heard).items() if own <= LOW_RATE * rate}
-        if not low or sum(low.values()) < RARE_SHARE * len(heard):
+        low = {own: count for own, count in rates(decoded).items() if own <= LOW_RATE * rate}
+        if not low or sum(low.values()) < RARE_SHARE * len(decoded):
             continue
         own = max(low, key=low.__getitem__)
         names = ", ".join(kind for kind in kinds if kinds[kind] == rate)
         found.append(
-            f"sample rates: {sum(low.values()) / len(heard):.0%} of the clips are at {', '.join(map(str, low))} Hz, "
+            f"sample rates: {sum(low.values()) / len(decoded):.0%} of the clips are at {', '.join(map(str, low))} Hz, "
             f"below the {rate} Hz of {names}: above {own // 2} Hz they hold nothing, so about "
             f"{_empty_bands(own, rate):.0%} of the mel bands are empty; use recordings at a higher rate if they exist, "
             "else tag only sound of this rate later"

@@ -110,7 +110,7 @@ def test_data_without_one_of_the_tags_is_scored_over_those_that_are_there(tmp_pa
     row = next(row for row in rows if row["clip_id"] == worst[0]["clip_id"])
     assert worst[0]["tags"] == {tag: float(row[tag]) for tag in row["true_tags"].split(";")}
     said = sorted(tags, key=lambda tag: -float(row[tag_column(tag)]))[:3]
-    assert worst[0]["said"] == {tag: float(row[tag_column(tag)]) for tag in said}
+    assert worst[0]["likeliest"] == {tag: float(row[tag_column(tag)]) for tag in said}
     if labels == "single":
         assert worst[0]["loss"] == pytest.approx(-math.log(worst[0]["tags"][row["true_tags"]]), rel=1e-5)
         assert antiphon(*command, "--out", tmp_path / "p.parquet").code == 0
@@ -156,7 +156,7 @@ def test_hundreds_of_tags_are_cut_to_the_worst_and_the_best_within_80_columns(ca
     per_tag = {f"a tag of AudioSet's, number {at:03}": row | {"average_precision": at / 500} for at in range(500)}
     unscored = row | {"support": 0, "average_precision": None, "chance": None, "reason": "no clip has it"}
     per_tag |= {f"none {at}": unscored for at in range(12)}
-    wrong = [{"clip_id": "c" * 40, "loss": 2.5, "tags": {}, "said": dict.fromkeys(list(per_tag)[:3], 0.5)}]
+    wrong = [{"clip_id": "c" * 40, "loss": 2.5, "tags": {}, "likeliest": dict.fromkeys(list(per_tag)[:3], 0.5)}]
     result = {"model": "cnn", "part": "test", "labels": "multi", "clips": 20_000, "tags": 512, "tags_scored": 500}
     result |= {"scores": {"mAP": 0.25}, "chance": {"mAP": 0.01}, "tags_not_in_data": [], "out": None}
     print_scores(result | {"per_tag": per_tag, "most_wrong": wrong})

@@ -60,7 +60,7 @@ def test_the_length_of_every_usable_clip_is_that_of_its_file(tmp_path: Path) -> 
     for _ in ("decoded", "stored"):
         cache = make_cache(tmp_path, rate=8000)
         cache.prepare(clips, data_at(tmp_path), LocalFiles())
-        assert [heard.seconds for heard in cache.heard().values()] == [0.5, 0.5]
+        assert [decoded.seconds for decoded in cache.decoded().values()] == [0.5, 0.5]
 
 
 def test_clips_are_loaded_with_all_16_bits_unchanged(tmp_path: Path) -> None:
@@ -251,12 +251,13 @@ def test_a_damaged_failure_record_is_made_again(tmp_path: Path) -> None:
 def test_lengths_and_own_rates_are_known_without_decoding_again(tmp_path: Path) -> None:
     clips, opener = usable_and_broken_files(tmp_path), CountingFiles(tmp_path / "log")
     first = make_cache(tmp_path)
-    assert first.heard_before(clips, data_at(tmp_path), opener) == {}
+    assert first.decoded_before(clips, data_at(tmp_path), opener) == {}
     first.prepare(clips, data_at(tmp_path), opener)
     again = make_cache(tmp_path)
     again.prepare(clips, data_at(tmp_path), opener)
-    for heard in (first.heard(), again.heard(), make_cache(tmp_path).heard_before(clips, data_at(tmp_path), opener)):
-        assert {name: (one.own_rate, one.seconds) for name, one in heard.items()} == {
+    before = make_cache(tmp_path).decoded_before(clips, data_at(tmp_path), opener)
+    for decoded in (first.decoded(), again.decoded(), before):
+        assert {name: (one.own_rate, one.seconds) for name, one in decoded.items()} == {
             "stereo": (44_100, 0.5),
             "low": (8_000, 2.75625),
             "short": (16_000, 0.1),
@@ -268,13 +269,13 @@ def test_a_clip_whose_line_in_the_index_is_torn_is_decoded_again_and_no_other(tm
     clips, opener = tones(tmp_path, 3), CountingFiles(tmp_path / "log")
     cache = make_cache(tmp_path)
     cache.prepare(clips[:2], data_at(tmp_path), opener)
-    index = cache.folder / "heard.jsonl"
+    index = cache.folder / "decoded.jsonl"
     torn = index.read_bytes()[:-20]  # what a kill in the middle of the last line leaves
     index.write_bytes(torn)
     for _ in range(2):
         again = make_cache(tmp_path)
         again.prepare(clips, data_at(tmp_path), opener)
-        assert [heard.samples for heard in again.heard().values()] == [8000] * 3
+        assert [decoded.samples for decoded in again.decoded().values()] == [8000] * 3
     assert sorted(opener.opened().values()) == [1, 1, 2]
 
 
@@ -285,11 +286,11 @@ def test_a_clip_whose_line_holds_no_possible_numbers_is_decoded_again(tmp_path: 
     clips = tones(tmp_path, 1)
     cache = make_cache(tmp_path)
     cache.prepare(clips, data_at(tmp_path), LocalFiles())
-    index = cache.folder / "heard.jsonl"
+    index = cache.folder / "decoded.jsonl"
     index.write_text(json.dumps(json.loads(index.read_text()) | damage))
     again, opener = make_cache(tmp_path), CountingFiles(tmp_path / "log")
     again.prepare(clips, data_at(tmp_path), opener)
-    assert [heard.seconds for heard in again.heard().values()] == [0.5]
+    assert [decoded.seconds for decoded in again.decoded().values()] == [0.5]
     assert list(opener.opened().values()) == [1]
 
 

@@ -3,24 +3,24 @@
 import pytest
 
 from workloads.data.clips import Clip, Dataset, Splits
-from workloads.data.heard import Heard
+from workloads.data.decoded import DecodedClip
 from workloads.data.statistics import durations, part_folds, rates, tag_counts
 
 
-def heard(seconds: float, own_rate: int = 8000) -> Heard:
-    return Heard(samples=round(seconds * 100), rate=100, own_rate=own_rate)
+def decoded(seconds: float, own_rate: int = 8000) -> DecodedClip:
+    return DecodedClip(samples=round(seconds * 100), rate=100, own_rate=own_rate)
 
 
 def test_durations_padding_and_what_one_window_leaves_out() -> None:
-    found = durations([heard(1.0), heard(2.0), heard(6.0), heard(3.0)], 2.0)
+    found = durations([decoded(1.0), decoded(2.0), decoded(6.0), decoded(3.0)], 2.0)
     assert (found.clips, found.min, found.median, found.max, found.total) == (4, 1.0, 2.5, 6.0, 12.0)
     assert found.padding == pytest.approx(1 / 8)  # 1 s of four windows of 2 s
     assert (found.longer, found.unheard) == (2, pytest.approx(5 / 9))  # of 6 s and 3 s, 4 s are heard
-    assert (durations([heard(1.0)], 2.0).longer, durations([heard(1.0)], 2.0).unheard) == (0, 0.0)
+    assert (durations([decoded(1.0)], 2.0).longer, durations([decoded(1.0)], 2.0).unheard) == (0, 0.0)
 
 
 def test_rates_are_counted_in_ascending_order() -> None:
-    assert list(rates([heard(1, 44_100), heard(1, 8000), heard(1, 44_100)]).items()) == [(8000, 1), (44_100, 2)]
+    assert list(rates([decoded(1, 44_100), decoded(1, 8000), decoded(1, 44_100)]).items()) == [(8000, 1), (44_100, 2)]
 
 
 def test_tags_are_counted_by_part_and_fold_the_rarest_first() -> None:

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.recipes.loader import load_recipe
 from workloads.config.recipe import Data, Recipe
 from workloads.data.clips import Clip, Dataset, Splits
-from workloads.data.heard import Heard
+from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import read_dataset
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import LocalFiles
@@ -30,8 +30,8 @@ def warnings(
     splits = Splits(clips(*train), clips(*val), clips("a", "b"))
     everything = (*splits.train, *splits.val, *splits.test)
     dataset = Dataset(everything, tuple(sorted({tag for clip in everything for tag in clip.tags})), "single")
-    heard = [Heard(samples=round(16_000 * length), rate=16_000, own_rate=rate) for length in seconds]
-    return data_warnings(dataset, splits, heard, recipe(*settings))
+    decoded = [DecodedClip(samples=round(16_000 * length), rate=16_000, own_rate=rate) for length in seconds]
+    return data_warnings(dataset, splits, decoded, recipe(*settings))
 
 
 def recipe(*settings: str) -> Recipe:

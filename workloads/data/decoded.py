@@ -13,13 +13,13 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from workloads.runtime.atomic_files import replace_bytes
 from workloads.runtime.json_files import json_text, parse_json
 
-INDEX = "heard.jsonl"
+INDEX = "decoded.jsonl"
 MAX_REPEATS = 1000  # lines of keys that were decoded again, beside as many lines as there are keys
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What was heard of one file."""
+class DecodedClip:
+    """What decoding has found out about one file."""
 
     samples: int  # at the cache's rate
     rate: int  # Hz of the cache, of which `samples` are counted
@@ -31,7 +31,7 @@ class Heard:
         return self.samples / self.rate
 
 
-class HeardIndex:
+class DecodedIndex:
     """One JSON line for each decoded clip, in a file beside the stored clips.
 
     Contract: `read` and `add` are called with the cache's lock held, by one process at a time, but `add` by several of
@@ -42,7 +42,7 @@ class HeardIndex:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / INDEX
-        self._heard: dict[str, Heard] = {}
+        self._decoded: dict[str, DecodedClip] = {}
         self._num_lines = 0
 
     def read(self) -> None:
@@ -52,22 +52,22 @@ class HeardIndex:
         except FileNotFoundError:
             lines = []
         self._num_lines = sum(map(bool, lines))
-        self._heard = dict(entry for entry in map(_parse, lines) if entry)
+        self._decoded = dict(entry for entry in map(_parse, lines) if entry)
 
-    def get(self, key: str) -> Heard | None:
-        """What was heard of the clip with this key; None: it was not decoded."""
-        return self._heard.get(key)
+    def get(self, key: str) -> DecodedClip | None:
+        """What is known of the clip with this key; None: it was not decoded."""
+        return self._decoded.get(key)
 
-    def add(self, key: str, heard: Heard) -> None:
+    def add(self, key: str, decoded: DecodedClip) -> None:
         """Record one clip."""
-        self._heard[key] = heard
+        self._decoded[key] = decoded
         with self.path.open("ab") as file:
-            file.write(_line(key, heard))
+            file.write(_line(key, decoded))
 
     def shorten(self) -> None:
         """Write the file anew where clips that were decoded again have made it long."""
-        if self._num_lines > 2 * len(self._heard) + MAX_REPEATS:
-            replace_bytes(self.path, b"".join(_line(key, heard) for key, heard in self._heard.items()))
+        if self._num_lines > 2 * len(self._decoded) + MAX_REPEATS:
+            replace_bytes(self.path, b"".join(_line(key, decoded) for key, decoded in self._decoded.items()))
 
 
 class _Line(TypedDict):
@@ -80,15 +80,15 @@ class _Line(TypedDict):
     notes: list[str]
 
 
-def _parse(line: bytes) -> tuple[str, Heard] | None:
+def _parse(line: bytes) -> tuple[str, DecodedClip] | None:
     """Key and value of a line; None for one that is damaged, as by a kill, and for the blank before each."""
     try:
         fields: _Line = parse_json(line, INDEX, _Line)
     except ValueError:
         return None
-    return fields["key"], Heard(fields["samples"], fields["rate"], fields["own_rate"], tuple(fields["notes"]))
+    return fields["key"], DecodedClip(fields["samples"], fields["rate"], fields["own_rate"], tuple(fields["notes"]))
 
 
-def _line(key: str, heard: Heard) -> bytes:
+def _line(key: str, decoded: DecodedClip) -> bytes:
     """Begins on a line of its own, so that a torn line before it spoils no other."""
-    return b"\n" + json_text({"key": key, **asdict(heard)}).encode() + b"\n"
+    return b"\n" + json_text({"key": key, **asdict(decoded)}).encode() + b"\n"
