@@ -7,6 +7,7 @@ ends; it writes nothing but the terminal.
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ class _Progress:
         return str(timedelta(seconds=round(seconds)))
 
 
-class _Display:
+class _Display(ABC):
     """Shows records as they come; messages (warnings, damaged checkpoints, bad numbers) are lines either way."""
 
     def __init__(self, console: Console, warned: Collection[str]) -> None:
@@ -103,8 +104,9 @@ class _Display:
                     self._warned.add(message)
             self._show(record)
 
+    @abstractmethod
     def _show(self, record: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Show what this record has changed."""
 
 
 class _Lines(_Display):
