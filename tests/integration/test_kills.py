@@ -73,8 +73,9 @@ def check_equal(result: dict, uninterrupted: dict) -> None:
     assert committed
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.faults)])
-def test_killed_at_random_points(command, uninterrupted, tmp_path, kills, fault_table):
+@pytest.mark.faults
+def test_killed_at_random_points(command, uninterrupted, tmp_path, fault_table):
+    kills = 30
     num_kills, seed = 0, kills
     while num_kills < kills:  # a run may finish before it reaches its last kill point
         num_kills += kill_repeatedly(

@@ -95,8 +95,15 @@ def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
     assert down.returncode == 0, down.stderr
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("mode", [["--local"], []], ids=["local", "ray"])
+@pytest.mark.parametrize(
+    ("mode", "which"),
+    [
+        (["--local"], signal.SIGTERM),
+        (["--local"], signal.SIGINT),
+        ([], signal.SIGTERM),
+        pytest.param([], signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(home, tmp_path, mode, which):
     long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000"]
     command = [ANTIPHON, "run", "demo", *mode, "--json", "--tracking", "none", "--storage", f"{tmp_path}/cut"]

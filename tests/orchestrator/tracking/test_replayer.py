@@ -244,6 +244,7 @@ def server(tmp_path: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]
         _kill_group(process)
 
 
+@pytest.mark.faults
 def test_no_point_is_lost_or_doubled_when_the_server_is_killed_and_restarted(
     tmp_path: Path, server: Callable[[int], subprocess.Popen[bytes]], replayers: list[Replayer]
 ) -> None:
