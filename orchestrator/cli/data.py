@@ -62,7 +62,7 @@ def _overview(summary: dict[str, Any], statistics: dict[str, Any], clip_seconds:
     """Clips by part, durations, rates, and how the clips fit the window."""
     lengths, clips = summary["durations"], summary["clips"]
     rates = ", ".join(f"{rate} Hz ({count})" for rate, count in statistics["rates"].items())
-    longer = f"{lengths['longer']} clips; one window leaves out {lengths['unheard']:.0%} of them"
+    longer = f"{lengths['longer']} clips; a window in training leaves out {lengths['unheard']:.0%} of them"
     tags = statistics["tags"]
     empty = ", ".join(f"{sum(not tag['parts'][part] for tag in tags.values())} in {part}" for part in clips)
     rows = {

@@ -55,14 +55,10 @@ def facts(history: RunHistory) -> list[tuple[str, str]]:
     if "clip_seconds" in data:
         rows.append(("clip length", f"{data['clip_seconds']:g} s"))
     if files := data.get("durations"):
-        lengths = (
-            f"{round(files['min'], 3):g} s to {round(files['max'], 3):g} s, median {round(files['median'], 3):g} s"
-        )
-        changed = f"{plural(files['shorter'], 'shorter one')} padded, {plural(files['longer'], 'longer one')} cut"
-        is_equal = files["min"] == files["max"]
-        rows.append(
-            ("length of the files", f"all {round(files['min'], 3):g} s" if is_equal else f"{lengths}; {changed}")
-        )
+        shortest, median, longest = (f"{round(files[key], 3):g} s" for key in ("min", "median", "max"))
+        padded, cut = plural(files["shorter"], "shorter one"), plural(files["longer"], "longer one")
+        unequal = f"{shortest} to {longest}, median {median}; {padded} padded, {cut} cut in training"
+        rows.append(("length of the files", f"all {shortest}" if shortest == longest else unequal))
         rows.append(("audio", f"{format_duration(files['total'])} in all"))
     if "rate" in data:
         rows.append(("sample rate", f"{format_count(data['rate'])} Hz"))

@@ -17,9 +17,8 @@ class RunRequest:
     recipe: Recipe
     command: str
     storage: str = "runs"
-    tracking: str = field(
-        default="", repr=False
-    )  # MLflow URI, the one that may hold a password; empty: SQLite beside the runs, "none": no tracking
+    # MLflow URI, the one that may hold a password; empty: SQLite beside the runs, "none": no tracking
+    tracking: str = field(default="", repr=False)
     workers: int = 1
     address: str = ""  # of a Ray cluster; empty: a local one for this run
     local: bool = False  # in this process, without Ray

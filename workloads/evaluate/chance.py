@@ -7,6 +7,8 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def chance_levels(have: Sequence[int], known: Sequence[int], labels: str) -> dict[str, float]:
     """The scores (`metrics.score`) of answers that do not depend on the clip, by name; without those that have none.
@@ -38,7 +40,7 @@ def chance_precision(have: int, known: int) -> float:
 
 @functools.cache
 def _harmonic(n: int) -> float:
-    return math.fsum(1 / k for k in range(1, n + 1))
+    return float(np.reciprocal(np.arange(1, n + 1, dtype=np.float64)).sum())
 
 
 def _bernoulli_entropy(p: float) -> float:

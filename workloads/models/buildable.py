@@ -2,11 +2,9 @@
 
 from functools import lru_cache
 
-import torch
-
 from workloads.config.architectures import Arch
 from workloads.config.recipe import FrontEnd, Recipe
-from workloads.models.families import build_backbone
+from workloads.models.families import empty_backbone
 from workloads.models.front_end import build_front_end
 
 LONGEST_S = 60.0  # a network that takes no clip of this length is not mended by longer ones
@@ -57,8 +55,7 @@ def _mistake(arch: Arch, settings: FrontEnd, clip_rate: int, seconds: float) -> 
     try:
         front_end = build_front_end(settings.kind, clip_rate=clip_rate)
         frames = front_end.input_frames(settings, seconds)
-        with torch.device("meta"):  # draws no random numbers
-            build_backbone(arch, bands=front_end.bands, frames=frames, num_classes=2)
+        empty_backbone(arch, bands=front_end.bands, frames=frames, num_classes=2)
     except ValueError as mistake:
         return str(mistake).removeprefix(f"clip_seconds = {seconds:g}: ")
     return ""

@@ -168,7 +168,9 @@ def test_data_is_counted(page: Page) -> None:
     rows = dict(page.tables["data"])
     assert rows["train clips"] == "240"
     assert rows["clip length"] == "5 s"
-    assert rows["length of the files"] == ("0.5 s to 62.25 s, median 5 s; 7 shorter ones padded, 1 longer one cut")
+    assert rows["length of the files"] == (
+        "0.5 s to 62.25 s, median 5 s; 7 shorter ones padded, 1 longer one cut in training"
+    )
     assert rows["sample rate"] == "16,000 Hz"
     assert rows["fingerprint"] == "5eed" * 16
     assert page.tables["folds"][1:] == [
