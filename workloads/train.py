@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workloads.config.controls import random_key
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches
 from workloads.data.prepare import PreparedData
@@ -264,12 +265,14 @@ def _shard_losses(
 def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Tensor]:
     """The training forward of every student on shard `index`: logits_BC by name.
 
-    Dropout is drawn per model, step and shard: the same for any number of workers, independent between models.
+    Dropout is drawn per model, step and shard: the same for any number of workers, independent between models, and the
+    same for a student and its control.
     """
     student_outputs = {}
     for name in phase.trains:
         student = run.pool.states[name]
-        torch.manual_seed(keyed_seed(run.recipe.train.seed, "dropout", name, run.step, index))
+        key = random_key(run.recipe, name)
+        torch.manual_seed(keyed_seed(run.recipe.train.seed, "dropout", key, run.step, index))
         mel_BMF = shard.mel(student.tagger.front_end)
         with run.pool.autocast():
             student_outputs[name] = student.forward(mel_BMF).float()

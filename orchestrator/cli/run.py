@@ -22,6 +22,7 @@ from orchestrator.cli.options import (
     only_json,
     report_may_fail,
 )
+from orchestrator.cli.comparison_table import comparison_table
 from orchestrator.cli.printing import cell, print_note, print_warning
 from workloads.runtime.json_files import json_text
 
@@ -39,15 +40,28 @@ def run(
     run_id: RunIdOption = "",
     resume: ResumeRunOption = "",
     patience: Annotated[float, typer.Option(help="Seconds to retry while the storage is unavailable.")] = 300.0,
+    compare: Annotated[
+        bool | None,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Train untaught controls beside the students and print the difference; default: as the recipe says.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Repeat the comparison with N seeds, from the recipe's own on.")
+    ] = 1,
     local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe and its phases.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe: its models teach each other according to its schedule."""
     from orchestrator.recipes.loader import load_recipe
-    from orchestrator.training.driver import run as run_recipe
     from orchestrator.training.request import RunRequest, check_request
+    from orchestrator.training.seeds import run_seeds
 
+    if compare is not None:
+        settings = [*(settings or []), f"compare={str(compare).lower()}"]
     request = RunRequest(
         load_recipe(recipe, settings),
         command_line(),
@@ -76,8 +90,11 @@ def run(
             return
         from orchestrator.cli.progress_bar import progress
 
-        result = run_recipe(
-            request, show_progress=lambda location: progress(location.event_log, console, warned=warned), warn=warn
+        result = run_seeds(
+            request,
+            seeds=seeds,
+            show_progress=lambda location: progress(location.event_log, console, warned=warned),
+            warn=warn,
         )
         emit(result.outcome)
         if result.published:
@@ -85,11 +102,11 @@ def run(
                 from orchestrator.reports.write import write_run_report  # Plotly costs a second
 
                 write_run_report(result.location, patience_s=patience)
-        _print_outcome(result.outcome)
+        _print_outcome(result.outcome, resume_id=result.resume_id)
         raise typer.Exit(EXIT_CODES[result.outcome["status"]])
 
 
-def _print_outcome(outcome: dict[str, Any]) -> None:
+def _print_outcome(outcome: dict[str, Any], *, resume_id: str) -> None:
     """Print the outcome to stderr; ValueError if the run failed by a mistake of the user."""
     from orchestrator.tracking.uri import ui_command
 
@@ -99,12 +116,14 @@ def _print_outcome(outcome: dict[str, Any]) -> None:
         console.print(_table(outcome))
         for name, row in outcome["models"].items():
             print_note(f"model     {name}: {row['checkpoint']}")
+    if outcome.get("compare"):
+        console.print(comparison_table(outcome["compare"]))
     print_note(f"report    {outcome['report']}")
     if ui := ui_command(outcome["tracking"]):
         print_note(f"tracking  {ui}")
     if outcome["status"] == "preempted":
         done = outcome["resumed_from_step"] + outcome["steps_run"]
-        print_note(f"preempted: saved at step {done}; repeat the command with --resume {outcome['run_id']} to continue")
+        print_note(f"preempted: saved at step {done}; repeat the command with --resume {resume_id or outcome['run_id']} to continue")
     if outcome["error"]:
         print_note(f"failed: {outcome['error']}")
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from orchestrator.recipes.controls import expand_controls
+from orchestrator.recipes.merge import SELECTORS, merge
 from workloads.config.recipe import Recipe
 from workloads.runtime.opener import read_bounded
 from workloads.runtime.redaction import require_no_secret
 from workloads.runtime.text import decode_text
 
 SHIPPED = resources.files("orchestrator.recipes")
-SELECTORS = ("kind", "family")  # keys that determine which other keys a table may have
 MAX_BYTES = 2**20  # of a recipe's file
 MAX_DEPTH = 100  # of a recipe's nested tables, of which it has about six
 MAX_SHOWN = 200  # characters of a wrong value that a message repeats
@@ -66,7 +67,7 @@ def parse(values: Any) -> Recipe:
 
 def _validate(values: Any) -> Recipe:
     _require_storable(values)
-    return TypeAdapter(Recipe).validate_python(values)
+    return TypeAdapter(Recipe).validate_python(expand_controls(values) if isinstance(values, dict) else values)
 
 
 def _require_storable(values: Any, path: str = "", *, depth: int = 0) -> None:
@@ -145,7 +146,7 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(
             f"recipe {name_or_path!r}: extends = {base!r}: must be the name or path of one recipe, in quotes"
         )
-    return _merge(_read(base, seen=(*seen, name_or_path)), values)
+    return merge(_read(base, seen=(*seen, name_or_path)), values)
 
 
 def _content(path: Path) -> bytes:
@@ -154,16 +155,6 @@ def _content(path: Path) -> bytes:
     if content is None:
         raise ValueError(f"recipe {str(path)!r}: larger than {MAX_BYTES} bytes; is it a recipe?")
     return content
-
-
-def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    if any(key in own and key in base and own[key] != base[key] for key in SELECTORS):
-        return own
-    merged = dict(base)
-    for key, value in own.items():
-        both_tables = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both_tables else value
-    return merged
 
 
 def _apply_setting(values: dict[str, Any], setting: str) -> tuple[str, str]:

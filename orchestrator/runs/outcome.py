@@ -64,5 +64,6 @@ def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, 
         "tracking": redacted(location.tracking),
         "resumed_from_step": resumed_from,
         "steps_run": max(result.get("steps", last_step) - resumed_from, 0),
+        "compare": next((record["models"] for record in attempt[::-1] if record["kind"] == "comparison"), {}),
         "models": {name: {key: row[key] for key in MODEL_KEYS} for name, row in result.get("models", {}).items()},
     }

@@ -59,19 +59,19 @@ def open_run(
 
     next_id = ""
     if resume == AUTO:
-        resume, next_id = retry(lambda: _newest_unfinished(recipe, storage))
+        resume, next_id = retry(lambda: newest_unfinished(recipe, storage))
         if not resume:
             print(
                 f"--resume auto: no unfinished run of this recipe under {storage}; starting a new one", file=sys.stderr
             )
             run_id = next_id
     if not resume:
-        location = location_of(storage, run_id or _generated_id(recipe), tracking)
+        location = location_of(storage, run_id or generated_id(recipe), tracking)
         retry(lambda: _create(location, recipe, storage, by_auto=bool(next_id)))
         return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
     location = location_of(storage, resume, tracking)
     retry(lambda: _require_same_recipe(recipe, location))
-    if (outcome := retry(lambda: _finished_outcome(location.uri))) is not None:
+    if (outcome := retry(lambda: finished_outcome(location.uri))) is not None:
         total = outcome["resumed_from_step"] + outcome["steps_run"]
         return OpenedRun(location, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
     return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
@@ -84,7 +84,7 @@ def differences(recipe: Recipe, resolved: dict[str, Any]) -> list[tuple[str, str
     return [(key, old.get(key, "-"), new.get(key, "-")) for key in keys if old.get(key) != new.get(key)]
 
 
-def _generated_id(recipe: Recipe) -> str:
+def generated_id(recipe: Recipe) -> str:
     return f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
@@ -114,7 +114,7 @@ def _create(location: RunLocation, recipe: Recipe, storage: str, *, by_auto: boo
     object_store.put_text(object_store.join(_recipe_folder(recipe, storage), location.run_id), "")
 
 
-def _newest_unfinished(recipe: Recipe, storage: str) -> tuple[str, str]:
+def newest_unfinished(recipe: Recipe, storage: str) -> tuple[str, str]:
     """The id of the newest run of this recipe that is not done, empty if there is none; and the id for a new one.
 
     The new id follows from the recipe and the runs that there are, so that of two processes that start at once the
@@ -127,7 +127,7 @@ def _newest_unfinished(recipe: Recipe, storage: str) -> tuple[str, str]:
         uri = object_store.join(storage, run_id)
         recipe_uri = object_store.join(uri, RECIPE)
         try:
-            if object_store.exists(recipe_uri) and _finished_outcome(uri) is None:
+            if object_store.exists(recipe_uri) and finished_outcome(uri) is None:
                 unfinished.append((object_store.modified_at(recipe_uri), run_id))
         except ValueError as error:  # a damaged file of one run must not block the others
             print(f"--resume auto: leaves out {uri}: {error}", file=sys.stderr)
@@ -149,7 +149,7 @@ def _require_same_recipe(recipe: Recipe, location: RunLocation) -> None:
         )
 
 
-def _finished_outcome(run_uri: str) -> dict[str, Any] | None:
+def finished_outcome(run_uri: str) -> dict[str, Any] | None:
     """The outcome of a run that is done, else None."""
     uri = object_store.join(run_uri, "outcome.json")
     if not object_store.exists(uri):

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.runs.comparison import comparison_record
 from orchestrator.runs.lease import Attempt, Driver, beating, is_driven_by
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.outcome import conclude, publish_event_log
@@ -41,12 +42,14 @@ TRACKING_GRACE_S = {"done": 30.0, "failed": 30.0, "preempted": 2.0}
 class RunResult:
     """The outcome of a run, and whether this driver published it.
 
-    It did not where the run was done before, or where another driver has resumed it meanwhile.
+    It did not where the run was done before, or where another driver has resumed it meanwhile. `resume_id` is the run
+    that `--resume` continues, where it is another one.
     """
 
     outcome: dict[str, Any]
     location: RunLocation
     published: bool
+    resume_id: str = ""
 
 
 def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], None]) -> RunResult:
@@ -117,6 +120,10 @@ def _record_and_train(
         try:
             with show_progress(location), sampling(event_log):
                 end = train(ClaimedRun(request, location, attempt, event_log, replayer, stop))
+            if end["status"] == "done" and request.recipe.compare and request.recipe.train.score_test:
+                event_log.append(
+                    comparison_record(request.recipe, location, request.seed_runs, patience_s=request.patience_s)
+                )
             event_log.append(end)
         except BaseException as error:
             _record_failure(event_log, location, error)

@@ -25,6 +25,7 @@ class RunRequest:
     run_id: str = ""  # of a new run; empty: a generated one
     resume: str = ""  # id of a run to resume, or "auto"
     patience_s: float = 300.0  # how long to wait for an unavailable store
+    seed_runs: tuple[str, ...] = ()  # URIs of finished runs with other seeds, which this one's comparison includes
 
     def repeat_options(self, uri: str) -> str:
         """The options of a command that repeats this run, stored at `uri`, beside it; for a shell."""

@@ -176,6 +176,7 @@ class Model(Checked):
     optimizer: Optimizer = field(default_factory=Optimizer)
     average: Average = field(default_factory=Average)
     init: str = ""  # URI of a published tagger, or of a safetensors file with the family's own key names
+    control_of: str = ""  # the student beside which this one trains without teachers (`config/controls.py`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +246,14 @@ class Recipe(Checked):
     models: dict[str, Model]
     edges: tuple[Edge, ...] = ()
     schedule: Schedule
+    compare: bool = False  # train an untaught control beside each student, and say what teaching did
     train: Train = field(default_factory=Train)
     search: Search | None = None  # what `antiphon search` varies; a single run ignores it
 
     def __post_init__(self) -> None:
         self._check_models()
         self._check_edges()
+        self._check_controls()
         if self.search:
             self._check_search(self.search)
         self._check_mixup()
@@ -267,7 +270,26 @@ class Recipe(Checked):
         if len({edge.key for edge in self.edges}) < len(self.edges):
             raise ValueError("edges: two edges join the same teacher and student; keep one")
 
+    def _check_controls(self) -> None:
+        if self.compare and not self.edges:
+            raise ValueError("compare = true: the recipe has no edges, so nothing is taught; set compare = false")
+        controls = {name: model.control_of for name, model in self.models.items() if model.control_of}
+        if controls and not self.compare:
+            raise ValueError(f"models.{next(iter(controls))}.control_of: needs compare = true")
+        students = [edge.student for edge in self.edges]
+        for name, student in controls.items():
+            self.require_known_models(f"models.{name}.control_of", (student,))
+            if student in controls or list(controls.values()).count(student) > 1 or student not in students:
+                raise ValueError(
+                    f"models.{name}.control_of = {student!r}: must be a model that an edge leads to, each with one "
+                    "control"
+                )
+            if any(name in (edge.teacher, edge.student) for edge in self.edges):
+                raise ValueError(f"models.{name}: a control neither teaches nor is taught; remove its edges")
+
     def _check_search(self, search: Search) -> None:
+        if self.compare:
+            raise ValueError("compare = true: a search runs its winner beside a control itself; set compare = false")
         self.require_known_models("search.models", search.models)
         if search.metric == "accuracy" and self.data.labels == "multi":
             raise ValueError("search.metric = 'accuracy': needs data.labels = 'single'; use 'mAP' or 'log_loss'")

@@ -6,8 +6,9 @@ on torch. Schemes and their sources: reference/cmkd.md section 3.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from workloads.config.controls import controls_of, shares_start, without_controls
 from workloads.config.recipe import Edge, Recipe
 from workloads.config.schedules import Alternate, Gated, Generations, Mutual, OneWay, PerSample
 
@@ -49,9 +50,21 @@ def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
     weights into a student sum to more than 1, or never opens an edge or never uses a model of the recipe.
     """
     planner: Callable[..., list[Phase]] = PLANNERS[recipe.schedule.kind]
-    phases = tuple(phase for phase in planner(recipe, recipe.schedule) if phase.steps)
-    _check_phases(recipe, phases)
-    return phases
+    planned = without_controls(recipe)
+    phases = tuple(phase for phase in planner(planned, planned.schedule) if phase.steps)
+    _check_phases(planned, phases)
+    return _with_controls(recipe, phases)
+
+
+def _with_controls(recipe: Recipe, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """The phases in which controls train beside their students, where the two are not yet or no longer the same."""
+    with_controls: list[Phase] = []
+    began = {student for student, control in controls_of(recipe).items() if not shares_start(recipe, control)}
+    for phase in phases:
+        began |= {edge.student for edge in phase.edges}
+        own = (control for student, control in controls_of(recipe).items() if student in phase.trains and student in began)
+        with_controls.append(replace(phase, trains=(*phase.trains, *own)))
+    return tuple(with_controls)
 
 
 def own_steps(phases: tuple[Phase, ...], *, until: int | None = None) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from workloads.config.controls import controls_of
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
@@ -18,6 +19,8 @@ from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.session import Session
 
+TEST_PREDICTIONS = "test"  # the file of a published tagger with its test clips' logits_NC and y_NC
+
 
 def deliver_models(
     recipe: Recipe, pool: ModelPool, prepared: PreparedData, session: Session
@@ -26,9 +29,10 @@ def deliver_models(
 
     Called once per attempt by every worker; rank 0 publishes. A kill in the middle leaves some models published: the
     next attempt publishes all of them again. `weights_sha256` is of the last trained weights, also where an average is
-    delivered.
+    delivered. Students and their controls come with their test logits, which are compared (`evaluate/bootstrap.py`).
     """
     rows: dict[str, dict[str, Any]] = {}
+    compared = {name for pair in controls_of(recipe).items() for name in pair}
     for name in recipe.models:
         trained = pool.train_state(name)
         digest = checkpoint.weights_digest(trained.tagger.state_dict())
@@ -40,11 +44,14 @@ def deliver_models(
             "steps_learned": trained.own_step,
             "steps_skipped": trained.skipped_steps,
         }
-        row |= _scores(tagger, recipe, prepared, session)
+        predictions = _predictions(tagger, recipe, prepared, session)
+        row |= _scores(predictions, recipe, prepared)
         row["weights_sha256"] = digest
         if session.rank == 0:
             state = _tagger_state(name, tagger, recipe, prepared, row)
             tensors = {"weights": tagger.state_dict()}
+            if name in compared and recipe.train.score_test:
+                tensors[TEST_PREDICTIONS] = dict(zip(("logits_NC", "y_NC"), predictions["test"], strict=True))
             folder = checkpoint.write(session.work_dir / "models" / name, tensors=tensors, state=state)
             row["checkpoint"] = session.deliver(folder)
         rows[name] = row
@@ -52,14 +59,22 @@ def deliver_models(
     return rows
 
 
-def _scores(tagger: Tagger, recipe: Recipe, prepared: PreparedData, session: Session) -> dict[str, Any]:
-    """Scores on validation and, with `train.score_test`, on test. Those by tag are of the last of the two."""
+def _predictions(
+    tagger: Tagger, recipe: Recipe, prepared: PreparedData, session: Session
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """logits_NC and y_NC of the validation clips and, with `train.score_test`, of the test clips."""
+    parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
+    return {part: predict_clips(tagger, clips, prepared, session) for part, clips in parts.items()}
+
+
+def _scores(
+    predictions: dict[str, tuple[Tensor, Tensor]], recipe: Recipe, prepared: PreparedData
+) -> dict[str, Any]:
+    """The scores of each part. Those by tag are of the last one."""
     labels = recipe.data.labels
     scores: dict[str, Any] = {"test": {}}
-    parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
-    for part, clips in parts.items():
-        logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
-        scores[part] = metrics.score(logits_NC, y_NC, labels)
+    scores |= {part: metrics.score(logits_NC, y_NC, labels) for part, (logits_NC, y_NC) in predictions.items()}
+    logits_NC, y_NC = list(predictions.values())[-1]
     scores["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.dataset.tags, labels)
     if labels == "single":
         scores["confusion"] = _json_matrix(metrics.confusion(logits_NC, y_NC))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from workloads.config.architectures import AST, Arch, ViT
+from workloads.config.controls import random_key
 from workloads.config.recipe import Model, Recipe, restore
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
@@ -22,12 +23,15 @@ TRAINING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "tempera
 
 
 def build_initial_tagger(recipe: Recipe, name: str, *, tags: tuple[str, ...], files: Opener) -> Tagger:
-    """A model of the recipe with its initial weights, which depend only on the run's seed, its name and `init`."""
+    """A model of the recipe with its initial weights, which depend only on the run's seed, its name and `init`.
+
+    A control has those of its student.
+    """
     model = recipe.models[name]
     try:
         tagger = build_tagger(
             model,
-            name=name,
+            name=random_key(recipe, name),
             tags=tags,
             labels=recipe.data.labels,
             clip_seconds=recipe.data.clip_seconds,

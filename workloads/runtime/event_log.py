@@ -14,8 +14,11 @@ from typing import Any, Self
 from workloads.runtime.json_files import Record, json_text, parse_json
 
 EVENT_LOG = "events.jsonl"  # in a run's folder; in a checkpoint, the records up to that step
-RECORD_KINDS = ("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine", "result", "closed", "end")
-DURABLE_KINDS = ("run", "start", "bad", "checkpoint", "result", "closed", "end")  # survive a power cut; 1.4 ms each
+RECORD_KINDS = (
+    *("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine"),
+    *("result", "comparison", "closed", "end"),
+)
+DURABLE_KINDS = ("run", "start", "bad", "checkpoint", "result", "comparison", "closed", "end")  # survive a power cut; 1.4 ms each
 
 
 def timestamped(kind: str, **fields: Any) -> dict[str, Any]:

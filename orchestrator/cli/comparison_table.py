@@ -1,0 +1,30 @@
+"""How `antiphon run --compare` prints what teaching did."""
+
+from typing import Any
+
+from rich.table import Table
+
+from orchestrator.cli.printing import cell
+
+
+def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
+    """Two rows for each student: the score by which models are compared, and the log loss; fits into 80 columns."""
+    first = next(iter(compare.values()))
+    seeds = f", {first['seeds']} seeds" if first["seeds"] > 1 else ""
+    table = Table(
+        title=f"what teaching did, on {first['clips']:,} test clips{seeds}",
+        caption="difference: with its 95 % interval; above 0 the taught model is better",
+    )
+    for column in ("model", "score", "taught", "untaught", "difference"):
+        table.add_column(column, justify="left" if column in ("model", "score") else "right")
+    for student, compared in compare.items():
+        for name, row in ((compared["metric"], compared), ("log loss", compared["log_loss"])):
+            numbers = [f"{row[side]:.3f}" for side in ("taught", "untaught")]
+            table.add_row(cell(student), name, *numbers, difference_text(row))
+    return table
+
+
+def difference_text(row: dict[str, Any]) -> str:
+    """A difference with its interval: +0.052 (+0.010 to +0.094)."""
+    low, high = row["interval"]
+    return f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"

@@ -1,0 +1,33 @@
+"""Which models of a recipe get an untaught control, worked out on plain values, before they are checked."""
+
+from typing import Any
+
+from orchestrator.recipes.merge import merge
+
+SUFFIX = "_untaught"
+
+
+def expand_controls(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of a recipe with a control for every student where `compare` is set, and with none where it is not.
+
+    A control has its student's settings; a table with `control_of` holds what differs from them. Values that make no
+    recipe stay as they are, so that the recipe's checks name the mistake.
+    """
+    models = values.get("models")
+    if not isinstance(models, dict) or not all(isinstance(model, dict) for model in models.values()):
+        return values
+    named = {model["control_of"]: name for name, model in models.items() if model.get("control_of")}
+    taught = {name: model for name, model in models.items() if name not in named.values()}
+    if values.get("compare") is not True:
+        return values | {"models": taught}
+    students = [student for student in taught if student in _students(values.get("edges"))]
+    controls = {}
+    for student in students:
+        name = named.pop(student, student + SUFFIX)
+        controls[name] = merge(taught[student], models.get(name, {}) | {"control_of": student})
+    of_no_student = {name: models[name] for name in named.values()}
+    return values | {"models": taught | controls | of_no_student}
+
+
+def _students(edges: Any) -> list[Any]:
+    return [edge.get("student") for edge in edges if isinstance(edge, dict)] if isinstance(edges, list) else []

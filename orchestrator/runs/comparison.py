@@ -1,0 +1,70 @@
+"""What teaching did in a run, and in runs with other seeds: each student against its untaught control on the test clips.
+
+Read from the test logits that the taggers were delivered with; trains nothing. Called by the driver between training and
+the end of the event log: a kill before the record leaves a run that `--resume` delivers and compares again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.runs.location import RunLocation
+from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
+from workloads.config.controls import controls_of
+from workloads.config.recipe import Recipe
+from workloads.runtime.event_log import read_event_log
+
+Rows = dict[str, dict[str, Any]]  # model -> its row in the result
+
+
+def comparison_record(
+    recipe: Recipe, location: RunLocation, seed_runs: Sequence[str], *, patience_s: float
+) -> dict[str, Any]:
+    """The record of a run that has just delivered its models; `seed_runs` are the URIs of its finished other seeds.
+
+    Raises ValueError where their test clips are not the same.
+    """
+
+    def compare() -> dict[str, Any]:
+        of_seeds = [_delivered(location), *map(_delivered_before, seed_runs)]
+        return {student: _compare(student, control, of_seeds, recipe) for student, control in controls_of(recipe).items()}
+
+    models = retry_while_unavailable(compare, what=location.uri, patience_s=patience_s)
+    return {"kind": "comparison", "step": _last_result(location)["steps"], "models": models}
+
+
+def _last_result(location: RunLocation) -> dict[str, Any]:
+    return [record for record in read_event_log(location.event_log) if record["kind"] == "result"][-1]
+
+
+def _delivered(location: RunLocation) -> Rows:
+    rows: Rows = _last_result(location)["models"]
+    return rows
+
+
+def _delivered_before(uri: str) -> Rows:
+    rows: Rows = object_store.read_json(object_store.join(uri, "outcome.json"))["models"]
+    return rows
+
+
+def _compare(student: str, control: str, of_seeds: list[Rows], recipe: Recipe) -> dict[str, Any]:
+    import torch  # seconds to import, and every driver imports this module
+
+    from workloads.evaluate.bootstrap import Pair, what_teaching_did
+
+    pairs, targets = [], []
+    for rows in of_seeds:
+        taught, untaught = (_test_predictions(rows[name]["checkpoint"]) for name in (student, control))
+        pairs.append(Pair(taught["logits_NC"], untaught["logits_NC"]))
+        targets += [taught["y_NC"], untaught["y_NC"]]
+    if not all(torch.equal(y_NC.nan_to_num(-1), targets[0].nan_to_num(-1)) for y_NC in targets):
+        raise ValueError(f"models.{student}: the seeds were scored on other test clips; give every run the same data")
+    return what_teaching_did(pairs, targets[0], recipe.data.labels)
+
+
+def _test_predictions(checkpoint: str) -> dict[str, Any]:
+    from workloads.evaluate.deliver import TEST_PREDICTIONS
+    from workloads.runtime.tensor_files import parse_safetensors
+
+    uri = object_store.join(object_store.published_folder(checkpoint), f"{TEST_PREDICTIONS}.safetensors")
+    return parse_safetensors(object_store.get_bytes(uri), uri)

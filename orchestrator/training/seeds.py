@@ -1,0 +1,87 @@
+"""A comparison over several seeds (`run --seeds N`): the same recipe with other seeds first, then the run itself.
+
+The run that has the id comes last and compares the models of all of them, so it is done exactly when everything is.
+The others are runs of their own, `ID-seed-SEED`. Called by the command line; a kill leaves finished runs as they are,
+and `--resume ID` with the same options continues with the one that was cut off.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.runs.resume import AUTO, RECIPE, finished_outcome, generated_id, newest_unfinished
+from orchestrator.storage import object_store
+from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.training.driver import Progress, RunResult, run
+from orchestrator.training.request import RunRequest, check_request
+
+MAX_SEEDS = 100
+
+
+def run_seeds(request: RunRequest, *, seeds: int, show_progress: Progress, warn: Callable[[str], None]) -> RunResult:
+    """Run the recipe with `seeds` seeds, from its own on; returns the last run's result, or the first that is not done.
+
+    Arguments and errors are those of `driver.run`; ValueError too where the run was compared over other seeds before.
+    """
+    _require_valid(request, seeds)
+    if seeds == 1:
+        return run(request, show_progress=show_progress, warn=warn)
+    check_request(request)
+    object_store.check_storage(request.storage)
+    run_id = retry_while_unavailable(
+        lambda: _run_id(request), what=f"storage {request.storage!r}", patience_s=request.patience_s
+    )
+    _require_not_done_otherwise(request, run_id, seeds)
+    done = []
+    for number in range(1, seeds):
+        train = replace(request.recipe.train, seed=request.recipe.train.seed + number)
+        recipe = replace(request.recipe, train=train)
+        member = replace(request, recipe=recipe, **_new_or_resumed(request, f"{run_id}-seed-{train.seed}"))
+        result = run(member, show_progress=show_progress, warn=warn if number == 1 else _ignore)
+        if result.outcome["status"] != "done":
+            return replace(result, resume_id=run_id)
+        done.append(result.location.uri)
+    own = replace(request, seed_runs=tuple(done), **_new_or_resumed(request, run_id))
+    return run(own, show_progress=show_progress, warn=_ignore)
+
+
+def _ignore(warning: str) -> None:
+    """Warnings about the data: the first seed has printed them."""
+
+
+def _require_valid(request: RunRequest, seeds: int) -> None:
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise ValueError(f"--seeds {seeds}: must be 1 to {MAX_SEEDS}")
+    if seeds > 1 and not request.recipe.compare:
+        raise ValueError(f"--seeds {seeds}: repeats a comparison with untaught controls; add --compare")
+
+
+def _run_id(request: RunRequest) -> str:
+    """The id of the run that comes last: the one to resume, a given one, or a new one."""
+    if request.resume == AUTO:
+        unfinished, new = newest_unfinished(request.recipe, request.storage)
+        return unfinished or new
+    run_id = request.resume or request.run_id or generated_id(request.recipe)
+    members = [run_id, f"{run_id}-seed-{request.recipe.train.seed + 1}"]
+    if request.resume and not any(_exists(request.storage, member) for member in members):
+        raise ValueError(f"--resume {run_id!r}: no such run at {request.storage}; check --storage, or leave it out")
+    return run_id
+
+
+def _exists(storage: str, run_id: str) -> bool:
+    return object_store.exists(object_store.join(storage, run_id, RECIPE))
+
+
+def _new_or_resumed(request: RunRequest, run_id: str) -> dict[str, str]:
+    """The fields of a request that starts a run, or continues it where it has begun."""
+    may_exist = bool(request.resume) and _exists(request.storage, run_id)
+    return {"run_id": "", "resume": run_id} if may_exist else {"run_id": run_id, "resume": ""}
+
+
+def _require_not_done_otherwise(request: RunRequest, run_id: str, seeds: int) -> None:
+    outcome = finished_outcome(object_store.join(request.storage, run_id))
+    compared = next(iter((outcome or {}).get("compare", {}).values()), None)
+    if compared is not None and compared["seeds"] != seeds:
+        raise ValueError(
+            f"--seeds {seeds}: run {run_id} is done and compares {compared['seeds']}; start a new run, or resume it with "
+            f"--seeds {compared['seeds']}"
+        )

@@ -1,0 +1,142 @@
+"""What teaching did: a taught model against its untaught control on the same clips, with paired bootstrap intervals.
+
+Axes: N test clips, C tags, B resamples; S runs that differ by their seed. Clips are drawn with replacement, the same
+ones for both models and for all seeds; of several seeds S - 1 are drawn, which makes the variance of a mean over
+seeds unbiased (Rao and Wu, JASA 83, 1988; S draws would give (S - 1) / S of it).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workloads.evaluate.metrics import primary, score
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+AT_ONCE = 2**22  # numbers of one array: so many resamples are worked on together
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One seed's raw logits_NC of a student and of its control, on the same clips in the same order."""
+
+    taught_NC: Tensor
+    untaught_NC: Tensor
+
+
+def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str, Any]:
+    """Mean scores over seeds, taught and untaught, with the difference and its 95 % interval, positive: better.
+
+    Of the primary score (`metrics.primary`) and, under `log_loss`, of the log loss in nats, whose difference is
+    untaught minus taught. Raises ValueError where no tag can be scored.
+    """
+    metric = primary(labels)
+    taught, untaught = ([score(logits_NC, y_NC, labels) for logits_NC in side] for side in _sides(pairs))
+    counts = _Resamples(len(y_NC), len(pairs))
+    compared = {}
+    for name, sign, resample in ((metric, 1, _SCORES[metric]), ("log_loss", -1, _log_losses)):
+        differences_SB = np.stack(
+            [
+                sign * (resample(pair.taught_NC, y_NC, labels, counts) - resample(pair.untaught_NC, y_NC, labels, counts))
+                for pair in pairs
+            ]
+        )
+        means = [float(np.mean([row[name] for row in side])) for side in (taught, untaught)]
+        low, high = counts.interval(differences_SB)
+        compared[name] = {
+            "taught": means[0],
+            "untaught": means[1],
+            "difference": sign * (means[0] - means[1]),
+            "interval": [low, high],
+        }
+    return {"metric": metric, "seeds": len(pairs), "clips": len(y_NC), **compared[metric], "log_loss": compared["log_loss"]}
+
+
+def _sides(pairs: list[Pair]) -> tuple[list[Tensor], list[Tensor]]:
+    return [pair.taught_NC for pair in pairs], [pair.untaught_NC for pair in pairs]
+
+
+class _Resamples:
+    """How often each clip and each seed is drawn in each resample; the same draws whenever it is made."""
+
+    def __init__(self, num_clips: int, num_seeds: int) -> None:
+        generator = np.random.default_rng(0)
+        rows, even_N = max(AT_ONCE // num_clips, 1), np.full(num_clips, 1 / num_clips)
+        self._blocks = [
+            generator.multinomial(num_clips, even_N, size=min(rows, RESAMPLES - start)).astype(np.uint16)
+            for start in range(0, RESAMPLES, rows)
+        ]
+        drawn = max(num_seeds - 1, 1)
+        self._seeds_BS = generator.multinomial(drawn, np.full(num_seeds, 1 / num_seeds), size=RESAMPLES) / drawn
+
+    def blocks(self) -> Iterator[Array]:
+        """counts_BN of the clips, in blocks of resamples that fit in memory."""
+        return (block_BN.astype(float) for block_BN in self._blocks)
+
+    def interval(self, differences_SB: Array) -> tuple[float, float]:
+        """The 95 % interval of the mean over seeds; resamples without any tag to score are left out."""
+        means_B = (self._seeds_BS.T * differences_SB).sum(0)
+        tail = 50 * (1 - CONFIDENCE)
+        low, high = np.nanpercentile(means_B, [tail, 100 - tail])
+        return float(low), float(high)
+
+
+def _log_losses(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
+    """The log loss of every resample, in nats."""
+    z_NC, y_NC = logits_NC.detach().cpu().double(), y_NC.detach().cpu().double()
+    if labels == "single":
+        losses_N = torch.nn.functional.cross_entropy(z_NC, y_NC.argmax(1), reduction="none").numpy()
+        known_N = np.ones_like(losses_N)
+    else:
+        losses_NC = torch.nn.functional.binary_cross_entropy_with_logits(z_NC, y_NC.nan_to_num(), reduction="none")
+        known_NC = ~y_NC.isnan()
+        losses_N, known_N = (losses_NC * known_NC).sum(1).numpy(), known_NC.sum(1).double().numpy()
+    with np.errstate(invalid="ignore"):
+        return np.concatenate([(w_BN @ losses_N) / (w_BN @ known_N) for w_BN in counts.blocks()])
+
+
+def _accuracies(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
+    """The accuracy of every resample."""
+    correct_N = (logits_NC.argmax(1) == y_NC.argmax(1)).double().cpu().numpy()
+    return np.concatenate([w_BN @ correct_N / len(correct_N) for w_BN in counts.blocks()])
+
+
+def _mean_precisions(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
+    """The mAP of every resample, over the tags with clips both with and without them there; NaN where there are none."""
+    z_NC, y_NC = logits_NC.detach().cpu().double().numpy(), y_NC.detach().cpu().double().numpy()
+    means = []
+    for w_BN in counts.blocks():
+        by_tag = [average_precisions(z_NC[:, tag], y_NC[:, tag], w_BN) for tag in range(z_NC.shape[1])]
+        precisions_CB = np.stack(by_tag)
+        scored_B = (~np.isnan(precisions_CB)).sum(0)
+        means.append(np.where(scored_B, np.nansum(precisions_CB, 0) / np.maximum(scored_B, 1), np.nan))
+    return np.concatenate(means)
+
+
+def average_precisions(scores_N: Array, y_N: Array, counts_BN: Array) -> Array:
+    """A tag's average precision in each resample: sum of (R_k - R_k-1) P_k over distinct scores, as scikit-learn's.
+
+    `y_N` is 0, 1, or NaN where the label is unknown. NaN for a resample that lacks clips with or without the tag.
+    """
+    known_N = ~np.isnan(y_N)
+    order = np.argsort(-scores_N[known_N], kind="stable")
+    scores_N, y_N = scores_N[known_N][order], y_N[known_N][order]
+    counts_BN = counts_BN[:, known_N][:, order]
+    if not len(scores_N):
+        return np.full(len(counts_BN), np.nan)
+    ends = np.append(np.flatnonzero(np.diff(scores_N)), len(scores_N) - 1)  # clips of equal score count together
+    found_BN, drawn_BN = np.cumsum(counts_BN * y_N, 1)[:, ends], np.cumsum(counts_BN, 1)[:, ends]
+    positives_B, all_B = found_BN[:, -1], drawn_BN[:, -1]
+    gained_BN = np.diff(found_BN, axis=1, prepend=0)
+    sums_B = (gained_BN * found_BN / np.maximum(drawn_BN, 1)).sum(1)
+    mixed_B = (positives_B > 0) & (positives_B < all_B)
+    return np.where(mixed_B, sums_B / np.maximum(positives_B, 1), np.nan)
+
+
+_SCORES = {"accuracy": _accuracies, "mAP": _mean_precisions}
