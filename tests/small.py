@@ -3,6 +3,7 @@
 MN = '{family="mn", width=0.1, bn_momentum=0.1}'
 VIT = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'
 SIZES = [
+    "compare=false",
     "data.synthetic_clips=100",
     "data.clip_seconds=1.0",
     "train.threads=1",

@@ -95,15 +95,20 @@ def run(
             seeds=seeds,
             show_progress=lambda location: progress(location.event_log, console, warned=warned),
             warn=warn,
+            finished=lambda result: _write_report(result, patience_s=patience),
         )
         emit(result.outcome)
-        if result.published:
-            with report_may_fail(result.location.uri):
-                from orchestrator.reports.write import write_run_report  # Plotly costs a second
-
-                write_run_report(result.location, patience_s=patience)
+        _write_report(result, patience_s=patience)
         _print_outcome(result.outcome, resume_id=result.resume_id)
         raise typer.Exit(EXIT_CODES[result.outcome["status"]])
+
+
+def _write_report(result: Any, *, patience_s: float) -> None:
+    if result.published:
+        with report_may_fail(result.location.uri):
+            from orchestrator.reports.write import write_run_report  # Plotly costs a second
+
+            write_run_report(result.location, patience_s=patience_s)
 
 
 def _print_outcome(outcome: dict[str, Any], *, resume_id: str) -> None:

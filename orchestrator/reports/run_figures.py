@@ -16,6 +16,7 @@ from orchestrator.reports.run_history import BOTH, TEACHING, TRAINING, Phase, Ru
 
 CHANCE_COLOUR = "#888888"
 PART_COLOURS = {"training": "#3b82f6", "validation": "#fbbf24", "test": "#94a3b8"}
+UNTAUGHT_COLOUR = "#8d6e63"
 VALIDATION_LOSS_COLOUR = "#ef4444"
 ROLE_COLOURS = {TRAINING: "#22c55e", TEACHING: "#fbbf24", BOTH: "#a78bfa"}
 MAX_ROLE_LABELS = 12  # of a model's curves; with more spans only the schedule figure names the roles
@@ -88,6 +89,10 @@ def _add_losses(figure: go.Figure, history: RunHistory, model: str) -> None:
     for colour, (key, name, dash) in zip(palette(), logged, strict=False):
         points = history.split_by_activity(key.split("/")[0], history.curves[key])
         figure.add_trace(_line(points, name, colour, dash=dash, legend="legend"), row=1, col=1)
+    untaught = f"{history.controls.get(model)}/loss"
+    if untaught in history.curves:
+        points = history.split_by_activity(model, history.curves[untaught])
+        figure.add_trace(_line(points, "training loss, untaught", UNTAUGHT_COLOUR, legend="legend"), row=1, col=1)
 
 
 def _add_validation(figure: go.Figure, history: RunHistory, model: str) -> None:
@@ -100,6 +105,18 @@ def _add_validation(figure: go.Figure, history: RunHistory, model: str) -> None:
     if "log_loss" in scores:
         line = _line(scores["log_loss"], "validation log loss", VALIDATION_LOSS_COLOUR, markers=True, legend="legend")
         figure.add_trace(line, row=1, col=1)
+    _add_untaught_validation(figure, history, history.controls.get(model, ""))
+
+
+def _add_untaught_validation(figure: go.Figure, history: RunHistory, control: str) -> None:
+    """The control's curves, dashed: of the log loss, and of the score by which models are compared."""
+    curves = ((1, "log_loss", "validation log loss", "legend"), (2, history.primary_metric, None, "legend2"))
+    for row, metric, name, legend in curves:
+        points = history.curves.get(f"{control}/val/{metric}")
+        if points:
+            name = f"{name or metric}, untaught"
+            line = _line(points, name, UNTAUGHT_COLOUR, dash="dash", markers=True, legend=legend)
+            figure.add_trace(line, row=row, col=1)
 
 
 def _mark_chance(figure: go.Figure, history: RunHistory) -> None:
@@ -171,7 +188,7 @@ def edge_curves(history: RunHistory) -> go.Figure:
 
 def tag_scores(history: RunHistory) -> go.Figure:
     """Bars of every tag's test score, models side by side, the lowest mean score on top; a mark at a random order's."""
-    scores = {model: row["per_tag"] for model, row in history.results.items()}
+    scores = {model: history.results[model]["per_tag"] for model in history.models if model in history.results}
     tags = _tags_by_mean_score(scores)
     if len(tags) > MAX_TAGS:
         tags = tags[: MAX_TAGS // 2] + tags[-MAX_TAGS // 2 :]

@@ -71,8 +71,22 @@ class RunHistory:
 
     @property
     def models(self) -> list[str]:
-        """The models in the recipe's order."""
-        return list(self.recipe["models"])
+        """The models in the recipe's order, without controls."""
+        controls = self.controls.values()
+        return [name for name in self.recipe["models"] if name not in controls]
+
+    @property
+    def controls(self) -> dict[str, str]:
+        """Student -> its untaught control."""
+        return {
+            model["control_of"]: name for name, model in self.recipe["models"].items() if model.get("control_of")
+        }
+
+    @property
+    def comparison(self) -> dict[str, dict[str, Any]]:
+        """Student -> its scores and its control's; empty for a run that compares none, or has not ended."""
+        models: dict[str, dict[str, Any]] = self._last("comparison").get("models", {})
+        return models
 
     @property
     def edges(self) -> list[str]:

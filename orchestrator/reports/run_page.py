@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from orchestrator.reports import run_data, run_figures
+from orchestrator.reports import run_comparison, run_data, run_figures
 from orchestrator.reports.formatting import (
     NOT_AVAILABLE,
     format_count,
@@ -36,6 +36,9 @@ def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_i
         about=recipe.get("about", ""),
         recorded=_recorded(history),
         models=[*_model_rows(history), *_chance_rows(history)],
+        verdict=run_comparison.verdict(history),
+        comparison=run_comparison.rows(history),
+        compared_on=run_comparison.sample(history),
         phases=_phase_rows(history),
         figures=_figures(history),
         recipe=json.dumps(recipe, indent=2, ensure_ascii=False),
@@ -65,7 +68,7 @@ def _recorded(history: RunHistory) -> str:
 def _model_rows(history: RunHistory) -> list[dict[str, str]]:
     """A row for each model. Without a result: the last validation score instead of the final one."""
     metric, rows = history.primary_metric, []
-    for model in history.models:
+    for model in [*history.models, *history.controls.values()]:
         result = history.results.get(model, {})
         validations = history.curves.get(f"{model}/val/{metric}", [])
         own_steps = history.curves.get(f"{model}/own_step", [])

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, NotRequired
 
-from annotated_types import Interval
+from annotated_types import Interval, Len
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.tracking.record_mapping import RunRecord
@@ -146,6 +146,30 @@ class ResultRecord(TimedRecord):
     models: dict[str, ModelResult]
 
 
+class ComparedScore(TypedDict):
+    """A score of a student and of its control, in a record of the comparison."""
+
+    taught: float
+    untaught: float
+    difference: float
+    interval: Annotated[list[float], Len(2, 2)]
+
+
+class ComparedModel(ComparedScore):
+    """A student's comparison with its control: of the primary score, and of the log loss."""
+
+    metric: str
+    seeds: int
+    clips: int
+    log_loss: ComparedScore
+
+
+class ComparisonRecord(TimedRecord):
+    """A line of an event log: students are compared with their controls."""
+
+    models: dict[str, ComparedModel]
+
+
 class EndRecord(TimedRecord):
     """A line of an event log: an attempt has ended."""
 
@@ -161,6 +185,7 @@ RECORDS = {
     "bad": BadRecord,
     "checkpoint": CheckpointRecord,
     "result": ResultRecord,
+    "comparison": ComparisonRecord,
     "end": EndRecord,
 }
 
@@ -175,6 +200,7 @@ class ModelFields(TypedDict):
     """A model in recipe.json, as far as reports read it."""
 
     arch: ArchFields
+    control_of: NotRequired[str]
 
 
 class RecipeData(TypedDict):

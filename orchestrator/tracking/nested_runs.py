@@ -1,4 +1,6 @@
-"""A search in MLflow: one parent run, and a child run for every trial. Does not depend on MLflow (see `mlflow_run.py`).
+"""A run in MLflow with its child runs: the trials of a search, or the untaught controls of a run.
+
+Does not depend on MLflow (see `mlflow_run.py`).
 
 Records of a search's event log that have `child` belong to that trial; a trial's last record is `closed`, since `end`
 is the last of the whole log.
@@ -9,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from orchestrator.tracking.control_run import CHILD, control_run_record, controls_in, split_controls
 from orchestrator.tracking.log_reader import log_line
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.json_files import json_text, parse_json
@@ -19,7 +22,7 @@ RUN_IDS_FILE = "mlflow.json"  # beside the event log: trial name -> MLflow run i
 
 
 class NestedRuns:
-    """The destination of a search's records (and of a plain run's, which has no children).
+    """The destination of a run's or a search's records.
 
     Contract: used by one thread of the replayer process. A child run is created when its first record arrives; that may
     be any record of it, because a replayer that follows a killed one resumes in the middle of the log, so
@@ -40,6 +43,7 @@ class NestedRuns:
         self._run_ids_file = folder / RUN_IDS_FILE
         self._children: dict[str, Any] = {}
         self._closed: set[str] = set()
+        self._run_record, self._controls = run_record, controls_in(run_record)
 
     @property
     def run_id(self) -> str:
@@ -55,7 +59,8 @@ class NestedRuns:
 
     def log_records(self, records: Sequence[dict[str, Any]]) -> None:
         """Send each record to the parent run or to its child's, in order."""
-        for child, group in groupby(records, key=lambda record: record.get("child", "")):
+        split = [part for record in records for part in split_controls(record, self._controls)]
+        for child, group in groupby(split, key=lambda record: record.get("child", "")):
             if child:
                 self._log_to_child(child, list(group))
             else:
@@ -73,7 +78,9 @@ class NestedRuns:
 
     def _log_to_child(self, child: str, records: list[dict[str, Any]]) -> None:
         if child not in self._children:
-            self._children[child] = self._open_run(self._as_own_run(self._child_run_record(child)))
+            is_control = self._controls and child == CHILD
+            first = control_run_record(self._run_record) if is_control else self._child_run_record(child)
+            self._children[child] = self._open_run(self._as_own_run(first))
             self._write_run_ids()
         self._children[child].log_records([self._as_own_run(record) for record in records])
         for record in records:

@@ -114,11 +114,25 @@ def _add_checkpoint(record: dict[str, Any], to: MlflowUpdate) -> None:
 def _add_result(record: dict[str, Any], to: MlflowUpdate) -> None:
     # without validation scores: the metric `<model>/val/...` exists already, and may be of other weights
     to.models |= record["models"]
+    _add_control_result(record, to)
+
+
+def _add_control_result(record: dict[str, Any], to: MlflowUpdate) -> None:
+    """Scores of untaught controls, which the registry gets no versions of."""
     for model, result in record["models"].items():
         values = {f"{model}/test/{metric}": value for metric, value in result["test"].items()}
         values |= {f"{model}/{name}": result[name] for name in ("params", "steps_taught", "steps_learned")}
         to.points += [Point(key, value, record["t"], record["steps"]) for key, value in values.items()]
         to.tags |= {f"{model}.checkpoint": result["checkpoint"], f"{model}.weights_sha256": result["weights_sha256"]}
+
+
+def _add_comparison(record: dict[str, Any], to: MlflowUpdate) -> None:
+    for model, compared in record["models"].items():
+        for metric, row in ((compared["metric"], compared), ("log_loss", compared["log_loss"])):
+            low, high = row["interval"]
+            values = {"difference": row["difference"], "low": low, "high": high}
+            prefix = f"{model}/compare/{metric}"
+            to.points += [Point(f"{prefix}/{name}", value, record["t"], record["step"]) for name, value in values.items()]
 
 
 def _add_end(record: dict[str, Any], to: MlflowUpdate) -> None:
@@ -136,6 +150,8 @@ _ADD = {
     "bad": _add_bad,
     "checkpoint": _add_checkpoint,
     "result": _add_result,
+    "control_result": _add_control_result,
+    "comparison": _add_comparison,
     "closed": lambda record, to: None,  # the worker's last record; the driver's `end` repeats its content
     "end": _add_end,
 }

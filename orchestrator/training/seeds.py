@@ -17,10 +17,18 @@ from orchestrator.training.request import RunRequest, check_request
 MAX_SEEDS = 100
 
 
-def run_seeds(request: RunRequest, *, seeds: int, show_progress: Progress, warn: Callable[[str], None]) -> RunResult:
+def run_seeds(
+    request: RunRequest,
+    *,
+    seeds: int,
+    show_progress: Progress,
+    warn: Callable[[str], None],
+    finished: Callable[[RunResult], None],
+) -> RunResult:
     """Run the recipe with `seeds` seeds, from its own on; returns the last run's result, or the first that is not done.
 
-    Arguments and errors are those of `driver.run`; ValueError too where the run was compared over other seeds before.
+    `finished` is called for each run before the last. Other arguments and errors are those of `driver.run`; ValueError
+    too where the run was compared over another number of seeds before.
     """
     _require_valid(request, seeds)
     if seeds == 1:
@@ -39,6 +47,7 @@ def run_seeds(request: RunRequest, *, seeds: int, show_progress: Progress, warn:
         result = run(member, show_progress=show_progress, warn=warn if number == 1 else _ignore)
         if result.outcome["status"] != "done":
             return replace(result, resume_id=run_id)
+        finished(result)
         done.append(result.location.uri)
     own = replace(request, seed_runs=tuple(done), **_new_or_resumed(request, run_id))
     return run(own, show_progress=show_progress, warn=_ignore)

@@ -159,7 +159,7 @@ def test_only_the_models_a_phase_needs_are_in_memory(tiny, start):
 
 
 def test_an_offloaded_model_is_restored_bit_for_bit(tiny, start):
-    run = start(short(tiny, "control-no-teacher"))
+    run = start(short(tiny, "demo", "edges=[]"))
     burn_in, first, second = run.phases
     sources = run.pool.enter_phase(burn_in)
     train_step(run, burn_in, sources)
@@ -174,7 +174,7 @@ def test_an_offloaded_model_is_restored_bit_for_bit(tiny, start):
 
 def test_results_depend_on_shards_not_on_how_many_a_worker_runs(tiny, start):
     """Two shards in one worker: buffers are the mean over both shards, gradients those of the mean loss."""
-    run = start(short(tiny, "control-no-teacher", "train.shards=2", "models.cnn.arch.dropout=0.0"))
+    run = start(short(tiny, "demo", "edges=[]", "train.shards=2", "models.cnn.arch.dropout=0.0"))
     phase = run.phases[0]
     sources = run.pool.enter_phase(phase)
     initial = copy.deepcopy(run.pool.states["cnn"].tagger)
@@ -197,7 +197,7 @@ def test_results_depend_on_shards_not_on_how_many_a_worker_runs(tiny, start):
 
 
 def test_dropout_depends_on_step_and_shard_only(tiny, start):
-    recipe = short(tiny, "control-no-teacher", "models.cnn.arch.dropout=0.5")
+    recipe = short(tiny, "demo", "edges=[]", "models.cnn.arch.dropout=0.5")
     losses = []
     for disturb in (False, True):
         run = start(recipe)

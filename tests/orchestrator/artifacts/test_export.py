@@ -153,7 +153,7 @@ def test_the_licence_of_initial_weights_is_kept_from_run_to_run(trained, antipho
 
 def test_ceds_file_holds_the_longest_clip(antiphon, tmp_path, tiny, start):
     model = 'models.vit={arch={family="ced"}, front_end={kind="ced64"}}'
-    run = start(tiny("control-no-teacher", "schedule.burn_in=1", "schedule.period=1", "schedule.turns=2", model))
+    run = start(tiny("demo", "edges=[]", "schedule.burn_in=1", "schedule.period=1", "schedule.turns=2", model))
     assert loop(run) == "done"
     folder = run.session.work_dir.parent / "models" / "vit"
     for front_end, axis, longest in (("inside", "samples", 161_919), ("outside", "frames", 1012)):

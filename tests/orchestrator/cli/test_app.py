@@ -156,7 +156,7 @@ def test_what_a_dry_run_prints_trains_without_the_orchestrator(tmp_path):
 
 def test_recipes_are_listed_with_their_headers():
     listed = json.loads(antiphon("recipes", "--json").stdout)["recipes"]
-    assert {"demo", "esc10", "esc10-control"} <= {entry["name"] for entry in listed}
+    assert {"demo", "esc10", "generations"} <= {entry["name"] for entry in listed}
     assert "antiphon run demo" in antiphon("recipes").stdout
 
 

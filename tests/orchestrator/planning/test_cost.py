@@ -34,7 +34,7 @@ def cost_of(recipe, **options):
     ("name", "settings"),
     [
         ("demo", (*TURNS, "train.checkpoint_every=4", "models.vit.average.kind=none")),
-        ("control-no-teacher", TURNS),  # the offloaded model is in the checkpoint too
+        ("demo", (*TURNS, "edges=[]")),  # the offloaded model is in the checkpoint too
         (
             "generations",
             ("schedule.steps=6", 'models.vit1.average={kind="best", best=2}', 'models.cnn1.average={kind="best"}'),
@@ -90,7 +90,7 @@ def test_a_run_has_the_planned_cost(tiny, start, monkeypatch, name, settings):
 
 
 def test_each_clip_of_a_batch_is_read_once_whatever_its_partners(tiny, start, monkeypatch):
-    recipe = tiny("control-no-teacher", *TURNS, "augment.mixup=1.0", "train.shards=2", "train.eval_every=100")
+    recipe = tiny("demo", "edges=[]", *TURNS, "augment.mixup=1.0", "train.shards=2", "train.eval_every=100")
     run = start(recipe)
     read, load = [], run.prepared.cache.load
     monkeypatch.setattr(run.prepared.cache, "load", lambda clip_id: read.append(clip_id) or load(clip_id))
@@ -169,7 +169,7 @@ def test_a_store_holds_every_view_that_students_use(tiny):
 
 
 def test_the_peak_is_the_newest_the_best_and_one_being_written(tiny):
-    recipe = tiny("control-no-teacher", *TURNS, "train.checkpoint_every=1", "train.keep_last=2")
+    recipe = tiny("demo", "edges=[]", *TURNS, "train.checkpoint_every=1", "train.keep_last=2")
     cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     assert cost.checkpoints == 13
     each = 2 * 40 + 24 + 2 * 7 + 5  # both keep a moving average

@@ -1,6 +1,7 @@
 """The phases of a schedule: which models train, which teach, for how many steps; and edge weights."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,7 +19,7 @@ TEACHERS_NOT_SHIPPED = [
 
 
 def phases_of(name: str, *settings: str):
-    return plan_phases(load_recipe(name, list(settings)))
+    return plan_phases(load_recipe(name, ["compare=false", *settings]))
 
 
 def test_alternate_takes_turns_after_the_burn_in():
@@ -56,11 +57,25 @@ def test_a_teacher_that_never_trains_needs_weights(name):
         plan_phases(load_recipe(name, DATA))
 
 
-def test_the_control_gives_each_model_as_many_steps_as_the_recipe():
-    distilled, control = phases_of("esc10", "data.root=x"), phases_of("esc10-control", "data.root=x")
-    assert own_steps(distilled) == own_steps(control)
-    assert any(phase.edges for phase in distilled)
-    assert not any(phase.edges for phase in control)
+@pytest.mark.parametrize("name", ["demo", "esc10", "mutual", "one-way", "generations"])
+def test_a_control_trains_beside_its_student_from_the_first_phase_that_teaches_it(name):
+    plain = phases_of(name, "data.root=x")
+    recipe = load_recipe(name, ["data.root=x", "compare=true"])
+    controls = {control: model.control_of for control, model in recipe.models.items() if model.control_of}
+    assert set(controls.values()) == {edge.student for edge in recipe.edges}
+    taught = set()
+    for phase, compared in zip(plain, plan_phases(recipe), strict=True):
+        taught |= {edge.student for edge in phase.edges}
+        beside = {name for name, student in controls.items() if student in phase.trains and student in taught}
+        assert set(compared.trains) == {*phase.trains, *beside}
+        assert replace(compared, trains=phase.trains) == phase
+
+
+def test_a_control_with_settings_of_its_own_trains_from_the_first_step():
+    own = ("compare=true", "models.vit_untaught.control_of=vit", "models.vit_untaught.optimizer.lr=1e-4")
+    steps = own_steps(phases_of("demo", *own))
+    assert steps["vit_untaught"] == steps["vit"]
+    assert steps["cnn_untaught"] == steps["cnn"] - 120
 
 
 def test_one_way_trains_teachers_first_and_freezes_them():

@@ -1,0 +1,57 @@
+"""Which models of a recipe get an untaught control."""
+
+import pytest
+
+from orchestrator.recipes.loader import load_recipe, parse, resolve
+from workloads.config.controls import controls_of
+
+BOTH = {"cnn": "cnn_untaught", "vit": "vit_untaught"}
+
+
+def test_every_student_gets_a_control_with_its_settings():
+    recipe = load_recipe("demo", ["compare=true", "models.vit.optimizer.lr=0.5"])
+    assert controls_of(recipe) == BOTH
+    assert list(recipe.models) == ["cnn", "vit", "cnn_untaught", "vit_untaught"]
+    assert recipe.models["vit_untaught"].optimizer.lr == 0.5
+    assert parse(resolve(recipe)) == recipe
+
+
+def test_a_model_that_only_teaches_needs_none():
+    assert controls_of(load_recipe("one-way", ["compare=true"])) == {"vit": "vit_untaught"}
+    assert [*controls_of(load_recipe("generations", ["compare=true"]))] == ["vit1", "cnn1"]
+
+
+def test_a_control_may_have_settings_of_its_own():
+    own = ["models.alone.control_of=vit", "models.alone.optimizer.weight_decay=0.3", "models.vit.optimizer.lr=0.5"]
+    recipe = load_recipe("demo", ["compare=true", *own])
+    assert controls_of(recipe) == BOTH | {"vit": "alone"}
+    optimizer = recipe.models["alone"].optimizer
+    assert (optimizer.lr, optimizer.weight_decay) == (0.5, 0.3)
+    assert recipe.models["alone"].arch == recipe.models["vit"].arch
+
+
+def test_without_compare_there_are_no_controls():
+    compared = resolve(load_recipe("demo", ["compare=true"]))
+    assert list(parse(compared | {"compare": False}).models) == ["cnn", "vit"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["edges=[]"], "the recipe has no edges, so nothing is taught; set compare = false"),
+        (["models.alone.control_of=vitt"], "models.alone.control_of: no model named 'vitt'"),
+        (["models.a.control_of=vit", "models.b.control_of=vit"], "each with one control"),
+        (["models.alone.control_of=vit", "edges.0.teacher=alone"], "a control neither teaches nor is taught"),
+    ],
+)
+def test_mistakes(settings, message):
+    arch = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'
+    names = {setting.split(".")[1] for setting in settings if setting.startswith("models.")}
+    archs = [f"models.{name}.arch={arch}" for name in names]
+    with pytest.raises(ValueError, match=message):
+        load_recipe("demo", ["compare=true", *archs, *settings])
+
+
+def test_a_search_has_a_control_of_its_own():
+    with pytest.raises(ValueError, match="a search runs its winner beside a control itself"):
+        load_recipe("search-demo", ["compare=true"])
