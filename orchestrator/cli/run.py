@@ -128,7 +128,9 @@ def _print_outcome(outcome: dict[str, Any], *, resume_id: str) -> None:
         print_note(f"tracking  {ui}")
     if outcome["status"] == "preempted":
         done = outcome["resumed_from_step"] + outcome["steps_run"]
-        print_note(f"preempted: saved at step {done}; repeat the command with --resume {resume_id or outcome['run_id']} to continue")
+        print_note(
+            f"preempted: saved at step {done}; repeat the command with --resume {resume_id or outcome['run_id']} to continue"
+        )
     if outcome["error"]:
         print_note(f"failed: {outcome['error']}")
 

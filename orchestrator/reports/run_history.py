@@ -78,9 +78,7 @@ class RunHistory:
     @property
     def controls(self) -> dict[str, str]:
         """Student -> its untaught control."""
-        return {
-            model["control_of"]: name for name, model in self.recipe["models"].items() if model.get("control_of")
-        }
+        return {model["control_of"]: name for name, model in self.recipe["models"].items() if model.get("control_of")}
 
     @property
     def comparison(self) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,9 @@ def comparison_record(
 
     def compare() -> dict[str, Any]:
         of_seeds = [_delivered(location), *map(_delivered_before, seed_runs)]
-        return {student: _compare(student, control, of_seeds, recipe) for student, control in controls_of(recipe).items()}
+        return {
+            student: _compare(student, control, of_seeds, recipe) for student, control in controls_of(recipe).items()
+        }
 
     models = retry_while_unavailable(compare, what=location.uri, patience_s=patience_s)
     return {"kind": "comparison", "step": _last_result(location)["steps"], "models": models}

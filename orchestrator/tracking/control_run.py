@@ -21,7 +21,10 @@ def controls_in(run_record: Record) -> dict[str, str]:
 
 def control_run_record(run_record: Record) -> Record:
     """The first record of the child run."""
-    run_id, name = f"{run_record['run_id']}/{CHILD}", f"{run_record['name']}-{CHILD}"  # no run of its own can have this id
+    run_id, name = (
+        f"{run_record['run_id']}/{CHILD}",
+        f"{run_record['name']}-{CHILD}",
+    )  # no run of its own can have this id
     return run_record | {"run_id": run_id, "name": name, "child": CHILD}
 
 
@@ -33,7 +36,9 @@ def split_controls(record: Record, controls: dict[str, str]) -> Iterator[Record]
     elif kind == "run":
         yield from (record, control_run_record(record))
     elif kind == "metrics":
-        yield record | {"values": {key: value for key, value in record["values"].items() if _model(key) not in controls}}
+        yield record | {
+            "values": {key: value for key, value in record["values"].items() if _model(key) not in controls}
+        }
         values = {_renamed(key, controls): value for key, value in record["values"].items() if _model(key) in controls}
         if values:
             yield record | {"values": values, "child": CHILD}

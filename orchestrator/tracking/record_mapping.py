@@ -132,7 +132,9 @@ def _add_comparison(record: dict[str, Any], to: MlflowUpdate) -> None:
             low, high = row["interval"]
             values = {"difference": row["difference"], "low": low, "high": high}
             prefix = f"{model}/compare/{metric}"
-            to.points += [Point(f"{prefix}/{name}", value, record["t"], record["step"]) for name, value in values.items()]
+            to.points += [
+                Point(f"{prefix}/{name}", value, record["t"], record["step"]) for name, value in values.items()
+            ]
 
 
 def _add_end(record: dict[str, Any], to: MlflowUpdate) -> None:

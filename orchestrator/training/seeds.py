@@ -11,7 +11,8 @@ from dataclasses import replace
 from orchestrator.runs.resume import AUTO, RECIPE, finished_outcome, generated_id, newest_unfinished
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.training.driver import Progress, RunResult, run
+from orchestrator.training import driver
+from orchestrator.training.driver import Progress, RunResult
 from orchestrator.training.request import RunRequest, check_request
 
 MAX_SEEDS = 100
@@ -32,7 +33,7 @@ def run_seeds(
     """
     _require_valid(request, seeds)
     if seeds == 1:
-        return run(request, show_progress=show_progress, warn=warn)
+        return driver.run(request, show_progress=show_progress, warn=warn)
     check_request(request)
     object_store.check_storage(request.storage)
     run_id = retry_while_unavailable(
@@ -44,13 +45,13 @@ def run_seeds(
         train = replace(request.recipe.train, seed=request.recipe.train.seed + number)
         recipe = replace(request.recipe, train=train)
         member = replace(request, recipe=recipe, **_new_or_resumed(request, f"{run_id}-seed-{train.seed}"))
-        result = run(member, show_progress=show_progress, warn=warn if number == 1 else _ignore)
+        result = driver.run(member, show_progress=show_progress, warn=warn if number == 1 else _ignore)
         if result.outcome["status"] != "done":
             return replace(result, resume_id=run_id)
         finished(result)
         done.append(result.location.uri)
     own = replace(request, seed_runs=tuple(done), **_new_or_resumed(request, run_id))
-    return run(own, show_progress=show_progress, warn=_ignore)
+    return driver.run(own, show_progress=show_progress, warn=_ignore)
 
 
 def _ignore(warning: str) -> None:

@@ -65,5 +65,7 @@ def test_compared_taggers_come_with_their_test_logits(tiny, start):
         (file,) = (models / name).rglob("test.safetensors")
         predictions = load_file(file)
         assert predictions["logits_NC"].shape == predictions["y_NC"].shape == (clips, len(run.prepared.dataset.tags))
-        assert torch.equal(predictions["y_NC"], torch.from_numpy(run.prepared.dataset.targets(run.prepared.splits.test)))
+        assert torch.equal(
+            predictions["y_NC"], torch.from_numpy(run.prepared.dataset.targets(run.prepared.splits.test))
+        )
     assert not list((models / "cnn").rglob("test.safetensors"))  # only a teacher: it is not compared

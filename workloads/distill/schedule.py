@@ -62,7 +62,9 @@ def _with_controls(recipe: Recipe, phases: tuple[Phase, ...]) -> tuple[Phase, ..
     began = {student for student, control in controls_of(recipe).items() if not shares_start(recipe, control)}
     for phase in phases:
         began |= {edge.student for edge in phase.edges}
-        own = (control for student, control in controls_of(recipe).items() if student in phase.trains and student in began)
+        own = (
+            control for student, control in controls_of(recipe).items() if student in phase.trains and student in began
+        )
         with_controls.append(replace(phase, trains=(*phase.trains, *own)))
     return tuple(with_controls)
 

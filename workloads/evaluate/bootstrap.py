@@ -43,7 +43,8 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
     for name, sign, resample in ((metric, 1, _SCORES[metric]), ("log_loss", -1, _log_losses)):
         differences_SB = np.stack(
             [
-                sign * (resample(pair.taught_NC, y_NC, labels, counts) - resample(pair.untaught_NC, y_NC, labels, counts))
+                sign
+                * (resample(pair.taught_NC, y_NC, labels, counts) - resample(pair.untaught_NC, y_NC, labels, counts))
                 for pair in pairs
             ]
         )
@@ -55,7 +56,13 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
             "difference": sign * (means[0] - means[1]),
             "interval": [low, high],
         }
-    return {"metric": metric, "seeds": len(pairs), "clips": len(y_NC), **compared[metric], "log_loss": compared["log_loss"]}
+    return {
+        "metric": metric,
+        "seeds": len(pairs),
+        "clips": len(y_NC),
+        **compared[metric],
+        "log_loss": compared["log_loss"],
+    }
 
 
 def _sides(pairs: list[Pair]) -> tuple[list[Tensor], list[Tensor]]:

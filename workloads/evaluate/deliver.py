@@ -67,9 +67,7 @@ def _predictions(
     return {part: predict_clips(tagger, clips, prepared, session) for part, clips in parts.items()}
 
 
-def _scores(
-    predictions: dict[str, tuple[Tensor, Tensor]], recipe: Recipe, prepared: PreparedData
-) -> dict[str, Any]:
+def _scores(predictions: dict[str, tuple[Tensor, Tensor]], recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
     """The scores of each part. Those by tag are of the last one."""
     labels = recipe.data.labels
     scores: dict[str, Any] = {"test": {}}

@@ -18,7 +18,16 @@ RECORD_KINDS = (
     *("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine"),
     *("result", "comparison", "closed", "end"),
 )
-DURABLE_KINDS = ("run", "start", "bad", "checkpoint", "result", "comparison", "closed", "end")  # survive a power cut; 1.4 ms each
+DURABLE_KINDS = (
+    "run",
+    "start",
+    "bad",
+    "checkpoint",
+    "result",
+    "comparison",
+    "closed",
+    "end",
+)  # survive a power cut; 1.4 ms each
 
 
 def timestamped(kind: str, **fields: Any) -> dict[str, Any]:

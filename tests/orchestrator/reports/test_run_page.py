@@ -137,6 +137,47 @@ def test_the_model_table_has_the_event_logs_numbers(page: Page) -> None:
     assert page.texts["status"].strip() == "Finished after step 280 of 280."
 
 
+def compared_run() -> tuple[list[Record], Record]:
+    """Records and recipe of a run in which a control trains beside the vit from step 140 on."""
+    compared = recipe("single")
+    compared["models"]["alone"] = {"arch": {"family": "vit", "dim": 96}, "control_of": "vit"}
+    *records, result, end = run_records()
+    result["models"]["alone"] = result["models"]["vit"] | {"test": {"accuracy": 0.7, "log_loss": 0.8}}
+    for step in (150, 200):
+        values = {"alone/loss": 1.1, "alone/val/accuracy": 0.6, "alone/val/log_loss": 0.9}
+        records.append({"kind": "metrics", "t": end["t"], "step": step, "values": values})
+    accuracy = {"taught": 0.77, "untaught": 0.7, "difference": 0.07, "interval": [0.01, 0.12]}
+    log_loss = {"taught": 0.61, "untaught": 0.8, "difference": 0.19, "interval": [-0.02, 0.4]}
+    models = {"vit": accuracy | {"metric": "accuracy", "seeds": 3, "clips": 100, "log_loss": log_loss}}
+    comparison = {"kind": "comparison", "t": end["t"], "step": result["steps"], "models": models}
+    return [*records, result, comparison, end], compared
+
+
+def test_what_teaching_did_is_on_top_with_its_interval(tmp_path: Path) -> None:
+    records, compared = compared_run()
+    out = tmp_path / "report.html"
+    write_report(records, compared, run_id="demo-1", uri="/runs/demo-1", out=out)
+    page = Page(out.read_text(encoding="utf-8"))
+    assert page.texts["teaching"] == (
+        "What teaching did, on 100 test clips and 3 seeds: vit: better in accuracy (+0.0700), no difference shown in "
+        "log loss (+0.1900)."
+    )
+    assert page.tables["comparison"][1:] == [
+        ["vit", "accuracy", "0.7700", "0.7000", "+0.0700", "+0.0100 to +0.1200"],
+        ["vit", "log loss", "0.6100", "0.8000", "+0.1900", "-0.0200 to +0.4000"],
+    ]
+    assert [row[0] for row in page.tables["models"][1:]] == ["cnn", "vit", "alone", "without a model"]
+    names = [trace["name"] for trace in page.figures["curves-vit"]["data"]]
+    untaught = ["training loss, untaught", "validation log loss, untaught", "accuracy, untaught"]
+    assert [name for name in names if "untaught" in name] == untaught
+    assert "curves-alone" not in page.figures
+
+
+def test_a_run_without_a_comparison_says_how_to_get_one(page: Page) -> None:
+    assert "teaching" not in page.texts
+    assert "--compare" in page.texts["reading"]
+
+
 def test_the_page_loads_nothing(page: Page) -> None:
     assert page.loads == []
     assert page.tags.count("meta") == 3  # one of them forbids the browser to load anything
