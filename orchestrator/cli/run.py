@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.cli.comparison_table import comparison_table
 from orchestrator.cli.options import (
     EXIT_CODES,
     STORAGE,
@@ -22,7 +23,6 @@ from orchestrator.cli.options import (
     only_json,
     report_may_fail,
 )
-from orchestrator.cli.comparison_table import comparison_table
 from orchestrator.cli.printing import cell, print_note, print_warning
 from workloads.runtime.json_files import json_text
 
@@ -128,9 +128,8 @@ def _print_outcome(outcome: dict[str, Any], *, resume_id: str) -> None:
         print_note(f"tracking  {ui}")
     if outcome["status"] == "preempted":
         done = outcome["resumed_from_step"] + outcome["steps_run"]
-        print_note(
-            f"preempted: saved at step {done}; repeat the command with --resume {resume_id or outcome['run_id']} to continue"
-        )
+        run_id = resume_id or outcome["run_id"]
+        print_note(f"preempted: saved at step {done}; repeat the command with --resume {run_id} to continue")
     if outcome["error"]:
         print_note(f"failed: {outcome['error']}")
 

@@ -1,6 +1,6 @@
-"""What teaching did in a run, and in runs with other seeds: each student against its untaught control on the test clips.
+"""What teaching did in a run, and in runs with other seeds: each student against its control on the test clips.
 
-Read from the test logits that the taggers were delivered with; trains nothing. Called by the driver between training and
+Reads the test logits that the taggers were delivered with; trains nothing. Called by the driver between training and
 the end of the event log: a kill before the record leaves a run that `--resume` delivers and compares again.
 """
 

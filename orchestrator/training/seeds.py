@@ -44,13 +44,13 @@ def run_seeds(
     for number in range(1, seeds):
         train = replace(request.recipe.train, seed=request.recipe.train.seed + number)
         recipe = replace(request.recipe, train=train)
-        member = replace(request, recipe=recipe, **_new_or_resumed(request, f"{run_id}-seed-{train.seed}"))
+        member = _as_run(replace(request, recipe=recipe), f"{run_id}-seed-{train.seed}")
         result = driver.run(member, show_progress=show_progress, warn=warn if number == 1 else _ignore)
         if result.outcome["status"] != "done":
             return replace(result, resume_id=run_id)
         finished(result)
         done.append(result.location.uri)
-    own = replace(request, seed_runs=tuple(done), **_new_or_resumed(request, run_id))
+    own = _as_run(replace(request, seed_runs=tuple(done)), run_id)
     return driver.run(own, show_progress=show_progress, warn=_ignore)
 
 
@@ -81,10 +81,11 @@ def _exists(storage: str, run_id: str) -> bool:
     return object_store.exists(object_store.join(storage, run_id, RECIPE))
 
 
-def _new_or_resumed(request: RunRequest, run_id: str) -> dict[str, str]:
-    """The fields of a request that starts a run, or continues it where it has begun."""
-    may_exist = bool(request.resume) and _exists(request.storage, run_id)
-    return {"run_id": "", "resume": run_id} if may_exist else {"run_id": run_id, "resume": ""}
+def _as_run(request: RunRequest, run_id: str) -> RunRequest:
+    """The request of the run with this id: a new one, or the same continued where it has begun."""
+    if request.resume and _exists(request.storage, run_id):
+        return replace(request, run_id="", resume=run_id)
+    return replace(request, run_id=run_id, resume="")
 
 
 def _require_not_done_otherwise(request: RunRequest, run_id: str, seeds: int) -> None:
@@ -92,6 +93,6 @@ def _require_not_done_otherwise(request: RunRequest, run_id: str, seeds: int) ->
     compared = next(iter((outcome or {}).get("compare", {}).values()), None)
     if compared is not None and compared["seeds"] != seeds:
         raise ValueError(
-            f"--seeds {seeds}: run {run_id} is done and compares {compared['seeds']}; start a new run, or resume it with "
-            f"--seeds {compared['seeds']}"
+            f"--seeds {seeds}: run {run_id} is done and compares {compared['seeds']}; start a new run, or resume it "
+            f"with --seeds {compared['seeds']}"
         )

@@ -115,11 +115,11 @@ def _accuracies(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples
 
 
 def _mean_precisions(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
-    """The mAP of every resample, over the tags with clips both with and without them there; NaN where there are none."""
-    z_NC, y_NC = logits_NC.detach().cpu().double().numpy(), y_NC.detach().cpu().double().numpy()
+    """The mAP of every resample, over the tags with clips both with and without them; NaN where there are none."""
+    z_CN, y_CN = (values_NC.detach().cpu().double().numpy().T for values_NC in (logits_NC, y_NC))
     means = []
     for w_BN in counts.blocks():
-        by_tag = [average_precisions(z_NC[:, tag], y_NC[:, tag], w_BN) for tag in range(z_NC.shape[1])]
+        by_tag = [average_precisions(z_N, y_N, w_BN) for z_N, y_N in zip(z_CN, y_CN, strict=True)]
         precisions_CB = np.stack(by_tag)
         scored_B = (~np.isnan(precisions_CB)).sum(0)
         means.append(np.where(scored_B, np.nansum(precisions_CB, 0) / np.maximum(scored_B, 1), np.nan))
