@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.recipes.loader import with_settings
 from orchestrator.search.rungs import rung_steps
+from workloads.config.controls import without_controls
 from workloads.config.recipe import Recipe
 from workloads.config.schedules import Mutual, OneWay, shortened
 from workloads.config.search import Search
@@ -20,13 +21,16 @@ class SearchPlan:
 
 
 def search_plan(recipe: Recipe) -> SearchPlan:
-    """The recipe and its search table; ValueError where it has none."""
+    """The recipe and its search table; ValueError where it has none.
+
+    Without the controls of a single run (`compare`): a search trains one for its winner only.
+    """
     if recipe.search is None:
         raise ValueError(
             f"recipe {recipe.name!r}: has no [search.space]; name there the values to vary, such as "
             '"edges.0.weight" = { low = 0.1, high = 0.9 }'
         )
-    return SearchPlan(recipe, recipe.search)
+    return SearchPlan(without_controls(recipe), recipe.search)
 
 
 @dataclass(frozen=True)

@@ -288,8 +288,6 @@ class Recipe(Checked):
                 raise ValueError(f"models.{name}: a control neither teaches nor is taught; remove its edges")
 
     def _check_search(self, search: Search) -> None:
-        if self.compare:
-            raise ValueError("compare = true: a search runs its winner beside a control itself; set compare = false")
         self.require_known_models("search.models", search.models)
         if search.metric == "accuracy" and self.data.labels == "multi":
             raise ValueError("search.metric = 'accuracy': needs data.labels = 'single'; use 'mAP' or 'log_loss'")

@@ -3,6 +3,7 @@
 import pytest
 
 from orchestrator.recipes.loader import load_recipe, parse, resolve
+from orchestrator.search.trial_spec import search_plan
 from workloads.config.controls import controls_of
 
 BOTH = {"cnn": "cnn_untaught", "vit": "vit_untaught"}
@@ -52,6 +53,8 @@ def test_mistakes(settings, message):
         load_recipe("demo", ["compare=true", *archs, *settings])
 
 
-def test_a_search_has_a_control_of_its_own():
-    with pytest.raises(ValueError, match="a search runs its winner beside a control itself"):
-        load_recipe("search-demo", ["compare=true"])
+def test_trials_of_a_search_have_no_controls():
+    """The winner has one of its own."""
+    recipe = load_recipe("search-demo")
+    assert recipe.compare
+    assert controls_of(search_plan(recipe).recipe) == {}

@@ -260,7 +260,7 @@ FROM_CNN = 'edges=[{teacher="cnn", student="vit"}]'
 
 
 def test_a_teacher_that_is_never_trained_is_not_judged_and_not_in_the_control() -> None:
-    search_recipe = load_recipe("demo", [*FROZEN, FROM_CNN])
+    search_recipe = load_recipe("demo", [*FROZEN, FROM_CNN, "compare=false"])
     assert judged_models(Search(space=SPACE), search_recipe) == ("vit",)
     assert objective(Search(space=SPACE), search_recipe, {"vit/val/log_loss": 0.7}) == pytest.approx(0.7)
     control = without_teachers(search_recipe)
@@ -271,7 +271,7 @@ def test_a_teacher_that_is_never_trained_is_not_judged_and_not_in_the_control() 
 
 
 def test_a_student_that_starts_late_cannot_be_judged_before() -> None:
-    late = load_recipe("demo", [FROZEN[0].replace("teacher_steps=0", "teacher_steps=12"), FROM_CNN])
+    late = load_recipe("demo", [FROZEN[0].replace("teacher_steps=0", "teacher_steps=12"), FROM_CNN, "compare=false"])
     assert judged_models(Search(space=SPACE), late) == ("cnn", "vit")
     with pytest.raises(ValueError, match=r"search\.rungs = 2: at step 12, .* vit has not been trained yet"):
         judged_models(Search(space=SPACE, rungs=2), late)
