@@ -11,7 +11,8 @@ def expand_controls(values: dict[str, Any]) -> dict[str, Any]:
     """Plain values of a recipe with a control for every student where `compare` is set, and with none where it is not.
 
     A control has its student's settings; a table with `control_of` holds what differs from them. Values that make no
-    recipe stay as they are, so that the recipe's checks name the mistake.
+    recipe stay as they are, so that the recipe's checks name the mistake. Raises ValueError where another model has a
+    control's name.
     """
     models = values.get("models")
     if not isinstance(models, dict) or not all(isinstance(model, dict) for model in models.values()):
@@ -24,6 +25,11 @@ def expand_controls(values: dict[str, Any]) -> dict[str, Any]:
     controls = {}
     for student in students:
         name = named.pop(student, student + SUFFIX)
+        if name in taught:
+            raise ValueError(
+                f"models.{name}: compare = true calls the control of {student} so; rename this model, or make it that "
+                f"control with control_of = {student!r}"
+            )
         controls[name] = merge(taught[student], models.get(name, {}) | {"control_of": student})
     of_no_student = {name: models[name] for name in named.values()}
     return values | {"models": taught | controls | of_no_student}

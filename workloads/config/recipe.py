@@ -273,6 +273,8 @@ class Recipe(Checked):
     def _check_controls(self) -> None:
         if self.compare and not self.edges:
             raise ValueError("compare = true: the recipe has no edges, so nothing is taught; set compare = false")
+        if self.compare and not self.train.score_test:
+            raise ValueError("compare = true: needs the test scores that train.score_test = false leaves out")
         controls = {name: model.control_of for name, model in self.models.items() if model.control_of}
         if controls and not self.compare:
             raise ValueError(f"models.{next(iter(controls))}.control_of: needs compare = true")

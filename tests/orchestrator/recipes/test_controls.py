@@ -40,6 +40,8 @@ def test_without_compare_there_are_no_controls():
     ("settings", "message"),
     [
         (["edges=[]"], "the recipe has no edges, so nothing is taught; set compare = false"),
+        (["train.score_test=false"], "needs the test scores that train.score_test = false leaves out"),
+        (["models.vit_untaught.init=x"], "models.vit_untaught: compare = true calls the control of vit so; rename"),
         (["models.alone.control_of=vitt"], "models.alone.control_of: no model named 'vitt'"),
         (["models.a.control_of=vit", "models.b.control_of=vit"], "each with one control"),
         (["models.alone.control_of=vit", "edges.0.teacher=alone"], "a control neither teaches nor is taught"),
