@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import absolute_uri
-from workloads.config.recipe import Recipe
+from workloads.config.recipe import PRETRAINED, Recipe
 from workloads.distill.schedule import Phase, plan_phases
 from workloads.runtime.redaction import redacted, require_no_secret
 
@@ -101,7 +101,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with local paths made absolute: Ray gives every worker a working folder of its own."""
 
     def absolute(uri: str) -> str:
-        return str(object_store.local_path(uri)) if uri and object_store.is_local(uri) else uri
+        is_path = uri and object_store.is_local(uri) and not uri.startswith(PRETRAINED)
+        return str(object_store.local_path(uri)) if is_path else uri
 
     data = recipe.data
     data = replace(data, root=absolute(data.root), manifest=absolute(data.manifest), cache=absolute(data.cache))

@@ -66,7 +66,7 @@ class EfficientNet(DropoutArch):
     """timm's EfficientNet with the mean of the last map as features, as CMKD uses it (reference/cmkd.md 1.2)."""
 
     family: Literal["efficientnet"]
-    variant: Literal["b0", "b2"] = "b0"
+    variant: Literal["b0", "b2", "lite0"] = "b0"  # lite0: without squeeze-and-excitation, with ReLU6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "ced64": 16_000,
     "logmel40": 16_000,
 }
+PRETRAINED = "pretrained:"  # what an `init` begins with that names installed weights, no file
 Value = TypeVar("Value")
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -175,7 +176,9 @@ class Model(Checked):
     front_end: FrontEnd = field(default_factory=FrontEnd)
     optimizer: Optimizer = field(default_factory=Optimizer)
     average: Average = field(default_factory=Average)
-    init: str = ""  # URI of a published tagger, or of a safetensors file with the family's own key names
+    # URI of a published tagger, or of a safetensors file with the family's own key names; or pretrained:NAME, for
+    # weights of an installed package (`models/pretrained.py`)
+    init: str = ""
     control_of: str = ""  # the student beside which this one trains without teachers (`config/controls.py`)
 
 

@@ -14,6 +14,7 @@ from workloads.config.architectures import EfficientNet
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
 
+TIMM_NAMES = {"b0": "efficientnet_b0", "b2": "efficientnet_b2", "lite0": "tf_efficientnet_lite0"}
 NET, STEM = "net.", "net.conv_stem.weight"
 HEAD = ("net.classifier.weight", "net.classifier.bias")
 
@@ -24,7 +25,7 @@ class MeanPooledEfficientNet(Backbone):
     def __init__(self, arch: EfficientNet, *, num_classes: int) -> None:
         super().__init__()
         self.net: Any = timm.create_model(
-            f"efficientnet_{arch.variant}",
+            TIMM_NAMES[arch.variant],
             in_chans=1,
             num_classes=num_classes,
             drop_rate=arch.dropout,

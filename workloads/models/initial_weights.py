@@ -13,7 +13,8 @@ from torch import Tensor
 
 from workloads.config.architectures import AST, Arch, ViT
 from workloads.config.controls import random_key
-from workloads.config.recipe import Model, Recipe, restore
+from workloads.config.recipe import PRETRAINED, Model, Recipe, restore
+from workloads.models.pretrained import read_pretrained
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.json_files import TaggerState, require_shape
@@ -51,7 +52,7 @@ def load_initial_weights(tagger: Tagger, name: str, files: Opener) -> None:
     Raises ValueError where they cannot be read, or belong to another network or another front end.
     """
     model = tagger.model
-    weights, saved = checkpoint.read_weights(files, model.init)
+    weights, saved = _read(model.init, files)
     if saved:
         require_shape(saved, f"models.{name}.init = {model.init!r}: state.json", TaggerState)
         saved_model = restore(Model, saved["model"])
@@ -65,6 +66,11 @@ def load_initial_weights(tagger: Tagger, name: str, files: Opener) -> None:
         raise ValueError(f"models.{name}.init = {model.init!r}: {error}{hint}") from None
     _require_temperature(name, model, weights)
     tagger.initial_checkpoint = saved
+
+
+def _read(init: str, files: Opener) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights at an `init` and the state saved beside them, empty where there is none."""
+    return (read_pretrained(init), {}) if init.startswith(PRETRAINED) else checkpoint.read_weights(files, init)
 
 
 def require_ready_to_teach(tagger: Tagger, name: str) -> None:
