@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from workloads.config.controls import begins_as_copy
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase
 from workloads.models.size import Size
@@ -37,6 +38,9 @@ def planned_checkpoints(
     earlier: Counter[str] = Counter()  # validations of each model in the phases before
     for phase, steps in steps_by_phase(phases, until):
         needed.update(phase.needs)
+        for name in set(phase.trains) - trained:
+            if begins_as_copy(recipe, name):  # with its student's averages
+                earlier[name] = earlier[recipe.models[name].control_of]
         trained.update(phase.trains)
         last = phase.start + steps
         snapshots = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}

@@ -7,6 +7,7 @@ compares it with a short run. A FLOP is one multiplication or addition, two per 
 from dataclasses import dataclass
 
 from orchestrator.planning.checkpoints import planned_checkpoints, steps_by_phase, sum_of_largest, validations_in
+from workloads.config.controls import controls_of
 from workloads.config.recipe import Recipe
 from workloads.data.clips import require_full_batch, split
 from workloads.data.manifest import read_dataset
@@ -116,7 +117,7 @@ def plan_cost(
     saves = list(planned_checkpoints(recipe, phases, sizes, until=steps))
     written = sum(size * number for size, number in saves)
     at_once = recipe.train.keep_last + sum(model.own_steps > 0 for model in models.values()) + 1
-    delivered = sum(size.weight_bytes for size in sizes.values()) if whole else 0
+    delivered = _delivered_bytes(recipe, clips, sizes) if whole else 0
     clip_bytes = HEADER_BYTES + SAMPLE_BYTES * round(recipe.data.clip_seconds * recipe.rate)
     read = _clips_read(recipe, phases, clips, until=steps, whole=whole)
     return Cost(
@@ -141,6 +142,12 @@ def step_flops(recipe: Recipe, phase: Phase, sizes: dict[str, Size]) -> int:
         2 * sizes[name].macs * clips * (3 * (name in phase.trains) + _teacher_forwards(phase, name))
         for name in phase.needs
     )
+
+
+def _delivered_bytes(recipe: Recipe, clips: Clips, sizes: dict[str, Size]) -> int:
+    """Bytes of the delivered taggers; those that are compared come with their test logits and labels, in fp32."""
+    compared = {name for pair in controls_of(recipe).items() for name in pair}
+    return sum(size.weight_bytes for size in sizes.values()) + len(compared) * 2 * 4 * clips.test * clips.tags
 
 
 def _model_cost(

@@ -23,10 +23,10 @@ def without_controls(recipe: Recipe) -> Recipe:
     return replace(recipe, models=models, compare=False)
 
 
-def shares_start(recipe: Recipe, control: str) -> bool:
-    """Whether a control is its student up to the first phase that teaches it: their settings are the same."""
-    model = recipe.models[control]
-    return replace(model, control_of="") == recipe.models[model.control_of]
+def begins_as_copy(recipe: Recipe, name: str) -> bool:
+    """Whether a model is a control with its student's settings: before the first phase that teaches they are one."""
+    model = recipe.models[name]
+    return bool(model.control_of) and replace(model, control_of="") == recipe.models[model.control_of]
 
 
 def random_key(recipe: Recipe, name: str) -> str:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from workloads.config.controls import random_key, shares_start
+from workloads.config.controls import begins_as_copy, random_key
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
@@ -96,16 +96,12 @@ class ModelPool:
             )
             if name in self._offloaded:
                 state.load(checkpoint.read_tensors(self._folder, name), self._offloaded.pop(name))
-            elif self._begins_as_a_copy(name):
+            elif begins_as_copy(self._recipe, name):
                 student = self.train_state(self._recipe.models[name].control_of)
                 tensors = {key: tensor.detach().clone() for key, tensor in student.tensors().items()}
                 state.load(tensors, copy.deepcopy(student.scalars()))
             self.states[name] = state
         return self.states[name]
-
-    def _begins_as_a_copy(self, name: str) -> bool:
-        """Whether a model that has not trained yet is a control that continues from where its student is."""
-        return bool(self._recipe.models[name].control_of) and shares_start(self._recipe, name)
 
     def release(self, name: str) -> None:
         """Free the memory of a model that the run no longer needs; nothing of it is kept on disk."""

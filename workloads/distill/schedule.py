@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from workloads.config.controls import controls_of, shares_start, without_controls
+from workloads.config.controls import begins_as_copy, controls_of, without_controls
 from workloads.config.recipe import Edge, Recipe
 from workloads.config.schedules import Alternate, Gated, Generations, Mutual, OneWay, PerSample
 
@@ -59,7 +59,7 @@ def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
 def _with_controls(recipe: Recipe, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     """The phases in which controls train beside their students, where the two are not yet or no longer the same."""
     with_controls: list[Phase] = []
-    began = {student for student, control in controls_of(recipe).items() if not shares_start(recipe, control)}
+    began = {student for student, control in controls_of(recipe).items() if not begins_as_copy(recipe, control)}
     for phase in phases:
         began |= {edge.student for edge in phase.edges}
         own = (
