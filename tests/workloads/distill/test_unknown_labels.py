@@ -11,13 +11,15 @@ import soundfile
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torch.nn.functional import cross_entropy
 
 from workloads.config.recipe import Augment, Data, Edge, Recipe
 from workloads.data.augment import draw_view
-from workloads.data.batches import Batches
+from workloads.data.batches import Batches, mix_labels
 from workloads.data.clips import Dataset
 from workloads.data.manifest import read_dataset
-from workloads.distill.edges import label_loss, open_gate
+from workloads.data.shard import Mixture
+from workloads.distill.edges import EdgeTerm, kd_loss, label_loss, open_gate, student_loss
 from workloads.evaluate import metrics
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
@@ -78,6 +80,50 @@ def test_gates_use_known_labels_only(gate: str) -> None:
     known = [open_gate(edge, a[:, :2], b[:, :2], torch.tensor([[1.0, 0.0]]), labels="multi").item() for a, b in both]
     assert with_unknown == known
     assert set(known) == {0.0, 1.0}, "the gate depends on the labels"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_unlabelled_clip_learns_from_its_teacher_alone(smoothing: float) -> None:
+    """With one tag a clip: no label loss, no gradient of it, and the loss is a mean over all clips as before."""
+    logits_BC = torch.tensor([[0.3, -1.0, 2.0], [0.1, 0.2, -0.3]], requires_grad=True)
+    y_BC = torch.tensor([[1.0, 0.0, 0.0], [NAN, NAN, NAN]])
+    loss_B = label_loss(logits_BC, y_BC, labels="single", smoothing=smoothing)
+    labelled = cross_entropy(logits_BC[:1], torch.tensor([0]), label_smoothing=smoothing)
+    torch.testing.assert_close(loss_B, torch.stack([labelled, torch.zeros(())]))
+    untaught, parts = student_loss(logits_BC, y_BC, [], labels="single", smoothing=smoothing)
+    torch.testing.assert_close(untaught, labelled / 2)
+    torch.testing.assert_close(parts["label_loss"], labelled.detach() / 2)
+    untaught.backward()
+    assert logits_BC.grad is not None
+    assert logits_BC.grad[1].tolist() == [0.0, 0.0, 0.0]
+    teacher_BC = torch.tensor([[1.0, 0.1, -2.0], [-0.5, 0.4, 0.9]])
+    term = EdgeTerm(Edge(teacher="cnn", student="vit"), 0.3, teacher_BC)
+    taught, _ = student_loss(logits_BC, y_BC, [term], labels="single", smoothing=smoothing)
+    kd_B = kd_loss(logits_BC, teacher_BC, term.edge, labels="single")
+    torch.testing.assert_close(taught, (0.7 * labelled + 0.3 * kd_B.sum()) / 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mixture_with_an_unlabelled_clip_counts_by_the_weight_of_the_labelled_one(smoothing: float) -> None:
+    """Smoothed targets too: nothing of them falls to the unknown share."""
+    logits_BC = torch.tensor([[0.3, -1.0, 2.0], [0.3, -1.0, 2.0]])
+    y_BC = torch.tensor([[NAN, NAN, NAN], [0.0, 1.0, 0.0]])
+    mixture = Mixture(torch.tensor([0.25, 0.6]), torch.tensor([1, 0]))
+    mixed_BC, known_BC = mix_labels(y_BC, mixture)
+    assert known_BC.tolist() == [[0.75] * 3, [pytest.approx(0.6)] * 3]
+    loss_B = label_loss(logits_BC, mixed_BC, labels="single", smoothing=smoothing, known_BC=known_BC)
+    labelled = cross_entropy(logits_BC[:1], torch.tensor([1]), label_smoothing=smoothing)
+    torch.testing.assert_close(loss_B, torch.stack([0.75 * labelled, 0.6 * labelled]))
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+@pytest.mark.parametrize("gate", ["always", "better_on_clip", "switokd"])
+def test_gates_are_open_where_nothing_is_known(gate: str, labels: str) -> None:
+    """The student is better on the first clip, so its gate is closed; of the second nothing says so."""
+    edge = Edge(teacher="cnn", student="vit", gate=gate)
+    student, teacher = torch.tensor([[0.0, 0.0, -8.0]]).repeat(2, 1), torch.tensor([[-1.4, -8.0, 1.4]]).repeat(2, 1)
+    y_BC = torch.tensor([[1.0, 0.0, 0.0], [NAN, NAN, NAN]])
+    assert open_gate(edge, student, teacher, y_BC, labels=labels).tolist() == [float(gate == "always"), 1.0]
 
 
 def test_scores_count_known_labels_only() -> None:
