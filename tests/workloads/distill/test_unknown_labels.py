@@ -147,21 +147,29 @@ def test_scores_count_known_labels_only() -> None:
 
 @pytest.fixture
 def sounds(tmp_path: Path, tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
-    """A recipe on forty clips of noise; `rows` gives the tags and absent tags of a clip by its number."""
+    """A recipe on forty clips of noise; `rows` gives the tags and absent tags of a clip by its number.
 
-    def make(rows: Callable[[int], str], *, header: str = "tags,absent") -> Recipe:
-        folder = tmp_path / "sounds"
-        folder.mkdir(exist_ok=True)
-        noise = np.random.default_rng(0)
+    The clips that `other` names are other noise.
+    """
+
+    def make(
+        rows: Callable[[int], str],
+        *settings: str,
+        header: str = "tags,absent",
+        other: Callable[[int], bool] = lambda number: False,
+    ) -> Recipe:
+        folder = tmp_path / f"sounds{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
         lines = [f"clip_id,path,fold,{header}"]
         for number in range(40):
+            noise = np.random.default_rng([number, other(number)])
             soundfile.write(folder / f"{number}.wav", 0.1 * noise.standard_normal(16_000), 16_000)
             lines.append(f"c{number:02},{number}.wav,{1 + number % 5},{rows(number)}")
         manifest = folder / "clips.csv"
         manifest.write_text("\n".join(lines) + "\n")
         sets = ["data.format=manifest", f"data.root={folder}", f"data.manifest={manifest}", "data.val_share=0.25"]
         plan = ("schedule.burn_in=2", "schedule.period=2", "schedule.turns=2")
-        return tiny("demo", *sets, *plan, f"data.cache={folder / 'cache'}")
+        return tiny("demo", *sets, *plan, f"data.cache={folder / 'cache'}", *settings)
 
     return make
 
@@ -188,6 +196,40 @@ def test_a_run_trains_on_known_labels_and_naming_all_absent_tags_changes_nothing
     partly_known = train(start(sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}")))
     assert explicit == implicit, "bit for bit"
     assert all(partly_known[name] != implicit[name] for name in implicit)
+
+
+def test_unlabelled_clips_change_a_student_only_through_its_edges(
+    sounds: Callable[..., Recipe], start: Callable[..., Run]
+) -> None:
+    """The vit, whose clips do not see each other: bit for bit the same whatever these clips sound like, if untaught."""
+
+    def is_unlabelled(number: int) -> bool:
+        return number % 5 in (3, 4)
+
+    def cells(number: int) -> str:
+        return ",no" if is_unlabelled(number) else f"{TAGS[number % 3]},"
+
+    def weights(*settings: str, other: Callable[[int], bool] = lambda number: False) -> str:
+        run = start(sounds(cells, "data.labels=single", *settings, header="tags,labelled", other=other))
+        assert sum(clip.labelled for clip in run.prepared.splits.train) == 12
+        assert len(run.prepared.splits.train) == 28
+        return train(run)["vit"]
+
+    assert weights("edges=[]") == weights("edges=[]", other=is_unlabelled)
+    assert weights() != weights(other=is_unlabelled)
+
+
+def test_a_student_learns_what_its_teacher_says_of_unlabelled_clips(
+    tiny: Callable[..., Recipe], start: Callable[..., Run]
+) -> None:
+    """The edge alone teaches it (weight 1), on clips of which a tenth is labelled."""
+    plan = ("schedule.teacher_steps=8", "schedule.steps=40", "schedule.ramp=0", "edges.0.weight=1.0")
+    run = start(tiny("one-way", *plan, "data.labelled_share=0.1", "models.vit.optimizer.lr=3e-3"))
+    train(run)
+    values = [record["values"] for record in read_event_log(run.history.path) if record["kind"] == "metrics"]
+    kd = [step["cnn-to-vit/kd_loss"] for step in values if "cnn-to-vit/kd_loss" in step]
+    assert len(kd) == 40
+    assert sum(kd[-8:]) < 0.5 * sum(kd[:8])
 
 
 def test_mixed_labels_are_means_of_known_labels_and_count_by_their_known_share(
