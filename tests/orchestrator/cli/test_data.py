@@ -55,6 +55,31 @@ def test_each_message_leads_a_stranger_to_the_next_step(words: list[str], antiph
     assert summary["statistics"]["tags"]["up"]["clips"] == 20
 
 
+def test_the_check_says_how_many_clips_are_unlabelled(words: list[str], antiphon) -> None:
+    table = Path("words/clips.csv")
+    header, *rows = table.read_text().splitlines()
+    unlabelled = [f"{row.rsplit(',', 1)[0]},,no" if n < 20 else f"{row}," for n, row in enumerate(rows)]
+    table.write_text("\n".join([f"{header},labelled", *unlabelled]) + "\n")
+    check = ["data", "check", "demo", *words, "--set", "data.root=words"]
+    summary = json.loads(antiphon(*check, "--json").out)
+    assert summary["unlabelled"] + summary["left_out"] == 20
+    assert summary["left_out"] > 0
+    shared = antiphon(*check, "--set", "data.labelled_share=0.5")
+    (row,) = (line for line in shared.out.splitlines() if line.startswith("│ unlabelled"))
+    train = summary["clips"]["train"]
+    by_tag = [tag["parts"]["train"] for tag in summary["statistics"]["tags"].values()]
+    labelled = sum(-(-count // 2) for count in by_tag)
+    assert row.split("│")[2].strip() == (
+        f"{train - labelled} of {train} train clips ({labelled / train:.1%} labelled), {summary['left_out']} left out"
+    )
+    assert "column labelled" in dict(warned(shared.err))
+    dropped = json.loads(antiphon(*check, "--set", "data.unlabelled=leave_out", "--json").out)
+    assert (dropped["unlabelled"], dropped["left_out"]) == (0, 20)
+    assert dropped["clips"]["train"] == train - summary["unlabelled"]
+    assert dropped["fingerprint"] == summary["fingerprint"]
+    assert summary["statistics"]["untagged"] == 0
+
+
 def test_clips_too_short_for_a_model_are_refused_by_every_door_before_anything_is_read(
     words: list[str], antiphon
 ) -> None:
