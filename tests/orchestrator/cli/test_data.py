@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from orchestrator.recipes.loader import load_recipe
+from workloads.data.clips import split
+from workloads.data.manifest import read_dataset
+from workloads.runtime.opener import LocalFiles
+
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -78,6 +83,25 @@ def test_the_check_says_how_many_clips_are_unlabelled(words: list[str], antiphon
     assert dropped["clips"]["train"] == train - summary["unlabelled"]
     assert dropped["fingerprint"] == summary["fingerprint"]
     assert summary["statistics"]["untagged"] == 0
+
+
+def test_a_run_that_has_no_label_to_learn_from_is_refused_before_it_starts(words: list[str], antiphon) -> None:
+    """Labels are known of test and validation clips only; the teacher of the last command learns from nothing."""
+    settings = [*words, "--set", "data.root=words", "--set", "data.labels=multi"]
+    files = LocalFiles()
+    data = load_recipe("demo", [word for word in settings if word != "--set"]).data
+    train = {clip.path for clip in split(read_dataset(data, files), data).train}
+    rows = []
+    for n in range(60):
+        cells = ("no,up", "up,no")[n % 2]
+        rows.append(f"c{n:02},wav/{n}.wav,{',' if f'wav/{n}.wav' in train else cells}")
+    Path("words/clips.csv").write_text("\n".join(["clip_id,path,tags,absent", *rows]) + "\n")
+    refused = antiphon("run", "demo", "--dry-run", *settings)
+    assert refused.code == 2
+    assert f"no label of the {len(train)} training clips is known, and cnn, vit, " in refused.err
+    frozen = ("schedule.teacher_steps=0", "models.cnn.init=cnn.safetensors", "edges.0.weight=1.0", "compare=false")
+    only_taught = [word for value in frozen for word in ("--set", value)]
+    assert antiphon("run", "one-way", "--dry-run", *settings, *only_taught).code == 0
 
 
 def test_clips_too_short_for_a_model_are_refused_by_every_door_before_anything_is_read(
