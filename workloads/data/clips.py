@@ -232,8 +232,8 @@ def _keep_labels(clips: tuple[Clip, ...], dataset: Dataset, data: Data) -> tuple
 def _shares_that_keep_labels(clips: list[Clip], dataset: Dataset, data: Data) -> dict[str, float]:
     """For each source the share of labels above which its clips keep theirs.
 
-    A source's place is keyed by its name, so it does not depend on the other sources; sources keep their labels from
-    the first on until the share of the clips is reached. With one tag per clip this is done within the sources of each
+    A source's place in the order is keyed by its name. From the first source on, which always keeps its labels, as many
+    keep them as come nearest to the share of the clips. With one tag per clip this is done within the sources of each
     tag, which for a source with several is its commonest.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -244,9 +244,10 @@ def _shares_that_keep_labels(clips: list[Clip], dataset: Dataset, data: Data) ->
         strata[min(counts[source], key=lambda tag: (-counts[source][tag], tag))].append(source)
     kept_above: dict[str, float] = {}
     for sources in strata.values():
-        sizes = [counts[source].total() for source in sources]
-        before = np.cumsum([0, *sizes[:-1]]) / sum(sizes)
-        kept_above |= dict(zip(sources, before.tolist(), strict=True))
+        sizes = np.array([counts[source].total() for source in sources])
+        nearer_above = (sizes.cumsum() - sizes / 2) / sizes.sum()  # halfway between without and with the source
+        nearer_above[0] = 0
+        kept_above |= dict(zip(sources, nearer_above.tolist(), strict=True))
     return kept_above
 
 
