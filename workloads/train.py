@@ -31,7 +31,7 @@ from workloads.distill.batch_norm import ShardMeanStats
 from workloads.distill.edges import edge_term, student_loss
 from workloads.distill.pool import ModelPool
 from workloads.distill.preflight import prepare_run
-from workloads.distill.schedule import Phase, edge_weights, own_steps, plan_phases, smooth_scores
+from workloads.distill.schedule import Phase, edge_weights, plan_phases, smooth_scores
 from workloads.distill.sources import TeacherSource
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
@@ -91,7 +91,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
             "set train.shards or --workers"
         )
     phases = plan_phases(recipe)
-    prepared, newly_initialised = prepare_run(recipe, own_steps(phases), session, files)
+    prepared, newly_initialised = prepare_run(recipe, phases, session, files)
     make_tagger = partial(build_initial_tagger, recipe, tags=prepared.dataset.tags, files=files)
     run = Run(
         recipe=recipe,

@@ -26,9 +26,9 @@ NUM_LIKELIEST = 3  # of these clips, the most likely tags that are listed
 def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -> dict[str, Any]:
     """Score a published tagger on the train, val or test part of a recipe's data set; values for JSON, without NaN.
 
-    `out` is a file for the prediction of every clip, empty for none. Raises ValueError for an unknown part, a file that
-    cannot be written, a folder that holds no tagger, weights that give no numbers, and data that the tagger cannot be
-    scored on (`prepare_for`).
+    `out` is a file for the prediction of every scored clip, empty for none; unlabelled clips are not scored. Raises
+    ValueError for an unknown part, a file that cannot be written, a folder that holds no tagger, weights that give no
+    numbers, and data that the tagger cannot be scored on (`prepare_for`).
     """
     import torch
 
@@ -45,7 +45,8 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -
         tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
-    clips, dataset = getattr(prepared.splits, part), prepared.dataset
+    clips = tuple(clip for clip in getattr(prepared.splits, part) if clip.labelled)
+    dataset = prepared.dataset
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
     try:

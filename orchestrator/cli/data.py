@@ -68,6 +68,7 @@ def _overview(summary: dict[str, Any], statistics: dict[str, Any], clip_seconds:
     rows = {
         "clips": f"{sum(clips.values())}, {statistics['untagged']} of them without a tag",
         **{part: f"{count} clips of {_folds(statistics['part_folds'][part])}" for part, count in clips.items()},
+        **_unlabelled(summary),
         "tags": f"{len(tags)}; without a clip: {empty}",
         "seconds": f"{lengths['min']:.3g} to {lengths['max']:.3g}, median {lengths['median']:.3g}; "
         f"{_long(lengths['total'])} in all",
@@ -79,6 +80,15 @@ def _overview(summary: dict[str, Any], statistics: dict[str, Any], clip_seconds:
     for name, value in rows.items():
         table.add_row(name, cell(value))
     return table
+
+
+def _unlabelled(summary: dict[str, Any]) -> dict[str, str]:
+    """The row about clips without labels; none where every clip has some."""
+    train, unlabelled, left_out = summary["clips"]["train"], summary["unlabelled"], summary["left_out"]
+    if not unlabelled and not left_out:
+        return {}
+    share = f" ({(train - unlabelled) / train:.1%} labelled)" if train else ""
+    return {"unlabelled": f"{unlabelled} of {train} train clips{share}, {left_out} left out"}
 
 
 def _folds(folds: list[int]) -> str:

@@ -49,6 +49,17 @@ def _counts(history: RunHistory, part: str) -> tuple[list[int], list[int]]:
     return have, known
 
 
+def clip_counts(history: RunHistory) -> list[tuple[str, str]]:
+    """(name, number) of the clips of each part, with how many are labelled where not all are."""
+    data = history.data
+    rows = {f"{part} clips": format_count(count) for part, count in data["clips"].items()}
+    if unlabelled := data.get("unlabelled"):
+        rows["train clips"] += f", {format_count(data['clips']['train'] - unlabelled)} of them labelled"
+    if left_out := data.get("left_out"):
+        rows["unlabelled clips left out"] = format_count(left_out)
+    return list(rows.items())
+
+
 def facts(history: RunHistory) -> list[tuple[str, str]]:
     """(name, value with its unit) of the lengths of clips."""
     data, rows = history.data, []

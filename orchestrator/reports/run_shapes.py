@@ -75,6 +75,8 @@ class DataRecord(TimedRecord):
     quarantined: list[QuarantinedFields]
     mended: NotRequired[list[MendedFields]]
     warnings: NotRequired[list[str]]
+    unlabelled: NotRequired[int]
+    left_out: NotRequired[int]
     rate: NotRequired[int]
     clip_seconds: NotRequired[float]
     durations: NotRequired[Durations]

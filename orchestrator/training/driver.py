@@ -29,6 +29,7 @@ from orchestrator.training.signals import StopSignals
 from orchestrator.training.system_metrics import sampling
 from workloads.config.recipe import Recipe
 from workloads.data.check import check_data
+from workloads.distill.schedule import label_learners, plan_phases
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.redaction import redacted
@@ -93,7 +94,9 @@ def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], N
 def check_recipe_data(recipe: Recipe) -> list[str]:
     """Check what is known of the recipe's data before anything starts; returns warnings, raises as `check_data`."""
     slices, test = [recipe.data.val_slice], recipe.train.score_test
-    return check_data(recipe, object_store.FsspecFiles(), slices=slices, test=test, train=recipe.train)
+    learners = label_learners(plan_phases(recipe))
+    files = object_store.FsspecFiles()
+    return check_data(recipe, files, slices=slices, test=test, train=recipe.train, learners=learners)
 
 
 def _record_and_train(

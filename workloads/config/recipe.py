@@ -49,6 +49,8 @@ class Data(Checked):
     val_share: float = 0.1  # of the training folds, in whole source recordings
     val_slice: int = 0  # which of the 1 / val_share slices is the validation set
     split_seed: int = 0
+    labelled_share: float = 1.0  # of the labelled training clips, in whole recordings: the others lose their labels
+    unlabelled: Literal["hear", "leave_out"] = "hear"  # whether clips without labels are among the training clips
     sampling: Literal["uniform", "balanced"] = "uniform"
     max_broken_share: float = 0.05  # more quarantined clips than this stops the run
     cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips, shared by all runs of a node
@@ -63,6 +65,7 @@ class Data(Checked):
         self._require(least <= self.val_share <= 0.5, "val_share", f"must be {least:g} to 0.5 of the training folds")
         slices = round(1 / self.val_share)
         self._require(0 <= self.val_slice < slices, "val_slice", f"must be 0 to {slices - 1} at this val_share")
+        self._require(0 < self.labelled_share <= 1, "labelled_share", "must be above 0 and at most 1")
         self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
         self._require_positive("cache_gb")
         self._require(0 <= self.split_seed < 2**32, "split_seed", "must be 0 to 2^32 - 1")  # scikit-learn's rule

@@ -59,7 +59,7 @@ class Batches:
         crops = [crop(x_T, view, length=self.length) for x_T, view in zip(stored, views, strict=True)]
         samples = [len(x_T) for x_T in stored]
         mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None
-        y_BC, known_BC = _mix_labels(self._y_NC[[draw.row for draw in draws]], mixture)
+        y_BC, known_BC = mix_labels(self._y_NC[[draw.row for draw in draws]], mixture)
 
         def shard_of(views: list[View], x_BT: Tensor) -> Shard:
             mix_mels = self.recipe.augment.mixup_on == "mel"
@@ -105,7 +105,8 @@ class Batches:
     def _sampling_probabilities(self) -> NDArray[np.float64]:
         """Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often.
 
-        Clips without any tag, which teach what the tags are not, are drawn as if "no tag" were a tag too.
+        Clips without any tag, which teach what the tags are not, and unlabelled ones are drawn as if "no tag" were a
+        tag too.
         """
         y_NC = self._y_NC.double().nan_to_num().numpy()
         y_NC = np.column_stack((y_NC, ~y_NC.any(axis=1)))
@@ -139,7 +140,7 @@ def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
     return occurrence_N
 
 
-def _mix_labels(y_BC: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor]:
+def mix_labels(y_BC: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor]:
     """Labels of mixtures, and the known share of each: the mixture's weight of the clips whose label is known.
 
     A label unknown for one clip is that of the other, one unknown for both stays unknown.

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from workloads.config.recipe import Recipe, Train
 from workloads.data.cache import ClipCache
-from workloads.data.clips import require_full_batch, require_scorable, split
+from workloads.data.clips import require_full_batch, require_labels, require_scorable, split
 from workloads.data.manifest import read_dataset
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
 
-def check_data(recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bool, train: Train) -> list[str]:
+def check_data(
+    recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bool, train: Train, learners: Sequence[str]
+) -> list[str]:
     """Check the split for each of these validation slices, and the test part with `test`; returns warnings.
 
-    Raises ValueError for mistakes in the metadata, folds, parts that cannot be scored, and too few training clips for a
-    batch of `train`. Warnings about the sound are given only where its clips are decoded on this machine: nothing is
-    decoded here.
+    Raises ValueError for mistakes in the metadata, folds, parts that cannot be scored, too few training clips for a
+    batch of `train`, and none with a label where `learners` are models that learn from labels. Warnings about the sound
+    are given only where its clips are decoded on this machine: nothing is decoded here.
     """
     data, dataset = recipe.data, read_dataset(recipe.data, files)
     for number in slices:
@@ -25,6 +27,7 @@ def check_data(recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bo
         splits = split(dataset, sliced)
         require_scorable(dataset, splits, sliced, test=test)
         require_full_batch(len(splits.train), train)
+        require_labels(dataset, splits, learners)
     cache = ClipCache(Path(data.cache).expanduser(), rate=recipe.rate, limit_gb=data.cache_gb)
     local = "://" not in data.root  # a store is asked about every clip by the workers only
     decoded = cache.decoded_before(dataset.clips, data, files) if local and data.format != "synthetic" else {}

@@ -6,15 +6,16 @@ Axes: N clips of a set, C tags.
 import hashlib
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workloads.config.recipe import Data, Train
-from workloads.runtime.rng import keyed_generator
+from workloads.runtime.rng import keyed_generator, keyed_seed
+from workloads.runtime.text import name_some
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Clip:
     """One clip: `path` is relative to the data set's root, `source` the recording that it was cut from.
 
     `absent` are the tags that the clip is known to lack, all tags in neither list are unknown; None: it lacks all
-    others.
+    others. Of a clip that is not labelled nothing is known; it has neither.
     """
 
     clip_id: str
@@ -31,6 +32,7 @@ class Clip:
     fold: int
     source: str
     absent: tuple[str, ...] | None = None
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,15 @@ class Dataset:
     not_in_data: tuple[str, ...] = ()  # tags of the model that no clip has: with "multi" nobody looked for them
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
-        """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0."""
+        """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0; all NaN for an unlabelled clip."""
         column = {tag: index for index, tag in enumerate(self.tags)}
         y_NC = np.zeros((len(clips), len(self.tags)), dtype=np.float32)
         if self.labels == "multi":
             y_NC[:, [column[tag] for tag in self.not_in_data]] = np.nan
         for row, clip in enumerate(clips):
-            if clip.absent is not None:
+            if clip.absent is not None or not clip.labelled:
                 y_NC[row] = np.nan
-                y_NC[row, [column[tag] for tag in clip.absent]] = 0
+                y_NC[row, [column[tag] for tag in clip.absent or ()]] = 0
             y_NC[row, [column[tag] for tag in clip.tags]] = 1
         return y_NC
 
@@ -62,42 +64,57 @@ class Dataset:
         have = Counter(tag for clip in clips for tag in clip.tags)
         partly = [clip for clip in clips if clip.absent is not None]
         known_partly = Counter(tag for clip in partly for tag in (*clip.tags, *(clip.absent or ())))
-        num_whole = len(clips) - len(partly)
+        num_whole = sum(clip.labelled for clip in clips) - len(partly)
         unknown = self.not_in_data if self.labels == "multi" else ()
         known = [known_partly[tag] + (0 if tag in unknown else num_whole) for tag in self.tags]
         return [have[tag] for tag in self.tags], known
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, tags, folds, sources, relative paths and absent tags; does not depend on the root."""
+        """SHA-256 over ids, tags, folds, sources, relative paths, absent tags and which clips are not labelled.
+
+        Does not depend on the root.
+        """
         digest = hashlib.sha256()
         for clip in self.clips:
             fields = [clip.clip_id, clip.tags, clip.fold, clip.source, clip.path, clip.absent]
+            fields += [] if clip.labelled else ["unlabelled"]
             digest.update(json.dumps(fields).encode() + b"\n")
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training clips, validation clips, which may steer a run or a search, and test clips, for the final score only."""
+    """Training clips, validation clips, which may steer a run or a search, and test clips, for the final score only.
+
+    Validation and test clips are labelled. `left_out` are the unlabelled clips that are used nowhere.
+    """
 
     train: tuple[Clip, ...]
     val: tuple[Clip, ...]
     test: tuple[Clip, ...]
+    left_out: tuple[Clip, ...] = ()
 
 
 def split(dataset: Dataset, data: Data) -> Splits:
     """Split by data.test_fold, then the other folds by data.val_slice; no recording is in two splits.
 
-    With one tag per clip the validation slices are stratified by tag, as far as whole recordings allow. Raises
-    ValueError for a fold that does not exist, for a source in the test fold and in others, and for more slices than
-    recordings or clips of a tag can fill.
+    With one tag per clip the validation slices are stratified by tag, as far as whole recordings allow. Unlabelled
+    clips only train: one of a recording that is tested or validated on is left out, with data.unlabelled = "leave_out"
+    every one. Of the labelled training clips data.labelled_share keep their labels.
+
+    Raises ValueError for a fold that does not exist, for a source in the test fold and in others, for more slices than
+    recordings or clips of a tag can fill, and with one tag per clip for a tag whose training clips all lose it.
     """
     test, training_folds = _split_test_fold(dataset, data)
-    val = _validation_sources(training_folds, dataset, data)
+    val = _validation_sources(tuple(clip for clip in training_folds if clip.labelled), dataset, data)
+    held_out = (*test, *(clip for clip in training_folds if clip.source in val))
+    train = _keep_labels(tuple(clip for clip in training_folds if clip.source not in val), dataset, data)
+    hears = data.unlabelled == "hear"
     return Splits(
-        train=tuple(clip for clip in training_folds if clip.source not in val),
-        val=tuple(clip for clip in training_folds if clip.source in val),
-        test=test,
+        train=tuple(clip for clip in train if clip.labelled or hears),
+        val=tuple(clip for clip in training_folds if clip.source in val and clip.labelled),
+        test=tuple(clip for clip in test if clip.labelled),
+        left_out=tuple(clip for clip in (*held_out, *(() if hears else train)) if not clip.labelled),
     )
 
 
@@ -113,13 +130,22 @@ def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool
     for part, fix in advice.items():
         clips: tuple[Clip, ...] = getattr(splits, part)
         if dataset.labels == "single":
-            scorable, rule = bool(clips), "it has no clips"
+            scorable, rule = bool(clips), "it has no labelled clips"
         else:
             y_NC = dataset.targets(clips)
             scorable = bool(((y_NC == 1).any(axis=0) & (y_NC == 0).any(axis=0)).any())
             rule = f"no tag is on some of its {len(clips)} clips and known to be absent from others"
         if not scorable:
             raise ValueError(f"the {part} part (data.test_fold = {data.test_fold}) cannot be scored: {rule}; {fix}")
+
+
+def require_labels(dataset: Dataset, splits: Splits, learners: Sequence[str]) -> None:
+    """Raise ValueError where models that learn from labels (`schedule.label_learners`) have none to learn from."""
+    if learners and not any(dataset.clips_per_tag(splits.train)[1]):
+        raise ValueError(
+            f"column labelled: no label of the {len(splits.train)} training clips is known, and {name_some(learners)} "
+            "would learn from labels; label some clips, or let the weights of the edges into these models sum to 1"
+        )
 
 
 def require_full_batch(num_train: int, train: Train) -> None:
@@ -182,3 +208,59 @@ def _plain_slice(clips: tuple[Clip, ...], data: Data, slices: int) -> set[str]:
     sources = sorted({clip.source for clip in clips})
     order = keyed_generator("val", data.split_seed).permutation(len(sources))
     return {sources[index] for index in np.array_split(order, slices)[data.val_slice]}
+
+
+def _keep_labels(clips: tuple[Clip, ...], dataset: Dataset, data: Data) -> tuple[Clip, ...]:
+    """The training clips, of which data.labelled_share of the labelled ones, in whole recordings, keep their labels.
+
+    Those that keep them at a smaller share are among those at a larger one.
+    """
+    if data.labelled_share == 1:
+        return clips
+    labelled = [clip for clip in clips if clip.labelled]
+    kept_above = _shares_that_keep_labels(labelled, dataset, data)
+    if dataset.labels == "single":
+        _require_every_tag(labelled, kept_above, data)
+    return tuple(
+        clip
+        if not clip.labelled or kept_above[clip.source] < data.labelled_share
+        else replace(clip, tags=(), absent=None, labelled=False)
+        for clip in clips
+    )
+
+
+def _shares_that_keep_labels(clips: list[Clip], dataset: Dataset, data: Data) -> dict[str, float]:
+    """For each source the share of labels above which its clips keep theirs.
+
+    A source's place in the order is keyed by its name. From the first source on, which always keeps its labels, as many
+    keep them as come nearest to the share of the clips. With one tag per clip this is done within the sources of each
+    tag, which for a source with several is its commonest.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for clip in clips:
+        counts[clip.source][clip.tags[0] if dataset.labels == "single" else ""] += 1
+    strata: dict[str, list[str]] = defaultdict(list)
+    for source in sorted(counts, key=lambda source: (keyed_seed("labelled", data.split_seed, source), source)):
+        strata[min(counts[source], key=lambda tag: (-counts[source][tag], tag))].append(source)
+    kept_above: dict[str, float] = {}
+    for sources in strata.values():
+        sizes = np.array([counts[source].total() for source in sources])
+        nearer_above = (sizes.cumsum() - sizes / 2) / sizes.sum()  # halfway between without and with the source
+        nearer_above[0] = 0
+        kept_above |= dict(zip(sources, nearer_above.tolist(), strict=True))
+    return kept_above
+
+
+def _require_every_tag(clips: list[Clip], kept_above: dict[str, float], data: Data) -> None:
+    """ValueError where a tag of the labelled training clips is on none that keeps its label."""
+    by_tag: dict[str, float] = {}
+    for clip in clips:
+        (tag,) = clip.tags
+        by_tag[tag] = min(by_tag.get(tag, 1.0), kept_above[clip.source])
+    lost = sorted(tag for tag, share in by_tag.items() if share >= data.labelled_share)
+    if lost:
+        enough = (math.floor(100 * max(by_tag.values())) + 1) / 100
+        raise ValueError(
+            f"data.labelled_share = {data.labelled_share:g}: no labelled training clip is left of the tags "
+            f"{name_some(lost)}; --set data.labelled_share={enough:g}"
+        )

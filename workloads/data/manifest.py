@@ -16,7 +16,8 @@ from workloads.runtime.opener import Opener
 from workloads.runtime.rng import keyed_generator
 from workloads.runtime.text import name_some
 
-COLUMNS = ("clip_id", "path", "tags", "fold", "source", "absent")  # of a manifest
+COLUMNS = ("clip_id", "path", "tags", "fold", "source", "absent", "labelled")  # of a manifest
+YES, NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")  # pandas writes 1.0 where a column has gaps
 FOLDS = 5  # number of folds to which the sources of a manifest without folds are assigned
 
 
@@ -27,7 +28,7 @@ def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()
 
     Raises ValueError, with row and fix, for missing columns, repeated clip_ids, clips without tags where data.labels is
     "single", folds that are not numbers, more than one tag where data.labels is "single", absent tags that no clip has
-    or that are also among the clip's tags, and tags that the model does not know.
+    or that are also among the clip's tags, tags of a clip that is not labelled, and tags that the model does not know.
     """
     if data.format == "synthetic":
         clips, given = synthetic_clips(data), _LeftOut()
@@ -120,10 +121,27 @@ class _Row:
             )
         return path
 
+    def labelled(self) -> bool:
+        """Whether anything is known of the clip's tags; if not, the cells that say it must be empty."""
+        text = self.optional("labelled").strip()
+        if text.lower() not in ("", *YES, *NO):
+            raise ValueError(f"{self.location}: labelled = {text!r}: must be true or false, or empty for true")
+        labelled = text.lower() not in NO
+        for column in () if labelled else ("tags", "absent"):
+            if _parse_tags(self.optional(column)):
+                raise ValueError(
+                    f"{self.location}: labelled = {text!r}, but {column} = {self.cells[column]!r}: empty that cell, "
+                    "since nothing is known of the clip's tags, or set labelled to true"
+                )
+        return labelled
+
     def tags(self, column: str) -> tuple[str, ...]:
         tags = _parse_tags(self.optional(column))
         if self.single and not tags:
-            raise ValueError(f"{self.location}: the clip has no tag; name one in column {column}, or leave the row out")
+            raise ValueError(
+                f"{self.location}: the clip has no tag; name one in column {column}, or leave the row out"
+                + (" (or write false in a column labelled: its tag is unknown)" if column == "tags" else "")
+            )
         if self.single and len(tags) > 1:
             raise ValueError(
                 f"{self.location}: {len(tags)} tags ({'; '.join(tags)}), but data.labels = 'single'; set it to 'multi'"
@@ -160,7 +178,7 @@ def _read_esc50(data: Data, opener: Opener) -> list[Clip]:
 
 
 def _read_manifest(data: Data, opener: Opener) -> tuple[list[Clip], _LeftOut]:
-    """A table with clip_id, path, tags, and optionally fold, source and absent, as CSV or Parquet."""
+    """A table with clip_id, path, tags, and optionally fold, source, absent and labelled, as CSV or Parquet."""
     given = _LeftOut()
 
     def to_clip(row: _Row) -> Clip:
@@ -169,6 +187,8 @@ def _read_manifest(data: Data, opener: Opener) -> tuple[list[Clip], _LeftOut]:
         given.without_source += not row.optional("source")
         given.folds_assigned |= not row.optional("fold")
         fold = row.fold() if row.optional("fold") else _assign_fold(source)
+        if not row.labelled():
+            return Clip(clip_id, path, (), fold, source, labelled=False)
         tags = row.tags("tags")
         return Clip(clip_id, path, tags, fold, source, row.absent(tags))
 

@@ -35,6 +35,8 @@ class PreparedData:
             "tags": list(self.dataset.tags),
             "labels": self.dataset.labels,
             "clips": {name: len(clips) for name, clips in parts.items()},
+            "unlabelled": sum(not clip.labelled for clip in self.splits.train),  # of the training clips
+            "left_out": len(self.splits.left_out),
             "clips_per_tag": {name: have for name, (have, _) in counts.items()},
             "known_per_tag": {name: known for name, (_, known) in counts.items()} if self._partly_labelled else None,
             "folds": {str(fold): {name: in_fold[fold, name] for name in PARTS} for fold in fold_numbers(self.dataset)},
@@ -51,13 +53,13 @@ class PreparedData:
         return {
             "rates": rates(self.cache.decoded().values()),
             "part_folds": part_folds(self.splits),
-            "untagged": sum(not clip.tags for clip in self.dataset.clips),
+            "untagged": sum(clip.labelled and not clip.tags for clip in self.dataset.clips),
             "tags": {tag: asdict(count) for tag, count in tag_counts(self.dataset, self.splits).items()},
         }
 
     @property
     def _partly_labelled(self) -> bool:
-        return any(clip.absent is not None for clip in self.dataset.clips)
+        return any(clip.absent is not None or not clip.labelled for clip in (*self.dataset.clips, *self.splits.train))
 
 
 def prepare(

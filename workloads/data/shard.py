@@ -57,7 +57,7 @@ class Shard:
 
     keys: tuple[ViewKey, ...]
     x_BT: Tensor
-    y_BC: Tensor  # labels; NaN where unknown
+    y_BC: Tensor  # labels; NaN where unknown: of an unlabelled clip all of them
     known_BC: Tensor  # the known share of each label: 0 or 1, between them for a mixture of a known and an unknown one
     masks_B4: Tensor
     sound_B2: Tensor | None = None

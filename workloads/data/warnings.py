@@ -34,6 +34,8 @@ def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list
             _without_folds(dataset, splits, recipe),
             _comma_tags(dataset),
             *_tags_without_clips(dataset, splits),
+            _left_out(splits, recipe),
+            _heard_without_teacher(splits, recipe),
         )
         if warning
     ]
@@ -83,6 +85,26 @@ def _tags_without_clips(dataset: Dataset, splits: Splits) -> list[str]:
                 f"({name_some(absent, SHOWN)}), so {meaning}: add clips with them, or remove them"
             )
     return found
+
+
+def _left_out(splits: Splits, recipe: Recipe) -> str:
+    if not splits.left_out or recipe.data.unlabelled == "leave_out":
+        return ""
+    return (
+        f"column labelled: {len(splits.left_out)} unlabelled clips are used nowhere, because they are in test fold "
+        f"{recipe.data.test_fold} or of recordings that are validated on: label them, or give those of other "
+        "recordings another fold or a source of their own"
+    )
+
+
+def _heard_without_teacher(splits: Splits, recipe: Recipe) -> str:
+    unlabelled = sum(not clip.labelled for clip in splits.train)
+    if not unlabelled or recipe.edges:
+        return ""
+    return (
+        f"data.unlabelled = 'hear': {unlabelled} of {len(splits.train)} training clips have no label, and the recipe "
+        "has no edges, so nothing is learned from them: --set data.unlabelled=leave_out"
+    )
 
 
 def _sound_warnings(decoded: Collection[DecodedClip], recipe: Recipe) -> list[str]:

@@ -65,15 +65,16 @@ def label_loss(
     """Loss_B against labels, which may be mixed: cross entropy (single), or BCE averaged over tags (multi).
 
     Targets are y(1 - s) + s/C (single) or y(1 - s) + s/2 (multi) with label smoothing s (reference/cmkd.md 1.1). An
-    unknown label (NaN, multi only) adds 0 to the mean over tags, as EfficientAT masks OpenMIC's
-    (reference/efficientat.md 4). `known_BC` is the known share of each label, by which it counts: a mixture of a known
-    and an unknown one is known by the weight of the first. None: all that is not NaN.
+    unknown label (NaN) adds 0 to the sum (single: an unlabelled clip, all of whose labels are unknown) or to the mean
+    over tags (multi, as EfficientAT masks OpenMIC's: reference/efficientat.md 4). `known_BC` is the known share of each
+    label, by which it counts: a mixture of a known and an unknown one is known by the weight of the first. None: all
+    that is not NaN.
     """
     logits_BC = logits_BC.float()
-    if labels == "single":
-        y_BC = y_BC * (1 - smoothing) + smoothing / y_BC.shape[1]
-        return -(y_BC * logits_BC.log_softmax(1)).sum(1)
     known_BC = _known_shares(y_BC, known_BC)
+    if labels == "single":
+        y_BC = y_BC.nan_to_num() * (1 - smoothing) + smoothing / y_BC.shape[1]
+        return -(known_BC * y_BC * logits_BC.log_softmax(1)).sum(1)
     y_BC = y_BC.nan_to_num() * (1 - smoothing) + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits_BC, y_BC, weight=known_BC, reduction="none").mean(1)
 
@@ -120,17 +121,21 @@ def open_gate(
     """1 for the clips on which the edge is open, 0 elsewhere, without gradient; shape (B,).
 
     "better_on_clip" is open where the teacher's label loss is below the student's (Bi-KD, reference/cmkd.md section 3),
-    "switokd" follows SwitOKD, "always" is open on every clip.
+    "switokd" follows SwitOKD, "always" is open on every clip. On a clip of which nothing is known every gate is open,
+    because no label says that the teacher is the worse of the two.
     """
     with torch.no_grad():
+        known_BC = _known_shares(y_BC, known_BC)
+        if edge.gate == "always":
+            return torch.ones(len(y_BC), device=y_BC.device)
         if edge.gate == "better_on_clip":
             teacher_B, student_B = (
                 label_loss(logits_BC, y_BC, labels=labels, known_BC=known_BC) for logits_BC in (teacher_BC, student_BC)
             )
-            return (teacher_B < student_B).float()
-        if edge.gate == "switokd":
-            return _switokd(student_BC, teacher_BC, y_BC, _known_shares(y_BC, known_BC), labels).float()
-        return torch.ones(len(y_BC), device=y_BC.device)
+            open_B = teacher_B < student_B
+        else:
+            open_B = _switokd(student_BC, teacher_BC, y_BC, known_BC, labels)
+        return (open_B | (known_BC == 0).all(1)).float()
 
 
 def _switokd(student_BC: Tensor, teacher_BC: Tensor, y_BC: Tensor, known_BC: Tensor, labels: str) -> Tensor:

@@ -1,8 +1,9 @@
 """Checks before the first step, on all workers together: the data, and the recipe's mistakes in models."""
 
 from workloads.config.recipe import Recipe
-from workloads.data.clips import require_scorable
+from workloads.data.clips import require_labels, require_scorable
 from workloads.data.prepare import PreparedData, prepare
+from workloads.distill.schedule import Phase, label_learners, own_steps
 from workloads.models.buildable import require_buildable
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach
@@ -11,7 +12,7 @@ from workloads.runtime.session import Session, gather
 
 
 def prepare_run(
-    recipe: Recipe, own_steps: dict[str, int], session: Session, files: Opener
+    recipe: Recipe, phases: tuple[Phase, ...], session: Session, files: Opener
 ) -> tuple[PreparedData, dict[str, tuple[str, ...]]]:
     """The run's data, and by model the tensors that its `init` does not provide. Every worker must call it once.
 
@@ -19,7 +20,7 @@ def prepare_run(
     workers for a mistake that any of them finds (a file may be missing on one node only): otherwise the others would
     wait for that worker for ever.
     """
-    mistake, fingerprint = "", ""
+    mistake, fingerprint, steps = "", "", own_steps(phases)
     newly_initialised: dict[str, tuple[str, ...]] = {}
     try:
         if recipe.train.compile:
@@ -27,11 +28,12 @@ def prepare_run(
         require_buildable(recipe)  # before clips are decoded
         prepared = prepare(recipe, files)
         require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
+        require_labels(prepared.dataset, prepared.splits, label_learners(phases))
         fingerprint = prepared.dataset.fingerprint()
         for name in recipe.models:
             tagger = build_initial_tagger(recipe, name, tags=prepared.dataset.tags, files=files)
             newly_initialised[name] = tagger.newly_initialised
-            if not own_steps[name]:
+            if not steps[name]:
                 require_ready_to_teach(tagger, name)
     except ValueError as error:
         mistake = str(error)

@@ -79,6 +79,15 @@ def own_steps(phases: tuple[Phase, ...], *, until: int | None = None) -> dict[st
     return totals
 
 
+def label_learners(phases: tuple[Phase, ...]) -> tuple[str, ...]:
+    """The models that learn from labels: the weights of the open edges into them sum to less than 1 in some phase."""
+    learners: dict[str, None] = {}
+    for phase in phases:
+        taught = {name: sum(edge.weight for edge in phase.edges if edge.student == name) for name in phase.trains}
+        learners |= {name: None for name, weight in taught.items() if weight < 1 - 1e-9}
+    return tuple(learners)
+
+
 def edge_weights(recipe: Recipe, phase: Phase, step: int, scores: Mapping[str, float]) -> dict[str, float]:
     """The weight of each open edge in this step, by edge key: its weight in the recipe times the ramp.
 

@@ -44,6 +44,17 @@ def test_the_runs_own_test_fold_scores_as_the_run_did(published, antiphon):
     assert result["scores"] == pytest.approx(state["test"], abs=1e-6)
 
 
+def test_unlabelled_clips_are_not_scored(published, antiphon):
+    folder, data = published
+    own = [word for value in ("data.test_fold=2", "data.labelled_share=0.5") for word in ("--set", value)]
+    done = antiphon("evaluate", folder, "--data", "demo", "--part", "train", *data, *own, "--json")
+    assert done.code == 0, done.err
+    result, all_train = json.loads(done.out), checkpoint.read_state(folder)["data"]["clips"]["train"]
+    assert result["clips"] == all_train / 2
+    assert len(result["most_wrong"]) == 10
+    assert all(math.isfinite(value) for value in result["scores"].values())
+
+
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_another_test_fold_of_its_training_data_is_refused(published, antiphon, part):
     folder, data = published

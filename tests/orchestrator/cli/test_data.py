@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from orchestrator.recipes.loader import load_recipe
+from workloads.data.clips import split
+from workloads.data.manifest import read_dataset
+from workloads.runtime.opener import LocalFiles
+
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -53,6 +58,49 @@ def test_each_message_leads_a_stranger_to_the_next_step(words: list[str], antiph
     assert summary["statistics"]["rates"] == {"8000": 60}
     assert summary["durations"]["padding"] == pytest.approx(0, abs=1e-9)
     assert summary["statistics"]["tags"]["up"]["clips"] == 20
+
+
+def test_the_check_says_how_many_clips_are_unlabelled(words: list[str], antiphon) -> None:
+    table = Path("words/clips.csv")
+    header, *rows = table.read_text().splitlines()
+    unlabelled = [f"{row.rsplit(',', 1)[0]},,no" if n < 20 else f"{row}," for n, row in enumerate(rows)]
+    table.write_text("\n".join([f"{header},labelled", *unlabelled]) + "\n")
+    check = ["data", "check", "demo", *words, "--set", "data.root=words"]
+    summary = json.loads(antiphon(*check, "--json").out)
+    assert summary["unlabelled"] + summary["left_out"] == 20
+    assert summary["left_out"] > 0
+    shared = antiphon(*check, "--set", "data.labelled_share=0.5")
+    (row,) = (line for line in shared.out.splitlines() if line.startswith("│ unlabelled"))
+    train = summary["clips"]["train"]
+    labelled = sum(tag["parts"]["train"] // 2 for tag in summary["statistics"]["tags"].values())
+    assert row.split("│")[2].strip() == (
+        f"{train - labelled} of {train} train clips ({labelled / train:.1%} labelled), {summary['left_out']} left out"
+    )
+    assert "column labelled" in dict(warned(shared.err))
+    dropped = json.loads(antiphon(*check, "--set", "data.unlabelled=leave_out", "--json").out)
+    assert (dropped["unlabelled"], dropped["left_out"]) == (0, 20)
+    assert dropped["clips"]["train"] == train - summary["unlabelled"]
+    assert dropped["fingerprint"] == summary["fingerprint"]
+    assert summary["statistics"]["untagged"] == 0
+
+
+def test_a_run_that_has_no_label_to_learn_from_is_refused_before_it_starts(words: list[str], antiphon) -> None:
+    """Labels are known of test and validation clips only; the teacher of the last command learns from nothing."""
+    settings = [*words, "--set", "data.root=words", "--set", "data.labels=multi"]
+    files = LocalFiles()
+    data = load_recipe("demo", [word for word in settings if word != "--set"]).data
+    train = {clip.path for clip in split(read_dataset(data, files), data).train}
+    rows = []
+    for n in range(60):
+        cells = ("no,up", "up,no")[n % 2]
+        rows.append(f"c{n:02},wav/{n}.wav,{',' if f'wav/{n}.wav' in train else cells}")
+    Path("words/clips.csv").write_text("\n".join(["clip_id,path,tags,absent", *rows]) + "\n")
+    refused = antiphon("run", "demo", "--dry-run", *settings)
+    assert refused.code == 2
+    assert f"no label of the {len(train)} training clips is known, and cnn, vit, " in refused.err
+    frozen = ("schedule.teacher_steps=0", "models.cnn.init=cnn.safetensors", "edges.0.weight=1.0", "compare=false")
+    only_taught = [word for value in frozen for word in ("--set", value)]
+    assert antiphon("run", "one-way", "--dry-run", *settings, *only_taught).code == 0
 
 
 def test_clips_too_short_for_a_model_are_refused_by_every_door_before_anything_is_read(

@@ -227,6 +227,15 @@ def test_data_is_counted(page: Page) -> None:
     )
 
 
+def test_clips_without_labels_are_counted(tmp_path: Path) -> None:
+    records = run_records()
+    next(record for record in records if record["kind"] == "data").update(unlabelled=216, left_out=3)
+    rows = dict(_page(records, tmp_path).tables["data"])
+    assert rows["train clips"] == "240, 24 of them labelled"
+    assert rows["val clips"] == "60"
+    assert rows["unlabelled clips left out"] == "3"
+
+
 def test_scores_stand_beside_those_without_a_model(page: Page, tmp_path: Path) -> None:
     row = page.tables["models"][-1]
     assert (row[0], row[4:6]) == ("without a model", ["0.4000", "0.4000"])

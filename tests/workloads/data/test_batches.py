@@ -271,9 +271,12 @@ def test_balanced_sampling_draws_rare_tags_as_often_as_common_ones(unequal: tupl
     assert rare == pytest.approx(1000, abs=4 * np.sqrt(2000 / 4))
 
 
-def test_balanced_sampling_draws_clips_without_tags_as_one_more_tag(unequal: tuple[Dataset, ClipCache, Data]) -> None:
+@pytest.mark.parametrize("labelled", [True, False])
+def test_balanced_sampling_draws_clips_without_tags_as_one_more_tag(
+    unequal: tuple[Dataset, ClipCache, Data], labelled: bool
+) -> None:
     dataset, cache, data = unequal
-    clips = tuple(replace(clip, tags=() if n < 40 else clip.tags) for n, clip in enumerate(dataset.clips))
+    clips = tuple(replace(clip, tags=(), labelled=labelled) if n < 40 else clip for n, clip in enumerate(dataset.clips))
     dataset = Dataset(clips, ("common",), "multi")
     batches = Batches(clips, dataset, cache, make_recipe(data, augment=Augment(), shard_size=50, shards=1))
     drawn = Counter(clip_id for step in range(40) for clip_id in batches.shard(step, 0).clip_ids)

@@ -115,3 +115,23 @@ def test_sources_and_folds_that_the_table_lacks_are_named(tmp_path: Path, column
     splits = Splits(dataset.clips, dataset.clips, dataset.clips)
     found = data_warnings(dataset, splits, [], replace(recipe(), data=data))
     assert [warning[: len(start)] for warning, start in zip(found, said, strict=True)] == said
+
+
+def test_unlabelled_clips_that_teach_nothing_are_named() -> None:
+    unlabelled = tuple(replace(clip, tags=(), labelled=False) for clip in clips("a", "b", "c"))
+    labelled = clips("a", "b")
+    dataset = Dataset((*labelled, *unlabelled), ("a", "b"), "single")
+    splits = Splits((*labelled, *unlabelled[:1]), labelled, labelled, left_out=unlabelled[1:])
+    left_out = (
+        "column labelled: 2 unlabelled clips are used nowhere, because they are in test fold 1 or of recordings that "
+        "are validated on: label them, or give those of other recordings another fold or a source of their own"
+    )
+    assert data_warnings(dataset, splits, [], recipe()) == [left_out]
+    assert data_warnings(dataset, splits, [], recipe("compare=false", "edges=[]")) == [
+        left_out,
+        "data.unlabelled = 'hear': 1 of 3 training clips have no label, and the recipe has no edges, so nothing is "
+        "learned from them: --set data.unlabelled=leave_out",
+    ]
+    without = Splits(labelled, labelled, labelled, left_out=unlabelled)
+    untaught = recipe("compare=false", "edges=[]", "data.unlabelled=leave_out")
+    assert data_warnings(dataset, without, [], untaught) == [], "as the user said"

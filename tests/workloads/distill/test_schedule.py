@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from orchestrator.recipes.loader import load_recipe, shipped_names
-from workloads.distill.schedule import edge_weights, own_steps, plan_phases, smooth_scores
+from workloads.distill.schedule import edge_weights, label_learners, own_steps, plan_phases, smooth_scores
 
 DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that require them
 TEACHERS_NOT_SHIPPED = [
@@ -160,3 +160,17 @@ def test_weights_into_one_student_cannot_exceed_one():
     ]
     with pytest.raises(ValueError, match=r"edges into cnn1: weights sum to 1.2; at most 1"):
         phases_of("generations", *settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "learners"),
+    [
+        ("one-way", [], ("cnn", "vit")),
+        ("one-way", ["edges.0.weight=1.0"], ("cnn",)),
+        ("one-way", ["schedule.teacher_steps=0", "models.cnn.init=cnn.safetensors", "edges.0.weight=1.0"], ()),
+        ("mutual", ["schedule.burn_in=0", "edges.0.weight=1.0"], ("cnn",)),
+        ("mutual", ["edges.0.weight=1.0"], ("cnn", "vit")),
+    ],
+)
+def test_models_learn_from_labels_unless_their_edges_weigh_1_in_every_phase(name, settings, learners):
+    assert label_learners(phases_of(name, *settings)) == learners

@@ -11,13 +11,15 @@ import soundfile
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
+from torch.nn.functional import cross_entropy
 
 from workloads.config.recipe import Augment, Data, Edge, Recipe
 from workloads.data.augment import draw_view
-from workloads.data.batches import Batches
+from workloads.data.batches import Batches, mix_labels
 from workloads.data.clips import Dataset
 from workloads.data.manifest import read_dataset
-from workloads.distill.edges import label_loss, open_gate
+from workloads.data.shard import Mixture
+from workloads.distill.edges import EdgeTerm, kd_loss, label_loss, open_gate, student_loss
 from workloads.evaluate import metrics
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
@@ -80,6 +82,50 @@ def test_gates_use_known_labels_only(gate: str) -> None:
     assert set(known) == {0.0, 1.0}, "the gate depends on the labels"
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_unlabelled_clip_learns_from_its_teacher_alone(smoothing: float) -> None:
+    """With one tag a clip: no label loss, no gradient of it, and the loss is a mean over all clips as before."""
+    logits_BC = torch.tensor([[0.3, -1.0, 2.0], [0.1, 0.2, -0.3]], requires_grad=True)
+    y_BC = torch.tensor([[1.0, 0.0, 0.0], [NAN, NAN, NAN]])
+    loss_B = label_loss(logits_BC, y_BC, labels="single", smoothing=smoothing)
+    labelled = cross_entropy(logits_BC[:1], torch.tensor([0]), label_smoothing=smoothing)
+    torch.testing.assert_close(loss_B, torch.stack([labelled, torch.zeros(())]))
+    untaught, parts = student_loss(logits_BC, y_BC, [], labels="single", smoothing=smoothing)
+    torch.testing.assert_close(untaught, labelled / 2)
+    torch.testing.assert_close(parts["label_loss"], labelled.detach() / 2)
+    untaught.backward()
+    assert logits_BC.grad is not None
+    assert logits_BC.grad[1].tolist() == [0.0, 0.0, 0.0]
+    teacher_BC = torch.tensor([[1.0, 0.1, -2.0], [-0.5, 0.4, 0.9]])
+    term = EdgeTerm(Edge(teacher="cnn", student="vit"), 0.3, teacher_BC)
+    taught, _ = student_loss(logits_BC, y_BC, [term], labels="single", smoothing=smoothing)
+    kd_B = kd_loss(logits_BC, teacher_BC, term.edge, labels="single")
+    torch.testing.assert_close(taught, (0.7 * labelled + 0.3 * kd_B.sum()) / 2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mixture_with_an_unlabelled_clip_counts_by_the_weight_of_the_labelled_one(smoothing: float) -> None:
+    """Smoothed targets too: nothing of them falls to the unknown share."""
+    logits_BC = torch.tensor([[0.3, -1.0, 2.0], [0.3, -1.0, 2.0]])
+    y_BC = torch.tensor([[NAN, NAN, NAN], [0.0, 1.0, 0.0]])
+    mixture = Mixture(torch.tensor([0.25, 0.6]), torch.tensor([1, 0]))
+    mixed_BC, known_BC = mix_labels(y_BC, mixture)
+    assert known_BC.tolist() == [[0.75] * 3, [pytest.approx(0.6)] * 3]
+    loss_B = label_loss(logits_BC, mixed_BC, labels="single", smoothing=smoothing, known_BC=known_BC)
+    labelled = cross_entropy(logits_BC[:1], torch.tensor([1]), label_smoothing=smoothing)
+    torch.testing.assert_close(loss_B, torch.stack([0.75 * labelled, 0.6 * labelled]))
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+@pytest.mark.parametrize("gate", ["always", "better_on_clip", "switokd"])
+def test_gates_are_open_where_nothing_is_known(gate: str, labels: str) -> None:
+    """The student is better on the first clip, so its gate is closed; of the second nothing says so."""
+    edge = Edge(teacher="cnn", student="vit", gate=gate)
+    student, teacher = torch.tensor([[0.0, 0.0, -8.0]]).repeat(2, 1), torch.tensor([[-1.4, -8.0, 1.4]]).repeat(2, 1)
+    y_BC = torch.tensor([[1.0, 0.0, 0.0], [NAN, NAN, NAN]])
+    assert open_gate(edge, student, teacher, y_BC, labels=labels).tolist() == [float(gate == "always"), 1.0]
+
+
 def test_scores_count_known_labels_only() -> None:
     """Equal to scikit-learn's scores with a weight of 0 for unknown labels, as EfficientAT scores OpenMIC."""
     generator = torch.Generator().manual_seed(0)
@@ -101,21 +147,29 @@ def test_scores_count_known_labels_only() -> None:
 
 @pytest.fixture
 def sounds(tmp_path: Path, tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
-    """A recipe on forty clips of noise; `rows` gives the tags and absent tags of a clip by its number."""
+    """A recipe on forty clips of noise; `rows` gives the tags and absent tags of a clip by its number.
 
-    def make(rows: Callable[[int], str], *, header: str = "tags,absent") -> Recipe:
-        folder = tmp_path / "sounds"
-        folder.mkdir(exist_ok=True)
-        noise = np.random.default_rng(0)
+    The clips that `other` names are other noise.
+    """
+
+    def make(
+        rows: Callable[[int], str],
+        *settings: str,
+        header: str = "tags,absent",
+        other: Callable[[int], bool] = lambda number: False,
+    ) -> Recipe:
+        folder = tmp_path / f"sounds{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
         lines = [f"clip_id,path,fold,{header}"]
         for number in range(40):
+            noise = np.random.default_rng([number, other(number)])
             soundfile.write(folder / f"{number}.wav", 0.1 * noise.standard_normal(16_000), 16_000)
             lines.append(f"c{number:02},{number}.wav,{1 + number % 5},{rows(number)}")
         manifest = folder / "clips.csv"
         manifest.write_text("\n".join(lines) + "\n")
         sets = ["data.format=manifest", f"data.root={folder}", f"data.manifest={manifest}", "data.val_share=0.25"]
         plan = ("schedule.burn_in=2", "schedule.period=2", "schedule.turns=2")
-        return tiny("demo", *sets, *plan, f"data.cache={folder / 'cache'}")
+        return tiny("demo", *sets, *plan, f"data.cache={folder / 'cache'}", *settings)
 
     return make
 
@@ -142,6 +196,40 @@ def test_a_run_trains_on_known_labels_and_naming_all_absent_tags_changes_nothing
     partly_known = train(start(sounds(lambda number: f"{one_of_three(number)[0]},{one_of_three(number)[1][0]}")))
     assert explicit == implicit, "bit for bit"
     assert all(partly_known[name] != implicit[name] for name in implicit)
+
+
+def test_unlabelled_clips_change_a_student_only_through_its_edges(
+    sounds: Callable[..., Recipe], start: Callable[..., Run]
+) -> None:
+    """The vit, whose clips do not see each other: bit for bit the same whatever these clips sound like, if untaught."""
+
+    def is_unlabelled(number: int) -> bool:
+        return number % 5 in (3, 4)
+
+    def cells(number: int) -> str:
+        return ",no" if is_unlabelled(number) else f"{TAGS[number % 3]},"
+
+    def weights(*settings: str, other: Callable[[int], bool] = lambda number: False) -> str:
+        run = start(sounds(cells, "data.labels=single", *settings, header="tags,labelled", other=other))
+        assert sum(clip.labelled for clip in run.prepared.splits.train) == 12
+        assert len(run.prepared.splits.train) == 28
+        return train(run)["vit"]
+
+    assert weights("edges=[]") == weights("edges=[]", other=is_unlabelled)
+    assert weights() != weights(other=is_unlabelled)
+
+
+def test_a_student_learns_what_its_teacher_says_of_unlabelled_clips(
+    tiny: Callable[..., Recipe], start: Callable[..., Run]
+) -> None:
+    """The edge alone teaches it (weight 1), on clips of which a tenth is labelled."""
+    plan = ("schedule.teacher_steps=8", "schedule.steps=40", "schedule.ramp=0", "edges.0.weight=1.0")
+    run = start(tiny("one-way", *plan, "data.labelled_share=0.1", "models.vit.optimizer.lr=3e-3"))
+    train(run)
+    values = [record["values"] for record in read_event_log(run.history.path) if record["kind"] == "metrics"]
+    kd = [step["cnn-to-vit/kd_loss"] for step in values if "cnn-to-vit/kd_loss" in step]
+    assert len(kd) == 40
+    assert sum(kd[-8:]) < 0.5 * sum(kd[:8])
 
 
 def test_mixed_labels_are_means_of_known_labels_and_count_by_their_known_share(
