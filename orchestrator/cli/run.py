@@ -136,11 +136,13 @@ def _print_outcome(outcome: dict[str, Any], *, resume_id: str) -> None:
 
 def _data_notes(recipe: Any) -> list[str]:
     """What to say of the data; a table that is not on this machine may be where the recipe is to run."""
-    from orchestrator.training.driver import check_recipe_data
+    from orchestrator.training.driver import check_recipe_data, with_learnable_controls
     from workloads.data.table import NoSuchTable
 
+    warnings: list[str] = []
     try:
-        return [f"warning: {warning}" for warning in check_recipe_data(recipe)]
+        warnings += check_recipe_data(with_learnable_controls(recipe, warnings.append))
+        return [f"warning: {warning}" for warning in warnings]
     except NoSuchTable as missing:
         return [f"note: the data is not checked: {missing}"]
 

@@ -27,8 +27,9 @@ from orchestrator.training.ray_trainer import run_on_ray
 from orchestrator.training.request import RunRequest, check_request, with_absolute_paths
 from orchestrator.training.signals import StopSignals
 from orchestrator.training.system_metrics import sampling
+from workloads.config.controls import without_controls
 from workloads.config.recipe import Recipe
-from workloads.data.check import check_data
+from workloads.data.check import check_data, has_training_labels
 from workloads.distill.schedule import label_learners, plan_phases
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EventLog
@@ -60,7 +61,8 @@ def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], N
     data before anything starts. Raises ValueError for the user's mistakes that can be seen by then.
     """
     check_request(request)
-    request = replace(request, recipe=with_absolute_paths(request.recipe))
+    recipe = with_learnable_controls(with_absolute_paths(request.recipe), warn)
+    request = replace(request, recipe=recipe)
     for warning in check_recipe_data(request.recipe):
         warn(warning)
     object_store.check_storage(request.storage)
@@ -89,6 +91,20 @@ def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], N
         result = retry_while_unavailable(publish, what=location.uri, patience_s=request.patience_s)
     wait_for_tracking(replayer, timeout_s=TRACKING_GRACE_S[result.outcome["status"]])
     return result
+
+
+def with_learnable_controls(recipe: Recipe, warn: Callable[[str], None]) -> Recipe:
+    """The recipe, without its controls where no label is known that they could learn from: `warn` is told.
+
+    Only a recipe whose other models learn from teachers alone can be trained then.
+    """
+    taught = without_controls(recipe)
+    if not recipe.compare or label_learners(plan_phases(taught)):
+        return recipe
+    if has_training_labels(recipe, object_store.FsspecFiles()):
+        return recipe
+    warn("compare = true: no label of a training clip is known, so there are no untaught controls to compare with")
+    return taught
 
 
 def check_recipe_data(recipe: Recipe) -> list[str]:

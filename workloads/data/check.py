@@ -12,6 +12,12 @@ from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
 
+def has_training_labels(recipe: Recipe, files: Opener) -> bool:
+    """Whether any label of a training clip is known, by the metadata alone; raises as `read_dataset` and `split`."""
+    dataset = read_dataset(recipe.data, files)
+    return any(dataset.clips_per_tag(split(dataset, recipe.data).train)[1])
+
+
 def check_data(
     recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bool, train: Train, learners: Sequence[str]
 ) -> list[str]:
