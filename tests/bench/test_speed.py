@@ -18,7 +18,7 @@ from workloads.runtime.event_log import read_event_log
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 PAIRS = 3
-SETTINGS = ["schedule.burn_in=60", "schedule.period=30", "schedule.turns=2", "train.eval_every=1000"]
+SETTINGS = ["compare=false", "schedule.burn_in=60", "schedule.period=30", "schedule.turns=2", "train.eval_every=1000"]
 
 pytestmark = pytest.mark.bench
 
