@@ -27,6 +27,12 @@ SMALL_MODELS = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A home folder for this session: what a run leaves in `~/.cache` must not meet that of an earlier session."""
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
 @pytest.fixture(scope="session")
 def esc10() -> Path:
     """A folder of real audio in ESC-50's layout; tests that need it are skipped where it does not exist."""
