@@ -97,8 +97,8 @@ def test_a_run_that_has_no_label_to_learn_from_is_refused_before_it_starts(words
     Path("words/clips.csv").write_text("\n".join(["clip_id,path,tags,absent", *rows]) + "\n")
     refused = antiphon("run", "demo", "--dry-run", *settings)
     assert refused.code == 2
-    assert f"no label of the {len(train)} training clips is known, and cnn, vit, " in refused.err
-    frozen = ("schedule.teacher_steps=0", "models.cnn.init=cnn.safetensors", "edges.0.weight=1.0")
+    assert f"no label of the {len(train)} training clips is known, and cnn, vit would learn" in refused.err
+    frozen = ("schedule.teacher_steps=0", "models.cnn.init=cnn.safetensors", "edges.0.weight=1.0", "compare=true")
     only_taught = [word for value in frozen for word in ("--set", value)]
     done = antiphon("run", "one-way", "--dry-run", *settings, *only_taught)
     assert done.code == 0

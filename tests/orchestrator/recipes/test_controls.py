@@ -57,6 +57,6 @@ def test_mistakes(settings, message):
 
 def test_trials_of_a_search_have_no_controls():
     """The winner has one of its own."""
-    recipe = load_recipe("search-demo")
-    assert recipe.compare
+    recipe = load_recipe("search-demo", ["compare=true"])
+    assert controls_of(recipe) == BOTH
     assert controls_of(search_plan(recipe).recipe) == {}

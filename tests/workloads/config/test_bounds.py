@@ -55,7 +55,9 @@ def test_an_exchange_in_every_step_of_many_is_refused():
 
 
 def test_a_hundred_thousand_turns_are_planned():
-    phases = plan_phases(load_recipe("demo", ["schedule.burn_in=0", "schedule.period=1", "schedule.turns=100000"]))
+    phases = plan_phases(
+        load_recipe("demo", ["compare=true", "schedule.burn_in=0", "schedule.period=1", "schedule.turns=100000"])
+    )
     assert (len(phases), phases[-1].end) == (100_000, 100_000)
     names = ("cnn", "vit", "cnn_untaught", "vit_untaught")
     assert own_steps(phases) == dict.fromkeys(names, 50_000)
