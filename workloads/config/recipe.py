@@ -36,7 +36,7 @@ MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 class Data(Checked):
     """Which clips, how they are split into train, validation and test, and where the decoded ones are cached."""
 
-    format: Literal["synthetic", "esc50", "manifest"] = "synthetic"
+    format: Literal["synthetic", "manifest", "folders", "esc50"] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
@@ -72,10 +72,11 @@ class Data(Checked):
         if self.format == "synthetic":
             self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten per fold")
             self._require_at_most(MAX_SYNTHETIC_CLIPS, "synthetic_clips")
-        if self.format == "esc50":
-            self._require(bool(self.root), "root", "format esc50 needs the data set's folder: --set data.root=DIR")
-        if self.format == "manifest":
+        elif self.format == "manifest":
             self._require(bool(self.manifest), "manifest", "format manifest needs --set data.manifest=FILE")
+        else:
+            needs = f"format {self.format} needs the data set's folder: --set data.root=DIR"
+            self._require(bool(self.root), "root", needs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from workloads.config.recipe import Recipe
 from workloads.data.clips import Dataset, Splits
 from workloads.data.decoded import DecodedClip
-from workloads.data.manifest import FOLDS
+from workloads.data.formats.rows import FOLDS
 from workloads.data.statistics import PARTS, durations, rates, tag_counts
 from workloads.runtime.text import name_some
 
@@ -34,6 +34,7 @@ def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list
             _without_folds(dataset, splits, recipe),
             _comma_tags(dataset),
             *_tags_without_clips(dataset, splits),
+            *dataset.warnings,
             _left_out(splits, recipe),
             _heard_without_teacher(splits, recipe),
         )

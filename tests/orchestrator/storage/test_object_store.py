@@ -60,6 +60,16 @@ def test_a_missing_bucket_is_an_error(s3_server):
     assert "ValueError: storage 's3://no-such-bucket/x': cannot be written" in done.stderr
 
 
+def test_the_files_below_a_folder_are_listed_at_any_depth(storage):
+    for path in ("set/b/c/2.wav", "set/b/1.wav", "set/a.csv", "set2/x.wav"):
+        object_store.put_text(object_store.join(storage, path), "x")
+    files = object_store.FsspecFiles()
+    assert files.files_below(object_store.join(storage, "set")) == ["a.csv", "b/1.wav", "b/c/2.wav"]
+    assert files.files_below(object_store.join(storage, "set/")) == ["a.csv", "b/1.wav", "b/c/2.wav"]
+    with pytest.raises(FileNotFoundError):
+        files.files_below(object_store.join(storage, "nowhere"))
+
+
 def test_the_identity_of_a_file_changes_with_its_content(tmp_path):
     files = object_store.FsspecFiles()
     path = tmp_path / "a.wav"
