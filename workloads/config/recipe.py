@@ -36,7 +36,7 @@ MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 class Data(Checked):
     """Which clips, how they are split into train, validation and test, and where the decoded ones are cached."""
 
-    format: Literal["synthetic", "manifest", "folders", "esc50"] = "synthetic"
+    format: Literal["synthetic", "manifest", "folders", "esc50", "urbansound8k"] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine

@@ -11,6 +11,7 @@ from workloads.data.formats.esc50 import read_esc50
 from workloads.data.formats.folders import read_folders
 from workloads.data.formats.manifest import read_manifest
 from workloads.data.formats.rows import Metadata
+from workloads.data.formats.urbansound8k import read_urbansound8k
 from workloads.data.synthetic import synthetic_clips
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
@@ -20,6 +21,7 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
     "manifest": read_manifest,
     "folders": read_folders,
     "esc50": read_esc50,
+    "urbansound8k": read_urbansound8k,
 }
 
 
