@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.config.recipe import Data, Train
+from workloads.config.recipe import OWN_TEST, OWN_VALIDATION, Data, Train
 from workloads.runtime.rng import keyed_generator, keyed_seed
 from workloads.runtime.text import name_some
 
@@ -132,9 +132,13 @@ def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool
     One clip is enough with one tag per clip; with several, some tag must be on a clip and known to be absent from
     another. Called before training: found at the end, it would keep the trained models from being delivered.
     """
+    own = f"these are the clips that format {data.format} names: add their files"
     advice = {"val": "choose another data.val_slice, or a larger data.val_share"}
+    if data.format in OWN_VALIDATION:
+        advice = {"val": own}
     if test:
-        advice["test"] = "choose another data.test_fold, or leave the test part alone with train.score_test = false"
+        other = own if data.format in OWN_TEST else "choose another data.test_fold"
+        advice["test"] = f"{other}, or leave the test part alone with train.score_test = false"
     for part, fix in advice.items():
         clips: tuple[Clip, ...] = getattr(splits, part)
         if dataset.labels == "single":

@@ -9,6 +9,7 @@ from workloads.config.recipe import Data
 from workloads.data.clips import Clip, Dataset
 from workloads.data.formats.esc50 import read_esc50
 from workloads.data.formats.folders import read_folders
+from workloads.data.formats.fsd50k import read_fsd50k
 from workloads.data.formats.manifest import read_manifest
 from workloads.data.formats.rows import Metadata
 from workloads.data.formats.urbansound8k import read_urbansound8k
@@ -21,6 +22,7 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
     "manifest": read_manifest,
     "folders": read_folders,
     "esc50": read_esc50,
+    "fsd50k": read_fsd50k,
     "urbansound8k": read_urbansound8k,
 }
 

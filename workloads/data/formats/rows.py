@@ -14,6 +14,7 @@ from workloads.data.table import Row
 from workloads.runtime.rng import keyed_generator
 
 YES, NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")  # pandas writes 1.0 where a column has gaps
+TEST, TRAIN, VALIDATION = 1, 2, 3  # the folds of a data set that comes with a split of its own
 FOLDS = 5  # number of folds to which the sources of a data set without folds are assigned
 
 
@@ -60,12 +61,12 @@ class MetadataRow:
             raise ValueError(f"{self.location}: fold = {text!r}: must be a whole number, or leave all folds empty")
         return int(value)
 
-    def path(self, column: str, data: Data, *, below: str = "") -> str:
+    def path(self, column: str, data: Data, *, below: str = "", ending: str = "") -> str:
         """A file's path, below data.root; anywhere else only with data.anywhere.
 
         A table may come from others: it does not choose which files of this machine are read, nor a protocol.
         """
-        path = below + self.required(column)
+        path = below + self.required(column) + ending
         if "::" in path or ("://" in path and not (path.startswith("s3://") and data.root.startswith("s3://"))):
             raise ValueError(
                 f"{self.location}: {column} = {path!r}: must be a plain path (or an s3:// URI where data.root is one)"
@@ -92,8 +93,15 @@ class MetadataRow:
                 )
         return labelled
 
-    def tags(self, column: str) -> tuple[str, ...]:
-        tags = parse_tags(self.optional(column))
+    def choice(self, column: str, values: Mapping[str, int]) -> int:
+        """What the cell's value stands for; it must be one of these."""
+        text = self.required(column)
+        if text not in values:
+            raise ValueError(f"{self.location}: {column} = {text!r}: must be {' or '.join(values)}")
+        return values[text]
+
+    def tags(self, column: str, separator: str = ";") -> tuple[str, ...]:
+        tags = parse_tags(self.optional(column), separator)
         if self.single and not tags:
             raise ValueError(
                 f"{self.location}: the clip has no tag; name one in column {column}, or leave the row out"
@@ -144,9 +152,9 @@ def _checked_rows(table: Iterator[Row], uri: str, columns: tuple[str, ...], *, s
         yield MetadataRow(f"{uri}, row {number}", cells, single)
 
 
-def parse_tags(cell: str) -> tuple[str, ...]:
-    """The sorted, distinct tags of a cell, which separates them by semicolons."""
-    return tuple(sorted({tag.strip() for tag in cell.split(";")} - {""}))
+def parse_tags(cell: str, separator: str = ";") -> tuple[str, ...]:
+    """The sorted, distinct tags of a cell."""
+    return tuple(sorted({tag.strip() for tag in cell.split(separator)} - {""}))
 
 
 def assign_fold(source: str) -> int:
