@@ -12,6 +12,7 @@ from workloads.data.formats.folders import read_folders
 from workloads.data.formats.fsd50k import read_fsd50k
 from workloads.data.formats.manifest import read_manifest
 from workloads.data.formats.rows import Metadata
+from workloads.data.formats.speechcommands import read_speechcommands
 from workloads.data.formats.urbansound8k import read_urbansound8k
 from workloads.data.synthetic import synthetic_clips
 from workloads.runtime.opener import Opener
@@ -23,6 +24,7 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
     "folders": read_folders,
     "esc50": read_esc50,
     "fsd50k": read_fsd50k,
+    "speechcommands": read_speechcommands,
     "urbansound8k": read_urbansound8k,
 }
 
