@@ -11,6 +11,7 @@ from workloads.data.formats.esc50 import read_esc50
 from workloads.data.formats.folders import read_folders
 from workloads.data.formats.fsd50k import read_fsd50k
 from workloads.data.formats.manifest import read_manifest
+from workloads.data.formats.openmic import read_openmic
 from workloads.data.formats.rows import Metadata
 from workloads.data.formats.speechcommands import read_speechcommands
 from workloads.data.formats.urbansound8k import read_urbansound8k
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
     "folders": read_folders,
     "esc50": read_esc50,
     "fsd50k": read_fsd50k,
+    "openmic": read_openmic,
     "speechcommands": read_speechcommands,
     "urbansound8k": read_urbansound8k,
 }

@@ -93,6 +93,16 @@ class MetadataRow:
                 )
         return labelled
 
+    def number(self, column: str, *, low: float, high: float) -> float:
+        text = self.required(column)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"{self.location}: {column} = {text!r}: must be a number from {low:g} to {high:g}")
+        return value
+
     def choice(self, column: str, values: Mapping[str, int]) -> int:
         """What the cell's value stands for; it must be one of these."""
         text = self.required(column)
@@ -132,7 +142,7 @@ def read_clips(
     table: Iterator[Row], uri: str, data: Data, columns: tuple[str, ...], to_clip: Callable[[MetadataRow], Clip]
 ) -> list[Clip]:
     """One clip per row of the table at `uri`, which must have these columns."""
-    clips = [to_clip(row) for row in _checked_rows(table, uri, columns, single=data.labels == "single")]
+    clips = [to_clip(row) for row in read_rows(table, uri, columns, data)]
     if not clips:
         raise ValueError(f"{uri}: holds no clips; it needs a header and one row per clip")
     first: dict[str, int] = {}
@@ -143,13 +153,14 @@ def read_clips(
     return clips
 
 
-def _checked_rows(table: Iterator[Row], uri: str, columns: tuple[str, ...], *, single: bool) -> Iterator[MetadataRow]:
+def read_rows(table: Iterator[Row], uri: str, columns: tuple[str, ...], data: Data) -> Iterator[MetadataRow]:
+    """The rows of the table at `uri`, which must have these columns."""
     for number, cells in enumerate(table, start=1):
         missing = [name for name in columns if name not in cells]
         if missing:
             present = ", ".join(cells)
             raise ValueError(f"{uri}: no column {', '.join(missing)}; it has {present} and needs {', '.join(columns)}")
-        yield MetadataRow(f"{uri}, row {number}", cells, single)
+        yield MetadataRow(f"{uri}, row {number}", cells, data.labels == "single")
 
 
 def parse_tags(cell: str, separator: str = ";") -> tuple[str, ...]:
