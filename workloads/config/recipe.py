@@ -28,9 +28,9 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "logmel40": 16_000,
 }
 # Data formats whose published split is used: each names its test clips (fold 1), some their validation clips too.
-OWN_TEST = ("fsd50k", "openmic", "speechcommands")
+OWN_TEST = ("audioset", "fsd50k", "openmic", "speechcommands")
 OWN_VALIDATION = ("fsd50k", "speechcommands")
-SEVERAL_TAGS = ("fsd50k", "openmic")  # a clip
+SEVERAL_TAGS = ("audioset", "fsd50k", "openmic")  # a clip
 PRETRAINED = "pretrained:"  # what an `init` begins with that names installed weights, no file
 Value = TypeVar("Value")
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -41,10 +41,11 @@ class Data(Checked):
     """Which clips, how they are split into train, validation and test, and where the decoded ones are cached."""
 
     format: Literal[
-        "synthetic", "manifest", "folders", "esc50", "fsd50k", "openmic", "speechcommands", "urbansound8k"
+        "synthetic", "manifest", "folders", "audioset", "esc50", "fsd50k", "openmic", "speechcommands", "urbansound8k"
     ] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
+    audioset_train: Literal["balanced", "unbalanced", "both"] = "balanced"  # AudioSet's tables of training clips
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
     labels: Literal["single", "multi"] = "single"
     clip_seconds: float = 5.0  # the window in which models hear clips

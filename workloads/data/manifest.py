@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from workloads.config.recipe import Data
 from workloads.data.clips import Clip, Dataset
+from workloads.data.formats.audioset import read_audioset
 from workloads.data.formats.esc50 import read_esc50
 from workloads.data.formats.folders import read_folders
 from workloads.data.formats.fsd50k import read_fsd50k
@@ -23,6 +24,7 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
     "synthetic": lambda data, opener: Metadata(synthetic_clips(data)),
     "manifest": read_manifest,
     "folders": read_folders,
+    "audioset": read_audioset,
     "esc50": read_esc50,
     "fsd50k": read_fsd50k,
     "openmic": read_openmic,
