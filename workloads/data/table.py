@@ -15,7 +15,7 @@ Row = dict[str, str]  # a cell is empty where its value is missing
 
 
 class NoSuchTable(ValueError):
-    """The file of the table does not exist."""
+    """The file of the table does not exist, or the folder of a data set without one."""
 
 
 def read_table(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from workloads.config.recipe import Data
+from workloads.data.table import NoSuchTable
 from workloads.runtime.opener import Opener, unreadable
 from workloads.runtime.text import name_some
 
@@ -24,7 +25,8 @@ def list_files(data: Data, opener: Opener) -> list[str]:
     try:
         paths = opener.files_below(data.root)
     except OSError as error:
-        raise ValueError(
+        kind = NoSuchTable if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(
             f"data.root = {data.root!r}: {unreadable(error)}; give the data set's folder: --set data.root=DIR"
         ) from None
     visible = [path for path in paths if not any(is_hidden(part) for part in path.split("/"))]
