@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 from workloads.config.recipe import Data
 from workloads.data.clips import Clip
@@ -58,7 +57,7 @@ def read_audioset(data: Data, opener: Opener) -> Metadata:
 
 def _find(table: str, files: list[str], data: Data, opener: Opener) -> str:
     """The URI of a table below the root."""
-    found = [path for path in files if PurePosixPath(path).name == table]
+    found = [path for path in files if f"/{path}".endswith(f"/{table}")]
     if len(found) != 1:
         where = f"{len(found)} files of this name ({name_some(found, 3)}); keep one" if found else "no such file there"
         raise ValueError(f"data.root = {data.root!r}: {table}: {where}; put Google's table below data.root")
@@ -77,7 +76,8 @@ def _sounds(files: list[str]) -> dict[str, list[tuple[str, str]]]:
     """The files of each video: start as the name gives it, else empty, and path."""
     sounds: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path in filter(is_audio, files):
-        if match := FILE_NAME.fullmatch(PurePosixPath(path).stem):
+        stem = path.rpartition("/")[2].rpartition(".")[0]  # pathlib takes a minute for two million
+        if match := FILE_NAME.fullmatch(stem):
             sounds[match["id"]].append((match["start"] or "", path))
     return sounds
 

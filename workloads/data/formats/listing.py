@@ -29,15 +29,20 @@ def list_files(data: Data, opener: Opener) -> list[str]:
         raise kind(
             f"data.root = {data.root!r}: {unreadable(error)}; give the data set's folder: --set data.root=DIR"
         ) from None
-    visible = [path for path in paths if not any(is_hidden(part) for part in path.split("/"))]
+    visible = [path for path in paths if not any(map(is_hidden, path.split("/")))]
     for path in visible:
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
+        if not (path.isprintable() or _is_text(path)):
             shown = ascii(path)  # a name that is not in UTF-8 holds surrogates
             raise ValueError(
                 f"data.root = {data.root!r}: the file name {shown} is not in UTF-8 or holds a control character; "
                 "rename the file or its folder"
             )
     return visible
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path holds neither control characters nor surrogates; blanks that are not printable are text."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in path)
 
 
 def is_hidden(name: str) -> bool:
@@ -47,7 +52,7 @@ def is_hidden(name: str) -> bool:
 
 def is_audio(path: str) -> bool:
     """Whether a file's ending is that of a sound that can be decoded."""
-    return PurePosixPath(path).suffix.lower() in AUDIO_ENDINGS
+    return path.lower().endswith(AUDIO_ENDINGS)
 
 
 def left_out(others: Sequence[str], data: Data) -> tuple[str, ...]:
