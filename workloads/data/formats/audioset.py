@@ -8,7 +8,7 @@ from workloads.config.recipe import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.listing import is_audio, list_files
 from workloads.data.formats.rows import TEST, TRAIN, Metadata, MetadataRow, read_rows
-from workloads.data.table import read_table
+from workloads.data.table import NoSuchTable, read_table
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
 
@@ -58,9 +58,12 @@ def read_audioset(data: Data, opener: Opener) -> Metadata:
 def _find(table: str, files: list[str], data: Data, opener: Opener) -> str:
     """The URI of a table below the root."""
     found = [path for path in files if f"/{path}".endswith(f"/{table}")]
-    if len(found) != 1:
-        where = f"{len(found)} files of this name ({name_some(found, 3)}); keep one" if found else "no such file there"
-        raise ValueError(f"data.root = {data.root!r}: {table}: {where}; put Google's table below data.root")
+    if not found:
+        raise NoSuchTable(f"data.root = {data.root!r}: {table}: no such file there; put Google's table below data.root")
+    if len(found) > 1:
+        raise ValueError(
+            f"data.root = {data.root!r}: {table}: {len(found)} files of this name ({name_some(found, 3)}); keep one"
+        )
     return opener.join(data.root, found[0])
 
 
