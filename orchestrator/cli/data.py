@@ -1,6 +1,10 @@
-"""`antiphon recipes` and `antiphon data check`: the shipped recipes, and a recipe's data set. Parses and prints."""
+"""`antiphon recipes`, `antiphon data check` and `antiphon data stats`: the shipped recipes, and a recipe's data set.
 
-from typing import Any
+Parses and prints.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
@@ -9,11 +13,17 @@ from rich.table import Table
 
 from orchestrator.cli.options import JsonOption, RecipeArg, SetOption, only_json
 from orchestrator.cli.printing import cell, print_out, print_warning
+from workloads.runtime.text import name_some
+
+if TYPE_CHECKING:
+    from workloads.data.levels import Levels
+    from workloads.evaluate.input_statistics import InputStatistics
 
 MOST_TAGS = 40  # of more, only the rarest and the most frequent ones are printed
+SHOWN_CLIPS = 3  # silent or clipped ones, by name
 MOST_FOLDS = 5  # columns beside those of the parts, in 80 characters
 
-data_app = typer.Typer(no_args_is_help=True, help="Check a data set without training.")
+data_app = typer.Typer(no_args_is_help=True, help="Check and describe a data set without training.")
 
 
 def recipes(as_json: JsonOption = False) -> None:
@@ -43,6 +53,57 @@ def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
             _print_check(summary, statistics, clip_seconds=loaded.data.clip_seconds)
     for warning in summary["warnings"]:
         print_warning(warning)
+
+
+@data_app.command("stats")
+def data_stats(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOption = False) -> None:
+    """Hear a recipe's data set: clips per tag and fold, silence, clipping, and the mean and std of each front end."""
+    from orchestrator.recipes.loader import load_recipe
+    from orchestrator.storage.object_store import FsspecFiles
+    from workloads.data.levels import levels
+    from workloads.data.prepare import prepare
+    from workloads.evaluate.input_statistics import input_statistics
+
+    loaded = load_recipe(recipe, settings)
+    with only_json(as_json) as emit:
+        prepared = prepare(loaded, FsspecFiles())
+        summary, statistics = prepared.summary(), prepared.statistics()
+        heard, inputs = levels(prepared.dataset.clips, prepared.cache), input_statistics(prepared)
+        front_ends = {
+            name: asdict(found) | {"std": found.std, "set": found.settings(name)} for name, found in inputs.items()
+        }
+        emit(summary | {"statistics": statistics, "levels": asdict(heard), "front_ends": front_ends})
+        if not as_json:
+            console = Console()
+            console.print(_overview(summary, statistics, loaded.data.clip_seconds))
+            console.print(_tag_table(statistics["tags"]))
+            for line in (*_level_lines(heard), *_front_end_lines(inputs)):
+                print_out(line)
+
+
+def _level_lines(heard: "Levels") -> list[str]:
+    """How many clips are silent and clipped, with some of their names."""
+    from workloads.data.levels import CLIPPED_RUN, SILENT_DB
+
+    found = {
+        f"silent (peak below {SILENT_DB:g} dB)": heard.silent,
+        f"clipped ({CLIPPED_RUN} samples or more in a row at full scale)": heard.clipped,
+    }
+    return [
+        f"{what}: {len(ids)} of {heard.clips} clips ({len(ids) / heard.clips:.1%})"
+        + (f": {name_some(ids, SHOWN_CLIPS)}" if ids else "")
+        for what, ids in found.items()
+    ]
+
+
+def _front_end_lines(inputs: "dict[str, InputStatistics]") -> list[str]:
+    """For each model the statistics of its front end, and the words that set them."""
+    lines = []
+    for name, found in inputs.items():
+        twice = "" if found.deviations == 1 else f", of which std is {found.deviations:g}"
+        lines.append(f"{name}: {found.kind} has mean {found.mean:.5g}, deviation {found.deviation:.5g}{twice}")
+        lines.append("  " + " ".join(f"--set {setting}" for setting in found.settings(name)))
+    return lines
 
 
 def _print_check(summary: dict[str, Any], statistics: dict[str, Any], *, clip_seconds: float) -> None:

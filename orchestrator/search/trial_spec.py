@@ -6,7 +6,7 @@ from typing import Any
 from orchestrator.recipes.loader import with_settings
 from orchestrator.search.rungs import rung_steps
 from workloads.config.controls import without_controls
-from workloads.config.recipe import Recipe
+from workloads.config.recipe import OWN_VALIDATION, Recipe
 from workloads.config.schedules import Mutual, OneWay, shortened
 from workloads.config.search import Search
 from workloads.distill.schedule import own_steps, plan_phases
@@ -112,8 +112,8 @@ def build_trial_recipe(
     slices = num_slices(trial_recipe)
     if search.slices > slices:
         raise ValueError(
-            f"search.slices = {search.slices}: data.val_share = {trial_recipe.data.val_share:g} makes {slices} slices; "
-            f"--set search.slices={slices}, or a smaller data.val_share"
+            f"search.slices = {search.slices}: {slices_of(trial_recipe)}; --set search.slices={slices}"
+            + (", or a smaller data.val_share" if slices > 1 else "")
         )
     data = replace(trial_recipe.data, val_slice=(trial_recipe.data.val_slice + slice_) % slices)
     return replace(trial_recipe, train=train, data=data, search=None)
@@ -143,7 +143,14 @@ def without_teachers(trial_recipe: Recipe) -> Recipe:
 
 def num_slices(recipe: Recipe) -> int:
     """How many validation slices the training folds are cut into."""
-    return round(1 / recipe.data.val_share)
+    return recipe.data.num_val_slices
+
+
+def slices_of(recipe: Recipe) -> str:
+    """How many slices there are and why, for a message."""
+    if recipe.data.format in OWN_VALIDATION:
+        return f"data.format = {recipe.data.format!r} names its validation clips, which are one slice"
+    return f"data.val_share = {recipe.data.val_share:g} makes {num_slices(recipe)} slices"
 
 
 def keeps_checkpoints(search: Search, task: Task) -> bool:

@@ -7,7 +7,14 @@ from typing import Any
 from orchestrator.search.request import Budget, SearchRequest, parse_budget
 from orchestrator.search.rungs import judged_models, rung_steps
 from orchestrator.search.samplers import planned_settings
-from orchestrator.search.trial_spec import SearchPlan, build_trial_recipe, num_slices, search_plan, without_teachers
+from orchestrator.search.trial_spec import (
+    SearchPlan,
+    build_trial_recipe,
+    num_slices,
+    search_plan,
+    slices_of,
+    without_teachers,
+)
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
 from workloads.config.recipe import Recipe, Train
@@ -150,8 +157,7 @@ def _check_slices(plan: SearchPlan) -> None:
         raise ValueError(
             f"search.repeats = {search.repeats}: with search.slices = {search.slices} and search.finalists = "
             f"{search.finalists} it takes {needed} validation slices for each repeat to have one that was not used to "
-            f"choose, and data.val_share = {plan.recipe.data.val_share:g} makes {available}; {fix}, or add "
-            "--no-finals"
+            f"choose, and {slices_of(plan.recipe)}; {fix}, or add --no-finals"
         )
 
 

@@ -6,6 +6,7 @@ at once; only `create_exclusively` decides between them. Only `FsspecFiles` retr
 `retry_while_unavailable`. Credentials and endpoints come from the process environment (AWS_*), never as arguments.
 """
 
+import errno
 import io
 import os
 import uuid
@@ -20,7 +21,7 @@ from orchestrator.storage.retry import describe_error, is_transient, print_statu
 from workloads.runtime.atomic_files import replace_text, replacing
 from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.json_files import parse_json
-from workloads.runtime.opener import regular_file
+from workloads.runtime.opener import local_files_below, regular_file
 from workloads.runtime.redaction import require_no_secret
 
 SCHEMES = ("file://", "s3://")
@@ -93,6 +94,17 @@ class FsspecFiles:
         info = retry_while_unavailable(lambda: fs.info(path), what=uri, patience_s=READ_RETRY_S)
         stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
         return f"{info['size']}:{stamp}"
+
+    def files_below(self, uri: str) -> list[str]:
+        fs, path = filesystem(uri)
+        if is_local(uri):
+            return local_files_below(Path(path))
+        found = retry_while_unavailable(lambda: fs.find(path), what=uri, patience_s=READ_RETRY_S)
+        top = path.rstrip("/") + "/"
+        names = sorted(name.removeprefix(top) for name in found if name.startswith(top) and not name.endswith("/"))
+        if not names:
+            raise FileNotFoundError(errno.ENOENT, "nothing is below it", uri)
+        return names
 
     def published_folder(self, uri: str) -> str:
         return retry_while_unavailable(lambda: published_folder(uri), what=uri, patience_s=READ_RETRY_S)

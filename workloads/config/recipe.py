@@ -27,6 +27,10 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "ced64": 16_000,
     "logmel40": 16_000,
 }
+# Data formats whose published split is used: each names its test clips (fold 1), some their validation clips too.
+OWN_TEST = ("audioset", "fsd50k", "openmic", "speechcommands")
+OWN_VALIDATION = ("fsd50k", "speechcommands")
+SEVERAL_TAGS = ("audioset", "fsd50k", "openmic")  # a clip
 PRETRAINED = "pretrained:"  # what an `init` begins with that names installed weights, no file
 Value = TypeVar("Value")
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -36,9 +40,12 @@ MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 class Data(Checked):
     """Which clips, how they are split into train, validation and test, and where the decoded ones are cached."""
 
-    format: Literal["synthetic", "esc50", "manifest"] = "synthetic"
+    format: Literal[
+        "synthetic", "manifest", "folders", "audioset", "esc50", "fsd50k", "openmic", "speechcommands", "urbansound8k"
+    ] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
+    audioset_train: Literal["balanced", "unbalanced", "both"] = "balanced"  # AudioSet's tables of training clips
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
     labels: Literal["single", "multi"] = "single"
     clip_seconds: float = 5.0  # the window in which models hear clips
@@ -65,6 +72,7 @@ class Data(Checked):
         self._require(least <= self.val_share <= 0.5, "val_share", f"must be {least:g} to 0.5 of the training folds")
         slices = round(1 / self.val_share)
         self._require(0 <= self.val_slice < slices, "val_slice", f"must be 0 to {slices - 1} at this val_share")
+        self._check_own_split()
         self._require(0 < self.labelled_share <= 1, "labelled_share", "must be above 0 and at most 1")
         self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
         self._require_positive("cache_gb")
@@ -72,10 +80,31 @@ class Data(Checked):
         if self.format == "synthetic":
             self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten per fold")
             self._require_at_most(MAX_SYNTHETIC_CLIPS, "synthetic_clips")
-        if self.format == "esc50":
-            self._require(bool(self.root), "root", "format esc50 needs the data set's folder: --set data.root=DIR")
-        if self.format == "manifest":
+        elif self.format == "manifest":
             self._require(bool(self.manifest), "manifest", "format manifest needs --set data.manifest=FILE")
+        else:
+            needs = f"format {self.format} needs the data set's folder: --set data.root=DIR"
+            self._require(bool(self.root), "root", needs)
+
+    def _check_own_split(self) -> None:
+        """Where the data set says which clips test or validate, no setting says it too."""
+        own = f"format {self.format} names its"
+        if self.format in OWN_TEST:
+            self._require(self.test_fold == 1, "test_fold", f"{own} test clips, they are fold 1")
+        if self.format in OWN_VALIDATION:
+            for name, default in (("val_share", Data.val_share), ("val_slice", Data.val_slice)):
+                self._require(
+                    getattr(self, name) == default, name, f"{own} validation clips: --set data.{name}={default:g}"
+                )
+        if self.format in SEVERAL_TAGS:
+            self._require(
+                self.labels == "multi", "labels", f"clips of {self.format} have several tags: --set data.labels=multi"
+            )
+
+    @property
+    def num_val_slices(self) -> int:
+        """How many validation slices there are to choose from; one where the data set names its validation clips."""
+        return 1 if self.format in OWN_VALIDATION else round(1 / self.val_share)
 
 
 @dataclass(frozen=True, kw_only=True)

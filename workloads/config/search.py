@@ -13,6 +13,7 @@ UNSEARCHABLE_KEYS = (  # they decide how or when a trial is scored: a search wou
     "data.format",
     "data.root",
     "data.manifest",
+    "data.audioset_train",
     "data.labels",
     "data.test_fold",
     "data.val_share",

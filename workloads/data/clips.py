@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.config.recipe import Data, Train
+from workloads.config.recipe import OWN_TEST, OWN_VALIDATION, Data, Train
 from workloads.runtime.rng import keyed_generator, keyed_seed
 from workloads.runtime.text import name_some
 
@@ -45,6 +45,8 @@ class Dataset:
     without_source: int = 0  # clips of which the metadata names no source: each is its own
     folds_assigned: bool = False  # by a hash of the source, since the metadata has no folds
     not_in_data: tuple[str, ...] = ()  # tags of the model that no clip has: with "multi" nobody looked for them
+    val_fold: int | None = None  # of a data set that names its validation clips; None: a slice of the training folds
+    warnings: tuple[str, ...] = ()  # of the reader, about files that are no clips of the set
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0; all NaN for an unlabelled clip."""
@@ -98,15 +100,21 @@ class Splits:
 def split(dataset: Dataset, data: Data) -> Splits:
     """Split by data.test_fold, then the other folds by data.val_slice; no recording is in two splits.
 
+    A data set that names its validation clips is split by these: they are its `val_fold`.
+
     With one tag per clip the validation slices are stratified by tag, as far as whole recordings allow. Unlabelled
     clips only train: one of a recording that is tested or validated on is left out, with data.unlabelled = "leave_out"
     every one. Of the labelled training clips data.labelled_share keep their labels.
 
-    Raises ValueError for a fold that does not exist, for a source in the test fold and in others, for more slices than
-    recordings or clips of a tag can fill, and with one tag per clip for a tag whose training clips all lose it.
+    Raises ValueError for a fold that does not exist, for a source in the test fold and in others or in the fold that
+    validates and in others, for more slices than recordings or clips of a tag can fill, and with one tag per clip for a
+    tag whose training clips all lose it.
     """
-    test, training_folds = _split_test_fold(dataset, data)
-    val = _validation_sources(tuple(clip for clip in training_folds if clip.labelled), dataset, data)
+    test, training_folds = _split_fold(dataset.clips, data.test_fold, "test")
+    if dataset.val_fold is None:
+        val = _validation_sources(tuple(clip for clip in training_folds if clip.labelled), dataset, data)
+    else:
+        val = {clip.source for clip in _split_fold(training_folds, dataset.val_fold, "validation")[0]}
     held_out = (*test, *(clip for clip in training_folds if clip.source in val))
     train = _keep_labels(tuple(clip for clip in training_folds if clip.source not in val), dataset, data)
     hears = data.unlabelled == "hear"
@@ -124,9 +132,13 @@ def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool
     One clip is enough with one tag per clip; with several, some tag must be on a clip and known to be absent from
     another. Called before training: found at the end, it would keep the trained models from being delivered.
     """
+    own = f"these are the clips that format {data.format} names: add their files"
     advice = {"val": "choose another data.val_slice, or a larger data.val_share"}
+    if data.format in OWN_VALIDATION:
+        advice = {"val": own}
     if test:
-        advice["test"] = "choose another data.test_fold, or leave the test part alone with train.score_test = false"
+        other = own if data.format in OWN_TEST else "choose another data.test_fold"
+        advice["test"] = f"{other}, or leave the test part alone with train.score_test = false"
     for part, fix in advice.items():
         clips: tuple[Clip, ...] = getattr(splits, part)
         if dataset.labels == "single":
@@ -160,20 +172,21 @@ def require_full_batch(num_train: int, train: Train) -> None:
         )
 
 
-def _split_test_fold(dataset: Dataset, data: Data) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
-    """The clips of the test fold, and those of the other folds."""
-    folds = sorted({clip.fold for clip in dataset.clips})
-    if data.test_fold not in folds:
-        raise ValueError(f"data.test_fold = {data.test_fold}: no such fold; the folds are {', '.join(map(str, folds))}")
-    test = tuple(clip for clip in dataset.clips if clip.fold == data.test_fold)
-    others = tuple(clip for clip in dataset.clips if clip.fold != data.test_fold)
-    shared = {clip.source for clip in test} & {clip.source for clip in others}
+def _split_fold(clips: tuple[Clip, ...], fold: int, part: str) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+    """The clips of the fold that is this part (test or validation), and the others."""
+    folds = sorted({clip.fold for clip in clips})
+    if fold not in folds:
+        where = "data.test_fold" if part == "test" else "the validation fold"
+        raise ValueError(f"{where} = {fold}: no such fold; the folds are {', '.join(map(str, folds))}")
+    chosen = tuple(clip for clip in clips if clip.fold == fold)
+    others = tuple(clip for clip in clips if clip.fold != fold)
+    shared = {clip.source for clip in chosen} & {clip.source for clip in others}
     if shared:
         raise ValueError(
-            f"source {min(shared)} is in the test fold {data.test_fold} and in others ({len(shared)} such sources): "
-            "a model would be tested on recordings it was trained on; give all clips of a source one fold"
+            f"source {min(shared)} is in the {part} fold {fold} and in others ({len(shared)} such sources): a model "
+            "would be scored on recordings it was trained on; give all clips of a source one fold"
         )
-    return test, others
+    return chosen, others
 
 
 def _validation_sources(clips: tuple[Clip, ...], dataset: Dataset, data: Data) -> set[str]:

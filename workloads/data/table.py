@@ -15,16 +15,20 @@ Row = dict[str, str]  # a cell is empty where its value is missing
 
 
 class NoSuchTable(ValueError):
-    """The file of the table does not exist."""
+    """The file of the table does not exist, or the folder of a data set without one."""
 
 
-def read_table(uri: str, opener: Opener, *, columns: Sequence[str]) -> Iterator[Row]:
+def read_table(
+    uri: str, opener: Opener, *, columns: Sequence[str], header: Sequence[str] | None = None
+) -> Iterator[Row]:
     """The rows of the table at `uri`: of Parquet only these columns, as far as they exist.
+
+    With `header` the file is CSV without one, whatever its ending: see `parse_csv`.
 
     Raises ValueError, with the place and the fix, for a file that cannot be read, has another ending, or is damaged.
     """
-    if uri.endswith(".csv"):
-        return parse_csv(_read_file(uri, opener), uri)
+    if header or uri.endswith(".csv"):
+        return parse_csv(_read_file(uri, opener), uri, header=header)
     if uri.endswith(".parquet"):
         return _parse_parquet(_read_file(uri, opener), uri, columns)
     raise ValueError(f"data.manifest = {uri!r}: must end in .csv or .parquet")
@@ -43,14 +47,17 @@ def _read_file(uri: str, opener: Opener) -> bytes:
     return content
 
 
-def parse_csv(content: bytes, name: str) -> Iterator[Row]:
+def parse_csv(content: bytes, name: str, *, header: Sequence[str] | None = None) -> Iterator[Row]:
     """The rows of a CSV file with a header, in UTF-8, separated by commas; blank lines are skipped.
+
+    `header` are the columns of a file that does not name them: lines that begin with # are comments then, and spaces
+    after commas are left out, as in AudioSet's files.
 
     Every row has as many cells as the header, and no cell a line break: a surplus cell is an unquoted comma, and a
     quote that is not closed swallows the rows after it.
     """
-    reader = csv.reader(io.StringIO(decode_text(content, name), newline=""), strict=True)
-    header: list[str] | None = None
+    text, given = io.StringIO(decode_text(content, name), newline=""), header is not None
+    reader = csv.reader(text, strict=True, skipinitialspace=given)
     while True:
         line = reader.line_num + 1
         try:
@@ -59,7 +66,7 @@ def parse_csv(content: bytes, name: str) -> Iterator[Row]:
             raise ValueError(f"{name}, line {line}: {error}; check its quotes") from None
         if cells is None:
             return
-        if not cells:
+        if not cells or (given and cells[0].startswith("#")):
             continue
         if any("\n" in cell or "\r" in cell for cell in cells):
             raise ValueError(f"{name}, line {line}: a cell goes on to line {reader.line_num}: close its quote")

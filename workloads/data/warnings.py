@@ -6,10 +6,10 @@ The one place where they are computed: `antiphon data check` and the drivers pri
 import math
 from collections.abc import Collection
 
-from workloads.config.recipe import Recipe
+from workloads.config.recipe import SEVERAL_TAGS, Recipe
 from workloads.data.clips import Dataset, Splits
 from workloads.data.decoded import DecodedClip
-from workloads.data.manifest import FOLDS
+from workloads.data.formats.rows import FOLDS
 from workloads.data.statistics import PARTS, durations, rates, tag_counts
 from workloads.runtime.text import name_some
 
@@ -32,8 +32,9 @@ def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list
         for warning in (
             _without_sources(dataset),
             _without_folds(dataset, splits, recipe),
-            _comma_tags(dataset),
+            _comma_tags(dataset, recipe),
             *_tags_without_clips(dataset, splits),
+            *dataset.warnings,
             _left_out(splits, recipe),
             _heard_without_teacher(splits, recipe),
         )
@@ -61,7 +62,9 @@ def _without_folds(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
     )
 
 
-def _comma_tags(dataset: Dataset) -> str:
+def _comma_tags(dataset: Dataset, recipe: Recipe) -> str:
+    if recipe.data.format in SEVERAL_TAGS:  # its reader has parted them; AudioSet's names hold commas
+        return ""
     tagged = [clip for clip in dataset.clips if clip.tags]
     joined = [clip for clip in tagged if any("," in tag for tag in clip.tags)]
     if not joined or len(joined) < COMMA_SHARE * len(tagged):

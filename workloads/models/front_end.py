@@ -63,6 +63,13 @@ class LogMel(nn.Module, ABC):
         std = self.std if settings.std is None else settings.std
         return mean, std
 
+    def fit_frames(self, mel_BMF: Tensor, settings: FrontEnd) -> Tensor:
+        """Padded with the mask value, or cut, to the recipe's number of frames where it has one."""
+        if not settings.frames:
+            return mel_BMF
+        missing = settings.frames - mel_BMF.shape[-1]  # a negative number cuts
+        return nn.functional.pad(mel_BMF, (0, missing), value=self.mask_value)
+
     def forward(self, x_BT: Tensor, sound_BT: Tensor | None = None) -> Tensor:
         """x_BT at `clip_rate` to mel_BMF, both float32.
 

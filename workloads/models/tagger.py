@@ -50,10 +50,7 @@ class Tagger(nn.Module):
 
     def normalise(self, mel_BMF: Tensor) -> Tensor:
         """The backbone's input: normalised, and padded or cut to the recipe's number of frames where it has one."""
-        if frames := self.model.front_end.frames:
-            missing = frames - mel_BMF.shape[-1]  # a negative number cuts
-            mel_BMF = nn.functional.pad(mel_BMF, (0, missing), value=self.front_end.mask_value)
-        return (mel_BMF - self.mean) / self.std
+        return (self.front_end.fit_frames(mel_BMF, self.model.front_end) - self.mean) / self.std
 
     def tag(self, x_BT: Tensor, sound_BT: Tensor | None = None) -> Tensor:
         """Logits_BC of waveforms at `clip_rate`; in eval mode only. `sound_BT`: see `front_end`."""

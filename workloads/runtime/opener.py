@@ -23,6 +23,13 @@ class Opener(Protocol):
         """A string that changes whenever the content does."""
         ...
 
+    def files_below(self, uri: str) -> list[str]:
+        """The paths of all files below a folder, at any depth, relative to it, separated by "/" and sorted.
+
+        Raises FileNotFoundError where there is no such folder, on a store where nothing is below it.
+        """
+        ...
+
     def published_folder(self, uri: str) -> str:
         """The published folder that `uri` stands for: itself, or the newest attempt's within `RUN/models/NAME`.
 
@@ -79,6 +86,25 @@ def unreadable(error: Exception) -> str:
     return str(error)
 
 
+def local_files_below(folder: Path) -> list[str]:
+    """The files below a folder, as `Opener.files_below` gives them; links to folders are followed, circles are not."""
+
+    def fail(error: OSError) -> None:
+        raise error  # os.walk would leave out what it cannot read
+
+    found = []
+    for parent, names, files in os.walk(folder, onerror=fail, followlinks=True):
+        here = Path(parent)
+        found += [(here / name).relative_to(folder).as_posix() for name in files]
+        names[:] = [name for name in names if not _leads_up(here / name)]
+    return sorted(found)
+
+
+def _leads_up(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
 class LocalFiles:
     """Opens paths of this machine; `~` is the home folder."""
 
@@ -88,6 +114,9 @@ class LocalFiles:
     def identity(self, uri: str) -> str:
         status = regular_file(Path(uri).expanduser()).stat()
         return f"{status.st_size}-{status.st_mtime_ns}"
+
+    def files_below(self, uri: str) -> list[str]:
+        return local_files_below(Path(uri).expanduser())
 
     def published_folder(self, uri: str) -> str:
         folder = Path(uri).expanduser()

@@ -1,4 +1,4 @@
-"""`antiphon data check` and the dry run on a stranger's data: short clips, a low rate, no sources, no folds."""
+"""`antiphon data check`, `data stats` and the dry run on a stranger's data: short clips, a low rate, no folds."""
 
 import json
 from pathlib import Path
@@ -58,6 +58,24 @@ def test_each_message_leads_a_stranger_to_the_next_step(words: list[str], antiph
     assert summary["statistics"]["rates"] == {"8000": 60}
     assert summary["durations"]["padding"] == pytest.approx(0, abs=1e-9)
     assert summary["statistics"]["tags"]["up"]["clips"] == 20
+
+
+def test_the_statistics_name_silent_clips_and_print_settings_that_the_recipe_takes(words: list[str], antiphon) -> None:
+    soundfile.write("words/wav/7.wav", np.zeros(3200), 8000)
+    root = ["--set", "data.root=words", "--set", "data.clip_seconds=0.4"]
+    printed = antiphon("data", "stats", "demo", *words, *root)
+    assert printed.code == 0, printed.err
+    assert "silent (peak below -60 dB): 1 of 60 clips (1.7%): c07" in printed.out.splitlines()
+    assert "clipped (3 samples or more in a row at full scale): 0 of 60 clips (0.0%)" in printed.out.splitlines()
+    found = json.loads(antiphon("data", "stats", "demo", *words, *root, "--json").out)
+    assert found["levels"]["silent"] == ["c07"]
+    assert found["statistics"]["rates"] == {"8000": 60}
+    assert found["front_ends"].keys() == {"cnn", "vit"}, "their controls have the same settings"
+    for name, front_end in found["front_ends"].items():
+        line = "  " + " ".join(f"--set {setting}" for setting in front_end["set"])
+        assert line in printed.out.splitlines()
+        loaded = load_recipe("demo", front_end["set"]).models[name].front_end
+        assert (loaded.mean, loaded.std) == pytest.approx((front_end["mean"], front_end["std"]), rel=1e-6)
 
 
 def test_the_check_says_how_many_clips_are_unlabelled(words: list[str], antiphon) -> None:

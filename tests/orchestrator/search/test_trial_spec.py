@@ -187,6 +187,15 @@ def test_slices_are_trained_separately_and_judged_by_their_mean(recipe, tmp_path
         build_trial_recipe(search_plan(recipe(rungs=1, slices=11)), {})
 
 
+def test_a_data_set_that_names_its_validation_clips_has_one_slice(recipe) -> None:
+    own = recipe("data.format=speechcommands", "data.root=x", rungs=1, slices=1)
+    assert build_trial_recipe(search_plan(own), {}, slice_=3).data.val_slice == 0
+    two = recipe("data.format=speechcommands", "data.root=x", rungs=1, slices=2)
+    message = r"search.slices = 2: data.format = 'speechcommands' names its val.*one slice; --set search.slices=1$"
+    with pytest.raises(ValueError, match=message):
+        build_trial_recipe(search_plan(two), {})
+
+
 def test_a_trial_takes_its_share_of_the_schedule(recipe, tmp_path) -> None:
     plan = ("schedule.burn_in=8", "schedule.period=2", "schedule.turns=8")  # 24 steps
     search_recipe = recipe(*plan, rungs=3, share=0.5)

@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from orchestrator.storage import object_store
+from workloads.config.recipe import Data
+from workloads.data.clips import split
+from workloads.data.manifest import read_dataset
+from workloads.data.table import NoSuchTable
 from workloads.runtime import checkpoint
 
 
@@ -58,6 +62,33 @@ def test_a_missing_bucket_is_an_error(s3_server):
     env = {**os.environ, **s3_server.env}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
     assert "ValueError: storage 's3://no-such-bucket/x': cannot be written" in done.stderr
+
+
+def test_the_files_below_a_folder_are_listed_at_any_depth(storage):
+    for path in ("set/b/c/2.wav", "set/b/1.wav", "set/a.csv", "set2/x.wav"):
+        object_store.put_text(object_store.join(storage, path), "x")
+    files = object_store.FsspecFiles()
+    assert files.files_below(object_store.join(storage, "set")) == ["a.csv", "b/1.wav", "b/c/2.wav"]
+    assert files.files_below(object_store.join(storage, "set/")) == ["a.csv", "b/1.wav", "b/c/2.wav"]
+    with pytest.raises(FileNotFoundError):
+        files.files_below(object_store.join(storage, "nowhere"))
+
+
+def test_a_data_set_is_found_where_it_is_stored(storage):
+    files = {
+        **dict.fromkeys(("bed/a1_nohash_0.wav", "bed/a2_nohash_0.wav", "cat/a3_nohash_0.wav", "cat/.x.wav"), "x"),
+        "validation_list.txt": "bed/a2_nohash_0.wav\n",
+        "testing_list.txt": "cat/a3_nohash_0.wav\n",
+    }
+    for path, text in files.items():
+        object_store.put_text(object_store.join(storage, "words", path), text)
+    root = object_store.join(storage, "words")
+    data = Data(format="speechcommands", root=root)
+    splits = split(read_dataset(data, object_store.FsspecFiles()), data)
+    paths = [clip.path for part in (splits.train, splits.val, splits.test) for clip in part]
+    assert paths == ["bed/a1_nohash_0.wav", "bed/a2_nohash_0.wav", "cat/a3_nohash_0.wav"]
+    with pytest.raises(NoSuchTable, match="not found; give the data set's folder"):
+        read_dataset(Data(format="folders", root=root + "2"), object_store.FsspecFiles())
 
 
 def test_the_identity_of_a_file_changes_with_its_content(tmp_path):

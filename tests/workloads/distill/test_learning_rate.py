@@ -12,7 +12,7 @@ from workloads.config.recipe import Optimizer
 from workloads.distill.train_state import learning_rate
 
 # 200 epochs: warm-up over 8, constant to 80, linear over 95 (reference/efficientat.md section 4)
-EFFICIENTAT = load_recipe("efficientat-audioset", ["data.manifest=x.csv"]).models["student"].optimizer
+EFFICIENTAT = load_recipe("efficientat-audioset", ["data.root=x"]).models["student"].optimizer
 
 
 @pytest.mark.parametrize(

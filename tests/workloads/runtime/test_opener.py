@@ -1,10 +1,11 @@
 """Files are read whole up to a bound, and no more memory is asked for than they have bytes."""
 
 import io
+from pathlib import Path
 
 import pytest
 
-from workloads.runtime.opener import read_bounded
+from workloads.runtime.opener import LocalFiles, read_bounded
 
 
 class Counting(io.BytesIO):
@@ -28,3 +29,16 @@ def test_a_file_that_grows_while_it_is_read_is_none() -> None:
     file = io.BytesIO(b"x" * 5)
     file.seek = lambda *_: 4  # type: ignore[method-assign, assignment]
     assert read_bounded(file, 10) is None
+
+
+def test_the_files_below_a_folder_are_listed_through_links_but_not_in_circles(tmp_path: Path) -> None:
+    for path in ("b/c/2", "b/1", "a", ".hidden"):
+        (tmp_path / "top" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / path).write_bytes(b"")
+    (tmp_path / "top" / "empty").mkdir()
+    (tmp_path / "top" / "again").symlink_to(tmp_path / "top" / "b" / "c")
+    (tmp_path / "top" / "b" / "up").symlink_to(tmp_path)
+    assert LocalFiles().files_below(str(tmp_path / "top")) == [".hidden", "a", "again/2", "b/1", "b/c/2"]
+    for missing in ("nowhere", "top/a"):
+        with pytest.raises(OSError):  # noqa: PT011
+            LocalFiles().files_below(str(tmp_path / missing))
