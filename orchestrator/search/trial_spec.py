@@ -6,7 +6,8 @@ from typing import Any
 from orchestrator.recipes.loader import with_settings
 from orchestrator.search.rungs import rung_steps
 from workloads.config.controls import without_controls
-from workloads.config.recipe import OWN_VALIDATION, Recipe
+from workloads.config.data import OWN_VALIDATION
+from workloads.config.recipe import Recipe
 from workloads.config.schedules import Mutual, OneWay, shortened
 from workloads.config.search import Search
 from workloads.distill.schedule import own_steps, plan_phases

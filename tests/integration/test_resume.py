@@ -9,7 +9,7 @@ import soundfile
 
 from tests import small
 from tests.killed import Kill, antiphon, outcome
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.synthetic import render, synthetic_clips
 from workloads.runtime.event_log import read_event_log
 

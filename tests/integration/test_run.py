@@ -14,7 +14,7 @@ import soundfile
 
 from tests import small
 from tests.pages import Page
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.runtime.event_log import read_event_log
 
 SMALL = [*small.SIZES, *small.TWO_MODELS]

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.config.recipe import Data, Recipe
+from workloads.config.data import Data
+from workloads.config.recipe import Recipe
 from workloads.data.augment import View, clean_view, crop, draw_view, roll_and_amplify, sound_of_view
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset, require_full_batch

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.decode import BrokenClip, Sound, load_sound
 from workloads.data.decoded import DecodedClip, DecodedIndex

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.config.recipe import OWN_TEST, OWN_VALIDATION, Data, Train
+from workloads.config.data import OWN_TEST, OWN_VALIDATION, Data
+from workloads.config.recipe import Train
 from workloads.runtime.rng import keyed_generator, keyed_seed
 from workloads.runtime.text import name_some
 

@@ -5,7 +5,7 @@ Axes: N clips of a set, C tags.
 
 from collections.abc import Callable
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip, Dataset
 from workloads.data.formats.audioset import read_audioset
 from workloads.data.formats.esc50 import read_esc50

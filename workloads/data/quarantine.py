@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.cache import QuarantinedClip
 from workloads.runtime.opener import NOT_FOUND, Opener
 

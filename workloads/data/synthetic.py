@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.runtime.rng import keyed_generator
 

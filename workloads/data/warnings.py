@@ -6,7 +6,8 @@ The one place where they are computed: `antiphon data check` and the drivers pri
 import math
 from collections.abc import Collection
 
-from workloads.config.recipe import SEVERAL_TAGS, Recipe
+from workloads.config.data import SEVERAL_TAGS
+from workloads.config.recipe import Recipe
 from workloads.data.clips import Dataset, Splits
 from workloads.data.decoded import DecodedClip
 from workloads.data.formats.rows import FOLDS

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from annotated_types import Interval
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from workloads.config.recipe import MAX_CLIP_SECONDS
+from workloads.config.data import MAX_CLIP_SECONDS
 from workloads.runtime.redaction import redacted_values
 
 MAX_RATE = 192_000  # Hz

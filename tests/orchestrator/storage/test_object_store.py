@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from orchestrator.storage import object_store
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import split
 from workloads.data.manifest import read_dataset
 from workloads.data.table import NoSuchTable

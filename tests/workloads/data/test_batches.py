@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 from workloads.config.architectures import ViT
-from workloads.config.recipe import Augment, Data, FrontEnd, Model, Recipe, Train
+from workloads.config.data import Data
+from workloads.config.recipe import Augment, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
 from workloads.data.augment import View, crop, draw_view, mask_mel, roll_and_amplify
 from workloads.data.batches import Batches, evaluation_batches, window_starts

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset

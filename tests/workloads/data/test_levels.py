@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip
 from workloads.data.levels import Levels, levels

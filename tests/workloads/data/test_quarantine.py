@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.cache import QuarantinedClip
 from workloads.data.quarantine import check_quarantined_share
 from workloads.runtime.opener import NOT_FOUND, LocalFiles

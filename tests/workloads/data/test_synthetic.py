@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.multiclass import OneVsRestClassifier
 from torch import nn
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.decode import resample
 from workloads.data.manifest import read_dataset
 from workloads.data.synthetic import SYNTHESIZERS, events, render, synthetic_clips

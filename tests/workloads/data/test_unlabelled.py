@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip, Dataset, require_labels, split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles

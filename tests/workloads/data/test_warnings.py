@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.recipes.loader import load_recipe
-from workloads.config.recipe import Data, Recipe
+from workloads.config.data import Data
+from workloads.config.recipe import Recipe
 from workloads.data.clips import Clip, Dataset, Splits
 from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import read_dataset

@@ -12,7 +12,8 @@ from torchaudio.compliance.kaldi import fbank
 
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, ViT
-from workloads.config.recipe import Data, FrontEnd, Model, Recipe, Train
+from workloads.config.data import Data
+from workloads.config.recipe import FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Dataset, Splits

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.listing import is_audio, list_files
 from workloads.data.formats.rows import TEST, TRAIN, Metadata, MetadataRow, read_rows

@@ -1,6 +1,6 @@
 """ESC-50, as published: `meta/esc50.csv` and `audio/`."""
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.rows import Metadata, MetadataRow, read_clips
 from workloads.data.table import read_table

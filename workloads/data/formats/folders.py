@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.listing import is_audio, left_out, list_files
 from workloads.data.formats.rows import FOLDS, Metadata, assign_fold

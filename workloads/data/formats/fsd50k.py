@@ -3,7 +3,7 @@
 The vocabulary is not read: every tag of it is on clips of both tables.
 """
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.rows import TEST, TRAIN, VALIDATION, Metadata, MetadataRow, read_clips
 from workloads.data.table import read_table

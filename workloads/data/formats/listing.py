@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.table import NoSuchTable
 from workloads.runtime.opener import Opener, unreadable
 from workloads.runtime.text import name_some

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.rows import Metadata, MetadataRow, assign_fold, read_clips
 from workloads.data.table import Row, read_table

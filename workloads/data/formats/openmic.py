@@ -6,7 +6,7 @@ The archive `openmic-2018.npz` holds the same labels and is not read.
 import re
 from collections import defaultdict
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.rows import TEST, TRAIN, Metadata, MetadataRow, read_rows
 from workloads.data.table import read_table

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.table import Row
 from workloads.runtime.rng import keyed_generator

@@ -1,6 +1,6 @@
 """Speech Commands, version 2, as published: folders of words, and lists of the clips that validate and test."""
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.listing import list_files
 from workloads.data.formats.rows import TEST, TRAIN, VALIDATION, Metadata

@@ -1,6 +1,6 @@
 """UrbanSound8K, as published: `metadata/UrbanSound8K.csv` and `audio/foldN/`, ten folds."""
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.rows import Metadata, MetadataRow, read_clips
 from workloads.data.table import read_table

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.recipes.loader import load_recipe
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip, split
 from workloads.data.manifest import read_dataset
 from workloads.data.warnings import data_warnings

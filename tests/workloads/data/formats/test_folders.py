@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from orchestrator.recipes.loader import load_recipe
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.formats.rows import assign_fold
 from workloads.data.manifest import read_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip, require_scorable, split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles

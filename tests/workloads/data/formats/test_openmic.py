@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workloads.config.recipe import Data
+from workloads.config.data import Data
 from workloads.data.clips import Clip, split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles

@@ -1,0 +1,85 @@
+"""The settings of a run's clips: where they are, how they are split, how long one is. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from workloads.config.checked import Checked
+
+MAX_CLIP_SECONDS = 3600
+MAX_SLICES = 1000  # of the training folds
+MAX_SYNTHETIC_CLIPS = 100_000
+# Data formats whose published split is used: each names its test clips (fold 1), some their validation clips too.
+OWN_TEST = ("audioset", "fsd50k", "openmic", "speechcommands")
+OWN_VALIDATION = ("fsd50k", "speechcommands")
+SEVERAL_TAGS = ("audioset", "fsd50k", "openmic")  # a clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Checked):
+    """Which clips, how they are split into train, validation and test, and where the decoded ones are cached."""
+
+    format: Literal[
+        "synthetic", "manifest", "folders", "audioset", "esc50", "fsd50k", "openmic", "speechcommands", "urbansound8k"
+    ] = "synthetic"
+    root: str = ""  # folder URI; paths in the metadata are relative to it
+    manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
+    audioset_train: Literal["balanced", "unbalanced", "both"] = "balanced"  # AudioSet's tables of training clips
+    anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
+    labels: Literal["single", "multi"] = "single"
+    clip_seconds: float = 5.0  # the window in which models hear clips
+    # What is heard of a clip that is longer, wherever a model is scored or used: all of it in windows, whose
+    # probabilities are averaged, or its start only. Training cuts a window anywhere in it, for every view anew.
+    long_clips: Literal["windows", "start"] = "windows"
+    test_fold: int = 1
+    val_share: float = 0.1  # of the training folds, in whole source recordings
+    val_slice: int = 0  # which of the 1 / val_share slices is the validation set
+    split_seed: int = 0
+    labelled_share: float = 1.0  # of the labelled training clips, in whole recordings: the others lose their labels
+    unlabelled: Literal["hear", "leave_out"] = "hear"  # whether clips without labels are among the training clips
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    max_broken_share: float = 0.05  # more quarantined clips than this stops the run
+    cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips, shared by all runs of a node
+    cache_gb: float = 20.0
+    synthetic_clips: int = 400
+    synthetic_seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._require(self.clip_seconds > 0, "clip_seconds", "must be above 0 seconds")
+        self._require_at_most(MAX_CLIP_SECONDS, "clip_seconds")
+        least = 1 / MAX_SLICES
+        self._require(least <= self.val_share <= 0.5, "val_share", f"must be {least:g} to 0.5 of the training folds")
+        slices = round(1 / self.val_share)
+        self._require(0 <= self.val_slice < slices, "val_slice", f"must be 0 to {slices - 1} at this val_share")
+        self._check_own_split()
+        self._require(0 < self.labelled_share <= 1, "labelled_share", "must be above 0 and at most 1")
+        self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
+        self._require_positive("cache_gb")
+        self._require(0 <= self.split_seed < 2**32, "split_seed", "must be 0 to 2^32 - 1")  # scikit-learn's rule
+        if self.format == "synthetic":
+            self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten per fold")
+            self._require_at_most(MAX_SYNTHETIC_CLIPS, "synthetic_clips")
+        elif self.format == "manifest":
+            self._require(bool(self.manifest), "manifest", "format manifest needs --set data.manifest=FILE")
+        else:
+            needs = f"format {self.format} needs the data set's folder: --set data.root=DIR"
+            self._require(bool(self.root), "root", needs)
+
+    def _check_own_split(self) -> None:
+        """Where the data set says which clips test or validate, no setting says it too."""
+        own = f"format {self.format} names its"
+        if self.format in OWN_TEST:
+            self._require(self.test_fold == 1, "test_fold", f"{own} test clips, they are fold 1")
+        if self.format in OWN_VALIDATION:
+            for name, default in (("val_share", Data.val_share), ("val_slice", Data.val_slice)):
+                self._require(
+                    getattr(self, name) == default, name, f"{own} validation clips: --set data.{name}={default:g}"
+                )
+        if self.format in SEVERAL_TAGS:
+            self._require(
+                self.labels == "multi", "labels", f"clips of {self.format} have several tags: --set data.labels=multi"
+            )
+
+    @property
+    def num_val_slices(self) -> int:
+        """How many validation slices there are to choose from; one where the data set names its validation clips."""
+        return 1 if self.format in OWN_VALIDATION else round(1 / self.val_share)
