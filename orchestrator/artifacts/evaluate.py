@@ -45,6 +45,8 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -
         tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
+    if part == "val":
+        _require_own_validation(state, prepared, uri)
     clips = tuple(clip for clip in getattr(prepared.splits, part) if clip.labelled)
     dataset = prepared.dataset
     if not clips:
@@ -127,6 +129,19 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
             f"test fold is --set {shlex.quote(fix)}"
         )
     return prepared
+
+
+def _require_own_validation(state: dict[str, Any], prepared: "PreparedData", uri: str) -> None:
+    """ValueError where other clips of the training folds validate than when the tagger was trained: it knows them."""
+    trained_on, data = state.get("data", {}), prepared.recipe.data
+    if trained_on.get("fingerprint") != prepared.dataset.fingerprint():
+        return
+    for key, value in trained_on.get("validation", {}).items():
+        if getattr(data, key, value) != value:
+            raise ValueError(
+                f"data.{key} = {getattr(data, key)}: the checkpoint {uri!r} was trained on clips of this validation "
+                f"slice; its own is --set data.{key}={value:g}"
+            )
 
 
 @dataclass(frozen=True)

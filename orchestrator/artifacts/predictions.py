@@ -6,8 +6,9 @@ Axes: N clips, C tags.
 
 import csv
 import io
+import os
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.storage import object_store
@@ -29,8 +30,15 @@ def check_out(out: str) -> None:
         raise ValueError(f"--out {out!r}: must end in {' or '.join(FORMATS)}")
     if object_store.exists(out):
         raise ValueError(f"--out {out!r}: exists already; choose another name or remove it")
-    if object_store.is_local(out) and not object_store.local_path(out).parent.is_dir():
-        raise ValueError(f"--out {out!r}: there is no folder {object_store.local_path(out).parent}; create it first")
+    if not object_store.is_local(out):
+        return
+    folder = object_store.local_path(out).parent
+    if not folder.is_dir():
+        raise ValueError(f"--out {out!r}: there is no folder {folder}; create it first")
+    if Path(out.removeprefix("file://")).expanduser().is_symlink():
+        raise ValueError(f"--out {out!r}: is a link to a file that does not exist; name the file itself")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {out!r}: the folder {folder} cannot be written; choose another one")
 
 
 def write_predictions(out: str, clips: Sequence["Clip"], p_NC: "Tensor", tags: Sequence[str]) -> None:

@@ -68,6 +68,15 @@ def main() -> None:
             raise _exit_for(busy, "busy", PREEMPTED) from None
         except OSError as error:  # no mistake of the user, and a traceback would not help
             raise _exit_for(error, "failed", FAILED) from None
+        except Exception as error:
+            if not _is_stores(error):
+                raise
+            raise _exit_for(error, "failed", FAILED) from None
+
+
+def _is_stores(error: Exception) -> bool:
+    """Whether the client of an object store raised it: no credentials, a wrong profile, no region."""
+    return type(error).__module__.split(".")[0] in ("botocore", "aiobotocore")
 
 
 def _exit_for(error: Exception, label: str, code: int) -> SystemExit:

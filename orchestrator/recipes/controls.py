@@ -11,28 +11,43 @@ def expand_controls(values: dict[str, Any]) -> dict[str, Any]:
     """Plain values of a recipe with a control for every student where `compare` is set, and with none where it is not.
 
     A control has its student's settings; a table with `control_of` holds what differs from them. Values that make no
-    recipe stay as they are, so that the recipe's checks name the mistake. Raises ValueError where another model has a
-    control's name.
+    recipe stay as they are, so that the recipe's checks name the mistake. Raises ValueError where `compare` is neither
+    true nor false, where another model has a control's name, and for a `control_of` that is no student's name.
     """
-    models = values.get("models")
+    models, compare = values.get("models"), values.get("compare", False)
+    if not isinstance(compare, bool):
+        raise ValueError(f"compare = {compare!r}: must be true or false")
     if not isinstance(models, dict) or not all(isinstance(model, dict) for model in models.values()):
         return values
-    named = {model["control_of"]: name for name, model in models.items() if model.get("control_of")}
-    taught = {name: model for name, model in models.items() if name not in named.values()}
-    if values.get("compare") is not True:
+    named = {name: model["control_of"] for name, model in models.items() if model.get("control_of")}
+    taught = {name: model for name, model in models.items() if name not in named}
+    if not compare:
         return values | {"models": taught}
     students = [student for student in taught if student in _students(values.get("edges"))]
+    _check(named, students, list(taught))
+    names = {student: name for name, student in named.items()}
     controls = {}
     for student in students:
-        name = named.pop(student, student + SUFFIX)
+        name = names.get(student, student + SUFFIX)
         if name in taught:
             raise ValueError(
                 f"models.{name}: compare = true calls the control of {student} so; rename this model, or make it that "
                 f"control with control_of = {student!r}"
             )
         controls[name] = merge(taught[student], models.get(name, {}) | {"control_of": student})
-    of_no_student = {name: models[name] for name in named.values()}
-    return values | {"models": taught | controls | of_no_student}
+    return values | {"models": taught | controls}
+
+
+def _check(named: dict[str, Any], students: list[str], taught: list[str]) -> None:
+    """ValueError for a control of what is no student, and for a second control of one."""
+    for name, student in named.items():
+        place = f"models.{name}.control_of = {student!r}"
+        if student not in taught:
+            raise ValueError(f"{place}: no such model; those that are taught are {', '.join(students) or 'none'}")
+        if student not in students:
+            raise ValueError(f"{place}: no edge leads to it, so it needs no control; remove models.{name}")
+        if list(named.values()).count(student) > 1:
+            raise ValueError(f"{place}: it has two controls; keep one")
 
 
 def _students(edges: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.controls import controls_of
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
+from workloads.runtime.json_files import TaggerState
 
 Rows = dict[str, dict[str, Any]]  # model -> its row in the result
 
@@ -22,7 +23,7 @@ def comparison_record(
 ) -> dict[str, Any]:
     """The record of a run that has just delivered its models; `seed_runs` are the URIs of its finished other seeds.
 
-    Raises ValueError where their test clips are not the same.
+    Raises ValueError where their data are not the same.
     """
 
     def compare() -> dict[str, Any]:
@@ -54,19 +55,26 @@ def _compare(student: str, control: str, of_seeds: list[Rows], recipe: Recipe) -
 
     from workloads.evaluate.bootstrap import Pair, what_teaching_did
 
-    pairs, targets = [], []
+    pairs, targets, data = [], [], set()
     for rows in of_seeds:
-        taught, untaught = (_test_predictions(rows[name]["checkpoint"]) for name in (student, control))
+        folders = [object_store.published_folder(rows[name]["checkpoint"]) for name in (student, control)]
+        taught, untaught = map(_test_predictions, folders)
         pairs.append(Pair(taught["logits_NC"], untaught["logits_NC"]))
         targets += [taught["y_NC"], untaught["y_NC"]]
-    if not all(torch.equal(y_NC.nan_to_num(-1), targets[0].nan_to_num(-1)) for y_NC in targets):
-        raise ValueError(f"models.{student}: the seeds were scored on other test clips; give every run the same data")
+        data |= {_fingerprint(folder) for folder in folders}
+    if len(data) > 1 or not all(torch.equal(y_NC.nan_to_num(-1), targets[0].nan_to_num(-1)) for y_NC in targets):
+        raise ValueError(f"models.{student}: the seeds were trained on other clips; give every run the same data")
     return what_teaching_did(pairs, targets[0], recipe.data.labels)
 
 
-def _test_predictions(checkpoint: str) -> dict[str, Any]:
+def _test_predictions(folder: str) -> dict[str, Any]:
     from workloads.evaluate.deliver import TEST_PREDICTIONS
     from workloads.runtime.tensor_files import parse_safetensors
 
-    uri = object_store.join(object_store.published_folder(checkpoint), f"{TEST_PREDICTIONS}.safetensors")
+    uri = object_store.join(folder, f"{TEST_PREDICTIONS}.safetensors")
     return parse_safetensors(object_store.get_bytes(uri), uri)
+
+
+def _fingerprint(folder: str) -> str:
+    state = object_store.read_json(object_store.join(folder, "state.json"), TaggerState)
+    return str(state["data"]["fingerprint"])

@@ -20,6 +20,7 @@ import psutil
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import print_status
 from workloads.runtime.background import in_background
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
 from workloads.runtime.json_files import json_text
@@ -103,8 +104,8 @@ def take_over(run_uri: str, driver: Driver, *, silence_s: float = SILENCE_S) -> 
     """
     number = _newest(run_uri)
     if number:
-        before = _driver(run_uri, number)
-        if _lives(run_uri, before, silence_s):
+        before = _driver_if_readable(run_uri, number)
+        if before is not None and _lives(run_uri, before, silence_s):
             raise AlreadyDriven(
                 f"run {run_uri!r}: {before} is still working on it; wait until it ends, or stop it first"
             )
@@ -211,6 +212,19 @@ def _driver(run_uri: str, number: int) -> Driver:
     named = _read_claim(_path(run_uri, str(number)))["driver"]
     fields = named["token"], named["host"], named["boot"], named["processes"], named["pid"], named["since_boot"]
     return Driver(*fields)
+
+
+def _driver_if_readable(run_uri: str, number: int) -> Driver | None:
+    """The driver of an attempt; None, said on stderr, where its file is damaged.
+
+    Claims are created whole, so that is what a power cut leaves, whose driver has ended; one that lives all the same
+    commits nothing after the next claim.
+    """
+    try:
+        return _driver(run_uri, number)
+    except ValueError as error:
+        print_status(f"{error}; its driver is taken to have ended")
+        return None
 
 
 def _read_claim(uri: str) -> _Claim:

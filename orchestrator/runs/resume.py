@@ -70,9 +70,9 @@ def open_run(
         retry(lambda: _create(location, recipe, storage, by_auto=bool(next_id)))
         return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
     location = location_of(storage, resume, tracking)
-    retry(lambda: _require_same_recipe(recipe, location))
+    retry(lambda: require_same_recipe(recipe, location))
     if (outcome := retry(lambda: finished_outcome(location.uri))) is not None:
-        total = outcome["resumed_from_step"] + outcome["steps_run"]
+        total = outcome.get("resumed_from_step", 0) + outcome.get("steps_run", 0)
         return OpenedRun(location, outcome=outcome | {"resumed_from_step": total, "steps_run": 0})
     return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
 
@@ -135,7 +135,7 @@ def newest_unfinished(recipe: Recipe, storage: str) -> tuple[str, str]:
     return max(unfinished, default=(None, ""))[1], new
 
 
-def _require_same_recipe(recipe: Recipe, location: RunLocation) -> None:
+def require_same_recipe(recipe: Recipe, location: RunLocation) -> None:
     uri = object_store.join(location.uri, RECIPE)
     if not object_store.exists(uri):
         raise ValueError(

@@ -75,7 +75,12 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    return Path(uri.removeprefix("file://")).expanduser().resolve()
+    """The absolute path of a local URI; ValueError where its links form a circle."""
+    path = Path(uri.removeprefix("file://")).expanduser()
+    try:
+        return path.resolve()
+    except RuntimeError:  # Python 3.11 and 3.12 raise no OSError here
+        raise ValueError(f"URI {uri!r}: its links lead in a circle; give the file itself") from None
 
 
 class FsspecFiles:

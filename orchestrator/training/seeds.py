@@ -8,7 +8,15 @@ and `--resume ID` with the same options continues with the one that was cut off.
 from collections.abc import Callable
 from dataclasses import replace
 
-from orchestrator.runs.resume import AUTO, RECIPE, finished_outcome, generated_id, newest_unfinished
+from orchestrator.runs.location import location_of
+from orchestrator.runs.resume import (
+    AUTO,
+    RECIPE,
+    finished_outcome,
+    generated_id,
+    newest_unfinished,
+    require_same_recipe,
+)
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training import driver
@@ -33,6 +41,7 @@ def run_seeds(
     """
     _require_valid(request, seeds)
     if seeds == 1:
+        _require_no_seeds(request)
         return driver.run(request, show_progress=show_progress, warn=warn)
     check_request(request)
     object_store.check_storage(request.storage)
@@ -40,6 +49,7 @@ def run_seeds(
         lambda: _run_id(request), what=f"storage {request.storage!r}", patience_s=request.patience_s
     )
     _require_not_done_otherwise(request, run_id, seeds)
+    _require_usable(request, run_id)
     done = []
     for number in range(1, seeds):
         train = replace(request.recipe.train, seed=request.recipe.train.seed + number)
@@ -79,6 +89,31 @@ def _run_id(request: RunRequest) -> str:
 
 def _exists(storage: str, run_id: str) -> bool:
     return object_store.exists(object_store.join(storage, run_id, RECIPE))
+
+
+def _require_no_seeds(request: RunRequest) -> None:
+    """ValueError for a run to resume whose other seeds were begun: alone it would compare none of them."""
+    seed, run_id = request.recipe.train.seed, request.resume
+    if run_id in ("", AUTO) or not _exists(request.storage, f"{run_id}-seed-{seed + 1}"):
+        return
+    if finished_outcome(object_store.join(request.storage, run_id)) is not None:
+        return
+    raise ValueError(
+        f"--resume {run_id!r}: there are runs of its other seeds ({run_id}-seed-{seed + 1}, ...); repeat the command "
+        "with the --seeds that it was started with"
+    )
+
+
+def _require_usable(request: RunRequest, run_id: str) -> None:
+    """ValueError, before the other seeds train, where the last run could not begin: its id is taken, or it differs."""
+    if not _exists(request.storage, run_id):
+        return
+    if not request.resume:
+        raise ValueError(
+            f"--run-id {run_id!r}: there is such a run at {request.storage}; --resume {run_id} continues it, or choose "
+            "another id"
+        )
+    require_same_recipe(request.recipe, location_of(request.storage, run_id, request.tracking))
 
 
 def _as_run(request: RunRequest, run_id: str) -> RunRequest:

@@ -244,6 +244,12 @@ class Recipe(Checked):
                     f"models.{name}.control_of = {student!r}: must be a model that an edge leads to, each with one "
                     "control"
                 )
+            own, taught = self.models[name], self.models[student]
+            if (own.arch, own.front_end, own.init) != (taught.arch, taught.front_end, taught.init):
+                raise ValueError(
+                    f"models.{name}: a control has the arch, front_end and init of its student {student}; leave these "
+                    "keys out"
+                )
             if any(name in (edge.teacher, edge.student) for edge in self.edges):
                 raise ValueError(f"models.{name}: a control neither teaches nor is taught; remove its edges")
 

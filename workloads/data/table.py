@@ -99,17 +99,25 @@ def _parse_parquet(content: bytes, name: str, columns: Sequence[str]) -> Iterato
 
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
-        present = file.schema_arrow.names
+        present = _checked_header(list(file.schema_arrow.names), name)
         wanted = [column for column in columns if column in present]
         if not wanted:  # the caller says which ones are missing, of those that are there
             yield from [dict.fromkeys(present, "")] * min(1, file.metadata.num_rows)
             return
         for batch in file.iter_batches(columns=wanted):
             for row in batch.to_pylist():
-                yield {column: _text(cell) for column, cell in row.items()}
+                yield {column: _text(cell, f"{name}: column {column}") for column, cell in row.items()}
     except pyarrow.ArrowException as error:
         raise ValueError(f"{name}: no readable Parquet file ({' '.join(str(error).split())[:200]})") from None
 
 
-def _text(cell: object) -> str:
-    return ";".join(map(str, cell)) if isinstance(cell, list) else "" if cell is None else str(cell)
+def _text(cell: object, place: str) -> str:
+    """A cell as CSV would hold it; a missing value, or one that is no number, is empty. ValueError for other types."""
+    if isinstance(cell, list):
+        return ";".join(filter(None, (_text(value, place) for value in cell)))
+    if cell is None or cell != cell:  # NaN is how pandas writes a gap
+        return ""
+    if isinstance(cell, bytes | dict):
+        kind = "bytes" if isinstance(cell, bytes) else "records"
+        raise ValueError(f"{place} holds {kind}; write text, numbers, or lists of text")
+    return str(cell)

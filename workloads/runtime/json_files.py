@@ -55,6 +55,7 @@ class TrainedOn(TypedDict):
     format: str
     fingerprint: str
     test_fold: int
+    validation: NotRequired[dict[str, float]]  # the settings that chose the validation clips
     clips: PartCounts
 
 

@@ -117,6 +117,29 @@ def test_a_run_that_another_process_drives_is_no_final_failure(antiphon, monkeyp
     assert json.loads(done.out)["mistake"] is False
 
 
+@pytest.mark.parametrize(
+    "command", [["tag", "s3://x/y", "a.wav"], ["report", "s3://x/y"], ["track", "replay", "s3://x/y"]]
+)
+def test_a_store_without_credentials_is_one_line(antiphon, monkeypatch, tmp_path, command):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wav").write_bytes(b"")
+    done = antiphon(*command)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.strip().splitlines()[-1] == "failed: Unable to locate credentials"
+
+
+def test_links_in_a_circle_are_one_line(antiphon, tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    done = antiphon("run", "demo", "--storage", tmp_path / "runs", "--set", f"models.cnn.init={tmp_path}/a")
+    assert done.code == 2
+    assert f"URI '{tmp_path}/a': its links lead in a circle; give the file itself" in done.err
+
+
 def test_a_mistake_with_json_is_an_object_too():
     done = antiphon("run", "dmeo", "--json")
     assert done.returncode == 2

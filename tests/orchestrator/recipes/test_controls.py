@@ -42,17 +42,18 @@ def test_without_compare_there_are_no_controls():
         (["edges=[]"], "the recipe has no edges, so nothing is taught; set compare = false"),
         (["train.score_test=false"], "needs the test scores that train.score_test = false leaves out"),
         (["models.vit_untaught.init=x"], "models.vit_untaught: compare = true calls the control of vit so; rename"),
-        (["models.alone.control_of=vitt"], "models.alone.control_of: no model named 'vitt'"),
-        (["models.a.control_of=vit", "models.b.control_of=vit"], "each with one control"),
+        (["compare=True"], "compare = 'True': must be true or false"),
+        (["compare=1"], "compare = 1: must be true or false"),
+        (["models.alone.control_of=vitt"], "control_of = 'vitt': no such model; those that are taught are cnn, vit"),
+        (['models.alone.control_of=["vit"]'], r"control_of = \['vit'\]: no such model"),
+        (["models.a.control_of=vit", "models.b.control_of=vit"], "it has two controls; keep one"),
+        (['models.alone={control_of="vit", arch={family="mn", width=0.1}}'], "a control has the arch, front_end and"),
         (["models.alone.control_of=vit", "edges.0.teacher=alone"], "a control neither teaches nor is taught"),
     ],
 )
 def test_mistakes(settings, message):
-    arch = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'
-    names = {setting.split(".")[1] for setting in settings if setting.startswith("models.")}
-    archs = [f"models.{name}.arch={arch}" for name in names]
     with pytest.raises(ValueError, match=message):
-        load_recipe("demo", ["compare=true", *archs, *settings])
+        load_recipe("demo", ["compare=true", *settings])
 
 
 def test_trials_of_a_search_have_no_controls():

@@ -55,6 +55,17 @@ def test_a_run_is_not_taken_over_from_a_running_process(storage):
         take_over(run, Driver())
 
 
+@pytest.mark.parametrize("content", ["", '{"claim": ', "[]"])
+def test_a_run_whose_claim_a_power_cut_has_emptied_is_taken_over(storage, content, capfd):
+    run = object_store.join(storage, "run")
+    first = take_over(run, Driver())
+    object_store.put_text(object_store.join(run, "attempts", "1"), content)
+    assert take_over(run, Driver()).number == 2
+    assert "attempts/1" in capfd.readouterr().err
+    with pytest.raises(Superseded):  # should it live all the same
+        first.check_newest()
+
+
 def test_another_process_with_the_same_pid_is_not_the_driver(storage):
     run = object_store.join(storage, "run")
     take_over(run, replace(Driver(), since_boot=1.0))

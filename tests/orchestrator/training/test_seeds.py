@@ -81,6 +81,39 @@ def test_a_seed_that_is_cut_off_is_continued_and_those_before_it_stay(request_of
     assert (tmp_path / "runs" / "demo-1-seed-1" / "outcome.json").read_text() == first
 
 
+def test_seeds_of_other_clips_are_not_compared(request_of, tmp_path):
+    """The labels of the test clips are alike; the other run's taggers name another data set."""
+    compare(request_of(), 1)
+    first = tmp_path / "runs" / "demo-1"
+    for state in first.glob("models/*/*/state.json"):
+        state.write_text(state.read_text().replace(result_fingerprint(state), "0" * 64))
+    other = replace(request_of(run_id="demo-2"), seed_runs=(str(first),))
+    compared, _ = compare(other, 1)
+    assert compared.outcome["status"] == "failed"
+    assert "the seeds were trained on other clips; give every run the same data" in compared.outcome["error"]
+
+
+def result_fingerprint(state):
+    return json.loads(state.read_text())["data"]["fingerprint"]
+
+
+def test_what_would_stop_the_last_run_is_found_before_the_first(request_of, tmp_path):
+    compare(request_of("compare=false"), 1)
+    with pytest.raises(ValueError, match="--run-id 'demo-1': there is such a run"):
+        compare(request_of(), 2)
+    with pytest.raises(ValueError, match="--resume 'demo-1': the run was started with compare = false"):
+        compare(request_of(run_id="", resume="demo-1"), 2)
+    assert not (tmp_path / "runs" / "demo-1-seed-1").exists()
+
+
+def test_a_run_whose_seeds_were_begun_is_not_resumed_alone(request_of, tmp_path):
+    member = request_of("train.seed=1", run_id="demo-1-seed-1")
+    compare(member, 1)
+    compare_later = request_of(run_id="", resume="demo-1")
+    with pytest.raises(ValueError, match=r"there are runs of its other seeds \(demo-1-seed-1, \.\.\.\); repeat"):
+        compare(compare_later, 1)
+
+
 def test_resume_auto_continues_the_same_seeds(request_of):
     begun, _ = compare(request_of(run_id="", resume="auto"), 2)
     assert begun.outcome["compare"]["vit"]["seeds"] == 2

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -155,6 +156,43 @@ def test_parquet_and_csv_give_the_same_data_set(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "clips.parquet")
     data = Data(format="manifest", root=str(tmp_path), manifest=str(tmp_path / "clips.parquet"), labels="multi")
     assert read_dataset(data, LocalFiles()) == from_csv
+
+
+def read_parquet(tmp_path: Path, tags: list[Any], **columns: list[Any]) -> Any:
+    names = [f"c{number}" for number in range(len(tags))]
+    table = pyarrow.table({"clip_id": names, "path": [f"{name}.wav" for name in names], "tags": tags, **columns})
+    pyarrow.parquet.write_table(table, tmp_path / "clips.parquet")
+    data = Data(format="manifest", root=str(tmp_path), manifest=str(tmp_path / "clips.parquet"), labels="multi")
+    return read_dataset(data, LocalFiles())
+
+
+@pytest.mark.parametrize("tags", [[["dog", None], None], [["dog"], []], [[1.5, float("nan")], [float("nan")]]])
+def test_a_parquet_value_that_is_missing_is_no_tag(tmp_path: Path, tags: list[Any]) -> None:
+    dataset = read_parquet(tmp_path, tags)
+    assert dataset.tags == (str(tags[0][0]),)
+    assert [clip.tags for clip in dataset.clips] == [dataset.tags, ()]
+
+
+@pytest.mark.parametrize(("tags", "kind"), [([b"dog"], "bytes"), ([{"name": "dog"}], "records"), ([[b"dog"]], "bytes")])
+def test_a_parquet_value_that_is_no_text_is_refused(tmp_path: Path, tags: list[Any], kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"clips.parquet: column tags holds {kind}; write text, numbers, or lists"):
+        read_parquet(tmp_path, tags)
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    columns = [pyarrow.array([value]) for value in ("a", "a.wav", "dog", "cat")]
+    table = pyarrow.Table.from_arrays(columns, names=["clip_id", "path", "tags", "tags"])
+    pyarrow.parquet.write_table(table, tmp_path / "clips.parquet")
+    with pytest.raises(ValueError, match="column 'tags' is there twice"):
+        read_dataset(Data(format="manifest", manifest=str(tmp_path / "clips.parquet"), labels="multi"), LocalFiles())
+
+
+def test_a_column_that_is_nearly_one_that_is_read_is_named(tmp_path: Path) -> None:
+    rows = "clip_id,path,tags,labeled,Sources,length\na,a.wav,dog,true,s,1\n"
+    assert read_dataset(manifest(tmp_path, rows), LocalFiles()).warnings == (
+        "column labeled is not read; is it labelled?",
+        "column Sources is not read; is it source?",
+    )
 
 
 def test_without_folds_the_fold_of_a_source_follows_from_its_name(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A manifest: a table of clips that people write for a data set of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 from workloads.config.data import Data
 from workloads.data.clips import Clip
@@ -14,9 +15,11 @@ COLUMNS = ("clip_id", "path", "tags", "fold", "source", "absent", "labelled")
 def read_manifest(data: Data, opener: Opener) -> Metadata:
     """A table with clip_id, path, tags, and optionally fold, source, absent and labelled, as CSV or Parquet."""
     without_source, folds_assigned = 0, False
+    misspelt: dict[str, str] = {}
 
     def to_clip(row: MetadataRow) -> Clip:
-        nonlocal without_source, folds_assigned
+        nonlocal without_source, folds_assigned, misspelt
+        misspelt = misspelt or _misspelt(row.cells)
         clip_id, path = row.required("clip_id"), row.path("path", data)
         source = row.optional("source") or clip_id
         without_source += not row.optional("source")
@@ -29,7 +32,15 @@ def read_manifest(data: Data, opener: Opener) -> Metadata:
 
     table = _with_or_without_folds(read_table(data.manifest, opener, columns=COLUMNS), data.manifest)
     clips = read_clips(table, data.manifest, data, ("clip_id", "path"), to_clip)
-    return Metadata(clips, without_source, folds_assigned)
+    warnings = tuple(f"column {name} is not read; is it {meant}?" for name, meant in misspelt.items())
+    return Metadata(clips, without_source, folds_assigned, warnings=warnings)
+
+
+def _misspelt(cells: Iterable[str]) -> dict[str, str]:
+    """The columns that are not read, but look like one that is missing."""
+    missing = [column for column in COLUMNS if column not in cells]
+    close = {name: get_close_matches(name.strip().lower(), missing, n=1, cutoff=0.8) for name in cells}
+    return {name: found[0] for name, found in close.items() if found and name not in COLUMNS}
 
 
 def _with_or_without_folds(table: Iterator[Row], uri: str) -> Iterator[Row]:
