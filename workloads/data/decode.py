@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from workloads.runtime.opener import read_bounded
 
 MAX_FILE_BYTES = 4 * 2**30
-MAX_SAMPLES = 2**30  # of a waveform, before and after resampling: 4 GB, 6 hours at 48 kHz
+MAX_SAMPLES = 2**29  # of a waveform, before and after resampling: 3 hours at 48 kHz; takes 8 bytes a sample at most
 MIN_RATE, MAX_RATE = 100, 2_000_000  # Hz; a damaged header declares rates beyond these
 MAX_PEAK = 2.0**31  # full scale is 1; integers that were written as floats without scaling reach this
 MIN_SAMPLES_SHARE = 0.95  # of the number declared in the file's header; a file with less is truncated
 BLOCK = 2**20  # samples decoded, and resampled, at a time
 NO_LENGTH = 2**62  # samples; libsndfile's number for a FLAC that does not declare its own is larger
 SINC_WIDTH = 8  # samples at the lower rate on either side that torchaudio's filter reaches, and one
+FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its name, then a STREAMINFO block of 34 bytes
+OGG_HEADER, OGG_BEGINS = 27, 2  # bytes of a page's header, whose last is the number of segments; a flag in its sixth
 XING_WITHIN = 200  # bytes from the beginning of the first frame
 XING_SLACK = 4 * 1152  # samples: the header's own frame and the encoder's delay and padding
 UNKNOWN_FROM = 2**31 - 2**16  # bytes; programs that stream into a pipe declare such counts, and recorders first write 0
@@ -67,11 +69,8 @@ def load_sound(file: BinaryIO, *, rate: int) -> Sound:
     if content is None:
         raise BrokenClip(f"larger than {MAX_FILE_BYTES / 2**30:g} GiB; cut it into parts")
     try:
-        x_T, own_rate, repaired = decode(content)
-        if len(x_T) * rate > MAX_SAMPLES * own_rate:
-            raise BrokenClip(f"longer than {MAX_SAMPLES / rate / 3600:.1f} hours; cut it into parts")
-        x_T = resample(x_T, orig=own_rate, new=rate)
-        peak = float(x_T.abs().max())
+        x_T, own_rate, repaired = _decode_parts(joined_parts(content), rate=rate)
+        peak = max(float(extreme.abs()) for extreme in x_T.aminmax())
         if not peak <= MAX_PEAK:
             raise BrokenClip(f"holds samples up to {peak:.3g}, where full scale is 1")
         return Sound(x_T / peak if peak > 1 else x_T, own_rate, max(peak, 1.0), repaired)
@@ -79,6 +78,45 @@ def load_sound(file: BinaryIO, *, rate: int) -> Sound:
         raise
     except Exception as error:  # whatever a decoder or a header's numbers lead to is this file's fault
         raise BrokenClip(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def joined_parts(content: bytes) -> list[bytes]:
+    """The files that were joined into this one: links of a chained Ogg file, FLAC files one after the other.
+
+    libsndfile reads the first alone. MPEG files are read frame by frame, whatever they were joined from.
+    """
+    if content[:4] == b"OggS":
+        starts = list(_ogg_links(content))
+    else:
+        starts = [match.start() for match in FLAC_BEGINS.finditer(content)] if content[:4] == b"fLaC" else []
+    starts = [0, *starts[1:]]
+    if len(starts) == 1:
+        return [content]
+    return [content[start:end] for start, end in zip(starts, [*starts[1:], len(content)], strict=True)]
+
+
+def _ogg_links(content: bytes) -> Iterator[int]:
+    """Where each link begins: at a page that begins a stream, after one that does not."""
+    start, begins = 0, False
+    while content[start : start + 4] == b"OggS" and start + OGG_HEADER <= len(content):
+        before, begins = begins, bool(content[start + 5] & OGG_BEGINS)
+        if begins and not before:
+            yield start
+        segments = content[start + OGG_HEADER : start + OGG_HEADER + content[start + OGG_HEADER - 1]]
+        start += OGG_HEADER + len(segments) + sum(segments)
+
+
+def _decode_parts(parts: list[bytes], *, rate: int) -> tuple[Tensor, int, bool]:
+    """The samples of all parts at `rate`, the first part's own rate, whether one was repaired."""
+    waveforms, total, first_rate, any_repaired = [], 0, 0, False
+    for part in parts:
+        x_T, own_rate, repaired = decode(part)
+        total += len(x_T) * rate // own_rate
+        if total > MAX_SAMPLES:
+            raise BrokenClip(f"longer than {MAX_SAMPLES / rate / 3600:.1f} hours; cut it into parts")
+        waveforms.append(resample(x_T, orig=own_rate, new=rate))
+        first_rate, any_repaired = first_rate or own_rate, any_repaired or repaired
+    return torch.cat(waveforms) if len(waveforms) > 1 else waveforms[0], first_rate, any_repaired
 
 
 def decode(content: bytes) -> tuple[Tensor, int, bool]:
@@ -108,7 +146,7 @@ def decode(content: bytes) -> tuple[Tensor, int, bool]:
             raise BrokenClip(f"cannot be decoded ({reason or 'format not recognised'})") from error
     if len(x_T) == 0:
         raise BrokenClip("holds no samples")
-    if not bool(torch.isfinite(x_T).all()):
+    if not all(bool(extreme.isfinite()) for extreme in x_T.aminmax()):  # NaN is the extreme of what holds one
         raise BrokenClip("holds samples that are NaN or infinite")
     return x_T, rate, repaired
 

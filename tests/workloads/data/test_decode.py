@@ -159,3 +159,27 @@ def test_a_long_waveform_is_resampled_in_blocks_as_it_is_in_one(
     at_once_T = resample(x_T, orig=orig, new=new)
     monkeypatch.setattr(decode, "BLOCK", 5000)
     torch.testing.assert_close(resample(x_T, orig=orig, new=new), at_once_T, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16")])
+@pytest.mark.parametrize("second_rate", [16_000, 48_000])
+def test_joined_files_are_heard_to_the_end(kind: str, subtype: str, second_rate: int) -> None:
+    """Icecast writes chained Ogg files; libsndfile ends after the first link."""
+    files = []
+    for frequency, rate in ((440, 16_000), (880, second_rate)):
+        tone = 0.2 * np.sin(2 * np.pi * frequency * np.arange(rate) / rate)
+        file = io.BytesIO()
+        soundfile.write(file, tone, rate, format=kind, subtype=subtype)
+        files.append(file.getvalue())
+    alone = [load_sound(io.BytesIO(content), rate=16_000).x_T for content in files]
+    joined = load_sound(io.BytesIO(b"".join(files)), rate=16_000)
+    torch.testing.assert_close(joined.x_T, torch.cat(alone), rtol=0, atol=0)
+    assert joined.own_rate == soundfile.info(io.BytesIO(files[0])).samplerate
+    assert len(decode.joined_parts(files[0])) == 1
+
+
+def test_a_joined_file_that_is_cut_short_is_named() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(16_000), 16_000, format="FLAC")
+    with pytest.raises(BrokenClip, match=r"cut short|cannot be decoded|no samples"):
+        load_sound(io.BytesIO(file.getvalue() + file.getvalue()[:60]), rate=16_000)
