@@ -120,7 +120,7 @@ def test_a_run_that_another_process_drives_is_no_final_failure(antiphon, monkeyp
 @pytest.mark.parametrize(
     "command", [["tag", "s3://x/y", "a.wav"], ["report", "s3://x/y"], ["track", "replay", "s3://x/y"]]
 )
-def test_a_store_without_credentials_is_one_line(antiphon, monkeypatch, tmp_path, command):
+def test_a_store_without_credentials_is_one_line(monkeypatch, tmp_path, command):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -128,8 +128,8 @@ def test_a_store_without_credentials_is_one_line(antiphon, monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.wav").write_bytes(b"")
     done = antiphon(*command)
-    assert (done.code, done.out) == (1, "")
-    assert done.err.strip().splitlines()[-1] == "failed: Unable to locate credentials"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().splitlines()[-1] == "failed: Unable to locate credentials"
 
 
 def test_links_in_a_circle_are_one_line(antiphon, tmp_path):
