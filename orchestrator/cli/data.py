@@ -17,6 +17,7 @@ from workloads.runtime.text import name_some
 
 if TYPE_CHECKING:
     from workloads.data.levels import Levels
+    from workloads.data.prepare import PreparedData
     from workloads.evaluate.input_statistics import InputStatistics
 
 MOST_TAGS = 40  # of more, only the rarest and the most frequent ones are printed
@@ -40,17 +41,12 @@ def recipes(as_json: JsonOption = False) -> None:
 @data_app.command("check")
 def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOption = False) -> None:
     """Decode a recipe's data set into the cache; print its numbers, warnings and unusable files. Trains nothing."""
-    from orchestrator.recipes.loader import load_recipe
-    from orchestrator.storage.object_store import FsspecFiles
-    from workloads.data.prepare import prepare
-
-    loaded = load_recipe(recipe, settings)
     with only_json(as_json) as emit:
-        prepared = prepare(loaded, FsspecFiles())
+        prepared = _prepare(recipe, settings)
         summary, statistics = prepared.summary(), prepared.statistics()
         emit(summary | {"statistics": statistics})
         if not as_json:
-            _print_check(summary, statistics, clip_seconds=loaded.data.clip_seconds)
+            _print_check(summary, statistics)
     for warning in summary["warnings"]:
         print_warning(warning)
 
@@ -58,15 +54,11 @@ def data_check(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
 @data_app.command("stats")
 def data_stats(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOption = False) -> None:
     """Hear a recipe's data set: clips per tag and fold, silence, clipping, and the mean and std of each front end."""
-    from orchestrator.recipes.loader import load_recipe
-    from orchestrator.storage.object_store import FsspecFiles
     from workloads.data.levels import levels
-    from workloads.data.prepare import prepare
     from workloads.evaluate.input_statistics import input_statistics
 
-    loaded = load_recipe(recipe, settings)
     with only_json(as_json) as emit:
-        prepared = prepare(loaded, FsspecFiles())
+        prepared = _prepare(recipe, settings)
         summary, statistics = prepared.summary(), prepared.statistics()
         heard, inputs = levels(prepared.dataset.clips, prepared.cache), input_statistics(prepared)
         front_ends = {
@@ -74,11 +66,20 @@ def data_stats(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
         }
         emit(summary | {"statistics": statistics, "levels": asdict(heard), "front_ends": front_ends})
         if not as_json:
-            console = Console()
-            console.print(_overview(summary, statistics, loaded.data.clip_seconds))
-            console.print(_tag_table(statistics["tags"]))
+            _print_tables(summary, statistics)
             for line in (*_level_lines(heard), *_front_end_lines(inputs)):
                 print_out(line)
+    for warning in summary["warnings"]:
+        print_warning(warning)
+
+
+def _prepare(recipe: str, settings: list[str] | None) -> "PreparedData":
+    """A recipe's data set, decoded into the cache."""
+    from orchestrator.recipes.loader import load_recipe
+    from orchestrator.storage.object_store import FsspecFiles
+    from workloads.data.prepare import prepare
+
+    return prepare(load_recipe(recipe, settings), FsspecFiles())
 
 
 def _level_lines(heard: "Levels") -> list[str]:
@@ -106,10 +107,14 @@ def _front_end_lines(inputs: "dict[str, InputStatistics]") -> list[str]:
     return lines
 
 
-def _print_check(summary: dict[str, Any], statistics: dict[str, Any], *, clip_seconds: float) -> None:
+def _print_tables(summary: dict[str, Any], statistics: dict[str, Any]) -> None:
     console = Console()
-    console.print(_overview(summary, statistics, clip_seconds))
+    console.print(_overview(summary, statistics, summary["clip_seconds"]))
     console.print(_tag_table(statistics["tags"]))
+
+
+def _print_check(summary: dict[str, Any], statistics: dict[str, Any]) -> None:
+    _print_tables(summary, statistics)
     print_out(f"fingerprint {summary['fingerprint']}")
     print_out(f"quarantined {len(summary['quarantined'])}")
     for broken in summary["quarantined"]:

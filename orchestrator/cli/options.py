@@ -39,6 +39,17 @@ SearchIdOption = Annotated[
 ResumeRunOption = Annotated[
     str, typer.Option("--resume", metavar="ID|auto", help="Resume a run; auto: the recipe's newest unfinished, if any.")
 ]
+CompareOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--compare/--no-compare",
+        help="Train untaught controls beside the students and print the difference; default: as the recipe says.",
+        show_default=False,
+    ),
+]
+SeedsOption = Annotated[
+    int, typer.Option(metavar="N", help="Repeat the comparison with N seeds, from the recipe's own on.")
+]
 ResumeSearchOption = Annotated[str, typer.Option("--resume", metavar="ID", help="Resume a search.")]
 
 emitted: list[int] = []  # the number of bytes of the JSON line, once it is written

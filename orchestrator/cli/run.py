@@ -11,10 +11,12 @@ from orchestrator.cli.options import (
     EXIT_CODES,
     STORAGE,
     AddressOption,
+    CompareOption,
     JsonOption,
     RecipeArg,
     ResumeRunOption,
     RunIdOption,
+    SeedsOption,
     SetOption,
     StorageOption,
     TrackingOption,
@@ -40,17 +42,8 @@ def run(
     run_id: RunIdOption = "",
     resume: ResumeRunOption = "",
     patience: Annotated[float, typer.Option(help="Seconds to retry while the storage is unavailable.")] = 300.0,
-    compare: Annotated[
-        bool | None,
-        typer.Option(
-            "--compare/--no-compare",
-            help="Train untaught controls beside the students and print the difference; default: as the recipe says.",
-            show_default=False,
-        ),
-    ] = None,
-    seeds: Annotated[
-        int, typer.Option(metavar="N", help="Repeat the comparison with N seeds, from the recipe's own on.")
-    ] = 1,
+    compare: CompareOption = None,
+    seeds: SeedsOption = 1,
     local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the resolved recipe and its phases.")] = False,
     as_json: JsonOption = False,

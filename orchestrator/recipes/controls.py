@@ -3,6 +3,7 @@
 from typing import Any
 
 from orchestrator.recipes.merge import merge
+from workloads.config.recipe import require_students
 
 SUFFIX = "_untaught"
 
@@ -24,7 +25,7 @@ def expand_controls(values: dict[str, Any]) -> dict[str, Any]:
     if not compare:
         return values | {"models": taught}
     students = [student for student in taught if student in _students(values.get("edges"))]
-    _check(named, students, list(taught))
+    require_students(named, students)
     names = {student: name for name, student in named.items()}
     controls = {}
     for student in students:
@@ -36,18 +37,6 @@ def expand_controls(values: dict[str, Any]) -> dict[str, Any]:
             )
         controls[name] = merge(taught[student], models.get(name, {}) | {"control_of": student})
     return values | {"models": taught | controls}
-
-
-def _check(named: dict[str, Any], students: list[str], taught: list[str]) -> None:
-    """ValueError for a control of what is no student, and for a second control of one."""
-    for name, student in named.items():
-        place = f"models.{name}.control_of = {student!r}"
-        if student not in taught:
-            raise ValueError(f"{place}: no such model; those that are taught are {', '.join(students) or 'none'}")
-        if student not in students:
-            raise ValueError(f"{place}: no edge leads to it, so it needs no control; remove models.{name}")
-        if list(named.values()).count(student) > 1:
-            raise ValueError(f"{place}: it has two controls; keep one")
 
 
 def _students(edges: Any) -> list[Any]:

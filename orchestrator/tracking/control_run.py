@@ -20,12 +20,9 @@ def controls_in(run_record: Record) -> dict[str, str]:
 
 
 def control_run_record(run_record: Record) -> Record:
-    """The first record of the child run."""
-    run_id, name = (
-        f"{run_record['run_id']}/{CHILD}",
-        f"{run_record['name']}-{CHILD}",
-    )  # no run of its own can have this id
-    return run_record | {"run_id": run_id, "name": name, "child": CHILD}
+    """The first record of the child run; no run of its own can have its id, which holds a slash."""
+    own = {"run_id": f"{run_record['run_id']}/{CHILD}", "name": f"{run_record['name']}-{CHILD}"}
+    return run_record | own | {"child": CHILD}
 
 
 def split_controls(record: Record, controls: dict[str, str]) -> Iterator[Record]:

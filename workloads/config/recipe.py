@@ -6,7 +6,7 @@ recipe must not import torch.
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from workloads.config.architectures import Arch
 from workloads.config.checked import Checked
@@ -25,6 +25,7 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "ced64": 16_000,
     "logmel40": 16_000,
 }
+MAX_NAME = 150  # characters of a recipe's name; a run's id adds date, time and seed
 PRETRAINED = "pretrained:"  # what an `init` begins with that names installed weights, no file
 Value = TypeVar("Value")
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -209,6 +210,7 @@ class Recipe(Checked):
     search: Search | None = None  # what `antiphon search` varies; a single run ignores it
 
     def __post_init__(self) -> None:
+        self._require(0 < len(self.name) <= MAX_NAME, "name", f"must have 1 to {MAX_NAME} characters, as folders have")
         self._check_models()
         self._check_edges()
         self._check_controls()
@@ -236,14 +238,9 @@ class Recipe(Checked):
         controls = {name: model.control_of for name, model in self.models.items() if model.control_of}
         if controls and not self.compare:
             raise ValueError(f"models.{next(iter(controls))}.control_of: needs compare = true")
-        students = [edge.student for edge in self.edges]
+        students = {edge.student for edge in self.edges}
+        require_students(controls, [name for name in self.models if name in students])
         for name, student in controls.items():
-            self.require_known_models(f"models.{name}.control_of", (student,))
-            if student in controls or list(controls.values()).count(student) > 1 or student not in students:
-                raise ValueError(
-                    f"models.{name}.control_of = {student!r}: must be a model that an edge leads to, each with one "
-                    "control"
-                )
             own, taught = self.models[name], self.models[student]
             if (own.arch, own.front_end, own.init) != (taught.arch, taught.front_end, taught.init):
                 raise ValueError(
@@ -281,6 +278,18 @@ class Recipe(Checked):
     def rate(self) -> int:
         """The rate in Hz at which clips are cached: the highest that any model's front end needs."""
         return max(model.front_end.rate for model in self.models.values())
+
+
+def require_students(controls: dict[str, Any], students: list[str]) -> None:
+    """ValueError for a `control_of` (by the control's name) that is no model that an edge leads to, or has two."""
+    for name, student in controls.items():
+        place = f"models.{name}.control_of = {student!r}"
+        if student not in students:
+            raise ValueError(
+                f"{place}: must be a model that an edge leads to: {', '.join(students) or 'there is none'}"
+            )
+        if list(controls.values()).count(student) > 1:
+            raise ValueError(f"{place}: it has two controls; keep one")
 
 
 def restore(kind: type[Value], values: object) -> Value:

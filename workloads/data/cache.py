@@ -174,7 +174,7 @@ class ClipCache:
                 identity = opener.identity(uri)
             except OSError as error:
                 if not is_fault_of_the_file(error):
-                    raise
+                    raise _named(error, uri) from error
                 return QuarantinedClip(clip.clip_id, clip.path, unreadable(error))
         key = hashlib.sha256(json.dumps([uri, identity, self.rate, FORMAT]).encode()).hexdigest()
         return _DecodeJob(clip, uri, self.folder / f"{key}.npy", data, opener)
@@ -200,10 +200,13 @@ class ClipCache:
             return quarantined
         except OSError as error:  # it may become readable: no failure record
             if not is_fault_of_the_file(error):
-                raise
+                raise _named(error, job.uri) from error
             return job.quarantined(unreadable(error))
-        self._index.add(job.key, DecodedClip(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
-        replace_bytes(job.target, _to_int16_file(sound.x_T))
+        try:
+            self._index.add(job.key, DecodedClip(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
+            replace_bytes(job.target, _to_int16_file(sound.x_T))
+        except OSError as error:
+            raise _named(error, f"data.cache = {str(self.folder)!r}; free space there, or choose another") from error
         return job
 
     def _decode(self, job: _DecodeJob) -> Sound:
@@ -247,6 +250,12 @@ class _CacheSpace:
             size, path = self.others.popleft()
             os.unlink(path)
             self.other_bytes -= size
+
+
+def _named(error: OSError, place: str) -> OSError:
+    """The same error with the file or setting that it is about: no clip is at fault, and the command ends with it."""
+    message = f"{error.strerror or error}: {place}"
+    return OSError(message) if error.errno is None else OSError(error.errno, message)
 
 
 def _to_int16_file(x_T: Tensor) -> bytes:

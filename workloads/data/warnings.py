@@ -47,7 +47,7 @@ def _without_sources(dataset: Dataset) -> str:
     if not dataset.without_source:
         return ""
     return (
-        f"column source: {dataset.without_source} of {len(dataset.clips)} clips name none; clips of one recording or "
+        f"column source: {dataset.without_source} clips name none; clips of one recording or "
         "speaker may be in training and in test, and scores are then too good: name each clip's recording or speaker "
         "in a column source"
     )

@@ -59,12 +59,11 @@ def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
 def _with_controls(recipe: Recipe, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
     """The phases in which controls train beside their students, where the two are not yet or no longer the same."""
     with_controls: list[Phase] = []
-    began = {student for student, control in controls_of(recipe).items() if not begins_as_copy(recipe, control)}
+    controls = controls_of(recipe)
+    began = {student for student, control in controls.items() if not begins_as_copy(recipe, control)}
     for phase in phases:
         began |= {edge.student for edge in phase.edges}
-        own = (
-            control for student, control in controls_of(recipe).items() if student in phase.trains and student in began
-        )
+        own = (control for student, control in controls.items() if student in phase.trains and student in began)
         with_controls.append(replace(phase, trains=(*phase.trains, *own)))
     return tuple(with_controls)
 

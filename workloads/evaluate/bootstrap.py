@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.evaluate.metrics import primary, score
+from workloads.evaluate.metrics import clip_losses, primary, score
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -37,7 +36,8 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
     untaught minus taught. Raises ValueError where no tag can be scored.
     """
     metric = primary(labels)
-    taught, untaught = ([score(logits_NC, y_NC, labels) for logits_NC in side] for side in _sides(pairs))
+    taught = [score(pair.taught_NC, y_NC, labels) for pair in pairs]
+    untaught = [score(pair.untaught_NC, y_NC, labels) for pair in pairs]
     counts = _Resamples(len(y_NC), len(pairs))
     compared = {}
     for name, sign, resample in ((metric, 1, _SCORES[metric]), ("log_loss", -1, _log_losses)):
@@ -63,10 +63,6 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
         **compared[metric],
         "log_loss": compared["log_loss"],
     }
-
-
-def _sides(pairs: list[Pair]) -> tuple[list[Tensor], list[Tensor]]:
-    return [pair.taught_NC for pair in pairs], [pair.untaught_NC for pair in pairs]
 
 
 class _Resamples:
@@ -96,16 +92,10 @@ class _Resamples:
 
 def _log_losses(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
     """The log loss of every resample, in nats."""
-    z_NC, y_NC = logits_NC.detach().cpu().double(), y_NC.detach().cpu().double()
-    if labels == "single":
-        losses_N = torch.nn.functional.cross_entropy(z_NC, y_NC.argmax(1), reduction="none").numpy()
-        known_N = np.ones_like(losses_N)
-    else:
-        losses_NC = torch.nn.functional.binary_cross_entropy_with_logits(z_NC, y_NC.nan_to_num(), reduction="none")
-        known_NC = ~y_NC.isnan()
-        losses_N, known_N = (losses_NC * known_NC).sum(1).numpy(), known_NC.sum(1).double().numpy()
+    known_N = (~y_NC.isnan()).sum(1).double().cpu()  # a clip counts by its known labels
+    sums_N = (clip_losses(logits_NC, y_NC, labels).nan_to_num() * known_N).numpy()
     with np.errstate(invalid="ignore"):
-        return np.concatenate([(w_BN @ losses_N) / (w_BN @ known_N) for w_BN in counts.blocks()])
+        return np.concatenate([(w_BN @ sums_N) / (w_BN @ known_N.numpy()) for w_BN in counts.blocks()])
 
 
 def _accuracies(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:

@@ -61,3 +61,8 @@ def test_a_hundred_thousand_turns_are_planned():
     assert (len(phases), phases[-1].end) == (100_000, 100_000)
     names = ("cnn", "vit", "cnn_untaught", "vit_untaught")
     assert own_steps(phases) == dict.fromkeys(names, 50_000)
+
+
+def test_a_name_is_one_that_a_folder_can_have():
+    with pytest.raises(ValueError, match="must have 1 to 150 characters, as folders have"):
+        load_recipe("demo", [f"name={'a' * 300}"])

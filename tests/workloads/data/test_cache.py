@@ -1,5 +1,6 @@
 """The clip cache: clips are decoded once, stored atomically, evicted above the limit, quarantined with a reason."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import soundfile
 import torch
 
 from workloads.config.data import Data
+from workloads.data import cache as cache_module
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
@@ -210,9 +212,19 @@ class FailingFiles(LocalFiles):
 def test_a_store_that_cannot_be_read_is_no_fault_of_its_clips(tmp_path: Path) -> None:
     """Quarantined, they would change the data set's fingerprint, and no run on it could be resumed."""
     clips, cache = tones(tmp_path, 3), make_cache(tmp_path)
-    with pytest.raises(OSError, match="no connection"):
+    with pytest.raises(OSError, match=f"no connection: {tmp_path}/1.wav"):
         cache.prepare(clips, data_at(tmp_path), FailingFiles())
     assert cache.prepare(clips, data_at(tmp_path), LocalFiles()) == []
+
+
+def test_a_full_disk_names_the_setting_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module, "replace_bytes", full)
+    cache = make_cache(tmp_path)
+    with pytest.raises(OSError, match=f"No space left on device: data.cache = '{cache.folder}'; free space there"):
+        cache.prepare(tones(tmp_path, 1), data_at(tmp_path), LocalFiles())
 
 
 def test_clips_whose_files_were_mended_are_listed_also_when_they_are_stored_already(tmp_path: Path) -> None:

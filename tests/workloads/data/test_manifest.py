@@ -10,8 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.datasets import make_dataset
 from workloads.config.data import Data
-from workloads.data.clips import Clip, Dataset, require_scorable, split
+from workloads.data.clips import Clip, require_scorable, split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles
 
@@ -22,16 +23,6 @@ def manifest(folder: Path, text: str, *, labels: str = "multi") -> Data:
     file = folder / "clips.csv"
     file.write_text(text)
     return Data(format="manifest", root=str(folder), manifest=str(file), labels=labels)
-
-
-def make_dataset(*, labels: str, sources: int = 60, per_source: int = 3, tags: int = 4) -> Dataset:
-    names = [f"tag{number}" for number in range(tags)]
-    clips = []
-    for source in range(sources):
-        for take in range(per_source):
-            own = (names[source % tags],) if labels == "single" else (names[source % tags], names[take % tags])
-            clips.append(Clip(f"{source}-{take}", f"{source}-{take}.wav", own, 1 + source % 5, f"s{source}"))
-    return Dataset(tuple(clips), tuple(names), labels)
 
 
 def test_esc50_layout_maps_the_categories_that_occur(esc10: Path) -> None:
@@ -96,7 +87,7 @@ def test_an_unknown_fold_lists_the_folds() -> None:
 def test_a_recording_in_the_test_fold_and_outside_is_refused() -> None:
     dataset = make_dataset(labels="single")
     shared = replace(dataset, clips=(replace(dataset.clips[0], fold=2), *dataset.clips[1:]))
-    with pytest.raises(ValueError, match=r"source s0 is in the test fold 1 and in others"):
+    with pytest.raises(ValueError, match=r"source s00 is in the test fold 1 and in others"):
         split(shared, Data())
 
 

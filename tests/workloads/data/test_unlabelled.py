@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.datasets import make_dataset
 from workloads.config.data import Data
 from workloads.data.clips import Clip, Dataset, require_labels, split
 from workloads.data.manifest import read_dataset
@@ -75,17 +76,6 @@ def test_the_fingerprint_tells_unlabelled_from_untagged_and_is_the_old_one_where
     assert untagged.fingerprint() == without_column.fingerprint() != unlabelled.fingerprint()
     old = Dataset((Clip("a", "a.wav", ("dog",), 1, "s"),), ("dog",), "single").fingerprint()
     assert old == "6000b2e1c47ab171b085838576db93ed3c611728af890066542b98af11f594e0"
-
-
-def make_dataset(*, labels: str, sources: int = 60, per_source: int = 3, tags: int = 4) -> Dataset:
-    """Each source has clips of one tag; with several tags a clip, also of others."""
-    names = [f"tag{number}" for number in range(tags)]
-    clips = []
-    for source in range(sources):
-        for take in range(per_source):
-            own = (names[source % tags],) if labels == "single" else (names[source % tags], names[take % tags])
-            clips.append(Clip(f"{source:02}-{take}", f"{source}-{take}.wav", own, 1 + source % 5, f"s{source:02}"))
-    return Dataset(tuple(clips), tuple(names), labels)
 
 
 def ids(clips: tuple[Clip, ...]) -> set[str]:

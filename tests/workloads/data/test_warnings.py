@@ -102,10 +102,10 @@ def test_tags_without_clips_in_a_part_are_named() -> None:
 @pytest.mark.parametrize(
     ("columns", "cells", "said"),
     [
-        ("", "", ["column source: 4 of 4 clips name none", "column fold: there is none"]),
+        ("", "", ["column source: 4 clips name none", "column fold: there is none"]),
         (",source", ",me", ["column fold: there is none"]),
         (",fold,source", ",1,me", []),
-        (",fold", ",1", ["column source: 4 of 4 clips name none"]),
+        (",fold", ",1", ["column source: 4 clips name none"]),
     ],
 )
 def test_sources_and_folds_that_the_table_lacks_are_named(tmp_path: Path, columns: str, cells: str, said: list) -> None:
