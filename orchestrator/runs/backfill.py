@@ -22,6 +22,7 @@ from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE, with_secret
 from workloads.runtime.event_log import EVENT_LOG
 from workloads.runtime.json_files import json_text, parse_json
+from workloads.runtime.opener import require_own_file
 from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 
@@ -36,7 +37,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
     the user's mistakes, TrackingUnavailable when MLflow does not take everything.
     """
     with _local_event_log(run) as event_log:
-        with event_log.open("rb") as file:
+        with require_own_file(event_log).open("rb") as file:
             record = parse_json(file.readline(), f"{event_log}, line 1", RunRecord)
         uri = uri or with_secret(_recorded_tracking(run, record))
         os.environ.update(MLFLOW_ENVIRONMENT)

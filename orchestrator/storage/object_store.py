@@ -21,7 +21,7 @@ from orchestrator.storage.retry import describe_error, is_transient, print_statu
 from workloads.runtime.atomic_files import replace_text, replacing
 from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.json_files import parse_json
-from workloads.runtime.opener import local_files_below, regular_file
+from workloads.runtime.opener import local_files_below, read_own_file, regular_file
 from workloads.runtime.redaction import require_no_secret
 
 SCHEMES = ("file://", "s3://")
@@ -219,8 +219,9 @@ def put_text(uri: str, text: str) -> None:
 
 
 def get_bytes(uri: str) -> bytes:
+    """The content of a file; ValueError where a local folder or pipe has its name."""
     fs, path = filesystem(uri)
-    content: bytes = fs.cat_file(path)
+    content: bytes = read_own_file(Path(path)) if is_local(uri) else fs.cat_file(path)
     return content
 
 

@@ -4,6 +4,7 @@ The one place where they are computed: `antiphon data check` and the drivers pri
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Collection
 
 from workloads.config.data import SEVERAL_TAGS
@@ -33,6 +34,8 @@ def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list
         for warning in (
             _without_sources(dataset),
             _without_folds(dataset, splits, recipe),
+            _sources_alike(dataset),
+            _files_used_twice(dataset, splits),
             _comma_tags(dataset, recipe),
             *_tags_without_clips(dataset, splits),
             *dataset.warnings,
@@ -60,6 +63,38 @@ def _without_folds(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
         f"column fold: there is none; each clip gets a fold from 1 to {FOLDS} by a hash of its source, so tags are not "
         f"spread evenly, and fold {recipe.data.test_fold} ({len(splits.test)} clips) is the test set: number the folds "
         "in a column fold to choose, or to compare with published scores"
+    )
+
+
+def _sources_alike(dataset: Dataset) -> str:
+    spellings = defaultdict(set)
+    for clip in dataset.clips:
+        spellings["".join(clip.source.split()).casefold()].add(clip.source)
+    alike = [sorted(names) for names in spellings.values() if len(names) > 1]
+    if not alike:
+        return ""
+    spelt = name_some([repr(name) for name in alike[0]], SHOWN)
+    return (
+        f"column source: {len(alike)} sources are spelt in several ways ({spelt}), which differ only in "
+        "spaces or capitals and count as different recordings, so clips of one may be in training and in test: spell "
+        "each source in one way"
+    )
+
+
+def _files_used_twice(dataset: Dataset, splits: Splits) -> str:
+    parts = {clip.clip_id: part for part in PARTS for clip in getattr(splits, part)}
+    clips = defaultdict(list)
+    for clip in dataset.clips:
+        clips[clip.path].append(clip.clip_id)
+    repeated = {path: ids for path, ids in clips.items() if path and len(ids) > 1}
+    if not repeated:
+        return ""
+    across = sum(len({parts[name] for name in ids if name in parts}) > 1 for ids in repeated.values())
+    path, ids = next(iter(repeated.items()))
+    return (
+        f"column path: {len(repeated)} files belong to several clips ({path!r} to {name_some(ids, SHOWN)}), "
+        + (f"{across} of them to clips of different parts, so scores are too good" if across else "of one part each")
+        + ": give each file one row, with all of its tags"
     )
 
 

@@ -19,8 +19,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file beside `path`, open for writing bytes; it replaces `path`, or a link there, when the context ends.
 
     Readers, and the next process after a kill, find the old content or the new. An exception leaves the old content, a
-    kill also a file ending in `UNFINISHED`. The file has the permissions that the user's umask gives.
+    kill also a file ending in `UNFINISHED`. The file has the permissions that the user's umask gives. ValueError where
+    a folder has the name.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, where a file of this name is to be written; move it away")
     temporary = path.with_name(f".{secrets.token_hex(16)}{UNFINISHED}")
     try:
         with temporary.open("xb") as file:  # x: raises where the name exists, also as a link

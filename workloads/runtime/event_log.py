@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from workloads.runtime.json_files import Record, json_text, parse_json
+from workloads.runtime.opener import read_own_file, require_own_file
 
 EVENT_LOG = "events.jsonl"  # in a run's folder; in a checkpoint, the records up to that step
 RECORD_KINDS = (
@@ -84,9 +85,9 @@ def end_of(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def read_event_log(path: Path) -> list[dict[str, Any]]:
     """All records in order, also while another process appends.
 
-    A torn last line is left out; any other line that is not JSON raises ValueError.
+    A torn last line is left out; any other line that is not JSON raises ValueError, as does a folder or a pipe.
     """
-    return parse_event_log(path.read_bytes(), str(path))
+    return parse_event_log(read_own_file(path), str(path))
 
 
 def parse_event_log(content: bytes, name: str) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ def _drop_torn_line(path: Path) -> None:
     """Cut off what a killed process left after the last complete line; the next record would continue that line."""
     if not path.exists():
         return
-    with path.open("r+b") as file:
+    with require_own_file(path).open("r+b") as file:
         content = file.read()
         if not content.endswith(b"\n"):  # else leave the file alone: another process may be appending
             file.truncate(content.rfind(b"\n") + 1)

@@ -57,8 +57,21 @@ FAULTS_OF_THE_FILE = tuple(
 def regular_file(path: Path) -> Path:
     """The path itself; raises NotAFile where it is no file."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise NotAFile("is a folder" if path.is_dir() else "is a pipe or a device, not a file")
+        raise NotAFile("is a folder" if path.is_dir() else "is a pipe or a device")
     return path
+
+
+def read_own_file(path: Path) -> bytes:
+    """The content of a local file that this project writes; ValueError where a folder, pipe or device has its name."""
+    return require_own_file(path).read_bytes()
+
+
+def require_own_file(path: Path) -> Path:
+    """The path itself; ValueError where a folder, pipe or device has the name. FileNotFoundError where nothing has."""
+    try:
+        return regular_file(path)
+    except NotAFile as error:
+        raise ValueError(f"{path}: {error}, where a file of this name is expected; move it away") from None
 
 
 def read_bounded(file: BinaryIO, most: int) -> bytes | None:

@@ -197,7 +197,7 @@ def test_folders_pipes_and_loops_are_quarantined(tmp_path: Path) -> None:
     reasons = {clip.clip_id: clip.reason for clip in quarantined}
     assert list(reasons) == ["folder", "pipe", "loop"]
     assert reasons["folder"] == "is a folder"
-    assert reasons["pipe"] == "is a pipe or a device, not a file"
+    assert reasons["pipe"] == "is a pipe or a device"
 
 
 class FailingFiles(LocalFiles):

@@ -16,8 +16,10 @@ from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import LocalFiles
 
 
-def clips(*tags: str) -> tuple[Clip, ...]:
-    return tuple(Clip(f"c{n}", f"{n}.wav", (tag,) if tag else (), 2, f"s{n}") for n, tag in enumerate(tags))
+def clips(*tags: str, name: str = "c") -> tuple[Clip, ...]:
+    return tuple(
+        Clip(f"{name}{n}", f"{name}{n}.wav", (tag,) if tag else (), 2, f"{name}-s{n}") for n, tag in enumerate(tags)
+    )
 
 
 def warnings(
@@ -28,7 +30,7 @@ def warnings(
     rate: int = 16_000,
     settings: Sequence[str] = (),
 ) -> list[str]:
-    splits = Splits(clips(*train), clips(*val), clips("a", "b"))
+    splits = Splits(clips(*train), clips(*val, name="v"), clips("a", "b", name="t"))
     everything = (*splits.train, *splits.val, *splits.test)
     dataset = Dataset(everything, tuple(sorted({tag for clip in everything for tag in clip.tags})), "single")
     decoded = [DecodedClip(samples=round(16_000 * length), rate=16_000, own_rate=rate) for length in seconds]
@@ -118,8 +120,36 @@ def test_sources_and_folds_that_the_table_lacks_are_named(tmp_path: Path, column
     assert [warning[: len(start)] for warning, start in zip(found, said, strict=True)] == said
 
 
+def test_one_recording_in_several_spellings_is_named() -> None:
+    train, test = clips("a", "b", "a"), clips("a", "b", name="t")
+    sources = ["s1", "s2", "s3", "s1 ", "S1"]
+    respelt = tuple(replace(clip, source=source) for clip, source in zip((*train, *test), sources, strict=True))
+    found = data_warnings(Dataset(respelt, ("a", "b"), "single"), Splits(respelt[:3], test, respelt[3:]), [], recipe())
+    assert found == [
+        "column source: 1 sources are spelt in several ways ('S1', 's1', 's1 '), which differ only in spaces or "
+        "capitals and count as different recordings, so clips of one may be in training and in test: spell each source "
+        "in one way"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("across", "said"),
+    [(True, "1 of them to clips of different parts, so scores are too good"), (False, "of one part each")],
+)
+def test_a_file_of_several_clips_is_named(across: bool, said: str) -> None:
+    train, val, test = clips("a", "b", "a"), clips("a", "b", name="v"), clips("a", "b", name="t")
+    again = replace(test[0] if across else train[0], path="c1.wav")
+    train, test = (train, (again, *test[1:])) if across else ((again, *train[1:]), test)
+    dataset = Dataset((*train, *val, *test), ("a", "b"), "single")
+    names = "c1, t0" if across else "c0, c1"
+    assert data_warnings(dataset, Splits(train, val, test), [], recipe()) == [
+        f"column path: 1 files belong to several clips ('c1.wav' to {names}), {said}: give each file one row, with all "
+        "of its tags"
+    ]
+
+
 def test_unlabelled_clips_that_teach_nothing_are_named() -> None:
-    unlabelled = tuple(replace(clip, tags=(), labelled=False) for clip in clips("a", "b", "c"))
+    unlabelled = tuple(replace(clip, tags=(), labelled=False) for clip in clips("a", "b", "c", name="u"))
     labelled = clips("a", "b")
     dataset = Dataset((*labelled, *unlabelled), ("a", "b"), "single")
     splits = Splits((*labelled, *unlabelled[:1]), labelled, labelled, left_out=unlabelled[1:])

@@ -73,3 +73,10 @@ def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path):
     with pytest.raises(OSError, match="full"):
         write_half()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out", "old")]
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "outcome.json").mkdir()
+    with pytest.raises(ValueError, match=r"outcome.json: is a folder, where a file .* is to be written; move it away"):
+        object_store.put_text(str(tmp_path / "outcome.json"), "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["outcome.json"]

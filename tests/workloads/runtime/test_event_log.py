@@ -1,11 +1,14 @@
 """The event log keeps every complete record, also when a writer is killed."""
 
 import json
+import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+from orchestrator.storage import object_store
 from workloads.runtime.event_log import EventLog, end_of, read_event_log
 
 
@@ -70,3 +73,13 @@ def test_the_end_is_the_last_attempts_wherever_it_stands(kinds: list[str], ended
 def test_a_trials_records_are_not_the_searchs() -> None:
     end = {"kind": "end", "status": "done"}
     assert end_of([{"kind": "run"}, end, {"kind": "run", "child": "0001"}]) is end
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_has_a_files_name_and_is_none_is_a_mistake_in_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    fault = re.escape(f"{path}: is a {kind}") + "( or a device)?, where a file of this name is expected; move it away"
+    for read in (read_event_log, EventLog, lambda path: object_store.read_json(str(path))):
+        with pytest.raises(ValueError, match=fault):
+            read(path)
