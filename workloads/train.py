@@ -148,16 +148,18 @@ def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
     Ends before the last planned step where the session asks the run to stop, or `until` steps are done.
     """
     _report(run)  # the first records: useful even if the first step fails
-    for index, phase in enumerate(run.phases):
-        if phase.end <= run.step:
-            continue
-        if until is not None and run.step >= until:
-            return
-        sources = run.pool.enter_phase(phase, resumed=phase.start < run.step)
-        run.record("phase", **_phase_fields(run, index))
-        stopped = yield from _train_phase(run, phase, sources, until=until)
-        if stopped:
-            return
+    last = run.phases[-1].end if until is None else min(until, run.phases[-1].end)
+    with run.batches.loaded_ahead(range(run.step, last), run.shards, run.session.device):
+        for index, phase in enumerate(run.phases):
+            if phase.end <= run.step:
+                continue
+            if until is not None and run.step >= until:
+                return
+            sources = run.pool.enter_phase(phase, resumed=phase.start < run.step)
+            run.record("phase", **_phase_fields(run, index))
+            stopped = yield from _train_phase(run, phase, sources, until=until)
+            if stopped:
+                return
 
 
 def _train_phase(
@@ -240,7 +242,7 @@ def _shard_losses(
 ) -> tuple[Tensor, list[dict[str, float]]]:
     """Forward one shard through students and teachers; returns each student's loss (in order) and its metrics."""
     train, labels = run.recipe.train, run.recipe.data.labels
-    shard = run.batches.shard(run.step, index, with_clean_view=phase.needs_clean_view).to(run.session.device)
+    shard = run.batches.shard(run.step, index, with_clean_view=phase.needs_clean_view, device=run.session.device)
     student_outputs = _forward(run, phase, shard, index)
     teacher_outputs = {source: source.logits(shard, student_outputs) for source in dict.fromkeys(sources.values())}
     losses: list[Tensor] = []

@@ -62,8 +62,10 @@ class CountingBatches(Batches):
 
     num_clips = 0
 
-    def shard(self, step: int, index: int, *, with_clean_view: bool = False) -> Shard:
-        shard = super().shard(step, index, with_clean_view=with_clean_view)
+    def shard(
+        self, step: int, index: int, *, with_clean_view: bool = False, device: torch.device | str = "cpu"
+    ) -> Shard:
+        shard = super().shard(step, index, with_clean_view=with_clean_view, device=device)
         self.num_clips += len(shard.clip_ids)
         return shard
 
@@ -147,7 +149,7 @@ def _train(recipe: Recipe, steps: int, folder: Path, files: Opener) -> ShortRun:
         loop(run)
         newest = folder / "checkpoints" / session.checkpoints()[0]
         taggers = {name: run.pool.train_state(name).tagger.eval() for name in recipe.models}
-        shard = run.batches.shard(0, 0).to(recipe.train.device)
+        shard = run.batches.shard(0, 0, device=recipe.train.device)
         macs = {name: macs_of_forward(tagger, shard.mel(tagger.front_end)) for name, tagger in taggers.items()}
         run.history.close()
     return ShortRun(

@@ -23,7 +23,10 @@ Value = TypeVar("Value")
 RUNS_BY_RECIPE = ".recipes"  # in a storage: a folder per recipe, in it an empty file per run; "auto" lists no others
 AUTO = "auto"
 RECIPE = "recipe.json"
-MACHINE_KEYS = ("data.root", "data.manifest", "data.cache", "data.cache_gb")  # may differ between two machines
+MACHINE_KEYS = (  # may differ between two machines: they do not change what is learned
+    *("data.root", "data.manifest", "data.cache", "data.cache_gb"),
+    *("train.loaders", "train.prefetch"),
+)
 
 
 class _Outcome(TypedDict):

@@ -23,6 +23,7 @@ from orchestrator.search.request import Budget, SearchRequest
 from orchestrator.search.samplers import num_trials
 from orchestrator.search.store import DEFINITION, SearchStore
 from orchestrator.search.summary import write_summary
+from orchestrator.search.trial_slots import WAITING_CPUS, count_slots, reserved_by_tune
 from orchestrator.search.trial_spec import SearchPlan, search_plan
 from orchestrator.search.validation import check, check_search_data
 from orchestrator.storage import object_store
@@ -30,17 +31,15 @@ from orchestrator.storage.retry import print_status
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.tracking.uri import absolute_uri, with_secret
 from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
-from orchestrator.training.ray_cluster import RayConnection, connect, prepare_environment
+from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import Interrupts
-from workloads.config.recipe import Train
+from orchestrator.training.worker_resources import worker_resources
 from workloads.runtime.event_log import EventLog, end_of, read_event_log
 from workloads.runtime.redaction import redacted
 
 if TYPE_CHECKING:
     from orchestrator.search.tune_runner import TuneRunner
-
-WAITING_CPUS = 0.01  # of a trial that waits for its workers
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,6 @@ class _Job:
     location: RunLocation
     store: SearchStore
     began: float  # seconds since the epoch
-
-
-@dataclass(frozen=True)
-class _TrialResources:
-    """Resources of one trial: what Tune reserves for it, and what it uses in all."""
-
-    reserved: dict[str, float]
-    used: dict[str, float]
 
 
 def search(request: SearchRequest, *, warn: Callable[[str], None]) -> SearchResult:
@@ -117,16 +108,16 @@ def _run_on_ray(job: _Job, interrupts: Interrupts) -> dict[str, Any]:
     address = prepare_environment(job.request.address)  # before Ray is imported: its token's location is read then
     import ray
 
-    resources = _trial_resources(job.plan.recipe.train, job.request.workers)
-    connection = connect(ray, address, at_least=math.ceil(resources.used["CPU"]))
+    worker, workers = worker_resources(job.plan.recipe.train), job.request.workers
+    connection = connect(ray, address, at_least=math.ceil(workers * worker["CPU"] + WAITING_CPUS))
     try:
         interrupts.install()  # once more: Ray has set its own handler
         interrupts.check()
-        slots = _num_slots(job, connection, resources)
+        slots = count_slots(connection.nodes, worker, job.request.slots, workers=workers)
         connection.require_visible(ray, object_store.join(job.store.uri, DEFINITION))
         trials = num_trials(job.plan.search, job.budget.trials)
         job.store.write_cluster(slots=slots, dashboard=connection.dashboard, trials=trials)
-        outcome, replayer = _run_recorded(job, resources, interrupts, slots=slots)
+        outcome, replayer = _run_recorded(job, reserved_by_tune(worker, workers), interrupts, slots=slots)
     finally:
         ray.shutdown()
     # the replayer writes which MLflow runs the report can link to
@@ -134,27 +125,8 @@ def _run_on_ray(job: _Job, interrupts: Interrupts) -> dict[str, Any]:
     return outcome
 
 
-def _trial_resources(train: Train, workers: int) -> _TrialResources:
-    """Ray Train reserves several workers itself; Tune sees only the trial that waits for them."""
-    gpus = float(workers) if train.device == "cuda" else 0.0
-    if workers > 1:
-        used = {"CPU": workers + WAITING_CPUS} | ({"GPU": gpus} if gpus else {})
-        return _TrialResources({"CPU": WAITING_CPUS}, used)
-    slot = {"CPU": float(train.threads)} | ({"GPU": gpus} if gpus else {})
-    return _TrialResources(slot, slot)
-
-
-def _num_slots(job: _Job, connection: RayConnection, resources: _TrialResources) -> int:
-    """How many trials run at once on this cluster; ValueError where it cannot hold as many as wanted."""
-    from orchestrator.search.tune_runner import count_slots
-
-    # the workers of one trial may be on several nodes, a trial of one process is on one
-    nodes = [connection.resources] if job.request.workers > 1 else connection.nodes
-    return count_slots(nodes, resources.used, job.request.slots)
-
-
 def _run_recorded(
-    job: _Job, resources: _TrialResources, interrupts: Interrupts, *, slots: int
+    job: _Job, reserved: dict[str, float], interrupts: Interrupts, *, slots: int
 ) -> tuple[dict[str, Any], Any]:
     """Run the search with its event log open and its replayer started; returns the outcome and the replayer."""
     from orchestrator.search.tune_runner import TuneRunner
@@ -167,7 +139,7 @@ def _run_recorded(
         replayer.wait_started()
         job.store.reopen()
         runner = TuneRunner(
-            job.plan, job.store, event_log, resources=resources.reserved, slots=slots, workers=job.request.workers
+            job.plan, job.store, event_log, resources=reserved, slots=slots, workers=job.request.workers
         )
         outcome = _run_tasks(job, runner, interrupts)
         event_log.append(end_record(outcome["status"]))

@@ -51,18 +51,6 @@ class TaskList:
         pass
 
 
-def count_slots(nodes: list[dict[str, float]], need: dict[str, float], wanted: int) -> int:
-    """How many trials fit on the nodes at once; ValueError where it is none, or fewer than wanted."""
-    most = sum(min(int(have.get(what, 0.0) // amount) for what, amount in need.items()) for have in nodes)
-    if most < max(1, wanted):
-        each = ", ".join(f"{amount:g} {resource}" for resource, amount in need.items())
-        raise ValueError(
-            f"--slots {max(1, wanted)}: the cluster holds {most} trials of {each} each at once; ask for fewer, or set "
-            "train.threads"
-        )
-    return wanted or most
-
-
 class TuneRunner:
     """Runs tasks of one search on the connected cluster, `slots` at a time. Lives in the driver's process."""
 

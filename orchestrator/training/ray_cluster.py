@@ -12,9 +12,8 @@ from workloads.runtime.scratch import private_folder, user_folder
 
 @dataclass(frozen=True)
 class RayConnection:
-    """A connected Ray: resources in all and of each node, and the dashboard's address ("": it has none)."""
+    """A connected Ray: the resources of each node, and the dashboard's address ("": it has none)."""
 
-    resources: dict[str, float]
     nodes: list[dict[str, float]]
     dashboard: str
 
@@ -70,9 +69,7 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
             options["_temp_dir"] = str(user_folder() / "ray")
         context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return RayConnection(
-        ray.cluster_resources(), nodes, f"http://{context.dashboard_url}" if context.dashboard_url else ""
-    )
+    return RayConnection(nodes, f"http://{context.dashboard_url}" if context.dashboard_url else "")
 
 
 def _resolve_address(address: str) -> str:

@@ -4,6 +4,7 @@ Ray restarts the group of workers after a failure, up to `RETRIES` times. It is 
 decide which one to resume from.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import RunRequest
+from orchestrator.training.worker_resources import count_workers, resources_text, worker_resources
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 
@@ -81,7 +83,11 @@ def fit(
             "until": until,
         },
         torch_config=TorchConfig(timeout_s=PEER_TIMEOUT_S + int(patience_s)),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=recipe.train.device == "cuda"),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=recipe.train.device == "cuda",
+            resources_per_worker=worker_resources(recipe.train),
+        ),
         run_config=RunConfig(
             name=location.run_id,
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
@@ -123,9 +129,13 @@ def ray_storage(storage: str, *, patience_s: float) -> dict[str, Any]:
 
 def _connect(ray: Any, request: RunRequest, address: str) -> None:
     """Connect to Ray; ValueError if it cannot hold all workers at once."""
-    need, unit = request.workers, "GPU" if request.recipe.train.device == "cuda" else "CPU"
-    have = connect(ray, address, at_least=need + 1).resources.get(unit, 0)
-    if have < need:
+    worker = worker_resources(request.recipe.train)
+    connection = connect(ray, address, at_least=math.ceil(request.workers * worker["CPU"]) + 1)
+    most = count_workers(connection.nodes, worker)
+    if most < request.workers:
         where = f"the cluster at {address}" if address else "this machine"
         ray.shutdown()
-        raise ValueError(f"--workers {need}: {where} has {have:g} {unit}s; ask for fewer, or another train.device")
+        raise ValueError(
+            f"--workers {request.workers}: {where} holds {most} of {resources_text(worker)} each at once; ask for "
+            "fewer, set train.threads or train.loaders, or another train.device"
+        )

@@ -89,7 +89,7 @@ def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
         workers = ["--workers", "4", "--set", "train.shards=4"]
         refused = antiphon("run", "demo", *where, *values, *workers, env=env)
         assert refused.returncode == 2
-        assert "has 2 CPUs; ask for fewer" in refused.stderr
+        assert "holds 2 of 1 CPU each at once; ask for fewer" in refused.stderr
     finally:
         down = antiphon("cluster", "down", env=env)
     assert down.returncode == 0, down.stderr

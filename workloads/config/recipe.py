@@ -16,6 +16,7 @@ from workloads.config.search import Search
 
 MAX_FRAMES = 400_000  # of log-mels: an hour has 360 000
 MAX_BATCH = 2**24  # clips of a shard, shards of a batch
+MAX_LOADERS = 256
 MAX_THREADS = 1024  # what torch and OpenMP take without failing
 MAX_AVERAGED = 1000  # copies of a model's weights that are kept in memory
 FRONT_ENDS = {  # kind -> its sample rate in Hz
@@ -172,7 +173,9 @@ class Train(Checked):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     compile: bool = False  # use torch.compile: minutes at the start, then faster steps
-    threads: int = 2
+    threads: int = 2  # of torch, in each worker
+    loaders: int = 0  # processes of each worker that load clips ahead; 0: its training thread loads them
+    prefetch: int = 2  # shards that each loader process is ahead
     label_smoothing: float = 0.0
     log_every: int = 10  # steps
     eval_every: int = 100
@@ -183,8 +186,10 @@ class Train(Checked):
 
     def __post_init__(self) -> None:
         self._require_positive(
-            "shard_size", "shards", "threads", "log_every", "eval_every", "checkpoint_every", "keep_last"
+            "shard_size", "shards", "threads", "prefetch", "log_every", "eval_every", "checkpoint_every", "keep_last"
         )
+        self._require_non_negative("loaders")
+        self._require_at_most(MAX_LOADERS, "loaders", "prefetch")
         self._require_at_most(MAX_BATCH, "shard_size", "shards")
         self._require_at_most(MAX_THREADS, "threads")
         self._require_below_1("label_smoothing")

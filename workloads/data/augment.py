@@ -7,6 +7,7 @@ Mixup is applied in `batches.py`, which has the other clips; this file only draw
 Axes: B clips of a batch, T samples, M mel bands, F frames, 4 masks (time start, time width, mel start, mel width).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from workloads.config.recipe import Augment
-from workloads.data.decode import cut_or_pad
 from workloads.runtime.rng import keyed_generator
 
 
@@ -34,6 +34,10 @@ class View:
     @property
     def masks(self) -> tuple[float, float, float, float]:
         return self.time_start, self.time_width, self.mel_start, self.mel_width
+
+    def crop_start(self, samples: int, *, length: int) -> int:
+        """Where the `length` samples that are heard begin in a whole clip; 0 in a shorter one, which is padded."""
+        return int(self.crop * (max(0, samples - length) + 1))
 
 
 def clean_view() -> View:
@@ -81,18 +85,19 @@ def _draw_mix_weight(augment: Augment, generator: np.random.Generator) -> float:
     return weight if chance < augment.mixup else 1.0
 
 
-def crop(x_T: Tensor, view: View, *, length: int) -> Tensor:
-    """The part of a whole stored clip that is heard: `length` samples, zero-padded on the right if it is shorter."""
-    spare = max(0, x_T.shape[-1] - length)
-    return cut_or_pad(x_T, length, offset=int(view.crop * (spare + 1)))
+def roll_and_amplify(x_BT: Tensor, views: Sequence[View], *, scale: float = 1.0) -> Tensor:
+    """What the views do to the waveforms of their crops, as float32: each rolled, amplified, and multiplied by `scale`.
 
-
-def roll_and_amplify(x_T: Tensor, view: View) -> Tensor:
-    """What the view does to the waveform of its crop: rolled, amplified."""
-    shift = round(view.roll * x_T.shape[-1])
-    if shift:
-        x_T = torch.roll(x_T, shift)
-    return x_T * 10 ** (view.gain_db / 20) if view.gain_db else x_T
+    On the device of `x_BT`, which may hold integers. `scale` must be a power of two, so that it rounds nothing.
+    """
+    length = x_BT.shape[1]
+    heard_BT = torch.empty(x_BT.shape, device=x_BT.device)
+    for x_T, heard_T, view in zip(x_BT, heard_BT, views, strict=True):
+        shift = round(view.roll * length) % length
+        heard_T[shift:] = x_T[: length - shift]
+        heard_T[:shift] = x_T[length - shift :]
+    factor_B1 = torch.tensor([[10 ** (view.gain_db / 20)] for view in views]) * scale
+    return heard_BT.mul_(factor_B1.to(x_BT.device, non_blocking=True))
 
 
 def sound_of_view(samples: int, view: View, *, length: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ from torch import Tensor
 
 from workloads.config.data import Data
 from workloads.config.recipe import Recipe
-from workloads.data.augment import View, clean_view, crop, draw_view, roll_and_amplify, sound_of_view
+from workloads.data.augment import View, clean_view, roll_and_amplify, sound_of_view
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.data.decode import cut_or_pad
+from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest
+from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.runtime.rng import keyed_generator
 
@@ -43,43 +46,78 @@ class Batches:
         self.clips = clips
         self.cache = cache
         self.recipe = recipe
-        self.length = round(recipe.data.clip_seconds * recipe.rate)
+        length = round(recipe.data.clip_seconds * recipe.rate)
+        self._reader = CropReader(cache, recipe.augment, shard_size=recipe.train.shard_size, length=length)
+        self._loader: CropLoader = InThread(self._reader)
         self.steps_per_epoch = len(clips) // recipe.train.batch_size
         self._y_NC = torch.from_numpy(dataset.targets(clips))
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
 
-    def shard(self, step: int, index: int, *, with_clean_view: bool = False) -> Shard:
-        """Shard `index` of the global batch of `step`; steps count from 0. Each clip is read once, for all views."""
+    @contextmanager
+    def loaded_ahead(self, steps: range, shards: range, device: torch.device) -> Iterator[None]:
+        """Within this context the crops of these shards, step by step, are loaded ahead in `train.loaders` processes.
+
+        They must be asked for in that order. Without such processes they are loaded when they are asked for.
+        """
+        train = self.recipe.train
+        if not train.loaders or not steps:
+            yield
+            return
+        loader = self._loader = InProcesses(
+            self._reader,
+            (self._request(step, index)[0] for step in steps for index in shards),
+            loaders=train.loaders,
+            prefetch=train.prefetch,
+            shards_per_step=len(shards),
+            device=device,
+        )
+        try:
+            yield
+        finally:
+            self._loader = InThread(self._reader)
+            loader.close()
+
+    def shard(
+        self, step: int, index: int, *, with_clean_view: bool = False, device: torch.device | str = "cpu"
+    ) -> Shard:
+        """Shard `index` of the global batch of `step` on a device; steps count from 0.
+
+        Each clip is read once, for all views; what the views do to it is computed on the device.
+        """
+        request, rows = self._request(step, index)
+        crops = self._loader.load(request)
+        crops_BT = crops.x_BT.to(device, non_blocking=True)
+        mixture = self._mixture(crops.views, step, index) if self.recipe.augment.mixup else None
+        y_BC, known_BC = mix_labels(self._y_NC[rows], mixture)
+        mix_mels, on_device = self.recipe.augment.mixup_on == "mel", mixture and mixture.to(device)
+
+        def shard_of(views: Sequence[View]) -> Shard:
+            x_BT = roll_and_amplify(crops_BT, views, scale=1 / FULL_SCALE)
+            return Shard(
+                keys=request.keys,
+                x_BT=x_BT if on_device is None or mix_mels else on_device.of(x_BT),
+                y_BC=y_BC,
+                known_BC=known_BC,
+                masks_B4=torch.tensor([view.masks for view in views]),
+                sound_B2=_where_padded(crops.samples, views, x_BT.shape[1]),
+                mixture=on_device,
+                mix_mels=mix_mels,
+            ).to(device)
+
+        shard = shard_of(crops.views)
+        shard.is_clean = not self.recipe.augment.has_clean_view
+        if with_clean_view and not shard.is_clean:
+            shard.clean_view = shard_of([clean_view()] * len(rows))
+        return shard
+
+    def _request(self, step: int, index: int) -> tuple[ShardRequest, list[int]]:
+        """What a shard consists of, and the rows of its clips among the training clips."""
         assert 0 <= index < self.recipe.train.shards, f"shard {index} of {self.recipe.train.shards}"
         epoch, draws = self._batch_draws(step)
         size = self.recipe.train.shard_size
         draws = draws[index * size : (index + 1) * size]
         keys = tuple(ViewKey(self.clips[row].clip_id, epoch, occurrence) for row, occurrence in draws)
-        views = [draw_view(self.recipe.augment, *key) for key in keys]
-        stored = [self.cache.load(key.clip_id) for key in keys]
-        crops = [crop(x_T, view, length=self.length) for x_T, view in zip(stored, views, strict=True)]
-        samples = [len(x_T) for x_T in stored]
-        mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None
-        y_BC, known_BC = mix_labels(self._y_NC[[draw.row for draw in draws]], mixture)
-
-        def shard_of(views: list[View], x_BT: Tensor) -> Shard:
-            mix_mels = self.recipe.augment.mixup_on == "mel"
-            return Shard(
-                keys=keys,
-                x_BT=x_BT if mixture is None or mix_mels else mixture.of(x_BT),
-                y_BC=y_BC,
-                known_BC=known_BC,
-                masks_B4=torch.tensor([view.masks for view in views]),
-                sound_B2=_where_padded(samples, views, self.length),
-                mixture=mixture,
-                mix_mels=mix_mels,
-            )
-
-        shard = shard_of(views, torch.stack([roll_and_amplify(*pair) for pair in zip(crops, views, strict=True)]))
-        shard.is_clean = not self.recipe.augment.has_clean_view
-        if with_clean_view and not shard.is_clean:
-            shard.clean_view = shard_of([clean_view()] * size, torch.stack(crops))
-        return shard
+        return ShardRequest(keys, tuple(self.cache.entry(key.clip_id) for key in keys)), [row for row, _ in draws]
 
     def clip_ids(self, step: int) -> list[str]:
         """The clip_ids of the global batch of `step`."""
@@ -114,7 +152,7 @@ class Batches:
         weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
         return weight_N / weight_N.sum()
 
-    def _mixture(self, views: list[View], step: int, index: int) -> Mixture:
+    def _mixture(self, views: Sequence[View], step: int, index: int) -> Mixture:
         """Each clip's weight in its mixture, and its partner, by a keyed permutation without fixed points."""
         weight_B = torch.tensor([view.mix_weight for view in views])
         order = keyed_generator(self.recipe.augment.view_seed, "partners", step, index).permutation(len(views))

@@ -1,23 +1,22 @@
 """Decoded clips on a local disk, shared by all runs of a node: each clip is decoded once. Does not depend on tags or
 splits.
 
-Axes: T samples.
+Axes: T samples, L samples of a part of a clip.
 """
 
 import hashlib
-import io
 import json
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
@@ -25,6 +24,7 @@ from workloads.config.data import Data
 from workloads.data.clips import Clip
 from workloads.data.decode import BrokenClip, Sound, load_sound
 from workloads.data.decoded import DecodedClip, DecodedIndex
+from workloads.data.samples import read_part, read_whole, to_file
 from workloads.data.synthetic import render
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
 from workloads.runtime.json_files import json_text, parse_json
@@ -33,6 +33,7 @@ from workloads.runtime.opener import Opener, is_fault_of_the_file, unreadable
 FORMAT = 3  # of the stored files: raise it when decoding, resampling or storing changes
 DECODE_THREADS = 2  # decoding and resampling release Python's global lock
 CHUNK_CLIPS = 64  # decoded between two checks of the limit
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class MendedClip:
 
 
 @dataclass(frozen=True)
-class _DecodeJob:
-    """What is needed to decode one clip; kept to decode it again where another run has evicted its file."""
+class CachedClip:
+    """A clip whose sound is, or will be, in the file `target`; the rest serves to decode it, again if that is lost."""
 
     clip: Clip
     uri: str
@@ -90,7 +91,7 @@ class ClipCache:
         self.folder = folder
         self.rate = rate
         self.limit_gb = limit_gb
-        self._jobs: dict[str, _DecodeJob] = {}  # of the usable clips, by clip_id
+        self._entries: dict[str, CachedClip] = {}  # of the usable clips, by clip_id
         self._index = DecodedIndex(folder)
 
     def prepare(self, clips: Sequence[Clip], data: Data, opener: Opener) -> list[QuarantinedClip]:
@@ -110,29 +111,29 @@ class ClipCache:
                 left_over.unlink()  # of a killed process: no other one writes while this one holds the lock
             self._index.read()
             self._index.shorten()
-            jobs = list(pool.map(lambda clip: self._make_job(clip, data, opener), clips))
-            targets = [job.target for job in jobs if isinstance(job, _DecodeJob)]
+            entries = list(pool.map(lambda clip: self._make_entry(clip, data, opener), clips))
+            targets = [entry.target for entry in entries if isinstance(entry, CachedClip)]
             space = _CacheSpace(self.folder, targets, limit_gb=self.limit_gb)
-            for start in range(0, len(jobs), CHUNK_CLIPS):
-                for result in pool.map(self._decode_to_cache, jobs[start : start + CHUNK_CLIPS]):
+            for start in range(0, len(entries), CHUNK_CLIPS):
+                for result in pool.map(self._decode_to_cache, entries[start : start + CHUNK_CLIPS]):
                     if isinstance(result, QuarantinedClip):
                         quarantined.append(result)
                     else:
-                        self._jobs[result.clip.clip_id] = result
+                        self._entries[result.clip.clip_id] = result
                         space.add(result.target)
         return quarantined
 
     def mended(self) -> list[MendedClip]:
         """The clips of the last `prepare` whose files were mended before they were stored."""
         return [
-            MendedClip(clip_id, self._jobs[clip_id].clip.path, decoded.notes)
+            MendedClip(clip_id, self._entries[clip_id].clip.path, decoded.notes)
             for clip_id, decoded in self.decoded().items()
             if decoded.notes
         ]
 
     def decoded(self) -> dict[str, DecodedClip]:
         """What decoding has found out about each usable clip of the last `prepare`, by clip_id; decodes nothing."""
-        found = ((clip_id, self._index.get(job.key)) for clip_id, job in self._jobs.items())
+        found = ((clip_id, self._index.get(entry.key)) for clip_id, entry in self._entries.items())
         return {clip_id: decoded for clip_id, decoded in found if decoded is not None}
 
     def decoded_before(self, clips: Sequence[Clip], data: Data, opener: Opener) -> dict[str, DecodedClip]:
@@ -142,30 +143,44 @@ class ClipCache:
         """
         self._index.read()
         with ThreadPoolExecutor(DECODE_THREADS) as pool:
-            jobs = list(pool.map(lambda clip: self._make_job(clip, data, opener), clips))
-        found = ((job.clip.clip_id, self._index.get(job.key)) for job in jobs if isinstance(job, _DecodeJob))
+            entries = list(pool.map(lambda clip: self._make_entry(clip, data, opener), clips))
+        found = ((entry.clip.clip_id, self._index.get(entry.key)) for entry in entries if isinstance(entry, CachedClip))
         return {clip_id: decoded for clip_id, decoded in found if decoded is not None}
+
+    def without_clips(self) -> "ClipCache":
+        """The same folder for another process, which is told each clip that it loads."""
+        return ClipCache(self.folder, rate=self.rate, limit_gb=self.limit_gb)
+
+    def entry(self, clip_id: str) -> CachedClip:
+        """A clip of the last `prepare` that is not quarantined."""
+        assert clip_id in self._entries, f"clip {clip_id} is quarantined or was never prepared"
+        return self._entries[clip_id]
 
     def load(self, clip_id: str) -> Tensor:
         """The whole clip, x_T float32; only for clips that `prepare` has not quarantined."""
-        assert clip_id in self._jobs, f"clip {clip_id} is quarantined or was never prepared"
-        job = self._jobs[clip_id]
+        entry = self.entry(clip_id)
+        return self._read(entry, lambda: read_whole(entry.target))
+
+    def load_part(self, entry: CachedClip, part_L: NDArray[np.int16], *, start: Callable[[int], int]) -> int:
+        """Fill `part_L` as `read_part` does. Any process may call it that has made a `ClipCache` of the same folder."""
+        return self._read(entry, lambda: read_part(entry.target, part_L, start=start))
+
+    def _read(self, entry: CachedClip, read: Callable[[], Loaded]) -> Loaded:
+        """What `read` returns; the clip is decoded once more where its file is evicted by another run, or damaged."""
         try:
-            stored_T = np.load(job.target)
-        except (FileNotFoundError, ValueError, EOFError):  # evicted by another run, or damaged on this disk
+            return read()
+        except (FileNotFoundError, ValueError, EOFError):
             with self._lock():
-                job.target.unlink(missing_ok=True)
-                result = self._decode_to_cache(job)
-            assert isinstance(result, _DecodeJob), f"clip {clip_id} was usable and is now quarantined: {result}"
-            stored_T = np.load(job.target)
-        # Plain read and numpy: for a clip of seconds, a memory map costs a third more, and waking torch's threads most.
-        return torch.from_numpy(np.multiply(stored_T, np.float32(1 / 32768), dtype=np.float32))
+                entry.target.unlink(missing_ok=True)
+                result = self._decode_to_cache(entry)
+            assert isinstance(result, CachedClip), f"clip {entry.clip.clip_id} was usable and is now: {result}"
+            return read()
 
     def _lock(self) -> filelock.BaseFileLock:
         return filelock.FileLock(self.folder / "writer.lock")
 
-    def _make_job(self, clip: Clip, data: Data, opener: Opener) -> _DecodeJob | QuarantinedClip:
-        """The job of one clip; the name of its file changes with the content of the audio, the rate and FORMAT."""
+    def _make_entry(self, clip: Clip, data: Data, opener: Opener) -> CachedClip | QuarantinedClip:
+        """The entry of one clip; the name of its file changes with the content of the audio, the rate and FORMAT."""
         if data.format == "synthetic":
             uri, identity = clip.path, ""  # the path holds everything that the sound depends on
         else:
@@ -177,42 +192,42 @@ class ClipCache:
                     raise _named(error, uri) from error
                 return QuarantinedClip(clip.clip_id, clip.path, unreadable(error))
         key = hashlib.sha256(json.dumps([uri, identity, self.rate, FORMAT]).encode()).hexdigest()
-        return _DecodeJob(clip, uri, self.folder / f"{key}.npy", data, opener)
+        return CachedClip(clip, uri, self.folder / f"{key}.npy", data, opener)
 
-    def _decode_to_cache(self, job: _DecodeJob | QuarantinedClip) -> _DecodeJob | QuarantinedClip:
+    def _decode_to_cache(self, entry: CachedClip | QuarantinedClip) -> CachedClip | QuarantinedClip:
         """Store one clip unless it is stored; for a broken one, write a failure record beside its target instead.
 
         Called with the lock held.
         """
-        if isinstance(job, QuarantinedClip):
-            return job
-        failure_record = job.target.with_suffix(".json")
-        if job.target.exists() and self._index.get(job.key) is not None:
-            os.utime(job.target)  # recently used, so evicted last
-            return job
+        if isinstance(entry, QuarantinedClip):
+            return entry
+        failure_record = entry.target.with_suffix(".json")
+        if entry.target.exists() and self._index.get(entry.key) is not None:
+            os.utime(entry.target)  # recently used, so evicted last
+            return entry
         if failure := _read_json(failure_record, _FailureRecord):
-            return job.quarantined(failure["reason"])
+            return entry.quarantined(failure["reason"])
         try:
-            sound = self._decode(job)
+            sound = self._decode(entry)
         except BrokenClip as error:
-            quarantined = job.quarantined(str(error))
+            quarantined = entry.quarantined(str(error))
             replace_bytes(failure_record, json_text(asdict(quarantined)).encode())
             return quarantined
         except OSError as error:  # it may become readable: no failure record
             if not is_fault_of_the_file(error):
-                raise _named(error, job.uri) from error
-            return job.quarantined(unreadable(error))
+                raise _named(error, entry.uri) from error
+            return entry.quarantined(unreadable(error))
         try:
-            self._index.add(job.key, DecodedClip(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
-            replace_bytes(job.target, _to_int16_file(sound.x_T))
+            self._index.add(entry.key, DecodedClip(len(sound.x_T), self.rate, sound.own_rate, sound.notes))
+            replace_bytes(entry.target, to_file(sound.x_T))
         except OSError as error:
             raise _named(error, f"data.cache = {str(self.folder)!r}; free space there, or choose another") from error
-        return job
+        return entry
 
-    def _decode(self, job: _DecodeJob) -> Sound:
-        if job.data.format == "synthetic":
-            return Sound(render(job.clip.clip_id, job.data, self.rate), self.rate)
-        with job.opener.open(job.uri) as file:
+    def _decode(self, entry: CachedClip) -> Sound:
+        if entry.data.format == "synthetic":
+            return Sound(render(entry.clip.clip_id, entry.data, self.rate), self.rate)
+        with entry.opener.open(entry.uri) as file:
             return load_sound(file, rate=self.rate)
 
 
@@ -256,13 +271,6 @@ def _named(error: OSError, place: str) -> OSError:
     """The same error with the file or setting that it is about: no clip is at fault, and the command ends with it."""
     message = f"{error.strerror or error}: {place}"
     return OSError(message) if error.errno is None else OSError(error.errno, message)
-
-
-def _to_int16_file(x_T: Tensor) -> bytes:
-    """The content of an .npy file of 16-bit samples."""
-    file = io.BytesIO()
-    np.save(file, (x_T * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy())
-    return file.getvalue()
 
 
 def _read_json(path: Path, shape: Any) -> Any:

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.search.request import Budget, parse_budget
-from orchestrator.search.tune_runner import count_slots
+from orchestrator.search.trial_slots import count_slots
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,16 @@ def test_a_trial_runs_on_one_node() -> None:
     assert count_slots(nodes, {"CPU": 1.0}, 0) == 7
     assert count_slots(nodes, {"CPU": 1.0}, 4) == 4
     assert count_slots([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0}], {"CPU": 1.0, "GPU": 1.0}, 0) == 2
+
+
+def test_the_workers_of_a_trial_may_be_on_several_nodes_each_of_them_on_one() -> None:
+    nodes = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0}]
+    assert count_slots(nodes, {"CPU": 1.0}, 0, workers=2) == 3
+    assert count_slots(nodes, {"CPU": 2.0}, 0, workers=2) == 1
+    with pytest.raises(ValueError, match="holds 0 trials of 2 workers of 3 CPU each"):
+        count_slots([{"CPU": 3.0}, {"CPU": 2.9}], {"CPU": 3.0}, 0, workers=2)
+    with pytest.raises(ValueError, match="holds 0 trials"):
+        count_slots([{"CPU": 2.0}], {"CPU": 1.0}, 0, workers=2)
 
 
 @pytest.mark.parametrize("wanted", [0, 3])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from workloads.config.recipe import Augment
-from workloads.data.augment import View, clean_view, crop, draw_view, mask_mel, roll_and_amplify
+from workloads.data.augment import View, clean_view, draw_view, mask_mel, roll_and_amplify
+from workloads.data.decode import cut_or_pad
 from workloads.runtime.rng import keyed_generator, keyed_seed
 
 FULL = Augment(roll=0.5, gain_db=12.0, mixup=0.5, mixup_alpha=0.3, mask_time=0.4, mask_mel=0.2)
@@ -28,7 +29,8 @@ PINNED = View(
 
 
 def heard(x_T: torch.Tensor, view: View, *, length: int) -> torch.Tensor:
-    return roll_and_amplify(crop(x_T, view, length=length), view)
+    crop_T = cut_or_pad(x_T, length, offset=view.crop_start(len(x_T), length=length))
+    return roll_and_amplify(crop_T[None], [view])[0]
 
 
 def test_a_view_has_the_same_numbers_in_every_process() -> None:

@@ -14,10 +14,11 @@ from workloads.config.architectures import ViT
 from workloads.config.data import Data
 from workloads.config.recipe import Augment, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
-from workloads.data.augment import View, crop, draw_view, mask_mel, roll_and_amplify
+from workloads.data.augment import View, draw_view, mask_mel, roll_and_amplify
 from workloads.data.batches import Batches, evaluation_batches, window_starts
-from workloads.data.cache import ClipCache
+from workloads.data.cache import CachedClip, ClipCache
 from workloads.data.clips import Clip, Dataset
+from workloads.data.decode import cut_or_pad
 from workloads.data.manifest import read_dataset
 from workloads.data.shard import Shard, ViewKey
 from workloads.models.front_end import build_front_end
@@ -79,7 +80,8 @@ def unequal(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, ClipCach
 
 
 def heard(x_T: torch.Tensor, view: View, *, length: int) -> torch.Tensor:
-    return roll_and_amplify(crop(x_T, view, length=length), view)
+    crop_T = cut_or_pad(x_T, length, offset=view.crop_start(len(x_T), length=length))
+    return roll_and_amplify(crop_T[None], [view])[0]
 
 
 def same(a: Shard, b: Shard) -> bool:
@@ -329,8 +331,13 @@ def test_each_clip_is_read_once_whatever_its_views(
     """The clean view has the same crop and mixture; roll, gain or a mask make it another view."""
     dataset, cache, data = unequal
     loaded: list[str] = []
-    load = cache.load
-    monkeypatch.setattr(cache, "load", lambda clip_id: loaded.append(clip_id) or load(clip_id))
+    load_part = ClipCache.load_part
+
+    def counted(cache: ClipCache, entry: CachedClip, *arguments: object, **options: object) -> int:
+        loaded.append(entry.clip.clip_id)
+        return load_part(cache, entry, *arguments, **options)
+
+    monkeypatch.setattr(ClipCache, "load_part", counted)
     front_end = build_front_end("logmel64", clip_rate=16_000)
     plain = Augment(mixup=0.7, mixup_on=mixup_on)
     others = [{"roll": 0.1}, {"gain_db": 1.0}, {"mask_time": 0.1}, {"mask_mel": 0.1}]

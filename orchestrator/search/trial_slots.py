@@ -1,0 +1,27 @@
+"""How many trials of a search run at once on a cluster, and what Tune reserves for each. Imports no Ray."""
+
+from collections.abc import Sequence
+
+from orchestrator.training.worker_resources import count_workers, resources_text
+
+WAITING_CPUS = 0.01  # of a trial that waits for its workers
+
+
+def reserved_by_tune(worker: dict[str, float], workers: int) -> dict[str, float]:
+    """Ray Train reserves several workers itself; Tune sees only the trial that waits for them."""
+    return worker if workers == 1 else {"CPU": WAITING_CPUS}
+
+
+def count_slots(nodes: Sequence[dict[str, float]], worker: dict[str, float], wanted: int, *, workers: int = 1) -> int:
+    """How many trials fit on the nodes at once, all their workers; ValueError where none does, or fewer than wanted."""
+    most = count_workers(nodes, worker) // workers
+    if workers > 1:
+        cpus = sum(node.get("CPU", 0.0) for node in nodes)
+        most = min(most, int(cpus // (workers * worker["CPU"] + WAITING_CPUS)))
+    if most < max(1, wanted):
+        each = resources_text(worker) if workers == 1 else f"{workers} workers of {resources_text(worker)}"
+        raise ValueError(
+            f"--slots {max(1, wanted)}: the cluster holds {most} trials of {each} each at once; ask for fewer, or set "
+            "train.threads or train.loaders"
+        )
+    return wanted or most

@@ -1,0 +1,236 @@
+"""Loads the crops of a shard: in the training thread, or ahead of it in processes of its own. Knows no models.
+
+What a shard consists of (`ShardRequest`) is decided by whoever asks, and the processes hold nothing of the data set:
+any number of them loads the same samples.
+
+Axes: B clips of a shard, T samples.
+"""
+
+import mmap
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import resource_tracker
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from workloads.config.recipe import Augment
+from workloads.data.augment import View, draw_view
+from workloads.data.cache import CachedClip, ClipCache
+from workloads.data.shard import ViewKey
+
+START = "forkserver"  # a fork of this process would hold its sockets, locks and GPU, also after it was killed
+SIGNALS = {signal.SIGINT, signal.SIGTERM}  # of a terminal or a job system, which sends them to all processes
+
+
+class ShardRequest(NamedTuple):
+    """The clips of a shard in order, and in which view each is heard."""
+
+    keys: tuple[ViewKey, ...]
+    clips: tuple[CachedClip, ...]
+
+
+class Crops(NamedTuple):
+    """The crops of a shard, valid until the next ones are loaded."""
+
+    x_BT: Tensor  # int16, padded with zeros on the right
+    samples: tuple[int, ...]  # of each whole clip
+    views: tuple[View, ...]
+
+
+class LoaderDied(OSError):
+    """A loader process has ended: killed, or out of memory."""
+
+
+class CropReader:
+    """Reads the crops of shards of `shard_size` clips of `length` samples each."""
+
+    def __init__(self, cache: ClipCache, augment: Augment, *, shard_size: int, length: int) -> None:
+        self.cache, self.augment = cache.without_clips(), augment
+        self.shape = (shard_size, length)
+
+    def read(self, request: ShardRequest, x_BT: NDArray[np.int16]) -> tuple[tuple[int, ...], tuple[View, ...]]:
+        """Fill `x_BT`; returns the number of samples of each whole clip, and its view."""
+        views = tuple(draw_view(self.augment, *key) for key in request.keys)
+        starts = [partial(view.crop_start, length=self.shape[1]) for view in views]
+        samples = tuple(
+            self.cache.load_part(clip, x_T, start=start)
+            for clip, x_T, start in zip(request.clips, x_BT, starts, strict=True)
+        )
+        return samples, views
+
+
+class CropLoader(Protocol):
+    """Loads the crops of shards."""
+
+    def load(self, request: ShardRequest) -> Crops:
+        """The crops of a shard; raises OSError where the disk or a loader process fails."""
+        ...
+
+
+class InThread:
+    """Loads in the thread that asks."""
+
+    def __init__(self, reader: CropReader) -> None:
+        self._reader = reader
+        self._x_BT = np.empty(reader.shape, np.int16)
+
+    def load(self, request: ShardRequest) -> Crops:
+        return Crops(torch.from_numpy(self._x_BT), *self._reader.read(request, self._x_BT))
+
+
+class InProcesses:
+    """Loads in processes, each `prefetch` shards ahead, into memory that they share with this one.
+
+    Used by one thread, which asks for the shards of `requests` in their order; `close` ends the processes. Where this
+    process is killed, they find out within some seconds and end. They ignore `SIGNALS`: this process decides when
+    loading ends, and saves before.
+
+    torch's DataLoader starts and watches the processes. It would hand each shard over in new shared memory: filling the
+    pages of that takes ten times as long as reading the samples, and a container's /dev/shm is often too small for it.
+    """
+
+    def __init__(
+        self,
+        reader: CropReader,
+        requests: Iterator[ShardRequest],
+        *,
+        loaders: int,
+        prefetch: int,
+        shards_per_step: int,
+        device: torch.device,
+    ) -> None:
+        # While a step trains on its shards, so many others are being filled.
+        self._slots = SharedSlots(loaders * prefetch + shards_per_step, reader.shape)
+        self._x_SBT = self._slots.tensor(pinned=device.type == "cuda")
+        multiprocessing.get_context(START).set_forkserver_preload([__name__])  # imports torch once, not N times
+        resource_tracker.ensure_running()  # else it is started within, and unblocks the signals
+        with warnings.catch_warnings(), _signals_blocked():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores
+            data_loader: DataLoader[Any] = DataLoader(
+                _LoaderProcess(reader, self._slots),
+                batch_size=None,
+                collate_fn=_unchanged,
+                sampler=_Numbered(requests, self._slots.num_slots),
+                num_workers=loaders,
+                prefetch_factor=prefetch,
+                multiprocessing_context=START,
+                worker_init_fn=_begin_process,
+                generator=torch.Generator(),  # else it draws a number from torch's global generator
+            )
+            self._loaded = iter(data_loader)
+
+    def load(self, request: ShardRequest) -> Crops:
+        try:
+            slot, keys, result = next(self._loaded)
+        except RuntimeError as error:
+            raise LoaderDied(f"{error}; memory may be short: set train.loaders or train.prefetch lower") from None
+        if isinstance(result, Exception):
+            raise result
+        assert keys == request.keys, "shards are asked for in another order than they were requested"
+        return Crops(self._x_SBT[slot], *result)
+
+    def close(self) -> None:
+        """End the processes and release the memory; crops that were loaded are no longer valid."""
+        del self._loaded
+        self._slots.close()
+
+
+class SharedSlots:
+    """Memory for the crops of several shards, which this process and its loader processes map.
+
+    Anonymous, so nothing is left of it after a kill, and not bounded by the size of /dev/shm.
+    """
+
+    def __init__(self, num_slots: int, shape: tuple[int, int]) -> None:
+        self.num_slots = num_slots
+        self._shape = (num_slots, *shape)
+        self._bytes = int(np.prod(self._shape)) * np.dtype(np.int16).itemsize
+        self._file = os.memfd_create("antiphon-loaders")
+        os.truncate(self._file, self._bytes)
+        self._path = f"/proc/{os.getpid()}/fd/{self._file}"
+        self._pinned = 0
+
+    def array(self) -> NDArray[np.int16]:
+        """The slots as x_SBT, mapped into the calling process."""
+        with open(self._path, "r+b") as file:
+            mapped = mmap.mmap(file.fileno(), self._bytes)
+        return np.frombuffer(mapped, np.int16).reshape(self._shape)
+
+    def tensor(self, *, pinned: bool) -> Tensor:
+        """The slots as a tensor; pinned, a GPU copies from them while the CPU goes on."""
+        x_SBT = torch.from_numpy(self.array())
+        if pinned:
+            self._pinned = x_SBT.data_ptr()
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self._pinned, self._bytes, 0))
+        return x_SBT
+
+    def close(self) -> None:
+        if self._pinned:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._pinned))
+        os.close(self._file)
+
+
+class _LoaderProcess(Dataset[Any]):
+    """What a loader process holds: the reader and, from its first shard on, the shared memory."""
+
+    def __init__(self, reader: CropReader, slots: SharedSlots) -> None:
+        self._reader, self._slots = reader, slots
+        self._x_SBT: NDArray[np.int16] | None = None
+
+    def __getitem__(self, item: tuple[int, ShardRequest]) -> tuple[int, tuple[ViewKey, ...], Any]:
+        """Load a shard into its slot. An error is returned, since DataLoader would wrap it in a traceback."""
+        slot, request = item
+        if self._x_SBT is None:
+            self._x_SBT = self._slots.array()
+        try:
+            return slot, request.keys, self._reader.read(request, self._x_SBT[slot])
+        except Exception as error:
+            return slot, request.keys, error
+
+
+def _begin_process(_: int) -> None:
+    """Called first in a loader process: it ends with the process that has started it, by that process's will only."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # if the server was started by others, they are not blocked yet
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()  # DataLoader watches the server, which lives as long as any process that it has forked
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+class _Numbered:
+    """The requests as DataLoader's sampler, each with the slot for its crops: all slots in turn."""
+
+    def __init__(self, requests: Iterator[ShardRequest], num_slots: int) -> None:
+        self._requests, self._num_slots = requests, num_slots
+
+    def __iter__(self) -> Iterator[tuple[int, ShardRequest]]:
+        return ((number % self._num_slots, request) for number, request in enumerate(self._requests))
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes that are started meanwhile have `SIGNALS` blocked; those that come here are handled afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
