@@ -22,7 +22,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from workloads.config.data import Data
 from workloads.data.clips import Clip
-from workloads.data.decode import BrokenClip, Sound, load_sound
+from workloads.data.decode import BrokenClip, NotReadHere, Sound, load_sound
 from workloads.data.decoded import DecodedClip, DecodedIndex
 from workloads.data.samples import read_part, read_whole, to_file
 from workloads.data.synthetic import render
@@ -209,6 +209,8 @@ class ClipCache:
             return entry.quarantined(failure["reason"])
         try:
             sound = self._decode(entry)
+        except NotReadHere as error:  # it may be read after an installation: no failure record
+            return entry.quarantined(str(error))
         except BrokenClip as error:
             quarantined = entry.quarantined(str(error))
             replace_bytes(failure_record, json_text(asdict(quarantined)).encode())

@@ -18,6 +18,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from workloads.data.containers import ContainerError, NoDecoder, container_of, decode_container
 from workloads.runtime.opener import read_bounded
 
 MAX_FILE_BYTES = 4 * 2**30
@@ -38,6 +39,10 @@ RIFF_CHUNKS = (b"LIST", b"fact", b"bext", b"cue ", b"smpl", b"id3 ", b"ID3 ", b"
 
 class BrokenClip(Exception):
     """A file without usable audio; the message is the reason."""
+
+
+class NotReadHere(BrokenClip):
+    """A file that another installation can read."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,30 @@ def decode(content: bytes) -> tuple[Tensor, int, bool]:
     finite.
     """
     content, repaired = _with_true_wav_size(content)
+    if name := container_of(content):
+        x_T, rate = _decode_container(content, name)
+    else:
+        x_T, rate = _decode_plain(content)
+    if len(x_T) == 0:
+        raise BrokenClip("holds no samples")
+    if not all(bool(extreme.isfinite()) for extreme in x_T.aminmax()):  # NaN is the extreme of what holds one
+        raise BrokenClip("holds samples that are NaN or infinite")
+    return x_T, rate, repaired
+
+
+def _decode_container(content: bytes, name: str) -> tuple[Tensor, int]:
+    try:
+        x_T, rate = decode_container(content, name, max_samples=MAX_SAMPLES)
+    except NoDecoder as error:
+        raise NotReadHere(str(error)) from None
+    except ContainerError as error:
+        raise BrokenClip(str(error)) from error
+    _check_rate(rate)
+    return x_T, rate
+
+
+def _decode_plain(content: bytes) -> tuple[Tensor, int]:
+    """The samples of a file that libsndfile reads, or of MPEG audio."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as sound:
             _check_rate(sound.samplerate)
@@ -144,11 +173,7 @@ def decode(content: bytes) -> tuple[Tensor, int, bool]:
         except BrokenClip:
             reason = str(getattr(error, "error_string", error)).strip()
             raise BrokenClip(f"cannot be decoded ({reason or 'format not recognised'})") from error
-    if len(x_T) == 0:
-        raise BrokenClip("holds no samples")
-    if not all(bool(extreme.isfinite()) for extreme in x_T.aminmax()):  # NaN is the extreme of what holds one
-        raise BrokenClip("holds samples that are NaN or infinite")
-    return x_T, rate, repaired
+    return x_T, rate
 
 
 def _check_rate(rate: int) -> None:
