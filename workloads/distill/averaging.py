@@ -3,12 +3,12 @@
 Does not depend on taggers or metrics: a model is any module, a score any number of which more is better.
 """
 
+import copy
 import math
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from workloads.config.recipe import Average
 from workloads.distill.batch_norm import running_statistics
@@ -67,51 +67,51 @@ class LastWeights:
 
 
 class MovingAverage:
-    """Exponential moving average of weights and batch norm's running statistics; other buffers are copied.
+    """Exponential moving average of weights and batch norm's running statistics; other saved buffers are copied.
 
     average <- d average + (1 - d) weights. The first update copies the weights; after n updates the next one uses
     d = min(decay, (1 + n) / (10 + n)), because with d = decay the first weights would stay in a long average for long.
+    Buffers outside the state dict are constants, the same in the model and its average.
     """
 
     def __init__(self, decay: float, model: nn.Module) -> None:
         self._decay = decay
-        averaged = AveragedModel(model, multi_avg_fn=self._update_tensors)
-        self._averaged = averaged.eval().requires_grad_(False)
-        self._statistics = list(running_statistics(self._averaged.module).values())
+        self._updates = 0
+        self._averaged = copy.deepcopy(model).eval().requires_grad_(False)
+        self._tensors = _tensors(self._averaged)
 
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        updates = int(self._averaged.n_averaged)
-        averages = [statistic.clone() for statistic in self._statistics]
-        self._averaged.update_parameters(model)  # copies all buffers, also those that have an average
-        if updates and averages:
-            self._update_tensors(averages, self._statistics, updates)
-            for statistic, average in zip(self._statistics, averages, strict=True):
-                statistic.copy_(average)
+        averaged, other = self._tensors
+        current, current_other = _tensors(model)
+        if self._updates:
+            decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+            torch._foreach_lerp_(averaged, current, 1 - decay)
+        else:
+            torch._foreach_copy_(averaged, current)
+        if other:
+            torch._foreach_copy_(other, current_other)
+        self._updates += 1
 
     def on_validation(self, score: float, model: nn.Module) -> None:
         pass
 
     def evaluation_model(self, model: nn.Module) -> nn.Module:
-        return self._averaged.module
+        return self._averaged
 
     def delivered_state(self, model: nn.Module) -> State:
-        return _copy(self._averaged.module)
+        return _copy(self._averaged)
 
     def tensors(self) -> State:
-        return dict(self._averaged.module.state_dict())
+        return dict(self._averaged.state_dict())
 
     def scalars(self) -> dict[str, Any]:
-        return {"kind": "ema", "updates": int(self._averaged.n_averaged)}
+        return {"kind": "ema", "updates": self._updates}
 
     def load(self, tensors: State, scalars: dict[str, Any]) -> None:
         _check_kind("ema", scalars)
-        self._averaged.module.load_state_dict(tensors)
-        self._averaged.n_averaged.fill_(scalars["updates"])
-
-    def _update_tensors(self, averaged: PARAM_LIST, current: PARAM_LIST, updates: Tensor | int) -> None:
-        """Update number `updates` of tensors that share device and type (torch's `multi_avg_fn`)."""
-        updates = int(updates)
-        get_ema_multi_avg_fn(min(self._decay, (1 + updates) / (10 + updates)))(averaged, current, updates)
+        self._averaged.load_state_dict(tensors)
+        self._updates = scalars["updates"]
 
 
 class MeanOfBest:
@@ -170,6 +170,14 @@ def build_average(average: Average, model: nn.Module) -> WeightAverage:
     if average.kind == "ema":
         return MovingAverage(average.decay, model)
     return MeanOfBest(average.best) if average.kind == "best" else LastWeights()
+
+
+def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of a model that are averaged, and its other saved buffers (counters, settings)."""
+    averaged = dict(model.named_parameters()) | running_statistics(model)
+    saved = model.state_dict().keys()
+    other = {name: buffer for name, buffer in model.named_buffers() if name in saved and name not in averaged}
+    return [*averaged.values()], [*other.values()]
 
 
 def _copy(model: nn.Module) -> State:

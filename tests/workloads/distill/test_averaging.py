@@ -82,6 +82,30 @@ def test_ema_averages_running_statistics_and_copies_counters() -> None:
     assert delivered["1.num_batches_tracked"].item() == 7
 
 
+def test_ema_is_torchs_lerp_of_each_tensor_to_the_bit() -> None:
+    model = small_net()
+    average = build_average(Average(kind="ema", decay=0.6), model)
+    expected: dict[str, torch.Tensor] = {}
+    for step in range(12):
+        fake_step(model, step)
+        average.update(model)
+        decay = min(0.6, (1 + step) / (10 + step))
+        for name, tensor in model.state_dict().items():
+            copied = step == 0 or not tensor.is_floating_point()
+            expected[name] = tensor.clone() if copied else torch.lerp(expected[name], tensor, 1 - decay)
+    assert equal(average.delivered_state(model), expected)
+
+
+def test_ema_leaves_constants_alone() -> None:
+    """Buffers outside the state dict, such as a front end's filterbanks, need no copy in each step."""
+    model = small_net()
+    model[0].register_buffer("bank", torch.zeros(3), persistent=False)
+    average = build_average(Average(kind="ema"), model)
+    model[0].bank.fill_(1.0)
+    average.update(model)
+    assert torch.equal(average.evaluation_model(model)[0].bank, torch.zeros(3))
+
+
 def test_ema_is_scored_as_a_separate_frozen_module() -> None:
     model = small_net()
     average = build_average(Average(kind="ema", decay=0.9), model)
