@@ -59,8 +59,14 @@ class TrainState:
         self.average = build_average(model.average, self.tagger)
         self._settings = model.optimizer
         kind = torch.optim.AdamW if model.optimizer.kind == "adamw" else torch.optim.Adam
+        # Fused also on CPU, where it is faster too (`make bench`). It takes for granted, unchecked on CPU, that a
+        # gradient has the memory layout of its parameter; those of autograd do.
         self.optimizer: torch.optim.Optimizer = kind(
-            tagger.parameters(), lr=self.lr, betas=model.optimizer.betas, weight_decay=model.optimizer.weight_decay
+            tagger.parameters(),
+            lr=self.lr,
+            betas=model.optimizer.betas,
+            weight_decay=model.optimizer.weight_decay,
+            fused=True,
         )
         # `ShardMeanStats` averages batch norm's buffers over all shards, so DDP must not broadcast them.
         self.forward: nn.Module = (
