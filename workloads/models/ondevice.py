@@ -91,6 +91,17 @@ class ProjectedLSTM(Backbone):
         return Outputs(self.head(self.drop(embedding_BD)), embedding_BD, sequence_BPD)
 
 
+def states(gru: nn.GRU, x_BPD: Tensor) -> Tensor:
+    """The GRU's states_BPD at all steps, in float32 also inside autocast.
+
+    On CUDA autocast runs cuDNN's recurrent layers in fp16, also where it is to cast to bf16 (ATen/cudnn/
+    AutocastRNN.cpp), and fp16 gradients vanish unless the loss is scaled. `PeepholeLSTM` is of linear layers and no
+    such case.
+    """
+    with torch.autocast(x_BPD.device.type, enabled=False):
+        return gru(x_BPD.float())[0]
+
+
 class ConvGRU(Backbone):
     """CRNN: two convolutions, a GRU over time, and dense layers over its last output; P = F - 6.
 
@@ -108,7 +119,7 @@ class ConvGRU(Backbone):
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         x_BDFQ = self.convs(self.cepstrum(mel_BMF).unsqueeze(1))
-        sequence_BPD, _ = self.gru(x_BDFQ.transpose(1, 2).flatten(2))
+        sequence_BPD = states(self.gru, x_BDFQ.transpose(1, 2).flatten(2))
         embedding_BD = self.dense(self.drop(sequence_BPD[:, -1]))
         return Outputs(self.head(embedding_BD), embedding_BD, sequence_BPD)
 
@@ -155,7 +166,7 @@ class AttentiveRNN(Backbone):
 
     def _encode(self, mel_BMF: Tensor) -> Tensor:
         x_BFQ = self.convs(self.cepstrum(mel_BMF).unsqueeze(1)).squeeze(1)
-        return self.gru(x_BFQ)[0]
+        return states(self.gru, x_BFQ)
 
 
 class TemporalBlock(nn.Module):
