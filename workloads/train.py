@@ -204,7 +204,10 @@ def train_step(
     students = {name: run.pool.states[name] for name in phase.trains}
     weights = edge_weights(run.recipe, phase, run.step, run.smoothed_scores)
     batch_norm = ShardMeanStats(
-        [student.tagger for student in students.values()], shards=run.recipe.train.shards, session=run.session
+        [student.tagger for student in students.values()],
+        shards=run.recipe.train.shards,
+        session=run.session,
+        can_undo=run.recipe.train.bad_numbers == "skip",
     )
     loss_sums = torch.zeros(len(students), device=run.session.device)
     metrics_of_shards: list[dict[str, float]] = []

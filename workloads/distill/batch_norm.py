@@ -37,32 +37,36 @@ class ShardMeanStats:
     Every shard starts from the statistics at the beginning of the step; at its end they are set to the mean over all
     shards of all workers. Every worker creates one per step, calls `after_shard` once per shard of its own, then
     `finish` once (a collective call).
+
+    With a single shard in the whole batch its statistics are the mean already: nothing is read or copied, unless
+    `can_undo` asks for the buffers from before the step.
     """
 
-    def __init__(self, taggers: list[Tagger], *, shards: int, session: Session) -> None:
-        self._single_shard = shards == 1  # one in the whole batch: its statistics are the mean already
-        self._shards, self._session = shards, session
-        self._stats, self._counters = _saved_buffers(taggers)
+    def __init__(self, taggers: list[Tagger], *, shards: int, session: Session, can_undo: bool) -> None:
+        self._single_shard = shards == 1
+        self._can_undo, self._shards, self._session = can_undo, shards, session
+        self._stats, self._counters = _saved_buffers([] if self._single_shard and not can_undo else taggers)
         self._start = [buffer.clone() for buffer in (*self._stats, *self._counters)]
         self._sums = [] if self._single_shard else [torch.zeros_like(stat) for stat in self._stats]
 
     def after_shard(self) -> None:
         """Add the statistics that this shard has left to the sums, and reset them for the next shard."""
-        if self._single_shard:
+        if self._single_shard or not self._stats:
             return
-        for stat, total in zip(self._stats, self._sums, strict=True):
-            total += stat
-        for buffer, start in zip((*self._stats, *self._counters), self._start, strict=True):
-            buffer.copy_(start)
+        torch._foreach_add_(self._sums, self._stats)
+        torch._foreach_copy_([*self._stats, *self._counters], self._start)
 
     def finish(self, *, undo: Sequence[Tagger] = ()) -> None:
         """Set the statistics to their means; the step counters rise by one, whatever the number of shards.
 
-        Taggers in `undo`, whose numbers were not finite, get back the buffers from before the step.
+        Taggers in `undo`, whose numbers were not finite, get back the buffers from before the step (with `can_undo`).
         """
+        assert self._can_undo or not undo
         if not self._single_shard and self._stats:
             self._set_means()
         undone = {buffer.data_ptr() for buffers in _saved_buffers(undo) for buffer in buffers}
+        if not undone:
+            return
         for buffer, start in zip((*self._stats, *self._counters), self._start, strict=True):
             if buffer.data_ptr() in undone:
                 buffer.copy_(start)
@@ -72,11 +76,9 @@ class ShardMeanStats:
         if self._session.world_size > 1:
             dist.all_reduce(flat)
         flat /= self._shards
-        sizes = [stat.numel() for stat in self._stats]
-        for stat, mean in zip(self._stats, flat.split(sizes), strict=True):
-            stat.copy_(mean.view_as(stat))
-        for counter in self._counters:
-            counter += 1
+        means = flat.split([stat.numel() for stat in self._stats])
+        torch._foreach_copy_(self._stats, [mean.view_as(stat) for stat, mean in zip(self._stats, means, strict=True)])
+        torch._foreach_add_(self._counters, 1)
 
 
 def _saved_buffers(taggers: Sequence[Tagger]) -> tuple[list[Tensor], list[Tensor]]:
