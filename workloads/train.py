@@ -41,6 +41,7 @@ from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
 from workloads.runtime.opener import Opener
+from workloads.runtime.precision import precision_warnings, set_tf32
 from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session, gather
@@ -84,6 +85,8 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
     All mistakes of the user (unusable data, shards that do not divide) are raised here, as ValueErrors.
     """
     torch.set_num_threads(recipe.train.threads)
+    if session.device.type == "cuda":
+        set_tf32(recipe.train.tf32)
     shards_per_worker, remainder = divmod(recipe.train.shards, session.world_size)
     if remainder:
         raise ValueError(
@@ -103,7 +106,9 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         shards=range(session.rank * shards_per_worker, (session.rank + 1) * shards_per_worker),
     )
     restore_run(run, prepared.dataset.fingerprint())
-    run.record("data", **prepared.summary(), started_afresh=newly_initialised)
+    summary = prepared.summary()
+    summary["warnings"] += precision_warnings(recipe.train)  # of this worker's machine: the driver may have another
+    run.record("data", **summary, started_afresh=newly_initialised)
     return run
 
 
@@ -309,7 +314,9 @@ def _validate(run: Run, phase: Phase) -> None:
     primary: dict[str, float] = {}
     for name in phase.trains:
         student = run.pool.states[name]
-        own_scores = score_clips(student.evaluation_tagger, run.prepared.splits.val, run.prepared, run.session)
+        own_scores = score_clips(
+            student.evaluation_tagger, run.prepared.splits.val, run.prepared, run.session, autocast=run.pool.autocast
+        )
         scores = gather(run.session, own_scores)[0]
         primary[name] = scores[metrics.primary(run.recipe.data.labels)]
         student.average.on_validation(primary[name], student.tagger)

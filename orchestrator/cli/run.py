@@ -131,13 +131,15 @@ def _data_notes(recipe: Any) -> list[str]:
     """What to say of the data; a table that is not on this machine may be where the recipe is to run."""
     from orchestrator.training.driver import check_recipe_data, with_learnable_controls
     from workloads.data.table import NoSuchTable
+    from workloads.runtime.precision import precision_warnings
 
-    warnings: list[str] = []
+    warnings = precision_warnings(recipe.train)
+    unchecked = []
     try:
         warnings += check_recipe_data(with_learnable_controls(recipe, warnings.append))
-        return [f"warning: {warning}" for warning in warnings]
     except NoSuchTable as missing:
-        return [f"note: the data is not checked: {missing}"]
+        unchecked = [f"note: the data is not checked: {missing}"]
+    return [f"warning: {warning}" for warning in warnings] + unchecked
 
 
 def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:

@@ -36,6 +36,7 @@ from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import Interrupts
 from orchestrator.training.worker_resources import worker_resources
 from workloads.runtime.event_log import EventLog, end_of, read_event_log
+from workloads.runtime.precision import precision_warnings
 from workloads.runtime.redaction import redacted
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class _Job:
 def search(request: SearchRequest, *, warn: Callable[[str], None]) -> SearchResult:
     """Run a whole search, from its checks to its outcome; ValueError for the user's mistakes.
 
-    `warn` gets each warning about the data before anything starts.
+    `warn` gets each warning about precision and data before anything starts.
 
     At most one driver works on a search: another one is refused while the first one's heartbeat lives. Interrupted
     (Ctrl-C or SIGTERM) it returns a preempted outcome. That, or a kill, leaves the files of `store.py`, from which
@@ -74,7 +75,7 @@ def search(request: SearchRequest, *, warn: Callable[[str], None]) -> SearchResu
     budget, largest = check(request)
     request = replace(request, recipe=with_absolute_paths(request.recipe))
     plan = search_plan(request.recipe)
-    for warning in check_search_data(request.recipe, largest):
+    for warning in [*precision_warnings(largest), *check_search_data(request.recipe, largest)]:
         warn(warning)
     object_store.check_storage(request.storage)
     began, location, driver = time.time(), _open(request), Driver()

@@ -33,6 +33,7 @@ from workloads.data.check import check_data, has_training_labels
 from workloads.distill.schedule import label_learners, plan_phases
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EventLog
+from workloads.runtime.precision import precision_warnings
 from workloads.runtime.redaction import redacted
 
 Progress = Callable[[RunLocation], AbstractContextManager[None]]
@@ -57,13 +58,13 @@ class RunResult:
 def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], None]) -> RunResult:
     """Run a recipe from its checks to its outcome (the object that --json prints), also where it fails.
 
-    `show_progress` opens a context in which the event log is followed on the screen; `warn` gets each warning about the
-    data before anything starts. Raises ValueError for the user's mistakes that can be seen by then.
+    `show_progress` opens a context in which the event log is followed on the screen; `warn` gets each warning about
+    precision and data before anything starts. Raises ValueError for the user's mistakes that can be seen by then.
     """
     check_request(request)
     recipe = with_learnable_controls(with_absolute_paths(request.recipe), warn)
     request = replace(request, recipe=recipe)
-    for warning in check_recipe_data(request.recipe):
+    for warning in [*precision_warnings(request.recipe.train), *check_recipe_data(request.recipe)]:
         warn(warning)
     object_store.check_storage(request.storage)
     driver = Driver()

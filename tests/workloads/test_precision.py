@@ -1,13 +1,18 @@
-"""bf16 (train.precision): how far it moves a network's logits; losses of bf16 logits are computed in fp32."""
+"""bf16 (train.precision): how far it moves a network's logits; what is computed in fp32 all the same."""
 
 import pytest
 import torch
+from torch import nn
 
+from tests.commands import event_records
 from tests.official import keyed_state, waveform
-from workloads.config.architectures import AST, CED, MN, Arch, DyMN
+from workloads.config.architectures import AST, CED, MN, Arch, DyMN, OnDevice
 from workloads.config.recipe import Edge, FrontEnd, Model
 from workloads.distill.edges import EdgeTerm, student_loss
+from workloads.evaluate.predict import load_tagger, score_clips
+from workloads.models.families import build_backbone
 from workloads.models.tagger import Tagger, build_tagger
+from workloads.train import loop
 
 CASES: dict[str, tuple[Arch, str]] = {
     "mn": (MN(family="mn", width=0.4), "efficientat128"),
@@ -42,6 +47,22 @@ def test_bf16_stays_near_fp32(name):
     assert 0 < difference < LARGEST, difference
 
 
+@pytest.mark.parametrize("variant", ["crnn", "att_rnn", "mhatt_rnn"])
+def test_recurrent_layers_stay_out_of_autocast(variant):
+    """On CUDA it would run them in fp16."""
+    network = build_backbone(OnDevice(family="ondevice", variant=variant), bands=40, frames=50, num_classes=10)
+    seen = []
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            module.register_forward_pre_hook(
+                lambda _, inputs: seen.append((inputs[0].dtype, torch.is_autocast_enabled("cpu")))
+            )
+    with torch.autocast("cpu", torch.bfloat16):
+        logits_BC = network(torch.randn(2, 40, 50, generator=torch.Generator().manual_seed(0)))
+    assert seen == [(torch.float32, False)]
+    assert logits_BC.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("labels", ["single", "multi"])
 def test_losses_of_bf16_logits_are_in_fp32(labels):
     generator = torch.Generator().manual_seed(0)
@@ -55,3 +76,18 @@ def test_losses_of_bf16_logits_are_in_fp32(labels):
     )
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
+
+
+def test_validation_is_in_the_precision_of_the_run_and_final_scores_are_in_fp32(tiny, start):
+    run = start(tiny("mutual", "schedule.burn_in=4", "schedule.steps=4", "train.precision=bf16"))
+    assert loop(run) == "done"
+    records = event_records(run)
+    last = [record["values"] for record in records if record["kind"] == "metrics"][-1]
+    for name, row in records[-1]["models"].items():
+        tagger, _ = load_tagger(row["checkpoint"])
+        clips = run.prepared.splits.val
+        validated = score_clips(tagger, clips, run.prepared, run.session, autocast=run.pool.autocast)
+        assert {f"{name}/val/{key}": value for key, value in validated.items()}.items() <= last.items()
+        assert row["val"] == score_clips(tagger, clips, run.prepared, run.session)
+        assert row["val"]["log_loss"] == pytest.approx(validated["log_loss"], rel=0.01)
+        assert row["val"]["log_loss"] != validated["log_loss"]

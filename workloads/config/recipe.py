@@ -170,8 +170,9 @@ class Train(Checked):
     seed: int = 0  # of the order, initial weights and dropout; views have augment.view_seed
     shard_size: int = 32  # clips of one forward pass; batch norm sees one shard
     shards: int = 1  # shards in the global batch, a multiple of the number of workers
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of training and of the validations during it; final scores: fp32
     device: Literal["cpu", "cuda"] = "cpu"
+    tf32: bool = False  # on cuda: round the inputs of fp32 products to 10 bits; log-mels and final scores never
     compile: bool = False  # use torch.compile: minutes at the start, then faster steps
     threads: int = 2  # of torch, in each worker
     loaders: int = 0  # processes of each worker that load clips ahead; 0: its training thread loads them
@@ -193,6 +194,9 @@ class Train(Checked):
         self._require_at_most(MAX_BATCH, "shard_size", "shards")
         self._require_at_most(MAX_THREADS, "threads")
         self._require_below_1("label_smoothing")
+        self._require(
+            not self.tf32 or self.device == "cuda", "tf32", "needs device = 'cuda'; set that, or tf32 = false"
+        )
 
     @property
     def batch_size(self) -> int:

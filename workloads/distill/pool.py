@@ -114,7 +114,7 @@ class ModelPool:
         self._offloaded[name] = state.scalars()
 
     def autocast(self) -> torch.autocast:
-        """The context of a model's forward: bf16 with `train.precision` = "bf16"; losses stay in fp32."""
+        """The context of a forward in training and validation: bf16 with `train.precision` = "bf16", else nothing."""
         return torch.autocast(self._session.device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16")
 
     @contextlib.contextmanager

@@ -17,6 +17,7 @@ from workloads.evaluate import metrics
 from workloads.evaluate.predict import predict_clips
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.precision import full_float32
 from workloads.runtime.session import Session
 
 VALIDATION_KEYS = ("val_share", "val_slice", "split_seed")  # settings that choose the validation clips
@@ -45,7 +46,8 @@ def deliver_models(
             "steps_learned": trained.own_step,
             "steps_skipped": trained.skipped_steps,
         }
-        predictions = _predictions(tagger, recipe, prepared, session)
+        with full_float32(session.device):  # as `antiphon evaluate` computes them, whatever the run trained in
+            predictions = _predictions(tagger, recipe, prepared, session)
         row |= _scores(predictions, recipe, prepared)
         row["weights_sha256"] = digest
         if session.rank == 0:

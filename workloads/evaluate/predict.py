@@ -3,7 +3,8 @@
 Does not depend on training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import Session, gather
 
 WINDOWS_AT_ONCE = 16  # of a long recording
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class BadNumbers(RuntimeError):
@@ -34,12 +36,18 @@ class BadNumbers(RuntimeError):
 
 
 def predict_clips(
-    tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session | None = None
+    tagger: Tagger,
+    clips: Sequence[Clip],
+    prepared: PreparedData,
+    session: Session | None = None,
+    *,
+    autocast: Autocast = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """logits_NC and y_NC of clips, in their order; of clips longer than a window as `data.long_clips` says.
 
     With a session it is a collective call: the workers share the batches, and all of them get the whole. The tagger
-    keeps its training or eval mode. Raises BadNumbers where a logit is not finite.
+    keeps its training or eval mode. `autocast` opens the context of a forward, that of training where its precision is
+    wanted. Raises BadNumbers where a logit is not finite.
     """
     was_training = tagger.training
     own: dict[int, Tensor] = {}  # this worker's logits by batch
@@ -48,7 +56,7 @@ def predict_clips(
     first, stride = (session.rank, session.world_size) if session else (0, 1)
     tagger.eval()
     for number in range(first, len(batches), stride):
-        own[number] = _predict(tagger, batches[number], prepared)
+        own[number] = _predict(tagger, batches[number], prepared, autocast)
     tagger.train(was_training)
     workers = gather(session, own) if session else [own]
     by_batch = {number: logits for worker in workers for number, logits in worker.items()}
@@ -57,14 +65,14 @@ def predict_clips(
     return logits_NC, torch.from_numpy(prepared.dataset.targets(clips))
 
 
-def _predict(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> Tensor:
+def _predict(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, autocast: Autocast) -> Tensor:
     """logits_NC of a few clips; the tagger is in eval mode."""
     device = next(tagger.parameters()).device
     windows: list[list[Tensor]] = [[] for _ in clips]
     dataset, recipe = prepared.dataset, prepared.recipe
     batches = evaluation_batches(clips, dataset, prepared.cache, recipe.data, at_once=recipe.train.shard_size)
     for rows, shard in batches:
-        with torch.no_grad():
+        with torch.no_grad(), autocast():
             shard = shard.to(device)
             logits_BC = tagger.tag(shard.x_BT, shard.sound(tagger.front_end)).float().cpu()
         for row, logits_C in zip(rows, logits_BC, strict=True):
@@ -81,9 +89,11 @@ def _require_finite(clips: Sequence[Clip], logits_NC: Tensor) -> None:
         )
 
 
-def score_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session) -> dict[str, float]:
-    """A tagger's scores on clips (`metrics.score`); a collective call."""
-    logits_NC, y_NC = predict_clips(tagger, clips, prepared, session)
+def score_clips(
+    tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session, *, autocast: Autocast = nullcontext
+) -> dict[str, float]:
+    """A tagger's scores on clips (`metrics.score`), from `predict_clips`; a collective call."""
+    logits_NC, y_NC = predict_clips(tagger, clips, prepared, session, autocast=autocast)
     return metrics.score(logits_NC, y_NC, prepared.dataset.labels)
 
 

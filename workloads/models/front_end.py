@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from workloads.config.recipe import FRONT_ENDS, FrontEnd
+from workloads.runtime.precision import full_float32
 
 MAX_RATIO = 1000  # of two rates, in lowest terms: all usual ones are below
 MIN_SECONDS = 0.05  # what the longest analysis window needs
@@ -73,9 +74,9 @@ class LogMel(nn.Module, ABC):
     def forward(self, x_BT: Tensor, sound_BT: Tensor | None = None) -> Tensor:
         """x_BT at `clip_rate` to mel_BMF, both float32.
 
-        Also inside autocast: half precision is too coarse for powers and logarithms.
+        Also inside autocast and with TF32 on: both are too coarse for powers and logarithms.
         """
-        with torch.autocast(x_BT.device.type, enabled=False):
+        with full_float32(x_BT.device):
             return self._log_mel(self.resample(x_BT.float()), sound_BT)
 
     @abstractmethod

@@ -109,6 +109,7 @@ def test_flattening_keeps_every_value_under_its_path():
         ("models.cnn.optimizer.betas=[1.0, 0.9]", "models.cnn.optimizer.betas = (1.0, 0.9): each must be 0 up to 1"),
         ("models.cnn.optimizer.weight_decay=-1", "weight_decay = -1.0: must be 0 or more"),
         ("train.precision=fp8", "train.precision = 'fp8'"),
+        ("train.tf32=true", "train.tf32 = True: needs device = 'cuda'; set that, or tf32 = false"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line_with_value_and_rule(setting, message):
