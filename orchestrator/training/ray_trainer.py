@@ -26,6 +26,9 @@ from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 
 PEER_TIMEOUT_S = 1800  # workers wait so long for one another, and for what rank 0 may wait for the store
+# By device of the workers. Objects (`workloads/runtime/session.py::gather`) go through the CPU's, where there is one:
+# over NCCL they would wait for the GPU's work. Gradients and sums lie on the GPU.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 RETRIES = 3  # worker failures after which Ray starts the group again
 
 
@@ -82,7 +85,7 @@ def fit(
             "patience_s": patience_s,
             "until": until,
         },
-        torch_config=TorchConfig(timeout_s=PEER_TIMEOUT_S + int(patience_s)),
+        torch_config=TorchConfig(backend=BACKENDS[recipe.train.device], timeout_s=PEER_TIMEOUT_S + int(patience_s)),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=recipe.train.device == "cuda",

@@ -89,7 +89,8 @@ class LocalSession:
 def gather(session: Session, value: Any) -> list[Any]:
     """The values of all workers, ordered by rank. Every worker calls it, and equally often.
 
-    For small Python objects that control the loop or are logged, not for tensors.
+    For small Python objects that control the loop or are logged, not for tensors. On workers with GPUs the process
+    group needs a backend for the CPU too: torch takes that one for objects.
     """
     if session.world_size == 1:
         return [value]

@@ -1,0 +1,47 @@
+"""The process groups that Ray's workers get: objects are exchanged over gloo, whatever exchanges tensors on GPUs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from orchestrator.training.ray_trainer import BACKENDS
+
+# torch's fake backend takes NCCL's place, which needs GPUs: it would leave what it is to gather as it is.
+PROGRAM = """
+import json, os, sys
+from types import SimpleNamespace
+import torch
+import torch.distributed as dist
+import torch.testing._internal.distributed.fake_pg
+from workloads.runtime.session import gather
+
+rank, backend, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group(backend, init_method=f"file://{path}", rank=rank, world_size=2)
+gathered = gather(SimpleNamespace(world_size=2), {"rank": rank, "pid": os.getpid()})
+total = torch.ones(2)
+dist.all_reduce(total, group=dist.new_group())  # as the pool makes a group for each model
+print(json.dumps([gathered, total.tolist()]))
+dist.destroy_process_group()
+"""
+
+
+def test_objects_go_over_gloo_beside_a_backend_for_gpus(tmp_path: Path) -> None:
+    assert BACKENDS == {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+    backend = BACKENDS["cuda"].replace("nccl", "fake")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(rank), backend, str(tmp_path / "rendezvous")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[3],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for rank in range(2)
+    ]
+    printed = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], printed[0][1][-2000:]
+    expected = [[{"rank": rank, "pid": worker.pid} for rank, worker in enumerate(workers)], [2.0, 2.0]]
+    assert [json.loads(out) for out, _ in printed] == [expected, expected]
