@@ -4,7 +4,7 @@ UV := .venv/bin/uv
 BIN := .venv/bin
 BACKEND := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 
-.PHONY: install demo test test-slow test-faults check bench clean
+.PHONY: install demo test test-slow test-faults test-gpu check bench clean
 
 install: .venv/installed
 
@@ -25,6 +25,9 @@ test-slow: install
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults -s
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu
 
 check: install
 	$(BIN)/ruff format --check .
