@@ -58,8 +58,8 @@ def test_a_step_waits_for_the_gpu_once(device, only_cuda, recipe_on, start_on):
     run.step = phase.start
     train_step(run, phase, sources)
     run.step += 1
-    shards = [run.batches.shard(run.step, index, with_clean_view=True).to(device) for index in range(2)]
-    run.batches.shard = lambda step, index, *, with_clean_view: shards[index]
+    shards = [run.batches.shard(run.step, index, with_clean_view=True, device=device) for index in range(2)]
+    run.batches.shard = lambda step, index, *, with_clean_view, device: shards[index]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -70,6 +70,19 @@ def test_a_step_waits_for_the_gpu_once(device, only_cuda, recipe_on, start_on):
         torch.cuda.set_sync_debug_mode("default")
     waits = [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
     assert len(waits) == 1, waits
+
+
+def test_loaders_give_the_same_shards(device, recipe_on, start_on):
+    """From memory that is pinned for the GPU, which copies from it while the next shards are read."""
+    shards = []
+    for loaders in (0, 2):
+        run = start_on(recipe_on(device, "mutual", "augment.roll=0.5", f"train.loaders={loaders}"))
+        with run.batches.loaded_ahead(range(6), range(1), torch.device(device)):
+            shards.append([run.batches.shard(step, 0, with_clean_view=True, device=device) for step in range(6)])
+    for one, other in zip(*shards, strict=True):
+        assert one.keys == other.keys
+        assert torch.equal(one.x_BT, other.x_BT)
+        assert torch.equal(one.clean().x_BT, other.clean().x_BT)
 
 
 def test_objects_are_exchanged_without_the_gpu(device, only_cuda, tmp_path):

@@ -66,7 +66,7 @@ def test_a_step_reads_values_once(tiny, start, policy):
     for step in (phase.start, phase.start + 1):
         run.step = step
         shards = [run.batches.shard(step, index, with_clean_view=True) for index in range(2)]
-        run.batches.shard = lambda step, index, *, with_clean_view, shards=shards: shards[index]
+        run.batches.shard = lambda step, index, *, with_clean_view, device, shards=shards: shards[index]
         with Readings() as readings:
             train_step(run, phase, sources)
         del run.batches.shard
