@@ -39,7 +39,8 @@ ARROWS = {
     "workloads/data": {"config", "runtime"},
     "workloads/models": {"config", "runtime"},
     "workloads/export": {"config", "runtime", "models"},
-    "workloads/distill": {"config", "runtime", "data", "models"},
+    "workloads/stores": {"config", "runtime"},
+    "workloads/distill": {"config", "runtime", "data", "models", "stores"},
     "workloads/evaluate": {"config", "runtime", "data", "models", "distill"},
     "workloads/train.py": {"config", "runtime", "data", "models", "distill", "evaluate"},
     "workloads/__main__.py": {"config", "runtime", "train.py"},
@@ -48,12 +49,13 @@ ARROWS = {
     "orchestrator/tracking": {"storage", "recipes"},
     "orchestrator/runs": {"tracking", "storage", "recipes"},
     "orchestrator/training": {"runs", "tracking", "storage", "recipes"},
+    "orchestrator/stores": {"storage"},
     "orchestrator/artifacts": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/planning": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/search": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/reports": {"search", "artifacts", "planning", "runs", "tracking", "storage", "recipes"},
     "orchestrator/cli": {
-        *("reports", "search", "artifacts", "planning", "training", "runs", "tracking", "storage", "recipes"),
+        *("reports", "search", "artifacts", "planning", "training", "runs", "tracking", "stores", "storage", "recipes"),
     },
 }
 HEAVY = ("torch", "ray", "mlflow", "pandas")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestrator.cli import cluster, models, tracking
+from orchestrator.cli import cluster, models, store, tracking
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.export import export
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
@@ -35,7 +35,9 @@ app = typer.Typer(
 )
 for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export):
     app.command()(command)
-for name, group in {"data": data_app, "cluster": cluster.app, "models": models.app, "track": tracking.app}.items():
+for name, group in {
+    **{"data": data_app, "store": store.app, "cluster": cluster.app, "models": models.app, "track": tracking.app}
+}.items():
     app.add_typer(group, name=name)
 
 

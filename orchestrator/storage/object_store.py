@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
-from workloads.runtime.atomic_files import replace_text, replacing
+from workloads.runtime.atomic_files import replace_bytes, replacing
 from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import local_files_below, read_own_file, regular_file
@@ -209,13 +209,18 @@ def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambd
 
 
 def put_text(uri: str, text: str) -> None:
-    """Write a small file, or replace it; readers see the old content or the new, never half. The last writer wins."""
+    """Write a small file in UTF-8, or replace it; the same as `put_bytes`."""
+    put_bytes(uri, text.encode())
+
+
+def put_bytes(uri: str, content: bytes) -> None:
+    """Write a whole file, or replace it; readers see the old content or the new, never half. The last writer wins."""
     fs, path = filesystem(uri)
     if not is_local(uri):
-        fs.pipe_file(path, text.encode())
+        fs.pipe_file(path, content)
         return
     fs.makedirs(os.path.dirname(path), exist_ok=True)
-    replace_text(Path(path), text)
+    replace_bytes(Path(path), content)
 
 
 def get_bytes(uri: str) -> bytes:
@@ -278,6 +283,14 @@ def list_names(uri: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+
+
+def file_sizes(uri: str) -> dict[str, int]:
+    """Path below a URI -> size in bytes of every file there, at any depth; empty where nothing is."""
+    fs, path = filesystem(uri)
+    top = path.rstrip("/") + "/"
+    found = fs.find(path, detail=True)
+    return {name.removeprefix(top): int(info["size"]) for name, info in sorted(found.items()) if name.startswith(top)}
 
 
 def list_committed(uri: str) -> list[str]:

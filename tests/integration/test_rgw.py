@@ -2,6 +2,9 @@
 
 import os
 import re
+import signal
+import subprocess
+import sys
 from typing import Any
 
 import boto3
@@ -60,3 +63,27 @@ def test_objects_survive_kill_9_of_all_daemons(rgw_server: Any) -> None:
     wait_until_up(ceph.start(registry), deadline_s=60)
     assert registry.services["s3"].address == rgw_server.endpoint
     assert client(rgw_server).get_object(Bucket="lasting", Key="object")["Body"].read() == body
+
+
+def test_a_store_of_teacher_outputs_is_filled_by_two_processes_of_which_one_is_killed(rgw_server: Any) -> None:
+    """The store is what one process makes undisturbed; in processes of their own: s3fs keeps its first credentials."""
+    client(rgw_server).create_bucket(Bucket="outputs")
+    killed = "stores.fill(uri, stores.about(k=3), clips, most=2); os.kill(os.getpid(), signal.SIGKILL)"
+    whole = "stores.fill(uri, stores.about(k=3), clips); print(inspect.verify_store(uri)); print(file_sizes(uri))"
+
+    def run(name: str, what: str) -> subprocess.CompletedProcess[str]:
+        lines = [
+            "import os, signal",
+            "from orchestrator.storage.object_store import file_sizes",
+            "from orchestrator.stores import inspect",
+            "from tests import stores",
+            f"uri, clips = 's3://outputs/{name}', [f'clip-{{number:02}}' for number in range(11)]",
+            what,
+        ]
+        env = {**os.environ, **rgw_server.env}
+        return subprocess.run([sys.executable, "-c", "\n".join(lines)], env=env, capture_output=True, text=True)
+
+    assert run("one", killed).returncode == -signal.SIGKILL
+    first, second = run("one", whole), run("two", whole)
+    assert first.stdout.startswith("Verified(shards=3, rows=22, damaged=(), foreign=())"), first.stderr
+    assert first.stdout == second.stdout, "the names of files have the SHA-256 of their content"

@@ -1,0 +1,112 @@
+"""`antiphon store`: what a store of teacher outputs holds, whether it is whole, stores as one, a store as a table.
+
+Parses and prints; `orchestrator/stores/` reads and writes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from orchestrator.cli.options import FAILED, JsonOption, only_json
+from orchestrator.cli.printing import print_out, print_warning
+from workloads.runtime.text import name_some
+
+app = typer.Typer(no_args_is_help=True, help="Inspect, check, merge and export stores of teacher outputs.")
+
+StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store: its folder or URI.")]
+
+
+@app.command()
+def info(store: StoreArg, as_json: JsonOption = False) -> None:
+    """Print what a store holds: rows, teachers, tags, views, bytes."""
+    from orchestrator.stores.inspect import describe_store
+
+    with only_json(as_json) as emit:
+        found = describe_store(store)
+        emit(found)
+        if not as_json:
+            for line in _info_lines(found):
+                print_out(line)
+
+
+def _info_lines(found: dict[str, Any]) -> list[str]:
+    view = found["view_recipe"]
+    augment = ", ".join(f"{key} {value}" for key, value in view["augment"].items()) or "no augmentation"
+    lines = [
+        f"{found['rows']:,} rows: {found['clips']:,} clips in {found['views']} views, {found['shards']} shards",
+        f"{found['bytes']:,} bytes, {found['bytes_per_row']} a row",
+        f"{found['tags']} tags ({found['labels']})",
+        *(f"teacher {name}: weights {sha256}" for name, sha256 in found["weights"].items()),
+        f"views of {view['clip_seconds']:g} s at {view['rate']} Hz, version {view['version']}: {augment}",
+    ]
+    for name, column in found["columns"].items():
+        kept = f"top {column['k']} of {column['width']}" if "k" in column else f"all {column['width']}"
+        mean = f"; the mean of their {column['mean_of']}" if "mean_of" in column else ""
+        teachers = ", ".join(column["teachers"])
+        lines.append(f"column {name}: {column['holds']}, {kept}, {column['dtype']}, of {teachers}{mean}")
+    return lines
+
+
+@app.command()
+def verify(store: StoreArg, as_json: JsonOption = False) -> None:
+    """Check every file of a store: checksums, finite values, every clip once. Exit code 1 where a file is damaged."""
+    from orchestrator.stores.inspect import verify_store
+
+    with only_json(as_json) as emit:
+        with _shown_progress("checking") as on_shard:
+            found = verify_store(store, on_shard)
+        emit({"shards": found.shards, "rows": found.rows, "damaged": found.damaged, "foreign": found.foreign})
+        if not as_json:
+            print_out(f"{found.shards} shards, {found.rows:,} rows, {len(found.damaged)} damaged files")
+            for problem in found.damaged:
+                print_out(f"  {problem}")
+    if found.foreign:
+        print_warning(f"{len(found.foreign)} files are not of the store: {name_some(found.foreign, 3)}")
+    if found.damaged:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def merge(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE STORE ...", help="Two stores or more.")],
+    out: Annotated[str, typer.Option(help="The new store: a folder or URI.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make one store of several with the same teachers, tags and views, and different clips. Killed: run it again."""
+    from orchestrator.stores.merge import merge_stores
+
+    if len(stores) < 2:
+        raise ValueError(f"merge: {len(stores)} store given; name two or more")
+    with only_json(as_json) as emit:
+        with _shown_progress("merging") as on_shard:
+            manifest = merge_stores(stores, out, on_shard=on_shard)
+        emit({"store": out, "rows": manifest["rows"], "shards": len(manifest["shards"])})
+        if not as_json:
+            print_out(f"{manifest['rows']:,} rows in {len(manifest['shards'])} shards: {out}")
+
+
+@app.command()
+def export(
+    store: StoreArg,
+    out: Annotated[str, typer.Argument(metavar="FILE.parquet", help="The table: clip_id, view, tags, values.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a store as a Parquet table with a row for each clip and view."""
+    from orchestrator.stores.export import export_store
+
+    with only_json(as_json) as emit:
+        with _shown_progress("exporting") as on_shard:
+            rows = export_store(store, out, on_shard)
+        emit({"file": out, "rows": rows})
+        if not as_json:
+            print_out(f"{rows:,} rows: {out}")
+
+
+@contextmanager
+def _shown_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A line on a terminal's stderr with the number of shards that are done."""
+    with Console(stderr=True).status(what) as status:
+        yield lambda done, total: status.update(f"{what} {done} of {total} shards")

@@ -1,0 +1,102 @@
+"""Stores of the same teachers, tags and views, and of different clips, as one. The result has the bytes that it would
+have if it had been made at once.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_rows, unwritten
+from workloads.runtime.text import name_some
+from workloads.stores.description import Manifest, require_compatible
+from workloads.stores.plan import ShardPlan
+from workloads.stores.store import Store, as_rows, open_store
+
+NOT_ABOUT = ("clips", "format")  # keys of a description that its maker did not give
+
+
+def merge_stores(
+    uris: Sequence[str],
+    out: str,
+    *,
+    patience_s: float = PATIENCE_S,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """Write a new store with all clips of these, in shards as large as those of the first; resumed where it was killed.
+
+    Raises ValueError with the first difference of their descriptions, and for clips that two of them hold.
+    """
+    stores = [open_store(uri, FsspecFiles()) for uri in uris]
+    about: Any = {key: value for key, value in stores[0].description.items() if key not in NOT_ABOUT}
+    for store in stores[1:]:
+        other = {key: value for key, value in store.description.items() if key not in NOT_ABOUT}
+        require_compatible(other, about, store.uri)
+        require_compatible(about, other, uris[0])
+    sources = [_Source(store) for store in stores]
+    _require_disjoint(sources)
+    ids = [clip_id for source in sources for clip_id in source.clip_ids]
+    per_shard = stores[0].description["clips"]["per_shard"]
+    description, plan = begin_store(out, about, ids, clips_per_shard=per_shard, patience_s=patience_s)
+    waiting = unwritten(out, description, plan, patience_s=patience_s)
+    for done, shard in enumerate(waiting, 1 + len(plan) - len(waiting)):
+        codecs = stores[0].codecs
+        rows = {name: as_rows(codec, _collect(sources, name, shard)) for name, codec in codecs.items()}
+        files = {name: codecs[name].file(values) for name, values in rows.items()}
+        put_rows(out, shard, files, patience_s=patience_s)
+        on_shard(done, len(plan))
+    return finish_store(out, description, plan, patience_s=patience_s)
+
+
+class _Source:
+    """A store that is read from its first clip to its last; one shard of each column is in memory."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.clip_ids = [clip_id for shard in store.shards() for clip_id in shard.clip_ids]
+        self._last: dict[str, tuple[int, NDArray[np.uint8]]] = {}
+
+    def rows(self, column: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """The rows of clips `start` up to `stop`, as bytes (views, clips, row_bytes)."""
+        size = self.store.description["clips"]["per_shard"]
+        parts = [
+            self._shard(column, number)[:, max(0, start - number * size) : stop - number * size]
+            for number in range(start // size, -(-stop // size))
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _shard(self, column: str, number: int) -> NDArray[np.uint8]:
+        if self._last.get(column, (-1,))[0] != number:
+            self._last[column] = number, self.store.read_shard(column, number)
+        return self._last[column][1]
+
+
+def _collect(sources: Sequence[_Source], column: str, shard: ShardPlan) -> NDArray[np.uint8]:
+    """The rows of a new shard: of each store those from the shard's first clip to its last, put in order."""
+    ids, parts = list[str](), list[NDArray[np.uint8]]()
+    for source in sources:
+        start = bisect_left(source.clip_ids, shard.clip_ids[0])
+        stop = bisect_right(source.clip_ids, shard.clip_ids[-1])
+        if start < stop:
+            ids += source.clip_ids[start:stop]
+            parts.append(source.rows(column, start, stop))
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    assert tuple(ids[place] for place in order) == shard.clip_ids, "a shard holds all clips between its ends"
+    return np.concatenate(parts, axis=1)[:, order]
+
+
+def _require_disjoint(sources: Sequence[_Source]) -> None:
+    holder: dict[str, str] = {}
+    twice = list[str]()
+    for source in sources:
+        twice += [
+            f"{clip_id} ({holder[clip_id]} and {source.store.uri})" for clip_id in source.clip_ids if clip_id in holder
+        ]
+        holder.update(dict.fromkeys(source.clip_ids, source.store.uri))
+    if twice:
+        raise ValueError(
+            f"{len(twice)} clips are in two stores: {name_some(twice, 3)}; merge stores of different clips"
+        )

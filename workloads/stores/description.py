@@ -1,0 +1,204 @@
+"""What a store says of itself: the shapes of its two JSON files, and the check that a store is the expected one.
+
+description.json comes first and says what the rows are; manifest.json comes last and says which files hold them. Does
+not depend on where a store lies.
+"""
+
+import re
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import Annotated, Any, Literal, NotRequired
+
+from annotated_types import Interval
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from workloads.config.data import MAX_CLIP_SECONDS
+from workloads.runtime.json_files import MAX_RATE, parse_json
+
+DESCRIPTION, MANIFEST, CLIPS, SHARDS = "description.json", "manifest.json", "clips.parquet", "shards"
+FORMAT = 1  # of the whole store: raise it when a reader of the old format would misread the new one
+MAX_TAGS = 2**16
+COLUMN_NAME = re.compile(r"[a-z][a-z0-9_.]*")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Count = Annotated[int, Interval(ge=1, le=2**40)]
+ClipCount = Annotated[int, Interval(ge=1, lt=2**31)]
+Width = Annotated[int, Interval(ge=1, le=2**20)]
+
+
+class StoredTeacher(TypedDict):
+    """A model whose outputs are stored. What else is known of it may stand beside these keys, and is compared too."""
+
+    name: str
+    weights_sha256: str
+    front_end: str  # its kind
+
+
+class ViewRecipe(TypedDict):
+    """What the teachers heard: view v of a clip is drawn from these values, the clip's name and v."""
+
+    version: int  # of the code that draws and applies views
+    augment: dict[str, Any]  # the recipe's [augment], with its view_seed
+    clip_seconds: Annotated[float, Interval(gt=0, le=MAX_CLIP_SECONDS)]
+    rate: Annotated[int, Interval(gt=0, le=MAX_RATE)]  # Hz
+    count: Count  # views of each clip, from 0 on
+
+
+class Column(TypedDict):
+    """One output of every row."""
+
+    holds: Literal["logits", "probabilities", "embedding"]
+    teachers: list[str]  # whose output it is; of several, their mean
+    mean_of: NotRequired[Literal["logits", "probabilities"]]  # what the mean of several teachers was taken of
+    layout: Literal["dense", "topk"]
+    k: NotRequired[Width]  # topk: values kept of each row, the largest ones
+    width: Width  # values of the whole row: tags, or dimensions of an embedding
+    dtype: Literal["float16"]
+
+
+class ClipList(TypedDict):
+    """Which clips have rows, and how they are cut into shards (`stores/plan.py`)."""
+
+    count: ClipCount
+    per_shard: ClipCount
+    sha256: str  # of their names (`stores/plan.py::clips_sha256`)
+
+
+class About(TypedDict):
+    """What its maker says of a store; the names in `teachers` of columns are those of `teachers` here."""
+
+    teachers: list[StoredTeacher]
+    tags: list[str]  # in the order of the outputs
+    labels: Literal["single", "multi"]  # whether probabilities are softmax or sigmoid of logits
+    views: ViewRecipe
+    columns: dict[str, Column]
+
+
+class Description(About):
+    """description.json: what the rows of a store are; written before the first row."""
+
+    format: int
+    clips: ClipList
+
+
+class ShardFile(TypedDict):
+    """A file of one column of one shard; its name is `shard_name` of these."""
+
+    bytes: Count
+    sha256: str
+
+
+class ShardEntry(TypedDict):
+    """A shard of a finished store: its number of clips, the first and last of them by name, a file for each column."""
+
+    clips: Count
+    first: str
+    last: str
+    files: dict[str, ShardFile]
+
+
+class Manifest(TypedDict):
+    """manifest.json: the files of a finished store; written last."""
+
+    rows: Count
+    description_sha256: str
+    shards: list[ShardEntry]
+
+
+def shard_name(column: str, number: int, sha256: str) -> str:
+    """The name of a shard's file: its content decides it, so two writers never put different bytes under one name."""
+    return f"{column}-{number:06d}-{sha256}.npy"
+
+
+def parse_shard_name(name: str) -> tuple[str, int, str] | None:
+    """Column, number and SHA-256 of a shard's file; None for another file."""
+    found = re.fullmatch(r"([a-z][a-z0-9_.]*)-(\d{6,})-([0-9a-f]{64})\.npy", name)
+    return (found[1], int(found[2]), found[3]) if found else None
+
+
+def parse_description(content: str | bytes, name: str) -> Description:
+    """The description in a file called `name`; ValueError where it has another shape or contradicts itself."""
+    description: Description = parse_json(content, name, Description)
+    require_consistent(description, name)
+    return description
+
+
+def require_consistent(description: Description, name: str) -> None:
+    """ValueError, naming the place, where a description contradicts itself."""
+    if description["format"] != FORMAT:
+        raise ValueError(
+            f"{name}: format = {description['format']}: only format {FORMAT} can be read; use the version that wrote it"
+        )
+    teachers = [teacher["name"] for teacher in description["teachers"]]
+    for key, names in (("teachers", teachers), ("tags", description["tags"])):
+        if len(set(names)) < len(names) or not names:
+            raise ValueError(f"{name}: {key}: needs at least one, each once")
+    if len(description["tags"]) > MAX_TAGS:
+        raise ValueError(f"{name}: tags: {len(description['tags'])} of them; at most {MAX_TAGS} are possible")
+    if not description["columns"]:
+        raise ValueError(f"{name}: columns: needs at least one")
+    for key, column in description["columns"].items():
+        _require_consistent_column(column, f"{name}: columns.{key}", key, teachers, len(description["tags"]))
+
+
+def _require_consistent_column(column: Column, place: str, key: str, teachers: list[str], num_tags: int) -> None:
+    if not COLUMN_NAME.fullmatch(key):
+        raise ValueError(f"{place}: a column's name is a small letter, then small letters, digits, _ or .")
+    if not column["teachers"] or not set(column["teachers"]) <= set(teachers):
+        raise ValueError(f"{place}.teachers: must be some of {', '.join(teachers)}")
+    is_embedding, several = column["holds"] == "embedding", len(column["teachers"]) > 1
+    if several != ("mean_of" in column) or (several and is_embedding):
+        raise ValueError(f"{place}.mean_of: belongs to logits or probabilities of several teachers, and to no others")
+    if (column["layout"] == "topk") != ("k" in column) or (is_embedding and "k" in column):
+        raise ValueError(f"{place}.k: belongs to the layout topk of logits or probabilities, and to no other")
+    if not is_embedding and column["width"] != num_tags:
+        raise ValueError(f"{place}.width = {column['width']}: there are {num_tags} tags")
+    if column.get("k", 1) > column["width"]:
+        raise ValueError(f"{place}.k = {column['k']}: a row has {column['width']} values")
+
+
+def parse_manifest(content: str | bytes, name: str, description: Description, description_sha256: str) -> Manifest:
+    """The manifest in a file called `name`; ValueError where it does not belong to this description."""
+    manifest: Manifest = parse_json(content, name, Manifest)
+    clips, columns = description["clips"], set(description["columns"])
+    if manifest["description_sha256"] != description_sha256:
+        raise ValueError(f"{name}: belongs to another {DESCRIPTION}: one of the two was replaced; make the store again")
+    full, rest = divmod(clips["count"], clips["per_shard"])
+    sizes = [clips["per_shard"]] * full + [rest] * bool(rest)
+    if [shard["clips"] for shard in manifest["shards"]] != sizes:
+        raise ValueError(f"{name}: shards: do not add up to {clips['count']} clips, {clips['per_shard']} a shard")
+    if manifest["rows"] != clips["count"] * description["views"]["count"]:
+        raise ValueError(f"{name}: rows = {manifest['rows']}: must be a row for each clip and view")
+    for number, shard in enumerate(manifest["shards"]):
+        hashes = [file["sha256"] for file in shard["files"].values()]
+        if set(shard["files"]) != columns or not all(map(SHA256.fullmatch, hashes)):
+            raise ValueError(f"{name}: shards.{number}.files: must be one for each of {', '.join(sorted(columns))}")
+    return manifest
+
+
+def require_compatible(description: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
+    """ValueError that names the first difference where a store is not as expected.
+
+    `expected` are some of the description's keys, nested ones too, with the values that they must have; lists must be
+    equal as a whole.
+    """
+    difference = _first_difference(description, expected, "")
+    if difference:
+        raise ValueError(f"store {name!r}: {difference}; choose a store that was made for this, or make one")
+
+
+def _first_difference(actual: Any, expected: Any, place: str) -> str:
+    """The first place at which they differ, and how; empty where they do not."""
+    if isinstance(actual, Mapping) and isinstance(expected, Mapping):
+        for key, value in expected.items():
+            inner = f"{place}.{key}" if place else str(key)
+            if key not in actual:
+                return f"{inner} is missing, expected {value!r}"
+            if found := _first_difference(actual[key], value, inner):
+                return found
+        return ""
+    if isinstance(actual, list) and isinstance(expected, list | tuple):
+        pairs = enumerate(zip_longest(actual, expected, fillvalue="no value"))
+        differences = (_first_difference(one, other, f"{place}[{number}]") for number, (one, other) in pairs)
+        return next(filter(None, differences), "")
+    return "" if actual == expected else f"{place} is {actual!r}, expected {expected!r}"
