@@ -26,29 +26,29 @@ class ClipIndex:
         """`stored` are the names in the order of their numbers, ascending, in batches."""
         self.missing: tuple[str, ...] = ()  # wanted, not stored; sorted
         if wanted is None:
-            ids = [np.fromiter(map(hash, batch), np.int64, len(batch)) for batch in stored]
-            hashes = np.concatenate(ids)
+            hashes = np.concatenate([_hashes(batch) for batch in stored])
             numbers = np.arange(len(hashes), dtype=np.int32)
         else:
             names = sorted(set(wanted))
-            numbers = _numbers(stored, names)
-            hashes = np.fromiter(map(hash, names), np.int64, len(names))
+            hashes, numbers = _hashes(names), _numbers(stored, names)
             self.missing = tuple(names[place] for place in np.flatnonzero(numbers == ABSENT).tolist())
         order = np.argsort(hashes)
-        self._hashes, self._numbers = hashes[order], numbers[order]
-        if (self._hashes[1:] == self._hashes[:-1]).any():  # once in a hundred thousand stores of ten million clips
+        hashes, numbers = hashes[order], numbers[order]
+        if (hashes[1:] == hashes[:-1]).any():  # once in a hundred thousand stores of ten million clips
             raise ValueError("two clips have the same hash in this process; start it again")
+        self._hashes, self._numbers = hashes[numbers != ABSENT], numbers[numbers != ABSENT]
 
-    def find(self, clip_ids: Sequence[str]) -> NDArray[np.int32]:
-        """The numbers of these clips; ABSENT for one that is not stored."""
-        hashes = np.fromiter(map(hash, clip_ids), np.int64, len(clip_ids))
-        if len(self._hashes) == 0:
-            return np.full(len(hashes), ABSENT, np.int32)
+    def find(self, clip_ids: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """The numbers of these clips, and which of them are stored: the number of another clip is none."""
+        hashes = _hashes(clip_ids)
+        if not len(self._hashes):
+            return np.full(len(hashes), ABSENT, np.int32), np.zeros(len(hashes), bool)
         places = self._hashes.searchsorted(hashes)
-        places[places == len(self._hashes)] = 0
-        numbers = self._numbers[places]
-        numbers[self._hashes[places] != hashes] = ABSENT
-        return numbers
+        return self._numbers.take(places, mode="clip"), self._hashes.take(places, mode="clip") == hashes
+
+
+def _hashes(names: Sequence[str]) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, names), np.int64, len(names))
 
 
 def _numbers(stored: Iterable[list[str]], names: Sequence[str]) -> NDArray[np.int32]:

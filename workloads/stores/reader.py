@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
-from workloads.stores.blocks import Blocks
-from workloads.stores.index import ABSENT, ClipIndex
+from workloads.stores.index import ClipIndex
+from workloads.stores.row_memory import RowMemory
 from workloads.stores.shard_files import ShardFiles
 from workloads.stores.store import open_store
 
@@ -60,7 +60,7 @@ class StoreReader:
         self.store = open_store(uri, opener)
         self._index = ClipIndex(self.store.clip_ids(), clip_ids)
         self._copies, self._memory_bytes = copies, memory_bytes
-        self._columns: dict[str, Blocks] = {}
+        self._columns: dict[str, RowMemory] = {}
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -80,19 +80,14 @@ class StoreReader:
         or a column that the store does not have, and for a damaged shard, when it is first read.
         """
         codec = self.store.codec(column)
-        numbers = self._index.find(clip_ids)
-        known = numbers != ABSENT
-        view_B = np.full(len(numbers), views) if isinstance(views, int) else np.asarray(views, np.int64)
-        if len(view_B) and not 0 <= view_B.min() <= view_B.max() < self.store.num_views:
-            raise ValueError(
-                f"store {self.store.uri!r}: view {view_B.max()}: its views are 0 to {self.store.num_views - 1}"
-            )
-        if known.all():
-            values, tags = codec.values(self._blocks(column).read(numbers, view_B))
+        numbers, known = self._index.find(clip_ids)
+        if np.count_nonzero(known) == len(known):
+            values, tags = codec.values(self._gather(column, numbers, views))
             return Rows(values, tags, known)
         if missing == "refuse":
             raise NotStored(self.store.uri, [clip_ids[place] for place in np.flatnonzero(~known).tolist()])
-        some, some_tags = codec.values(self._blocks(column).read(numbers[known], view_B[known]))
+        there = views if isinstance(views, int) else [views[place] for place in np.flatnonzero(known).tolist()]
+        some, some_tags = codec.values(self._gather(column, numbers[known], there))
         values = np.full((len(numbers), *some.shape[1:]), np.nan, np.float16)
         values[known] = some
         if some_tags is None:
@@ -101,12 +96,30 @@ class StoreReader:
         tags[known] = some_tags
         return Rows(values, tags, known)
 
-    def _blocks(self, column: str) -> Blocks:
+    def _gather(self, column: str, numbers_B: NDArray[np.int32], views: int | Sequence[int]) -> NDArray[np.uint8]:
+        """The rows of clips by their numbers, as bytes (B, row_bytes)."""
+        memory = self._memory(column)
+        assert isinstance(views, int) or len(views) == len(numbers_B), "a view for each clip, or one for all"
+        different = {views} if isinstance(views, int) else set(views)
+        for view in different:
+            if not 0 <= view < self.store.num_views:
+                raise ValueError(
+                    f"store {self.store.uri!r}: view {view}: its views are 0 to {self.store.num_views - 1}"
+                )
+        if len(different) == 1:
+            return memory.read(numbers_B, *different)
+        view_B = np.array(views, np.int64)
+        raw = np.empty((len(numbers_B), self.store.codec(column).row_bytes), np.uint8)
+        for view in sorted(different):
+            raw[view_B == view] = memory.read(numbers_B[view_B == view], view)
+        return raw
+
+    def _memory(self, column: str) -> RowMemory:
         if column not in self._columns:
             files = ShardFiles(self.store, column, self._copies)
-            self._columns[column] = Blocks(self.store, column, files, self._memory_bytes)
+            self._columns[column] = RowMemory(self.store, column, files, self._memory_bytes)
         return self._columns[column]
 
     def close(self) -> None:
-        for blocks in self._columns.values():
-            blocks.close()
+        for memory in self._columns.values():
+            memory.close()

@@ -225,13 +225,13 @@ def test_the_memory_of_a_reader_is_bounded(tmp_path):
     assert sum(object_store.file_sizes(uri).values()) > 3_000_000
 
 
-def test_blocks_make_room_for_those_of_the_next_view(tmp_path):
+def test_a_view_makes_room_for_the_next(tmp_path):
     uri = str(tmp_path / "store")
     stores.fill(uri, stores.about(views=3), CLIPS)
-    block = 4 * 10 * 2
-    reader = stores.reader(uri, tmp_path, memory_bytes=3 * block)
-    whole = stores.reader(uri, tmp_path)
-    for view in (0, 1, 2, 0, 2):
-        assert np.array_equal(reader.read("outputs", CLIPS, view).values, whole.read("outputs", CLIPS, view).values)
-    mixed = [number % 3 for number in range(11)]  # more blocks than fit
-    assert np.array_equal(reader.read("outputs", CLIPS, mixed).values, whole.read("outputs", CLIPS, mixed).values)
+    whole, one_view = stores.reader(uri, tmp_path), 11 * 10 * 2
+    mixed = [number % 3 for number in range(11)]
+    for views_that_fit in (0, 1, 2):
+        reader = stores.reader(uri, tmp_path, memory_bytes=views_that_fit * one_view + 100)
+        for view in (0, 1, 2, 0, mixed, 2, mixed[::-1]):
+            expected = whole.read("outputs", CLIPS, view).values
+            assert np.array_equal(reader.read("outputs", CLIPS, view).values, expected)
