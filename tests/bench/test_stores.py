@@ -6,7 +6,11 @@ Axes: N rows, C tags, J kept tags of a row, B rows of a batch.
 """
 
 import io
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,7 +201,53 @@ def test_random_reads(tmp_path, capsys):
                 ("store, top k", ".npy"),
                 ("store, dense", ".npy"),
                 ("store, dense, to fp32", ".npy, to fp32"),
+                ("store, top k", ".npy, to fp32"),
             ):
                 ratios = [one / other for one, other in zip(found[name], found[base], strict=True)]
                 print(f"  {name} / {base}: {statistics.median(ratios):.2f}")
     ced.close()
+
+
+FAR = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+from tests import stores
+from tests.bench.test_stores import ROWS, clip_names
+clips, rng = clip_names(ROWS), np.random.default_rng(3)
+reader = stores.reader(sys.argv[1], Path(sys.argv[2]))
+taken = []
+for epoch in range(3):
+    order, started = rng.permutation(ROWS), time.perf_counter()
+    for start in range(0, ROWS, 32):
+        reader.read("outputs", [clips[row] for row in order[start : start + 32]], 0)
+    taken.append(time.perf_counter() - started)
+print(json.dumps([ROWS / seconds for seconds in taken]))
+"""
+COPY = """
+import sys
+from pathlib import Path
+from orchestrator.storage.object_store import join, put_bytes
+for path in Path(sys.argv[1]).rglob("*.*"):
+    put_bytes(join(sys.argv[2], path.relative_to(sys.argv[1]).as_posix()), path.read_bytes())
+"""
+
+
+def test_epochs_over_a_distant_store(rgw_server, proxy, tmp_path, capsys):
+    """Three epochs of one process from S3 behind a proxy that delays each piece of an answer by 50 ms, and locally."""
+    write(str(tmp_path / "store"), correlated_logits(ROWS), clip_names(ROWS), k=K)
+    rgw_server.client().create_bucket(Bucket="distant")
+
+    def run(script: str, *words: str, **env: str) -> str:
+        command = [sys.executable, "-c", script, *words]
+        done = subprocess.run(command, env={**os.environ, **rgw_server.env, **env}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    run(COPY, str(tmp_path / "store"), "s3://distant/store")
+    proxy.delay_s = 0.05
+    far = json.loads(run(FAR, "s3://distant/store", str(tmp_path), AWS_ENDPOINT_URL=proxy.endpoint))
+    near = json.loads(run(FAR, str(tmp_path / "store"), str(tmp_path)))
+    with capsys.disabled():
+        rates = {name: [round(rate) for rate in found] for name, found in {"50 ms away": far, "local": near}.items()}
+        print(f"\nthree epochs of {ROWS} rows, 32 at once, rows a second: {rates}")

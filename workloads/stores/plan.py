@@ -78,25 +78,27 @@ def encode_clips(clip_ids: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_clips(content: bytes, name: str, sha256: str) -> Iterator[list[str]]:
+def decode_clips(content: bytes, name: str, *, count: int, sha256: str) -> Iterator[list[str]]:
     """The names in a file of `encode_clips` called `name`, some thousands at a time, in their order.
 
-    Raises ValueError where it is no such file, and, before the last names, where they do not have this SHA-256.
+    Raises ValueError where it is no such file, and, before the last names, where they are not `count` names with this
+    SHA-256.
     """
     import pyarrow
     import pyarrow.parquet
 
-    digest, waiting = hashlib.sha256(), list[str]()
+    digest, waiting, found = hashlib.sha256(), list[str](), 0
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
         for batch in file.iter_batches(batch_size=BATCH, columns=["clip_id"]):
             if waiting:
                 yield waiting
             waiting = batch.column(0).to_pylist()
+            found += len(waiting)
             for clip_id in waiting:
                 digest.update(clip_id.encode() + b"\0")
     except (pyarrow.ArrowException, OSError, IndexError, AttributeError) as error:
         raise ValueError(f"{name}: no readable list of clips ({' '.join(str(error).split())[:200]})") from None
-    if digest.hexdigest() != sha256:
-        raise ValueError(f"{name}: its SHA-256 differs from the one in the description: it is damaged; copy it again")
+    if (found, digest.hexdigest()) != (count, sha256):
+        raise ValueError(f"{name}: its clips are not those of the description: it is damaged; copy it again")
     yield waiting

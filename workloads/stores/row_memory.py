@@ -57,9 +57,10 @@ class RowMemory:
 
     def _load(self, numbers_B: NDArray[np.int32], view: int, plane: int) -> None:
         """Read those shards of these clips that the plane does not have yet."""
-        for shard in np.unique(numbers_B // self._per_shard).tolist():
-            if self._loaded[plane, shard]:
-                continue
+        shards = np.unique(numbers_B // self._per_shard)
+        new = shards[~self._loaded[plane, shards]].tolist()
+        self._files.prepare(new)
+        for shard in new:
             rows = self._files.block(shard, view).view(self._rows.dtype)[:, 0]
             start = plane * self._clips + shard * self._per_shard
             self._rows[start : start + len(rows)] = rows
@@ -68,6 +69,7 @@ class RowMemory:
 
     def _read_singly(self, numbers_B: NDArray[np.int32], view: int) -> NDArray[np.uint8]:
         places = [divmod(number, self._per_shard) for number in numbers_B.tolist()]
+        self._files.prepare({shard for shard, _ in places})
         content = b"".join([self._files.row(shard, view, place) for shard, place in places])
         return np.frombuffer(content, np.uint8).reshape(len(places), self._row_bytes)
 

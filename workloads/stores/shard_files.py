@@ -1,13 +1,16 @@
 """The files of one column of a store, open for reading single rows: in place where they are local, else as copies.
 
-Contract: one thread uses an object. Copies lie in a folder under the SHA-256 of their content, so any number of
-processes and stores may share it; a kill leaves what `atomic_files.py` says, and a damaged copy is made again. Each
-file is read whole and checked once in a process, when it is first needed.
+Contract: one thread uses an object, which has threads of its own only while `prepare` runs. Copies lie in a folder
+under the SHA-256 of their content, so any number of processes and stores may share it; a kill leaves what
+`atomic_files.py` says, and a damaged copy is made again. Each file is read whole and checked once in a process, when it
+is first needed.
 """
 
 import io
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +21,7 @@ from workloads.runtime.atomic_files import replace_bytes
 from workloads.runtime.opener import read_own_file
 from workloads.stores.store import Store
 
+THREADS = 8  # that copy and check files at once: a store far away answers each after some time
 OPEN_FILES = 256  # at once, of one column; a process may usually have 1024
 
 
@@ -34,6 +38,15 @@ class ShardFiles:
         self._starts = sizes - rows * self._row_bytes  # rows end a file; a header of some bytes is before them
         self._checked = np.zeros(len(shards), bool)
         self._open: OrderedDict[int, BinaryIO] = OrderedDict()
+
+    def prepare(self, shards: Iterable[int]) -> None:
+        """Check the files of these shards, several at once; the same errors as when they are read."""
+        new = [shard for shard in shards if not self._checked[shard]]
+        if len(new) < 2:
+            return
+        with ThreadPoolExecutor(THREADS) as pool:
+            for shard, file in zip(new, pool.map(self._open_checked, new), strict=True):
+                self._keep_open(shard, file)
 
     def block(self, shard: int, view: int) -> NDArray[np.uint8]:
         """The rows of one view of a shard's clips: (clips, row_bytes)."""
@@ -58,12 +71,15 @@ class ShardFiles:
         file = self._open.get(shard)
         if file is None:
             file = self._open_checked(shard)
-            self._open[shard] = file
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
+            self._keep_open(shard, file)
         else:
             self._open.move_to_end(shard)
         return file.fileno()
+
+    def _keep_open(self, shard: int, file: BinaryIO) -> None:
+        self._open[shard] = file
+        if len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
 
     def _open_checked(self, shard: int) -> BinaryIO:
         uri = self._store.shard_uri(self._column, shard)

@@ -59,7 +59,8 @@ class Store:
     def clip_ids(self) -> Iterator[list[str]]:
         """The names of all clips in their order, some thousands at a time; a clip's number is its place there."""
         uri = self._file(CLIPS)
-        return decode_clips(read_file(uri, self.opener), uri, self.description["clips"]["sha256"])
+        clips = self.description["clips"]
+        return decode_clips(read_file(uri, self.opener), uri, count=clips["count"], sha256=clips["sha256"])
 
     def shards(self) -> Iterator[ShardPlan]:
         """The shards with their clips, one after the other; ValueError where the manifest names other clips."""
@@ -80,10 +81,14 @@ class Store:
 
     def parse_shard(self, column: str, number: int, content: bytes) -> NDArray[np.uint8]:
         """The rows in a shard's file, checked, as bytes (views, clips, row_bytes); ValueError names a damaged one."""
-        entry = self.manifest["shards"][number]
-        shape = {"views": self.num_views, "clips": entry["clips"]}
-        name, sha256 = self.shard_uri(column, number), entry["files"][column]["sha256"]
-        return self.codec(column).parse(content, name, sha256=sha256, **shape)
+        entry, name = self.manifest["shards"][number], self.shard_uri(column, number)
+        shape, file = {"views": self.num_views, "clips": entry["clips"]}, entry["files"][column]
+        raw = self.codec(column).parse(content, name, sha256=file["sha256"], **shape)
+        if len(content) != file["bytes"]:
+            raise ValueError(
+                f"{name}: has {len(content)} bytes, {MANIFEST} says {file['bytes']}: that file was changed"
+            )
+        return raw
 
     def read_shard(self, column: str, number: int) -> NDArray[np.uint8]:
         """The same, read; a file that is not there is a ValueError too."""

@@ -40,13 +40,15 @@ def test_the_list_of_clips_comes_back_in_few_bytes():
         content = encode_clips(ids)
         assert len(content) / len(ids) < most
         assert content == encode_clips(ids)
-        batches = list(decode_clips(content, "clips", clips_sha256(ids)))
+        batches = list(decode_clips(content, "clips", count=len(ids), sha256=clips_sha256(ids)))
         assert len(batches) > 1
         assert [clip_id for batch in batches for clip_id in batch] == ids
 
 
 def test_a_damaged_list_of_clips_is_named():
     content = encode_clips(["a", "b"])
-    for damaged, sha256 in ((content, clips_sha256(["a", "c"])), (content[:-9], clips_sha256(["a", "b"])), (b"", "")):
+    sha256 = clips_sha256(["a", "b"])
+    other = clips_sha256(["a", "c"])
+    for damaged, *expected in ((content, 2, other), (content, 3, sha256), (content[:-9], 2, sha256), (b"", 2, sha256)):
         with pytest.raises(ValueError, match=r"^store/clips\.parquet: "):
-            list(decode_clips(damaged, "store/clips.parquet", sha256))
+            list(decode_clips(damaged, "store/clips.parquet", count=expected[0], sha256=expected[1]))
