@@ -46,7 +46,8 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
         kept = f"top {column['k']} of {column['width']}" if "k" in column else f"all {column['width']}"
         mean = f"; the mean of their {column['mean_of']}" if "mean_of" in column else ""
         teachers = ", ".join(column["teachers"])
-        lines.append(f"column {name}: {column['holds']}, {kept}, {column['dtype']}, of {teachers}{mean}")
+        frames = f" in {column['frames']['count']} frames" if "frames" in column else ""
+        lines.append(f"column {name}: {column['holds']}, {kept}{frames}, {column['dtype']}, of {teachers}{mean}")
     return lines
 
 

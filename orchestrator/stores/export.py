@@ -1,7 +1,8 @@
 """A store as one Parquet table: a row for each clip and view, numbers as fp32, tags by name.
 
 The columns are clip_id, view, and for each column of the store its values: `NAME` (dense, in the order of the tags) or
-`NAME.tags` and `NAME.values` (top k, the largest first). The file's metadata has the description under `antiphon`.
+`NAME.tags` and `NAME.values` (top k, the largest first). Of a column with frames, each tag's frames follow each other.
+The file's metadata has the description under `antiphon`.
 """
 
 from collections.abc import Callable
@@ -54,17 +55,16 @@ def _table(store: Store, shard: ShardPlan) -> Any:
     for name, codec in store.codecs.items():
         raw = store.read_shard(name, shard.number).swapaxes(0, 1).reshape(shard.rows, codec.row_bytes)
         values, tags = codec.values(raw)
+        numbers = values.reshape(*values.shape[:2], -1).astype(np.float32)  # of each tag, of each of its frames
         if tags is None:
-            columns[name] = _lists(values.astype(np.float32).ravel(), codec.width)
+            columns[name] = _lists(numbers.ravel(), numbers[0].size)
             continue
-        order = np.argsort(-values.astype(np.float32), axis=1, kind="stable")
-        names = pyarrow.DictionaryArray.from_arrays(
-            np.take_along_axis(tags, order, axis=1).astype(np.int32).ravel(), store.description["tags"]
-        )
-        columns[f"{name}.tags"] = _lists(names.cast(pyarrow.string()), tags.shape[1])
-        columns[f"{name}.values"] = _lists(
-            np.take_along_axis(values, order, axis=1).astype(np.float32).ravel(), tags.shape[1]
-        )
+        order = np.argsort(-numbers.max(axis=2), axis=1, kind="stable")
+        indices = np.take_along_axis(tags, order, axis=1).astype(np.int32).ravel()
+        names = pyarrow.DictionaryArray.from_arrays(indices, store.description["tags"]).cast(pyarrow.string())
+        columns[f"{name}.tags"] = _lists(names, tags.shape[1])
+        ordered = np.take_along_axis(numbers, order[..., None], axis=1)
+        columns[f"{name}.values"] = _lists(ordered.ravel(), ordered[0].size)
     return pyarrow.table(columns, metadata={"antiphon": json_text(store.description)})
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from orchestrator.storage.object_store import READ_RETRY_S, FsspecFiles, file_sizes
 from orchestrator.storage.retry import retry_while_unavailable
-from workloads.stores.description import CLIPS, DESCRIPTION, MANIFEST, SHARDS, Description, shard_name
+from workloads.stores.description import CLIPS, DESCRIPTION, MANIFEST, SHARDS, Description, is_for_tags, shard_name
 from workloads.stores.store import Store, open_store
 
 
 def describe_store(uri: str) -> dict[str, Any]:
     """Counts, teachers, and `bytes_per_row`: all bytes below the URI over the rows. ValueError where there is no store.
 
-    `kind` and `k` (None: dense) are those of the first column that is no embedding.
+    `kind` and `k` (None: dense) are those of the first column with a value for each tag.
     """
     store = open_store(uri, FsspecFiles())
     description, rows = store.description, store.manifest["rows"]
@@ -39,8 +39,9 @@ def describe_store(uri: str) -> dict[str, Any]:
 
 
 def main_column(description: Description) -> str | None:
-    """The first column that holds outputs for tags."""
-    return next((name for name, column in description["columns"].items() if column["holds"] != "embedding"), None)
+    """The first column with a value of the whole clip for each tag."""
+    columns = description["columns"].items()
+    return next((name for name, column in columns if is_for_tags(column) and "frames" not in column), None)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.storage.object_store import FsspecFiles
-from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_rows, unwritten
+from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_shard, unwritten
 from workloads.runtime.text import name_some
 from workloads.stores.description import Manifest, require_compatible
 from workloads.stores.plan import ShardPlan
-from workloads.stores.store import Store, as_rows, open_store
+from workloads.stores.store import Store, open_store
 
 NOT_ABOUT = ("clips", "format")  # keys of a description that its maker did not give
 
@@ -34,8 +34,7 @@ def merge_stores(
     about: Any = {key: value for key, value in stores[0].description.items() if key not in NOT_ABOUT}
     for store in stores[1:]:
         other = {key: value for key, value in store.description.items() if key not in NOT_ABOUT}
-        require_compatible(other, about, store.uri)
-        require_compatible(about, other, uris[0])
+        require_compatible(other, about, store.uri, exactly=True)
     sources = [_Source(store) for store in stores]
     _require_disjoint(sources)
     ids = [clip_id for source in sources for clip_id in source.clip_ids]
@@ -43,10 +42,8 @@ def merge_stores(
     description, plan = begin_store(out, about, ids, clips_per_shard=per_shard, patience_s=patience_s)
     waiting = unwritten(out, description, plan, patience_s=patience_s)
     for done, shard in enumerate(waiting, 1 + len(plan) - len(waiting)):
-        codecs = stores[0].codecs
-        rows = {name: as_rows(codec, _collect(sources, name, shard)) for name, codec in codecs.items()}
-        files = {name: codecs[name].file(values) for name, values in rows.items()}
-        put_rows(out, shard, files, patience_s=patience_s)
+        files = {name: codec.file(_collect(sources, name, shard)) for name, codec in stores[0].codecs.items()}
+        put_shard(out, shard, files, patience_s=patience_s)
         on_shard(done, len(plan))
     return finish_store(out, description, plan, patience_s=patience_s)
 

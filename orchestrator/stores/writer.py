@@ -70,8 +70,7 @@ def begin_store(
         if not create_exclusively(join(uri, DESCRIPTION), text.encode()):
             found = parse_description(get_bytes(join(uri, DESCRIPTION)), join(uri, DESCRIPTION))
             own = parse_description(text, "the store's description")
-            require_compatible(found, own, uri)
-            require_compatible(own, found, uri)
+            require_compatible(found, own, uri, exactly=True)
             return found
         return parse_description(text, join(uri, DESCRIPTION))
 
@@ -104,10 +103,10 @@ def write_shard(
         raise ValueError(f"store {uri!r}: a shard needs the columns {', '.join(description['columns'])}")
     codecs = {name: RowCodec(name, column) for name, column in description["columns"].items()}
     rows = {name: codec.rows(outputs[name], shard.clip_ids, shard.views) for name, codec in codecs.items()}
-    put_rows(uri, shard, {name: codecs[name].file(values) for name, values in rows.items()}, patience_s=patience_s)
+    put_shard(uri, shard, {name: codecs[name].file(raw) for name, raw in rows.items()}, patience_s=patience_s)
 
 
-def put_rows(uri: str, shard: ShardPlan, files: Mapping[str, bytes], *, patience_s: float = PATIENCE_S) -> None:
+def put_shard(uri: str, shard: ShardPlan, files: Mapping[str, bytes], *, patience_s: float = PATIENCE_S) -> None:
     """Put the files of a shard, whose contents are given by column."""
     for column, content in files.items():
         place = join(uri, SHARDS, shard_name(column, shard.number, hashlib.sha256(content).hexdigest()))

@@ -66,6 +66,11 @@ def tagger_logits(rows: int) -> NDArray[np.float16]:
         return torch.cat([model(mel_BMF) for mel_BMF in mels]).numpy().astype(np.float16)
 
 
+def largest(values_NC: NDArray[np.float16]) -> TopK:
+    tags = select_topk(values_NC, K)
+    return TopK(tags, np.take_along_axis(values_NC, tags, axis=1))
+
+
 def parquet_size(top: TopK, **options: Any) -> int:
     import pyarrow
     import pyarrow.parquet
@@ -112,7 +117,7 @@ def test_bytes_of_a_row(tmp_path, capsys):
     with capsys.disabled():
         print()
         for name, values in drawn.items():
-            top, rows = select_topk(values, K), len(values)
+            top, rows = largest(values), len(values)
             write(str(tmp_path / name), values, clip_names(rows), k=K)
             sizes = file_sizes(str(tmp_path / name))
             shards = sum(size for path, size in sizes.items() if path.startswith("shards/"))
@@ -136,7 +141,7 @@ def write_as_ced(file: Path, values_NC: NDArray[np.float16]) -> float:
             for name, (row, dtype) in kinds.items()
         }
         for start in range(0, len(values_NC), 128):
-            top = select_topk(values_NC[start : start + 128], K)
+            top = largest(values_NC[start : start + 128])
             parts = {"topk_values": top.values, "topk_indexes": top.tags, "seeds": np.arange(len(top.tags))}
             for name, part in parts.items():
                 sets[name].resize(start + len(part), axis=0)

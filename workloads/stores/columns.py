@@ -1,10 +1,11 @@
 """One column of a store in memory: outputs to rows of a fixed number of bytes, rows to a file, and back.
 
 A shard's file of a column is a .npy file of shape (views, clips): view by view, because an epoch reads one view of
-every clip. A dense row is its values in fp16; a top-k row is a record of `tags` (`stores/topk.py`) and `values`.
-Nothing in a file depends on time, place or who wrote it.
+every clip. A dense row is its values; a top-k row is a record of `tags` (`stores/topk.py`) and `values`. Nothing in a
+file depends on time, place or who wrote it.
 
-Axes: N clips, V views, B rows that are read, C values of a whole row, J kept values of a row.
+Axes: N clips, V views, B rows that are read, C values of a whole row, J kept tags of a row, Y bytes of a row; where the
+column has frames, F of them follow.
 """
 
 import hashlib
@@ -21,34 +22,42 @@ from workloads.stores.topk import TagCode, TopK, select_topk
 
 LARGEST = float(np.finfo(np.float16).max)
 EXPONENT = 0x7C00  # the bits of an fp16 number that are all 1 where it is infinite or NaN
+BOUNDS = {"logits": (-12.0, 12.0), "probabilities": (0.0, 1.0)}  # of uint8: 0 and 255; what is beyond becomes these
 
 
 class RowCodec:
-    """What is specific to a column: the type of its rows, from outputs, and to values."""
+    """What is specific to a column: the type of its rows, from outputs, and to values.
+
+    Values are fp16 and come back exactly; of dtype uint8 they come back in 255 equal steps between two bounds.
+    """
 
     def __init__(self, name: str, column: Column) -> None:
         self.name = name
         self.width = column["width"]
         self.k = column["k"] if column["layout"] == "topk" else None
         self.tag_code = TagCode(self.k, self.width) if self.k else None
-        fields: Any = ("<f2", (self.width,))
+        self._frames = (column["frames"]["count"],) if "frames" in column else ()
+        self._bounds = BOUNDS[column["holds"]] if column["dtype"] == "uint8" else None
+        self._number = np.dtype("u1" if self._bounds else "<f2")
+        self.shape = (self.k or self.width, *self._frames)  # of a row's values
+        fields: Any = (self._number, self.shape)
         if self.tag_code:
-            fields = [("tags", "u1", (self.tag_code.size,)), ("values", "<f2", (self.k,))]
-        self.dtype = np.dtype(fields)
+            fields = [("tags", "u1", (self.tag_code.size,)), ("values", self._number, self.shape)]
+        self._row = np.dtype(fields)
 
     @property
     def row_bytes(self) -> int:
-        return self.dtype.itemsize
+        return self._row.itemsize
 
-    def rows(self, outputs: NDArray[np.floating] | TopK, clip_ids: Sequence[str], views: int) -> NDArray[Any]:
-        """Rows (views, clips) of the outputs of these clips: outputs_NVC, or of a column of top k also a TopK of NVJ.
+    def rows(self, outputs: NDArray[np.floating] | TopK, clip_ids: Sequence[str], views: int) -> NDArray[np.uint8]:
+        """Rows bytes_VNY of the outputs of these clips: outputs_NVC, or of a column of top k also a TopK of NVJ.
 
         Raises ValueError, naming clips, for values that are infinite, NaN or too large for fp16, and for a TopK whose
         tags are not k different ones.
         """
         given = outputs.values if isinstance(outputs, TopK) else outputs
-        last = self.k if isinstance(outputs, TopK) else self.width
-        if given.shape != (len(clip_ids), views, last):
+        last = self.shape if isinstance(outputs, TopK) else (self.width, *self._frames)
+        if given.shape != (len(clip_ids), views, *last):
             raise ValueError(
                 f"column {self.name!r}: its shape is {given.shape}; {len(clip_ids)} clips in {views} views with {last} "
                 "values are expected"
@@ -56,19 +65,23 @@ class RowCodec:
         self._require_storable(given, clip_ids)
         values = np.ascontiguousarray(given.swapaxes(0, 1), dtype="<f2")
         if self.tag_code is None:
-            return values
-        top = select_topk(values, self.tag_code.k)
+            return self._bytes(self._stored(values))
         if isinstance(outputs, TopK):
-            top = self._in_order(outputs.tags.swapaxes(0, 1), values, clip_ids)
-        rows = np.empty(values.shape[:2], self.dtype)
-        rows["tags"] = self.tag_code.encode(top.tags.reshape(-1, self.tag_code.k)).reshape(*rows.shape, -1)
-        rows["values"] = top.values
-        return rows
+            given_tags = self._checked_tags(outputs.tags, clip_ids).swapaxes(0, 1)
+            places = np.argsort(given_tags, axis=-1)
+            tags = np.take_along_axis(given_tags, places, axis=-1)
+        else:
+            tags = places = select_topk(values.max(axis=-1) if self._frames else values, self.tag_code.k)
+        kept = np.take_along_axis(values, places.reshape(*places.shape, *[1] * len(self._frames)), axis=2)
+        rows = np.empty(values.shape[:2], self._row)
+        rows["tags"] = self.tag_code.encode(tags.reshape(-1, self.tag_code.k)).reshape(*rows.shape, -1)
+        rows["values"] = self._stored(kept)
+        return self._bytes(rows)
 
     def _require_storable(self, values_NVC: NDArray[np.floating], clip_ids: Sequence[str]) -> None:
         """ValueError, naming clips, where a value is no finite number of fp16."""
         with np.errstate(over="ignore", invalid="ignore"):
-            broken = ~np.isfinite(values_NVC.astype(np.float16)).all(axis=(1, 2))
+            broken = ~np.isfinite(values_NVC.astype(np.float16)).reshape(len(clip_ids), -1).all(axis=1)
         if broken.any():
             names = [clip_ids[number] for number in np.flatnonzero(broken).tolist()]
             raise ValueError(
@@ -76,34 +89,55 @@ class RowCodec:
                 f"{name_some(names)}; check the teacher, nothing of this shard is stored"
             )
 
-    def _in_order(self, tags_VNJ: NDArray[np.integer], values_VNJ: NDArray[np.float16], ids: Sequence[str]) -> TopK:
-        """The same with tags ascending; ValueError, naming clips, where they are not different tags of the column."""
-        order = np.argsort(tags_VNJ, axis=-1)
-        tags = np.take_along_axis(tags_VNJ, order, axis=-1).astype(np.int64)
-        wrong = (np.diff(tags, axis=-1) == 0).any(axis=-1) | (tags[..., 0] < 0) | (tags[..., -1] >= self.width)
+    def _checked_tags(self, tags_NVJ: NDArray[np.integer], clip_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The tags; ValueError, naming clips, where they are not different tags of the column."""
+        if tags_NVJ.shape[2:] != (self.k,) or tags_NVJ.shape[0] != len(clip_ids):
+            raise ValueError(f"column {self.name!r}: the shape of its tags is {tags_NVJ.shape}; {self.k} are expected")
+        ordered = np.sort(tags_NVJ, axis=-1).astype(np.int64)
+        wrong = (np.diff(ordered, axis=-1) == 0).any(axis=-1) | (ordered[..., 0] < 0) | (ordered[..., -1] >= self.width)
         if wrong.any():
-            names = [ids[number] for number in np.flatnonzero(wrong.any(axis=0)).tolist()]
+            names = [clip_ids[number] for number in np.flatnonzero(wrong.any(axis=1)).tolist()]
             raise ValueError(
                 f"column {self.name!r}: {len(names)} clips do not have {self.k} different tags of {self.width}: "
                 f"{name_some(names)}"
             )
-        return TopK(tags, np.take_along_axis(values_VNJ, order, axis=-1))
+        return tags_NVJ.astype(np.int64)
 
-    def values(self, raw_B: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.int64] | None]:
-        """Values, values_BC or values_BJ, and tags_BJ of rows that are given as bytes (B, row_bytes)."""
+    def _stored(self, values: NDArray[np.float16]) -> NDArray[Any]:
+        """Values as the numbers that are stored."""
+        if self._bounds is None:
+            return values
+        low, high = self._bounds
+        return np.rint((values.astype(np.float32).clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
+
+    def _bytes(self, rows_VN: NDArray[Any]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(rows_VN).view(np.uint8).reshape(*rows_VN.shape[:2], self.row_bytes)
+
+    def values(self, raw_BY: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.int64] | None]:
+        """Values, values_BC or values_BJ, and tags_BJ of rows that are given as bytes."""
         if self.tag_code is None:
-            return raw_B.view("<f2"), None
+            return self._restored(raw_BY), None
         split = self.tag_code.size
-        return np.ascontiguousarray(raw_B[:, split:]).view("<f2"), self.tag_code.decode(raw_B[:, :split])
+        return self._restored(np.ascontiguousarray(raw_BY[:, split:])), self.tag_code.decode(raw_BY[:, :split])
 
-    def file(self, rows_VN: NDArray[Any]) -> bytes:
-        """The content of a shard's file."""
+    def _restored(self, stored: NDArray[np.uint8]) -> NDArray[np.float16]:
+        numbers = stored.view(self._number).reshape(-1, *self.shape)
+        if self._bounds is None:
+            return numbers
+        low, high = self._bounds
+        return (numbers * np.float32((high - low) / 255) + np.float32(low)).astype(np.float16)
+
+    def file(self, raw_VNY: NDArray[np.uint8]) -> bytes:
+        """The content of a shard's file with these rows, given as bytes."""
+        raw = np.ascontiguousarray(raw_VNY)
+        rows = raw.view(self._row)[..., 0] if self.tag_code else raw.view(self._number)
+        rows = rows if self.tag_code else rows.reshape(*raw.shape[:2], *self.shape)
         buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, np.ascontiguousarray(rows_VN), version=(1, 0), allow_pickle=False)
+        np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
         return buffer.getvalue()
 
     def parse(self, content: bytes, name: str, *, views: int, clips: int, sha256: str) -> NDArray[np.uint8]:
-        """The rows of a shard's file called `name`, as bytes (views, clips, row_bytes).
+        """The rows of a shard's file called `name`, as bytes_VNY.
 
         Raises ValueError, naming it, where its SHA-256 is another one, or it does not hold finite rows of this column:
         what was stored is checked again, because training on a NaN of a teacher would destroy the student.
@@ -114,11 +148,10 @@ class RowCodec:
                 "or cut short; copy it again, or remove it and make the store again: only this shard is made"
             )
         start = len(content) - views * clips * self.row_bytes
-        raw = np.frombuffer(content, np.uint8, offset=max(0, start))
         if start <= 0 or not self._is_header(content[:start], (views, clips)):
             raise ValueError(f"{name}: holds no {clips} clips in {views} views; it belongs to another store")
-        raw = raw.reshape(views, clips, self.row_bytes)
-        if not self._is_sound(raw.view(self.dtype if self.tag_code else "<f2")):
+        raw = np.frombuffer(content, np.uint8, offset=start).reshape(views, clips, self.row_bytes)
+        if not self._is_sound(raw.reshape(-1, self.row_bytes)):
             raise ValueError(f"{name}: holds a value that is no finite number, or a tag that does not exist")
         return raw
 
@@ -129,17 +162,16 @@ class RowCodec:
             found, _, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError:
             return False
-        whole = shape if self.tag_code else (*shape, self.width)
-        kind = self.dtype if self.tag_code else np.dtype("<f2")
+        whole, kind = (shape, self._row) if self.tag_code else ((*shape, *self.shape), self._number)
         return version == (1, 0) and found == whole and dtype == kind and file.tell() == len(header)
 
-    def _is_sound(self, rows: NDArray[Any]) -> bool:
-        if self.tag_code is None:
-            return _is_finite(rows)
-        tags = rows["tags"].reshape(-1, self.tag_code.size)
-        return _is_finite(rows["values"]) and self.tag_code.is_sound(np.ascontiguousarray(tags))
+    def _is_sound(self, raw_BY: NDArray[np.uint8]) -> bool:
+        split = self.tag_code.size if self.tag_code else 0
+        if self.tag_code and not self.tag_code.is_sound(raw_BY[:, :split]):
+            return False
+        return self._bounds is not None or _is_finite(np.ascontiguousarray(raw_BY[:, split:]))
 
 
-def _is_finite(values: NDArray[np.float16]) -> bool:
-    """Whether all are; by their bits, which is several times as fast as np.isfinite."""
-    return not bool((np.ascontiguousarray(values).view(np.uint16) & EXPONENT == EXPONENT).any())
+def _is_finite(halves_BY: NDArray[np.uint8]) -> bool:
+    """Whether all fp16 numbers in these bytes are; by their bits, which is several times as fast as np.isfinite."""
+    return not bool((halves_BY.view("<u2") & EXPONENT == EXPONENT).any())

@@ -44,16 +44,25 @@ class ViewRecipe(TypedDict):
     count: Count  # views of each clip, from 0 on
 
 
-class Column(TypedDict):
-    """One output of every row."""
+class Frames(TypedDict):
+    """When the frames of an output are, in seconds from the start of the view."""
 
-    holds: Literal["logits", "probabilities", "embedding"]
+    count: Width
+    hop_seconds: Annotated[float, Interval(gt=0, le=MAX_CLIP_SECONDS)]
+    first_seconds: float  # the middle of frame 0
+
+
+class Column(TypedDict):
+    """One output of every row; with `frames` one for each frame of the clip, else one for the clip."""
+
+    holds: Literal["logits", "probabilities", "embedding", "profile"]
     teachers: list[str]  # whose output it is; of several, their mean
     mean_of: NotRequired[Literal["logits", "probabilities"]]  # what the mean of several teachers was taken of
     layout: Literal["dense", "topk"]
-    k: NotRequired[Width]  # topk: values kept of each row, the largest ones
-    width: Width  # values of the whole row: tags, or dimensions of an embedding
-    dtype: Literal["float16"]
+    k: NotRequired[Width]  # topk: tags kept of each row, those of the largest values; of frames, of the largest maximum
+    width: Width  # of the whole row: tags, dimensions of an embedding, or bins of a temporal profile
+    frames: NotRequired[Frames]
+    dtype: Literal["float16", "uint8"]  # uint8: of frames, in equal steps (`columns.py::BOUNDS`), which is not exact
 
 
 class ClipList(TypedDict):
@@ -146,15 +155,24 @@ def _require_consistent_column(column: Column, place: str, key: str, teachers: l
         raise ValueError(f"{place}: a column's name is a small letter, then small letters, digits, _ or .")
     if not column["teachers"] or not set(column["teachers"]) <= set(teachers):
         raise ValueError(f"{place}.teachers: must be some of {', '.join(teachers)}")
-    is_embedding, several = column["holds"] == "embedding", len(column["teachers"]) > 1
-    if several != ("mean_of" in column) or (several and is_embedding):
+    is_of_tags, several = is_for_tags(column), len(column["teachers"]) > 1
+    if several != ("mean_of" in column) or (several and not is_of_tags):
         raise ValueError(f"{place}.mean_of: belongs to logits or probabilities of several teachers, and to no others")
-    if (column["layout"] == "topk") != ("k" in column) or (is_embedding and "k" in column):
+    if (column["layout"] == "topk") != ("k" in column) or ("k" in column and not is_of_tags):
         raise ValueError(f"{place}.k: belongs to the layout topk of logits or probabilities, and to no other")
-    if not is_embedding and column["width"] != num_tags:
+    if is_of_tags and column["width"] != num_tags:
         raise ValueError(f"{place}.width = {column['width']}: there are {num_tags} tags")
     if column.get("k", 1) > column["width"]:
         raise ValueError(f"{place}.k = {column['k']}: a row has {column['width']} values")
+    if column["holds"] == "profile" and "frames" in column:
+        raise ValueError(f"{place}.frames: a profile has bins instead")
+    if column["dtype"] == "uint8" and not ("frames" in column and is_of_tags):
+        raise ValueError(f"{place}.dtype = 'uint8': belongs to logits or probabilities of frames; use 'float16'")
+
+
+def is_for_tags(column: Column) -> bool:
+    """Whether a column holds a value for each tag."""
+    return column["holds"] in ("logits", "probabilities")
 
 
 def parse_manifest(content: str | bytes, name: str, description: Description, description_sha256: str) -> Manifest:
@@ -176,29 +194,33 @@ def parse_manifest(content: str | bytes, name: str, description: Description, de
     return manifest
 
 
-def require_compatible(description: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
+def require_compatible(
+    description: Mapping[str, Any], expected: Mapping[str, Any], name: str, *, exactly: bool = False
+) -> None:
     """ValueError that names the first difference where a store is not as expected.
 
-    `expected` are some of the description's keys, nested ones too, with the values that they must have; lists must be
-    equal as a whole.
+    `expected` are some of the description's keys, nested ones too, with the values that they must have, or `exactly`
+    all of them; lists must be equal as a whole.
     """
-    difference = _first_difference(description, expected, "")
+    difference = _first_difference(description, expected, "", exactly)
     if difference:
         raise ValueError(f"store {name!r}: {difference}; choose a store that was made for this, or make one")
 
 
-def _first_difference(actual: Any, expected: Any, place: str) -> str:
+def _first_difference(actual: Any, expected: Any, place: str, exactly: bool) -> str:
     """The first place at which they differ, and how; empty where they do not."""
     if isinstance(actual, Mapping) and isinstance(expected, Mapping):
-        for key, value in expected.items():
+        for key in [*expected, *(key for key in actual if exactly and key not in expected)]:
             inner = f"{place}.{key}" if place else str(key)
+            if key not in expected:
+                return f"{inner} is {actual[key]!r}, expected none"
             if key not in actual:
-                return f"{inner} is missing, expected {value!r}"
-            if found := _first_difference(actual[key], value, inner):
+                return f"{inner} is missing, expected {expected[key]!r}"
+            if found := _first_difference(actual[key], expected[key], inner, exactly):
                 return found
         return ""
     if isinstance(actual, list) and isinstance(expected, list | tuple):
         pairs = enumerate(zip_longest(actual, expected, fillvalue="no value"))
-        differences = (_first_difference(one, other, f"{place}[{number}]") for number, (one, other) in pairs)
+        differences = (_first_difference(one, other, f"{place}[{number}]", exactly) for number, (one, other) in pairs)
         return next(filter(None, differences), "")
     return "" if actual == expected else f"{place} is {actual!r}, expected {expected!r}"

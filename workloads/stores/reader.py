@@ -1,6 +1,6 @@
 """Random reads from a store: rows of clips and views, in any order, in a bounded amount of memory.
 
-Axes: B rows that are read, C values of a whole row, J kept values of a row.
+Axes: B rows that are read, C values of a whole row, J kept tags of a row, F frames.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class NotStored(ValueError):
 class Rows(NamedTuple):
     """Rows as they were stored, in the order in which they were asked for."""
 
-    values: NDArray[np.float16]  # dense: values_BC; top k: values_BJ; NaN where there is no row
+    values: NDArray[np.float16]  # dense: values_BC, of frames values_BCF; top k: J instead of C; NaN where is no row
     tags: NDArray[np.int64] | None  # top k: tags_BJ, ascending, whose values these are; dense: None
     known: NDArray[np.bool_]  # whether there is a row
 

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,8 +125,3 @@ def read_file(uri: str, opener: Opener) -> bytes:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{uri}: there is no such file; the store is damaged") from None
-
-
-def as_rows(codec: RowCodec, raw: NDArray[np.uint8]) -> NDArray[Any]:
-    """Rows as bytes, of any leading shape, as rows of the column's type."""
-    return raw.view("<f2") if codec.tag_code is None else raw.view(codec.dtype)[..., 0]

@@ -22,8 +22,8 @@ class TopK(NamedTuple):
     values: NDArray[np.floating]  # (..., J)
 
 
-def select_topk(values_NC: NDArray[np.float16], k: int) -> TopK:
-    """The k largest values of each row, of equal ones those of the first tags; tags ascending.
+def select_topk(values_NC: NDArray[np.float16], k: int) -> NDArray[np.int64]:
+    """The tags of the k largest values of each row, of equal ones the first tags, ascending.
 
     A function of the row alone: chosen by one number for each value that orders by value, then by tag.
     """
@@ -32,8 +32,7 @@ def select_topk(values_NC: NDArray[np.float16], k: int) -> TopK:
     order = np.where(bits < 0, -(bits & 0x7FFF), bits)  # -0 and 0 are equal, as they are in comparisons
     rank = order * num_tags - np.arange(num_tags)
     chosen = np.argpartition(rank, num_tags - k, axis=-1)[..., num_tags - k :]
-    tags = np.sort(chosen, axis=-1)
-    return TopK(tags, np.take_along_axis(values_NC, tags, axis=-1))
+    return np.sort(chosen, axis=-1)
 
 
 class TagCode:

@@ -1,5 +1,6 @@
 """Stores on a disk and on S3: what is written is read back, the same whoever writes it; half a store is none."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,10 @@ def test_another_store_at_the_same_place_is_refused_with_the_first_difference(st
     more["views"]["augment"]["gain_db"] = 6.0
     with pytest.raises(ValueError, match=r"views\.augment\.gain_db is missing, expected 6\.0"):
         stores.fill(store, more, CLIPS)
+    less = stores.about()
+    del less["views"]["augment"]["roll"]
+    with pytest.raises(ValueError, match=r"views\.augment\.roll is 0\.5, expected none"):
+        stores.fill(store, less, CLIPS)
     with pytest.raises(ValueError, match=r"clips\.count is 11, expected 10"):
         stores.fill(store, stores.about(), CLIPS[1:])
 
@@ -156,6 +161,9 @@ def test_files_that_do_not_belong_together_are_refused(store, storage, tmp_path)
         object_store.put_text(manifest, change)
         with pytest.raises(ValueError, match=message):
             stores.reader(store, tmp_path)
+    object_store.put_text(manifest, re.sub(r'"bytes": \d+', '"bytes": 300', text, count=1))
+    with pytest.raises(ValueError, match=r"outputs-000000-\w+\.npy: has 288 bytes, manifest\.json says 300"):
+        stores.reader(store, tmp_path).read("outputs", CLIPS, 0)
     object_store.put_text(manifest, text)
     object_store.put_text(object_store.join(store, "description.json"), "{}")
     with pytest.raises(ValueError, match=r"description\.json: "):
