@@ -13,17 +13,17 @@ def content_of(uri: str) -> dict[str, bytes]:
     return {path: object_store.get_bytes(object_store.join(uri, path)) for path in object_store.file_sizes(uri)}
 
 
-def test_a_merged_store_is_the_one_that_is_made_at_once(storage):
+def test_a_merged_store_is_the_one_that_is_made_at_once(tmp_path):
     described = stores.about(views=2, k=3, embedding=5)
     parts = {"a": CLIPS[::3], "b": CLIPS[1::3], "c": CLIPS[2::3]}  # clips of all three in every shard
     for name, clips in parts.items():
-        stores.fill(object_store.join(storage, name), described, clips, per_shard=4 if name == "a" else 3)
-    stores.fill(object_store.join(storage, "whole"), described, CLIPS, per_shard=4)
-    uris = [object_store.join(storage, name) for name in parts]
+        stores.fill(str(tmp_path / name), described, clips, per_shard=4 if name == "a" else 3)
+    stores.fill(str(tmp_path / "whole"), described, CLIPS, per_shard=4)
+    uris = [str(tmp_path / name) for name in parts]
     seen = []
-    merge_stores(uris, object_store.join(storage, "merged"), on_shard=lambda done, total: seen.append((done, total)))
+    merge_stores(uris, str(tmp_path / "merged"), on_shard=lambda done, total: seen.append((done, total)))
     assert seen == [(number, 6) for number in range(1, 7)]
-    assert content_of(object_store.join(storage, "merged")) == content_of(object_store.join(storage, "whole"))
+    assert content_of(str(tmp_path / "merged")) == content_of(str(tmp_path / "whole"))
 
 
 def test_stores_that_differ_or_share_clips_are_refused(tmp_path):

@@ -19,15 +19,21 @@ def content_of(uri: str) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def store(storage: str) -> str:
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def any_store(storage: str) -> str:
+    """On a disk and on S3."""
     return object_store.join(storage, "store")
 
 
 @pytest.mark.parametrize("memory_bytes", [0, 10**6], ids=["row by row", "blocks"])
-def test_every_row_comes_back_exactly(store, tmp_path, memory_bytes):
+def test_every_row_comes_back_exactly(any_store, tmp_path, memory_bytes):
     description = stores.about(tags=30, views=3, k=4, embedding=6)
-    stores.fill(store, description, CLIPS)
-    reader = stores.reader(store, tmp_path, memory_bytes=memory_bytes)
+    stores.fill(any_store, description, CLIPS)
+    reader = stores.reader(any_store, tmp_path, memory_bytes=memory_bytes)
     rng = np.random.default_rng(0)
     asked = [(CLIPS[rng.integers(11)], int(rng.integers(3))) for _ in range(100)]
     drawn = [stores.outputs_of(clip_id, description)["outputs"][view].astype(np.float16) for clip_id, view in asked]
@@ -50,23 +56,23 @@ def test_every_row_comes_back_exactly(store, tmp_path, memory_bytes):
     reader.close()
 
 
-def test_a_store_that_was_cut_off_is_refused_and_becomes_the_undisturbed_one(store, storage, tmp_path):
+def test_a_store_that_was_cut_off_is_refused_and_becomes_the_undisturbed_one(any_store, storage, tmp_path):
     undisturbed = object_store.join(storage, "undisturbed")
     stores.fill(undisturbed, stores.about(k=3), CLIPS)
-    stores.fill(store, stores.about(k=3), CLIPS[::-1], most=0)
+    stores.fill(any_store, stores.about(k=3), CLIPS[::-1], most=0)
     with pytest.raises(ValueError, match=r"has no manifest\.json, so it is unfinished; run the command"):
-        stores.reader(store, tmp_path)
-    stores.fill(store, stores.about(k=3), CLIPS, most=2)
-    assert not is_finished(store)
-    description, plan = begin_store(store, stores.about(k=3), CLIPS, clips_per_shard=4)
-    assert [shard.number for shard in unwritten(store, description, plan)] == [2]
+        stores.reader(any_store, tmp_path)
+    stores.fill(any_store, stores.about(k=3), CLIPS, most=2)
+    assert not is_finished(any_store)
+    description, plan = begin_store(any_store, stores.about(k=3), CLIPS, clips_per_shard=4)
+    assert [shard.number for shard in unwritten(any_store, description, plan)] == [2]
     with pytest.raises(ValueError, match="1 shards are not written: 2; run what fills it again"):
-        finish_store(store, description, plan)
-    stores.fill(store, stores.about(k=3), CLIPS)
-    assert is_finished(store)
-    assert content_of(store) == content_of(undisturbed)
-    stores.fill(store, stores.about(k=3), CLIPS)  # a finished one is left as it is
-    assert content_of(store) == content_of(undisturbed)
+        finish_store(any_store, description, plan)
+    stores.fill(any_store, stores.about(k=3), CLIPS)
+    assert is_finished(any_store)
+    assert content_of(any_store) == content_of(undisturbed)
+    stores.fill(any_store, stores.about(k=3), CLIPS)  # a finished one is left as it is
+    assert content_of(any_store) == content_of(undisturbed)
 
 
 def test_another_store_at_the_same_place_is_refused_with_the_first_difference(store):
@@ -132,24 +138,24 @@ def test_missing_rows_are_named_or_marked(store, tmp_path):
     assert none.read("outputs", ["clip-05"], 0, missing="mark").known.tolist() == [False]
 
 
-def test_a_damaged_or_lost_shard_is_named(store, tmp_path):
-    stores.fill(store, stores.about(), CLIPS)
-    second = object_store.join(store, "shards", object_store.list_names(object_store.join(store, "shards"))[1])
+def test_a_damaged_or_lost_shard_is_named(any_store, tmp_path):
+    stores.fill(any_store, stores.about(), CLIPS)
+    second = object_store.join(any_store, "shards", object_store.list_names(object_store.join(any_store, "shards"))[1])
     whole = object_store.get_bytes(second)
     for content in (whole[:-1], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], b""):
         object_store.put_bytes(second, content)
-        reader = stores.reader(store, tmp_path)
+        reader = stores.reader(any_store, tmp_path)
         assert reader.read("outputs", CLIPS[:4], 0).known.all()
         with pytest.raises(ValueError, match=r"shards/outputs-000001-\w+\.npy: its SHA-256 differs"):
             reader.read("outputs", CLIPS[3:5], 0)
     object_store.remove_file(second)
     with pytest.raises(ValueError, match=r"shards/outputs-000001-\w+\.npy: there is no such file"):
-        stores.reader(store, tmp_path).read("outputs", CLIPS[3:5], 0)
-    stores.fill(store, stores.about(), CLIPS)  # makes only this shard again
+        stores.reader(any_store, tmp_path).read("outputs", CLIPS[3:5], 0)
+    stores.fill(any_store, stores.about(), CLIPS)  # makes only this shard again
     assert object_store.get_bytes(second) == whole
 
 
-def test_files_that_do_not_belong_together_are_refused(store, storage, tmp_path):
+def test_files_that_do_not_belong_together_are_refused(store, tmp_path):
     stores.fill(store, stores.about(), CLIPS)
     manifest = object_store.join(store, "manifest.json")
     text = object_store.get_bytes(manifest).decode()
@@ -169,7 +175,7 @@ def test_files_that_do_not_belong_together_are_refused(store, storage, tmp_path)
     with pytest.raises(ValueError, match=r"description\.json: "):
         stores.reader(store, tmp_path)
     with pytest.raises(ValueError, match=r"there is no description\.json, so there is no store"):
-        stores.reader(object_store.join(storage, "nowhere"), tmp_path)
+        stores.reader(str(tmp_path / "nowhere"), tmp_path)
 
 
 def test_copies_of_shards_are_checked_and_made_again(s3_server, tmp_path, monkeypatch):
