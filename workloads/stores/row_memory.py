@@ -44,7 +44,8 @@ class RowMemory:
         plane = self._plane(view)
         if not self._is_full[plane]:
             self._load(numbers_B, view, plane)
-        return self._rows.take(numbers_B + plane * self._clips).view(np.uint8).reshape(-1, self._row_bytes)
+        rows = self._rows[plane * self._clips : (plane + 1) * self._clips]
+        return rows.take(numbers_B).view(np.uint8).reshape(-1, self._row_bytes)
 
     def _plane(self, view: int) -> int:
         """The plane of this view; a new one, or that of the view that was not read for longest, where it has none."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from workloads.runtime.atomic_files import replace_bytes
 from workloads.runtime.opener import read_own_file
-from workloads.stores.store import Store
+from workloads.stores.store import Store, open_file
 
 THREADS = 8  # that copy and check files at once: a store far away answers each after some time
 OPEN_FILES = 256  # at once, of one column; a process may usually have 1024
@@ -45,8 +45,10 @@ class ShardFiles:
         if len(new) < 2:
             return
         with ThreadPoolExecutor(THREADS) as pool:
-            for shard, file in zip(new, pool.map(self._open_checked, new), strict=True):
-                self._keep_open(shard, file)
+            for start in range(0, len(new), OPEN_FILES):  # so that no more files are open than will be kept
+                some = new[start : start + OPEN_FILES]
+                for shard, file in zip(some, pool.map(self._open_checked, some), strict=True):
+                    self._keep_open(shard, file)
 
     def block(self, shard: int, view: int) -> NDArray[np.uint8]:
         """The rows of one view of a shard's clips: (clips, row_bytes)."""
@@ -86,10 +88,7 @@ class ShardFiles:
         copy = self._copies / self._store.manifest["shards"][shard]["files"][self._column]["sha256"]
         if copy.is_file() and (self._checked[shard] or self._is_sound(shard, read_own_file(copy))):
             return copy.open("rb")
-        try:
-            file = self._store.opener.open(uri)
-        except FileNotFoundError:
-            raise ValueError(f"{uri}: there is no such file; the store is damaged") from None
+        file = open_file(uri, self._store.opener)
         if _has_descriptor(file) and self._checked[shard]:
             return file
         content = file.read()

@@ -8,11 +8,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workloads.runtime.opener import Opener
+from workloads.runtime.opener import NotAFile, Opener
 from workloads.runtime.redaction import redacted
 from workloads.stores.columns import RowCodec
 from workloads.stores.description import (
@@ -105,12 +106,12 @@ def open_store(uri: str, opener: Opener) -> Store:
     place = opener.join(uri, DESCRIPTION)
     try:
         content = read_file(place, opener)
-    except ValueError:
+    except NoSuchFile:
         raise ValueError(f"store {uri!r}: there is no {DESCRIPTION}, so there is no store; check the address") from None
     description = parse_description(content, place)
     try:
         manifest = read_file(opener.join(uri, MANIFEST), opener)
-    except ValueError:
+    except NoSuchFile:
         raise ValueError(
             f"store {uri!r}: has no {MANIFEST}, so it is unfinished; run the command that fills it again"
         ) from None
@@ -118,10 +119,21 @@ def open_store(uri: str, opener: Opener) -> Store:
     return Store(uri, opener, description, parse_manifest(manifest, opener.join(uri, MANIFEST), description, sha256))
 
 
-def read_file(uri: str, opener: Opener) -> bytes:
-    """The content of a store's file; ValueError where it does not exist."""
+class NoSuchFile(ValueError):
+    """A file of a store does not exist."""
+
+
+def open_file(uri: str, opener: Opener) -> BinaryIO:
+    """A store's file, opened; NoSuchFile where it does not exist, ValueError where a folder has its name."""
     try:
-        with opener.open(uri) as file:
-            return file.read()
+        return opener.open(uri)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{uri}: there is no such file; the store is damaged") from None
+        raise NoSuchFile(f"{uri}: there is no such file; the store is damaged") from None
+    except NotAFile as error:
+        raise ValueError(f"{uri}: {error}, where a file of a store is expected; move it away") from None
+
+
+def read_file(uri: str, opener: Opener) -> bytes:
+    """The content of a store's file; the same errors as of `open_file`."""
+    with open_file(uri, opener) as file:
+        return file.read()

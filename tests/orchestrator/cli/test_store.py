@@ -58,6 +58,9 @@ def test_an_unfinished_store_and_none_are_mistakes(store, tmp_path, antiphon):
         unfinished = antiphon("store", command, store)
         assert (unfinished.code, "so it is unfinished" in unfinished.err) == (2, True)
         assert "so there is no store" in antiphon("store", command, tmp_path / "nowhere").err
+        assert "no such storage; use a local path or s3://" in antiphon("store", command, "ftp://host/store").err
+    (Path(store) / "manifest.json").mkdir()
+    assert "manifest.json: is a folder, where a file of a store is expected" in antiphon("store", "info", store).err
 
 
 def test_merge_makes_one_store(store, tmp_path, antiphon):
