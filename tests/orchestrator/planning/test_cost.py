@@ -14,6 +14,7 @@ from orchestrator.planning.checkpoints import checkpoint_bytes
 from orchestrator.planning.cost import Clips, count_clips, model_sizes, plan_cost, step_flops
 from orchestrator.planning.measure import measure, tensor_bytes
 from tests import small
+from workloads.data.cache import ClipCache
 from workloads.distill.schedule import plan_phases
 from workloads.models.size import Size
 from workloads.runtime.event_log import read_event_log
@@ -23,6 +24,20 @@ from workloads.train import loop, train_step
 TURNS = ("schedule.burn_in=3", "schedule.period=5", "schedule.turns=2")
 SIZES = {"cnn": Size(100, 1000, 40, 24), "vit": Size(10, 50_000, 7, 5)}
 HUNDRED = Clips(train=100, tags=10, val=20, test=30)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The clips that are read from the cache, whole or in part, in this order."""
+    clip_ids, load, load_part = [], ClipCache.load, ClipCache.load_part
+
+    def counted(cache, entry, *part, **options):
+        clip_ids.append(entry.clip.clip_id)
+        return load_part(cache, entry, *part, **options)
+
+    monkeypatch.setattr(ClipCache, "load", lambda cache, clip_id: clip_ids.append(clip_id) or load(cache, clip_id))
+    monkeypatch.setattr(ClipCache, "load_part", counted)
+    return clip_ids
 
 
 def cost_of(recipe, **options):
@@ -63,11 +78,9 @@ def cost_of(recipe, **options):
         ("mutual", ("schedule.burn_in=2", "schedule.steps=3", "edges.0.source=ema", "train.checkpoint_every=1")),
     ],
 )
-def test_a_run_has_the_planned_cost(tiny, start, monkeypatch, name, settings):
+def test_a_run_has_the_planned_cost(tiny, start, read, name, settings):
     recipe = tiny(name, *settings)
     run = start(recipe)
-    read, load = [], run.prepared.cache.load
-    monkeypatch.setattr(run.prepared.cache, "load", lambda clip_id: read.append(clip_id) or load(clip_id))
     cost = cost_of(recipe)
     assert loop(run) == "done"
 
@@ -82,7 +95,7 @@ def test_a_run_has_the_planned_cost(tiny, start, monkeypatch, name, settings):
 
     assert cost.steps == run.step
     assert cost.clips_read == len(read)
-    cached = [job.target.stat().st_size for job in run.prepared.cache._jobs.values()]
+    cached = [job.target.stat().st_size for job in run.prepared.cache._entries.values()]
     assert (cost.cache_bytes, cost.bytes_read) == (sum(cached), len(read) * cached[0])
     rows = read_event_log(folder / "events.jsonl")[-1]["models"]
     for model, row in rows.items():
@@ -95,11 +108,9 @@ def test_a_run_has_the_planned_cost(tiny, start, monkeypatch, name, settings):
         )
 
 
-def test_each_clip_of_a_batch_is_read_once_whatever_its_partners(tiny, start, monkeypatch):
+def test_each_clip_of_a_batch_is_read_once_whatever_its_partners(tiny, start, read):
     recipe = tiny("demo", "edges=[]", *TURNS, "augment.mixup=1.0", "train.shards=2", "train.eval_every=100")
     run = start(recipe)
-    read, load = [], run.prepared.cache.load
-    monkeypatch.setattr(run.prepared.cache, "load", lambda clip_id: read.append(clip_id) or load(clip_id))
     phase = run.phases[0]
     sources = run.pool.enter_phase(phase)
     for run.step in range(phase.steps):
