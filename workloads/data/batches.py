@@ -10,6 +10,7 @@ Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.runtime.rng import keyed_generator
+
+
+CLIPS_AT_ONCE = 4096  # whose labels of all tags are in memory
 
 
 class Draw(NamedTuple):
@@ -50,7 +54,7 @@ class Batches:
         self._reader = CropReader(cache, recipe.augment, shard_size=recipe.train.shard_size, length=length)
         self._loader: CropLoader = InThread(self._reader)
         self.steps_per_epoch = len(clips) // recipe.train.batch_size
-        self._y_NC = torch.from_numpy(dataset.targets(clips))
+        self.dataset = dataset
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
 
     @contextmanager
@@ -88,7 +92,8 @@ class Batches:
         crops = self._loader.load(request)
         crops_BT = crops.x_BT.to(device, non_blocking=True)
         mixture = self._mixture(crops.views, step, index) if self.recipe.augment.mixup else None
-        y_BC, known_BC = mix_labels(self._y_NC[rows], mixture)
+        y_BC = torch.from_numpy(self.dataset.targets([self.clips[row] for row in rows]))
+        y_BC, known_BC = mix_labels(y_BC, mixture)
         mix_mels, on_device = self.recipe.augment.mixup_on == "mel", mixture and mixture.to(device)
 
         def shard_of(views: Sequence[View]) -> Shard:
@@ -135,22 +140,15 @@ class Batches:
         if self._epoch_draws[0] != epoch:
             generator = keyed_generator(self.recipe.train.seed, "order", epoch)
             if self.recipe.data.sampling == "balanced":
-                order = generator.choice(len(self.clips), size=len(self.clips), p=self._sampling_probabilities())
+                order = generator.choice(len(self.clips), size=len(self.clips), p=self._probability_N)
             else:
                 order = generator.permutation(len(self.clips))
             self._epoch_draws = (epoch, np.stack((order, _count_occurrences(order)), axis=1))
         return self._epoch_draws[1]
 
-    def _sampling_probabilities(self) -> NDArray[np.float64]:
-        """Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often.
-
-        Clips without any tag, which teach what the tags are not, and unlabelled ones are drawn as if "no tag" were a
-        tag too.
-        """
-        y_NC = self._y_NC.double().nan_to_num().numpy()
-        y_NC = np.column_stack((y_NC, ~y_NC.any(axis=1)))
-        weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
-        return weight_N / weight_N.sum()
+    @cached_property
+    def _probability_N(self) -> NDArray[np.float64]:
+        return sampling_probabilities(self.clips, self.dataset)
 
     def _mixture(self, views: Sequence[View], step: int, index: int) -> Mixture:
         """Each clip's weight in its mixture, and its partner, by a keyed permutation without fixed points."""
@@ -159,6 +157,27 @@ class Batches:
         partner_B = torch.empty(len(views), dtype=torch.long)
         partner_B[order] = torch.from_numpy(np.roll(order, 1))
         return Mixture(weight_B, partner_B.where(weight_B < 1, torch.arange(len(views))))
+
+
+def sampling_probabilities(
+    clips: Sequence[Clip], dataset: Dataset, *, at_once: int = CLIPS_AT_ONCE
+) -> NDArray[np.float64]:
+    """Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often.
+
+    Clips without any tag, which teach what the tags are not, and unlabelled ones are drawn as if "no tag" were a tag
+    too. The labels of `at_once` clips are in memory at a time; the sum of a clip is one over a row of all tags, in
+    which the order of the additions does not depend on how many rows there are.
+    """
+
+    def tags_and_none(start: int) -> NDArray[np.float64]:
+        y_NC = np.nan_to_num(dataset.targets(clips[start : start + at_once])).astype(np.float64)
+        return np.column_stack((y_NC, ~y_NC.any(axis=1)))
+
+    starts = range(0, len(clips), at_once)
+    count_C = sum((tags_and_none(start).sum(axis=0) for start in starts), np.zeros(len(dataset.tags) + 1))
+    weights = [(tags_and_none(start) / count_C.clip(min=1)).sum(axis=1) for start in starts]
+    weight_N: NDArray[np.float64] = np.concatenate(weights)
+    return weight_N / weight_N.sum()
 
 
 def _where_padded(samples: Sequence[int], views: Sequence[View], length: int) -> Tensor | None:
@@ -201,7 +220,6 @@ def evaluation_batches(
     Clips that are no longer than a window, each padded to one, make batches of that many clips.
     """
     length = round(data.clip_seconds * cache.rate)
-    y_NC = torch.from_numpy(dataset.targets(clips))
     windows = (
         (row, cut_or_pad(x_T, length, offset=start), len(x_T) - start)
         for row, x_T in enumerate(cache.load(clip.clip_id) for clip in clips)
@@ -209,7 +227,7 @@ def evaluation_batches(
     )
     while batch := list(islice(windows, at_once)):
         rows = [row for row, _, _ in batch]
-        y_BC = y_NC[rows]
+        y_BC = torch.from_numpy(dataset.targets([clips[row] for row in rows]))
         yield (
             rows,
             Shard(

@@ -9,6 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Dataset:
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0; all NaN for an unlabelled clip."""
-        column = {tag: index for index, tag in enumerate(self.tags)}
+        column = self._columns
         y_NC = np.zeros((len(clips), len(self.tags)), dtype=np.float32)
         if self.labels == "multi":
             y_NC[:, [column[tag] for tag in self.not_in_data]] = np.nan
@@ -61,6 +62,10 @@ class Dataset:
                 y_NC[row, [column[tag] for tag in clip.absent or ()]] = 0
             y_NC[row, [column[tag] for tag in clip.tags]] = 1
         return y_NC
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {tag: index for index, tag in enumerate(self.tags)}
 
     def clips_per_tag(self, clips: Sequence[Clip]) -> tuple[list[int], list[int]]:
         """For each tag the number of clips that have it, and of those of which it is known whether they do."""
@@ -145,8 +150,7 @@ def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool
         if dataset.labels == "single":
             scorable, rule = bool(clips), "it has no labelled clips"
         else:
-            y_NC = dataset.targets(clips)
-            scorable = bool(((y_NC == 1).any(axis=0) & (y_NC == 0).any(axis=0)).any())
+            scorable = any(0 < have < known for have, known in zip(*dataset.clips_per_tag(clips), strict=True))
             rule = f"no tag is on some of its {len(clips)} clips and known to be absent from others"
         if not scorable:
             raise ValueError(f"the {part} part (data.test_fold = {data.test_fold}) cannot be scored: {rule}; {fix}")

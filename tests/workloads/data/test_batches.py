@@ -15,7 +15,7 @@ from workloads.config.data import Data
 from workloads.config.recipe import Augment, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
 from workloads.data.augment import View, draw_view, mask_mel, roll_and_amplify
-from workloads.data.batches import Batches, evaluation_batches, window_starts
+from workloads.data.batches import Batches, evaluation_batches, sampling_probabilities, window_starts
 from workloads.data.cache import CachedClip, ClipCache
 from workloads.data.clips import Clip, Dataset
 from workloads.data.decode import cut_or_pad
@@ -285,6 +285,25 @@ def test_balanced_sampling_draws_clips_without_tags_as_one_more_tag(
     drawn = Counter(clip_id for step in range(40) for clip_id in batches.shard(step, 0).clip_ids)
     untagged = sum(drawn[f"c{n:02}"] for n in range(40))
     assert untagged == pytest.approx(1000, abs=4 * np.sqrt(2000 / 4))
+
+
+@pytest.mark.parametrize("at_once", [7, 64, 4096])
+def test_the_probabilities_are_those_of_the_dense_formula_bit_for_bit(at_once: int) -> None:
+    """527 tags, 300 clips with 0 to 9 of them, every seventh not labelled, every fifth with tags known to be absent."""
+    random = np.random.default_rng(0)
+    tags = tuple(f"tag{n:03}" for n in range(527))
+    clips = []
+    for number in range(300):
+        own = tuple(tags[column] for column in sorted(set((527 * random.random(number % 10) ** 3).astype(int))))
+        clip = Clip(f"c{number:03}", "", own, 1, "", absent=("tag526",) if number % 5 == 0 else None)
+        clips.append(replace(clip, tags=(), absent=None, labelled=False) if number % 7 == 0 else clip)
+    dataset = Dataset(tuple(clips), tags, "multi", not_in_data=("tag500",))
+    y_NC = torch.from_numpy(dataset.targets(clips)).double().nan_to_num().numpy()
+    y_NC = np.column_stack((y_NC, ~y_NC.any(axis=1)))
+    weight_N = (y_NC / y_NC.sum(axis=0).clip(min=1)).sum(axis=1)
+    found_N = sampling_probabilities(clips, dataset, at_once=at_once)
+    assert len(set(found_N)) > 100
+    np.testing.assert_array_equal(found_N, weight_N / weight_N.sum())
 
 
 def test_a_clip_that_is_drawn_again_has_another_view(unequal: tuple[Dataset, ClipCache, Data]) -> None:
