@@ -14,6 +14,7 @@ from orchestrator.cli import cluster, models, store, tracking
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.export import export
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
+from orchestrator.cli.pack import data_pack, data_verify
 from orchestrator.cli.plan import plan
 from orchestrator.cli.printing import cell, print_out, show_every_name
 from orchestrator.cli.report import dashboard, report
@@ -35,9 +36,10 @@ app = typer.Typer(
 )
 for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export):
     app.command()(command)
-for name, group in {
-    **{"data": data_app, "store": store.app, "cluster": cluster.app, "models": models.app, "track": tracking.app}
-}.items():
+data_app.command("pack")(data_pack)
+data_app.command("verify")(data_verify)
+groups = {"data": data_app, "store": store.app, "cluster": cluster.app, "models": models.app, "track": tracking.app}
+for name, group in groups.items():
     app.add_typer(group, name=name)
 
 

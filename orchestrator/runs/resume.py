@@ -24,7 +24,8 @@ RUNS_BY_RECIPE = ".recipes"  # in a storage: a folder per recipe, in it an empty
 AUTO = "auto"
 RECIPE = "recipe.json"
 MACHINE_KEYS = (  # may differ between two machines: they do not change what is learned
-    *("data.root", "data.manifest", "data.cache", "data.cache_gb"),
+    # the fingerprint says whether the clips are the same, also where one machine has them packed
+    *("data.format", "data.root", "data.manifest", "data.cache", "data.cache_gb"),
     *("train.loaders", "train.prefetch"),
 )
 

@@ -196,16 +196,31 @@ def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambd
     if is_local(uri):  # on S3, makedirs would create the bucket
         fs.makedirs(path, exist_ok=True)
     for part in sorted(folder.iterdir()):
-        if part.name == MARKER:
-            continue
-        if not is_local(uri):
-            fs.put_file(str(part), join(path, part.name))
-            continue
-        with replacing(Path(path) / part.name) as file:
-            fs.put_file(str(part), file.name)
+        if part.name != MARKER:
+            put_file(part, join(uri, part.name))
     before_commit()
     create_exclusively(join(uri, MARKER), marker)
     return uri
+
+
+def put_file(source: Path, uri: str) -> None:
+    """Copy a local file to a URI; readers see what was there before or the whole file."""
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        fs.put_file(str(source), path)
+        return
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    with replacing(Path(path)) as file:
+        fs.put_file(str(source), file.name)
+
+
+def size_of(uri: str) -> int | None:
+    """The size of a file in bytes; None where there is none."""
+    fs, path = filesystem(uri)
+    try:
+        return int(fs.info(path)["size"])
+    except FileNotFoundError:
+        return None
 
 
 def put_text(uri: str, text: str) -> None:

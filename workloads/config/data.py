@@ -19,7 +19,16 @@ class Data(Checked):
     """Which clips, how they are split into train, validation and test, and where the decoded ones are cached."""
 
     format: Literal[
-        "synthetic", "manifest", "folders", "audioset", "esc50", "fsd50k", "openmic", "speechcommands", "urbansound8k"
+        "synthetic",
+        "manifest",
+        "folders",
+        "packed",
+        "audioset",
+        "esc50",
+        "fsd50k",
+        "openmic",
+        "speechcommands",
+        "urbansound8k",
     ] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
@@ -38,7 +47,7 @@ class Data(Checked):
     unlabelled: Literal["hear", "leave_out"] = "hear"  # whether clips without labels are among the training clips
     sampling: Literal["uniform", "balanced"] = "uniform"
     max_broken_share: float = 0.05  # more quarantined clips than this stops the run
-    cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips, shared by all runs of a node
+    cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips or fetched archives, for all runs of a node
     cache_gb: float = 20.0
     synthetic_clips: int = 400
     synthetic_seed: int = 0
@@ -50,7 +59,7 @@ class Data(Checked):
         self._require(least <= self.val_share <= 0.5, "val_share", f"must be {least:g} to 0.5 of the training folds")
         slices = round(1 / self.val_share)
         self._require(0 <= self.val_slice < slices, "val_slice", f"must be 0 to {slices - 1} at this val_share")
-        self._check_own_split()
+        self.check_own_split(self.format)
         self._require(0 < self.labelled_share <= 1, "labelled_share", "must be above 0 and at most 1")
         self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
         self._require_positive("cache_gb")
@@ -64,19 +73,19 @@ class Data(Checked):
             needs = f"format {self.format} needs the data set's folder: --set data.root=DIR"
             self._require(bool(self.root), "root", needs)
 
-    def _check_own_split(self) -> None:
-        """Where the data set says which clips test or validate, no setting says it too."""
-        own = f"format {self.format} names its"
-        if self.format in OWN_TEST:
+    def check_own_split(self, format: str) -> None:
+        """Where a data set of this format says which clips test or validate, no setting says it too."""
+        own = f"format {format} names its"
+        if format in OWN_TEST:
             self._require(self.test_fold == 1, "test_fold", f"{own} test clips, they are fold 1")
-        if self.format in OWN_VALIDATION:
+        if format in OWN_VALIDATION:
             for name, default in (("val_share", Data.val_share), ("val_slice", Data.val_slice)):
                 self._require(
                     getattr(self, name) == default, name, f"{own} validation clips: --set data.{name}={default:g}"
                 )
-        if self.format in SEVERAL_TAGS:
+        if format in SEVERAL_TAGS:
             self._require(
-                self.labels == "multi", "labels", f"clips of {self.format} have several tags: --set data.labels=multi"
+                self.labels == "multi", "labels", f"clips of {format} have several tags: --set data.labels=multi"
             )
 
     @property

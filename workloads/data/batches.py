@@ -22,14 +22,13 @@ from torch import Tensor
 from workloads.config.data import Data
 from workloads.config.recipe import Recipe
 from workloads.data.augment import View, clean_view, roll_and_amplify, sound_of_view
-from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.data.decode import cut_or_pad
 from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
+from workloads.data.store import ClipStore
 from workloads.runtime.rng import keyed_generator
-
 
 CLIPS_AT_ONCE = 4096  # whose labels of all tags are in memory
 
@@ -44,7 +43,7 @@ class Draw(NamedTuple):
 class Batches:
     """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step."""
 
-    def __init__(self, clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, recipe: Recipe) -> None:
+    def __init__(self, clips: Sequence[Clip], dataset: Dataset, cache: ClipStore, recipe: Recipe) -> None:
         require_full_batch(len(clips), recipe.train)
         assert cache.rate == recipe.rate, "clips are cached at the highest rate that a model of the run needs"
         self.clips = clips
@@ -212,7 +211,7 @@ def mix_labels(y_BC: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor]:
 
 
 def evaluation_batches(
-    clips: Sequence[Clip], dataset: Dataset, cache: ClipCache, data: Data, *, at_once: int
+    clips: Sequence[Clip], dataset: Dataset, cache: ClipStore, data: Data, *, at_once: int
 ) -> Iterator[tuple[list[int], Shard]]:
     """These clips without augmentation, in windows of clip_seconds: the clip of each (a position), and the windows.
 

@@ -25,6 +25,7 @@ from workloads.data.clips import Clip
 from workloads.data.decode import BrokenClip, NotReadHere, Sound, load_sound
 from workloads.data.decoded import DecodedClip, DecodedIndex
 from workloads.data.samples import read_part, read_whole, to_file
+from workloads.data.store import MendedClip
 from workloads.data.synthetic import render
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
 from workloads.runtime.json_files import json_text, parse_json
@@ -49,15 +50,6 @@ class _FailureRecord(TypedDict):
     """The file beside a quarantined clip's target, as far as it is read."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class MendedClip:
-    """A clip whose file was mended before it was stored, and how."""
-
-    clip_id: str
-    path: str
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """What is checked of a data set before anything starts: from its metadata, and from what was decoded here before."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from workloads.config.recipe import Recipe, Train
 from workloads.data.cache import ClipCache
-from workloads.data.clips import require_full_batch, require_labels, require_scorable, split
+from workloads.data.clips import Dataset, require_full_batch, require_labels, require_scorable, split
+from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import read_dataset
+from workloads.data.packed_clips import open_pack
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
@@ -28,13 +30,26 @@ def check_data(
     are given only where its clips are decoded on this machine: nothing is decoded here.
     """
     data, dataset = recipe.data, read_dataset(recipe.data, files)
+    if dataset.val_fold is not None and any(slices):
+        raise ValueError(
+            f"data.val_slice = {max(slices)}: the data set names its validation clips, which are one slice: "
+            "--set data.val_slice=0; a search has search.slices = 1 then, and --no-finals"
+        )
     for number in slices:
         sliced = replace(data, val_slice=number)
         splits = split(dataset, sliced)
         require_scorable(dataset, splits, sliced, test=test)
         require_full_batch(len(splits.train), train)
         require_labels(dataset, splits, learners)
+    return data_warnings(dataset, split(dataset, data), _decoded_before(dataset, recipe, files).values(), recipe)
+
+
+def _decoded_before(dataset: Dataset, recipe: Recipe, files: Opener) -> Mapping[str, DecodedClip]:
+    """What is known of the clips without decoding any; nothing of those on a store, which the workers ask."""
+    data = recipe.data
+    if dataset.packed:
+        return open_pack(dataset.packed, data, files, rate=recipe.rate).decoded()
+    if "://" in data.root or data.format == "synthetic":
+        return {}
     cache = ClipCache(Path(data.cache).expanduser(), rate=recipe.rate, limit_gb=data.cache_gb)
-    local = "://" not in data.root  # a store is asked about every clip by the workers only
-    decoded = cache.decoded_before(dataset.clips, data, files) if local and data.format != "synthetic" else {}
-    return data_warnings(dataset, split(dataset, data), decoded.values(), recipe)
+    return cache.decoded_before(dataset.clips, data, files)

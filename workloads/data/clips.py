@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from workloads.config.data import OWN_TEST, OWN_VALIDATION, Data
 from workloads.config.recipe import Train
+from workloads.data.pack import Pack
 from workloads.runtime.rng import keyed_generator, keyed_seed
 from workloads.runtime.text import name_some
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One clip: `path` is relative to the data set's root, `source` the recording that it was cut from.
 
@@ -49,6 +50,7 @@ class Dataset:
     not_in_data: tuple[str, ...] = ()  # tags of the model that no clip has: with "multi" nobody looked for them
     val_fold: int | None = None  # of a data set that names its validation clips; None: a slice of the training folds
     warnings: tuple[str, ...] = ()  # of the reader, about files that are no clips of the set
+    packed: Pack | None = field(default=None, compare=False, repr=False)  # where the clips' sounds are, if packed
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0; all NaN for an unlabelled clip."""
@@ -80,8 +82,12 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 over ids, tags, folds, sources, relative paths, absent tags and which clips are not labelled.
 
-        Does not depend on the root.
+        Does not depend on the root, nor on whether the clips are packed. Computed once.
         """
+        return self.packed.manifest["fingerprint"] if self.packed else self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for clip in self.clips:
             fields = [clip.clip_id, clip.tags, clip.fold, clip.source, clip.path, clip.absent]

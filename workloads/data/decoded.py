@@ -17,7 +17,7 @@ INDEX = "decoded.jsonl"
 MAX_REPEATS = 1000  # lines of keys that were decoded again, beside as many lines as there are keys
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DecodedClip:
     """What decoding has found out about one file."""
 

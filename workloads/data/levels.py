@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip
+from workloads.data.store import ClipStore
 
 SILENT_DB = -60.0  # peak relative to full scale, below which a clip is silent
 FULL_SCALE = 0.9995  # amplitude from which a sample counts as one at full scale
@@ -25,7 +25,7 @@ class Levels:
     clipped: tuple[str, ...]
 
 
-def levels(clips: Sequence[Clip], cache: ClipCache) -> Levels:
+def levels(clips: Sequence[Clip], cache: ClipStore) -> Levels:
     """The levels of whole clips as the cache holds them: at the rate of the run, channels averaged."""
     silent, clipped = [], []
     for clip in clips:

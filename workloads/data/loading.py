@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from workloads.config.recipe import Augment
 from workloads.data.augment import View, draw_view
-from workloads.data.cache import CachedClip, ClipCache
 from workloads.data.shard import ViewKey
+from workloads.data.store import ClipStore
 
 START = "forkserver"  # a fork of this process would hold its sockets, locks and GPU, also after it was killed
 SIGNALS = {signal.SIGINT, signal.SIGTERM}  # of a terminal or a job system, which sends them to all processes
@@ -37,7 +37,7 @@ class ShardRequest(NamedTuple):
     """The clips of a shard in order, and in which view each is heard."""
 
     keys: tuple[ViewKey, ...]
-    clips: tuple[CachedClip, ...]
+    clips: tuple[Any, ...]  # entries of the store
 
 
 class Crops(NamedTuple):
@@ -55,7 +55,7 @@ class LoaderDied(OSError):
 class CropReader:
     """Reads the crops of shards of `shard_size` clips of `length` samples each."""
 
-    def __init__(self, cache: ClipCache, augment: Augment, *, shard_size: int, length: int) -> None:
+    def __init__(self, cache: ClipStore, augment: Augment, *, shard_size: int, length: int) -> None:
         self.cache, self.augment = cache.without_clips(), augment
         self.shape = (shard_size, length)
 

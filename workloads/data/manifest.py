@@ -13,6 +13,7 @@ from workloads.data.formats.folders import read_folders
 from workloads.data.formats.fsd50k import read_fsd50k
 from workloads.data.formats.manifest import read_manifest
 from workloads.data.formats.openmic import read_openmic
+from workloads.data.formats.packed import read_packed
 from workloads.data.formats.rows import Metadata
 from workloads.data.formats.speechcommands import read_speechcommands
 from workloads.data.formats.urbansound8k import read_urbansound8k
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
     "synthetic": lambda data, opener: Metadata(synthetic_clips(data)),
     "manifest": read_manifest,
     "folders": read_folders,
+    "packed": read_packed,
     "audioset": read_audioset,
     "esc50": read_esc50,
     "fsd50k": read_fsd50k,
@@ -55,6 +57,7 @@ def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()
         folds_assigned=found.folds_assigned,
         val_fold=found.val_fold,
         warnings=found.warnings,
+        packed=found.packed,
         not_in_data=tuple(tag for tag in tags if tag not in present),
     )
 

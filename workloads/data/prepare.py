@@ -9,20 +9,22 @@ from workloads.config.recipe import Recipe
 from workloads.data.cache import ClipCache, QuarantinedClip
 from workloads.data.clips import Dataset, Splits, split
 from workloads.data.manifest import read_dataset
+from workloads.data.packed_clips import open_pack
 from workloads.data.quarantine import check_quarantined_share
 from workloads.data.statistics import PARTS, durations, fold_numbers, part_folds, rates, tag_counts
+from workloads.data.store import ClipStore
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Dataset (without its quarantined clips), splits, and the cache that holds every clip at the run's rate."""
+    """Dataset (without its quarantined clips), splits, and the store that holds every clip at the run's rate."""
 
     recipe: Recipe
     dataset: Dataset
     splits: Splits
-    cache: ClipCache
+    cache: ClipStore
     quarantined: tuple[QuarantinedClip, ...]
 
     def summary(self) -> dict[str, Any]:
@@ -65,13 +67,18 @@ class PreparedData:
 def prepare(
     recipe: Recipe, files: Opener, *, rate: int | None = None, model_tags: tuple[str, ...] = ()
 ) -> PreparedData:
-    """Read and decode the recipe's data set, at the rate its models need unless another is given.
+    """Read and decode the recipe's data set, at the rate its models need unless another is given; of a packed one
+    nothing is decoded.
 
     `model_tags` are those of a model that is scored on it (`read_dataset`). Raises ValueError for metadata that cannot
     be read, an unknown test fold, or too many quarantined clips.
     """
     data = recipe.data
     dataset = read_dataset(data, files, model_tags=model_tags)
+    if dataset.packed:
+        store = open_pack(dataset.packed, data, files, rate=rate or recipe.rate)
+        left_out = tuple(QuarantinedClip(**fields) for fields in dataset.packed.manifest["quarantined"])
+        return PreparedData(recipe, dataset, split(dataset, data), store, left_out)
     cache = ClipCache(Path(data.cache).expanduser(), rate=rate or recipe.rate, limit_gb=data.cache_gb)
     quarantined = cache.prepare(dataset.clips, data, files)
     check_quarantined_share(quarantined, len(dataset.clips), data, files)

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from workloads.config.data import Data
 from workloads.data.clips import Clip
+from workloads.data.pack import Pack
 from workloads.data.table import Row
 from workloads.runtime.rng import keyed_generator
 
@@ -31,6 +32,7 @@ class Metadata:
     folds_assigned: bool = False
     val_fold: int | None = None
     warnings: tuple[str, ...] = ()
+    packed: Pack | None = None
 
 
 @dataclass(frozen=True)

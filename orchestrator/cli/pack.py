@@ -1,0 +1,97 @@
+"""`antiphon data pack` and `antiphon data verify`: a data set in archives. Parses and prints."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption, only_json
+from orchestrator.cli.printing import print_note, print_out, print_warning
+from workloads.runtime.text import name_some
+
+LINES = 10  # of progress, where stderr is no terminal
+SHOWN_CLIPS = 5  # by name
+MANIFEST_KEYS = ("form", "rate", "clips", "fingerprint", "quarantined", "archives")
+
+
+def data_pack(
+    recipe: RecipeArg,
+    out: Annotated[str, typer.Option(help="Where to: a folder or s3://bucket/prefix.")],
+    form: Annotated[
+        str, typer.Option("--as", metavar="original|flac|int16", help="The files as they are, or decoded, in 16 bits.")
+    ] = "original",
+    rate: Annotated[
+        int | None, typer.Option(help="Hz at which to decode, for flac and int16; default: what the models need.")
+    ] = None,
+    archive_mb: Annotated[float, typer.Option(help="About how large an archive is to be, in MB.")] = 128,
+    workers: Annotated[int, typer.Option(help="Processes that read and decode.")] = 1,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack a recipe's data set into archives with an index, for data.format = packed; again: finish what is missing."""
+    from orchestrator.artifacts.pack import PackRequest, pack
+    from orchestrator.recipes.loader import load_recipe
+
+    if form not in ("original", "flac", "int16"):
+        raise ValueError(f"--as {form}: must be original, flac or int16")
+    if rate is not None and form == "original":
+        raise ValueError(f"--rate {rate}: files that stay as they are keep their rate; leave it out, or use --as flac")
+    with only_json(as_json) as emit:
+        loaded = load_recipe(recipe, settings)
+        request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers)  # type: ignore[arg-type]
+        with _progress("packing") as progress:
+            manifest = pack(request, progress)
+        size = sum(archive["bytes"] for archive in manifest["archives"])
+        emit({"uri": out, "bytes": size, **{key: manifest[key] for key in MANIFEST_KEYS}})  # type: ignore[literal-required]
+        if not as_json:
+            print_out(f"{manifest['clips']} clips in {len(manifest['archives'])} archives, {size / 1e6:,.1f} MB: {out}")
+            print_out(f"fingerprint {manifest['fingerprint']}")
+            print_out(f"quarantined {len(manifest['quarantined'])}")
+            for broken in manifest["quarantined"]:
+                print_out(f"  {broken['clip_id']}  {broken['path']}: {broken['reason']}")
+    for warning in manifest["warnings"]:
+        print_warning(warning)
+
+
+def data_verify(
+    uri: Annotated[str, typer.Argument(help="A packed data set: a folder or s3://bucket/prefix.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Read a packed data set whole and compare it with its checksums; exit code 1 where it is damaged."""
+    from dataclasses import asdict
+
+    from orchestrator.artifacts.verify_pack import verify_pack
+
+    with only_json(as_json) as emit:
+        with _progress("reading") as progress:
+            pack, damaged = verify_pack(uri, progress)
+        clips, archives = len(pack.clip_ids), len(pack.manifest["archives"])
+        result: dict[str, Any] = {"uri": uri, "clips": clips, "archives": archives}
+        emit(result | {"damaged": [asdict(archive) for archive in damaged]})
+        if not as_json:
+            for archive in damaged:
+                names = name_some(archive.clip_ids, SHOWN_CLIPS) or "none"
+                print_out(f"damaged: {archive.archive}: {archive.reason}; clips: {names}")
+            print_out(f"{archives - len(damaged)} of {archives} archives with {clips} clips are as they were packed")
+    if damaged:
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many archives are done on stderr: a bar in a terminal, else some lines."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: _line(what, done, total)
+        return
+    with Progress(console=console) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _line(what: str, done: int, total: int) -> None:
+    if done and (done == total or done * LINES // total > (done - 1) * LINES // total):
+        print_note(f"{what}: {done} of {total} archives")

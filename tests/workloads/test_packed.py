@@ -1,0 +1,41 @@
+"""Runs on packed data: the same weights as on plain files, whatever the form, the loaders, and after a resume."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.recipes.loader import resolve
+from orchestrator.runs.resume import differences
+from tests.commands import event_records
+from tests.packs import pack_as, write_clips
+from workloads.config.recipe import Recipe
+from workloads.train import Run, loop
+
+SCHEDULE = ["schedule.burn_in=4", "schedule.period=2", "schedule.turns=2", "train.eval_every=100"]
+VIEWS = ["data.sampling=balanced", "augment.mixup=0.5", "augment.roll=0.5", "data.clip_seconds=0.8"]
+
+
+def weights(run: Run) -> dict[str, str]:
+    assert loop(run) == "done"
+    return {name: row["weights_sha256"] for name, row in event_records(run)[-1]["models"].items()}
+
+
+def test_packed_plain_and_cached_data_give_the_same_weights(
+    tmp_path: Path, tiny: Callable[..., Recipe], start: Callable[..., Run]
+) -> None:
+    """Each form once, one of them with loaders, another resumed from a run on the plain files."""
+    plain = [*write_clips(tmp_path / "plain"), *SCHEDULE, *VIEWS]
+    recipe = tiny("demo", *plain)
+    expected = weights(start(recipe))
+
+    def packed(form: str, *settings: str) -> Recipe:
+        root = str(tmp_path / form)
+        pack_as(recipe, root, form)
+        return tiny("demo", *plain, "data.format=packed", "data.manifest=''", f"data.root={root}", *settings)
+
+    assert weights(start(packed("original", "train.loaders=2"))) == expected
+    assert weights(start(packed("flac"))) == expected
+    cut = start(recipe)
+    assert loop(cut, until=5) == "preempted"
+    int16 = packed("int16")
+    assert weights(start(int16, checkpoints_of=cut)) == expected
+    assert differences(int16, resolve(recipe)) == [], "the drivers resume it too"

@@ -1,0 +1,59 @@
+"""The interface of whatever holds the sounds of a run's clips: the cache of decoded files, or a packed data set.
+
+Axes: L samples of a part of a clip.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workloads.data.decoded import DecodedClip
+
+
+@dataclass(frozen=True)
+class MendedClip:
+    """A clip whose file was mended before it was stored, and how."""
+
+    clip_id: str
+    path: str
+    notes: tuple[str, ...]
+
+
+class ClipStore(Protocol):
+    """Sounds of clips at one rate in Hz, as 16-bit samples.
+
+    An entry says where one clip is. It goes to loader processes, each of which has the store `without_clips`.
+    """
+
+    rate: int
+
+    def entry(self, clip_id: str) -> Any:
+        """Where a usable clip is."""
+        ...
+
+    def load(self, clip_id: str) -> Tensor:
+        """The whole clip, x_T float32."""
+        ...
+
+    def load_part(self, entry: Any, part_L: NDArray[np.int16], *, start: Callable[[int], int]) -> int:
+        """Fill `part_L` with the samples of a clip from `start(T)` on, then zeros; returns T.
+
+        Raises BrokenClip where the clip turns out to be unusable, OSError where a disk or a store fails.
+        """
+        ...
+
+    def without_clips(self) -> "ClipStore":
+        """The same store for another process, which is told each clip that it loads."""
+        ...
+
+    def decoded(self) -> Mapping[str, DecodedClip]:
+        """What is known of each usable clip, by clip_id; decodes nothing."""
+        ...
+
+    def mended(self) -> Sequence[MendedClip]:
+        """The clips whose files were mended before they were stored."""
+        ...
