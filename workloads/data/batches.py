@@ -168,13 +168,12 @@ def sampling_probabilities(
     which the order of the additions does not depend on how many rows there are.
     """
 
-    def tags_and_none(start: int) -> NDArray[np.float64]:
+    count_C = np.array([*dataset.clips_per_tag(clips)[0], sum(not clip.tags for clip in clips)], np.float64)
+    weights = []
+    for start in range(0, len(clips), at_once):
         y_NC = np.nan_to_num(dataset.targets(clips[start : start + at_once])).astype(np.float64)
-        return np.column_stack((y_NC, ~y_NC.any(axis=1)))
-
-    starts = range(0, len(clips), at_once)
-    count_C = sum((tags_and_none(start).sum(axis=0) for start in starts), np.zeros(len(dataset.tags) + 1))
-    weights = [(tags_and_none(start) / count_C.clip(min=1)).sum(axis=1) for start in starts]
+        y_NC = np.column_stack((y_NC, ~y_NC.any(axis=1)))
+        weights.append((y_NC / count_C.clip(min=1)).sum(axis=1))
     weight_N: NDArray[np.float64] = np.concatenate(weights)
     return weight_N / weight_N.sum()
 

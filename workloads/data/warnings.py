@@ -4,7 +4,7 @@ The one place where they are computed: `antiphon data check` and the drivers pri
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection
 
 from workloads.config.data import SEVERAL_TAGS
@@ -67,10 +67,13 @@ def _without_folds(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
 
 
 def _sources_alike(dataset: Dataset) -> str:
-    spellings = defaultdict(set)
+    first: dict[str, str] = {}  # the first spelling of each; a set for each of millions would take much memory
+    alike_by_name: dict[str, set[str]] = defaultdict(set)
     for clip in dataset.clips:
-        spellings["".join(clip.source.split()).casefold()].add(clip.source)
-    alike = [sorted(names) for names in spellings.values() if len(names) > 1]
+        name = "".join(clip.source.split()).casefold()
+        if first.setdefault(name, clip.source) != clip.source:
+            alike_by_name[name] |= {first[name], clip.source}
+    alike = [sorted(alike_by_name[name]) for name in first if name in alike_by_name]
     if not alike:
         return ""
     spelt = name_some([repr(name) for name in alike[0]], SHOWN)
@@ -82,13 +85,14 @@ def _sources_alike(dataset: Dataset) -> str:
 
 
 def _files_used_twice(dataset: Dataset, splits: Splits) -> str:
-    parts = {clip.clip_id: part for part in PARTS for clip in getattr(splits, part)}
-    clips = defaultdict(list)
-    for clip in dataset.clips:
-        clips[clip.path].append(clip.clip_id)
-    repeated = {path: ids for path, ids in clips.items() if path and len(ids) > 1}
-    if not repeated:
+    counts = Counter(clip.path for clip in dataset.clips if clip.path)
+    if len(counts) == counts.total():
         return ""
+    repeated = defaultdict(list)
+    for clip in dataset.clips:
+        if counts[clip.path] > 1:
+            repeated[clip.path].append(clip.clip_id)
+    parts = {clip.clip_id: part for part in PARTS for clip in getattr(splits, part)}
     across = sum(len({parts[name] for name in ids if name in parts}) > 1 for ids in repeated.values())
     path, ids = next(iter(repeated.items()))
     return (

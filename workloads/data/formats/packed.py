@@ -60,7 +60,7 @@ def read_pack(root: str, opener: Opener) -> tuple[list[Clip], Pack]:
 
 
 def _clips(index: Any) -> Iterator[Clip]:
-    """Row by row; equal texts and lists are one object in memory."""
+    """Row by row; equal tags, and equal lists of them, are one object in memory."""
     texts: dict[str, str] = {}
     lists: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -73,8 +73,8 @@ def _clips(index: Any) -> Iterator[Clip]:
     for batch in index.iter_batches(columns=list(COLUMNS)):
         rows = zip(*(batch.column(name).to_pylist() for name in COLUMNS), strict=True)
         for clip_id, path, tags, fold, source, absent, labelled in rows:
-            source = clip_id if source == clip_id else texts.setdefault(source, source)
-            yield Clip(clip_id, path, shared(tags) or (), fold, source, shared(absent), labelled)
+            own = clip_id if source == clip_id else source
+            yield Clip(clip_id, path, shared(tags) or (), fold, own, shared(absent), labelled)
 
 
 def _require_whole(pack: Pack, root: str) -> None:
