@@ -1,5 +1,6 @@
 """A small data set of real files, and packed forms of it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import soundfile
 from orchestrator.artifacts.pack import PackRequest, pack
 from workloads.config.recipe import Recipe
 from workloads.data.pack import Manifest
+from workloads.data.prepare import PreparedData
 
 TAGS = ("low", "mid", "high")
 
@@ -33,3 +35,15 @@ def write_clips(folder: Path, num: int = 60) -> list[str]:
 def pack_as(recipe: Recipe, out: str, form: str, *, archive_mb: float = 0.5, workers: int = 1) -> Manifest:
     """Pack the recipe's data set at its rate."""
     return pack(PackRequest(recipe, out, form, recipe.rate, archive_mb, workers), lambda done, total: None)
+
+
+def damage_clip(prepared: PreparedData, clip_id: str) -> Path:
+    """Change one byte in the middle of a clip of a local pack; returns the archive."""
+    root, entry = Path(prepared.recipe.data.root), prepared.cache.entry(clip_id)
+    path = sorted((root / "archives").iterdir())[entry.archive]
+    with path.open("r+b") as file:
+        file.seek(entry.offset + entry.size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    return path

@@ -25,6 +25,7 @@ from workloads.data.augment import View, clean_view, roll_and_amplify, sound_of_
 from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.data.decode import cut_or_pad
 from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest
+from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.data.store import ClipStore
@@ -52,6 +53,7 @@ class Batches:
         length = round(recipe.data.clip_seconds * recipe.rate)
         self._reader = CropReader(cache, recipe.augment, shard_size=recipe.train.shard_size, length=length)
         self._loader: CropLoader = InThread(self._reader)
+        self._replacements = Replacements(clips, cache, self._reader)
         self.steps_per_epoch = len(clips) // recipe.train.batch_size
         self.dataset = dataset
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
@@ -89,8 +91,11 @@ class Batches:
         """
         request, rows = self._request(step, index)
         crops = self._loader.load(request)
+        if crops.read.broken:
+            request, rows, crops = self._replacements.fill(request, rows, crops)
+        samples, views = crops.read.samples, crops.read.views
         crops_BT = crops.x_BT.to(device, non_blocking=True)
-        mixture = self._mixture(crops.views, step, index) if self.recipe.augment.mixup else None
+        mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None
         y_BC = torch.from_numpy(self.dataset.targets([self.clips[row] for row in rows]))
         y_BC, known_BC = mix_labels(y_BC, mixture)
         mix_mels, on_device = self.recipe.augment.mixup_on == "mel", mixture and mixture.to(device)
@@ -103,12 +108,12 @@ class Batches:
                 y_BC=y_BC,
                 known_BC=known_BC,
                 masks_B4=torch.tensor([view.masks for view in views]),
-                sound_B2=_where_padded(crops.samples, views, x_BT.shape[1]),
+                sound_B2=_where_padded(samples, views, x_BT.shape[1]),
                 mixture=on_device,
                 mix_mels=mix_mels,
             ).to(device)
 
-        shard = shard_of(crops.views)
+        shard = shard_of(views)
         shard.is_clean = not self.recipe.augment.has_clean_view
         if with_clean_view and not shard.is_clean:
             shard.clean_view = shard_of([clean_view()] * len(rows))

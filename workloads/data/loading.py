@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from workloads.config.recipe import Augment
 from workloads.data.augment import View, draw_view
+from workloads.data.decode import BrokenClip
 from workloads.data.shard import ViewKey
 from workloads.data.store import ClipStore
 
@@ -40,12 +41,19 @@ class ShardRequest(NamedTuple):
     clips: tuple[Any, ...]  # entries of the store
 
 
+class CropsRead(NamedTuple):
+    """What was found out while the crops of a shard were read."""
+
+    samples: tuple[int, ...]  # of each whole clip
+    views: tuple[View, ...]
+    broken: dict[int, str]  # rows whose clip turned out to be unusable, and why; their samples are silence
+
+
 class Crops(NamedTuple):
     """The crops of a shard, valid until the next ones are loaded."""
 
     x_BT: Tensor  # int16, padded with zeros on the right
-    samples: tuple[int, ...]  # of each whole clip
-    views: tuple[View, ...]
+    read: CropsRead
 
 
 class LoaderDied(OSError):
@@ -59,15 +67,18 @@ class CropReader:
         self.cache, self.augment = cache.without_clips(), augment
         self.shape = (shard_size, length)
 
-    def read(self, request: ShardRequest, x_BT: NDArray[np.int16]) -> tuple[tuple[int, ...], tuple[View, ...]]:
-        """Fill `x_BT`; returns the number of samples of each whole clip, and its view."""
-        views = tuple(draw_view(self.augment, *key) for key in request.keys)
-        starts = [partial(view.crop_start, length=self.shape[1]) for view in views]
-        samples = tuple(
-            self.cache.load_part(clip, x_T, start=start)
-            for clip, x_T, start in zip(request.clips, x_BT, starts, strict=True)
-        )
-        return samples, views
+    def read(self, request: ShardRequest, x_BT: NDArray[np.int16]) -> CropsRead:
+        """Fill `x_BT`."""
+        samples, views, broken = [], [], {}
+        for row, (key, clip, x_T) in enumerate(zip(request.keys, request.clips, x_BT, strict=True)):
+            views.append(draw_view(self.augment, *key))
+            try:
+                samples.append(self.cache.load_part(clip, x_T, start=partial(views[-1].crop_start, length=len(x_T))))
+            except BrokenClip as error:
+                x_T[:] = 0
+                samples.append(len(x_T))
+                broken[row] = str(error)
+        return CropsRead(tuple(samples), tuple(views), broken)
 
 
 class CropLoader(Protocol):
@@ -86,7 +97,7 @@ class InThread:
         self._x_BT = np.empty(reader.shape, np.int16)
 
     def load(self, request: ShardRequest) -> Crops:
-        return Crops(torch.from_numpy(self._x_BT), *self._reader.read(request, self._x_BT))
+        return Crops(torch.from_numpy(self._x_BT), self._reader.read(request, self._x_BT))
 
 
 class InProcesses:
@@ -138,7 +149,7 @@ class InProcesses:
         if isinstance(result, Exception):
             raise result
         assert keys == request.keys, "shards are asked for in another order than they were requested"
-        return Crops(self._x_SBT[slot], *result)
+        return Crops(self._x_SBT[slot], result)
 
     def close(self) -> None:
         """End the processes and release the memory; crops that were loaded are no longer valid."""

@@ -53,8 +53,14 @@ class PackedClips:
         return PackedClip(clip_id, *(int(columns[name][row]) for name in PackedClip._fields[1:]))
 
     def load(self, clip_id: str) -> Tensor:
-        """The whole clip, x_T float32; raises as `load_part`."""
-        return to_waveform(self._decode(self._read(self.entry(clip_id))))
+        """The whole clip, x_T float32; ValueError where its bytes are damaged: a clip that is scored has no other."""
+        try:
+            return to_waveform(self._decode(self._read(self.entry(clip_id))))
+        except BrokenClip as error:
+            raise ValueError(
+                f"clip {clip_id} cannot be used any more: {error}; `antiphon data verify` names what is damaged in the "
+                "pack: restore these archives, or pack the data set again"
+            ) from None
 
     def load_part(self, entry: PackedClip, part_L: NDArray[np.int16], *, start: Callable[[int], int]) -> int:
         """As `ClipStore`. Of samples stored as they are only those of the part are read, so no checksum is compared."""

@@ -17,7 +17,7 @@ from orchestrator.artifacts import pack as pack_module
 from orchestrator.artifacts.verify_pack import verify_pack
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.storage import object_store
-from tests.packs import pack_as, write_clips
+from tests.packs import damage_clip, pack_as, write_clips
 from workloads.config.recipe import Recipe
 from workloads.data.manifest import read_dataset
 from workloads.data.pack import Manifest
@@ -193,9 +193,7 @@ def test_verify_names_damaged_archives_and_their_clips(recipe: Recipe, tmp_path:
         0,
         f"{len(manifest['archives'])} of {len(manifest['archives'])} archives with 60 clips are as they were packed\n",
     )
-    entry = prepare(packed(recipe, str(out)), FILES).cache.entry("clip 020")
-    path = out / "archives" / manifest["archives"][entry.archive]["name"]
-    damage(path, entry.offset + entry.size // 2)
+    path = damage_clip(prepare(packed(recipe, str(out)), FILES), "clip 020")
     other = out / "archives" / manifest["archives"][0]["name"]
     other.unlink()
     _, damaged = verify_pack(str(out), lambda done, total: None)
@@ -230,10 +228,3 @@ def test_the_command_packs_and_prints_what_was_left_out(recipe: Recipe, tmp_path
         refused = antiphon(*packing[:-4], *wrong)
         assert refused.code == 2
         assert message in refused.err
-
-
-def damage(path: Path, offset: int) -> None:
-    """Change one byte."""
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.write_bytes(content)

@@ -12,6 +12,7 @@ from workloads.data.pack import INDEX, NUMBERS, Pack, read_index, read_manifest
 from workloads.runtime.opener import Opener
 
 COLUMNS = ("clip_id", "path", "tags", "fold", "source", "absent", "labelled")
+MAX_SHARED = 2**16  # lists of tags that are remembered, to be used again
 
 
 def read_packed(data: Data, opener: Opener) -> Metadata:
@@ -68,6 +69,8 @@ def _clips(index: Any) -> Iterator[Clip]:
         if values is None:
             return None
         names = tuple(values)
+        if len(lists) > MAX_SHARED:  # most lists of this data set are there once
+            lists.clear()
         return lists.get(names) or lists.setdefault(names, tuple(texts.setdefault(name, name) for name in names))
 
     for batch in index.iter_batches(columns=list(COLUMNS)):
