@@ -181,6 +181,12 @@ def test_settings_that_do_not_belong_to_the_pack_are_refused(recipe: Recipe, tmp
         read_dataset(packed(recipe, out, labels="multi").data, FILES)
     with pytest.raises(ValueError, match=r"packed as int16 at 16000 Hz, and the models need 32000 Hz; pack it with"):
         prepare(packed(recipe, out), FILES, rate=32_000)
+    manifest = Path(out) / "pack.json"
+    manifest.write_text(manifest.read_text().replace('"format": "manifest"', '"format": "urbansound8k"'))
+    assert read_dataset(packed(recipe, out, test_fold=2).data, FILES).clips
+    manifest.write_text(manifest.read_text().replace('"format": "urbansound8k"', '"format": "speechcommands"'))
+    with pytest.raises(ValueError, match=r"test_fold = 2: format speechcommands names its test clips"):
+        read_dataset(packed(recipe, out, test_fold=2).data, FILES)
     with pytest.raises(ValueError, match=r"is packed already"):
         pack_as(packed(recipe, out), str(tmp_path / "again"), "flac")
 
