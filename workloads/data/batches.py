@@ -22,13 +22,13 @@ from torch import Tensor
 from workloads.config.data import Data
 from workloads.config.recipe import Recipe
 from workloads.data.augment import View, clean_view, roll_and_amplify, sound_of_view
+from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.data.decode import cut_or_pad
 from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest
 from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
-from workloads.data.store import ClipStore
 from workloads.runtime.rng import keyed_generator
 
 CLIPS_AT_ONCE = 4096  # whose labels of all tags are in memory

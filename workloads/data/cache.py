@@ -21,11 +21,11 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from workloads.config.data import Data
+from workloads.data.clip_store import MendedClip
 from workloads.data.clips import Clip
 from workloads.data.decode import BrokenClip, NotReadHere, Sound, load_sound
 from workloads.data.decoded import DecodedClip, DecodedIndex
 from workloads.data.samples import read_part, read_whole, to_file
-from workloads.data.store import MendedClip
 from workloads.data.synthetic import render
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
 from workloads.runtime.json_files import json_text, parse_json

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip
-from workloads.data.store import ClipStore
 
 SILENT_DB = -60.0  # peak relative to full scale, below which a clip is silent
 FULL_SCALE = 0.9995  # amplitude from which a sample counts as one at full scale

@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from workloads.config.recipe import Augment
 from workloads.data.augment import View, draw_view
+from workloads.data.clip_store import ClipStore
 from workloads.data.decode import BrokenClip
 from workloads.data.shard import ViewKey
-from workloads.data.store import ClipStore
 
 START = "forkserver"  # a fork of this process would hold its sockets, locks and GPU, also after it was killed
 SIGNALS = {signal.SIGINT, signal.SIGTERM}  # of a terminal or a job system, which sends them to all processes

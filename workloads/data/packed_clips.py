@@ -17,11 +17,11 @@ from torch import Tensor
 
 from workloads.config.data import Data
 from workloads.data.archives import Archives, FetchedArchives, LocalArchives
+from workloads.data.clip_store import MendedClip
 from workloads.data.decode import BrokenClip, load_sound
 from workloads.data.decoded import DecodedClip
 from workloads.data.pack import Pack
 from workloads.data.samples import cut_into, read_part_of, to_integers, to_waveform
-from workloads.data.store import MendedClip
 from workloads.runtime.opener import Opener
 
 FILE = "file://"

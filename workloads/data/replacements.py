@@ -9,10 +9,10 @@ Axes: B clips of a shard, T samples.
 import sys
 from collections.abc import Sequence
 
+from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip
 from workloads.data.loading import CropReader, Crops, CropsRead, ShardRequest
 from workloads.data.shard import ViewKey
-from workloads.data.store import ClipStore
 from workloads.runtime.rng import keyed_generator
 
 MAX_TRIES = 20  # clips in a row that are unusable too
