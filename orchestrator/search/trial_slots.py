@@ -20,8 +20,8 @@ def count_slots(nodes: Sequence[dict[str, float]], worker: dict[str, float], wan
         most = min(most, int(cpus // (workers * worker["CPU"] + WAITING_CPUS)))
     if most < max(1, wanted):
         each = resources_text(worker) if workers == 1 else f"{workers} workers of {resources_text(worker)}"
+        asked = f"--slots {wanted}: ask for fewer" if wanted else "search: ask for fewer --workers"
         raise ValueError(
-            f"--slots {max(1, wanted)}: the cluster holds {most} trials of {each} each at once; ask for fewer, or set "
-            "train.threads or train.loaders"
+            f"{asked}, or set train.threads or train.loaders: the cluster holds {most} trials of {each} each at once"
         )
     return wanted or most

@@ -224,7 +224,7 @@ def evaluation_batches(
     """
     length = round(data.clip_seconds * cache.rate)
     windows = (
-        (row, cut_or_pad(x_T, length, offset=start), len(x_T) - start)
+        (row, cut_or_pad(x_T, length, offset=start).clone(), len(x_T) - start)  # not a view of the whole recording
         for row, x_T in enumerate(cache.load(clip.clip_id) for clip in clips)
         for start in window_starts(len(x_T), length, data.long_clips)
     )

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -159,13 +160,19 @@ class ClipCache:
 
     def _read(self, entry: CachedClip, read: Callable[[], Loaded]) -> Loaded:
         """What `read` returns; the clip is decoded once more where its file is evicted by another run, or damaged."""
+        with suppress(OSError):
+            os.utime(entry.target)  # recently used, so evicted last
         try:
             return read()
         except (FileNotFoundError, ValueError, EOFError):
             with self._lock():
                 entry.target.unlink(missing_ok=True)
                 result = self._decode_to_cache(entry)
-            assert isinstance(result, CachedClip), f"clip {entry.clip.clip_id} was usable and is now: {result}"
+            if isinstance(result, QuarantinedClip):
+                raise OSError(
+                    f"clip {entry.clip.clip_id} is gone from data.cache = {str(self.folder)!r}, and cannot be decoded "
+                    f"again: {entry.uri}: {result.reason}"
+                ) from None
             return read()
 
     def _lock(self) -> filelock.BaseFileLock:

@@ -17,6 +17,7 @@ MAGIC = {  # what a file of the container has at a position -> FFmpeg's name for
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"): "asf",
     (0, b"#!AMR"): "amr",
 }
+WITHOUT_LENGTH = ("aac", "amr")  # frame after frame: FFmpeg guesses a duration from the first frames' bit rate
 MIN_SHARE = 0.95  # of the declared duration; a file with less is cut short
 
 
@@ -57,11 +58,11 @@ def decode_container(content: bytes, name: str, *, max_samples: int) -> tuple[Te
             if not file.streams.audio:
                 raise ContainerError(f"holds no sound ({name})")
             stream = file.streams.audio[0]
-            x_T = _samples(file, stream, max_samples)
-            declared = _declared_seconds(file, stream)
-            if len(x_T) < MIN_SHARE * declared * stream.rate:
-                raise ContainerError(f"cut short: {len(x_T)} of {round(declared * stream.rate)} samples")
-            return x_T, stream.rate
+            x_T, rate = _samples(file, stream, max_samples)
+            declared = 0.0 if name in WITHOUT_LENGTH else _declared_seconds(file, stream)
+            if len(x_T) < MIN_SHARE * declared * rate:
+                raise ContainerError(f"cut short: {len(x_T)} of {round(declared * rate)} samples")
+            return x_T, rate
     except av.FFmpegError as error:
         raise ContainerError(f"cannot be decoded ({name}: {error.strerror})") from error
 
@@ -73,17 +74,24 @@ def _declared_seconds(file: Any, stream: Any) -> float:
     return file.duration / 1e6 if file.duration and len(file.streams) == 1 else 0.0  # PyAV gives microseconds
 
 
-def _samples(file: Any, stream: Any, max_samples: int) -> Tensor:
-    """All samples at the stream's rate: one that changes on the way, as some AAC's does, is resampled by FFmpeg."""
+def _samples(file: Any, stream: Any, max_samples: int) -> tuple[Tensor, int]:
+    """All samples, at the rate of the first frame: joined files may go on at another, or with other channels."""
     from av import AudioResampler
 
     blocks: list[Tensor] = []
-    total, resampler = 0, AudioResampler(format="fltp", rate=stream.rate)
-    for frame in itertools.chain(file.decode(stream), [None]):  # None: what the resampler still holds
-        for block in resampler.resample(frame):
-            x_DT = torch.from_numpy(block.to_ndarray())
-            blocks.append(x_DT.mean(dim=0))
-            total += len(blocks[-1])
-            if total > max_samples:
-                raise ContainerError(f"more than {max_samples} samples; cut it into parts")
-    return torch.cat(blocks) if blocks else torch.zeros(0)
+    rate, total, resampler, form = 0, 0, None, None
+    for frame in itertools.chain(file.decode(stream), [None]):
+        frames = []
+        if resampler and (frame is None or form != (frame.rate, frame.layout.name)):
+            frames += resampler.resample(None)  # what it still holds
+            resampler = None
+        if frame is not None:
+            rate = rate or frame.rate
+            form = (frame.rate, frame.layout.name)
+            resampler = resampler or AudioResampler(format="fltp", rate=rate)
+            frames += resampler.resample(frame)
+        blocks += [torch.from_numpy(block.to_ndarray()).mean(dim=0) for block in frames]
+        total += sum(map(len, blocks[len(blocks) - len(frames) :]))
+        if total > max_samples:
+            raise ContainerError(f"more than {max_samples} samples; cut it into parts")
+    return (torch.cat(blocks) if blocks else torch.zeros(0)), rate or stream.rate

@@ -126,6 +126,7 @@ class InProcesses:
         self._x_SBT = self._slots.tensor(pinned=device.type == "cuda")
         multiprocessing.get_context(START).set_forkserver_preload([__name__])  # imports torch once, not N times
         resource_tracker.ensure_running()  # else it is started within, and unblocks the signals
+        others = set(multiprocessing.active_children())
         with warnings.catch_warnings(), _signals_blocked():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores
             data_loader: DataLoader[Any] = DataLoader(
@@ -140,6 +141,7 @@ class InProcesses:
                 generator=torch.Generator(),  # else it draws a number from torch's global generator
             )
             self._loaded = iter(data_loader)
+        self._processes = set(multiprocessing.active_children()) - others
 
     def load(self, request: ShardRequest) -> Crops:
         try:
@@ -153,6 +155,10 @@ class InProcesses:
 
     def close(self) -> None:
         """End the processes and release the memory; crops that were loaded are no longer valid."""
+        for process in self._processes:
+            process.kill()  # DataLoader asks them to end, and terminates those that are busy, by the signal they ignore
+        for process in self._processes:
+            process.join()
         del self._loaded
         self._slots.close()
 

@@ -24,11 +24,14 @@ class NotStored(ValueError):
     """Clips without rows were asked for."""
 
     def __init__(self, uri: str, clip_ids: Sequence[str]) -> None:
-        self.clip_ids = tuple(clip_ids)
+        self._uri, self.clip_ids = uri, tuple(clip_ids)
         super().__init__(
             f"store {uri!r}: holds no rows of {len(clip_ids)} clips: {name_some(clip_ids)}; make a store that does, or "
             "leave these clips out"
         )
+
+    def __reduce__(self) -> tuple[type["NotStored"], tuple[str, tuple[str, ...]]]:
+        return NotStored, (self._uri, self.clip_ids)  # it crosses processes
 
 
 class Rows(NamedTuple):

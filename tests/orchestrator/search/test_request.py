@@ -62,5 +62,5 @@ def test_the_workers_of_a_trial_may_be_on_several_nodes_each_of_them_on_one() ->
 def test_more_trials_than_the_nodes_hold_are_refused(wanted: int) -> None:
     nodes = [{"CPU": 3.0}, {"CPU": 3.0}] if wanted else [{"CPU": 1.0}, {"CPU": 1.0}]
     most = 2 if wanted else 0
-    with pytest.raises(ValueError, match=rf"--slots {wanted or 1}: the cluster holds {most} trials of 2 CPU"):
+    with pytest.raises(ValueError, match=rf"(--slots 3|search): .*: the cluster holds {most} trials of 2 CPU"):
         count_slots(nodes, {"CPU": 2.0}, wanted)

@@ -24,16 +24,16 @@ def tone(hertz: float) -> np.ndarray:
     return 0.5 * np.sin(2 * math.pi * hertz * np.arange(round(SECONDS * RATE)) / RATE)
 
 
-def encode(container: str, codec: str, x_TD: np.ndarray) -> bytes:
+def encode(container: str, codec: str, x_TD: np.ndarray, *, rate: int = RATE) -> bytes:
     """A file of these channels, written by FFmpeg."""
     out = io.BytesIO()
     layout = "mono" if x_TD.shape[1] == 1 else "stereo"
     with av.open(out, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=RATE, layout=layout)
+        stream = file.add_stream(codec, rate=rate, layout=layout)
         stream.codec_context.bit_rate = 128_000
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=RATE)
+        resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
         frame = av.AudioFrame.from_ndarray(x_TD.T.astype(np.float32).copy(), format="fltp", layout=layout)
-        frame.rate = RATE
+        frame.rate = rate
         fifo = av.AudioFifo()
         for block in resampler.resample(frame):
             fifo.write(block)
@@ -61,6 +61,26 @@ def test_channels_are_averaged() -> None:
     stereo = np.stack([tone(440), np.zeros(round(SECONDS * RATE))], axis=1)
     x_T, _, _ = decode(encode("matroska", "flac", stereo))
     assert float(x_T[RATE // 2 : RATE].abs().max()) == pytest.approx(0.25, abs=0.001)
+
+
+def test_aac_that_declares_no_length_is_heard_whole() -> None:
+    """FFmpeg guesses its duration from the bit rate of the first frames, which is that of silence here."""
+    noise = np.random.default_rng(0).normal(0, 0.2, 5 * RATE)
+    x_T, _, _ = decode(encode("adts", "aac", np.concatenate((np.zeros(5 * RATE), noise))[:, None]))
+    assert len(x_T) == pytest.approx(10 * RATE, abs=4096)
+
+
+@pytest.mark.parametrize("rate", [24_000, 48_000])
+def test_joined_files_of_other_rates_and_channels_are_heard_at_the_first_ones_rate(rate: int) -> None:
+    second = np.stack([tone(440)[: 2 * rate], tone(440)[: 2 * rate]], axis=1)
+    parts = encode("adts", "aac", tone(440)[:, None]), encode("adts", "aac", second, rate=rate)
+    x_T, own_rate, _ = decode(b"".join(parts))
+    assert own_rate == RATE
+    seconds = SECONDS + len(second) / rate
+    assert len(x_T) == pytest.approx(seconds * RATE, abs=8192)
+    spectrum = x_T[-RATE:].numpy()
+    pitch = np.abs(np.fft.rfft(spectrum * np.hanning(len(spectrum)))).argmax()
+    assert pitch == pytest.approx(440 * rate / RATE, abs=2), "the second part is written at its own rate"
 
 
 def test_a_truncated_file_and_one_without_sound_are_broken() -> None:
