@@ -1,4 +1,6 @@
-"""Recipe files: reads TOML or JSON into a checked `Recipe`, and writes a recipe as JSON. Imports nothing heavy.
+"""Recipe files: reads TOML or JSON into a checked `Recipe`, or a `TeachRecipe`, and writes a recipe as JSON.
+
+Imports nothing heavy.
 
 A recipe may extend another (`extends = "demo"`): tables merge key by key, lists and single values replace. A table
 whose `kind` or `family` differs from that of the base, and which therefore has other keys, replaces it completely.
@@ -9,15 +11,17 @@ import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.recipes.controls import expand_controls
 from orchestrator.recipes.merge import SELECTORS, merge
 from workloads.config.recipe import Recipe
+from workloads.config.teach import TeachRecipe
 from workloads.runtime.opener import read_bounded
 from workloads.runtime.redaction import require_no_secret
 from workloads.runtime.text import decode_text
@@ -26,11 +30,28 @@ SHIPPED = resources.files("orchestrator.recipes")
 MAX_BYTES = 2**20  # of a recipe's file
 MAX_DEPTH = 100  # of a recipe's nested tables, of which it has about six
 MAX_SHOWN = 200  # characters of a wrong value that a message repeats
+KNOWN_KEYS = {  # kind of recipe -> where its keys are found
+    Recipe: "`antiphon run ... --dry-run` prints those that exist",
+    TeachRecipe: "docs/stores.md lists those that exist",
+}
+Loaded = TypeVar("Loaded", Recipe, TeachRecipe)
 
 
 def shipped_names() -> list[str]:
-    """The names of the recipes that come with Antiphon."""
-    return sorted(entry.name.removesuffix(".toml") for entry in SHIPPED.iterdir() if entry.name.endswith(".toml"))
+    """The names of the recipes of runs and searches that come with Antiphon."""
+    return [name for name, teaches in _shipped().items() if not teaches]
+
+
+def shipped_teach_names() -> list[str]:
+    """The names of the recipes of stores that come with Antiphon."""
+    return [name for name, teaches in _shipped().items() if teaches]
+
+
+@cache
+def _shipped() -> dict[str, bool]:
+    """Name -> whether it is the recipe of a store, which alone has teachers."""
+    names = sorted(entry.name.removesuffix(".toml") for entry in SHIPPED.iterdir() if entry.name.endswith(".toml"))
+    return {name: "teachers" in tomllib.loads((SHIPPED / f"{name}.toml").read_text()) for name in names}
 
 
 def header(name: str) -> list[str]:
@@ -45,29 +66,52 @@ def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Recipe:
 
     Raises ValueError, one line long, with the value, the rule and the fix.
     """
+    return _load(name_or_path, settings, Recipe)
+
+
+def load_teach_recipe(name_or_path: str, settings: list[str] | None = None) -> TeachRecipe:
+    """The same for the recipe of a store."""
+    return _load(name_or_path, settings, TeachRecipe)
+
+
+def _load(name_or_path: str, settings: list[str] | None, kind: type[Loaded]) -> Loaded:
     values = _read(name_or_path, seen=())
+    _require_kind(values, name_or_path, kind)
     texts = dict(_apply_setting(values, setting) for setting in settings or [])
     try:
-        return _validate(values)
+        return _validate(values, kind)
     except ValidationError as error:
         # a field that holds text gets the text as it was typed: `data.root=2024` is a folder, no number
         meant = [_path(mistake) for mistake in error.errors(include_url=False) if mistake["type"] == "string_type"]
         for path in texts.keys() & meant:
             _set_at(values, path, texts[path], setting=path)
-    return parse(values)
+    return _checked(values, kind)
+
+
+def _require_kind(values: dict[str, Any], name_or_path: str, kind: type[Any]) -> None:
+    """ValueError for the recipe of a store where one of a run is wanted, and the other way round."""
+    if kind is Recipe and "teachers" in values:
+        raise ValueError(f"recipe {name_or_path!r}: has teachers, so it fills a store: use `antiphon teach`")
+    if kind is TeachRecipe and "models" in values:
+        raise ValueError(f"recipe {name_or_path!r}: has models, so it is a run's: use `antiphon run` or `search`")
 
 
 def parse(values: Any) -> Recipe:
     """Convert plain values (parsed TOML or resolved JSON) to a checked recipe; ValueError for the first mistake."""
+    return _checked(values, Recipe)
+
+
+def _checked(values: Any, kind: type[Loaded]) -> Loaded:
     try:
-        return _validate(values)
+        return _validate(values, kind)
     except ValidationError as error:
-        raise ValueError(_first_mistake(error)) from None
+        raise ValueError(_first_mistake(error, KNOWN_KEYS[kind])) from None
 
 
-def _validate(values: Any) -> Recipe:
+def _validate(values: Any, kind: type[Loaded]) -> Loaded:
     _require_storable(values)
-    return TypeAdapter(Recipe).validate_python(expand_controls(values) if isinstance(values, dict) else values)
+    expanded = expand_controls(values) if kind is Recipe and isinstance(values, dict) else values
+    return TypeAdapter(kind).validate_python(expanded)
 
 
 def _require_storable(values: Any, path: str = "", *, depth: int = 0) -> None:
@@ -119,14 +163,13 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
     if name_or_path in seen:
         raise ValueError(f"extends = {name_or_path!r}: recipes extend each other in a circle; remove one `extends`")
     path = Path(name_or_path)
-    if name_or_path in shipped_names():
+    if name_or_path in _shipped():
         content, name = (SHIPPED / f"{name_or_path}.toml").read_bytes(), name_or_path
     elif path.suffix in (".toml", ".json") and path.is_file():
         content, name = _content(path), path.stem
     else:
         raise ValueError(
-            f"recipe {name_or_path!r}: neither a .toml or .json file nor shipped; "
-            f"shipped are {', '.join(shipped_names())}"
+            f"recipe {name_or_path!r}: neither a .toml or .json file nor shipped; shipped are {', '.join(_shipped())}"
         )
     text = decode_text(content, name_or_path)
     try:
@@ -188,26 +231,26 @@ def _set_at(values: dict[str, Any], path: str, value: Any, *, setting: str) -> N
         ) from None
 
 
-def _first_mistake(error: ValidationError) -> str:
+def _first_mistake(error: ValidationError, known_keys: str) -> str:
     """The first mistake in one line; of alternatives, only the mistakes of the one that a selector chose count."""
     mistakes = error.errors(include_url=False)
     wrong_branches = {m["loc"][:-1] for m in mistakes if m["type"] == "literal_error" and m["loc"][-1] in SELECTORS}
     chosen = [m for m in mistakes if not any(m["loc"][: len(branch)] == branch for branch in wrong_branches)]
     if chosen:  # a value out of range says more than keys that another alternative would have
-        return _describe(next((m for m in chosen if m["type"] == "value_error"), chosen[0]))
+        return _describe(next((m for m in chosen if m["type"] == "value_error"), chosen[0]), known_keys)
     # no alternative was chosen: the selector itself is the mistake
     selectors = [m for m in mistakes if m["loc"][:-1] in wrong_branches and m["loc"][-1] in SELECTORS]
     known = ", ".join(str(m["ctx"]["expected"]) for m in selectors)
     return f"{_path(selectors[0])} = {selectors[0]['input']!r}: must be one of {known}"
 
 
-def _describe(mistake: Any) -> str:
+def _describe(mistake: Any, known_keys: str) -> str:
     path = _path(mistake)
     if mistake["type"] == "value_error":
         text = str(mistake["ctx"]["error"])
         return f"{path}.{text}" if path else text
     if mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{path}: unknown key; `antiphon run ... --dry-run` prints those that exist"
+        return f"{path}: unknown key; {known_keys}"
     if mistake["type"] in ("missing", "missing_argument"):
         return f"{path}: is missing; add it to the recipe or --set it"
     value = repr(mistake["input"])

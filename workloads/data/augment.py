@@ -17,6 +17,11 @@ from torch import Tensor
 from workloads.config.recipe import Augment
 from workloads.runtime.rng import keyed_generator
 
+# Of the code that draws views and applies them to clips and log-mels; stores of teacher outputs name it. Raise it when
+# the same recipe, clip and view number would be heard differently: a student must not learn from what a teacher said of
+# another sound. tests/workloads/data/test_augment.py notices such a change.
+VIEW_VERSION = 1
+
 
 @dataclass(frozen=True)
 class View:

@@ -1,5 +1,6 @@
 """Views: they depend on their key only, purposes are drawn independently, and each augmentation has its effect."""
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from workloads.config.recipe import Augment
-from workloads.data.augment import View, clean_view, draw_view, mask_mel, roll_and_amplify
+from workloads.data.augment import VIEW_VERSION, View, clean_view, draw_view, mask_mel, roll_and_amplify
 from workloads.data.decode import cut_or_pad
+from workloads.data.samples import FULL_SCALE
+from workloads.models.front_end import build_front_end
 from workloads.runtime.rng import keyed_generator, keyed_seed
 
 FULL = Augment(roll=0.5, gain_db=12.0, mixup=0.5, mixup_alpha=0.3, mask_time=0.4, mask_mel=0.2)
@@ -41,6 +44,22 @@ def test_a_view_has_the_same_numbers_in_every_process() -> None:
     fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
     assert fresh == repr(PINNED)
     assert draw_view(MIXED, "1-100032-A", 3) == PINNED
+
+
+def test_what_is_heard_of_a_view_changes_only_with_its_version() -> None:
+    """A store names VIEW_VERSION. If this fails because views are drawn or applied in another way, raise the version
+    and put the new numbers here."""
+    noise = np.random.default_rng(0).integers(-20_000, 20_000, 20_000).astype(np.int16)
+    view = draw_view(replace(FULL, mixup=0.0), "1-100032-A", 3)
+    start = view.crop_start(len(noise), length=16_000)
+    x_BT = roll_and_amplify(torch.from_numpy(noise[None, start : start + 16_000]), [view], scale=1 / FULL_SCALE)
+    front_end = build_front_end("logmel64", clip_rate=16_000)
+    mel_MF = mask_mel(front_end(x_BT), torch.tensor([view.masks]), value=front_end.mask_value)[0].double()
+    place_MF = torch.arange(64.0)[:, None] + torch.arange(100.0) / 100
+    checksum = hashlib.sha256(x_BT.numpy().tobytes()).hexdigest()
+    assert (VIEW_VERSION, start, checksum[:16]) == (1, 2177, "a99b6b52995a5fac")
+    assert int((mel_MF == front_end.mask_value).sum()) == 2344
+    assert float((mel_MF * place_MF).mean()) == pytest.approx(-28.5767, abs=1e-3)
 
 
 def test_keyed_numbers_are_pinned_and_parts_of_a_key_are_separated() -> None:

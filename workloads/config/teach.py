@@ -1,0 +1,100 @@
+"""The settings of a store of teacher outputs: which clips, in which views, heard by which teachers, stored how.
+
+Does not depend on a file format (`orchestrator/recipes/loader.py` reads TOML) and imports nothing heavy.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from workloads.config.checked import Checked
+from workloads.config.data import Data
+from workloads.config.recipe import MAX_BATCH, MAX_NAME, MAX_THREADS, MODEL_NAME, Augment, FrontEnd
+
+MAX_RATE = 1_000_000  # Hz, of a waveform that an ONNX file takes
+ONNX = ".onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(Checked):
+    """One teacher: a published tagger, or an ONNX file with waveforms or log-mels in and logits out.
+
+    All keys but `uri` are for ONNX files; `antiphon export` writes files that say these things themselves.
+    """
+
+    uri: str  # the folder of a tagger, RUN/models/NAME, or FILE.onnx
+    input: Literal["waveform", "logmel"] | None = None
+    rate: int = 0  # waveform: in Hz
+    # logmel: its kind; mean and std if the file takes normalised ones; frames if it takes a fixed number
+    front_end: FrontEnd | None = None
+    labels: Literal["single", "multi"] | None = None
+    tags: str = ""  # a text file with the tags in the order of the logits, one a line
+    output: str = ""  # which of the file's outputs are the logits, where it has several
+
+    def __post_init__(self) -> None:
+        self._require(bool(self.uri), "uri", "must be the folder of a tagger, RUN/models/NAME, or FILE.onnx")
+        self._require(0 <= self.rate <= MAX_RATE, "rate", f"must be 1 to {MAX_RATE:,} Hz")
+        if not self.is_onnx:
+            given = [name for name in ("input", "rate", "front_end", "labels", "tags", "output") if getattr(self, name)]
+            if given:
+                raise ValueError(f"{given[0]}: is for ONNX files; {self.uri!r} does not end in {ONNX}, leave it out")
+
+    @property
+    def is_onnx(self) -> bool:
+        return self.uri.endswith(ONNX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teach(Checked):
+    """What is stored, and how it is computed: the number of workers changes no byte, all else here does."""
+
+    views: int = 1  # of each clip
+    k: int = 0  # largest values kept of each row; 0: all
+    holds: Literal["logits", "probabilities"] = "logits"
+    mean_of: Literal["logits", "probabilities"] | None = None  # of several teachers; None: of their logits
+    apart: bool = False  # several teachers each in a column of their own
+    embedding: bool = False  # store the teachers' embeddings too
+    clips_per_shard: int = 512  # of a file; it is computed as a whole, and again where a worker is killed
+    batch_size: int = 32
+    threads: int = 2  # of torch, in each worker
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def __post_init__(self) -> None:
+        self._require_positive("views", "clips_per_shard", "batch_size", "threads")
+        self._require_non_negative("k")
+        self._require_at_most(MAX_BATCH, "views", "clips_per_shard", "batch_size")
+        self._require_at_most(MAX_THREADS, "threads")
+        self._require(not (self.apart and self.mean_of), "mean_of", "with apart = true there is no mean; leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachRecipe(Checked):
+    """A whole store: its teachers hear every clip of the data, labelled or not, in `teach.views` views."""
+
+    name: str
+    about: str = ""
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    teach: Teach = field(default_factory=Teach)
+    teachers: dict[str, Teacher]
+
+    def __post_init__(self) -> None:
+        self._require(0 < len(self.name) <= MAX_NAME, "name", f"must have 1 to {MAX_NAME} characters")
+        self._require(bool(self.teachers), "teachers", "needs at least one teacher")
+        for name in self.teachers:
+            if not MODEL_NAME.fullmatch(name):
+                raise ValueError(f"teachers.{name}: a name is a small letter, then small letters, digits or _")
+        if self.augment.mixup:
+            raise ValueError(
+                f"augment.mixup = {self.augment.mixup}: a store holds outputs of single clips; set it to 0, and mix in "
+                "the student's recipe"
+            )
+        several = len(self.teachers) > 1
+        for key in ("mean_of", "apart"):
+            if getattr(self.teach, key) and not several:
+                raise ValueError(f"teach.{key} = {getattr(self.teach, key)!r}: is for several teachers; leave it out")
+        for name, teacher in self.teachers.items():
+            if self.teach.embedding and teacher.is_onnx:
+                raise ValueError(
+                    f"teach.embedding = True: teachers.{name} is an ONNX file, whose embedding is not known; set it to "
+                    "false"
+                )
