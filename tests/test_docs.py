@@ -16,15 +16,16 @@ import pytest
 import typer
 
 from orchestrator.cli.app import app
-from orchestrator.recipes.loader import load_recipe, shipped_names
+from orchestrator.recipes.loader import load_recipe, load_teach_recipe, shipped_names, shipped_teach_names
 from tests.test_imports import ARROWS, PACKAGES
 from workloads.config.recipe import Recipe
+from workloads.config.teach import TeachRecipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 README_LINES = 150
 TOP = ("workloads", "orchestrator", "cluster", "tests", "docs", ".ci")
-RECIPE_PARAMETERS = ("recipe", "data", "int8")  # parameters of commands that name a recipe
+RECIPE_PARAMETERS = ("recipe", "data", "int8", "teach_recipe")  # parameters of commands that name a recipe
 PROGRAMS = ("antiphon", "make", "pytest")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -200,10 +201,11 @@ def wrong_recipe(values: dict[str, Any]) -> str:
         name = values.get(parameter) or ""
         if not name or name.isupper() or name.endswith((".toml", ".json")):
             continue
-        if name not in shipped_names():
+        fills_a_store = parameter == "teach_recipe"
+        if name not in (shipped_teach_names() if fills_a_store else shipped_names()):
             return f"{name}: no such recipe"
         try:
-            load_recipe(name, values.get("settings"))
+            (load_teach_recipe if fills_a_store else load_recipe)(name, values.get("settings"))
         except ValueError as error:
             return f"{name}: {error}"
     return ""
@@ -241,7 +243,7 @@ def wrong_toml(content: str, folder: Path) -> str:
         values = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         return f"no TOML: {error}"
-    if "extends" not in values and "models" not in values:
+    if not {"extends", "models", "teachers"} & {*values}:
         return ""
     try:
         load_block(content, folder)
@@ -250,10 +252,11 @@ def wrong_toml(content: str, folder: Path) -> str:
     return ""
 
 
-def load_block(content: str, folder: Path, *settings: str) -> Recipe:
+def load_block(content: str, folder: Path, *settings: str) -> Recipe | TeachRecipe:
     file = folder / "block.toml"
     file.write_text(content)
-    return load_recipe(str(file), list(settings))
+    load: Any = load_teach_recipe if "teachers" in tomllib.loads(content) else load_recipe
+    return load(str(file), list(settings))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
@@ -289,7 +292,8 @@ def test_the_readme_is_short_and_nothing_is_left_out() -> None:
     shown = {words[1] for path in DOCUMENTS for words, complete in commands(document(path)) if complete and words[1:]}
     tree: Any = typer.main.get_command(app)
     assert set(tree.commands) - shown == set()
-    assert set(shipped_names()) - set(document("docs/recipes.md").spans) == set()
+    shipped = {*shipped_names(), *shipped_teach_names()}
+    assert shipped - set(document("docs/recipes.md").spans) == set()
 
 
 def test_the_tree_of_the_readme_is_the_repository_s() -> None:
@@ -399,6 +403,8 @@ def test_a_code_span_may_leave_arguments_out_but_not_invent_options() -> None:
         ('extends = "demo"\n[train]\nseed = 1\n', True),
         ("[search]\ntrials = 4\n", True),
         ('extends = "demo"\n[train]\nno_such_key = 1\n', False),
+        ('[teachers.cnn]\nuri = "RUN/models/cnn"\n', True),
+        ('[teach]\nno_such_key = 1\n[teachers.cnn]\nuri = "RUN/models/cnn"\n', False),
         ("trials = = 4\n", False),
     ],
 )

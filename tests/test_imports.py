@@ -42,6 +42,7 @@ ARROWS = {
     "workloads/stores": {"config", "runtime"},
     "workloads/distill": {"config", "runtime", "data", "models", "stores"},
     "workloads/evaluate": {"config", "runtime", "data", "models", "distill"},
+    "workloads/teaching": {"config", "runtime", "data", "models", "export", "evaluate", "stores"},
     "workloads/train.py": {"config", "runtime", "data", "models", "distill", "evaluate"},
     "workloads/__main__.py": {"config", "runtime", "train.py"},
     "orchestrator/recipes": set(),
@@ -50,12 +51,14 @@ ARROWS = {
     "orchestrator/runs": {"tracking", "storage", "recipes"},
     "orchestrator/training": {"runs", "tracking", "storage", "recipes"},
     "orchestrator/stores": {"storage"},
+    "orchestrator/teaching": {"stores", "training", "storage"},
     "orchestrator/artifacts": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/planning": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/search": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/reports": {"search", "artifacts", "planning", "runs", "tracking", "storage", "recipes"},
     "orchestrator/cli": {
-        *("reports", "search", "artifacts", "planning", "training", "runs", "tracking", "stores", "storage", "recipes"),
+        *("reports", "search", "artifacts", "planning", "teaching", "training", "runs", "tracking", "stores"),
+        *("storage", "recipes"),
     },
 }
 HEAVY = ("torch", "ray", "mlflow", "pandas")

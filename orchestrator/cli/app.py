@@ -21,6 +21,7 @@ from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.search import search
 from orchestrator.cli.taggers import evaluate, tag
+from orchestrator.cli.teach import teach
 from workloads.runtime.checkpoint_store import AlreadyDriven
 from workloads.runtime.json_files import json_text
 from workloads.runtime.redaction import redacting_stderr
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"max_content_width": 120},
     help="Audio taggers that teach each other, on Ray.",
 )
-for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export):
+for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export, teach):
     app.command()(command)
 data_app.command("pack")(data_pack)
 data_app.command("verify")(data_verify)

@@ -17,7 +17,7 @@ class RayConnection:
     nodes: list[dict[str, float]]
     dashboard: str
 
-    def require_visible(self, ray: Any, uri: str) -> None:
+    def require_visible(self, ray: Any, uri: str, *, option: str = "--storage") -> None:
         """Raise ValueError where some node does not see a local file: what it writes there would be lost.
 
         Runs one task without CPUs on every node.
@@ -33,7 +33,7 @@ class RayConnection:
         visible = ray.get([exists.options(scheduling_strategy=node).remote(path) for node in on_each])
         if not all(visible):
             raise ValueError(
-                f"--storage: {visible.count(False)} of {len(visible)} nodes do not see {uri}; give a folder that all "
+                f"{option}: {visible.count(False)} of {len(visible)} nodes do not see {uri}; give a folder that all "
                 "nodes share, or s3://bucket/prefix"
             )
 

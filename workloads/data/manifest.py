@@ -35,10 +35,11 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
 }
 
 
-def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()) -> Dataset:
+def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = (), tags_needed: bool = True) -> Dataset:
     """The clips that `data` describes; does not depend on the order of the rows.
 
     With the tags of a model, the dataset's are these, in their order, matched by name; the clips need not have all.
+    Where no `tags_needed`, no clip need have one.
 
     Raises ValueError, with row and fix, for missing columns, repeated clip_ids, clips without tags where data.labels is
     "single", folds that are not numbers, more than one tag where data.labels is "single", absent tags that no clip has
@@ -48,7 +49,8 @@ def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()
     clips = sorted(found.clips, key=lambda clip: clip.clip_id)
     present = {tag for clip in clips for tag in clip.tags}
     tags = model_tags or tuple(sorted(present))
-    _check_tags(clips, data, present, tags)
+    if present or tags_needed:
+        _check_tags(clips, data, present, tags)
     return Dataset(
         tuple(clips),
         tags,

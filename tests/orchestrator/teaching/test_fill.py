@@ -1,0 +1,224 @@
+"""`antiphon teach`: rows equal what the teachers say, whoever computes them and however often it was stopped."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+import torch
+
+from orchestrator.recipes.loader import load_teach_recipe
+from orchestrator.storage import object_store
+from orchestrator.stores.writer import is_finished
+from orchestrator.teaching.fill import fill_store
+from orchestrator.teaching.job import ShardFiller, TeachRequest
+from tests import stores
+from tests.orchestrator.artifacts.test_tag import publish
+from workloads.config.architectures import MN, ViT
+from workloads.config.recipe import Augment, FrontEnd, Model
+from workloads.data.augment import draw_view, mask_mel, roll_and_amplify
+from workloads.data.decode import load_sound
+from workloads.evaluate.predict import load_tagger
+from workloads.models.tagger import build_tagger
+
+RATE, SECONDS = 16_000, 0.5
+TAGS = ("bell", "cat", "dog", "engine", "rain")
+CLIPS = [f"clip-{number:02}" for number in range(11)]
+AUGMENT = Augment(view_seed=3, roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Teachers with the same tags in another order, and clips without tags: short, long, and a broken one."""
+    folder = tmp_path_factory.mktemp("teach")
+    archs = {
+        "cnn": MN(family="mn", width=0.1, bn_momentum=0.1),
+        "vit": ViT(family="vit", dim=16, depth=1, heads=2, pool="avg"),
+    }
+    for name, arch in archs.items():
+        tags, model = TAGS if name == "cnn" else TAGS[::-1], Model(arch=arch, front_end=FrontEnd(mean=-6.0))
+        shape: dict[str, Any] = {"tags": tags, "labels": "multi", "clip_seconds": SECONDS, "clip_rate": RATE}
+        publish(build_tagger(model, name=name, seed=1, **shape).eval(), folder / name)
+    rng = np.random.default_rng(0)
+    for number, clip_id in enumerate(CLIPS):
+        soundfile.write(folder / f"{clip_id}.wav", 0.1 * rng.standard_normal(4_000 + 2_000 * number), RATE)
+    (folder / "broken.wav").write_bytes(b"no sound")
+    lines = "\n".join(f"{clip_id},{clip_id}.wav" for clip_id in ["broken", *CLIPS])
+    (folder / "clips.csv").write_text(f"clip_id,path\n{lines}\n")
+    (folder / "mine.toml").write_text(
+        f'[data]\nformat = "manifest"\nmanifest = "{folder}/clips.csv"\nroot = "{folder}"\nlabels = "multi"\n'
+        f'clip_seconds = {SECONDS}\nmax_broken_share = 0.1\ncache = "{folder}/cache"\n'
+        "[augment]\nview_seed = 3\nroll = 0.5\ngain_db = 6.0\nmask_time = 0.3\nmask_mel = 0.3\n"
+        "[teach]\nviews = 3\nclips_per_shard = 4\nbatch_size = 3\nthreads = 1\n"
+        f'[teachers]\ncnn = {{ uri = "{folder}/cnn" }}\nvit = {{ uri = "{folder}/vit" }}\n'
+    )
+    return folder
+
+
+@pytest.fixture
+def teach(folder: Path) -> Callable[..., dict[str, Any]]:
+    def call(out: str | Path, *settings: str, on_shard: Any = lambda *_: None, **options: Any) -> dict[str, Any]:
+        recipe = load_teach_recipe(str(folder / "mine.toml"), list(settings))
+        request = TeachRequest(recipe, str(out), **({"local": True} | options))
+        return fill_store(request, on_shard=on_shard, warn=lambda line: None)
+
+    return call
+
+
+def content(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def heard_by(folder: Path, teacher: str, clip_id: str, view: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, in the order of TAGS, and embedding of one clip in one view, by hand."""
+    tagger, _ = load_tagger(folder / teacher)
+    with (folder / f"{clip_id}.wav").open("rb") as file:
+        x_T = load_sound(file, rate=RATE).x_T
+    drawn, length = draw_view(AUGMENT, clip_id, view), round(SECONDS * RATE)
+    start = drawn.crop_start(len(x_T), length=length)
+    stored_T = (x_T * 32768).round().clamp(-32768, 32767)[start : start + length]
+    x_BT = roll_and_amplify(torch.nn.functional.pad(stored_T, (0, length - len(stored_T)))[None] / 32768, [drawn])
+    with torch.no_grad():
+        mel_BMF = mask_mel(tagger.front_end(x_BT), torch.tensor([drawn.masks]), value=tagger.front_end.mask_value)
+        outputs = tagger.outputs(mel_BMF)
+    order = [tagger.tags.index(tag) for tag in TAGS]
+    return outputs.logits_BC[0, order].double().numpy(), outputs.embedding_BD[0].numpy()
+
+
+def test_rows_are_what_the_teachers_say(folder, teach, tmp_path):
+    keys = [(clip_id, view) for clip_id in (CLIPS[0], CLIPS[4], CLIPS[10]) for view in (0, 2)]
+    heard = {name: [heard_by(folder, name, *key) for key in keys] for name in ("cnn", "vit")}
+    cnn, vit = (np.array([logits for logits, _ in found]) for found in heard.values())
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    mean_p = (sigmoid(cnn) + sigmoid(vit)) / 2
+    expected = {
+        (): {"outputs": (cnn + vit) / 2},
+        ("teach.holds=probabilities",): {"outputs": sigmoid((cnn + vit) / 2)},
+        ("teach.mean_of=probabilities",): {"outputs": np.log(mean_p / (1 - mean_p))},
+        ("teach.mean_of=probabilities", "teach.holds=probabilities"): {"outputs": mean_p},
+        ("teach.apart=true", "teach.embedding=true"): {
+            **{"outputs.cnn": cnn, "outputs.vit": vit},
+            **{f"embedding.{name}": np.array([vector for _, vector in found]) for name, found in heard.items()},
+        },
+    }
+    assert len({clip.tobytes() for clip in cnn}) == len(keys)
+    for number, (settings, columns) in enumerate(expected.items()):
+        out = tmp_path / f"store-{number}"
+        done = teach(out, *settings)
+        assert (done["status"], done["rows"], done["clips"], done["views"]) == ("done", 33, 11, 3)
+        assert (done["quarantined"], done["shards_written"]) == (["broken"], 3)
+        reader = stores.reader(str(out), tmp_path)
+        assert list(reader.store.description["columns"]) == list(columns)
+        for name, values in columns.items():
+            ids, views = zip(*keys, strict=True)
+            found = reader.read(name, ids, views).values
+            # float16 of the same number; batches of other sizes may differ in the last bit of float32
+            assert np.allclose(found, values.astype(np.float16), rtol=2**-10, atol=1e-6), (settings, name)
+
+
+def test_a_stopped_store_goes_on_and_has_the_same_bytes(folder, teach, tmp_path, monkeypatch, antiphon):
+    teach(tmp_path / "undisturbed", "teach.k=2")
+    real, out = ShardFiller.fill, tmp_path / "store"
+
+    def interrupted(filler: ShardFiller, shard: Any, clips: Any) -> None:
+        if shard.number == 1:
+            raise KeyboardInterrupt
+        real(filler, shard, clips)
+
+    monkeypatch.setattr(ShardFiller, "fill", interrupted)
+    words = ["teach", folder / "mine.toml", "--out", out, "--local", "--set", "teach.k=2", "--json"]
+    stopped = antiphon(*words)
+    assert stopped.code == 75
+    assert f"the same command goes on: antiphon teach {folder}/mine.toml --out {out}" in stopped.err.replace("'", "")
+    found = json.loads(stopped.out)
+    assert {key: found[key] for key in ("status", "shards", "shards_written", "store")} == {
+        **{"status": "preempted", "shards": 3, "shards_written": 1, "store": str(out)}
+    }
+    assert not is_finished(str(out))
+    monkeypatch.setattr(ShardFiller, "fill", real)
+    done = antiphon(*words)
+    assert (done.code, json.loads(done.out)["shards_written"]) == (0, 2), done.err
+    assert content(out) == content(tmp_path / "undisturbed")
+    assert "1 clips cannot be heard and have no rows: broken (" in done.err
+    lost = next((out / "shards").glob("outputs-000001-*"))
+    lost.unlink()
+    assert teach(out, "teach.k=2")["shards_written"] == 1
+    assert content(out) == content(tmp_path / "undisturbed")
+    with pytest.raises(ValueError, match=r"columns\.outputs\.k is 2, expected 3; choose a store"):
+        teach(out, "teach.k=3")
+
+
+def test_ray_writes_the_same_bytes_also_where_a_worker_is_killed(teach, tmp_path):
+    killed: list[int] = []
+
+    def kill_a_worker(done: int, total: int) -> None:
+        if done == 1 and not killed:
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if "ShardFiller" in " ".join(cmdline(child))
+            ]
+            killed.append(workers[0].pid)
+            workers[0].kill()
+
+    teach(tmp_path / "here")
+    done = teach(tmp_path / "on-ray", local=False, workers=1, on_shard=kill_a_worker)
+    assert len(killed) == 1
+    assert (done["status"], done["shards_written"]) == ("done", 3)
+    assert content(tmp_path / "on-ray") == content(tmp_path / "here")
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
+
+
+def test_a_teacher_that_gives_nan_is_named_with_the_clip(folder, teach, tmp_path):
+    tagger, _ = load_tagger(folder / "vit")
+    with torch.no_grad():
+        next(tagger.backbone.parameters()).fill_(torch.nan)
+    bad = publish(tagger, tmp_path / "bad")
+    with pytest.raises(ValueError, match=r"teachers\.vit: its logits of clip '[\w-]+' in view 0 are not finite"):
+        teach(tmp_path / "store", f"teachers.vit.uri={bad}")
+    assert not is_finished(str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.clip_seconds=0.4"], r"data\.clip_seconds = 0\.4: teachers\.vit hears clips of 0\.5 s only"),
+        (["data.max_broken_share=0"], "broken"),
+        (["teach.k=6"], r"columns\.outputs\.k = 6: a row has 5 values"),
+        (["teachers.cnn.uri=/nowhere"], "'/nowhere'.*never finished"),
+        (["teachers.cnn.uri=/nowhere.onnx"], r"'/nowhere\.onnx': there is no such file"),
+        (["data.manifest=/nowhere.csv"], "nowhere"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_stored(teach, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        teach(tmp_path / "store", *settings)
+    assert object_store.file_sizes(str(tmp_path / "store")) == {}
+
+
+def test_teachers_have_the_same_tags_and_views_differ(folder, teach, tmp_path):
+    tagger, _ = load_tagger(folder / "cnn")
+    tagger.tags = ("bell", "cat", "dog", "engine", "snow")
+    other = publish(tagger, tmp_path / "other")
+    with pytest.raises(
+        ValueError, match=r"teachers\.vit: its tags are not those of teachers\.cnn: only cnn has 'rain'; only vit has"
+    ):
+        teach(tmp_path / "store", f"teachers.vit.uri={other}")
+    plain = [f"augment.{name}=0" for name in ("roll", "gain_db", "mask_time", "mask_mel")]
+    assert teach(tmp_path / "crops", *plain)["rows"] == 33  # some clips are longer: views are other crops
+    lines = (folder / "clips.csv").read_text().splitlines()[:4]
+    (tmp_path / "short.csv").write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    short = f"data.manifest={tmp_path}/short.csv"
+    with pytest.raises(ValueError, match=r"teach\.views = 3: nothing is augmented and no clip is longer"):
+        teach(tmp_path / "store", short, *plain)
+    assert teach(tmp_path / "store", short, "teach.views=1", *plain)["rows"] == 2

@@ -1,0 +1,172 @@
+"""The rows of a store: what its teachers say of clips in their views, together or apart. Does not depend on storage.
+
+The rows of a shard depend on its clips and the recipe only: batches are cut from its clips in order, and the number of
+threads is fixed. So it does not matter which process computes it.
+
+Axes: N clips of a shard, V views, B clips of a batch, A teachers, T samples, C tags or features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workloads.config.teach import TeachRecipe
+from workloads.data.augment import VIEW_VERSION, View, clean_view, roll_and_amplify, sound_of_view
+from workloads.data.cache import CachedClip, ClipCache
+from workloads.data.loading import CropReader, ShardRequest
+from workloads.data.samples import FULL_SCALE
+from workloads.data.shard import Shard, ViewKey
+from workloads.models.probabilities import merge_windows, probabilities
+from workloads.runtime.precision import set_tf32
+from workloads.stores.description import About
+from workloads.teaching.teachers import Heard, TeacherModel
+
+
+class Ensemble:
+    """The teachers of a recipe on a device; they hear clips at `rate`, the highest that any of them needs.
+
+    Sets torch's number of threads and its precision for the whole process.
+    """
+
+    def __init__(self, recipe: TeachRecipe, teachers: Sequence[TeacherModel], device: str) -> None:
+        torch.set_num_threads(recipe.teach.threads)
+        set_tf32(False)
+        self.recipe, self.teachers, self._device = recipe, teachers, torch.device(device)
+        self.rate = max(teacher.rate for teacher in teachers)
+        self.tags = teachers[0].tags
+        self._length = round(recipe.data.clip_seconds * self.rate)
+        for teacher in teachers:
+            teacher.set_input(rate=self.rate, clip_seconds=recipe.data.clip_seconds, device=self._device)
+        self._orders = [torch.tensor([teacher.tags.index(tag) for tag in self.tags]) for teacher in teachers]
+
+    def describe(self) -> About:
+        """What a store of these teachers says of itself; they hear a silent clip to know the width of each column.
+
+        Raises ValueError where a teacher does not take clips as the recipe has them.
+        """
+        key = ViewKey("silence", 0, 0)
+        shard = self._shard((key,), torch.zeros(1, self._length), [self._length], [clean_view()])
+        widths = {name: values.shape[1] for name, values in self._hear(shard).items()}
+        about: Any = {
+            "teachers": [teacher.about for teacher in self.teachers],
+            "tags": list(self.tags),
+            "labels": self.teachers[0].labels,
+            "views": {
+                "version": VIEW_VERSION,
+                "augment": asdict(self.recipe.augment),
+                "clip_seconds": self.recipe.data.clip_seconds,
+                "rate": self.rate,
+                "count": self.recipe.teach.views,
+            },
+            "columns": {name: self._column(name, width) for name, width in widths.items()},
+        }
+        return about
+
+    def _column(self, name: str, width: int) -> dict[str, Any]:
+        """The column of this name, `outputs`, `embedding`, or one of these and a teacher's name."""
+        teach, (what, _, own) = self.recipe.teach, name.partition(".")
+        teachers = [own] if own else [teacher.name for teacher in self.teachers]
+        is_topk = what == "outputs" and teach.k > 0
+        return {
+            "holds": "embedding" if what == "embedding" else teach.holds,
+            "teachers": teachers,
+            **({"mean_of": teach.mean_of or "logits"} if len(teachers) > 1 else {}),
+            **({"layout": "topk", "k": teach.k} if is_topk else {"layout": "dense"}),
+            "width": width,
+            "dtype": "float16",
+        }
+
+    def rows(self, clips: Sequence[CachedClip], cache: ClipCache) -> dict[str, NDArray[np.float32]]:
+        """For each column the values of these clips in all views, values_NVC, from their sounds in the cache.
+
+        Raises ValueError, naming teacher, clip and view, for an output that is not finite.
+        """
+        teach, found = self.recipe.teach, dict[str, NDArray[np.float32]]()
+        reader = CropReader(cache, self.recipe.augment, shard_size=teach.batch_size, length=self._length)
+        for start in range(0, len(clips), teach.batch_size):
+            batch = tuple(clips[start : start + teach.batch_size])
+            for view in range(teach.views):
+                keys = tuple(ViewKey(clip.clip.clip_id, view, 0) for clip in batch)
+                crops_BT = np.empty((len(batch), self._length), np.int16)
+                samples, views = reader.read(ShardRequest(keys, batch), crops_BT)
+                for name, values in self._hear(self._shard(keys, torch.from_numpy(crops_BT), samples, views)).items():
+                    if name not in found:
+                        found[name] = np.empty((len(clips), teach.views, values.shape[1]), np.float32)
+                    found[name][start : start + len(batch), view] = values.numpy()
+        return found
+
+    def _shard(
+        self, keys: tuple[ViewKey, ...], crops_BT: Tensor, samples: Sequence[int], views: Sequence[View]
+    ) -> Shard:
+        """Crops, as integers, of clips of so many samples, as they are heard in these views."""
+        sound = [sound_of_view(own, view, length=self._length) for own, view in zip(samples, views, strict=True)]
+        nothing = torch.empty(len(keys), 0)
+        return Shard(
+            keys=keys,
+            x_BT=roll_and_amplify(crops_BT.to(self._device), views, scale=1 / FULL_SCALE),
+            y_BC=nothing,
+            known_BC=nothing,
+            masks_B4=torch.tensor([view.masks for view in views]),
+            sound_B2=torch.tensor(sound) if min(samples) < self._length else None,
+        ).to(self._device)
+
+    def _hear(self, shard: Shard) -> dict[str, Tensor]:
+        """The columns of the store, values_BC by name, from what each teacher says."""
+        teach, labels = self.recipe.teach, self.teachers[0].labels
+        heard = {teacher.name: teacher.hear(shard) for teacher in self.teachers}
+        for name, outputs in heard.items():
+            _require_finite(name, outputs, shard, with_embedding=teach.embedding)
+        found: dict[str, Tensor] = {}
+        logits_ABC = torch.stack(
+            [outputs.logits_BC[:, order] for outputs, order in zip(heard.values(), self._orders, strict=True)]
+        )
+        if teach.apart:
+            for name, logits_BC in zip(heard, logits_ABC, strict=True):
+                found[f"outputs.{name}"] = logits_BC if teach.holds == "logits" else probabilities(logits_BC, labels)
+        else:
+            mean_of = teach.mean_of or "logits"
+            found["outputs"] = mean_of_teachers(logits_ABC, labels, mean_of=mean_of, holds=teach.holds)
+        for name, outputs in heard.items() if teach.embedding else ():
+            assert outputs.embedding_BD is not None, "the recipe refuses embeddings of ONNX files"
+            found["embedding" if len(heard) == 1 else f"embedding.{name}"] = outputs.embedding_BD
+        return found
+
+
+def mean_of_teachers(logits_ABC: Tensor, labels: str, *, mean_of: str, holds: str) -> Tensor:
+    """Values_BC of an ensemble: the mean of its teachers' logits, or of their probabilities, as one or the other.
+
+    Logits of a mean of probabilities are as in `merge_windows`.
+    """
+    if mean_of == "logits":
+        mean_BC = logits_ABC.mean(dim=0)
+        return mean_BC if holds == "logits" else probabilities(mean_BC, labels)
+    if holds == "logits":
+        return torch.stack([merge_windows(logits_AC, labels) for logits_AC in logits_ABC.unbind(1)])
+    return torch.stack([probabilities(logits_BC, labels) for logits_BC in logits_ABC]).mean(dim=0)
+
+
+def require_different_views(recipe: TeachRecipe, samples: Sequence[int], rate: int) -> None:
+    """ValueError where all views of a clip are equal: nothing is augmented, and no clip of so many samples is cut."""
+    length = round(recipe.data.clip_seconds * rate)
+    if recipe.teach.views > 1 and not recipe.augment.has_clean_view and max(samples, default=0) <= length:
+        raise ValueError(
+            f"teach.views = {recipe.teach.views}: nothing is augmented and no clip is longer than data.clip_seconds, "
+            "so all views of a clip are equal; set teach.views to 1, or [augment]"
+        )
+
+
+def _require_finite(name: str, outputs: Heard, shard: Shard, *, with_embedding: bool) -> None:
+    checked = {"logits": outputs.logits_BC, "embedding": outputs.embedding_BD if with_embedding else None}
+    for what, values in checked.items():
+        bad = [] if values is None else torch.nonzero(~values.isfinite().all(dim=1)).flatten().tolist()
+        if bad:
+            key = shard.keys[bad[0]]
+            raise ValueError(
+                f"teachers.{name}: its {what} of clip {key.clip_id!r} in view {key.view} are not finite; check the "
+                "teacher's weights and hear the clip; nothing of this shard is stored"
+            )

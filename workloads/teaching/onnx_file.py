@@ -1,0 +1,89 @@
+"""An ONNX file as a function from waveforms or log-mels to logits. Does not depend on what it is used for.
+
+Runs on the CPU.
+
+Axes: B clips, T samples, M mel bands, F frames, C tags.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workloads.export.export import METADATA_KEY
+
+
+class OnnxFile:
+    """The file at `path`, called with x_BT or mel_BMF of any number of clips; `place` begins every message.
+
+    An input with one axis more gets an axis of size 1 after the first. A file for one clip at a time is called for
+    each. Raises ValueError for a file that is none, or has several inputs, or no output that is the one named.
+    """
+
+    def __init__(self, path: Path, *, place: str, output: str, threads: int) -> None:
+        self._place = place
+        self._session = _open(path, place, threads)
+        inputs, outputs = self._session.get_inputs(), [entry.name for entry in self._session.get_outputs()]
+        if len(inputs) != 1:
+            raise ValueError(f"{place}: the file has {len(inputs)} inputs; one is expected, with waveforms or log-mels")
+        self._input, self._shape = inputs[0].name, list(inputs[0].shape)
+        self._output = output or ("logits" if "logits" in outputs else outputs[0] if len(outputs) == 1 else "")
+        if self._output not in outputs:
+            raise ValueError(
+                f"{place}.output = {output!r}: must be the one of the file's outputs that holds the logits: "
+                f"{', '.join(outputs)}"
+            )
+        self.metadata = _parsed(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+
+    def __call__(self, clips: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits_BC; ValueError where the file does not take these clips, or gives other than a row for each."""
+        given = clips[:, None] if len(self._shape) == clips.ndim + 1 else clips
+        at_once = self._shape[0] if isinstance(self._shape[0], int) else len(given)
+        if at_once not in (1, len(given)):
+            raise ValueError(f"{self._place}: the file takes {at_once} clips at once; export it for any number, or one")
+        return np.concatenate([self._run(given[start : start + at_once]) for start in range(0, len(given), at_once)])
+
+    def _run(self, clips: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            (logits,) = self._session.run([self._output], {self._input: clips})
+        except Exception as error:  # ONNX Runtime has its own types
+            shape = ", ".join(map(str, self._shape))
+            raise ValueError(
+                f"{self._place}: the file takes ({shape}), not clips of shape {clips.shape}; check input, front_end "
+                f"and data.clip_seconds ({_one_line(error)})"
+            ) from None
+        if logits.ndim != 2 or len(logits) != len(clips):
+            raise ValueError(
+                f"{self._place}.output: {self._output!r} has the shape {logits.shape} for {len(clips)} clips; a row of "
+                "logits for each is expected"
+            )
+        return logits.astype(np.float32)
+
+
+def _open(path: Path, place: str, threads: int) -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise ValueError(f"{place}.uri: ONNX files need onnxruntime; pip install 'antiphon[export]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # what goes wrong is raised too
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has its own types
+        raise ValueError(f"{place}.uri: no ONNX file that can be run ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """What `antiphon export` has written into the file; empty for another program's."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
