@@ -29,12 +29,13 @@ data_app = typer.Typer(no_args_is_help=True, help="Check and describe a data set
 
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes with their commands and results."""
-    from orchestrator.recipes.loader import header, shipped_names
+    from orchestrator.recipes.loader import header, shipped_names, shipped_teach_names
 
+    names = shipped_names() + shipped_teach_names()
     with only_json(as_json) as emit:
-        emit({"recipes": [{"name": name, "header": header(name)} for name in shipped_names()]})
+        emit({"recipes": [{"name": name, "header": header(name)} for name in names]})
         if not as_json:
-            for name in shipped_names():
+            for name in names:
                 typer.echo(f"{name}\n  " + "\n  ".join(header(name)))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.recipes.loader import load_recipe, load_teach_recipe, shipped_names, shipped_teach_names
+from orchestrator.recipes.loader import header, load_recipe, load_teach_recipe, shipped_names, shipped_teach_names
 
 OWN = """
 [teach]
@@ -77,3 +77,9 @@ def test_recipes_of_runs_and_of_stores_are_told_apart(recipe):
     with pytest.raises(ValueError, match="has models, so it is a run's: use `antiphon run` or `search`"):
         load_teach_recipe("demo")
     assert not {*shipped_names()} & {*shipped_teach_names()}
+
+
+@pytest.mark.parametrize("name", shipped_teach_names())
+def test_every_shipped_recipe_begins_with_its_command(name):
+    assert load_teach_recipe(name).name == name
+    assert header(name)[0].startswith(f"antiphon teach {name}")
