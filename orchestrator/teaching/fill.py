@@ -80,6 +80,8 @@ def _fill(
     ensemble = load_ensemble(recipe, recipe.teach.device if request.local else "cpu", patience_s=patience_s)
     about = ensemble.describe()
     clips = prepare_clips(recipe, ensemble.rate)
+    for warning in clips.warnings:
+        warn(warning)
     if clips.quarantined:
         names = name_some([f"{clip.clip_id} ({clip.reason})" for clip in clips.quarantined], 3)
         warn(f"{len(clips.quarantined)} clips cannot be heard and have no rows: {names}")

@@ -115,6 +115,7 @@ class TaughtClips:
     cache: ClipCache
     clip_ids: tuple[str, ...]
     quarantined: tuple[QuarantinedClip, ...]
+    warnings: tuple[str, ...]  # of the metadata's reader
 
     def entries(self, shard: ShardPlan) -> tuple[CachedClip, ...]:
         return tuple(self.cache.entry(clip_id) for clip_id in shard.clip_ids)
@@ -134,7 +135,7 @@ def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
     unusable = {clip.clip_id for clip in quarantined}
     require_different_views(recipe, [clip.samples for clip in cache.decoded().values()], rate)
     clip_ids = tuple(clip.clip_id for clip in dataset.clips if clip.clip_id not in unusable)
-    return TaughtClips(cache, clip_ids, tuple(quarantined))
+    return TaughtClips(cache, clip_ids, tuple(quarantined), dataset.warnings)
 
 
 class ShardFiller:
