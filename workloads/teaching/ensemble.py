@@ -6,7 +6,7 @@ threads is fixed. So it does not matter which process computes it.
 Axes: N clips of a shard, V views, B clips of a batch, A teachers, T samples, C tags or features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -51,7 +51,8 @@ class Ensemble:
         """
         key = ViewKey("silence", 0, 0)
         shard = self._shard((key,), torch.zeros(1, self._length), [self._length], [clean_view()])
-        widths = {name: values.shape[1] for name, values in self._hear(shard).items()}
+        # not checked for NaN: a teacher may divide by the level of a clip
+        widths = {name: values.shape[1] for name, values in self._combine(self._hear(shard)).items()}
         about: Any = {
             "teachers": [teacher.about for teacher in self.teachers],
             "tags": list(self.tags),
@@ -94,7 +95,11 @@ class Ensemble:
                 keys = tuple(ViewKey(clip.clip.clip_id, view, 0) for clip in batch)
                 crops_BT = np.empty((len(batch), self._length), np.int16)
                 samples, views = reader.read(ShardRequest(keys, batch), crops_BT)
-                for name, values in self._hear(self._shard(keys, torch.from_numpy(crops_BT), samples, views)).items():
+                shard = self._shard(keys, torch.from_numpy(crops_BT), samples, views)
+                heard = self._hear(shard)
+                for name, outputs in heard.items():
+                    _require_finite(name, outputs, shard, with_embedding=teach.embedding)
+                for name, values in self._combine(heard).items():
                     if name not in found:
                         found[name] = np.empty((len(clips), teach.views, values.shape[1]), np.float32)
                     found[name][start : start + len(batch), view] = values.numpy()
@@ -115,12 +120,12 @@ class Ensemble:
             sound_B2=torch.tensor(sound) if min(samples) < self._length else None,
         ).to(self._device)
 
-    def _hear(self, shard: Shard) -> dict[str, Tensor]:
+    def _hear(self, shard: Shard) -> dict[str, Heard]:
+        return {teacher.name: teacher.hear(shard) for teacher in self.teachers}
+
+    def _combine(self, heard: Mapping[str, Heard]) -> dict[str, Tensor]:
         """The columns of the store, values_BC by name, from what each teacher says."""
         teach, labels = self.recipe.teach, self.teachers[0].labels
-        heard = {teacher.name: teacher.hear(shard) for teacher in self.teachers}
-        for name, outputs in heard.items():
-            _require_finite(name, outputs, shard, with_embedding=teach.embedding)
         found: dict[str, Tensor] = {}
         logits_ABC = torch.stack(
             [outputs.logits_BC[:, order] for outputs, order in zip(heard.values(), self._orders, strict=True)]
