@@ -129,6 +129,10 @@ def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
     """
     data, files = recipe.data, object_store.FsspecFiles()
     dataset = read_dataset(data, files, tags_needed=False)
+    if dataset.packed:
+        raise ValueError(
+            "data.format = 'packed': stores are filled from plain data sets so far; give the one that was packed"
+        )
     cache = ClipCache(Path(data.cache).expanduser(), rate=rate, limit_gb=data.cache_gb)
     quarantined = cache.prepare(dataset.clips, data, files)
     check_quarantined_share(quarantined, len(dataset.clips), data, files)

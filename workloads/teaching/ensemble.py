@@ -94,8 +94,9 @@ class Ensemble:
             for view in range(teach.views):
                 keys = tuple(ViewKey(clip.clip.clip_id, view, 0) for clip in batch)
                 crops_BT = np.empty((len(batch), self._length), np.int16)
-                samples, views = reader.read(ShardRequest(keys, batch), crops_BT)
-                shard = self._shard(keys, torch.from_numpy(crops_BT), samples, views)
+                read = reader.read(ShardRequest(keys, batch), crops_BT)
+                assert not read.broken, "every clip was decoded before"
+                shard = self._shard(keys, torch.from_numpy(crops_BT), read.samples, read.views)
                 heard = self._hear(shard)
                 for name, outputs in heard.items():
                     _require_finite(name, outputs, shard, with_embedding=teach.embedding)
