@@ -18,6 +18,7 @@ from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import ShardFiller, TeachRequest
 from tests import stores
 from tests.orchestrator.artifacts.test_tag import publish
+from tests.packs import pack_as, write_clips
 from workloads.config.architectures import MN, ViT
 from workloads.config.recipe import Augment, FrontEnd, Model
 from workloads.data.augment import draw_view, mask_mel, roll_and_amplify, sound_mask, sound_of_view
@@ -226,3 +227,10 @@ def test_teachers_have_the_same_tags_and_views_differ(folder, teach, tmp_path):
     with pytest.raises(ValueError, match=r"teach\.views = 3: nothing is augmented and no clip is longer"):
         teach(tmp_path / "store", short, *plain)
     assert teach(tmp_path / "store", short, "teach.views=1", *plain)["rows"] == 2
+
+
+def test_a_packed_data_set_is_refused(tiny, teach, tmp_path):
+    settings = write_clips(tmp_path / "plain", 15)
+    pack_as(tiny("demo", *settings, "data.clip_seconds=1.0"), str(tmp_path / "packed"), "flac")
+    with pytest.raises(ValueError, match=r"data\.format = 'packed': stores are filled from plain data sets so far"):
+        teach(tmp_path / "store", "data.format=packed", f"data.root={tmp_path}/packed", "data.labels=single")
