@@ -121,7 +121,8 @@ class InProcesses:
         shards_per_step: int,
         device: torch.device,
     ) -> None:
-        # While a step trains on its shards, so many others are being filled.
+        # While a step trains on its shards, `loaders * prefetch` others are being filled. A GPU may still copy from the
+        # step's own slots: they are given out again with the next step, before which the loop waits for the losses.
         self._slots = SharedSlots(loaders * prefetch + shards_per_step, reader.shape)
         self._x_SBT = self._slots.tensor(pinned=device.type == "cuda")
         multiprocessing.get_context(START).set_forkserver_preload([__name__])  # imports torch once, not N times
