@@ -89,6 +89,9 @@ def test_loading_by_number_of_loaders(noise: tuple[Clips, ClipCache, Data], caps
         rows = [[(step * SHARD + row) % CLIPS for row in range(SHARD)] for step in range(STEPS)]
         return clips_per_second(iter(DataLoader(HandedOver(files), batch_size=None, sampler=rows, num_workers=loaders)))
 
+    with (ready := batches(2)).loaded_ahead(range(1), range(1), CPU):
+        assert torch.equal(ready.shard(0, 0).x_BT, batches(0).shard(0, 0).x_BT), "the same work"
+
     ways: dict[str, Callable[[], float]] = {
         "shards, 0 loaders": lambda: ours(0),
         "shards, 1 loader": lambda: ours(1),
