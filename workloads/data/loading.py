@@ -200,16 +200,20 @@ class SharedSlots:
 
 
 class _LoaderProcess(Dataset[Any]):
-    """What a loader process holds: the reader and, from its first shard on, the shared memory."""
+    """What a loader process holds: the reader and, from its first shard on, the shared memory.
+
+    It gets this process's environment, where a store's credentials are: the server may have been started with another.
+    """
 
     def __init__(self, reader: CropReader, slots: SharedSlots) -> None:
-        self._reader, self._slots = reader, slots
+        self._reader, self._slots, self._environment = reader, slots, dict(os.environ)
         self._x_SBT: NDArray[np.int16] | None = None
 
     def __getitem__(self, item: tuple[int, ShardRequest]) -> tuple[int, tuple[ViewKey, ...], Any]:
         """Load a shard into its slot. An error is returned, since DataLoader would wrap it in a traceback."""
         slot, request = item
         if self._x_SBT is None:
+            os.environ.update(self._environment)
             self._x_SBT = self._slots.array()
         try:
             return slot, request.keys, self._reader.read(request, self._x_SBT[slot])
