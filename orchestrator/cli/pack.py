@@ -1,18 +1,14 @@
 """`antiphon data pack` and `antiphon data verify`: a data set in archives. Parses and prints."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
+from orchestrator.cli.counted_progress import counted_progress
 from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption, only_json
-from orchestrator.cli.printing import print_note, print_out, print_warning
+from orchestrator.cli.printing import print_out, print_warning
 from workloads.runtime.text import name_some
 
-LINES = 10  # of progress, where stderr is no terminal
 SHOWN_CLIPS = 5  # by name
 MANIFEST_KEYS = ("form", "rate", "clips", "fingerprint", "quarantined", "archives")
 
@@ -42,7 +38,7 @@ def data_pack(
     with only_json(as_json) as emit:
         loaded = load_recipe(recipe, settings)
         request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers)  # type: ignore[arg-type]
-        with _progress("packing") as progress:
+        with counted_progress("archives packed") as progress:
             manifest = pack(request, progress)
         size = sum(archive["bytes"] for archive in manifest["archives"])
         emit({"uri": out, "bytes": size, **{key: manifest[key] for key in MANIFEST_KEYS}})  # type: ignore[literal-required]
@@ -66,7 +62,7 @@ def data_verify(
     from orchestrator.artifacts.verify_pack import verify_pack
 
     with only_json(as_json) as emit:
-        with _progress("reading") as progress:
+        with counted_progress("archives read") as progress:
             pack, damaged = verify_pack(uri, progress)
         clips, archives = len(pack.clip_ids), len(pack.manifest["archives"])
         result: dict[str, Any] = {"uri": uri, "clips": clips, "archives": archives}
@@ -78,20 +74,3 @@ def data_verify(
             print_out(f"{archives - len(damaged)} of {archives} archives with {clips} clips are as they were packed")
     if damaged:
         raise typer.Exit(FAILED)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows how many archives are done on stderr: a bar in a terminal, else some lines."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: _line(what, done, total)
-        return
-    with Progress(console=console) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _line(what: str, done: int, total: int) -> None:
-    if done and (done == total or done * LINES // total > (done - 1) * LINES // total):
-        print_note(f"{what}: {done} of {total} archives")

@@ -3,13 +3,11 @@
 Parses and prints; `orchestrator/stores/` reads and writes.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from orchestrator.cli.counted_progress import counted_progress
 from orchestrator.cli.options import FAILED, JsonOption, only_json
 from orchestrator.cli.printing import print_out, print_warning
 from workloads.runtime.text import name_some
@@ -57,7 +55,7 @@ def verify(store: StoreArg, as_json: JsonOption = False) -> None:
     from orchestrator.stores.inspect import verify_store
 
     with only_json(as_json) as emit:
-        with _shown_progress("checking") as on_shard:
+        with counted_progress("shards checked") as on_shard:
             found = verify_store(store, on_shard)
         emit({"shards": found.shards, "rows": found.rows, "damaged": found.damaged, "foreign": found.foreign})
         if not as_json:
@@ -82,7 +80,7 @@ def merge(
     if len(stores) < 2:
         raise ValueError(f"merge: {len(stores)} store given; name two or more")
     with only_json(as_json) as emit:
-        with _shown_progress("merging") as on_shard:
+        with counted_progress("shards merged") as on_shard:
             manifest = merge_stores(stores, out, on_shard=on_shard)
         emit({"store": out, "rows": manifest["rows"], "shards": len(manifest["shards"])})
         if not as_json:
@@ -99,15 +97,8 @@ def export(
     from orchestrator.stores.export import export_store
 
     with only_json(as_json) as emit:
-        with _shown_progress("exporting") as on_shard:
+        with counted_progress("shards exported") as on_shard:
             rows = export_store(store, out, on_shard)
         emit({"file": out, "rows": rows})
         if not as_json:
             print_out(f"{rows:,} rows: {out}")
-
-
-@contextmanager
-def _shown_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line on a terminal's stderr with the number of shards that are done."""
-    with Console(stderr=True).status(what) as status:
-        yield lambda done, total: status.update(f"{what} {done} of {total} shards")

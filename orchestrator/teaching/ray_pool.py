@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.teaching.job import Job, ShardFiller, TaughtClips
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.signals import Interrupts
-from orchestrator.training.worker_resources import count_workers, resources_text
+from orchestrator.training.worker_resources import require_room, resources_of
 from workloads.stores.plan import ShardPlan
 
 
@@ -41,18 +41,12 @@ def fill_on_ray(
     import ray
 
     teach = job.recipe.teach
-    worker = {"CPU": float(teach.threads)} | ({"GPU": 1.0} if teach.device == "cuda" else {})
+    worker = resources_of(teach.threads, teach.device)
     connection = connect(ray, address, at_least=workers * teach.threads + 1)
     try:
         interrupts.install()  # once more: Ray has set its own handler
         interrupts.check()
-        most = count_workers(connection.nodes, worker)
-        if most < workers:
-            where = f"the cluster at {address}" if address else "this machine"
-            raise ValueError(
-                f"--workers {workers}: {where} holds {most} of {resources_text(worker)} each at once; ask for fewer, "
-                "or set teach.threads or teach.device"
-            )
+        require_room(connection.nodes, worker, workers, address, fix="or set teach.threads or teach.device")
         connection.require_visible(ray, job.out, option="--out")
         for name, teacher in job.recipe.teachers.items():
             connection.require_visible(ray, teacher.uri, option=f"teachers.{name}.uri")

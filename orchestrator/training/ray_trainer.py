@@ -21,7 +21,7 @@ from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import RunRequest
-from orchestrator.training.worker_resources import count_workers, resources_text, worker_resources
+from orchestrator.training.worker_resources import require_room, worker_resources
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 
@@ -134,11 +134,9 @@ def _connect(ray: Any, request: RunRequest, address: str) -> None:
     """Connect to Ray; ValueError if it cannot hold all workers at once."""
     worker = worker_resources(request.recipe.train)
     connection = connect(ray, address, at_least=math.ceil(request.workers * worker["CPU"]) + 1)
-    most = count_workers(connection.nodes, worker)
-    if most < request.workers:
-        where = f"the cluster at {address}" if address else "this machine"
+    try:
+        fix = "set train.threads or train.loaders, or another train.device"
+        require_room(connection.nodes, worker, request.workers, address, fix=fix)
+    except ValueError:
         ray.shutdown()
-        raise ValueError(
-            f"--workers {request.workers}: {where} holds {most} of {resources_text(worker)} each at once; ask for "
-            "fewer, set train.threads or train.loaders, or another train.device"
-        )
+        raise
