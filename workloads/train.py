@@ -94,21 +94,21 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
             "set train.shards or --workers"
         )
     phases = plan_phases(recipe)
-    prepared, newly_initialised = prepare_run(recipe, phases, session, files)
+    prepared, stores, newly_initialised = prepare_run(recipe, phases, session, files)
     make_tagger = partial(build_initial_tagger, recipe, tags=prepared.dataset.tags, files=files)
     run = Run(
         recipe=recipe,
         session=session,
         phases=phases,
         prepared=prepared,
-        batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe),
-        pool=ModelPool(recipe, session, phases, make_tagger),
+        batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views),
+        pool=ModelPool(recipe, session, phases, make_tagger, stores.teachers),
         shards=range(session.rank * shards_per_worker, (session.rank + 1) * shards_per_worker),
     )
     restore_run(run, prepared.dataset.fingerprint())
     summary = prepared.summary()
     summary["warnings"] += precision_warnings(recipe.train)  # of this worker's machine: the driver may have another
-    run.record("data", **summary, started_afresh=newly_initialised)
+    run.record("data", **summary, started_afresh=newly_initialised, stores=stores.summary())
     return run
 
 
@@ -232,7 +232,7 @@ def train_step(
     batch_norm.finish(undo=[students[name].tagger for name in bad])
     for name, student in students.items():
         student.step(skip=name in bad)
-    for teacher in {edge.teacher for edge in phase.edges if weights[edge.key] > 0}:
+    for teacher in {edge.teacher for edge in phase.edges if not edge.store and weights[edge.key] > 0}:
         run.pool.steps_taught[teacher] += 1
     if not log_metrics:
         return {}

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from orchestrator.cli.printing import cell
+from workloads.config.recipe import teacher_name
 from workloads.runtime.background import in_background
 from workloads.runtime.event_log import parse_line
 
@@ -188,6 +189,6 @@ def roles(phase: dict[str, Any]) -> str:
     """The models that a phase trains, each with its teachers: `phase 3/9: cnn -> vit`, `phase 3/9: a+b -> c`."""
     teachers: dict[str, list[str]] = {}
     for edge in phase["edges"]:
-        teachers.setdefault(edge["student"], []).append(edge["teacher"])
+        teachers.setdefault(edge["student"], []).append(teacher_name(edge["teacher"]))
     students = [f"{'+'.join(teachers[name])} -> {name}" if name in teachers else name for name in phase["trains"]]
     return f"phase {phase['index'] + 1}/{phase['of']}: {', '.join(students)}"

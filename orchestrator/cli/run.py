@@ -26,6 +26,7 @@ from orchestrator.cli.options import (
     report_may_fail,
 )
 from orchestrator.cli.printing import cell, print_note, print_warning
+from workloads.config.recipe import teacher_name
 from workloads.runtime.json_files import json_text
 
 SHOWN_PHASES = 40  # of a dry run's table: the first and the last ones
@@ -159,7 +160,7 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
     for number, phase in shown if left_out <= 0 else shown[: SHOWN_PHASES // 2] + shown[-SHOWN_PHASES // 2 :]:
         if left_out > 0 and number == len(shown) - SHOWN_PHASES // 2:
             table.add_row("...", f"{left_out:,} more", "", "")
-        edges = ", ".join(f"{edge.teacher} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
+        edges = ", ".join(f"{teacher_name(edge.teacher)} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
         table.add_row(str(number + 1), f"{phase.start}-{phase.end}", ", ".join(phase.trains), edges or "labels only")
     Console().print(table)
 

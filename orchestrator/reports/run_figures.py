@@ -13,6 +13,7 @@ from orchestrator.reports.figure_style import LEGEND_ABOVE, add_blocks, apply_st
 from orchestrator.reports.formatting import escape_label
 from orchestrator.reports.run_data import PARTS, chance, chance_by_tag
 from orchestrator.reports.run_history import BOTH, TEACHING, TRAINING, Phase, RunHistory
+from workloads.config.recipe import teacher_name
 
 CHANCE_COLOUR = "#888888"
 PART_COLOURS = {"training": "#3b82f6", "validation": "#fbbf24", "test": "#94a3b8"}
@@ -57,7 +58,8 @@ def schedule(history: RunHistory) -> go.Figure:
 
 
 def _phase_hover_text(model: str, phase: Phase) -> str:
-    teachers = [f"{edge['teacher']} (weight {edge['weight']:g})" for edge in phase.edges if edge["student"] == model]
+    taught_by = [edge for edge in phase.edges if edge["student"] == model]
+    teachers = [f"{teacher_name(edge['teacher'])} (weight {edge['weight']:g})" for edge in taught_by]
     students = [edge["student"] for edge in phase.edges if edge["teacher"] == model]
     lines = [f"{model}, phase {phase.index + 1}, steps {phase.start} to {phase.end}"]
     if model in phase.trains:
@@ -82,9 +84,9 @@ def learning_curves(history: RunHistory, model: str) -> go.Figure:
 
 
 def _add_losses(figure: go.Figure, history: RunHistory, model: str) -> None:
-    edges = [edge for edge in history.edges if edge.endswith(f"-to-{model}")]
     losses = {f"{model}/loss": ("training loss", "solid"), f"{model}/label_loss": ("label loss", "dot")}
-    losses |= {f"{edge}/kd_loss": (f"distillation loss, {edge.removesuffix(f'-to-{model}')}", "dash") for edge in edges}
+    teachers = history.teachers_of(model).items()
+    losses |= {f"{edge}/kd_loss": (f"distillation loss, {teacher}", "dash") for edge, teacher in teachers}
     logged = [(key, *style) for key, style in losses.items() if key in history.curves]
     for colour, (key, name, dash) in zip(palette(), logged, strict=False):
         points = history.split_by_activity(key.split("/")[0], history.curves[key])

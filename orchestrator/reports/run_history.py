@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from workloads.config.recipe import teacher_name
 from workloads.runtime.event_log import end_of
 
 Curve = list[tuple[int, float]]  # (step, value), one value per step, in order of steps
@@ -88,8 +89,13 @@ class RunHistory:
 
     @property
     def edges(self) -> list[str]:
-        """The keys of the recipe's edges, `teacher-to-student`."""
+        """The keys of the recipe's edges: their names, or `teacher-to-student`."""
         return [_edge_key(edge) for edge in self.recipe["edges"]]
+
+    def teachers_of(self, model: str) -> dict[str, str]:
+        """The edges that lead to a model: by key the teacher's name."""
+        edges = [edge for edge in self.recipe["edges"] if edge["student"] == model]
+        return {_edge_key(edge): edge.get("name") or teacher_name(edge["teacher"]) for edge in edges}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -172,7 +178,7 @@ class RunHistory:
 
 
 def _edge_key(edge: dict[str, Any]) -> str:
-    return f"{edge['teacher']}-to-{edge['student']}"
+    return edge.get("name") or f"{teacher_name(edge['teacher'])}-to-{edge['student']}"
 
 
 def _merge_adjacent(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

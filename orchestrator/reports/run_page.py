@@ -21,6 +21,7 @@ from orchestrator.reports.formatting import (
 from orchestrator.reports.html_page import figure_json, plotly_script, render, write_page
 from orchestrator.reports.reproduce import repeat_run, what_to_set
 from orchestrator.reports.run_history import RunHistory
+from workloads.config.recipe import teacher_name
 
 
 def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_id: str, uri: str, out: Path) -> None:
@@ -129,7 +130,7 @@ def _phase_rows(history: RunHistory) -> list[dict[str, str]]:
 def _describe_edge(edge: dict[str, Any]) -> str:
     extras = [edge[name] for name, default in (("view", "same"), ("gate", "always")) if edge[name] != default]
     options = [f"weight {edge['weight']:g}", f"temperature {edge['temperature']:g}", edge["source"], *extras]
-    return f"{edge['teacher']} → {edge['student']} ({', '.join(options)})"
+    return f"{teacher_name(edge['teacher'])} → {edge['student']} ({', '.join(options)})"
 
 
 def _figures(history: RunHistory) -> dict[str, Any]:

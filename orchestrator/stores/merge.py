@@ -13,10 +13,11 @@ from orchestrator.storage.object_store import FsspecFiles
 from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_shard, unwritten
 from workloads.runtime.text import name_some
 from workloads.stores.description import Manifest, require_compatible
+from workloads.stores.heard import merged_heard
 from workloads.stores.plan import ShardPlan
 from workloads.stores.store import Store, open_store
 
-NOT_ABOUT = ("clips", "format")  # keys of a description that its maker did not give
+OF_CLIPS = ("clips", "format", "heard")  # keys of a description that may differ between stores of different clips
 
 
 def merge_stores(
@@ -31,12 +32,14 @@ def merge_stores(
     Raises ValueError with the first difference of their descriptions, and for clips that two of them hold.
     """
     stores = [open_store(uri, FsspecFiles()) for uri in uris]
-    about: Any = {key: value for key, value in stores[0].description.items() if key not in NOT_ABOUT}
+    about: Any = {key: value for key, value in stores[0].description.items() if key not in OF_CLIPS}
     for store in stores[1:]:
-        other = {key: value for key, value in store.description.items() if key not in NOT_ABOUT}
+        other = {key: value for key, value in store.description.items() if key not in OF_CLIPS}
         require_compatible(other, about, store.uri, exactly=True)
     sources = [_Source(store) for store in stores]
     _require_disjoint(sources)
+    if heard := merged_heard(store.description.get("heard", {}) for store in stores):
+        about["heard"] = heard
     ids = [clip_id for source in sources for clip_id in source.clip_ids]
     per_shard = stores[0].description["clips"]["per_shard"]
     description, plan = begin_store(out, about, ids, clips_per_shard=per_shard, patience_s=patience_s)

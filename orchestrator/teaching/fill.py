@@ -17,6 +17,7 @@ from orchestrator.teaching.job import (
     TaughtClips,
     TeachRequest,
     check_request,
+    heard_views,
     load_ensemble,
     prepare_clips,
     with_absolute_paths,
@@ -80,6 +81,7 @@ def _fill(
     ensemble = load_ensemble(recipe, recipe.teach.device if request.local else "cpu", patience_s=patience_s)
     about = ensemble.describe()
     clips = prepare_clips(recipe, ensemble.rate)
+    about["heard"] = heard_views(recipe, clips)
     for warning in clips.warnings:
         warn(warning)
     if clips.quarantined:

@@ -14,12 +14,14 @@ from orchestrator.training.request import refuse_ray_client
 from workloads.config.teach import TeachRecipe
 from workloads.data.cache import CachedClip, ClipCache, QuarantinedClip
 from workloads.data.clips import Clip
+from workloads.data.heard import heard_sha256
 from workloads.data.manifest import read_dataset
 from workloads.data.quarantine import check_quarantined_share
 from workloads.runtime.redaction import require_no_secret
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.text import name_some
-from workloads.stores.description import Description
+from workloads.stores.description import Description, HeardView
+from workloads.stores.heard import sampled_views
 from workloads.stores.plan import ShardPlan
 from workloads.teaching.ensemble import Ensemble, require_different_views
 from workloads.teaching.teachers import load_teachers
@@ -140,6 +142,18 @@ def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
     require_different_views(recipe, [clip.samples for clip in cache.decoded().values()], rate)
     clip_ids = tuple(clip.clip_id for clip in dataset.clips if clip.clip_id not in unusable)
     return TaughtClips(cache, clip_ids, tuple(quarantined), dataset.warnings)
+
+
+def heard_views(recipe: TeachRecipe, clips: TaughtClips) -> dict[str, HeardView]:
+    """What the teachers hear of some clips: a student that is to hear the same can find out that it does not."""
+    seconds = recipe.data.clip_seconds
+    return {
+        clip_id: {
+            "view": view,
+            "sha256": heard_sha256(clips.cache, recipe.augment, clip_id, view, clip_seconds=seconds),
+        }
+        for clip_id, view in sampled_views(clips.clip_ids, recipe.teach.views).items()
+    }
 
 
 class ShardFiller:

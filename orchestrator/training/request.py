@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import absolute_uri
-from workloads.config.recipe import PRETRAINED, Recipe
+from workloads.config.recipe import PRETRAINED, STORE, Recipe
 from workloads.distill.schedule import Phase, plan_phases
 from workloads.runtime.redaction import redacted, require_no_secret
 
@@ -107,4 +107,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     data = recipe.data
     data = replace(data, root=absolute(data.root), manifest=absolute(data.manifest), cache=absolute(data.cache))
     models = {name: replace(model, init=absolute(model.init)) for name, model in recipe.models.items()}
-    return replace(recipe, data=data, models=models)
+    edges = tuple(
+        replace(edge, teacher=f"{STORE}{absolute(edge.store)}") if edge.store else edge for edge in recipe.edges
+    )
+    return replace(recipe, data=data, models=models, edges=edges)

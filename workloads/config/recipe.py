@@ -30,6 +30,8 @@ MAX_NAME = 150  # characters of a recipe's name; a run's id adds date, time and 
 PRETRAINED = "pretrained:"  # what an `init` begins with that names installed weights, no file
 Value = TypeVar("Value")
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
+EDGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+STORE = "store:"  # what an edge's `teacher` begins with that is a store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,26 +143,57 @@ class Model(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Edge(Checked):
-    """One teacher of one student, and how it teaches (losses: `workloads/distill/edges.py`)."""
+    """One teacher of one student, and how it teaches (losses: `workloads/distill/edges.py`).
+
+    The teacher is a model of the recipe, or what teachers said before: a store, "store:URI" (docs/stores.md).
+    """
 
     teacher: str
     student: str
+    name: str = ""  # of the edge in reports, metrics and records; empty: `key`
     weight: float = 0.5  # of the teacher's term; labels weigh 1 minus the sum over the student's open edges
+    loss: Literal["kl", "bce"] = "kl"  # bce: what EfficientAT and CED log; the gradient is that of kl
     temperature: float = 1.0
     tau_mode: Literal["teacher_only", "both"] = "teacher_only"
-    view: Literal["same", "clean"] = "same"
+    # What the teacher hears. A store: "same" if the student is to hear the stored views again, "clean" if the store
+    # holds clips without augmentation, "other" if it holds views that nobody can draw again.
+    view: Literal["same", "clean", "other"] = "same"
     source: Literal["live", "snapshot", "ema"] = "live"
     gate: Literal["always", "better_on_clip", "switokd"] = "always"
     shuffled: bool = False  # a control: teacher logits are rolled by one clip within a shard
+    column: str = ""  # of a store; empty: the only one with logits or probabilities
+    fill: Literal["zero", "last_mean", "last_half", "last_random", "uniform"] = "zero"  # of tags that top k left out
+    missing: Literal["error", "labels"] = "error"  # for clips without rows in the store
 
     def __post_init__(self) -> None:
         self._require(self.teacher != self.student, "student", "a model cannot be its own teacher")
+        self._require(
+            not self.name or bool(EDGE_NAME.fullmatch(self.name)), "name", "must be small letters, digits, - and _"
+        )
         self._require_0_to_1("weight")
         self._require_positive("temperature")
+        if self.store:
+            self._require(self.source == "live", "source", "a store has no other weights; leave it out")
+            return
+        self._require(not self.teacher.startswith(STORE), "teacher", f"{STORE}URI needs the address of a store")
+        self._require(self.view != "other", "view", f"is for stores ({STORE}URI); a model hears 'same' or 'clean'")
+        for name in ("column", "fill", "missing"):
+            default = getattr(Edge, name)
+            self._require(getattr(self, name) == default, name, f"is for stores (teacher = '{STORE}URI'); leave it out")
+
+    @property
+    def store(self) -> str:
+        """The URI of the store that teaches; empty where a model does."""
+        return self.teacher.removeprefix(STORE) if self.teacher.startswith(STORE) else ""
 
     @property
     def key(self) -> str:
-        return f"{self.teacher}-to-{self.student}"
+        return self.name or f"{teacher_name(self.teacher)}-to-{self.student}"
+
+
+def teacher_name(teacher: str) -> str:
+    """What tables and pages call the teacher of an edge: a model's name, or "store" instead of an address."""
+    return STORE.removesuffix(":") if teacher.startswith(STORE) else teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,9 +268,18 @@ class Recipe(Checked):
 
     def _check_edges(self) -> None:
         for edge in self.edges:
-            self.require_known_models("edges", (edge.teacher, edge.student))
-        if len({edge.key for edge in self.edges}) < len(self.edges):
-            raise ValueError("edges: two edges join the same teacher and student; keep one")
+            self.require_known_models("edges", (edge.student,) if edge.store else (edge.teacher, edge.student))
+            if edge.loss == "bce" and self.data.labels == "single":
+                raise ValueError(
+                    f"edges {edge.key}: loss = 'bce': needs data.labels = 'multi', a probability for each tag; set 'kl'"
+                )
+        keys = [edge.key for edge in self.edges]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"edges {twice[0]}: two edges have this name; keep one, or give one a name of its own")
+        models = [edge.key for edge in self.edges if not edge.store]
+        pairs = [(edge.teacher, edge.student) for edge in self.edges if not edge.store]
+        if len(set(pairs)) < len(pairs):
+            raise ValueError(f"edges {models[0]}: two edges join the same teacher and student; keep one")
 
     def _check_controls(self) -> None:
         if self.compare and not self.edges:

@@ -50,12 +50,13 @@ def clean_view() -> View:
     return View()
 
 
-def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) -> View:
+def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0, *, cut_views: int = 0) -> View:
     """View number `view` of a clip; each later occurrence of the clip in the same epoch has another view.
 
-    Each purpose has its own generator: enabling one augmentation does not change the draws of another.
+    With `cut_views` the clip is cut as in one of its first so many views, those of which a store says what teachers
+    heard (`shard.stored_view`). Each purpose has its own generator: enabling one augmentation does not change the draws
+    of another.
     """
-
     repeat = (occurrence,) if occurrence else ()  # the key of the first occurrence must not change: runs are resumed
 
     def generator(purpose: str) -> np.random.Generator:
@@ -68,7 +69,8 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0) ->
         width, start = uniform(purpose)
         return start * (1 - width * widest), width * widest
 
-    drawn: dict[str, float] = {"crop": uniform("crop")[0]}
+    cut_as = ((view + occurrence) % cut_views, "crop") if cut_views else (view, "crop", *repeat)
+    drawn = {"crop": float(keyed_generator(augment.view_seed, clip_id, *cut_as).random())}
     if augment.roll:
         drawn["roll"] = augment.roll * (2 * uniform("roll")[0] - 1)
     if augment.gain_db:

@@ -10,6 +10,7 @@ Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from workloads.data.decode import cut_or_pad
 from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest
 from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
-from workloads.data.shard import Mixture, Shard, ViewKey
+from workloads.data.shard import Mixture, Shard, ViewKey, stored_view
 from workloads.runtime.rng import keyed_generator
 
 CLIPS_AT_ONCE = 4096  # whose labels of all tags are in memory
@@ -41,17 +42,39 @@ class Draw(NamedTuple):
     occurrence: int  # number of earlier draws of the clip in the epoch
 
 
-class Batches:
-    """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step."""
+@dataclass(frozen=True)
+class StoredViews:
+    """The views, `count` of each clip, of which stores that teach a run hold rows: epochs go round them."""
 
-    def __init__(self, clips: Sequence[Clip], dataset: Dataset, cache: ClipStore, recipe: Recipe) -> None:
+    count: int
+    whole: bool  # clips are heard in these views; else only cut where these are, and augmented anew in every epoch
+
+
+class Batches:
+    """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step.
+
+    With `stored_views`, clips are heard as the teachers of stores heard them.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        dataset: Dataset,
+        cache: ClipStore,
+        recipe: Recipe,
+        stored_views: StoredViews | None = None,
+    ) -> None:
         require_full_batch(len(clips), recipe.train)
         assert cache.rate == recipe.rate, "clips are cached at the highest rate that a model of the run needs"
         self.clips = clips
         self.cache = cache
         self.recipe = recipe
         length = round(recipe.data.clip_seconds * recipe.rate)
-        self._reader = CropReader(cache, recipe.augment, shard_size=recipe.train.shard_size, length=length)
+        self._stored_views = stored_views
+        cut_views = stored_views.count if stored_views else 0
+        self._reader = CropReader(
+            cache, recipe.augment, shard_size=recipe.train.shard_size, length=length, cut_views=cut_views
+        )
         self._loader: CropLoader = InThread(self._reader)
         self._replacements = Replacements(clips, cache, self._reader)
         self.steps_per_epoch = len(clips) // recipe.train.batch_size
@@ -96,8 +119,8 @@ class Batches:
         samples, views = crops.read.samples, crops.read.views
         crops_BT = crops.x_BT.to(device, non_blocking=True)
         mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None
-        y_BC = torch.from_numpy(self.dataset.targets([self.clips[row] for row in rows]))
-        y_BC, known_BC = mix_labels(y_BC, mixture)
+        unmixed_y_BC = torch.from_numpy(self.dataset.targets([self.clips[row] for row in rows]))
+        y_BC, known_BC = mix_labels(unmixed_y_BC, mixture)
         mix_mels, on_device = self.recipe.augment.mixup_on == "mel", mixture and mixture.to(device)
 
         def shard_of(views: Sequence[View]) -> Shard:
@@ -107,6 +130,7 @@ class Batches:
                 x_BT=x_BT if on_device is None or mix_mels else on_device.of(x_BT),
                 y_BC=y_BC,
                 known_BC=known_BC,
+                unmixed_y_BC=unmixed_y_BC,
                 masks_B4=torch.tensor([view.masks for view in views]),
                 sound_B2=_where_padded(samples, views, x_BT.shape[1]),
                 mixture=on_device,
@@ -126,6 +150,9 @@ class Batches:
         size = self.recipe.train.shard_size
         draws = draws[index * size : (index + 1) * size]
         keys = tuple(ViewKey(self.clips[row].clip_id, epoch, occurrence) for row, occurrence in draws)
+        if self._stored_views and self._stored_views.whole:
+            count = self._stored_views.count
+            keys = tuple(ViewKey(key.clip_id, stored_view(key, count), 0) for key in keys)
         return ShardRequest(keys, tuple(self.cache.entry(key.clip_id) for key in keys)), [row for row, _ in draws]
 
     def clip_ids(self, step: int) -> list[str]:
@@ -238,6 +265,7 @@ def evaluation_batches(
                 x_BT=torch.stack([x_T for _, x_T, _ in batch]),
                 y_BC=y_BC,
                 known_BC=(~y_BC.isnan()).float(),
+                unmixed_y_BC=y_BC,
                 masks_B4=torch.zeros(len(rows), 4),
                 sound_B2=_where_padded([samples for _, _, samples in batch], [clean_view()] * len(rows), length),
             ),

@@ -61,17 +61,17 @@ class LoaderDied(OSError):
 
 
 class CropReader:
-    """Reads the crops of shards of `shard_size` clips of `length` samples each."""
+    """Reads the crops of shards of `shard_size` clips of `length` samples each; `cut_views`: see `draw_view`."""
 
-    def __init__(self, cache: ClipStore, augment: Augment, *, shard_size: int, length: int) -> None:
-        self.cache, self.augment = cache.without_clips(), augment
+    def __init__(self, cache: ClipStore, augment: Augment, *, shard_size: int, length: int, cut_views: int = 0) -> None:
+        self.cache, self.augment, self.cut_views = cache.without_clips(), augment, cut_views
         self.shape = (shard_size, length)
 
     def read(self, request: ShardRequest, x_BT: NDArray[np.int16]) -> CropsRead:
         """Fill `x_BT`."""
         samples, views, broken = [], [], {}
         for row, (key, clip, x_T) in enumerate(zip(request.keys, request.clips, x_BT, strict=True)):
-            views.append(draw_view(self.augment, *key))
+            views.append(draw_view(self.augment, *key, cut_views=self.cut_views))
             try:
                 samples.append(self.cache.load_part(clip, x_T, start=partial(views[-1].crop_start, length=len(x_T))))
             except BrokenClip as error:

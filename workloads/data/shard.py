@@ -31,6 +31,11 @@ class ViewKey(NamedTuple):
     occurrence: int  # number of earlier draws of the clip in the epoch
 
 
+def stored_view(key: ViewKey, count: int) -> int:
+    """Which of the `count` views of a clip that a store holds belongs to this draw of it: epochs go round them."""
+    return (key.view + key.occurrence) % count
+
+
 @dataclass(frozen=True)
 class Mixture:
     """How the clips of a shard are mixed with each other: weight_B of each clip itself, and where its partner is."""
@@ -59,6 +64,7 @@ class Shard:
     x_BT: Tensor
     y_BC: Tensor  # labels; NaN where unknown: of an unlabelled clip all of them
     known_BC: Tensor  # the known share of each label: 0 or 1, between them for a mixture of a known and an unknown one
+    unmixed_y_BC: Tensor  # labels of the clips themselves
     masks_B4: Tensor
     sound_B2: Tensor | None = None
     mixture: Mixture | None = None

@@ -4,6 +4,7 @@ Axes: B clips of a shard, C tags. `labels` is "single" (one tag per clip, softma
 Losses are per clip and in fp32, so that gates can weigh clips one by one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,17 +85,29 @@ def _known_shares(y_BC: Tensor, known_BC: Tensor | None) -> Tensor:
 
 
 def kd_loss(student_BC: Tensor, teacher_BC: Tensor, edge: Edge, *, labels: str) -> Tensor:
-    """KL_B(act(teacher / tau) || act(student)): CMKD's distillation term (reference/cmkd.md 1.1).
+    """KL_B(act(teacher / tau) || act(student)), CMKD's distillation term (reference/cmkd.md 1.1), or BCE_B.
 
-    Categorical KL (single), or Bernoulli KL averaged over tags (multi). With tau_mode = "both" student logits are
-    divided by tau too and the term is multiplied by tau squared (Hinton's form).
+    KL is categorical (single), or Bernoulli, averaged over tags (multi). BCE, averaged over tags (multi only), is that
+    KL plus the entropy of the teacher, which has no gradient (reference/efficientat.md 4, ced.md 7). With tau_mode =
+    "both" student logits are divided by tau too and the term is multiplied by tau squared (Hinton's form).
     """
     tau = edge.temperature
     teacher_BC, student_BC = teacher_BC.float() / tau, student_BC.float()
     scale = 1.0
     if edge.tau_mode == "both":
         student_BC, scale = student_BC / tau, tau * tau
-    return scale * (_categorical_kl if labels == "single" else _bernoulli_kl)(teacher_BC, student_BC)
+    return scale * _divergence(edge.loss, labels)(teacher_BC, student_BC)
+
+
+def _divergence(loss: str, labels: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if loss == "bce":
+        return _bce
+    return _categorical_kl if labels == "single" else _bernoulli_kl
+
+
+def _bce(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
+    """Mean over tags of -p ln q - (1 - p) ln(1 - q), with p and q the sigmoid of the two."""
+    return F.binary_cross_entropy_with_logits(student_BC, teacher_BC.sigmoid(), reduction="none").mean(1)
 
 
 def _categorical_kl(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Does not depend on losses or on the loop.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,18 @@ class ModelPool:
     disk. Every worker of a run has its own pool with the same models."""
 
     def __init__(
-        self, recipe: Recipe, session: Session, phases: tuple[Phase, ...], make_tagger: Callable[[str], Tagger]
+        self,
+        recipe: Recipe,
+        session: Session,
+        phases: tuple[Phase, ...],
+        make_tagger: Callable[[str], Tagger],
+        stored_teachers: Mapping[str, TeacherSource] | None = None,  # by edge key
     ) -> None:
         self.states: dict[str, TrainState] = {}  # models in memory
         self.snapshots: dict[str, Tagger] = {}  # copies of teachers, taken when the phase began
         self.steps_taught = dict.fromkeys(recipe.models, 0)  # steps in which the model's outputs taught a student
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
+        self._stored_teachers = stored_teachers or {}
         self._total_steps = own_steps(phases)
         self._offloaded: dict[str, dict[str, Any]] = {}  # model -> its scalars; its tensors are in the folder below
         self._folder = session.work_dir / "offloaded"
@@ -64,9 +70,12 @@ class ModelPool:
 
     def _teacher_sources(self, phase: Phase) -> dict[str, TeacherSource]:
         shared: dict[tuple[str, str, str], TeacherSource] = {}  # two students of one teacher share its forward
-        sources = {}
+        sources: dict[str, TeacherSource] = {}
         for edge in phase.edges:
             key = (edge.teacher, edge.view, edge.source)
+            if edge.store:
+                sources[edge.key] = self._stored_teachers[edge.key]
+                continue
             if key not in shared:
                 if edge.source == "live" and edge.teacher in phase.trains:
                     shared[key] = TrainingPeer(edge.teacher)

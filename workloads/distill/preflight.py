@@ -4,6 +4,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.clips import require_labels, require_scorable
 from workloads.data.prepare import PreparedData, prepare
 from workloads.distill.schedule import Phase, label_learners, own_steps
+from workloads.distill.stores_of_run import StoresOfRun, open_stores, tags_of_stores
 from workloads.models.buildable import require_buildable
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach
@@ -13,8 +14,9 @@ from workloads.runtime.session import Session, gather
 
 def prepare_run(
     recipe: Recipe, phases: tuple[Phase, ...], session: Session, files: Opener
-) -> tuple[PreparedData, dict[str, tuple[str, ...]]]:
-    """The run's data, and by model the tensors that its `init` does not provide. Every worker must call it once.
+) -> tuple[PreparedData, StoresOfRun, dict[str, tuple[str, ...]]]:
+    """The run's data and stores, and by model the tensors that its `init` does not provide. Every worker must call it
+    once.
 
     Every model is built once to find mistakes in it, since the first phase may not need it. Raises ValueError on all
     workers for a mistake that any of them finds (a file may be missing on one node only): otherwise the others would
@@ -26,9 +28,10 @@ def prepare_run(
         if recipe.train.compile:
             require_compiler(session.device)
         require_buildable(recipe)  # before clips are decoded
-        prepared = prepare(recipe, files)
+        prepared = prepare(recipe, files, model_tags=tags_of_stores(recipe, files))
         require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
         require_labels(prepared.dataset, prepared.splits, label_learners(phases))
+        stores = open_stores(recipe, prepared.dataset, prepared.splits.train, prepared.cache, files)
         fingerprint = prepared.dataset.fingerprint()
         for name in recipe.models:
             tagger = build_initial_tagger(recipe, name, tags=prepared.dataset.tags, files=files)
@@ -38,7 +41,7 @@ def prepare_run(
     except ValueError as error:
         mistake = str(error)
     _require_agreement(gather(session, (mistake, fingerprint)))
-    return prepared, {name: tensors for name, tensors in newly_initialised.items() if tensors}
+    return prepared, stores, {name: tensors for name, tensors in newly_initialised.items() if tensors}
 
 
 def _require_agreement(results: list[tuple[str, str]]) -> None:

@@ -30,7 +30,8 @@ class Phase:
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(edge.teacher for edge in self.edges))
+        """The models that teach; stores do too, but are no models."""
+        return tuple(dict.fromkeys(edge.teacher for edge in self.edges if not edge.store))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -39,8 +40,8 @@ class Phase:
 
     @property
     def needs_clean_view(self) -> bool:
-        """Whether a teacher gets the clips without augmentation."""
-        return any(edge.view == "clean" for edge in self.edges)
+        """Whether a model that teaches gets the clips without augmentation."""
+        return any(edge.view == "clean" and not edge.store for edge in self.edges)
 
 
 def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
@@ -51,9 +52,20 @@ def plan_phases(recipe: Recipe) -> tuple[Phase, ...]:
     """
     planner: Callable[..., list[Phase]] = PLANNERS[recipe.schedule.kind]
     planned = without_controls(recipe)
-    phases = tuple(phase for phase in planner(planned, planned.schedule) if phase.steps)
+    between_models = replace(planned, compare=False, edges=tuple(edge for edge in planned.edges if not edge.store))
+    phases = tuple(phase for phase in planner(between_models, planned.schedule) if phase.steps)
+    phases = _with_stores(planned, phases)
     _check_phases(planned, phases)
     return _with_controls(recipe, phases)
+
+
+def _with_stores(recipe: Recipe, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """The phases, with what stores teach: a store is a finished teacher, so it teaches whenever its student trains."""
+    edges = [edge for edge in recipe.edges if edge.store]
+    return tuple(
+        replace(phase, edges=(*phase.edges, *(edge for edge in edges if edge.student in phase.trains)))
+        for phase in phases
+    )
 
 
 def _with_controls(recipe: Recipe, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
@@ -88,16 +100,16 @@ def label_learners(phases: tuple[Phase, ...]) -> tuple[str, ...]:
 
 
 def edge_weights(recipe: Recipe, phase: Phase, step: int, scores: Mapping[str, float]) -> dict[str, float]:
-    """The weight of each open edge in this step, by edge key: its weight in the recipe times the ramp.
+    """The weight of each open edge in this step, by edge key: its weight in the recipe, of a model times the ramp.
 
-    Under `gated` also times floor + (1 - floor) sigmoid((teacher's score - student's score) / margin). `scores` are
-    smoothed validation scores by model, empty before the first validation: then there is no such factor.
+    Under `gated` that of a model also times floor + (1 - floor) sigmoid((teacher's score - student's score) / margin).
+    `scores` are smoothed validation scores by model, empty before the first validation: then there is no such factor.
     """
     ramp = min(1.0, (step - phase.ramp_from + 1) / phase.ramp) if phase.ramp else 1.0
-    weights = {edge.key: edge.weight * ramp for edge in phase.edges}
+    weights = {edge.key: edge.weight * (1.0 if edge.store else ramp) for edge in phase.edges}
     schedule = recipe.schedule
     if isinstance(schedule, Gated) and scores:
-        for edge in phase.edges:
+        for edge in (edge for edge in phase.edges if not edge.store):
             lead = (scores[edge.teacher] - scores[edge.student]) / schedule.margin
             share = 0.5 * (1 + math.tanh(lead / 2))  # the sigmoid of lead, without overflow
             weights[edge.key] *= schedule.floor + (1 - schedule.floor) * share

@@ -73,6 +73,13 @@ class ClipList(TypedDict):
     sha256: str  # of their names (`stores/plan.py::clips_sha256`)
 
 
+class HeardView(TypedDict):
+    """What was heard of a clip in one view."""
+
+    view: Annotated[int, Interval(ge=0, le=2**40)]
+    sha256: str
+
+
 class About(TypedDict):
     """What its maker says of a store; the names in `teachers` of columns are those of `teachers` here."""
 
@@ -81,6 +88,8 @@ class About(TypedDict):
     labels: Literal["single", "multi"]  # whether probabilities are softmax or sigmoid of logits
     views: ViewRecipe
     columns: dict[str, Column]
+    # of some clips, by name (`stores/heard.py`); none: another program made the rows
+    heard: NotRequired[dict[str, HeardView]]
 
 
 class Description(About):

@@ -117,6 +117,7 @@ class Ensemble:
             x_BT=roll_and_amplify(crops_BT.to(self._device), views, scale=1 / FULL_SCALE),
             y_BC=nothing,
             known_BC=nothing,
+            unmixed_y_BC=nothing,
             masks_B4=torch.tensor([view.masks for view in views]),
             sound_B2=torch.tensor(sound) if min(samples) < self._length else None,
         ).to(self._device)

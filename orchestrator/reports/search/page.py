@@ -28,6 +28,7 @@ from orchestrator.reports.search.sections import sections
 from orchestrator.reports.search.snapshot import DONE, FAILED, STOPPED, SearchSnapshot, Trial
 from orchestrator.reports.search.verdict import search_status, verdict
 from orchestrator.tracking.uri import split_credentials, ui_command
+from workloads.config.recipe import teacher_name
 
 LEADERBOARD_ROWS = 15  # the rest is folded
 FINAL_KINDS = ("winner", "control", "finalist")
@@ -154,7 +155,9 @@ def _edges(search: SearchSnapshot) -> list[str]:
     """Teacher and student of each edge whose number the names of parameters mention."""
     edges = search.recipe.get("edges", [])
     used = [number for number in range(len(edges)) if any(n.startswith(f"edges.{number}.") for n in search.space)]
-    return [f"edges.{number} is {edges[number]['teacher']} → {edges[number]['student']}" for number in used]
+    return [
+        f"edges.{number} is {teacher_name(edges[number]['teacher'])} → {edges[number]['student']}" for number in used
+    ]
 
 
 def _final_rows(search: SearchSnapshot) -> list[dict[str, str]]:

@@ -192,3 +192,11 @@ def test_the_same_masks_hide_the_same_share_at_any_resolution() -> None:
         (mask_mel(torch.ones(1, m, f), masks_B4, value=0.0) == 0).float().mean() for m, f in ((64, 500), (128, 1000))
     ]
     assert shares[0] == shares[1] == pytest.approx(0.25 + 0.125 - 0.25 * 0.125)
+
+
+def test_with_cut_views_only_the_cut_goes_round_them() -> None:
+    augment = Augment(view_seed=5, roll=0.5, gain_db=6.0, mask_time=0.3)
+    for view, occurrence in ((4, 0), (3, 1)):
+        drawn = draw_view(augment, "clip", view, occurrence, cut_views=3)
+        assert drawn.crop == draw_view(augment, "clip", 1).crop
+        assert drawn == replace(draw_view(augment, "clip", view, occurrence), crop=drawn.crop)

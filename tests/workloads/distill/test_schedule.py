@@ -102,6 +102,19 @@ def test_weights_ramp_up_from_the_first_step_with_edges():
     assert weights == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
 
 
+def test_a_store_teaches_from_the_first_step_on_without_a_ramp():
+    """It is a finished teacher: what makes models wait for each other is not for it."""
+    stored = 'edges=[{teacher="cnn", student="vit", weight=0.5}, {teacher="store:s", student="vit", weight=0.4}]'
+    for name in ("mutual", "gated"):
+        recipe = load_recipe(name, ["compare=false", "schedule.burn_in=10", "schedule.ramp=4", stored])
+        burn_in, phase = plan_phases(recipe)
+        assert (burn_in.teachers, phase.teachers) == ((), ("cnn",))
+        assert edge_weights(recipe, burn_in, 0, {}) == {"store-to-vit": 0.4}
+        weights = edge_weights(recipe, phase, 10, {"cnn": 0.1, "vit": 0.9})
+        assert weights["store-to-vit"] == 0.4
+        assert weights["cnn-to-vit"] <= 0.125
+
+
 def test_the_ramp_continues_across_turns():
     recipe = load_recipe("demo", ["schedule.burn_in=0", "schedule.period=2", "schedule.ramp=8"])
     phases = plan_phases(recipe)

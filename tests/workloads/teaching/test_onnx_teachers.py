@@ -57,7 +57,8 @@ def load(path: Path, augment: Augment | None = None, **settings: Any) -> Any:
 
 def shard_of(x_BT: torch.Tensor, masks: tuple[float, ...] = (0, 0, 0, 0)) -> Shard:
     keys, nothing = tuple(ViewKey(str(row), 0, 0) for row in range(len(x_BT))), torch.empty(len(x_BT), 0)
-    return Shard(keys=keys, x_BT=x_BT, y_BC=nothing, known_BC=nothing, masks_B4=torch.tensor([masks] * len(x_BT)))
+    labels = {"y_BC": nothing, "known_BC": nothing, "unmixed_y_BC": nothing}
+    return Shard(keys=keys, x_BT=x_BT, **labels, masks_B4=torch.tensor([masks] * len(x_BT)))
 
 
 @pytest.mark.parametrize("shape", [["clips", 64, "frames"], ["clips", 1, 64, "frames"], [1, 64, "frames"]])

@@ -1,0 +1,188 @@
+"""Students of a store: they learn what they would learn from its teachers, and hear what these heard."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from orchestrator.recipes.loader import load_teach_recipe
+from orchestrator.teaching.fill import fill_store
+from orchestrator.teaching.job import TeachRequest
+from tests import small, stores
+from tests.orchestrator.artifacts.test_tag import publish
+from workloads.config.recipe import Model, Recipe, restore
+from workloads.data.augment import VIEW_VERSION
+from workloads.data.synthetic import synthetic_clips
+from workloads.models.tagger import build_tagger
+from workloads.train import Run, advance
+
+VIEWS = 3
+AUGMENT = ["augment.roll=0.3", "augment.gain_db=6.0", "augment.mask_time=0.2", "augment.mask_mel=0.2"]
+STUDENT = ["schedule={kind='mutual', burn_in=0, steps=30}", f"models={{student={{arch={small.VIT}}}}}", *AUGMENT]
+
+
+@pytest.fixture
+def offline(tiny) -> Callable[..., Recipe]:
+    """A student of the demo's clips with these edges; an epoch has 8 steps, and there are four."""
+
+    def make(edges: str, *settings: str) -> Recipe:
+        return tiny("demo", *STUDENT, f"edges={edges}", *settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published CNN with drawn weights that knows the demo's tags."""
+    from orchestrator.recipes.loader import load_recipe
+
+    tags = tuple(sorted({tag for clip in synthetic_clips(load_recipe("demo").data) for tag in clip.tags}))
+    folder = tmp_path_factory.mktemp("teacher") / "cnn"
+    model = restore(Model, {"arch": {"family": "mn", "width": 0.1, "bn_momentum": 0.1}})
+    shape: dict[str, Any] = {"tags": tags, "labels": "multi", "clip_seconds": 1.0, "clip_rate": 16_000}
+    publish(build_tagger(model, name="cnn", seed=7, **shape).eval(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """What that teacher says of the demo's clips, in as many views; made once for each set of settings."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def fill(*settings: str) -> Path:
+        if settings not in made:
+            made[settings] = tmp_path_factory.mktemp("stores") / "store"
+            base = tmp_path_factory.getbasetemp()
+            own = ["data.synthetic_clips=100", "data.clip_seconds=1.0", f"data.cache={base}/clips"]
+            own += [f"teachers={{cnn={{uri='{teacher}'}}}}", f"teach.views={VIEWS}", *AUGMENT, *settings]
+            request = TeachRequest(load_teach_recipe("teach-demo", own), str(made[settings]), local=True)
+            assert fill_store(request, on_shard=lambda *_: None, warn=lambda line: None)["status"] == "done"
+        return made[settings]
+
+    return fill
+
+
+def losses(run: Run, key: str) -> list[float]:
+    for _ in advance(run):
+        pass
+    records = [json.loads(line) for line in (run.session.work_dir / "events.jsonl").read_text().splitlines()]
+    steps = [record["values"] for record in records if record["kind"] == "metrics"]
+    return [values[key] for values in steps if key in values]
+
+
+def test_a_student_of_a_store_learns_what_it_learns_from_its_teacher(offline, store, teacher, start):
+    stored = offline(f"[{{teacher='store:{store()}', student='student', weight=0.9}}]", "schedule.steps=24")
+    live = offline(
+        "[{teacher='cnn', student='student', weight=0.9}]",
+        f"models.cnn={{arch={small.MN}, init='{teacher}'}}",
+        "schedule={kind='one_way', teachers=['cnn'], teacher_steps=0, steps=24}",
+    )
+    from_store = losses(start(stored), "student/loss")
+    from_teacher = losses(start(live), "student/loss")
+    assert len(from_store) == 24  # three epochs: as many as there are views
+    torch.testing.assert_close(torch.tensor(from_store), torch.tensor(from_teacher), rtol=2e-3, atol=0)
+
+
+def test_epochs_go_round_the_views(offline, store, start):
+    run = start(offline(f"[{{teacher='store:{store()}', student='student', weight=0.9}}]"))
+    first, again = (run.batches.shard(step, 0) for step in (0, VIEWS * run.batches.steps_per_epoch))
+    assert {key.view for key in run.batches.shard(2 * run.batches.steps_per_epoch, 0).keys} == {2}
+    assert {key.view for key in first.keys} == {key.view for key in again.keys} == {0}
+
+
+def test_the_clean_view_of_a_teacher_for_augmented_students(offline, store, teacher, start):
+    """EfficientAT's way: the teacher heard each clip once and unchanged, the student hears it anew in every epoch."""
+    clean = store("teach.views=1", "augment={}")
+    stored = offline(f"[{{teacher='store:{clean}', student='student', weight=0.9, view='clean'}}]")
+    live = offline(
+        "[{teacher='cnn', student='student', weight=0.9, view='clean'}]",
+        f"models.cnn={{arch={small.MN}, init='{teacher}'}}",
+        "schedule={kind='one_way', teachers=['cnn'], teacher_steps=0, steps=30}",
+    )
+    run = start(stored)
+    assert {key.view for step in (0, 9) for key in run.batches.shard(step, 0).keys} == {0, 1}
+    from_store, from_teacher = losses(run, "student/loss"), losses(start(live), "student/loss")
+    torch.testing.assert_close(torch.tensor(from_store), torch.tensor(from_teacher), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["augment.gain_db=3.0"], "views.augment.gain_db is 6.0, expected 3.0"),
+        (["augment.view_seed=1"], "views.augment.view_seed is 0, expected 1"),
+        (["data.clip_seconds=0.5"], "views.clip_seconds is 1.0, expected 0.5"),
+        (["models.student.front_end.kind=efficientat128"], "views.rate is 16000, expected 32000"),
+        (["edges.0.view=clean"], "views.augment.roll is 0.3, expected 0.0"),
+        (["edges.0.column=other"], "column = 'other': must be one with logits or probabilities of whole clips"),
+        (["data.synthetic_clips=200"], "holds no rows of "),
+        (["data.synthetic_seed=1"], "its teachers heard another sound than is heard here of clip"),
+    ],
+)
+def test_a_store_that_does_not_fit_is_refused(settings, message, offline, store, start):
+    recipe = offline(f"[{{teacher='store:{store()}', student='student'}}]", *settings)
+    with pytest.raises(ValueError, match=message):
+        start(recipe)
+
+
+def test_clips_without_rows_learn_from_labels_if_the_recipe_says_so(offline, store, start):
+    own = ["data.synthetic_clips=200", "schedule.steps=2"]
+    run = start(offline(f"[{{teacher='store:{store()}', student='student', missing='labels'}}]", *own))
+    (data,) = [record for record in run.unreported_records if record["kind"] == "data"]
+    (summary,) = data["stores"]
+    assert summary["without_rows"] == sum(clip.clip_id not in run_ids(store()) for clip in run.prepared.splits.train)
+    assert 0 < summary["without_rows"] < len(run.prepared.splits.train)
+    assert all(map(torch.isfinite, map(torch.tensor, losses(run, "student/loss"))))
+
+
+def run_ids(folder: Path) -> set[str]:
+    return {clip_id for batch in stores.reader(str(folder), folder).store.clip_ids() for clip_id in batch}
+
+
+def test_without_labels_the_tags_come_from_the_store(offline, start, tmp_path):
+    """CED's way: training clips need no tags; those that validate and test have some of the store's."""
+    rows = ["clip_id,path,tags,fold,labelled"]
+    for number in range(40):
+        scored, tag = number < 24, f"tag{number % 2}"
+        rows.append(f"c{number:02},{number}.wav,{tag if scored else ''},{1 + number // 8},{scored}")
+        samples = np.random.default_rng(number).uniform(-0.3, 0.3, 16_000)
+        soundfile.write(tmp_path / f"{number}.wav", samples, 16_000)
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    uri = tmp_path / "store"
+    views = {"version": VIEW_VERSION, "augment": {"view_seed": 0}, "clip_seconds": 1.0, "rate": 16_000, "count": 1}
+    stores.fill(str(uri), stores.about(tags=5, k=2, views=1) | {"views": views}, [f"c{n:02}" for n in range(40)])
+    data = [
+        f"data.manifest={tmp_path}/clips.csv",
+        f"data.root={tmp_path}",
+        "data.format=manifest",
+        "data.val_share=0.25",
+    ]
+    run = start(offline(f"[{{teacher='store:{uri}', student='student', weight=1.0, view='clean', loss='bce'}}]", *data))
+    assert run.prepared.dataset.tags == ("tag0", "tag1", "tag2", "tag3", "tag4")
+    assert any(not clip.labelled for clip in run.prepared.splits.train)
+    kd_losses = losses(run, "store-to-student/kd_loss")
+    assert len(kd_losses) == 30
+    assert kd_losses[-1] < kd_losses[0]
+
+
+def test_a_store_teaches_while_models_alternate(tiny, store, start):
+    edges = [
+        "{teacher='cnn', student='vit', weight=0.3}",
+        "{teacher='vit', student='cnn', weight=0.3}",
+        f"{{teacher='store:{store()}', student='vit', weight=0.4}}",
+        f"{{teacher='store:{store()}', student='cnn', weight=0.4, name='ensemble-to-cnn'}}",
+    ]
+    schedule = "schedule={kind='alternate', burn_in=2, period=2, turns=2}"
+    run = start(tiny("demo", f"edges=[{', '.join(edges)}]", schedule, *AUGMENT))
+    taught = [(phase.trains, tuple(edge.key for edge in phase.edges)) for phase in run.phases]
+    assert taught == [
+        (("cnn", "vit"), ("store-to-vit", "ensemble-to-cnn")),
+        (("cnn",), ("vit-to-cnn", "ensemble-to-cnn")),
+        (("vit",), ("cnn-to-vit", "store-to-vit")),
+    ]
+    assert len(losses(run, "ensemble-to-cnn/kd_loss")) == 4
+    assert run.pool.steps_taught == {"cnn": 2, "vit": 2}

@@ -1,0 +1,95 @@
+"""A store as a teacher: the rows of a shard's clips, in the views in which they are heard, as a teacher's logits.
+
+Axes: B clips of a shard, C tags of the run, J tags that top k kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workloads.config.recipe import Edge
+from workloads.data.shard import Shard, ViewKey, stored_view
+from workloads.models.probabilities import probabilities
+from workloads.runtime.rng import keyed_generator
+from workloads.stores.reader import Rows, StoreReader
+
+
+@dataclass(eq=False)
+class StoredTeacher:
+    """The teacher of one edge; `place_C` says where in a row each tag of the run is.
+
+    `stores_of_run.py` makes it, after it has compared the store with the recipe.
+    """
+
+    edge: Edge
+    reader: StoreReader
+    column: str
+    place_C: NDArray[np.int64]
+    labels: str
+
+    def logits(self, shard: Shard, student_outputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits_BC that have, at the edge's temperature, the probabilities of the rows; of mixtures, the mixed ones.
+
+        Probabilities are mixed, not logits, and after the temperature (reference/efficientat.md 4). Against such a
+        target a loss has the gradient of CED's mixture of two losses too, since both are linear in the target. A clip
+        without a row is taught by its labels, on its side of a mixture only.
+        """
+        rows = self.reader.read(self.column, shard.clip_ids, self._views(shard), missing="mark")
+        logits_BC = self._logits_of_clips(rows, shard.keys).to(shard.x_BT.device)
+        if not rows.known.all():
+            known_B1 = torch.from_numpy(rows.known)[:, None].to(logits_BC.device)
+            logits_BC = torch.where(known_B1, logits_BC, to_logits(shard.unmixed_y_BC, self.labels))
+        if shard.mixture is None:
+            return logits_BC
+        tau = self.edge.temperature
+        return tau * to_logits(shard.mixture.of(probabilities(logits_BC / tau, self.labels)), self.labels)
+
+    def _views(self, shard: Shard) -> list[int]:
+        return [stored_view(key, self.reader.store.num_views) for key in shard.keys]
+
+    def _logits_of_clips(self, rows: Rows, keys: Sequence[ViewKey]) -> Tensor:
+        """Logits_BC of each clip alone, in the order of the run's tags."""
+        values = torch.from_numpy(rows.values.astype(np.float32))
+        is_logits = self.reader.store.description["columns"][self.column]["holds"] == "logits"
+        if rows.tags is None:
+            logits_BC = values if is_logits else to_logits(values, self.labels)
+        else:
+            kept_BJ = probabilities(values, self.labels) if is_logits else values
+            logits_BC = to_logits(self._filled(kept_BJ, torch.from_numpy(rows.tags), keys), self.labels)
+        return logits_BC[:, self.place_C]
+
+    def _filled(self, kept_BJ: Tensor, tags_BJ: Tensor, keys: Sequence[ViewKey]) -> Tensor:
+        """Probabilities p_BC of all tags, from those that top k kept; with single labels they are made to sum to 1."""
+        left_out = max(1, len(self.place_C) - kept_BJ.shape[1])
+        least_B1 = kept_BJ.min(dim=1, keepdim=True).values
+        match self.edge.fill:
+            case "zero":
+                fill = torch.zeros_like(least_B1)
+            case "last_mean":
+                fill = least_B1 / left_out
+            case "last_half":
+                fill = least_B1 / 2
+            case "last_random":
+                fill = least_B1 * self._draws(keys)
+            case "uniform":
+                fill = torch.full_like(least_B1, 1 / len(self.place_C))
+        p_BC = fill.expand(len(keys), len(self.place_C)).clone().scatter_(1, tags_BJ, kept_BJ)
+        return p_BC / p_BC.sum(dim=1, keepdim=True) if self.labels == "single" else p_BC
+
+    def _draws(self, keys: Sequence[ViewKey]) -> Tensor:
+        """Numbers in [0, 1), the same for a clip's view wherever and whenever it is heard."""
+        views = self.reader.store.num_views
+        draws = [
+            keyed_generator("fill", key.clip_id, stored_view(key, views)).random(len(self.place_C)) for key in keys
+        ]
+        return torch.from_numpy(np.stack(draws)).float()
+
+
+def to_logits(p_BC: Tensor, labels: str) -> Tensor:
+    """Logits_BC of these probabilities; infinite where one is 0 or 1, which the losses of edges allow."""
+    p_BC = p_BC.clamp(0, 1)
+    return p_BC.log() if labels == "single" else p_BC.logit()

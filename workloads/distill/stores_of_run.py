@@ -1,0 +1,166 @@
+"""The stores that teach a run: opened, and compared with the recipe and its data before the first step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workloads.config.recipe import Augment, Edge, Recipe, restore
+from workloads.data.augment import VIEW_VERSION
+from workloads.data.batches import StoredViews
+from workloads.data.clip_store import ClipStore
+from workloads.data.clips import Clip, Dataset
+from workloads.data.heard import heard_sha256
+from workloads.distill.stored_teacher import StoredTeacher
+from workloads.runtime.opener import Opener
+from workloads.runtime.text import name_some
+from workloads.stores.description import Description, is_for_tags, require_compatible
+from workloads.stores.reader import NotStored, StoreReader
+from workloads.stores.store import open_store
+
+MOST_HEARD = 8  # clips of a store that are heard before the first step, to compare them with what its teachers heard
+MIXING = {"mixup", "mixup_alpha", "mixup_on"}  # of [augment]: rows are of single clips, and mixed as the clips are
+
+
+@dataclass(frozen=True)
+class StoresOfRun:
+    """The teacher of each edge that a store teaches, by the edge's key."""
+
+    teachers: Mapping[str, StoredTeacher]
+
+    @property
+    def views(self) -> StoredViews | None:
+        """How clips must be heard so that their rows fit; None where no store teaches."""
+        if not self.teachers:
+            return None
+        count = min(teacher.reader.store.num_views for teacher in self.teachers.values())
+        return StoredViews(count, whole=any(teacher.edge.view == "same" for teacher in self.teachers.values()))
+
+    def summary(self) -> list[dict[str, Any]]:
+        """For the event log: of each edge its store, how many views of how many clips, and clips without rows."""
+        return [
+            {
+                "edge": key,
+                "store": teacher.reader.store.uri,
+                "column": teacher.column,
+                "clips": teacher.reader.store.num_clips,
+                "views": teacher.reader.store.num_views,
+                "without_rows": len(teacher.reader.missing),
+            }
+            for key, teacher in self.teachers.items()
+        ]
+
+
+def tags_of_stores(recipe: Recipe, files: Opener) -> tuple[str, ...]:
+    """The tags of a run that stores teach: those of the first store, in its order; empty where none teaches.
+
+    The data need not have them all, or any. ValueError where a store cannot be read.
+    """
+    first = next((edge.store for edge in recipe.edges if edge.store), "")
+    return tuple(open_store(first, files).description["tags"]) if first else ()
+
+
+def open_stores(
+    recipe: Recipe, dataset: Dataset, train: Sequence[Clip], cache: ClipStore, files: Opener
+) -> StoresOfRun:
+    """The stores of a recipe, for these training clips of a data set that has the tags of its stores.
+
+    Raises ValueError, with the first difference, for a store of other tags, labels or views than the run's, or of other
+    sounds under the same names, and NotStored, which names them, for training clips without rows, unless the edge has
+    missing = "labels".
+    """
+    readers: dict[str, StoreReader] = {}
+    teachers, clip_ids = {}, [clip.clip_id for clip in train]
+    for edge in recipe.edges:
+        if not edge.store:
+            continue
+        if edge.store not in readers:
+            copies = Path(recipe.data.cache).expanduser().parent / "stores"
+            readers[edge.store] = StoreReader(edge.store, files, copies=copies, clip_ids=clip_ids)
+        reader = readers[edge.store]
+        description = reader.store.description
+        _require_fit(description, edge, recipe, dataset)
+        _require_rows(reader, edge, train, dataset)
+        _require_heard(description, edge, recipe, clip_ids, cache)
+        place_of = {tag: place for place, tag in enumerate(description["tags"])}
+        place_C = np.array([place_of[tag] for tag in dataset.tags])
+        teachers[edge.key] = StoredTeacher(edge, reader, _column(description, edge), place_C, dataset.labels)
+    return StoresOfRun(teachers)
+
+
+def _column(description: Description, edge: Edge) -> str:
+    """The column that an edge names, or the only one with a value for each tag of a clip; ValueError where it is not
+    clear which that is."""
+    columns = description["columns"]
+    fitting = [name for name, column in columns.items() if is_for_tags(column) and "frames" not in column]
+    place = f"edges {edge.key}: store {edge.store!r}"
+    if edge.column and edge.column not in fitting:
+        raise ValueError(
+            f"{place}: column = {edge.column!r}: must be one with logits or probabilities of whole clips; of its "
+            f"columns {', '.join(columns)} these are {', '.join(fitting) or 'none'}"
+        )
+    if not edge.column and len(fitting) != 1:
+        raise ValueError(
+            f"{place}: {len(fitting)} of its columns hold logits or probabilities of whole clips "
+            f"({', '.join(fitting) or 'its columns are ' + ', '.join(columns)}); name one with column"
+        )
+    return edge.column or fitting[0]
+
+
+def _require_fit(description: Description, edge: Edge, recipe: Recipe, dataset: Dataset) -> None:
+    """ValueError, with the first difference, where a store is of other tags, labels or views than the run."""
+    place, views = f"edges {edge.key}: store {edge.store!r}", description["views"]
+    require_compatible(description, {"labels": recipe.data.labels}, edge.store)
+    if strangers := sorted(set(dataset.tags) ^ set(description["tags"])):
+        where = "the store" if strangers[0] in description["tags"] else "the run"
+        raise ValueError(f"{place}: only {where} has the tag {strangers[0]!r}; all stores of a run have the same tags")
+    expected: dict[str, Any] = {"clip_seconds": recipe.data.clip_seconds}
+    if edge.view == "other":
+        return
+    if views["version"] != VIEW_VERSION:
+        raise ValueError(
+            f"{place}: its views were drawn by version {views['version']} of the code, this is version {VIEW_VERSION}, "
+            "so nobody can hear them again here; make the store again, or set view = 'other' for rows of other views"
+        )
+    if edge.view == "same":
+        expected |= {"rate": recipe.rate}
+        expected |= {"augment": {key: value for key, value in asdict(recipe.augment).items() if key not in MIXING}}
+    else:
+        changed = [key for key in ("roll", "gain_db", "mask_time", "mask_mel") if views["augment"].get(key)]
+        expected |= {"augment": {"view_seed": recipe.augment.view_seed} | dict.fromkeys(changed, 0.0)}
+    require_compatible(description, {"views": expected}, edge.store)
+
+
+def _require_rows(reader: StoreReader, edge: Edge, train: Sequence[Clip], dataset: Dataset) -> None:
+    """NotStored where training clips have no rows, or ValueError where labels shall teach these, and are not known."""
+    if not reader.missing:
+        return
+    if edge.missing == "error":
+        raise NotStored(edge.store, reader.missing)
+    missing = set(reader.missing)
+    unknown = [clip.clip_id for clip in train if clip.clip_id in missing and np.isnan(dataset.targets([clip])).any()]
+    if unknown:
+        raise ValueError(
+            f"edges {edge.key}: missing = 'labels': {len(unknown)} training clips have neither a row nor all labels: "
+            f"{name_some(unknown)}; leave them out, or make a store that has them"
+        )
+
+
+def _require_heard(
+    description: Description, edge: Edge, recipe: Recipe, clip_ids: Sequence[str], cache: ClipStore
+) -> None:
+    """ValueError, naming the clip, where what is heard here of one that the store says it of is something else."""
+    views, heard = description["views"], description.get("heard", {})
+    if edge.view == "other" or views["rate"] != cache.rate:  # at another rate the samples differ, not the sound
+        return
+    augment = restore(Augment, views["augment"])
+    for clip_id in sorted(heard.keys() & set(clip_ids))[:MOST_HEARD]:
+        view, sha256 = heard[clip_id]["view"], heard[clip_id]["sha256"]
+        if heard_sha256(cache, augment, clip_id, view, clip_seconds=views["clip_seconds"]) != sha256:
+            raise ValueError(
+                f"edges {edge.key}: store {edge.store!r}: its teachers heard another sound than is heard here of clip "
+                f"{clip_id!r} in view {view}: the file was changed, or is decoded differently on this machine; make "
+                "the store again from these files"
+            )
