@@ -18,6 +18,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from workloads.config.data import MAX_RATE
 from workloads.config.recipe import Recipe
 from workloads.data.cache import FORMAT, QuarantinedClip
 from workloads.data.clips import Clip, Dataset
@@ -25,7 +26,7 @@ from workloads.data.manifest import read_dataset
 from workloads.data.pack import ARCHIVES, INDEX, MANIFEST, VERSION, ArchiveFields, ArchiveRecord, Form, Manifest
 from workloads.data.packing import Packing, index_file, write_archive
 from workloads.data.quarantine import check_quarantined_share
-from workloads.runtime.json_files import MAX_RATE, json_text
+from workloads.runtime.json_files import json_text
 from workloads.runtime.scratch import scratch_folder
 
 Value = TypeVar("Value")

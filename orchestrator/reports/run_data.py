@@ -57,7 +57,22 @@ def clip_counts(history: RunHistory) -> list[tuple[str, str]]:
         rows["train clips"] += f", {format_count(data['clips']['train'] - unlabelled)} of them labelled"
     if left_out := data.get("left_out"):
         rows["unlabelled clips left out"] = format_count(left_out)
+    for store in data.get("stores", []):
+        if without := store["without_rows"]:
+            rows[f"train clips without a row of {store['edge']}"] = f"{format_count(without)}, taught by their labels"
     return list(rows.items())
+
+
+def stores(history: RunHistory) -> list[tuple[str, str]]:
+    """(edge, what the store that teaches along it holds and where it is)."""
+    return [
+        (
+            store["edge"],
+            f"column {store['column']} of {store['store']}: {plural(store['views'], 'view')} of "
+            f"{plural(store['clips'], 'clip')}",
+        )
+        for store in history.data.get("stores", [])
+    ]
 
 
 def facts(history: RunHistory) -> list[tuple[str, str]]:

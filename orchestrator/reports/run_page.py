@@ -46,7 +46,9 @@ def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_i
         run_tags=history.run.get("tags", {}),
         what_to_set=what_to_set(history.run.get("tags", {}).get("tracking", "")),
         commands=repeat_run(uri, run_id, recipe, history.run.get("tags", {})),
-        data_facts=run_data.clip_counts(history) + run_data.facts(history) if history.data else [],
+        data_facts=run_data.clip_counts(history) + run_data.facts(history) + run_data.stores(history)
+        if history.data
+        else [],
         folds=run_data.fold_rows(history),
         balance=run_data.balance(history),
         meanings=run_data.described_metrics(history),

@@ -49,6 +49,17 @@ class ClipCounts(TypedDict):
     test: list[int]
 
 
+class StoreFields(TypedDict):
+    """A store that teaches along an edge, in a record of the data."""
+
+    edge: str
+    store: str
+    column: str
+    clips: int
+    views: int
+    without_rows: int
+
+
 class QuarantinedFields(TypedDict):
     """A clip that is not used, in a record of the data."""
 
@@ -75,6 +86,7 @@ class DataRecord(TimedRecord):
     quarantined: list[QuarantinedFields]
     mended: NotRequired[list[MendedFields]]
     warnings: NotRequired[list[str]]
+    stores: NotRequired[list[StoreFields]]
     unlabelled: NotRequired[int]
     left_out: NotRequired[int]
     rate: NotRequired[int]

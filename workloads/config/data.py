@@ -6,6 +6,7 @@ from typing import Literal
 from workloads.config.checked import Checked
 
 MAX_CLIP_SECONDS = 3600
+MAX_RATE = 192_000  # Hz
 MAX_SLICES = 1000  # of the training folds
 MAX_SYNTHETIC_CLIPS = 100_000
 # Data formats whose published split is used: each names its test clips (fold 1), some their validation clips too.
@@ -36,6 +37,9 @@ class Data(Checked):
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
     labels: Literal["single", "multi"] = "single"
     clip_seconds: float = 5.0  # the window in which models hear clips
+    # Hz at which clips are cached and cut: for teachers and students of a store who need different ones. The highest
+    # that a model needs, where that is higher.
+    rate: int = 0
     # What is heard of a clip that is longer, wherever a model is scored or used: all of it in windows, whose
     # probabilities are averaged, or its start only. Training cuts a window anywhere in it, for every view anew.
     long_clips: Literal["windows", "start"] = "windows"
@@ -55,6 +59,8 @@ class Data(Checked):
     def __post_init__(self) -> None:
         self._require(self.clip_seconds > 0, "clip_seconds", "must be above 0 seconds")
         self._require_at_most(MAX_CLIP_SECONDS, "clip_seconds")
+        self._require_non_negative("rate")
+        self._require_at_most(MAX_RATE, "rate")
         least = 1 / MAX_SLICES
         self._require(least <= self.val_share <= 0.5, "val_share", f"must be {least:g} to 0.5 of the training folds")
         slices = round(1 / self.val_share)

@@ -327,8 +327,8 @@ class Recipe(Checked):
 
     @property
     def rate(self) -> int:
-        """The rate in Hz at which clips are cached: the highest that any model's front end needs."""
-        return max(model.front_end.rate for model in self.models.values())
+        """The rate in Hz at which clips are cached: the highest that any model's front end, or `data.rate`, needs."""
+        return max(self.data.rate, *(model.front_end.rate for model in self.models.values()))
 
 
 def require_students(controls: dict[str, Any], students: list[str]) -> None:

@@ -125,7 +125,12 @@ def _require_fit(description: Description, edge: Edge, recipe: Recipe, dataset: 
             "so nobody can hear them again here; make the store again, or set view = 'other' for rows of other views"
         )
     if edge.view == "same":
-        expected |= {"rate": recipe.rate}
+        if views["rate"] != recipe.rate:
+            where = "here" if views["rate"] > recipe.rate else "where the store is filled"
+            raise ValueError(
+                f"{place}: its teachers heard clips at {views['rate']} Hz, here they are heard at {recipe.rate} Hz; "
+                f"set data.rate = {max(views['rate'], recipe.rate)} {where}"
+            )
         expected |= {"augment": {key: value for key, value in asdict(recipe.augment).items() if key not in MIXING}}
     else:
         changed = [key for key in ("roll", "gain_db", "mask_time", "mask_mel") if views["augment"].get(key)]

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal, NotRequired
 from annotated_types import Interval
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from workloads.config.data import MAX_CLIP_SECONDS
+from workloads.config.data import MAX_CLIP_SECONDS, MAX_RATE
 from workloads.runtime.redaction import redacted_values
 
-MAX_RATE = 192_000  # Hz
 MAX_DEPTH = 100  # of nested values; our own files have about ten
 TOO_DEEP = "is nested too deeply; it was damaged or written by something else"
 

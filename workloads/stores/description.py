@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from annotated_types import Interval
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from workloads.config.data import MAX_CLIP_SECONDS
-from workloads.runtime.json_files import MAX_RATE, parse_json
+from workloads.config.data import MAX_CLIP_SECONDS, MAX_RATE
+from workloads.runtime.json_files import parse_json
 
 DESCRIPTION, MANIFEST, CLIPS, SHARDS = "description.json", "manifest.json", "clips.parquet", "shards"
 FORMAT = 1  # of the whole store: raise it when a reader of the old format would misread the new one

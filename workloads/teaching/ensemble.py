@@ -28,7 +28,7 @@ from workloads.teaching.teachers import Heard, TeacherModel
 
 
 class Ensemble:
-    """The teachers of a recipe on a device; they hear clips at `rate`, the highest that any of them needs.
+    """The teachers of a recipe on a device; they hear clips at `rate`, the highest of theirs and `data.rate`.
 
     Sets torch's number of threads and its precision for the whole process.
     """
@@ -37,7 +37,7 @@ class Ensemble:
         torch.set_num_threads(recipe.teach.threads)
         set_tf32(False)
         self.recipe, self.teachers, self._device = recipe, teachers, torch.device(device)
-        self.rate = max(teacher.rate for teacher in teachers)
+        self.rate = max(recipe.data.rate, *(teacher.rate for teacher in teachers))
         self.tags = teachers[0].tags
         self._length = round(recipe.data.clip_seconds * self.rate)
         for teacher in teachers:
