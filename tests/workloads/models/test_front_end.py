@@ -237,3 +237,14 @@ def test_the_other_front_ends_hear_padding_as_silence(kind: str) -> None:
     front_end, x_BT = build_front_end(kind, clip_rate=16_000), noise(1, 16_000)
     x_BT[:, 9000:] = 0
     assert torch.equal(front_end(x_BT, torch.arange(16_000)[None] < 9000), front_end(x_BT))
+
+
+@pytest.mark.parametrize("kind", FRONT_ENDS)
+def test_a_batch_that_is_computed_in_parts_has_the_same_bits(kind, monkeypatch):
+    front_end = build_front_end(kind, clip_rate=32_000)
+    x_BT = torch.rand(5, 32_000, generator=torch.Generator().manual_seed(0)) - 0.5
+    sound_BT = torch.arange(32_000) < torch.tensor([[32_000], [9_000], [20_000], [32_000], [500]])
+    whole = front_end(x_BT), front_end(x_BT, sound_BT)
+    monkeypatch.setattr("workloads.models.front_end.SAMPLES_AT_ONCE", 64_000)
+    assert torch.equal(front_end(x_BT), whole[0])
+    assert torch.equal(front_end(x_BT, sound_BT), whole[1])
