@@ -9,7 +9,6 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import statistics
 import sys
 import types
@@ -17,12 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 from torch.utils.data import DataLoader
 
+from tests.bench.conftest import CLIPS, SECONDS, TAGS, load_module
 from tests.bench.test_loading import CPU, ROUNDS, SHARD, STEPS, clips_per_second
 from workloads.config.architectures import ViT
 from workloads.config.data import Data
@@ -35,42 +34,6 @@ from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
 
 pytestmark = pytest.mark.bench
-
-CLIPS, SECONDS, TAGS = 128, 10, 527
-
-
-@pytest.fixture(scope="module")
-def official() -> Path:
-    folder = os.environ.get("ANTIPHON_OFFICIAL")
-    if not folder:
-        pytest.skip("set ANTIPHON_OFFICIAL to a folder with checkouts of EfficientAT, ast and CED")
-    return Path(folder)
-
-
-@pytest.fixture
-def clips(tmp_path: Path) -> Callable[[int, str], list[Path]]:
-    """Ten seconds of noise each, at a rate, in a format of libsndfile's."""
-
-    def write(rate: int, container: str) -> list[Path]:
-        paths = [tmp_path / f"Y{number:03}.{container.lower()}" for number in range(CLIPS)]
-        for number, path in enumerate(paths):
-            soundfile.write(path, np.random.default_rng(number).uniform(-0.3, 0.3, rate * SECONDS), rate)
-        return paths
-
-    return write
-
-
-def load_module(name: str, path: Path, **changed: str) -> Any:
-    """A module of an official project; `changed` replaces texts in its source."""
-    source = path.read_text()
-    for before, after in changed.values():
-        assert before in source, f"{path}: has no {before!r}"
-        source = source.replace(before, after)
-    module = types.ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
-    exec(compile(source, str(path), "exec"), module.__dict__)
-    return module
 
 
 def ours(paths: list[Path], rate: int, kind: str, augment: Augment, *, loaders: int, with_mels: bool) -> float:
@@ -121,28 +84,10 @@ def both(ours_with: Callable[[int], float], theirs_with: Callable[[int], float])
         yield f"theirs, {processes}", lambda processes=processes: theirs_with(processes)
 
 
-def test_efficientat(official: Path, clips: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_efficientat(efficientats_clips: Callable[..., Any], capsys: Any) -> None:
     """MP3s in HDF5 that are decoded whenever they are heard; roll, gain and mixup of waveforms."""
-    h5py = pytest.importorskip("h5py")
-    pytest.importorskip("av")
-    paths = clips(32_000, "MP3")
-    monkeypatch.setattr(np.random, "random_integers", lambda low, high: np.random.randint(low, high + 1), raising=False)
-    helpers = types.ModuleType("datasets.helpers")
-    monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
-    monkeypatch.setitem(sys.modules, "datasets.helpers", helpers)
-    root = official / "EfficientAT" / "datasets"
-    load_module("datasets.helpers.audiodatasets", root / "helpers" / "audiodatasets.py")
-    module = load_module(
-        "datasets.audioset", root / "audioset.py", folder=("dataset_dir = None", f"dataset_dir = {str(tmp_path)!r}")
-    )
-    with h5py.File(tmp_path / "balanced_train_segments_mp3.hdf", "w") as file:
-        file["audio_name"] = np.array([f"{path.stem}.mp3" for path in paths], "S20")
-        sounds = file.create_dataset("mp3", (CLIPS,), dtype=h5py.vlen_dtype(np.uint8))
-        for number, path in enumerate(paths):
-            sounds[number] = np.frombuffer(path.read_bytes(), np.uint8)
-        file["target"] = np.packbits(np.eye(CLIPS, TAGS, dtype=np.uint8), axis=-1)
+    paths, dataset = efficientats_clips(add_index=False, roll=True, wavmix=True, gain_augment=12)
     augment = Augment(roll=0.0125, gain_db=12.0, mixup=0.5, mixup_alpha=2.0)
-    dataset = module.get_training_set(add_index=False, roll=True, wavmix=True, gain_augment=12)
     ways = both(
         lambda processes: ours(paths, 32_000, "efficientat128", augment, loaders=processes, with_mels=False),
         lambda processes: theirs(dataset, workers=processes),

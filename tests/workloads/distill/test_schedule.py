@@ -10,12 +10,6 @@ from orchestrator.recipes.loader import load_recipe, shipped_names
 from workloads.distill.schedule import edge_weights, label_learners, own_steps, plan_phases, smooth_scores
 
 DATA = ["data.root=somewhere", "data.manifest=somewhere.csv"]  # for recipes that require them
-TEACHERS_NOT_SHIPPED = [
-    "ced-balanced",
-    "ced-full",
-    "efficientat-audioset",
-    "efficientat-dymn-audioset",
-]  # recipes whose teacher needs weights from elsewhere
 
 
 def phases_of(name: str, *settings: str):
@@ -41,20 +35,18 @@ def test_alternate_without_burn_in_has_no_empty_phase():
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_phases_of_every_shipped_recipe_join_without_gap_and_train_every_model(name):
-    weights = ["models.teacher.init=weights.safetensors"] if name in TEACHERS_NOT_SHIPPED else []
-    recipe = load_recipe(name, [*DATA, *weights])
+    recipe = load_recipe(name, DATA)
     phases = plan_phases(recipe)
     assert phases[0].start == 0
     assert all(before.end == after.start for before, after in pairwise(phases))
     assert set(own_steps(phases)) == set(recipe.models)
-    idle = [model for model, steps in own_steps(phases).items() if steps == 0]
-    assert idle == (["teacher"] if name in TEACHERS_NOT_SHIPPED else [])
+    assert all(own_steps(phases).values())
 
 
-@pytest.mark.parametrize("name", TEACHERS_NOT_SHIPPED)
-def test_a_teacher_that_never_trains_needs_weights(name):
-    with pytest.raises(ValueError, match=r"models.teacher: teaches but never trains; give it weights \(init\)"):
-        plan_phases(load_recipe(name, DATA))
+def test_a_teacher_that_never_trains_needs_weights():
+    with pytest.raises(ValueError, match=r"models.cnn: teaches but never trains; give it weights \(init\)"):
+        phases_of("one-way", "schedule.teacher_steps=0")
+    assert own_steps(phases_of("one-way", "schedule.teacher_steps=0", "models.cnn.init=weights"))["cnn"] == 0
 
 
 @pytest.mark.parametrize("name", ["demo", "esc10", "mutual", "one-way", "generations"])
