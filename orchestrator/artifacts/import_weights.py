@@ -1,22 +1,19 @@
 """Imports published weights as taggers: from a weights file to a published checkpoint.
 
-Owns tags and the recorded origin; `weights_file.py` reads the file, `workloads/models/official` maps names and shapes
-of tensors. AudioSet's 527 tags, in workloads/models/official/audioset_tags.txt, are the display names of
-class_labels_indices.csv of AudioSet (Google; its ontology is under CC BY 4.0), in the order of their index, as
-EfficientAT, CED and AST carry it.
+Owns the recorded origin; `weights_file.py` reads the file, `workloads/models/official` maps names and shapes of
+tensors, `workloads/data/tag_names.py` names the classes.
 """
 
 import hashlib
 import re
 from dataclasses import asdict
-from importlib import resources
 from importlib.metadata import version
 from typing import Any, Literal
 
 from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file
 from orchestrator.storage import object_store
 from workloads.config.recipe import MODEL_NAME
-from workloads.data.table import parse_csv
+from workloads.data.tag_names import tag_names
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
 from workloads.models.official.projects import converter, source_of
@@ -25,9 +22,8 @@ from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.tensor_files import read_weights_file
-from workloads.runtime.text import decode_text, name_some
+from workloads.runtime.text import name_some
 
-AUDIOSET = 527
 STRIDED = ("mn", "dymn")  # the weights of these families do not show their strides
 
 
@@ -144,33 +140,9 @@ def _checked_strides(strides: str | None, base: str, family: str) -> efficientat
 
 def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:
     """The names of the classes, in their order."""
-    if file is None and num_classes != AUDIOSET:
-        raise ValueError(f"these weights have {num_classes} classes; name them with --tags FILE, one tag per line")
     if file is None:
-        return tuple((resources.files("workloads.models.official") / "audioset_tags.txt").read_text().splitlines())
-    content = _read(file, "--tags")
-    if file.endswith(".csv"):
-        tags = _column(content, file)
-    else:
-        lines = decode_text(content, file).splitlines()
-        tags = [line.strip() for line in lines if line.strip()]
-    if len(tags) != num_classes:
-        raise ValueError(
-            f"--tags {file!r}: lists {len(tags)} tags, the weights have {num_classes} classes; give one tag per class"
-        )
-    duplicates = [tag for number, tag in enumerate(tags) if tag in tags[:number]]
-    if duplicates:
-        raise ValueError(f"--tags {file!r}: {duplicates[0]!r} is listed twice; give every class another name")
-    return tuple(tags)
-
-
-def _column(content: bytes, file: str) -> list[str]:
-    rows = list(parse_csv(content, file))
-    if not rows or "display_name" not in rows[0]:
-        raise ValueError(f"--tags {file!r}: a CSV file needs a column display_name, in the order of the classes")
-    if "index" in rows[0] and [row["index"] for row in rows] != [str(number) for number in range(len(rows))]:
-        raise ValueError(f"--tags {file!r}: its column index must count the rows from 0")
-    return [row["display_name"] for row in rows]
+        return tag_names(num_classes, "these weights")
+    return tag_names(num_classes, "the weights", file=file, content=_read(file, "--tags"))
 
 
 def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:

@@ -32,7 +32,7 @@ from workloads.stores.topk import TopK, select_topk
 ROWS, TAGS, K = 40_000, 527, 20
 BATCHES = {32: 1000, 1: 5000}  # clips read at once -> how often in a turn
 TURNS = 7
-TAG_NAMES = Path("workloads/models/official/audioset_tags.txt").read_text().splitlines()
+TAG_NAMES = Path("workloads/data/audioset_tags.txt").read_text().splitlines()
 ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"))
 
 pytestmark = pytest.mark.bench

@@ -32,7 +32,7 @@ from workloads.runtime.opener import LocalFiles
 from workloads.train import loop
 
 MN04 = '{family="mn", width=0.4}'
-LIST = Path(__file__).parents[3] / "workloads" / "models" / "official" / "audioset_tags.txt"
+LIST = Path(__file__).parents[3] / "workloads" / "data" / "audioset_tags.txt"
 AUDIOSET = LIST.read_text().splitlines()  # as published: class 0 is speech
 UNSORTED = sorted(
     SYNTHESIZERS, reverse=True

@@ -198,7 +198,7 @@ def test_copies_of_shards_are_checked_and_made_again(s3_server, tmp_path, monkey
 
 def test_a_store_of_random_logits_takes_at_most_80_bytes_a_row(tmp_path):
     """All files counted; the worst case: one view, clips named as YouTube's, values that do not compress."""
-    tags = Path("workloads/models/official/audioset_tags.txt").read_text().splitlines()
+    tags = Path("workloads/data/audioset_tags.txt").read_text().splitlines()
     alphabet, rng = (
         np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")),
         np.random.default_rng(0),
