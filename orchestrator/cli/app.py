@@ -20,6 +20,7 @@ from orchestrator.cli.printing import cell, print_out, show_every_name
 from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.search import search
+from orchestrator.cli.store_import import store_import
 from orchestrator.cli.taggers import evaluate, tag
 from orchestrator.cli.teach import teach
 from workloads.runtime.checkpoint_store import AlreadyDriven
@@ -39,6 +40,7 @@ for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, ex
     app.command()(command)
 data_app.command("pack")(data_pack)
 data_app.command("verify")(data_verify)
+store.app.command("import")(store_import)
 groups = {"data": data_app, "store": store.app, "cluster": cluster.app, "models": models.app, "track": tracking.app}
 for name, group in groups.items():
     app.add_typer(group, name=name)

@@ -11,8 +11,9 @@ from orchestrator.cli.counted_progress import counted_progress
 from orchestrator.cli.options import FAILED, JsonOption, only_json
 from orchestrator.cli.printing import print_out, print_warning
 from workloads.runtime.text import name_some
+from workloads.stores.description import DRAWN_ELSEWHERE
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, check, merge and export stores of teacher outputs.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, check, merge, import and export stores of teacher outputs.")
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store: its folder or URI.")]
 
@@ -33,12 +34,18 @@ def info(store: StoreArg, as_json: JsonOption = False) -> None:
 def _info_lines(found: dict[str, Any]) -> list[str]:
     view = found["view_recipe"]
     augment = ", ".join(f"{key} {value}" for key, value in view["augment"].items()) or "no augmentation"
+    drawn = "drawn elsewhere" if view["version"] == DRAWN_ELSEWHERE else f"version {view['version']}"
     lines = [
         f"{found['rows']:,} rows: {found['clips']:,} clips in {found['views']} views, {found['shards']} shards",
         f"{found['bytes']:,} bytes, {found['bytes_per_row']} a row",
         f"{found['tags']} tags ({found['labels']})",
-        *(f"teacher {name}: weights {sha256}" for name, sha256 in found["weights"].items()),
-        f"views of {view['clip_seconds']:g} s at {view['rate']} Hz, version {view['version']}: {augment}",
+        *(
+            f"teacher {name}: imported from files of {found['imported_from'][name]}, {sha256}"
+            if found["imported_from"].get(name)
+            else f"teacher {name}: weights {sha256}"
+            for name, sha256 in found["weights"].items()
+        ),
+        f"views of {view['clip_seconds']:g} s at {view['rate']} Hz, {drawn}: {augment}",
     ]
     for name, column in found["columns"].items():
         kept = f"top {column['k']} of {column['width']}" if "k" in column else f"all {column['width']}"

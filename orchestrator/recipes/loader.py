@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.recipes.controls import expand_controls
 from orchestrator.recipes.merge import SELECTORS, merge
+from workloads.config.data import Data
 from workloads.config.recipe import Recipe
 from workloads.config.teach import TeachRecipe
 from workloads.runtime.opener import read_bounded
@@ -72,6 +73,12 @@ def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Recipe:
 def load_teach_recipe(name_or_path: str, settings: list[str] | None = None) -> TeachRecipe:
     """The same for the recipe of a store."""
     return _load(name_or_path, settings, TeachRecipe)
+
+
+def load_data(name_or_path: str, settings: list[str] | None = None) -> Data:
+    """The data set of a recipe of either kind."""
+    is_of_store = "teachers" in _read(name_or_path, seen=())
+    return (load_teach_recipe if is_of_store else load_recipe)(name_or_path, settings).data
 
 
 def _load(name_or_path: str, settings: list[str] | None, kind: type[Loaded]) -> Loaded:

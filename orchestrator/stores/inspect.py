@@ -35,6 +35,11 @@ def describe_store(uri: str) -> dict[str, Any]:
         "columns": description["columns"],
         "view_recipe": description["views"],
         "weights": {teacher["name"]: teacher["weights_sha256"] for teacher in description["teachers"]},
+        "imported_from": {
+            teacher["name"]: teacher["imported_from"]["format"]
+            for teacher in description["teachers"]
+            if "imported_from" in teacher
+        },
     }
 
 

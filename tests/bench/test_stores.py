@@ -173,7 +173,7 @@ def rates(readers: dict[str, Callable[[list[str]], object]], batches: list[list[
 
 
 def test_random_reads(tmp_path, capsys):
-    pytest.importorskip("h5py", reason="no h5py; uv pip install 'antiphon[bench]'")
+    pytest.importorskip("h5py", reason="no h5py; uv pip install 'antiphon[hdf5]'")
     values, clips = correlated_logits(ROWS), clip_names(ROWS)
     seconds = {f"store, k = {k}": write(str(tmp_path / f"store-{k}"), values, clips, k=k) for k in (K, 0)}
     seconds["CED"] = write_as_ced(tmp_path / "ced.h5", values)

@@ -18,6 +18,7 @@ from workloads.runtime.json_files import parse_json
 DESCRIPTION, MANIFEST, CLIPS, SHARDS = "description.json", "manifest.json", "clips.parquet", "shards"
 FORMAT = 1  # of the whole store: raise it when a reader of the old format would misread the new one
 MAX_TAGS = 2**16
+DRAWN_ELSEWHERE = 0  # version of views that another program drew: no code here can draw them again
 COLUMN_NAME = re.compile(r"[a-z][a-z0-9_.]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -26,18 +27,29 @@ ClipCount = Annotated[int, Interval(ge=1, lt=2**31)]
 Width = Annotated[int, Interval(ge=1, le=2**20)]
 
 
+class ImportedFrom(TypedDict):
+    """Which files another project has published of what its teacher said, and how they were read."""
+
+    format: str
+    files: dict[str, str]  # SHA-256 by name
+
+
 class StoredTeacher(TypedDict):
     """A model whose outputs are stored. What else is known of it may stand beside these keys, and is compared too."""
 
     name: str
-    weights_sha256: str
+    weights_sha256: str  # with `imported_from`: of the list of its files, since the weights are not known
     front_end: str  # its kind
+    imported_from: NotRequired[ImportedFrom]
 
 
 class ViewRecipe(TypedDict):
-    """What the teachers heard: view v of a clip is drawn from these values, the clip's name and v."""
+    """What the teachers heard: view v of a clip is drawn from these values, the clip's name and v.
 
-    version: int  # of the code that draws and applies views
+    Of version DRAWN_ELSEWHERE `augment` only says what is known: nothing for clean clips, else who drew the views.
+    """
+
+    version: Annotated[int, Interval(ge=DRAWN_ELSEWHERE)]  # of the code that draws and applies views
     augment: dict[str, Any]  # the recipe's [augment], with its view_seed
     clip_seconds: Annotated[float, Interval(gt=0, le=MAX_CLIP_SECONDS)]
     rate: Annotated[int, Interval(gt=0, le=MAX_RATE)]  # Hz

@@ -36,6 +36,7 @@ def test_a_description_is_read_as_it_was_written():
         ({"columns.outputs.layout": "topk", "columns.outputs.k": 11}, r"k = 11: a row has 10 values"),
         ({"columns": {"../x": stores.columns(tags=10)["outputs"]}}, "a column's name is a small letter"),
         ({"views.count": 0}, "views.count: "),
+        ({"views.version": -1}, "views.version: input should be greater than or equal to 0"),
         ({"columns.outputs.dtype": "uint8"}, "dtype = 'uint8': belongs to logits or probabilities of frames"),
         ({"columns.outputs.frames": {"count": 5}}, "frames.hop_seconds: field required"),
     ],

@@ -55,6 +55,12 @@ def read_audioset(data: Data, opener: Opener) -> Metadata:
     return Metadata(list(clips.values()), warnings=tuple(warnings))
 
 
+def video_of(name: str) -> str | None:
+    """The video, which is the clip's id here, of a sound's name with or without an ending; None for other names."""
+    match = FILE_NAME.fullmatch(name.rpartition(".")[0] if is_audio(name) else name)
+    return match["id"] if match else None
+
+
 def _find(table: str, files: list[str], data: Data, opener: Opener) -> str:
     """The URI of a table below the root."""
     found = [path for path in files if f"/{path}".endswith(f"/{table}")]
