@@ -3,16 +3,22 @@
 Parses and prints; `orchestrator/stores/` reads and writes.
 """
 
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.counted_progress import counted_progress
-from orchestrator.cli.options import FAILED, JsonOption, only_json
+from orchestrator.cli.options import FAILED, JsonOption, SetOption, only_json
 from orchestrator.cli.printing import print_out, print_warning
 from workloads.runtime.text import name_some
 from workloads.stores.description import DRAWN_ELSEWHERE
 
+if TYPE_CHECKING:
+    from orchestrator.teaching.rehear import HeardAgain
+    from workloads.config.teach import TeachRecipe
+
+HEARD_CLIPS = 16
 app = typer.Typer(no_args_is_help=True, help="Inspect, check, merge, import and export stores of teacher outputs.")
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="A store: its folder or URI.")]
@@ -57,22 +63,60 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
 
 
 @app.command()
-def verify(store: StoreArg, as_json: JsonOption = False) -> None:
-    """Check every file of a store: checksums, finite values, every clip once. Exit code 1 where a file is damaged."""
+def verify(
+    store: StoreArg,
+    hear: Annotated[
+        str, typer.Option(metavar="RECIPE", help="Also hear some clips again through the teachers of this recipe.")
+    ] = "",
+    clips: Annotated[
+        int, typer.Option(show_default=False, help=f"With --hear: how many clips; default: {HEARD_CLIPS}.")
+    ] = 0,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every file of a store: checksums, finite values, every clip once. Exit code 1 where one is wrong."""
     from orchestrator.stores.inspect import verify_store
 
+    recipe = _teach_recipe(hear, clips, settings)
+    heard: HeardAgain | None = None
     with only_json(as_json) as emit:
         with counted_progress("shards checked") as on_shard:
             found = verify_store(store, on_shard)
-        emit({"shards": found.shards, "rows": found.rows, "damaged": found.damaged, "foreign": found.foreign})
+        if recipe and not found.damaged:
+            from orchestrator.teaching.rehear import hear_again
+
+            heard = hear_again(recipe, store, clips=clips or HEARD_CLIPS)
+        report = {"shards": found.shards, "rows": found.rows, "damaged": found.damaged, "foreign": found.foreign}
+        emit(report | ({"heard": asdict(heard)} if heard else {}))
         if not as_json:
             print_out(f"{found.shards} shards, {found.rows:,} rows, {len(found.damaged)} damaged files")
             for problem in found.damaged:
                 print_out(f"  {problem}")
+            for line in _heard_lines(heard) if heard else ():
+                print_out(line)
     if found.foreign:
         print_warning(f"{len(found.foreign)} files are not of the store: {name_some(found.foreign, 3)}")
-    if found.damaged:
+    if found.damaged or (heard and heard.differing):
         raise typer.Exit(FAILED)
+
+
+def _teach_recipe(hear: str, clips: int, settings: list[str] | None) -> "TeachRecipe | None":
+    """The recipe of --hear, if there is one; ValueError for a mistake in these options, before anything is read."""
+    from orchestrator.recipes.loader import load_teach_recipe
+
+    if (clips or settings) and not hear:
+        raise ValueError("--clips and --set belong to --hear RECIPE; leave them out")
+    if clips < 0:
+        raise ValueError(f"--clips {clips}: must be 1 or more")
+    return load_teach_recipe(hear, settings) if hear else None
+
+
+def _heard_lines(heard: "HeardAgain") -> list[str]:
+    largest = ", ".join(f"{value:.3g} ({name})" for name, value in heard.largest.items())
+    lines = [f"{heard.clips} clips heard again, {heard.rows} rows: largest difference {largest}"]
+    if heard.differing:
+        lines.append(f"{len(heard.differing)} clips differ from what the teachers say: {name_some(heard.differing)}")
+    return lines
 
 
 @app.command()

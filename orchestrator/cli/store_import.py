@@ -33,8 +33,12 @@ def store_import(
     k: Annotated[int, typer.Option("--k", help="Largest values kept of each row; 0: all.")] = 0,
     teacher: Annotated[str, typer.Option(help="The teacher's name; default: as --from.")] = "",
     front_end: Annotated[str, typer.Option(help="The teacher's front end; default: the published one.")] = "",
-    clip_seconds: Annotated[float, typer.Option(help="Seconds that the teacher heard; default: the published 10.")] = 0,
-    rate: Annotated[int, typer.Option(help="At this rate in Hz; default: the published one.")] = 0,
+    clip_seconds: Annotated[
+        float, typer.Option(show_default=False, help="Seconds that the teacher heard; default: the published 10.")
+    ] = 0,
+    rate: Annotated[
+        int, typer.Option(show_default=False, help="Rate of what it heard, in Hz; default: the published one.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Make a store of teacher outputs that another project has published. Killed: run it again."""

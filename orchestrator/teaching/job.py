@@ -13,7 +13,7 @@ from orchestrator.stores.writer import write_shard
 from orchestrator.training.request import refuse_ray_client
 from workloads.config.teach import TeachRecipe
 from workloads.data.cache import CachedClip, ClipCache, QuarantinedClip
-from workloads.data.clips import Clip
+from workloads.data.clips import Clip, Dataset
 from workloads.data.heard import heard_sha256
 from workloads.data.manifest import read_dataset
 from workloads.data.quarantine import check_quarantined_share
@@ -123,6 +123,16 @@ class TaughtClips:
         return tuple(self.cache.entry(clip_id) for clip_id in shard.clip_ids)
 
 
+def read_plain_dataset(recipe: TeachRecipe) -> Dataset:
+    """The clips of the recipe's data; ValueError for metadata that cannot be read, and for a packed data set."""
+    dataset = read_dataset(recipe.data, object_store.FsspecFiles(), tags_needed=False)
+    if dataset.packed:
+        raise ValueError(
+            "data.format = 'packed': stores are filled from plain data sets so far; give the one that was packed"
+        )
+    return dataset
+
+
 def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
     """Every clip of the recipe's data, of whatever fold, labelled or not, decoded at that rate.
 
@@ -130,11 +140,7 @@ def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
     the clips are equal.
     """
     data, files = recipe.data, object_store.FsspecFiles()
-    dataset = read_dataset(data, files, tags_needed=False)
-    if dataset.packed:
-        raise ValueError(
-            "data.format = 'packed': stores are filled from plain data sets so far; give the one that was packed"
-        )
+    dataset = read_plain_dataset(recipe)
     cache = ClipCache(Path(data.cache).expanduser(), rate=rate, limit_gb=data.cache_gb)
     quarantined = cache.prepare(dataset.clips, data, files)
     check_quarantined_share(quarantined, len(dataset.clips), data, files)

@@ -76,6 +76,8 @@ def _shape(path: Path) -> tuple[int, int]:
         values, tags = _data(file)
         if values.shape != tags.shape or values.shape[1] < 1:
             raise ValueError(f"{path}: topk_values has the shape {values.shape}, topk_indexes {tags.shape}")
+        if tags.dtype.itemsize > 4:
+            raise ValueError(f"{path}: topk_indexes is of type {tags.dtype}; 16 bits are expected, or 32")
         rows, k = values.shape
         return rows, k
 

@@ -1,73 +1,27 @@
 """`antiphon teach`: rows equal what the teachers say, whoever computes them and however often it was stopped."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import soundfile
 import torch
 
-from orchestrator.recipes.loader import load_teach_recipe
 from orchestrator.storage import object_store
 from orchestrator.stores.writer import is_finished
-from orchestrator.teaching.fill import fill_store
-from orchestrator.teaching.job import ShardFiller, TeachRequest
+from orchestrator.teaching.job import ShardFiller
 from tests import stores
 from tests.orchestrator.artifacts.test_tag import publish
 from tests.packs import pack_as, write_clips
-from workloads.config.architectures import MN, ViT
-from workloads.config.recipe import Augment, FrontEnd, Model
+from tests.teachers import CLIPS, RATE, SECONDS, TAGS
+from workloads.config.recipe import Augment
 from workloads.data.augment import draw_view, mask_mel, roll_and_amplify, sound_mask, sound_of_view
 from workloads.data.decode import load_sound
 from workloads.evaluate.predict import load_tagger
-from workloads.models.tagger import build_tagger
 
-RATE, SECONDS = 16_000, 0.5
-TAGS = ("bell", "cat", "dog", "engine", "rain")
-CLIPS = [f"clip-{number:02}" for number in range(11)]
 AUGMENT = Augment(view_seed=3, roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Teachers with the same tags in another order, and clips without tags: short, long, and a broken one."""
-    folder = tmp_path_factory.mktemp("teach")
-    archs = {
-        "cnn": MN(family="mn", width=0.1, bn_momentum=0.1),
-        "vit": ViT(family="vit", dim=16, depth=1, heads=2, pool="avg"),
-    }
-    for name, arch in archs.items():
-        tags, front_end = (TAGS, FrontEnd(mean=-6.0)) if name == "cnn" else (TAGS[::-1], FrontEnd(kind="kaldi128"))
-        shape: dict[str, Any] = {"tags": tags, "labels": "multi", "clip_seconds": SECONDS, "clip_rate": RATE}
-        publish(build_tagger(Model(arch=arch, front_end=front_end), name=name, seed=1, **shape).eval(), folder / name)
-    rng = np.random.default_rng(0)
-    for number, clip_id in enumerate(CLIPS):
-        soundfile.write(folder / f"{clip_id}.wav", 0.1 * rng.standard_normal(4_000 + 2_000 * number), RATE)
-    (folder / "broken.wav").write_bytes(b"no sound")
-    lines = "\n".join(f"{clip_id},{clip_id}.wav" for clip_id in ["broken", *CLIPS])
-    (folder / "clips.csv").write_text(f"clip_id,path\n{lines}\n")
-    (folder / "mine.toml").write_text(
-        f'[data]\nformat = "manifest"\nmanifest = "{folder}/clips.csv"\nroot = "{folder}"\nlabels = "multi"\n'
-        f'clip_seconds = {SECONDS}\nmax_broken_share = 0.1\ncache = "{folder}/cache"\n'
-        "[augment]\nview_seed = 3\nroll = 0.5\ngain_db = 6.0\nmask_time = 0.3\nmask_mel = 0.3\n"
-        "[teach]\nviews = 3\nclips_per_shard = 4\nbatch_size = 3\nthreads = 1\n"
-        f'[teachers]\ncnn = {{ uri = "{folder}/cnn" }}\nvit = {{ uri = "{folder}/vit" }}\n'
-    )
-    return folder
-
-
-@pytest.fixture
-def teach(folder: Path) -> Callable[..., dict[str, Any]]:
-    def call(out: str | Path, *settings: str, on_shard: Any = lambda *_: None, **options: Any) -> dict[str, Any]:
-        recipe = load_teach_recipe(str(folder / "mine.toml"), list(settings))
-        request = TeachRequest(recipe, str(out), **({"local": True} | options))
-        return fill_store(request, on_shard=on_shard, warn=lambda line: None)
-
-    return call
 
 
 def content(store: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from orchestrator.stores.imports import ced as ced_files
 from orchestrator.stores.imports import import_store as module
 from orchestrator.stores.imports.import_store import import_store
 from orchestrator.stores.imports.source import ImportRequest
@@ -181,6 +183,7 @@ def ced(folder: Path) -> dict[tuple[str, int], tuple[list[int], list[float]]]:
 
 def test_ced_s_probabilities_are_what_the_files_hold(tmp_path, make, monkeypatch):
     monkeypatch.setattr(module, "MAX_CLIPS_PER_SHARD", 4)
+    monkeypatch.setattr(ced_files, "BLOCK", 2)
     held = ced(tmp_path / "chunk_10")
     assert len(held) == 14
     reader, done = make("ced", tmp_path / "chunk_10")
@@ -220,6 +223,7 @@ def test_clips_that_lack_a_view_are_named_and_may_be_left_out(tmp_path, make):
             {"topk_indexes": np.zeros((1, 4), "i2")},
             r"topk_values has the shape \(1, 5\), topk_indexes \(1, 4\)",
         ),
+        ("ep1_0", {"topk_indexes": np.arange(5)[None]}, r"topk_indexes is of type int64; 16 bits are expected, or 32"),
         ("ep1_0", {"topk_values": np.zeros((1, 5), "i2")}, r"'topk_values' is of type int16 and shape \(1, 5\)"),
         ("ep1_0", {"topk_values": logits(2, 5), "topk_indexes": np.zeros((2, 5), "i2")}, r"1 rows, and logits_ep1_0"),
         (
@@ -318,6 +322,6 @@ def test_the_command_line_imports_what_a_table_names(tmp_path, antiphon):
 def test_h5py_is_named_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "logits_ep1_0.h5").write_bytes(b"")
     (tmp_path / "logits_ep1_0.parquet").write_bytes(b"")
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ValueError, match=r"HDF5 files need h5py; pip install 'antiphon\[hdf5\]'"):
         import_store(ImportRequest(str(tmp_path), "ced"), str(tmp_path / "out"))

@@ -1,0 +1,113 @@
+"""Whether a store holds what its teachers say: a sample of its clips is heard again and compared. Writes nothing.
+
+Axes: N clips of the sample, V views, C values of a whole row, J kept tags of a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.storage import object_store
+from orchestrator.stores.merge import NOT_ABOUT
+from orchestrator.teaching.job import load_ensemble, read_plain_dataset, with_absolute_paths
+from workloads.config.teach import TeachRecipe
+from workloads.data.cache import ClipCache
+from workloads.runtime.rng import keyed_generator
+from workloads.runtime.scratch import scratch_folder
+from workloads.runtime.text import name_some
+from workloads.stores.description import DRAWN_ELSEWHERE, require_compatible
+from workloads.stores.reader import Rows, StoreReader
+from workloads.stores.store import Store, open_store
+from workloads.teaching.ensemble import Ensemble
+
+STEP, LEAST_STEP = 2.0**-10, 2.0**-24  # of fp16: relative to a value, and of the smallest values
+TOLERANCE = 1e-4  # relative to the largest value of a row: other batches and devices have other last bits
+
+
+@dataclass(frozen=True)
+class HeardAgain:
+    """What was found: `largest` difference by column, and the clips of which a value differs by more than allowed."""
+
+    clips: int
+    rows: int
+    largest: dict[str, float]
+    differing: tuple[str, ...]
+
+
+def hear_again(recipe: TeachRecipe, uri: str, *, clips: int, patience_s: float = 300.0) -> HeardAgain:
+    """Hear `clips` clips, 1 or more, of a store again in all views, the same ones at every call, and compare.
+
+    Allowed are one step of fp16 and TOLERANCE together. Raises ValueError where the recipe is not the store's, with the
+    first difference, and for clips that its data does not hold or that cannot be heard.
+    """
+    recipe, files = with_absolute_paths(recipe), object_store.FsspecFiles()
+    store = open_store(uri, files)
+    if store.description["views"]["version"] == DRAWN_ELSEWHERE:
+        raise ValueError(
+            f"store {uri!r}: was imported, another program drew its views: they cannot be heard again here"
+        )
+    ensemble = load_ensemble(recipe, recipe.teach.device, patience_s=patience_s)
+    described = {key: value for key, value in store.description.items() if key not in NOT_ABOUT}
+    require_compatible(described, dict(ensemble.describe()), uri, exactly=True)
+    clip_ids = _sample(store, clips)
+    heard = _hear(ensemble, recipe, clip_ids)
+    with scratch_folder() as scratch:
+        return _compare(store, heard, clip_ids, scratch)
+
+
+def _sample(store: Store, clips: int) -> list[str]:
+    """The names of some clips, drawn by the names of all."""
+    rng = keyed_generator("hear again", store.description["clips"]["sha256"])
+    places = set(rng.choice(store.num_clips, min(clips, store.num_clips), replace=False).tolist())
+    names = (name for batch in store.clip_ids() for name in batch)
+    return [name for place, name in enumerate(names) if place in places]
+
+
+def _hear(ensemble: Ensemble, recipe: TeachRecipe, clip_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """For each column the values of these clips in all views, values_NVC."""
+    data, files = recipe.data, object_store.FsspecFiles()
+    known = {clip.clip_id: clip for clip in read_plain_dataset(recipe).clips}
+    if lost := [clip_id for clip_id in clip_ids if clip_id not in known]:
+        raise ValueError(f"the recipe's data does not hold {len(lost)} clips of the store: {name_some(lost, 3)}")
+    cache = ClipCache(Path(data.cache).expanduser(), rate=ensemble.rate, limit_gb=data.cache_gb)
+    if broken := cache.prepare([known[clip_id] for clip_id in clip_ids], data, files):
+        names = name_some([f"{clip.clip_id} ({clip.reason})" for clip in broken], 3)
+        raise ValueError(f"{len(broken)} clips of the store cannot be heard now: {names}")
+    return ensemble.rows([cache.entry(clip_id) for clip_id in clip_ids], cache)
+
+
+def _compare(store: Store, heard: dict[str, NDArray[np.float32]], clip_ids: list[str], copies: Path) -> HeardAgain:
+    reader = StoreReader(store.uri, store.opener, copies=copies, clip_ids=clip_ids)
+    largest, wrong_N = dict.fromkeys(heard, 0.0), np.zeros(len(clip_ids), bool)
+    try:
+        for name, values_NVC in heard.items():
+            for view in range(store.num_views):
+                heard_NC = values_NVC[:, view]
+                differences, sizes = _differences(reader.read(name, clip_ids, view), heard_NC)
+                allowed = np.maximum(STEP * sizes, LEAST_STEP) + TOLERANCE * np.abs(heard_NC).max(axis=1, keepdims=True)
+                largest[name] = max(largest[name], float(differences.max()))
+                wrong_N |= (differences > allowed).any(axis=1)
+    finally:
+        reader.close()
+    differing = tuple(clip_ids[number] for number in np.flatnonzero(wrong_N).tolist())
+    return HeardAgain(len(clip_ids), len(clip_ids) * store.num_views, largest, differing)
+
+
+def _differences(stored: Rows, heard_NC: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """For each stored value how far it is from what was heard, and its size.
+
+    Of top k one difference more: by how much a tag that was left out exceeds the least one that was kept.
+    """
+    values = stored.values.astype(np.float64)
+    if stored.tags is None:
+        return np.abs(values - heard_NC), np.abs(values)
+    differences = np.abs(values - np.take_along_axis(heard_NC, stored.tags, axis=1))
+    others_NC = heard_NC.astype(np.float64)
+    np.put_along_axis(others_NC, stored.tags, -np.inf, axis=1)
+    least_N = values.min(axis=1)
+    excess_N = np.maximum(others_NC.max(axis=1) - least_N, 0.0)
+    return np.column_stack([differences, excess_N]), np.abs(np.column_stack([values, least_N]))

@@ -1,0 +1,5 @@
+"""The clips and tags of the teachers in tests/orchestrator/teaching/."""
+
+RATE, SECONDS = 16_000, 0.5
+TAGS = ("bell", "cat", "dog", "engine", "rain")
+CLIPS = [f"clip-{number:02}" for number in range(11)]
