@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.storage import object_store
-from orchestrator.stores.merge import NOT_ABOUT
+from orchestrator.stores.merge import OF_CLIPS
 from orchestrator.teaching.job import load_ensemble, read_plain_dataset, with_absolute_paths
 from workloads.config.teach import TeachRecipe
 from workloads.data.cache import ClipCache
@@ -51,7 +51,7 @@ def hear_again(recipe: TeachRecipe, uri: str, *, clips: int, patience_s: float =
             f"store {uri!r}: was imported, another program drew its views: they cannot be heard again here"
         )
     ensemble = load_ensemble(recipe, recipe.teach.device, patience_s=patience_s)
-    described = {key: value for key, value in store.description.items() if key not in NOT_ABOUT}
+    described = {key: value for key, value in store.description.items() if key not in OF_CLIPS}
     require_compatible(described, dict(ensemble.describe()), uri, exactly=True)
     clip_ids = _sample(store, clips)
     heard = _hear(ensemble, recipe, clip_ids)

@@ -16,7 +16,7 @@ from workloads.data.heard import heard_sha256
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
-from workloads.stores.description import Description, is_for_tags, require_compatible
+from workloads.stores.description import DRAWN_ELSEWHERE, Description, is_for_tags, require_compatible
 from workloads.stores.reader import NotStored, StoreReader
 from workloads.stores.store import open_store
 
@@ -119,10 +119,11 @@ def _require_fit(description: Description, edge: Edge, recipe: Recipe, dataset: 
     expected: dict[str, Any] = {"clip_seconds": recipe.data.clip_seconds}
     if edge.view == "other":
         return
-    if views["version"] != VIEW_VERSION:
+    imported_clean = edge.view == "clean" and views["version"] == DRAWN_ELSEWHERE  # clean whoever heard it
+    if views["version"] != VIEW_VERSION and not imported_clean:
         raise ValueError(
-            f"{place}: its views were drawn by version {views['version']} of the code, this is version {VIEW_VERSION}, "
-            "so nobody can hear them again here; make the store again, or set view = 'other' for rows of other views"
+            f"{place}: its views were drawn by {_drawn_by(views['version'])}, this is version {VIEW_VERSION}, so they "
+            "cannot be heard again here; make the store again, or set view = 'other' for rows of other views"
         )
     if edge.view == "same":
         if views["rate"] != recipe.rate:
@@ -133,9 +134,13 @@ def _require_fit(description: Description, edge: Edge, recipe: Recipe, dataset: 
             )
         expected |= {"augment": {key: value for key, value in asdict(recipe.augment).items() if key not in MIXING}}
     else:
-        changed = [key for key in ("roll", "gain_db", "mask_time", "mask_mel") if views["augment"].get(key)]
-        expected |= {"augment": {"view_seed": recipe.augment.view_seed} | dict.fromkeys(changed, 0.0)}
+        changed = {key: 0.0 for key, value in views["augment"].items() if value and key not in ("view_seed", *MIXING)}
+        expected |= {"augment": changed if imported_clean else changed | {"view_seed": recipe.augment.view_seed}}
     require_compatible(description, {"views": expected}, edge.store)
+
+
+def _drawn_by(version: int) -> str:
+    return "another program" if version == DRAWN_ELSEWHERE else f"version {version} of the code"
 
 
 def _require_rows(reader: StoreReader, edge: Edge, train: Sequence[Clip], dataset: Dataset) -> None:
