@@ -32,9 +32,9 @@ def write_clips(folder: Path, num: int = 60) -> list[str]:
     return [f"data.{key}={value}" for key, value in settings.items()]
 
 
-def pack_as(recipe: Recipe, out: str, form: str, *, archive_mb: float = 0.5, workers: int = 1) -> Manifest:
-    """Pack the recipe's data set at its rate."""
-    return pack(PackRequest(recipe, out, form, recipe.rate, archive_mb, workers), lambda done, total: None)
+def pack_as(recipe: Recipe, out: str, form: str, *, archive_mb: float = 0.5) -> Manifest:
+    """Pack the recipe's data set at its rate, in this process."""
+    return pack(PackRequest(recipe, out, form, recipe.rate, archive_mb), lambda done, total: None)
 
 
 def damage_clip(prepared: PreparedData, clip_id: str) -> Path:

@@ -1,23 +1,23 @@
 """Packs a data set into archives on a disk or a store, and compares packed ones with their checksums.
 
 Contract: `plan.json` is created first, by exclusive create: it says which clips each archive holds, so any number of
-processes, also after kills, write the same bytes. An archive counts once its record is written, a pack once its
-manifest is, by exclusive create.
+processes on any number of machines, also after kills, write the same bytes. An archive counts once its record is
+written, a pack once its manifest is, by exclusive create.
 """
 
 import hashlib
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.training.ray_pool import PoolWork, run_on_ray
+from orchestrator.training.request import refuse_ray_client, with_absolute_paths
+from orchestrator.training.signals import Interrupts
+from orchestrator.training.worker_resources import resources_of
 from workloads.config.data import MAX_RATE
 from workloads.config.recipe import Recipe
 from workloads.data.cache import FORMAT, QuarantinedClip
@@ -51,14 +51,18 @@ class Plan(TypedDict):
 
 @dataclass(frozen=True)
 class PackRequest:
-    """What to pack, where to, and how: decoded at `rate` in Hz, in archives of about `archive_mb` MB."""
+    """What to pack, where to, and how: decoded at `rate` in Hz, in archives of about `archive_mb` MB.
+
+    In this process, or on Ray where a number of workers or the address of a cluster is given.
+    """
 
     recipe: Recipe
     out: str
     form: Form
     rate: int
     archive_mb: float
-    workers: int
+    workers: int | None = None  # of Ray; None: one, or this process
+    address: str = ""  # of a Ray cluster; empty: a local one
 
     def __post_init__(self) -> None:
         format = self.recipe.data.format
@@ -68,8 +72,9 @@ class PackRequest:
             raise ValueError("--as original: synthetic clips have no files; choose flac or int16")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise ValueError(f"--rate {self.rate}: must be {MIN_RATE} to {MAX_RATE} Hz")
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
+        refuse_ray_client(self.address)
         if not self.archive_mb > 0:
             raise ValueError(f"--archive-mb {self.archive_mb:g}: must be above 0")
 
@@ -82,7 +87,8 @@ def pack(request: PackRequest, progress: Progress) -> Manifest:
     """Pack the recipe's data set, or finish what an earlier call has begun; returns the manifest.
 
     Raises ValueError for mistakes in the data set, more broken files than `data.max_broken_share`, and where the folder
-    holds another data set, or the same packed in another way. Raises OSError where a disk or a store fails.
+    holds another data set, or the same packed in another way. Raises OSError where a disk or a store fails, or the
+    workers of an archive die again and again, and KeyboardInterrupt at Ctrl-C or SIGTERM: the same call goes on.
     """
     object_store.check_storage(request.out)
     data, files = request.recipe.data, object_store.FsspecFiles()
@@ -148,49 +154,87 @@ def _parts(clips: Sequence[Clip], sizes: Sequence[int]) -> Iterator[Sequence[Cli
 
 
 def _write_archives(request: PackRequest, parts: list[Sequence[Clip]], progress: Progress) -> list[ArchiveRecord]:
-    """The records of all archives, in order; those that are missing are written, by `request.workers` processes."""
-    write = partial(write_or_keep, request.packing, request.out)
+    """The records of all archives, in order; those that are missing are written."""
+    records: dict[int, ArchiveRecord] = {}
+
+    def add(number: int, record: ArchiveRecord) -> None:
+        records[number] = record
+        progress(len(records), len(parts))
+
     progress(0, len(parts))
-    if request.workers == 1:
-        records = []
-        for number, clips in enumerate(parts):
-            records.append(write(number, clips))
-            progress(number + 1, len(parts))
-        return records
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would share its connections
-    context.set_forkserver_preload([__name__])  # imports torch once, not N times
-    pool = ProcessPoolExecutor(min(request.workers, len(parts)), mp_context=context)
-    try:
-        futures = [pool.submit(write, number, clips) for number, clips in enumerate(parts)]
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
-            progress(done, len(parts))
-        return [future.result() for future in futures]
-    except BrokenProcessPool:
-        raise OSError(
-            "a packing process was killed; memory may be short: fewer --workers, then the same again"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with Interrupts() as interrupts:
+        if request.workers or request.address:
+            _write_on_ray(request, parts, add, interrupts)
+        else:
+            packer = ArchivePacker(request.packing, request.out)
+            for number, clips in enumerate(parts):
+                add(number, packer.write_or_keep(number, clips))
+    return [records[number] for number in range(len(parts))]
 
 
-def write_or_keep(packing: Packing, out: str, number: int, clips: Sequence[Clip]) -> ArchiveRecord:
-    """The record of one archive, which is written unless it is there; any process may do it, also several at once.
+def _write_on_ray(
+    request: PackRequest,
+    parts: list[Sequence[Clip]],
+    add: Callable[[int, ArchiveRecord], None],
+    interrupts: Interrupts,
+) -> None:
+    """The same by Ray's workers, each of which writes one archive at a time with one CPU."""
+    packing = replace(request, recipe=with_absolute_paths(request.recipe)).packing
+    out = str(object_store.local_path(request.out)) if object_store.is_local(request.out) else request.out
+    root = packing.data.root
 
-    One with broken files is written again: they may be mended.
-    """
-    name = f"{number:05}"
-    uri = object_store.join(out, ARCHIVES, f"{name}.tar")
-    record_uri = object_store.join(out, RECORDS, f"{name}.json")
-    if kept := _retry(record_uri, lambda: _kept(uri, record_uri, clips)):
-        return kept
-    with scratch_folder() as folder:
-        path = folder / "archive"
-        with path.open("wb") as file:
-            record = write_archive(file, f"{name}.tar", clips, packing)
-        _retry(uri, lambda: object_store.put_file(path, uri))
-    _retry(record_uri, lambda: object_store.put_text(record_uri, json_text(record)))
-    return record
+    def finish(number: int, record: ArchiveRecord) -> None:
+        check_left_out(packing, parts[number], record)
+        add(number, record)
+
+    work = PoolWork[int](
+        actor=ArchivePacker,
+        arguments=(packing, out),
+        start=lambda actor, number: actor.write_or_keep.remote(number, parts[number]),
+        name=lambda number: f"archive {number:05}.tar",
+        resources=resources_of(1, "cpu"),
+        visible={"--out": out} | ({"data.root": root} if root else {}),
+        fix="or add nodes",
+    )
+    workers = request.workers or 1
+    run_on_ray(work, range(len(parts)), finish, workers=workers, address=request.address, interrupts=interrupts)
+
+
+def check_left_out(packing: Packing, clips: Sequence[Clip], record: ArchiveRecord) -> None:
+    """Raise ValueError where a worker has left out one of these clips that can be heard in this process."""
+    by_id = {clip.clip_id: clip for clip in clips}
+    for broken in record["quarantined"]:
+        if not isinstance(packing.tried(by_id[broken["clip_id"]]), QuarantinedClip):
+            raise ValueError(
+                f"clip {broken['clip_id']}: can be heard on the driver's machine and not on a worker's "
+                f"({broken['reason']}); give data.root as a folder that all nodes share, or s3://bucket/prefix, and "
+                "install the same packages on all nodes"
+            )
+
+
+class ArchivePacker:
+    """Writes archives of one pack, in one process; any number of processes may have one."""
+
+    def __init__(self, packing: Packing, out: str) -> None:
+        self._packing, self._out = packing, out
+
+    def write_or_keep(self, number: int, clips: Sequence[Clip]) -> ArchiveRecord:
+        """The record of one archive, which is written unless it is there; several processes may do it at once.
+
+        One with broken files is written again: they may be mended.
+        """
+        name = f"{number:05}"
+        uri = object_store.join(self._out, ARCHIVES, f"{name}.tar")
+        record_uri = object_store.join(self._out, RECORDS, f"{name}.json")
+        if kept := _retry(record_uri, lambda: _kept(uri, record_uri, clips)):
+            return kept
+        with scratch_folder() as folder:
+            path = folder / "archive"
+            with path.open("wb") as file:
+                record = write_archive(file, f"{name}.tar", clips, self._packing)
+            _retry(uri, lambda: object_store.put_file(path, uri))
+        _retry(record_uri, lambda: object_store.put_text(record_uri, json_text(record)))
+        return record
 
 
 def _kept(uri: str, record_uri: str, clips: Sequence[Clip]) -> ArchiveRecord | None:

@@ -5,8 +5,17 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli.counted_progress import counted_progress
-from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption, only_json
-from orchestrator.cli.printing import print_out, print_warning
+from orchestrator.cli.options import (
+    FAILED,
+    PREEMPTED,
+    AddressOption,
+    JsonOption,
+    RecipeArg,
+    SetOption,
+    command_line,
+    only_json,
+)
+from orchestrator.cli.printing import print_note, print_out, print_warning
 from workloads.runtime.text import name_some
 
 SHOWN_CLIPS = 5  # by name
@@ -23,7 +32,10 @@ def data_pack(
         int | None, typer.Option(help="Hz at which to decode, for flac and int16; default: what the models need.")
     ] = None,
     archive_mb: Annotated[float, typer.Option(help="About how large an archive is to be, in MB.")] = 128,
-    workers: Annotated[int, typer.Option(help="Processes that read and decode.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers that read and decode; default: this process, without Ray.")
+    ] = None,
+    address: AddressOption = "",
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,9 +49,14 @@ def data_pack(
         raise ValueError(f"--rate {rate}: files that stay as they are keep their rate; leave it out, or use --as flac")
     with only_json(as_json) as emit:
         loaded = load_recipe(recipe, settings)
-        request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers)  # type: ignore[arg-type]
-        with counted_progress("archives packed") as progress:
-            manifest = pack(request, progress)
+        request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers, address)  # type: ignore
+        try:
+            with counted_progress("archives packed") as progress:
+                manifest = pack(request, progress)
+        except KeyboardInterrupt:
+            emit({"status": "preempted", "uri": out})
+            print_note(f"stopped: the archives that are written stay; the same command goes on: {command_line()}")
+            raise typer.Exit(PREEMPTED) from None
         size = sum(archive["bytes"] for archive in manifest["archives"])
         emit({"uri": out, "bytes": size, **{key: manifest[key] for key in MANIFEST_KEYS}})  # type: ignore[literal-required]
         if not as_json:

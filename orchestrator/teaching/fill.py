@@ -22,7 +22,9 @@ from orchestrator.teaching.job import (
     prepare_clips,
     with_absolute_paths,
 )
+from orchestrator.training.ray_pool import PoolWork, run_on_ray
 from orchestrator.training.signals import Interrupts
+from orchestrator.training.worker_resources import resources_of
 from workloads.runtime.text import name_some
 from workloads.stores.plan import ShardPlan
 from workloads.teaching.ensemble import Ensemble
@@ -96,16 +98,13 @@ def _fill(
     if request.local or not waiting:
         _fill_here(job, ensemble, clips, waiting, progress)
     else:
-        from orchestrator.teaching.ray_pool import fill_on_ray
-
-        fill_on_ray(
-            job,
+        run_on_ray(
+            _ray_work(job, clips),
             waiting,
-            clips,
+            lambda shard, _: progress.add(shard),
             workers=request.workers,
             address=request.address,
             interrupts=interrupts,
-            on_shard=progress.add,
         )
     manifest = finish_store(request.out, description, plan, patience_s=patience_s)
     return {
@@ -123,3 +122,20 @@ def _fill_here(
     for shard in waiting:
         filler.fill(shard, clips.entries(shard))
         progress.add(shard)
+
+
+def _ray_work(job: Job, clips: TaughtClips) -> PoolWork[ShardPlan]:
+    """What Ray's workers do: each loads the teachers once and fills one shard at a time."""
+    teach = job.recipe.teach
+    return PoolWork(
+        actor=ShardFiller,
+        arguments=(job,),
+        start=lambda actor, shard: actor.fill.remote(shard, clips.entries(shard)),
+        name=lambda shard: f"shard {shard.number}",
+        resources=resources_of(teach.threads, teach.device),
+        visible={
+            "--out": job.out,
+            **{f"teachers.{name}.uri": teacher.uri for name, teacher in job.recipe.teachers.items()},
+        },
+        fix="or set teach.threads or teach.device",
+    )

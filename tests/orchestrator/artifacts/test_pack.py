@@ -1,19 +1,22 @@
-"""Packing: the same bytes for any number of processes and after a kill; broken files and damaged archives are named."""
+"""Packing: the same bytes here and on Ray, also after kills; broken files and damaged archives are named."""
 
 import json
 import multiprocessing
 import os
 import signal
 import tarfile
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 import pytest
 
 from orchestrator.artifacts import pack as pack_module
+from orchestrator.artifacts.pack import PackRequest, check_left_out, pack
 from orchestrator.artifacts.verify_pack import verify_pack
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.storage import object_store
@@ -22,6 +25,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.manifest import read_dataset
 from workloads.data.pack import Manifest
 from workloads.data.prepare import prepare
+from workloads.runtime.background import in_background
 
 FILES = object_store.FsspecFiles()
 
@@ -80,9 +84,9 @@ def test_tar_reads_an_archive(recipe: Recipe, tmp_path: Path) -> None:
     assert len(names) == 60
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_processes_nor_on_a_kill(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_a_kill(recipe: Recipe, tmp_path: Path) -> None:
     once, cut = str(tmp_path / "once"), str(tmp_path / "cut")
-    pack_as(recipe, once, "flac", archive_mb=0.2, workers=2)
+    pack_as(recipe, once, "flac", archive_mb=0.2)
     context = multiprocessing.get_context("fork")  # a new interpreter would take seconds to import torch
     process = context.Process(target=pack_until, args=(recipe, cut, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     process.start()
@@ -99,6 +103,52 @@ def test_an_interrupted_pack_is_finished_and_one_that_is_finished_is_left_alone(
     before = content(storage)
     assert pack_until(recipe, storage, raise_interrupt) == json.loads(before["pack.json"])
     assert content(storage) == before
+
+
+def test_ray_writes_the_same_bytes_also_where_a_worker_is_killed(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of relative paths too, although Ray's workers run in a folder of their own."""
+    expected = pack_as(recipe, str(tmp_path / "here"), "flac", archive_mb=0.2)
+    monkeypatch.chdir(tmp_path)
+    relative = replace(recipe, data=replace(recipe.data, root="plain", manifest="plain/clips.csv"))
+    killed: list[int] = []
+
+    def kill_while_it_writes(ended: threading.Event) -> None:
+        while not killed and not ended.wait(0.02):
+            for child in psutil.Process().children(recursive=True):
+                if done and title(child).startswith("ray::ArchivePacker.write_or_keep"):
+                    child.kill()
+                    killed.append(child.pid)
+
+    done: list[int] = []
+    with in_background(kill_while_it_writes, name="kill"):
+        request = PackRequest(relative, "on-ray", "flac", recipe.rate, 0.2, workers=1)
+        manifest = pack(request, lambda number, total: done.extend([number] * (number > 1)))
+    assert len(killed) == 1
+    assert manifest == expected
+    assert content("on-ray") == content(str(tmp_path / "here"))
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
+def test_a_clip_that_only_a_worker_cannot_hear_is_no_broken_clip(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "plain" / "audio" / "7.flac").unlink()
+    clips = read_dataset(recipe.data, FILES).clips
+    left_out = [{"clip_id": clips[number].clip_id, "path": "", "reason": "not found"} for number in (7, 8)]
+    packing = PackRequest(recipe, str(tmp_path / "out"), "flac", recipe.rate, 0.2).packing
+    record: Any = {"archive": {}, "members": [], "quarantined": left_out[:1]}
+    check_left_out(packing, clips, record)
+    record["quarantined"] = left_out
+    with pytest.raises(
+        ValueError, match=r"clip 008: can be heard on the driver's machine and not on a worker's \(not f"
+    ):
+        check_left_out(packing, clips, record)
 
 
 def raise_interrupt() -> None:
@@ -213,7 +263,9 @@ def test_verify_names_damaged_archives_and_their_clips(recipe: Recipe, tmp_path:
     assert f"damaged: {path.name}: differs from its checksum; clips: clip 020" in named.out.splitlines()
 
 
-def test_the_command_packs_and_prints_what_was_left_out(recipe: Recipe, tmp_path: Path, antiphon) -> None:
+def test_the_command_packs_and_prints_what_was_left_out(
+    recipe: Recipe, tmp_path: Path, antiphon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "plain" / "audio" / "7.flac").unlink()
     settings = [
         word
@@ -221,6 +273,11 @@ def test_the_command_packs_and_prints_what_was_left_out(recipe: Recipe, tmp_path
         for word in ("--set", f"data.{key}={getattr(recipe.data, key)}")
     ]
     packing = ["data", "pack", "demo", *settings, "--out", tmp_path / "out", "--as", "int16", "--archive-mb", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_module, "write_archive", lambda *_: signal.raise_signal(signal.SIGTERM))
+        stopped = antiphon(*packing, "--json")
+    assert (stopped.code, json.loads(stopped.out)["status"]) == (75, "preempted")
+    assert "the same command goes on: antiphon data pack demo" in stopped.err.replace("'", "")
     done = antiphon(*packing)
     assert done.code == 0, done.err
     assert "  clip 007  audio/7.flac: not found" in done.out.splitlines()
@@ -230,6 +287,8 @@ def test_the_command_packs_and_prints_what_was_left_out(recipe: Recipe, tmp_path
     for wrong, message in (
         (["--as", "mp3"], "--as mp3: must be"),
         (["--as", "original", "--rate", "8000"], "--rate 8000"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--address", "ray://head:10001"], "--address 'ray://head:10001': Ray Client connections break"),
     ):
         refused = antiphon(*packing[:-4], *wrong)
         assert refused.code == 2
