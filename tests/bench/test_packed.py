@@ -1,5 +1,6 @@
 """Time to the first step of a run on packed clips, and what it reads from a store: `make bench`. Asserts no times."""
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,12 +10,16 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 import soundfile
+import torch
+from s3fs import S3FileSystem
 
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.storage.object_store import FsspecFiles
 from tests.packs import pack_as
+from tests.proxy import Proxy
 from tests.servers import S3Server
 from workloads.config.recipe import Recipe
+from workloads.data import archives
 from workloads.data.batches import Batches
 from workloads.data.prepare import prepare
 from workloads.runtime.opener import LocalFiles, Opener
@@ -115,3 +120,39 @@ def test_bytes_from_a_store(
                 f"  a cache of {share:g} of that: first step after {seconds:.1f} s; bytes read / bytes of all archives:"
             )
             print(f"    {', '.join(f'{value:.2f}' for value in per_epoch)} in two times {steps} steps")
+
+
+def test_the_first_step_from_a_distant_store(
+    plain: Recipe,
+    s3_server: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Archives one after the other against several at once, from S3 behind a proxy that delays each piece of an answer
+    by 50 ms; turns alternate, each with an empty cache."""
+    s3_server.client().create_bucket(Bucket="bench-distant")
+    root = "s3://bench-distant/clips"
+    taken: dict[int, list[float]] = {1: [], archives.MAX_FETCHES: []}
+    first: list[torch.Tensor] = []
+    with Proxy(s3_server.endpoint) as proxy:
+        for name, value in {**s3_server.env, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # else the server's endpoint stays in use
+        num_archives = len(pack_as(plain, root, "original", archive_mb=2)["archives"])
+        proxy.delay_s = 0.05
+        for turn in range(3):
+            for at_once, seconds in taken.items():
+                monkeypatch.setattr(archives, "MAX_FETCHES", at_once)
+                files = FsspecFiles()
+                found, batches = first_step(packed(plain, root, tmp_path / f"{turn}-{at_once}"), files)
+                seconds.append(found)
+                first.append(batches.shard(0, 0).x_BT)
+    assert all(x_BT.equal(first[0]) for x_BT in first)
+    ratios = [alone / several for alone, several in zip(*taken.values(), strict=True)]
+    with capsys.disabled():
+        print(f"\nfirst step from a store 50 ms away, {num_archives} archives of 2 MB, seconds: ", end="")
+        print(
+            ", ".join(f"{at_once} at once {statistics.median(found):.1f}" for at_once, found in taken.items()), end=""
+        )
+        print(f"; ratios {', '.join(f'{ratio:.1f}' for ratio in ratios)}")

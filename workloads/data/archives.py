@@ -6,6 +6,9 @@ Does not depend on what is in them.
 import hashlib
 import io
 import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from workloads.runtime.opener import Opener, regular_file
 
 FETCHED = "packed"  # below data.cache: a folder for each pack, in it one for each archive
 CHUNK = 2**22  # bytes hashed and written at a time
+MAX_FETCHES = 8  # archives that a process fetches at once
+MAX_FETCHED_BYTES = 2**29  # of them in memory
 
 
 class Archives(Protocol):
@@ -26,6 +31,10 @@ class Archives(Protocol):
 
     def open(self, number: int) -> io.FileIO:
         """An archive, opened for reading without a buffer; raises OSError where it cannot be had."""
+        ...
+
+    def ahead(self, numbers: Sequence[int]) -> Iterator[int]:
+        """These numbers in their order; the archives of the next ones may be fetched meanwhile. OSError as `open`."""
         ...
 
 
@@ -39,6 +48,9 @@ class LocalArchives:
     def open(self, number: int) -> io.FileIO:
         path = self.folder / ARCHIVES / self.manifest["archives"][number]["name"]
         return regular_file(path).open("rb", buffering=0)
+
+    def ahead(self, numbers: Sequence[int]) -> Iterator[int]:
+        return iter(numbers)
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,34 @@ class FetchedArchives:
 
     def open(self, number: int) -> io.FileIO:
         return self._opened(self._target(number)) or self._fetched(number)
+
+    def ahead(self, numbers: Sequence[int]) -> Iterator[int]:
+        """These numbers in their order; what is missing is fetched meanwhile, in threads that end with the iteration.
+
+        So many at once, counted from the one that is waited for, that they fit into memory, and into half of the limit:
+        else one could be removed before it is read.
+        """
+        missing = deque(number for number in dict.fromkeys(numbers) if not self._target(number).exists())
+        largest = max((self.manifest["archives"][number]["bytes"] for number in missing), default=1)
+        at_once = int(min(MAX_FETCHES, MAX_FETCHED_BYTES // largest, self.limit_gb * 1e9 / 2 // largest, len(missing)))
+        if at_once < 2:
+            yield from numbers
+            return
+        fetched: dict[int, Future[None]] = {}
+        threads = ThreadPoolExecutor(at_once, thread_name_prefix="fetch")
+        try:
+            for number in numbers:
+                while missing and len(fetched) < at_once:
+                    following = missing.popleft()
+                    fetched[following] = threads.submit(self._fetch, following)
+                if number in fetched:
+                    fetched.pop(number).result()
+                yield number
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _fetch(self, number: int) -> None:
+        self.open(number).close()
 
     def _target(self, number: int) -> Path:
         name = self.manifest["archives"][number]["name"]

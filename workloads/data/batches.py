@@ -250,9 +250,10 @@ def evaluation_batches(
     Clips that are no longer than a window, each padded to one, make batches of that many clips.
     """
     length = round(data.clip_seconds * cache.rate)
+    entries = cache.ahead([cache.entry(clip.clip_id) for clip in clips])
     windows = (
         (row, cut_or_pad(x_T, length, offset=start).clone(), len(x_T) - start)  # not a view of the whole recording
-        for row, x_T in enumerate(cache.load(clip.clip_id) for clip in clips)
+        for row, x_T in enumerate(cache.load(clip.clip_id) for clip, _ in zip(clips, entries, strict=True))
         for start in window_starts(len(x_T), length, data.long_clips)
     )
     while batch := list(islice(windows, at_once)):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -157,6 +157,9 @@ class ClipCache:
     def load_part(self, entry: CachedClip, part_L: NDArray[np.int16], *, start: Callable[[int], int]) -> int:
         """Fill `part_L` as `read_part` does. Any process may call it that has made a `ClipCache` of the same folder."""
         return self._read(entry, lambda: read_part(entry.target, part_L, start=start))
+
+    def ahead(self, entries: Sequence[CachedClip]) -> Iterator[CachedClip]:
+        return iter(entries)
 
     def _read(self, entry: CachedClip, read: Callable[[], Loaded]) -> Loaded:
         """What `read` returns; the clip is decoded once more where its file is evicted by another run, or damaged."""

@@ -3,7 +3,7 @@
 Axes: L samples of a part of a clip.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,13 @@ class ClipStore(Protocol):
         """Fill `part_L` with the samples of a clip from `start(T)` on, then zeros; returns T.
 
         Raises BrokenClip where the clip turns out to be unusable, OSError where a disk or a store fails.
+        """
+        ...
+
+    def ahead(self, entries: Sequence[Any]) -> Iterator[Any]:
+        """The same entries in their order; what the next ones need may be fetched meanwhile.
+
+        For a thread that loads them one after the other. Raises OSError where a store fails.
         """
         ...
 

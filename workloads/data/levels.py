@@ -28,7 +28,7 @@ class Levels:
 def levels(clips: Sequence[Clip], cache: ClipStore) -> Levels:
     """The levels of whole clips as the cache holds them: at the rate of the run, channels averaged."""
     silent, clipped = [], []
-    for clip in clips:
+    for clip, _ in zip(clips, cache.ahead([cache.entry(clip.clip_id) for clip in clips]), strict=True):
         x_T = cache.load(clip.clip_id).abs()
         if len(x_T) == 0 or float(x_T.max()) < 10 ** (SILENT_DB / 20):
             silent.append(clip.clip_id)

@@ -70,7 +70,8 @@ class CropReader:
     def read(self, request: ShardRequest, x_BT: NDArray[np.int16]) -> CropsRead:
         """Fill `x_BT`."""
         samples, views, broken = [], [], {}
-        for row, (key, clip, x_T) in enumerate(zip(request.keys, request.clips, x_BT, strict=True)):
+        clips = self.cache.ahead(request.clips)
+        for row, (key, clip, x_T) in enumerate(zip(request.keys, clips, x_BT, strict=True)):
             views.append(draw_view(self.augment, *key, cut_views=self.cut_views))
             try:
                 samples.append(self.cache.load_part(clip, x_T, start=partial(views[-1].crop_start, length=len(x_T))))

@@ -6,7 +6,7 @@ Axes: T samples, L samples of a part of a clip, N clips of the pack.
 import io
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +76,10 @@ class PackedClips:
         if form == "flac":
             return _read_flac_part(content, part_L, start=start)
         return cut_into(part_L, self._decode(content), start=start)
+
+    def ahead(self, entries: Sequence[PackedClip]) -> Iterator[PackedClip]:
+        for entry, _ in zip(entries, self._archives.ahead([entry.archive for entry in entries]), strict=True):
+            yield entry
 
     def decoded(self) -> Mapping[str, DecodedClip]:
         return _Decoded(self._pack)
