@@ -128,6 +128,8 @@ def restore_run(run: Run, fingerprint: str) -> None:
         run.validated = {name: (own_step, score) for name, (own_step, score) in state["validated"].items()}
         for record in read_event_log(folder / EVENT_LOG):
             run.history.append(record)
+            if record["kind"] == "replaced":
+                run.batches.replacements.mark_recorded([record["clip_id"]])
     run.record("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
 
 
@@ -333,6 +335,7 @@ def _record_metrics(run: Run, values: dict[str, float]) -> None:
 def _save(run: Run) -> None:
     """Write a checkpoint on rank 0 and pass it to the session together with the records up to here."""
     folder = None
+    _record_replaced(run)  # before the records are copied into the checkpoint
     if run.session.rank == 0:
         began = time.perf_counter()
         name = f"step-{run.step:08d}-attempt-{run.session.attempt}"
@@ -358,8 +361,16 @@ def _checkpoint_state(run: Run) -> dict[str, Any]:
 
 def _report(run: Run, folder: Path | None = None) -> None:
     """Pass rank 0's new records, and a checkpoint if there is one, to the session; called on every worker."""
+    _record_replaced(run)
     run.session.report(run.unreported_records if run.session.rank == 0 else [], folder)
     run.unreported_records = []
+
+
+def _record_replaced(run: Run) -> None:
+    """Record the clips of a packed data set that any worker has newly found damaged; called on every worker."""
+    if run.prepared.dataset.packed:
+        for clip in run.batches.replacements.unrecorded(partial(gather, run.session)):
+            run.record("replaced", **clip._asdict())
 
 
 def _phase_fields(run: Run, index: int) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class _Display(ABC):
             for message in _messages(record):
                 if message not in self._warned:
                     self._console.print(cell(message), soft_wrap=True)
-                if record["kind"] == "data":  # restarted workers record their data again
+                if record["kind"] in ("data", "replaced"):  # restarted workers may record these again
                     self._warned.add(message)
             self._show(record)
 
@@ -175,6 +175,11 @@ def _whole_lines(file: BinaryIO) -> list[dict[str, Any]]:
 def _messages(record: dict[str, Any]) -> list[str]:
     if record["kind"] == "data":
         return [f"warning: {warning}" for warning in record["warnings"]]
+    if record["kind"] == "replaced":
+        return [
+            f"warning: clip {record['clip_id']} cannot be used any more: {record['reason']}; it is replaced by clip "
+            f"{record['by']} in every epoch"
+        ]
     if record["kind"] == "bad":
         return [f"step {record['step']}: numbers of {', '.join(record['models'])} are not finite"]
     if record["kind"] != "start":

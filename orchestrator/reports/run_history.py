@@ -118,6 +118,14 @@ class RunHistory:
         return list(self._of_kind("bad"))
 
     @property
+    def replaced(self) -> list[dict[str, Any]]:
+        """The first record of each clip that was replaced; a run that repeats steps after a kill writes it again."""
+        by_clip: dict[str, dict[str, Any]] = {}
+        for record in self._of_kind("replaced"):
+            by_clip.setdefault(record["clip_id"], record)
+        return list(by_clip.values())
+
+    @property
     def results(self) -> dict[str, dict[str, Any]]:
         """The result row of each model; empty for a run without a result."""
         rows: dict[str, dict[str, Any]] = self._last("result").get("models", {})

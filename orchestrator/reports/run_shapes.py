@@ -97,6 +97,15 @@ class DataRecord(TimedRecord):
     known_per_tag: NotRequired[ClipCounts | None]
 
 
+class ReplacedRecord(TimedRecord):
+    """A line of an event log: a training clip turned out to be damaged, and another one takes its place."""
+
+    step: int
+    clip_id: str
+    reason: str
+    by: str
+
+
 class PhaseRecord(TimedRecord):
     """A line of an event log: a phase begins."""
 
@@ -194,6 +203,7 @@ RECORDS = {
     "run": RunRecord,
     "start": StartRecord,
     "data": DataRecord,
+    "replaced": ReplacedRecord,
     "phase": PhaseRecord,
     "metrics": MetricsRecord,
     "bad": BadRecord,

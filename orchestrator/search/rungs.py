@@ -18,7 +18,8 @@ from workloads.distill.schedule import own_steps, plan_phases
 from workloads.runtime.event_log import read_event_log
 
 SETTING_PREFIX = "set/"  # of the metrics that record how the settings of a population's member change
-FORWARDED_KINDS = ("data", "metrics", "phase", "result", "bad")  # of a trial's records, those the search reads
+# of a trial's records, those that the search reads or forwards
+FORWARDED_KINDS = ("data", "replaced", "metrics", "phase", "result", "bad")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,10 @@ def _add_data(record: dict[str, Any], to: MlflowUpdate) -> None:
     }
 
 
+def _add_replaced(record: dict[str, Any], to: MlflowUpdate) -> None:
+    to.tags["data.replaced"] = f"step {record['step']}: {record['clip_id']} by {record['by']}: {record['reason']}"
+
+
 def _add_phase(record: dict[str, Any], to: MlflowUpdate) -> None:
     to.points.append(Point("phase", record["index"], record["t"], record["step"]))
     to.tags["antiphon.phase"] = f"{record['index'] + 1} of {record['of']}, trains {', '.join(record['trains'])}"
@@ -146,6 +150,7 @@ _ADD = {
     "run": _add_run,
     "start": _add_start,
     "data": _add_data,
+    "replaced": _add_replaced,
     "phase": _add_phase,
     "metrics": _add_metrics,
     "machine": _add_metrics,  # its step is a time, so samples of two attempts have different steps

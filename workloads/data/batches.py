@@ -76,7 +76,7 @@ class Batches:
             cache, recipe.augment, shard_size=recipe.train.shard_size, length=length, cut_views=cut_views
         )
         self._loader: CropLoader = InThread(self._reader)
-        self._replacements = Replacements(clips, cache, self._reader)
+        self.replacements = Replacements(clips, cache, self._reader)
         self.steps_per_epoch = len(clips) // recipe.train.batch_size
         self.dataset = dataset
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
@@ -115,7 +115,7 @@ class Batches:
         request, rows = self._request(step, index)
         crops = self._loader.load(request)
         if crops.read.broken:
-            request, rows, crops = self._replacements.fill(request, rows, crops)
+            request, rows, crops = self.replacements.fill(request, rows, crops, step=step)
         samples, views = crops.read.samples, crops.read.views
         crops_BT = crops.x_BT.to(device, non_blocking=True)
         mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None

@@ -16,12 +16,13 @@ from workloads.runtime.opener import read_own_file, require_own_file
 
 EVENT_LOG = "events.jsonl"  # in a run's folder; in a checkpoint, the records up to that step
 RECORD_KINDS = (
-    *("run", "start", "data", "phase", "metrics", "bad", "checkpoint", "machine"),
+    *("run", "start", "data", "replaced", "phase", "metrics", "bad", "checkpoint", "machine"),
     *("result", "comparison", "closed", "end"),
 )
 DURABLE_KINDS = (
     "run",
     "start",
+    "replaced",
     "bad",
     "checkpoint",
     "result",

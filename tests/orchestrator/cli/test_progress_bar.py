@@ -61,6 +61,13 @@ def test_without_a_terminal_each_evaluation_is_a_line(tmp_path):
     assert [line[9:] for line in lines[3:]] == [f"step 120/300 (phase 3/9: cnn -> vit): {numbers}"]
 
 
+def test_a_clip_that_was_replaced_is_a_warning(tmp_path):
+    replaced = {"kind": "replaced", "step": 110, "clip_id": "9", "reason": "damaged", "by": "[4]"}
+    assert shown(tmp_path, [replaced, replaced], width=80) == (
+        "warning: clip 9 cannot be used any more: damaged; it is replaced by clip [4] in every epoch\n"
+    )
+
+
 def test_warnings_about_the_data_are_printed_once(tmp_path):
     data = {"kind": "data", "warnings": ["said before the start", "at [8000] Hz"]}
     lines = shown(tmp_path, [data, data], warned=["said before the start"], width=80)

@@ -373,6 +373,15 @@ def test_clips_whose_files_were_mended_are_listed(tmp_path: Path) -> None:
     assert rows[1] == ["9", "audio/9.wav", "goes beyond full scale (peak 4): scaled down"]
 
 
+def test_clips_that_were_replaced_are_listed_once(page: Page, tmp_path: Path) -> None:
+    assert "replaced" not in page.tables
+    records = run_records()
+    lost = {"kind": "replaced", "t": records[-1]["t"], "step": 7, "clip_id": "9", "reason": "its <bytes>", "by": "4"}
+    again = lost | {"step": 8}
+    rows = _page([*records[:-2], lost, again, lost | {"clip_id": "3"}, *records[-2:]], tmp_path).tables["replaced"]
+    assert rows[1:] == [["9", "its <bytes>", "7", "4"], ["3", "its <bytes>", "7", "4"]]
+
+
 def test_warnings_about_the_data_are_shown(tmp_path: Path) -> None:
     records = run_records()
     next(record for record in records if record["kind"] == "data")["warnings"] = ["column <fold>: there is none"]
@@ -390,6 +399,7 @@ def test_warnings_about_the_data_are_shown(tmp_path: Path) -> None:
         ("checkpoint", {"step": ...}, "step: field required"),
         ("metrics", {"step": "7"}, "step: input should be a valid integer"),
         ("bad", {"step": 3, "models": ["cnn"], "policy": "skip"}, "clip_ids: field required"),
+        ("replaced", {"step": 3, "clip_id": "9", "by": "4"}, "reason: field required"),
         ("machine", {"t": -1}, "t: input should be greater than or equal to 0"),
         ("run", {"t": 10**20}, "t: input should be less than"),
         (

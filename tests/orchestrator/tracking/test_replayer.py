@@ -175,6 +175,7 @@ def test_every_kind_of_record_is_mapped(tmp_path: Path) -> None:
         broken = [{"clip_id": "7", "path": "7.wav", "reason": "empty"}]
         data = {"fingerprint": "f00d", "tags": ["dog", "rain"], "labels": "single", "clips": clips}
         event_log.append({"kind": "data", **data, "quarantined": broken})
+        event_log.append({"kind": "replaced", "step": 4, "clip_id": "3", "reason": "damaged", "by": "8"})
         event_log.append({"kind": "phase", "step": 0, "index": 0, "of": 2, "steps": 40, "trains": ["cnn"], "edges": []})
         event_log.append(
             {"kind": "metrics", "step": 10, "values": {"cnn/loss": float("nan"), "cnn-to-vit/kd_loss": 0.25}}
@@ -208,6 +209,7 @@ def test_every_kind_of_record_is_mapped(tmp_path: Path) -> None:
     assert run.data.params["models.cnn.init"] == ""
     assert run.data.params["about"].endswith("[cut: 7000 characters, all of them in the resolved recipe]")
     expected = {"git_commit": "0123abc", "data.fingerprint": "f00d", "data.quarantined": "1", "data.clips.val": "20"}
+    expected |= {"data.replaced": "step 4: 3 by 8: damaged"}
     expected |= {
         "antiphon.error": "disk full",
         "antiphon.status": "failed",

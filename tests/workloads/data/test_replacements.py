@@ -1,5 +1,6 @@
-"""A clip that is damaged after it was packed is replaced in training, by the same clip everywhere, and named."""
+"""A clip that is damaged after it was packed is replaced in training, by the same one everywhere, and recorded once."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from workloads.data.augment import draw_view, roll_and_amplify
 from workloads.data.batches import Batches
 from workloads.data.decode import cut_or_pad
 from workloads.data.prepare import PreparedData, prepare
+from workloads.data.replacements import ReplacedClip
 from workloads.data.shard import Shard
 from workloads.runtime.opener import LocalFiles
 
@@ -29,10 +31,18 @@ def prepared(tmp_path: Path) -> PreparedData:
 
 
 @pytest.fixture
-def shards(prepared: PreparedData) -> Callable[..., list[Shard]]:
-    def load(steps: range = STEPS, *, loaders: int = 0) -> list[Shard]:
+def batches_of(prepared: PreparedData) -> Callable[..., Batches]:
+    def make(*, loaders: int = 0) -> Batches:
         recipe = replace(prepared.recipe, train=replace(prepared.recipe.train, loaders=loaders))
-        batches = Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe)
+        return Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe)
+
+    return make
+
+
+@pytest.fixture
+def shards(batches_of: Callable[..., Batches]) -> Callable[..., list[Shard]]:
+    def load(steps: range = STEPS, *, loaders: int = 0) -> list[Shard]:
+        batches = batches_of(loaders=loaders)
         with batches.loaded_ahead(steps, range(1), torch.device("cpu")):
             shards = []
             for step in steps:
@@ -44,7 +54,7 @@ def shards(prepared: PreparedData) -> Callable[..., list[Shard]]:
 
 
 def test_another_clip_takes_the_place_of_a_damaged_one(
-    prepared: PreparedData, shards: Callable[..., list[Shard]], capsys: pytest.CaptureFixture[str]
+    prepared: PreparedData, batches_of: Callable[..., Batches], shards: Callable[..., list[Shard]]
 ) -> None:
     clips = {clip.clip_id: clip for clip in prepared.splits.train}
     whole = shards()
@@ -68,14 +78,29 @@ def test_another_clip_takes_the_place_of_a_damaged_one(
             assert torch.equal(after.x_BT[row], roll_and_amplify(crop_T[None], [view])[0])
             label_C = torch.from_numpy(prepared.dataset.targets([clips[other]])[0])
             assert torch.equal(after.y_BC[row], label_C)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: clip {lost} cannot be used any more: its bytes in 0000")
-    assert line.endswith(f"differ from their checksum; it is replaced by clip {other} in every epoch")
     for loaders, steps in ((2, STEPS), (1, range(places[0][0], 8)), (0, range(places[1][0], 8))):
         for shard, expected in zip(shards(steps, loaders=loaders), found[steps.start :], strict=True):
             assert shard.keys == expected.keys
             assert torch.equal(shard.x_BT, expected.x_BT)
             assert torch.equal(shard.y_BC, expected.y_BC)
+    first, second = (step for step, _ in places)
+    assert_recorded_once([batches_of() for _ in range(3)], first, second, clip_id=lost, by=other)
+
+
+def assert_recorded_once(workers: list[Batches], first: int, second: int, *, clip_id: str, by: str) -> None:
+    """By three workers, of which one reads the clip twice, one the second time only, and one never."""
+    values: list[list[ReplacedClip]] = []
+    for batches, steps in zip(workers, ([second], [first, second], []), strict=True):
+        for step in steps:
+            batches.shard(step, 0)
+        assert batches.replacements.unrecorded(lambda own: values.append(own) or []) == []
+    (recorded,) = workers[2].replacements.unrecorded(lambda _: values)
+    assert recorded[:2] == (first, clip_id)
+    assert recorded.by == by
+    assert re.fullmatch(r"its bytes in 0000\d\.tar differ from their checksum", recorded.reason)
+    assert workers[2].replacements.unrecorded(lambda _: values) == []
+    workers[0].replacements.mark_recorded([clip_id])
+    assert workers[0].replacements.unrecorded(lambda _: values) == []
 
 
 def test_where_every_clip_is_damaged_training_ends(prepared: PreparedData, shards: Callable[..., list[Shard]]) -> None:
