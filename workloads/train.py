@@ -28,11 +28,11 @@ from workloads.data.batches import Batches
 from workloads.data.prepare import PreparedData
 from workloads.data.shard import Shard
 from workloads.distill.batch_norm import ShardMeanStats
-from workloads.distill.edges import edge_term, student_loss
+from workloads.distill.edges import EdgeTerm, EmbeddingTerm, edge_term, embedding_term, student_loss
 from workloads.distill.pool import ModelPool
 from workloads.distill.preflight import prepare_run
 from workloads.distill.schedule import Phase, edge_weights, plan_phases, smooth_scores
-from workloads.distill.sources import TeacherSource
+from workloads.distill.sources import Outputs, TeacherSource
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
 from workloads.evaluate.predict import BadNumbers, score_clips
@@ -227,6 +227,8 @@ def train_step(
         batch_norm.after_shard()
     if run.session.world_size > 1:
         dist.all_reduce(loss_sums)  # DDP has averaged the gradients, but each worker has its own losses
+    for student in students.values():
+        student.average_projections()
     grad_norms = torch.stack([student.clip_gradients() for student in students.values()])
     bad = _not_finite(phase, loss_sums, grad_norms)
     if bad:
@@ -254,14 +256,21 @@ def _shard_losses(
     train, labels = run.recipe.train, run.recipe.data.labels
     shard = run.batches.shard(run.step, index, with_clean_view=phase.needs_clean_view, device=run.session.device)
     student_outputs = _forward(run, phase, shard, index)
-    teacher_outputs = {source: source.logits(shard, student_outputs) for source in dict.fromkeys(sources.values())}
+    teacher_outputs = {source: source.outputs(shard, student_outputs) for source in dict.fromkeys(sources.values())}
     losses: list[Tensor] = []
     stats: list[dict[str, float]] = []
     for name in phase.trains:
         edges = [edge for edge in phase.edges if edge.student == name]
-        terms = [edge_term(edge, weights[edge.key], teacher_outputs[sources[edge.key]]) for edge in edges]
+        terms: list[EdgeTerm | EmbeddingTerm] = []
+        for edge in edges:
+            carried = teacher_outputs[sources[edge.key]][edge.carries]
+            if edge.carries == "logits":
+                terms.append(edge_term(edge, weights[edge.key], carried))
+            else:
+                projected_BD = run.pool.states[name].projections[edge.key](student_outputs[name]["embedding"])
+                terms.append(embedding_term(edge, weights[edge.key], projected_BD, carried))
         loss, parts = student_loss(
-            student_outputs[name],
+            student_outputs[name]["logits"],
             shard.y_BC,
             terms,
             labels=labels,
@@ -270,12 +279,12 @@ def _shard_losses(
         )
         losses.append(loss)
         if log_metrics:
-            stats.append(shard_metrics(name, loss, parts, student_outputs[name], terms, labels=labels))
+            stats.append(shard_metrics(name, loss, parts, student_outputs[name]["logits"], terms, labels=labels))
     return torch.stack(losses), stats
 
 
-def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Tensor]:
-    """The training forward of every student on shard `index`: logits_BC by name.
+def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Outputs]:
+    """The training forward of every student on shard `index`: its outputs by name.
 
     Dropout is drawn per model, step and shard: the same for any number of workers, independent between models, and the
     same for a student and its control.
@@ -287,7 +296,7 @@ def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Tens
         torch.manual_seed(keyed_seed(run.recipe.train.seed, "dropout", key, run.step, index))
         mel_BMF = shard.mel(student.tagger.front_end)
         with run.pool.autocast():
-            student_outputs[name] = student.forward(mel_BMF).float()
+            student_outputs[name] = student.forward(mel_BMF)
     return student_outputs
 
 

@@ -180,10 +180,21 @@ def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run):
 
 
 def test_workers_share_the_shards_and_storage_is_an_object_store(s3_server, home):
-    """20 steps, dropout off: 2 workers x 1 shard, writing to S3, compared with 1 worker x 2 shards in one process."""
+    """20 steps, dropout off: 2 workers x 1 shard, writing to S3, compared with 1 worker x 2 shards in one process; one
+    edge has a projection that trains too."""
     s3 = s3_server.client()
     s3.create_bucket(Bucket="runs-here")
-    steady = ["train.shards=2", "models.cnn.arch.dropout=0.0", f"data.cache={home}/clips", "train.checkpoint_every=20"]
+    edges = (
+        "edges=[{teacher='cnn', student='vit'}, {teacher='vit', student='cnn'},"
+        " {teacher='cnn', student='vit', carries='embedding', loss='cosine'}]"
+    )
+    steady = [
+        edges,
+        "train.shards=2",
+        "models.cnn.arch.dropout=0.0",
+        f"data.cache={home}/clips",
+        "train.checkpoint_every=20",
+    ]
     values = settings([*SMALL, *steady, "schedule.burn_in=12", "schedule.period=4", "schedule.turns=2"])
     two = outcome_of(
         antiphon("run", "demo", "--json", "--workers", "2", "--storage", "s3://runs-here/x", *values, env=s3_server.env)
@@ -201,7 +212,7 @@ for number, uri in enumerate(sys.argv[1:3]):
     checkpoint.read_state(folder)
     state.append({name: checkpoint.read_tensors(folder, name) for name in ("cnn", "vit")})
 for name in ("cnn", "vit"):
-    keys = [key for key in state[0][name] if key.startswith("model.")]
+    keys = [key for key in state[0][name] if key.startswith(("model.", "projection."))]
     worst = max((state[0][name][key].float() - state[1][name][key].float()).abs().max().item() for key in keys)
     print(name, len(keys), worst)
 """

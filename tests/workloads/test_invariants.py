@@ -113,13 +113,13 @@ def test_a_snapshot_does_not_change_while_its_model_trains(tiny, start):
     run = start(recipe)
     phase, sources = train_to_first_edges(run)
     shard = run.batches.shard(0, 0)
-    first = sources["cnn-to-vit"].logits(shard, {})
+    first = sources["cnn-to-vit"].outputs(shard, {})["logits"]
     for _ in range(2):
         train_step(run, phase, sources)
         run.step += 1
-    torch.testing.assert_close(sources["cnn-to-vit"].logits(shard, {}), first, rtol=0, atol=0)
+    torch.testing.assert_close(sources["cnn-to-vit"].outputs(shard, {})["logits"], first, rtol=0, atol=0)
     retaken = run.pool.enter_phase(run.phases[2])
-    assert not torch.equal(retaken["cnn-to-vit"].logits(shard, {}), first)
+    assert not torch.equal(retaken["cnn-to-vit"].outputs(shard, {})["logits"], first)
 
 
 def test_an_ema_teacher_uses_its_averaged_weights(tiny, start):
@@ -129,7 +129,7 @@ def test_an_ema_teacher_uses_its_averaged_weights(tiny, start):
     shard = run.batches.shard(0, 0)
     state = run.pool.states["cnn"]
     averaged = state.average.evaluation_model(state.tagger)
-    logits = sources["cnn-to-vit"].logits(shard, {})
+    logits = sources["cnn-to-vit"].outputs(shard, {})["logits"]
     with torch.no_grad():
         torch.testing.assert_close(logits, averaged(shard.mel(averaged.front_end)))
         assert not torch.allclose(logits, copy.deepcopy(state.tagger).eval()(shard.mel(averaged.front_end)))
@@ -335,7 +335,7 @@ def test_a_teacher_may_get_the_clean_clip(tiny, start):
     teacher = run.pool.states["cnn"].tagger
     with torch.no_grad():
         torch.testing.assert_close(
-            sources["cnn-to-vit"].logits(shard, {}), teacher(shard.clean().mel(teacher.front_end))
+            sources["cnn-to-vit"].outputs(shard, {})["logits"], teacher(shard.clean().mel(teacher.front_end))
         )
     assert not torch.equal(shard.clean().x_BT, shard.x_BT)
 

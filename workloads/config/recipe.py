@@ -151,8 +151,11 @@ class Edge(Checked):
     teacher: str
     student: str
     name: str = ""  # of the edge in reports, metrics and records; empty: `key`
-    weight: float = 0.5  # of the teacher's term; labels weigh 1 minus the sum over the student's open edges
-    loss: Literal["kl", "bce"] = "kl"  # bce: what EfficientAT and CED log; the gradient is that of kl
+    carries: Literal["logits", "embedding"] = "logits"  # an embedding: through a projection that is not delivered
+    # of the teacher's term; labels weigh 1 minus the sum over the student's open edges that carry logits
+    weight: float = 0.5
+    # of logits: kl, or bce, which EfficientAT and CED log and which has the gradient of kl; of embeddings: cosine, mse
+    loss: Literal["kl", "bce", "cosine", "mse"] = "kl"
     temperature: float = 1.0
     tau_mode: Literal["teacher_only", "both"] = "teacher_only"
     # What the teacher hears. A store: "same" if the student is to hear the stored views again, "clean" if the store
@@ -170,8 +173,12 @@ class Edge(Checked):
         self._require(
             not self.name or bool(EDGE_NAME.fullmatch(self.name)), "name", "must be small letters, digits, - and _"
         )
-        self._require_0_to_1("weight")
         self._require_positive("temperature")
+        if self.carries == "embedding":
+            self._check_embedding()
+        else:
+            self._require_0_to_1("weight")
+            self._require(self.loss in ("kl", "bce"), "loss", "is for embeddings; logits have 'kl' or 'bce'")
         if self.store:
             self._require(self.source == "live", "source", "a store has no other weights; leave it out")
             return
@@ -181,6 +188,13 @@ class Edge(Checked):
             default = getattr(Edge, name)
             self._require(getattr(self, name) == default, name, f"is for stores (teacher = '{STORE}URI'); leave it out")
 
+    def _check_embedding(self) -> None:
+        self._require_non_negative("weight")
+        self._require(self.loss in ("cosine", "mse"), "loss", "is for logits; embeddings have 'cosine' or 'mse'")
+        for name in ("temperature", "tau_mode", "gate", "fill", "missing"):
+            default = getattr(Edge, name)
+            self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
+
     @property
     def store(self) -> str:
         """The URI of the store that teaches; empty where a model does."""
@@ -188,7 +202,8 @@ class Edge(Checked):
 
     @property
     def key(self) -> str:
-        return self.name or f"{teacher_name(self.teacher)}-to-{self.student}"
+        suffix = "" if self.carries == "logits" else f"-{self.carries}"
+        return self.name or f"{teacher_name(self.teacher)}-to-{self.student}{suffix}"
 
 
 def teacher_name(teacher: str) -> str:
@@ -276,10 +291,14 @@ class Recipe(Checked):
         keys = [edge.key for edge in self.edges]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise ValueError(f"edges {twice[0]}: two edges have this name; keep one, or give one a name of its own")
-        models = [edge.key for edge in self.edges if not edge.store]
-        pairs = [(edge.teacher, edge.student) for edge in self.edges if not edge.store]
-        if len(set(pairs)) < len(pairs):
-            raise ValueError(f"edges {models[0]}: two edges join the same teacher and student; keep one")
+        joined = [(edge.teacher, edge.student, edge.carries, edge.column) for edge in self.edges]
+        for edge, pair in zip(self.edges, joined, strict=True):
+            if joined.count(pair) > 1:
+                raise ValueError(
+                    f"edges {edge.key}: two edges carry {edge.carries} from this teacher to this student; keep one"
+                )
+        if self.train.compile and any(edge.carries == "embedding" for edge in self.edges):
+            raise ValueError("train.compile = true: not with edges that carry embeddings so far; set it to false")
 
     def _check_controls(self) -> None:
         if self.compare and not self.edges:

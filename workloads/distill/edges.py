@@ -1,10 +1,10 @@
 """The loss of a student: labels, and distillation along its edges, with per-clip gates.
 
-Axes: B clips of a shard, C tags. `labels` is "single" (one tag per clip, softmax) or "multi" (a sigmoid per tag).
-Losses are per clip and in fp32, so that gates can weigh clips one by one.
+Axes: B clips of a shard, C tags, D features of the teacher's embedding. `labels` is "single" (one tag per clip,
+softmax) or "multi" (a sigmoid per tag). Losses are per clip and in fp32, so that gates can weigh clips one by one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +24,34 @@ class EdgeTerm:
     teacher_BC: Tensor
 
 
+@dataclass(frozen=True)
+class EmbeddingTerm:
+    """An edge that carries embeddings in one step: the student's, in the teacher's space, and the teacher's."""
+
+    edge: Edge
+    weight: float
+    student_BD: Tensor
+    teacher_BD: Tensor
+
+
 def edge_term(edge: Edge, weight: float, teacher_BC: Tensor) -> EdgeTerm:
     """The term of an edge; along a `shuffled` one, which is a control, logits are rolled by one clip."""
-    return EdgeTerm(edge, weight, teacher_BC.roll(1, 0) if edge.shuffled else teacher_BC)
+    return EdgeTerm(edge, weight, _rolled(edge, teacher_BC))
+
+
+def embedding_term(edge: Edge, weight: float, student_BD: Tensor, teacher_BD: Tensor) -> EmbeddingTerm:
+    """The same of an edge that carries embeddings."""
+    return EmbeddingTerm(edge, weight, student_BD, _rolled(edge, teacher_BD))
+
+
+def _rolled(edge: Edge, teacher: Tensor) -> Tensor:
+    return teacher.roll(1, 0) if edge.shuffled else teacher
 
 
 def student_loss(
     logits_BC: Tensor,
     y_BC: Tensor,
-    terms: list[EdgeTerm],
+    terms: Sequence[EdgeTerm | EmbeddingTerm],
     *,
     labels: str,
     smoothing: float,
@@ -41,14 +60,20 @@ def student_loss(
     """A student's loss, a mean over clips, and its parts by metric name.
 
     Per clip L = (1 - sum w) L_label + sum w L_KD over the student's edges, where w is the edge's weight on clips for
-    which its gate is open, else 0 (CMKD's loss, reference/cmkd.md 1.1, for any number of teachers). `known_BC` is
-    `label_loss`'s.
+    which its gate is open, else 0 (CMKD's loss, reference/cmkd.md 1.1, for any number of teachers). Edges that carry
+    embeddings add w L_E, and take nothing from labels. `known_BC` is `label_loss`'s.
     """
     label_B = label_loss(logits_BC, y_BC, labels=labels, smoothing=smoothing, known_BC=known_BC)
     label_weight_B = torch.ones_like(label_B)
     weighted_kd_B = torch.zeros_like(label_B)
     parts = {"label_loss": label_B.mean().detach()}
     for term in terms:
+        if isinstance(term, EmbeddingTerm):
+            embedding_B = embedding_loss(term.student_BD, term.teacher_BD, loss=term.edge.loss)
+            weighted_kd_B = weighted_kd_B + term.weight * embedding_B
+            parts[f"{term.edge.key}/kd_loss"] = embedding_B.mean().detach()
+            parts[f"{term.edge.key}/weight"] = torch.tensor(term.weight)
+            continue
         edge, teacher_BC = term.edge, term.teacher_BC
         weight_B = term.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels, known_BC=known_BC)
         kd_B = kd_loss(logits_BC, teacher_BC, edge, labels=labels)
@@ -108,6 +133,13 @@ def _divergence(loss: str, labels: str) -> Callable[[Tensor, Tensor], Tensor]:
 def _bce(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:
     """Mean over tags of -p ln q - (1 - p) ln(1 - q), with p and q the sigmoid of the two."""
     return F.binary_cross_entropy_with_logits(student_BC, teacher_BC.sigmoid(), reduction="none").mean(1)
+
+
+def embedding_loss(student_BD: Tensor, teacher_BD: Tensor, *, loss: str) -> Tensor:
+    """Loss_B of two embeddings: 1 minus their cosine, or the mean over features of their squared difference."""
+    if loss == "cosine":
+        return 1 - F.cosine_similarity(student_BD, teacher_BD, dim=1)
+    return (student_BD - teacher_BD).square().mean(1)
 
 
 def _categorical_kl(teacher_BC: Tensor, student_BC: Tensor) -> Tensor:

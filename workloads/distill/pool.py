@@ -13,16 +13,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.controls import begins_as_copy, random_key
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
+from workloads.distill.stored_teacher import StoredTeacher
 from workloads.distill.train_state import TrainState
-from workloads.models.tagger import Tagger
+from workloads.models.tagger import Tagger, embedding_width
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EVENT_LOG
+from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session
 
 
@@ -36,7 +39,7 @@ class ModelPool:
         session: Session,
         phases: tuple[Phase, ...],
         make_tagger: Callable[[str], Tagger],
-        stored_teachers: Mapping[str, TeacherSource] | None = None,  # by edge key
+        stored_teachers: Mapping[str, StoredTeacher] | None = None,  # by edge key
     ) -> None:
         self.states: dict[str, TrainState] = {}  # models in memory
         self.snapshots: dict[str, Tagger] = {}  # copies of teachers, taken when the phase began
@@ -44,6 +47,8 @@ class ModelPool:
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
         self._stored_teachers = stored_teachers or {}
         self._total_steps = own_steps(phases)
+        embedding_edges = [edge for edge in recipe.edges if edge.carries == "embedding"]
+        self._embed = {name for edge in embedding_edges for name in (edge.teacher, edge.student)}  # models, and stores
         self._offloaded: dict[str, dict[str, Any]] = {}  # model -> its scalars; its tensors are in the folder below
         self._folder = session.work_dir / "offloaded"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +74,7 @@ class ModelPool:
         return self._teacher_sources(phase)
 
     def _teacher_sources(self, phase: Phase) -> dict[str, TeacherSource]:
-        shared: dict[tuple[str, str, str], TeacherSource] = {}  # two students of one teacher share its forward
+        shared: dict[tuple[str, str, str], TeacherSource] = {}  # two edges of one teacher share its forward
         sources: dict[str, TeacherSource] = {}
         for edge in phase.edges:
             key = (edge.teacher, edge.view, edge.source)
@@ -80,7 +85,8 @@ class ModelPool:
                 if edge.source == "live" and edge.teacher in phase.trains:
                     shared[key] = TrainingPeer(edge.teacher)
                 else:
-                    shared[key] = FrozenTeacher(self._teacher(edge.teacher, edge.source), edge.view, self.autocast)
+                    tagger, with_embedding = self._teacher(edge.teacher, edge.source), edge.teacher in self._embed
+                    shared[key] = FrozenTeacher(tagger, edge.view, self.autocast, with_embedding)
             sources[edge.key] = shared[key]
         return sources
 
@@ -95,22 +101,40 @@ class ModelPool:
     def train_state(self, name: str) -> TrainState:
         """The training state of a model; builds it, or loads it from disk, if it is not in memory."""
         if name not in self.states:
+            tagger = self._make_tagger(name)
             state = TrainState(
                 self._recipe.models[name],
-                self._make_tagger(name),
+                tagger,
                 total_steps=self._total_steps[random_key(self._recipe, name)],
                 session=self._session,
                 group=self._groups[name],
                 compiled=self._recipe.train.compile,
+                with_embedding=name in self._embed,
+                projections=self._projections(name, tagger),
             )
             if name in self._offloaded:
                 state.load(checkpoint.read_tensors(self._folder, name), self._offloaded.pop(name))
             elif begins_as_copy(self._recipe, name):
                 student = self.train_state(self._recipe.models[name].control_of)
-                tensors = {key: tensor.detach().clone() for key, tensor in student.tensors().items()}
+                own = {key: tensor for key, tensor in student.tensors().items() if not key.startswith("projection.")}
+                tensors = {key: tensor.detach().clone() for key, tensor in own.items()}
                 state.load(tensors, copy.deepcopy(student.scalars()))
             self.states[name] = state
         return self.states[name]
+
+    def _projections(self, name: str, tagger: Tagger) -> dict[str, nn.Module]:
+        """For each edge that carries embeddings to this model, a linear map to those of its teacher."""
+        edges = [edge for edge in self._recipe.edges if edge.student == name and edge.carries == "embedding"]
+        projections: dict[str, nn.Module] = {}
+        for edge in edges:
+            if edge.store:
+                width = self._stored_teachers[edge.key].width
+            else:
+                width = embedding_width(self._make_tagger(edge.teacher))
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(keyed_seed(self._recipe.train.seed, edge.key, "projection"))
+                projections[edge.key] = nn.Linear(embedding_width(tagger), width)
+        return projections
 
     def release(self, name: str) -> None:
         """Free the memory of a model that the run no longer needs; nothing of it is kept on disk."""

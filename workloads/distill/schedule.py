@@ -94,9 +94,14 @@ def label_learners(phases: tuple[Phase, ...]) -> tuple[str, ...]:
     """The models that learn from labels: the weights of the open edges into them sum to less than 1 in some phase."""
     learners: dict[str, None] = {}
     for phase in phases:
-        taught = {name: sum(edge.weight for edge in phase.edges if edge.student == name) for name in phase.trains}
+        taught = {name: _weight_of_teachers(phase, name) for name in phase.trains}
         learners |= {name: None for name, weight in taught.items() if weight < 1 - 1e-9}
     return tuple(learners)
+
+
+def _weight_of_teachers(phase: Phase, student: str) -> float:
+    """The sum of the weights that labels do not have: of the open edges that carry logits; others add to the loss."""
+    return sum(edge.weight for edge in phase.edges if edge.student == student and edge.carries == "logits")
 
 
 def edge_weights(recipe: Recipe, phase: Phase, step: int, scores: Mapping[str, float]) -> dict[str, float]:
@@ -183,7 +188,7 @@ def _simultaneous(recipe: Recipe, schedule: Mutual | Gated | PerSample) -> list[
 
 def _per_sample(recipe: Recipe, schedule: PerSample) -> list[Phase]:
     for edge in recipe.edges:
-        if edge.gate != "better_on_clip":
+        if edge.gate != "better_on_clip" and edge.carries == "logits":
             raise ValueError(f"edges {edge.key}: gate = {edge.gate!r}: per_sample needs gate = 'better_on_clip'")
     return _simultaneous(recipe, schedule)
 
@@ -212,7 +217,7 @@ def _check_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
             raise ValueError(f"models.{name}: teaches but never trains; give it weights (init) or steps to train")
     for phase in phases:
         for student in phase.trains:
-            total = sum(edge.weight for edge in phase.edges if edge.student == student)
+            total = _weight_of_teachers(phase, student)
             if total > 1 + 1e-9:
                 raise ValueError(f"edges into {student}: weights sum to {total:g}; at most 1, labels get the rest")
         for edge in phase.edges:

@@ -1,6 +1,6 @@
-"""A store as a teacher: the rows of a shard's clips, in the views in which they are heard, as a teacher's logits.
+"""A store as a teacher: the rows of a shard's clips, in the views in which they are heard, as a teacher's outputs.
 
-Axes: B clips of a shard, C tags of the run, J tags that top k kept.
+Axes: B clips of a shard, C tags of the run, J tags that top k kept, D features of an embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workloads.config.recipe import Edge
 from workloads.data.shard import Shard, ViewKey, stored_view
+from workloads.distill.sources import Outputs
 from workloads.models.probabilities import probabilities
 from workloads.runtime.rng import keyed_generator
 from workloads.stores.reader import Rows, StoreReader
@@ -31,7 +32,21 @@ class StoredTeacher:
     place_C: NDArray[np.int64]
     labels: str
 
-    def logits(self, shard: Shard, student_outputs: Mapping[str, Tensor]) -> Tensor:
+    @property
+    def width(self) -> int:
+        """Number of values of a row."""
+        return self.reader.store.description["columns"][self.column]["width"]
+
+    def outputs(self, shard: Shard, student_outputs: Mapping[str, Outputs]) -> Outputs:
+        return {self.edge.carries: self._logits(shard) if self.edge.carries == "logits" else self._embedding(shard)}
+
+    def _embedding(self, shard: Shard) -> Tensor:
+        """Embedding_BD of the rows; of mixtures, the mixed ones: what the teacher would say of them is not known."""
+        rows = self.reader.read(self.column, shard.clip_ids, self._views(shard))
+        values_BD = torch.from_numpy(rows.values.astype(np.float32)).to(shard.x_BT.device)
+        return values_BD if shard.mixture is None else shard.mixture.of(values_BD)
+
+    def _logits(self, shard: Shard) -> Tensor:
         """Logits_BC that have, at the edge's temperature, the probabilities of the rows; of mixtures, the mixed ones.
 
         Probabilities are mixed, not logits, and after the temperature (reference/efficientat.md 4). Against such a

@@ -16,11 +16,12 @@ from workloads.data.heard import heard_sha256
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
-from workloads.stores.description import DRAWN_ELSEWHERE, Description, is_for_tags, require_compatible
+from workloads.stores.description import DRAWN_ELSEWHERE, Column, Description, is_for_tags, require_compatible
 from workloads.stores.reader import NotStored, StoreReader
 from workloads.stores.store import open_store
 
 MOST_HEARD = 8  # clips of a store that are heard before the first step, to compare them with what its teachers heard
+WHAT_IS_CARRIED = {"logits": "logits or probabilities of whole clips", "embedding": "embeddings"}
 MIXING = {"mixup", "mixup_alpha", "mixup_on"}  # of [augment]: rows are of single clips, and mixed as the clips are
 
 
@@ -54,11 +55,11 @@ class StoresOfRun:
 
 
 def tags_of_stores(recipe: Recipe, files: Opener) -> tuple[str, ...]:
-    """The tags of a run that stores teach: those of the first store, in its order; empty where none teaches.
+    """The tags of a run that logits of stores teach: those of the first, in its order; empty where none teaches.
 
     The data need not have them all, or any. ValueError where a store cannot be read.
     """
-    first = next((edge.store for edge in recipe.edges if edge.store), "")
+    first = next((edge.store for edge in recipe.edges if edge.store and edge.carries == "logits"), "")
     return tuple(open_store(first, files).description["tags"]) if first else ()
 
 
@@ -85,37 +86,47 @@ def open_stores(
         _require_rows(reader, edge, train, dataset)
         _require_heard(description, edge, recipe, clip_ids, cache)
         place_of = {tag: place for place, tag in enumerate(description["tags"])}
-        place_C = np.array([place_of[tag] for tag in dataset.tags])
+        place_C = np.array([place_of[tag] for tag in dataset.tags] if edge.carries == "logits" else [])
         teachers[edge.key] = StoredTeacher(edge, reader, _column(description, edge), place_C, dataset.labels)
     return StoresOfRun(teachers)
 
 
 def _column(description: Description, edge: Edge) -> str:
-    """The column that an edge names, or the only one with a value for each tag of a clip; ValueError where it is not
-    clear which that is."""
+    """The column that an edge names, or the only one with what it carries; ValueError where it is not clear which that
+    is."""
     columns = description["columns"]
-    fitting = [name for name, column in columns.items() if is_for_tags(column) and "frames" not in column]
-    place = f"edges {edge.key}: store {edge.store!r}"
+    fitting = [name for name, column in columns.items() if _carries(column) == edge.carries]
+    place, what = f"edges {edge.key}: store {edge.store!r}", WHAT_IS_CARRIED[edge.carries]
     if edge.column and edge.column not in fitting:
         raise ValueError(
-            f"{place}: column = {edge.column!r}: must be one with logits or probabilities of whole clips; of its "
-            f"columns {', '.join(columns)} these are {', '.join(fitting) or 'none'}"
+            f"{place}: column = {edge.column!r}: must be one with {what}; of its columns {', '.join(columns)} these "
+            f"are {', '.join(fitting) or 'none'}"
         )
     if not edge.column and len(fitting) != 1:
         raise ValueError(
-            f"{place}: {len(fitting)} of its columns hold logits or probabilities of whole clips "
+            f"{place}: {len(fitting)} of its columns hold {what} "
             f"({', '.join(fitting) or 'its columns are ' + ', '.join(columns)}); name one with column"
         )
     return edge.column or fitting[0]
 
 
+def _carries(column: Column) -> str:
+    """What an edge to this column carries; empty for frames and profiles."""
+    if is_for_tags(column):
+        return "" if "frames" in column else "logits"
+    return column["holds"] if column["holds"] == "embedding" else ""
+
+
 def _require_fit(description: Description, edge: Edge, recipe: Recipe, dataset: Dataset) -> None:
     """ValueError, with the first difference, where a store is of other tags, labels or views than the run."""
     place, views = f"edges {edge.key}: store {edge.store!r}", description["views"]
-    require_compatible(description, {"labels": recipe.data.labels}, edge.store)
-    if strangers := sorted(set(dataset.tags) ^ set(description["tags"])):
-        where = "the store" if strangers[0] in description["tags"] else "the run"
-        raise ValueError(f"{place}: only {where} has the tag {strangers[0]!r}; all stores of a run have the same tags")
+    if edge.carries == "logits":
+        require_compatible(description, {"labels": recipe.data.labels}, edge.store)
+        if strangers := sorted(set(dataset.tags) ^ set(description["tags"])):
+            where = "the store" if strangers[0] in description["tags"] else "the run"
+            raise ValueError(
+                f"{place}: only {where} has the tag {strangers[0]!r}; all stores of a run have the same tags"
+            )
     expected: dict[str, Any] = {"clip_seconds": recipe.data.clip_seconds}
     if edge.view == "other":
         return

@@ -1,17 +1,22 @@
-"""The training state of one model: weights, optimizer, learning-rate curve, weight average.
+"""The training state of one model: weights, projections, optimizer, learning-rate curve, weight average.
 
 All are counted in the model's own optimizer steps, not in the loop's. Does not depend on edges or other models.
+
+Axes: B clips, M mel bands, F frames.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.recipe import Model, Optimizer
 from workloads.distill.averaging import build_average
+from workloads.distill.sources import tagger_outputs
 from workloads.models.tagger import Tagger
 from workloads.runtime.session import Session
 
@@ -42,11 +47,36 @@ def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
     return optimizer.lr * (optimizer.floor + (1 - optimizer.floor) * left)
 
 
+class TrainingForward(nn.Module):
+    """A tagger's outputs in training, as `tagger_outputs` gives them: a module, so that DDP can contain it."""
+
+    def __init__(self, tagger: Tagger, *, with_embedding: bool) -> None:
+        super().__init__()
+        self.tagger, self.with_embedding = tagger, with_embedding
+
+    def forward(self, mel_BMF: Tensor) -> dict[str, Tensor]:
+        return tagger_outputs(self.tagger, mel_BMF, with_embedding=self.with_embedding)
+
+
 class TrainState:
-    """One model in memory. `forward` is the module that trains: the tagger, within DDP if there are several workers."""
+    """One model in memory. `forward` is what trains: the tagger's outputs, within DDP if there are several workers.
+
+    `projections`, by edge, are from the model's embedding to a teacher's; they train with the model and are in no
+    average and no delivered model. Their gradients are averaged over workers in one call (`average_projections`),
+    because DDP would wait for those of edges that are closed.
+    """
 
     def __init__(
-        self, model: Model, tagger: Tagger, *, total_steps: int, session: Session, group: Any, compiled: bool = False
+        self,
+        model: Model,
+        tagger: Tagger,
+        *,
+        total_steps: int,
+        session: Session,
+        group: Any,
+        compiled: bool = False,
+        with_embedding: bool = False,
+        projections: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.tagger = tagger.to(session.device).eval()
         if compiled:  # in place, so that state-dict keys stay; copies (averages, snapshots) are not compiled
@@ -58,20 +88,33 @@ class TrainState:
         self.last_lr = 0.0
         self.average = build_average(model.average, self.tagger)
         self._settings = model.optimizer
+        self._group = group
+        self.projections = nn.ModuleDict(dict(projections or {})).to(session.device)
         kind = torch.optim.AdamW if model.optimizer.kind == "adamw" else torch.optim.Adam
         # Fused also on CPU, where it is faster too (`make bench`). It takes for granted, unchecked on CPU, that a
         # gradient has the memory layout of its parameter; those of autograd do.
         self.optimizer: torch.optim.Optimizer = kind(
-            tagger.parameters(),
+            self._parameters(),
             lr=self.lr,
             betas=model.optimizer.betas,
             weight_decay=model.optimizer.weight_decay,
             fused=True,
         )
         # `ShardMeanStats` averages batch norm's buffers over all shards, so DDP must not broadcast them.
+        forward = TrainingForward(self.tagger, with_embedding=with_embedding)
         self.forward: nn.Module = (
-            DistributedDataParallel(self.tagger, process_group=group, broadcast_buffers=False) if group else self.tagger
+            DistributedDataParallel(forward, process_group=group, broadcast_buffers=False) if group else forward
         )
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.tagger.parameters(), *self.projections.parameters()]
+
+    def average_projections(self) -> None:
+        """Average the gradients of the projections over workers; a collective call where there are several."""
+        for parameter in self.projections.parameters() if self._group else ():
+            if parameter.grad is not None:  # on all workers or on none: their edges are open at the same time
+                dist.all_reduce(parameter.grad, group=self._group)
+                parameter.grad /= dist.get_world_size(self._group)
 
     @property
     def lr(self) -> float:
@@ -86,7 +129,7 @@ class TrainState:
     def clip_gradients(self) -> Tensor:
         """Clip the gradients to the norm `clip_norm` (0: no limit); returns the norm before clipping."""
         limit = self._settings.clip_norm or math.inf
-        self.grad_norm = nn.utils.clip_grad_norm_(self.tagger.parameters(), limit)
+        self.grad_norm = nn.utils.clip_grad_norm_(self._parameters(), limit)
         return self.grad_norm
 
     def step(self, *, skip: bool = False) -> None:
@@ -107,8 +150,9 @@ class TrainState:
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that `load` needs, by name: model, optimizer state, average."""
+        """The tensors that `load` needs, by name: model, projections, optimizer state, average."""
         state = {f"model.{name}": tensor for name, tensor in self.tagger.state_dict().items()}
+        state |= {f"projection.{name}": tensor for name, tensor in self.projections.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         return state | {f"average.{name}": tensor for name, tensor in self.average.tensors().items()}
@@ -128,13 +172,14 @@ class TrainState:
             raise ValueError(f"the checkpoint holds no training state of this model ({error!r})") from None
 
     def _restore(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "projection": {}, "optimizer": {}, "average": {}}
         for name, tensor in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = tensor
         self.tagger.load_own(parts["model"], "checkpoint")
+        self.projections.load_state_dict(parts["projection"])
         slots: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.tagger.parameters())
+        parameters = self._parameters()
         for name, tensor in parts["optimizer"].items():
             index, slot = name.split(".", 1)
             parameter = parameters[int(index)]

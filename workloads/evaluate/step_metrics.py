@@ -3,22 +3,32 @@
 Axes: B clips of a shard, C tags.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from workloads.distill.edges import EdgeTerm
+from workloads.distill.edges import EdgeTerm, EmbeddingTerm
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
 from workloads.runtime.session import Session, gather
 
 
 def shard_metrics(
-    name: str, loss: Tensor, parts: dict[str, Tensor], logits_BC: Tensor, terms: list[EdgeTerm], *, labels: str
+    name: str,
+    loss: Tensor,
+    parts: dict[str, Tensor],
+    logits_BC: Tensor,
+    terms: Sequence[EdgeTerm | EmbeddingTerm],
+    *,
+    labels: str,
 ) -> dict[str, float]:
     """One student's losses on one shard, its agreement with each of its teachers, and each teacher's entropy."""
     values = {f"{name}/loss": loss.item()}
     for key, value in parts.items():
         values[key if "/" in key else f"{name}/{key}"] = value.item()
     for term in terms:
+        if isinstance(term, EmbeddingTerm):
+            continue
         key, teacher_BC = term.edge.key, term.teacher_BC
         values[f"{key}/agreement"] = metrics.agreement(logits_BC.detach(), teacher_BC, labels)
         values[f"{key}/teacher_entropy"] = metrics.teacher_entropy(teacher_BC, term.edge.temperature, labels)

@@ -186,3 +186,18 @@ def test_a_store_teaches_while_models_alternate(tiny, store, start):
     ]
     assert len(losses(run, "ensemble-to-cnn/kd_loss")) == 4
     assert run.pool.steps_taught == {"cnn": 2, "vit": 2}
+
+
+@pytest.mark.parametrize("loss", ["cosine", "mse"])
+def test_a_stored_embedding_teaches_as_the_teachers_own(loss, offline, store, teacher, start):
+    kept = store("teach.embedding=true")
+    edge = f"student='student', carries='embedding', loss='{loss}', weight=1.5"
+    stored = offline(f"[{{teacher='store:{kept}', name='cnn-to-student-embedding', {edge}}}]", "schedule.steps=12")
+    live = offline(
+        f"[{{teacher='cnn', {edge}}}]",
+        f"models.cnn={{arch={small.MN}, init='{teacher}'}}",
+        "schedule={kind='one_way', teachers=['cnn'], teacher_steps=0, steps=12}",
+    )
+    from_store, from_teacher = losses(start(stored), "student/loss"), losses(start(live), "student/loss")
+    assert len(from_store) == 12
+    torch.testing.assert_close(torch.tensor(from_store), torch.tensor(from_teacher), rtol=2e-3, atol=0)

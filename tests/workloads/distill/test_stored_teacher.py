@@ -58,7 +58,7 @@ def shard_of(clips: list[str], y_BC: torch.Tensor | None = None, mixture: Mixtur
 def test_rows_come_in_the_order_of_the_shard_and_of_the_runs_tags(holds, rows, tmp_path):
     source = teacher(tmp_path, rows, holds=holds)
     source.place_C = np.array([3, 1, 0, 2])
-    logits_BC = source.logits(shard_of(["c", "a", "c"]), {})
+    logits_BC = source.outputs(shard_of(["c", "a", "c"]), {})["logits"]
     expected = torch.tensor(VALUES[[2, 0, 2]][:, [3, 1, 0, 2]]).float()
     torch.testing.assert_close(logits_BC, expected, rtol=0, atol=0 if holds == "logits" else 0.02)
 
@@ -70,24 +70,24 @@ def test_what_top_k_left_out_is_filled(fill, expected, tmp_path):
     """CED's choices; here two tags are kept of four, the least of them has .25."""
     rows = TopK(np.array([[0, 2]] * 3), np.array([[0.25, 0.5]] * 3))
     source = teacher(tmp_path, rows, holds="probabilities", fill=fill)
-    p_BC = source.logits(shard_of(["b"]), {}).sigmoid()
+    p_BC = source.outputs(shard_of(["b"]), {})["logits"].sigmoid()
     torch.testing.assert_close(p_BC, torch.tensor([[0.25, expected, 0.5, expected]]))
 
 
 def test_random_fill_is_below_the_least_and_always_the_same(tmp_path):
     rows = TopK(np.array([[0, 2]] * 3), np.array([[0.25, 0.5]] * 3))
     source = teacher(tmp_path, rows, holds="probabilities", fill="last_random")
-    p_BC = source.logits(shard_of(["b", "a"]), {}).sigmoid()
+    p_BC = source.outputs(shard_of(["b", "a"]), {})["logits"].sigmoid()
     filled = p_BC[:, [1, 3]]
     assert ((filled > 0) & (filled < 0.25)).all()
     assert filled.unique().numel() == 4
-    torch.testing.assert_close(source.logits(shard_of(["a"]), {}).sigmoid(), p_BC[1:])
+    torch.testing.assert_close(source.outputs(shard_of(["a"]), {})["logits"].sigmoid(), p_BC[1:])
 
 
 def test_with_single_labels_probabilities_sum_to_one(tmp_path):
     rows = TopK(np.array([[0, 2]] * 3), np.array([[0.2, 0.3]] * 3))
     source = teacher(tmp_path, rows, holds="probabilities", labels="single")
-    logits_BC = source.logits(shard_of(["a"]), {})
+    logits_BC = source.outputs(shard_of(["a"]), {})["logits"]
     torch.testing.assert_close(logits_BC.softmax(1), torch.tensor([[0.4, 0.0, 0.6, 0.0]]), rtol=1e-3, atol=0)
     loss, _ = student_loss(
         torch.zeros(1, TAGS, requires_grad=True),
@@ -108,7 +108,7 @@ def test_a_mixture_has_efficientats_blended_target(temperature, tmp_path):
     y_BC = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
     z_BC = torch.tensor([[0.3, -1.0, 2.0, 0.1], [1.0, 0.0, -0.5, 0.2], [0.0, 0.4, 0.2, -2.0]])
     shard = shard_of(CLIPS, y_BC, mixture)
-    terms = [edge_term(source.edge, 0.9, source.logits(shard, {}))]
+    terms = [edge_term(source.edge, 0.9, source.outputs(shard, {})["logits"])]
     loss, _ = student_loss(z_BC, shard.y_BC, terms, labels="multi", smoothing=0.0)
     t_BC = torch.tensor(VALUES / temperature).sigmoid().float()
     blended_BC = mixture.of(0.1 * y_BC + 0.9 * t_BC)
@@ -121,7 +121,7 @@ def test_a_mixture_has_efficientats_blended_target(temperature, tmp_path):
 
 def test_bce_and_kl_have_the_same_gradient(tmp_path):
     source, gradients = teacher(tmp_path, VALUES), []
-    teacher_BC = source.logits(shard_of(CLIPS), {})
+    teacher_BC = source.outputs(shard_of(CLIPS), {})["logits"]
     for loss in ("kl", "bce"):
         z_BC = torch.full((3, TAGS), 0.3, requires_grad=True)
         term = edge_term(Edge(teacher="store:s", student="cnn", loss=loss), 1.0, teacher_BC)
@@ -134,7 +134,7 @@ def test_labels_teach_exactly_the_side_of_a_mixture_that_has_no_row(tmp_path):
     source = teacher(tmp_path, VALUES, missing="labels")
     y_BC = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
     mixture = Mixture(torch.tensor([0.75, 0.75]), torch.tensor([1, 0]))
-    p_BC = source.logits(shard_of(["a", "new"], y_BC, mixture), {}).sigmoid()
+    p_BC = source.outputs(shard_of(["a", "new"], y_BC, mixture), {})["logits"].sigmoid()
     own = torch.tensor(P[0]).float()
     torch.testing.assert_close(p_BC[0], 0.75 * own + 0.25 * y_BC[1], rtol=0, atol=1e-3)
     torch.testing.assert_close(p_BC[1], 0.75 * y_BC[1] + 0.25 * own, rtol=0, atol=1e-3)
