@@ -79,7 +79,7 @@ class LogMel(nn.Module, ABC):
         """
         at_once = self._clips_at_once(x_BT)
         with full_float32(x_BT.device):
-            if len(x_BT) <= at_once:
+            if not at_once:
                 return self._log_mel(self.resample(x_BT.float()), sound_BT)
             sounds = [None] * len(x_BT) if sound_BT is None else sound_BT.split(at_once)
             return torch.cat(
@@ -91,10 +91,11 @@ class LogMel(nn.Module, ABC):
 
     def _clips_at_once(self, x_BT: Tensor) -> int:
         """On a CPU as many clips as its cache holds spectra of: 10 s clips take a half to a quarter of the time then
-        (`make bench`), with the same bits. An exported graph has no loop over clips."""
-        if x_BT.device.type != "cpu" or torch.compiler.is_compiling():
-            return len(x_BT)
-        return max(1, SAMPLES_AT_ONCE // x_BT.shape[1])
+        (`make bench`), with the same bits; 0: all. An exported graph has no loop over clips."""
+        if x_BT.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return 0
+        at_once = max(1, SAMPLES_AT_ONCE // x_BT.shape[1])
+        return at_once if at_once < len(x_BT) else 0
 
     @abstractmethod
     def _frames(self, length: int) -> int: ...

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from orchestrator.recipes.loader import load_teach_recipe
+from orchestrator.recipes.loader import load_recipe, load_teach_recipe
 from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import TeachRequest
 from tests import small, stores
@@ -19,7 +19,7 @@ from workloads.config.recipe import Model, Recipe, restore
 from workloads.data.augment import VIEW_VERSION
 from workloads.data.synthetic import synthetic_clips
 from workloads.models.tagger import build_tagger
-from workloads.train import Run, advance
+from workloads.train import Run, advance, loop
 
 VIEWS = 3
 AUGMENT = ["augment.roll=0.3", "augment.gain_db=6.0", "augment.mask_time=0.2", "augment.mask_mel=0.2"]
@@ -39,8 +39,6 @@ def offline(tiny) -> Callable[..., Recipe]:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published CNN with drawn weights that knows the demo's tags."""
-    from orchestrator.recipes.loader import load_recipe
-
     tags = tuple(sorted({tag for clip in synthetic_clips(load_recipe("demo").data) for tag in clip.tags}))
     folder = tmp_path_factory.mktemp("teacher") / "cnn"
     model = restore(Model, {"arch": {"family": "mn", "width": 0.1, "bn_momentum": 0.1}})
@@ -67,11 +65,14 @@ def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     return fill
 
 
+def run_records(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.session.work_dir / "events.jsonl").read_text().splitlines()]
+
+
 def losses(run: Run, key: str) -> list[float]:
     for _ in advance(run):
         pass
-    records = [json.loads(line) for line in (run.session.work_dir / "events.jsonl").read_text().splitlines()]
-    steps = [record["values"] for record in records if record["kind"] == "metrics"]
+    steps = [record["values"] for record in run_records(run) if record["kind"] == "metrics"]
     return [values[key] for values in steps if key in values]
 
 
@@ -200,4 +201,16 @@ def test_a_stored_embedding_teaches_as_the_teachers_own(loss, offline, store, te
     )
     from_store, from_teacher = losses(start(stored), "student/loss"), losses(start(live), "student/loss")
     assert len(from_store) == 12
-    torch.testing.assert_close(torch.tensor(from_store), torch.tensor(from_teacher), rtol=2e-3, atol=0)
+    # drawn weights give embeddings near 1e-4, of which fp16 keeps few digits
+    torch.testing.assert_close(torch.tensor(from_store), torch.tensor(from_teacher), rtol=1e-2, atol=0)
+
+
+def test_the_shipped_student_fits_the_shipped_store_and_is_compared(tiny, store, start):
+    own, teaches = load_recipe("offline-demo"), load_teach_recipe("teach-demo")
+    assert (own.data, own.augment) == (teaches.data, teaches.augment)
+    small_run = [f"edges.0.teacher=store:{store()}", f"models={{student={{arch={small.MN}}}}}", *AUGMENT]
+    run = start(tiny("offline-demo", *small_run, "schedule.steps=4", "compare=true"))
+    assert loop(run) == "done"
+    result = run_records(run)[-1]["models"]
+    assert {name: row["steps_learned"] for name, row in result.items()} == {"student": 4, "student_untaught": 4}
+    assert result["student"]["weights_sha256"] != result["student_untaught"]["weights_sha256"]
