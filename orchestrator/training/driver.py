@@ -109,9 +109,12 @@ def with_learnable_controls(recipe: Recipe, warn: Callable[[str], None]) -> Reci
 
 
 def check_recipe_data(recipe: Recipe) -> list[str]:
-    """Check what is known of the recipe's data before anything starts; returns warnings, raises as `check_data`."""
+    """Check what is known of the recipe's data before anything starts; returns warnings, raises as `check_data`.
+
+    Controls are not named among those that need labels: `with_learnable_controls` removes them where only they do.
+    """
     slices, test = [recipe.data.val_slice], recipe.train.score_test
-    learners = label_learners(plan_phases(recipe))
+    learners = label_learners(plan_phases(without_controls(recipe)))
     files = object_store.FsspecFiles()
     return check_data(recipe, files, slices=slices, test=test, train=recipe.train, learners=learners)
 
