@@ -1,4 +1,4 @@
-"""Settings of the smallest complete run: clips of one second, models of a few thousand weights."""
+"""Settings of the smallest complete run: clips of one second, models of a few thousand weights, no controls."""
 
 MN = '{family="mn", width=0.1, bn_momentum=0.1}'
 VIT = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.bench
 
 
 def test_what_teaching_does_in_the_demo(tmp_path, capsys):
-    command = [ANTIPHON, "run", "demo", "--compare", "--local", "--seeds", "5", "--json", "--tracking", "none"]
+    command = [ANTIPHON, "run", "demo", "--local", "--seeds", "5", "--json", "--tracking", "none"]
     done = subprocess.run([*command, "--storage", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     compare = json.loads(done.stdout)["compare"]

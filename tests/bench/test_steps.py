@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from orchestrator.recipes.loader import load_recipe
 from tests.bench.test_models import printing, timings
 from workloads.distill.train_state import TrainState
 from workloads.train import Run, train_step
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.bench
 
 def demo_run(tiny, start, *settings: str) -> Run:
     """The demo with its own models and clips."""
-    own = ["data.clip_seconds=2.0", "train.shard_size=16", "train.log_every=1000", *settings]
+    clips = f"train.shard_size={load_recipe('demo').train.shard_size}"
+    own = ["data.clip_seconds=2.0", clips, "train.log_every=1000", *settings]
     archs = ('{family="mn", width=0.3, bn_momentum=0.1}', '{family="vit", dim=96, depth=4, heads=4, pool="avg"}')
     own += [f"models.{name}.arch={arch}" for name, arch in zip(("cnn", "vit"), archs, strict=True)]
     return start(tiny("demo", *own))

@@ -149,7 +149,8 @@ def test_a_mistake_with_json_is_an_object_too():
 
 
 def test_dry_run_prints_recipe_and_phases():
-    done = antiphon("run", "demo", "--dry-run", "--set", "schedule.turns=2")
+    plan = ("schedule.burn_in=120", "schedule.period=60", "schedule.turns=2", "edges.0.weight=0.5")
+    done = antiphon("run", "demo", "--dry-run", *(word for value in plan for word in ("--set", value)))
     assert done.returncode == 0
     assert "3 phases, 240 steps" in done.stdout
     assert "cnn -> vit (0.5)" in done.stdout
@@ -157,6 +158,7 @@ def test_dry_run_prints_recipe_and_phases():
 
 def test_what_a_dry_run_prints_trains_without_the_orchestrator(tmp_path):
     small = [
+        "compare=false",
         "data.synthetic_clips=100",
         "data.clip_seconds=1.0",
         "schedule.burn_in=1",

@@ -22,6 +22,7 @@ from workloads.runtime.opener import LocalFiles
 from workloads.train import loop, train_step
 
 TURNS = ("schedule.burn_in=3", "schedule.period=5", "schedule.turns=2")
+LIVE = ("edges.0.source=live", "edges.1.source=live")  # for teachers without a moving average
 SIZES = {"cnn": Size(100, 1000, 40, 24), "vit": Size(10, 50_000, 7, 5)}
 HUNDRED = Clips(train=100, tags=10, val=20, test=30)
 
@@ -48,11 +49,11 @@ def cost_of(recipe, **options):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("demo", (*TURNS, "train.checkpoint_every=4", "models.vit.average.kind=none")),
+        ("demo", (*TURNS, *LIVE, "train.checkpoint_every=4", "models.vit.average.kind=none")),
         ("demo", (*TURNS, "compare=true")),
         (
             "demo",
-            (*TURNS, "compare=true", 'models.vit.average={kind="best", best=2}', "train.eval_every=2"),
+            (*TURNS, *LIVE, "compare=true", 'models.vit.average={kind="best", best=2}', "train.eval_every=2"),
         ),  # a control that begins as a copy has its student's best weights
         ("demo", (*TURNS, "edges=[]")),  # the offloaded model is in the checkpoint too
         (
@@ -196,7 +197,8 @@ def test_the_peak_is_the_newest_the_best_and_one_being_written(tiny):
 
 def test_the_cost_of_a_hundred_thousand_turns_is_counted_by_phase(tiny):
     turns = ("schedule.burn_in=0", "schedule.period=7", "schedule.turns=100000", "train.checkpoint_every=1")
-    recipe = tiny("demo", *turns, "models.vit.average.kind=none", 'models.cnn.average={kind="best", best=3}')
+    averages = ("models.vit.average.kind=none", 'models.cnn.average={kind="best", best=3}')
+    recipe = tiny("demo", *turns, *LIVE, *averages)
     cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     growing = 7 * (12 + 40) + 4 * (12 + 64 + 40) + 2 * (12 + 64 + 80)  # first vit; then cnn and 1, 2, 3 averages
     assert cost.checkpoints == 700_000

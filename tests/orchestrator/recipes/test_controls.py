@@ -5,8 +5,17 @@ import pytest
 from orchestrator.recipes.loader import load_recipe, parse, resolve
 from orchestrator.search.trial_spec import search_plan
 from workloads.config.controls import controls_of
+from workloads.distill.schedule import own_steps, plan_phases
 
 BOTH = {"cnn": "cnn_untaught", "vit": "vit_untaught"}
+
+
+def test_the_demo_compares_both_students_as_it_is_shipped():
+    recipe = load_recipe("demo")
+    assert controls_of(recipe) == BOTH
+    steps = own_steps(plan_phases(recipe))
+    assert steps.keys() == {*BOTH, *BOTH.values()}
+    assert all(0 < steps[control] <= steps[student] for student, control in BOTH.items())
 
 
 def test_every_student_gets_a_control_with_its_settings():

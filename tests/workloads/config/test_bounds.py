@@ -10,7 +10,11 @@ from workloads.distill.schedule import own_steps, plan_phases
     ("recipe", "setting", "message"),
     [
         ("demo", "schedule.turns=100001", "schedule.turns = 100001: makes more than 100,000 phases"),
-        ("demo", "schedule.turns=1000000000", "schedule.turns = 1000000000: makes 60,000,000,120 steps in all"),
+        (
+            "demo",
+            'schedule={kind="alternate", burn_in=120, period=60, turns=1000000000}',
+            "schedule.turns = 1000000000: makes 60,000,000,120 steps in all",
+        ),
         ("demo", f"train.keep_last={2**63}", "train.keep_last = 0x8000000000000000: is an integer beyond 64 bits"),
         ("demo", f"data.cache_gb=1{'0' * 400}", "is an integer beyond 64 bits"),
         ("demo", f"train.seed=0x{'f' * 9000}", "is an integer beyond 64 bits"),
