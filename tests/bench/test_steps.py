@@ -47,3 +47,49 @@ def test_fused_optimizer(name, tiny, start, capsys):
     forms = {kind: optimizer_step(state, fused=kind == "fused") for kind in ("plain", "fused")}
     with printing(capsys, f"demo's {name}: ms of AdamW's step plain, fused (ours), ratio"):
         print(f"  {timings(forms, turns=25)}")
+
+
+PARTS = [
+    "data.clip_seconds=10.0",
+    "train.shard_size=16",
+    "train.log_every=1000",
+    'models.cnn.arch={family="mn", width=0.4}',
+    'models.vit.arch={family="ced", size="tiny"}',
+    'schedule={kind="alternate", burn_in=0, period=1000, turns=2, order=["cnn", "vit"]}',
+]
+
+
+def parts_of(run: Run) -> Callable[[], object]:
+    """What a step of the cnn, taught by the vit, must do: its two passes, the teacher's forward, the optimizer."""
+    state, teacher = run.pool.states["cnn"], run.pool.states["vit"].tagger
+    shard = run.batches.shard(0, 0)
+    mel_BMF, teachers_BMF = shard.mel(state.tagger.front_end), shard.mel(teacher.front_end)
+
+    def call() -> None:
+        with torch.no_grad():
+            teacher_BC = teacher(teachers_BMF)
+        student_BC = state.tagger(mel_BMF)
+        torch.nn.functional.binary_cross_entropy_with_logits(student_BC, teacher_BC.sigmoid()).backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+
+    return call
+
+
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_a_step_against_the_parts_that_it_must_have(loaders, tiny, start, capsys):
+    """Beside these it loads clips, computes log-mels, losses, gradient norms, averages."""
+    run = start(tiny("demo", *PARTS, f"train.loaders={loaders}"))
+    torch.set_num_threads(1)
+    sources = run.pool.enter_phase(run.phases[0])
+    parts, front_end = parts_of(run), run.pool.states["cnn"].tagger.front_end
+    mels = timings({"mels": lambda: run.batches.shard(0, 0).mel(front_end), "parts": parts}, turns=5).split()[0]
+
+    def step() -> None:
+        train_step(run, run.phases[0], sources)
+        run.step += 1
+
+    with run.batches.loaded_ahead(range(10), run.shards, run.session.device):
+        step_and_parts = timings({"step": step, "parts": parts})
+    with printing(capsys, f"mn04 taught by ced_tiny, 16 clips of 10 s, {loaders} loaders: ms step, parts, ratio"):
+        print(f"  {step_and_parts}\n  clips and log-mels alone, in this thread: {mels} ms")

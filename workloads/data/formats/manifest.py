@@ -15,11 +15,12 @@ COLUMNS = ("clip_id", "path", "tags", "fold", "source", "absent", "labelled")
 def read_manifest(data: Data, opener: Opener) -> Metadata:
     """A table with clip_id, path, tags, and optionally fold, source, absent and labelled, as CSV or Parquet."""
     without_source, folds_assigned = 0, False
-    misspelt: dict[str, str] = {}
+    misspelt: dict[str, str] | None = None
 
     def to_clip(row: MetadataRow) -> Clip:
         nonlocal without_source, folds_assigned, misspelt
-        misspelt = misspelt or _misspelt(row.cells)
+        if misspelt is None:  # all rows have the same columns, and a look for each takes most of the time
+            misspelt = _misspelt(row.cells)
         clip_id, path = row.required("clip_id"), row.path("path", data)
         source = row.optional("source") or clip_id
         without_source += not row.optional("source")
@@ -32,7 +33,7 @@ def read_manifest(data: Data, opener: Opener) -> Metadata:
 
     table = _with_or_without_folds(read_table(data.manifest, opener, columns=COLUMNS), data.manifest)
     clips = read_clips(table, data.manifest, data, ("clip_id", "path"), to_clip)
-    warnings = tuple(f"column {name} is not read; is it {meant}?" for name, meant in misspelt.items())
+    warnings = tuple(f"column {name} is not read; is it {meant}?" for name, meant in (misspelt or {}).items())
     return Metadata(clips, without_source, folds_assigned, warnings=warnings)
 
 
