@@ -135,7 +135,11 @@ def _ray_work(job: Job, clips: TaughtClips) -> PoolWork[ShardPlan]:
         resources=resources_of(teach.threads, teach.device),
         visible={
             "--out": job.out,
-            **{f"teachers.{name}.uri": teacher.uri for name, teacher in job.recipe.teachers.items()},
+            **{
+                f"teachers.{name}.uri": teacher.uri
+                for name, teacher in job.recipe.teachers.items()
+                if not teacher.drawn
+            },
         },
         fix="or set teach.threads or teach.device",
     )

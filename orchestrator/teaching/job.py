@@ -77,7 +77,7 @@ def with_absolute_paths(recipe: TeachRecipe) -> TeachRecipe:
     data = recipe.data
     data = replace(data, root=absolute(data.root), manifest=absolute(data.manifest), cache=absolute(data.cache))
     teachers = {
-        name: replace(teacher, uri=absolute(teacher.uri), tags=absolute(teacher.tags))
+        name: replace(teacher, uri=teacher.uri if teacher.drawn else absolute(teacher.uri), tags=absolute(teacher.tags))
         for name, teacher in recipe.teachers.items()
     }
     return replace(recipe, data=data, teachers=teachers)
@@ -93,6 +93,7 @@ def load_ensemble(recipe: TeachRecipe, device: str, *, patience_s: float) -> Ens
                 patience_s=patience_s,
             )
             for name, teacher in recipe.teachers.items()
+            if not teacher.drawn
         }
         return Ensemble(recipe, load_teachers(recipe, paths, object_store.FsspecFiles()), device)
 

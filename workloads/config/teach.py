@@ -12,6 +12,7 @@ from workloads.config.recipe import MAX_BATCH, MAX_NAME, MAX_THREADS, MODEL_NAME
 
 MAX_RATE = 1_000_000  # Hz, of a waveform that an ONNX file takes
 ONNX = ".onnx"
+DRAWN = "drawn:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class Teacher(Checked):
     All keys but `uri` are for ONNX files; `antiphon export` writes files that say these things themselves.
     """
 
-    uri: str  # the folder of a tagger, RUN/models/NAME, or FILE.onnx
+    # the folder of a tagger, RUN/models/NAME, or FILE.onnx; for measuring "drawn:NAME", a network of the catalog with
+    # drawn weights for AudioSet's tags, which says nothing of a clip
+    uri: str
     input: Literal["waveform", "logmel"] | None = None
     rate: int = 0  # waveform: in Hz
     # logmel: its kind; mean and std if the file takes normalised ones; frames if it takes a fixed number
@@ -41,6 +44,11 @@ class Teacher(Checked):
     @property
     def is_onnx(self) -> bool:
         return self.uri.endswith(ONNX)
+
+    @property
+    def drawn(self) -> str:
+        """The name of the network whose weights are drawn; empty for a teacher that lies somewhere."""
+        return self.uri.removeprefix(DRAWN) if self.uri.startswith(DRAWN) else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from workloads.config.recipe import FRONT_ENDS, FrontEnd
 from workloads.config.teach import Teacher, TeachRecipe
 from workloads.data.shard import Shard
+from workloads.data.tag_names import tag_names
 from workloads.evaluate.predict import load_tagger
 from workloads.export.export import max_length, takes_any_length
+from workloads.models.catalog import CATALOG
 from workloads.models.front_end import LogMel, build_front_end
-from workloads.models.tagger import Tagger
+from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime.checkpoint import file_digest, weights_digest
 from workloads.runtime.opener import Opener
-from workloads.runtime.text import decode_text
+from workloads.runtime.text import decode_text, name_some
 from workloads.teaching.onnx_file import OnnxFile
 
 
@@ -54,11 +56,10 @@ class TeacherModel(ABC):
 
 
 class TaggerTeacher(TeacherModel):
-    """A published tagger."""
+    """A tagger: published, or of the catalog with drawn weights."""
 
-    def __init__(self, name: str, uri: str, folder: Path) -> None:
-        self._tagger, _ = load_tagger(folder, uri)
-        tagger, settings = self._tagger, self._tagger.model.front_end
+    def __init__(self, name: str, tagger: Tagger) -> None:
+        self._tagger, settings = tagger, tagger.model.front_end
         self.name, self.tags, self.labels, self.rate = name, tagger.tags, tagger.labels, tagger.clip_rate
         self.about = {
             **{"name": name, "weights_sha256": weights_digest(tagger.state_dict()), "front_end": settings.kind},
@@ -157,14 +158,28 @@ def load_teachers(recipe: TeachRecipe, paths: dict[str, Path], files: Opener) ->
     for name, teacher in recipe.teachers.items():
         if teacher.is_onnx:
             found.append(OnnxTeacher(name, teacher, paths[name], files, threads=recipe.teach.threads))
+        elif teacher.drawn:
+            found.append(TaggerTeacher(name, _drawn_tagger(name, teacher, recipe.data.clip_seconds)))
         else:
-            found.append(TaggerTeacher(name, teacher.uri, paths[name]))
+            found.append(TaggerTeacher(name, load_tagger(paths[name], teacher.uri)[0]))
         if not found[-1].hears_masks and (recipe.augment.mask_time or recipe.augment.mask_mel):
             raise ValueError(
                 f"augment.mask_time, mask_mel: mask log-mels, and teachers.{name} takes waveforms; set both to 0"
             )
         _require_same_tags(found[0], found[-1])
     return found
+
+
+def _drawn_tagger(name: str, teacher: Teacher, clip_seconds: float) -> Tagger:
+    """A network of the catalog for AudioSet's tags with weights that are drawn by the teacher's name."""
+    if teacher.drawn not in CATALOG:
+        raise ValueError(
+            f"teachers.{name}.uri = {teacher.uri!r}: no such network; `antiphon models` prints them, such as "
+            f"{name_some(sorted(CATALOG))}"
+        )
+    model, tags = CATALOG[teacher.drawn], tag_names(None, teacher.drawn)
+    shape: dict[str, Any] = {"labels": "multi", "clip_seconds": clip_seconds, "clip_rate": model.front_end.rate}
+    return build_tagger(model, name=name, tags=tags, seed=0, **shape).eval()
 
 
 def _require_same_tags(first: TeacherModel, other: TeacherModel) -> None:

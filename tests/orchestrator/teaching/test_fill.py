@@ -9,9 +9,11 @@ import psutil
 import pytest
 import torch
 
+from orchestrator.recipes.loader import load_teach_recipe
 from orchestrator.storage import object_store
 from orchestrator.stores.writer import is_finished
-from orchestrator.teaching.job import ShardFiller
+from orchestrator.teaching.fill import fill_store
+from orchestrator.teaching.job import ShardFiller, TeachRequest
 from tests import stores
 from tests.orchestrator.artifacts.test_tag import publish
 from tests.packs import pack_as, write_clips
@@ -188,3 +190,17 @@ def test_a_packed_data_set_is_refused(tiny, teach, tmp_path):
     pack_as(tiny("demo", *settings, "data.clip_seconds=1.0"), str(tmp_path / "packed"), "flac")
     with pytest.raises(ValueError, match=r"data\.format = 'packed': stores are filled from plain data sets so far"):
         teach(tmp_path / "store", "data.format=packed", f"data.root={tmp_path}/packed", "data.labels=single")
+
+
+def test_networks_with_drawn_weights_fill_the_store_for_measuring(tmp_path):
+    few = ["data.synthetic_clips=50", f"data.cache={tmp_path}/cache"]
+    request = TeachRequest(load_teach_recipe("teach-bytes", few), str(tmp_path / "store"), local=True)
+    done = fill_store(request, on_shard=lambda *_: None, warn=lambda line: None)
+    assert (done["status"], done["rows"]) == ("done", 150)
+    description = stores.reader(str(tmp_path / "store"), tmp_path).store.description
+    assert (len(description["tags"]), description["columns"]["outputs"]["k"]) == (527, 20)
+    unknown = load_teach_recipe("teach-bytes", [*few, "teachers.one.uri=drawn:mn99"])
+    with pytest.raises(
+        ValueError, match=r"teachers\.one\.uri = 'drawn:mn99': no such network; `antiphon models` prints"
+    ):
+        fill_store(TeachRequest(unknown, str(tmp_path / "other"), local=True), on_shard=print, warn=print)
