@@ -2,13 +2,20 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from orchestrator.recipes.loader import load_recipe
+from tests import stores
 from tests.bench.test_models import printing, timings
+from tests.orchestrator.artifacts.test_tag import publish
+from workloads.config.recipe import Model, restore
+from workloads.data.augment import VIEW_VERSION
+from workloads.data.synthetic import synthetic_clips
 from workloads.distill.train_state import TrainState
+from workloads.models.tagger import build_tagger
 from workloads.train import Run, train_step
 
 pytestmark = pytest.mark.bench
@@ -93,3 +100,43 @@ def test_a_step_against_the_parts_that_it_must_have(loaders, tiny, start, capsys
         step_and_parts = timings({"step": step, "parts": parts})
     with printing(capsys, f"mn04 taught by ced_tiny, 16 clips of 10 s, {loaders} loaders: ms step, parts, ratio"):
         print(f"  {step_and_parts}\n  clips and log-mels alone, in this thread: {mels} ms")
+
+
+def test_a_store_against_a_live_teacher(tiny, start, tmp_path, capsys):
+    """Steps of mn10 taught by AST-base, from its logits in a store and from its forward."""
+    own = ["data.clip_seconds=10.0", "train.shard_size=4", "train.log_every=1000", "augment={gain_db=6.0}"]
+    model = restore(
+        Model, {"arch": {"family": "ast", "size": "base"}, "front_end": {"kind": "kaldi128", "frames": 1024}}
+    )
+    recipe = load_recipe("demo")
+    tags = tuple(sorted({tag for clip in synthetic_clips(recipe.data) for tag in clip.tags}))
+    shape: dict[str, Any] = {"tags": tags, "labels": "multi", "clip_seconds": 10.0, "clip_rate": 32_000}
+    folder = publish(build_tagger(model, name="ast", seed=0, **shape).eval(), tmp_path / "ast")
+    student = 'student={arch={family="mn", width=1.0}, front_end={kind="efficientat128"}}'
+    teacher = (
+        f'teacher={{arch={{family="ast", size="base"}}, front_end={{kind="kaldi128", frames=1024}}, init="{folder}"}}'
+    )
+    live = tiny(
+        "demo",
+        *own,
+        f"models={{{student}, {teacher}}}",
+        "edges=[{teacher='teacher', student='student'}]",
+        "schedule={kind='one_way', teachers=['teacher'], teacher_steps=0, steps=1000}",
+    )
+    about = stores.about(tags=len(tags), views=1, k=5) | {"tags": list(tags)}
+    views = {"version": VIEW_VERSION, "augment": {"view_seed": 0, "gain_db": 6.0}, "clip_seconds": 10.0}
+    about["views"] = views | {"rate": 32_000, "count": 8}
+    stores.fill(str(tmp_path / "store"), about, [clip.clip_id for clip in synthetic_clips(live.data)], per_shard=50)
+    stored = tiny(
+        "demo",
+        *own,
+        f"models={{{student}}}",
+        f"edges=[{{teacher='store:{tmp_path}/store', student='student', view='other'}}]",
+        "schedule={kind='mutual', burn_in=0, steps=1000}",
+    )
+    runs = {"live": start(live), "stored": start(stored)}
+    torch.set_num_threads(1)
+    with printing(
+        capsys, "mn10 taught by AST-base, 4 clips of 10 s, one thread: ms of a step live, from a store, ratio"
+    ):
+        print(f"  {timings({name: step_of(run) for name, run in runs.items()}, turns=3)}")
