@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from orchestrator.cli.printing import cell
-from workloads.config.recipe import teacher_name
+from workloads.config.edge import teacher_name
 from workloads.runtime.background import in_background
 from workloads.runtime.event_log import parse_line
 

@@ -26,7 +26,7 @@ from orchestrator.cli.options import (
     report_may_fail,
 )
 from orchestrator.cli.printing import cell, print_note, print_warning
-from workloads.config.recipe import teacher_name
+from workloads.config.edge import teacher_name
 from workloads.runtime.json_files import json_text
 
 SHOWN_PHASES = 40  # of a dry run's table: the first and the last ones

@@ -13,7 +13,7 @@ from orchestrator.reports.figure_style import LEGEND_ABOVE, add_blocks, apply_st
 from orchestrator.reports.formatting import escape_label
 from orchestrator.reports.run_data import PARTS, chance, chance_by_tag
 from orchestrator.reports.run_history import BOTH, TEACHING, TRAINING, Phase, RunHistory
-from workloads.config.recipe import teacher_name
+from workloads.config.edge import teacher_name
 
 CHANCE_COLOUR = "#888888"
 PART_COLOURS = {"training": "#3b82f6", "validation": "#fbbf24", "test": "#94a3b8"}

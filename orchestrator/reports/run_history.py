@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from workloads.config.recipe import teacher_name
+from workloads.config.edge import teacher_name
 from workloads.runtime.event_log import end_of
 
 Curve = list[tuple[int, float]]  # (step, value), one value per step, in order of steps

@@ -21,7 +21,7 @@ from orchestrator.reports.formatting import (
 from orchestrator.reports.html_page import figure_json, plotly_script, render, write_page
 from orchestrator.reports.reproduce import repeat_run, what_to_set
 from orchestrator.reports.run_history import RunHistory
-from workloads.config.recipe import teacher_name
+from workloads.config.edge import teacher_name
 
 
 def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_id: str, uri: str, out: Path) -> None:

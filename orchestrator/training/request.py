@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import absolute_uri
-from workloads.config.recipe import PRETRAINED, STORE, Recipe
+from workloads.config.edge import STORE
+from workloads.config.recipe import PRETRAINED, Recipe
 from workloads.distill.schedule import Phase, plan_phases
 from workloads.runtime.redaction import redacted, require_no_secret
 

@@ -7,7 +7,8 @@ from torch import nn
 from tests.commands import event_records
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN, OnDevice
-from workloads.config.recipe import Edge, FrontEnd, Model
+from workloads.config.edge import Edge
+from workloads.config.recipe import FrontEnd, Model
 from workloads.distill.edges import EdgeTerm, student_loss
 from workloads.evaluate.predict import load_tagger, score_clips
 from workloads.models.families import build_backbone

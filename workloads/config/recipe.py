@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from workloads.config.architectures import Arch
 from workloads.config.checked import Checked
 from workloads.config.data import Data
+from workloads.config.edge import Edge
 from workloads.config.schedules import Schedule
 from workloads.config.search import Search
 
@@ -30,8 +31,6 @@ MAX_NAME = 150  # characters of a recipe's name; a run's id adds date, time and 
 PRETRAINED = "pretrained:"  # what an `init` begins with that names installed weights, no file
 Value = TypeVar("Value")
 MODEL_NAME = re.compile(r"[a-z][a-z0-9_]*")
-EDGE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
-STORE = "store:"  # what an edge's `teacher` begins with that is a store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,76 +138,6 @@ class Model(Checked):
     # weights of an installed package (`models/pretrained.py`)
     init: str = ""
     control_of: str = ""  # the student beside which this one trains without teachers (`config/controls.py`)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edge(Checked):
-    """One teacher of one student, and how it teaches (losses: `workloads/distill/edges.py`).
-
-    The teacher is a model of the recipe, or what teachers said before: a store, "store:URI" (docs/stores.md).
-    """
-
-    teacher: str
-    student: str
-    name: str = ""  # of the edge in reports, metrics and records; empty: `key`
-    carries: Literal["logits", "embedding"] = "logits"  # an embedding: through a projection that is not delivered
-    # of the teacher's term; labels weigh 1 minus the sum over the student's open edges that carry logits
-    weight: float = 0.5
-    # of logits: kl, or bce, which EfficientAT and CED log and which has the gradient of kl; of embeddings: cosine, mse
-    loss: Literal["kl", "bce", "cosine", "mse"] = "kl"
-    temperature: float = 1.0
-    tau_mode: Literal["teacher_only", "both"] = "teacher_only"
-    # What the teacher hears. A store: "same" if the student is to hear the stored views again, "clean" if the store
-    # holds clips without augmentation, "other" if it holds views that nobody can draw again.
-    view: Literal["same", "clean", "other"] = "same"
-    source: Literal["live", "snapshot", "ema"] = "live"
-    gate: Literal["always", "better_on_clip", "switokd"] = "always"
-    shuffled: bool = False  # a control: teacher logits are rolled by one clip within a shard
-    column: str = ""  # of a store; empty: the only one with logits or probabilities
-    fill: Literal["zero", "last_mean", "last_half", "last_random", "uniform"] = "zero"  # of tags that top k left out
-    missing: Literal["error", "labels"] = "error"  # for clips without rows in the store
-
-    def __post_init__(self) -> None:
-        self._require(self.teacher != self.student, "student", "a model cannot be its own teacher")
-        self._require(
-            not self.name or bool(EDGE_NAME.fullmatch(self.name)), "name", "must be small letters, digits, - and _"
-        )
-        self._require_positive("temperature")
-        if self.carries == "embedding":
-            self._check_embedding()
-        else:
-            self._require_0_to_1("weight")
-            self._require(self.loss in ("kl", "bce"), "loss", "is for embeddings; logits have 'kl' or 'bce'")
-        if self.store:
-            self._require(self.source == "live", "source", "a store has no other weights; leave it out")
-            return
-        self._require(not self.teacher.startswith(STORE), "teacher", f"{STORE}URI needs the address of a store")
-        self._require(self.view != "other", "view", f"is for stores ({STORE}URI); a model hears 'same' or 'clean'")
-        for name in ("column", "fill", "missing"):
-            default = getattr(Edge, name)
-            self._require(getattr(self, name) == default, name, f"is for stores (teacher = '{STORE}URI'); leave it out")
-
-    def _check_embedding(self) -> None:
-        self._require_non_negative("weight")
-        self._require(self.loss in ("cosine", "mse"), "loss", "is for logits; embeddings have 'cosine' or 'mse'")
-        for name in ("temperature", "tau_mode", "gate", "fill", "missing"):
-            default = getattr(Edge, name)
-            self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
-
-    @property
-    def store(self) -> str:
-        """The URI of the store that teaches; empty where a model does."""
-        return self.teacher.removeprefix(STORE) if self.teacher.startswith(STORE) else ""
-
-    @property
-    def key(self) -> str:
-        suffix = "" if self.carries == "logits" else f"-{self.carries}"
-        return self.name or f"{teacher_name(self.teacher)}-to-{self.student}{suffix}"
-
-
-def teacher_name(teacher: str) -> str:
-    """What tables and pages call the teacher of an edge: a model's name, or "store" instead of an address."""
-    return STORE.removesuffix(":") if teacher.startswith(STORE) else teacher
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workloads.config.recipe import Edge
+from workloads.config.edge import Edge
 from workloads.models.probabilities import probabilities
 
 

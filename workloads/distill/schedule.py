@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from workloads.config.controls import begins_as_copy, controls_of, without_controls
-from workloads.config.recipe import Edge, Recipe
+from workloads.config.edge import Edge
+from workloads.config.recipe import Recipe
 from workloads.config.schedules import Alternate, Gated, Generations, Mutual, OneWay, PerSample
 
 

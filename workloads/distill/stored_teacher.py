@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.config.recipe import Edge
+from workloads.config.edge import Edge
 from workloads.data.shard import Shard, ViewKey, stored_view
 from workloads.distill.sources import Outputs
 from workloads.models.probabilities import probabilities

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from workloads.config.recipe import Augment, Edge, Recipe, restore
+from workloads.config.edge import Edge
+from workloads.config.recipe import Augment, Recipe, restore
 from workloads.data.augment import VIEW_VERSION
 from workloads.data.batches import StoredViews
 from workloads.data.clip_store import ClipStore

@@ -28,7 +28,7 @@ from orchestrator.reports.search.sections import sections
 from orchestrator.reports.search.snapshot import DONE, FAILED, STOPPED, SearchSnapshot, Trial
 from orchestrator.reports.search.verdict import search_status, verdict
 from orchestrator.tracking.uri import split_credentials, ui_command
-from workloads.config.recipe import teacher_name
+from workloads.config.edge import teacher_name
 
 LEADERBOARD_ROWS = 15  # the rest is folded
 FINAL_KINDS = ("winner", "control", "finalist")

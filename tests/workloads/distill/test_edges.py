@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from workloads.config.recipe import Edge
+from workloads.config.edge import Edge
 from workloads.distill.edges import EdgeTerm, edge_term, kd_loss, label_loss, open_gate, student_loss
 from workloads.evaluate.step_metrics import shard_metrics
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from orchestrator.recipes.loader import load_recipe
-from workloads.config.recipe import Edge
+from workloads.config.edge import Edge
 from workloads.distill.edges import embedding_loss
 from workloads.distill.schedule import label_learners, plan_phases
 from workloads.runtime.checkpoint import read_tensors

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from orchestrator.storage.object_store import FsspecFiles
 from orchestrator.stores.writer import begin_store, finish_store, unwritten, write_shard
 from tests import stores
-from workloads.config.recipe import Edge
+from workloads.config.edge import Edge
 from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.distill.edges import edge_term, student_loss
 from workloads.distill.stored_teacher import StoredTeacher

@@ -14,7 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy
 
 from workloads.config.data import Data
-from workloads.config.recipe import Augment, Edge, Recipe
+from workloads.config.edge import Edge
+from workloads.config.recipe import Augment, Recipe
 from workloads.data.augment import draw_view
 from workloads.data.batches import Batches, mix_labels
 from workloads.data.clips import Dataset
