@@ -13,6 +13,7 @@ from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EVENT_LOG, EventLog
 from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import LocalFiles
+from workloads.runtime.redaction import redacting_stderr
 from workloads.runtime.session import LocalSession
 from workloads.train import loop, set_up
 
@@ -50,4 +51,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with redacting_stderr():
+        code = main(sys.argv[1:])
+    sys.exit(code)

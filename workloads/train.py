@@ -33,6 +33,7 @@ from workloads.distill.pool import ModelPool
 from workloads.distill.preflight import prepare_run
 from workloads.distill.schedule import Phase, edge_weights, plan_phases, smooth_scores
 from workloads.distill.sources import Outputs, TeacherSource
+from workloads.distill.stores_of_run import StoresOfRun
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
 from workloads.evaluate.predict import BadNumbers, score_clips
@@ -61,6 +62,7 @@ class Run:
     session: Session
     phases: tuple[Phase, ...]
     prepared: PreparedData
+    stores: StoresOfRun
     batches: Batches
     pool: ModelPool
     shards: range  # which shards of each global batch this worker trains on
@@ -101,6 +103,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         session=session,
         phases=phases,
         prepared=prepared,
+        stores=stores,
         batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views),
         pool=ModelPool(recipe, session, phases, make_tagger, stores.teachers),
         shards=range(session.rank * shards_per_worker, (session.rank + 1) * shards_per_worker),
@@ -115,7 +118,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
 def restore_run(run: Run, fingerprint: str) -> None:
     """Restore the newest complete checkpoint, if there is one, and record the step from which the run continues.
 
-    Raises ValueError where the checkpoint was made with other data than that of this `fingerprint`.
+    Raises ValueError where the checkpoint was made with other data than that of this `fingerprint`, or other stores.
     """
     folder, state, damaged = newest_intact_checkpoint(run.session)
     if folder is not None:
@@ -123,6 +126,12 @@ def restore_run(run: Run, fingerprint: str) -> None:
             raise ValueError(
                 "data.root: its clips differ from those this run was started with; restore them, or start a new run"
             )
+        for edge, digest in run.stores.digests().items():
+            if state["stores"].get(edge) != digest:
+                raise ValueError(
+                    f"edges {edge}: its store differs from the one this run was started with; restore it, or start a "
+                    "new run"
+                )
         run.pool.load(folder, state)
         run.step, run.smoothed_scores = state["step"], state["scores"]
         run.validated = {name: (own_step, score) for name, (own_step, score) in state["validated"].items()}
@@ -267,7 +276,7 @@ def _shard_losses(
             if edge.carries == "logits":
                 terms.append(edge_term(edge, weights[edge.key], carried))
             else:
-                projected_BD = run.pool.states[name].projections[edge.key](student_outputs[name]["embedding"])
+                projected_BD = run.pool.states[name].projection(edge.key)(student_outputs[name]["embedding"])
                 terms.append(embedding_term(edge, weights[edge.key], projected_BD, carried))
         loss, parts = student_loss(
             student_outputs[name]["logits"],
@@ -363,6 +372,7 @@ def _checkpoint_state(run: Run) -> dict[str, Any]:
         "validated": run.validated,
         "best_for": {name: score for name, (at, score) in run.validated.items() if current.get(name, at) == at},
         "data": run.prepared.dataset.fingerprint(),
+        "stores": run.stores.digests(),
         "recipe": asdict(run.recipe),
         "versions": {package: version(package) for package in VERSIONS},
     }

@@ -26,7 +26,7 @@ from orchestrator.cli.options import (
     report_may_fail,
 )
 from orchestrator.cli.printing import cell, print_note, print_warning
-from workloads.config.edge import teacher_name
+from workloads.config.edge import Edge, teacher_name
 from workloads.runtime.json_files import json_text
 
 SHOWN_PHASES = 40  # of a dry run's table: the first and the last ones
@@ -160,7 +160,7 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
     for number, phase in shown if left_out <= 0 else shown[: SHOWN_PHASES // 2] + shown[-SHOWN_PHASES // 2 :]:
         if left_out > 0 and number == len(shown) - SHOWN_PHASES // 2:
             table.add_row("...", f"{left_out:,} more", "", "")
-        edges = ", ".join(f"{teacher_name(edge.teacher)} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
+        edges = ", ".join(f"{_teacher(edge)} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
         table.add_row(str(number + 1), f"{phase.start}-{phase.end}", ", ".join(phase.trains), edges or "labels only")
     Console().print(table)
 
@@ -176,3 +176,8 @@ def _table(outcome: dict[str, Any]) -> Table:
         scores = [f"{row[part][metric]:.3f}" if row[part] else "-" for part in ("val", "test")]
         table.add_row(name, str(row["steps_taught"]), str(row["steps_learned"]), *scores, f"{row['params']:,}")
     return table
+
+
+def _teacher(edge: Edge) -> str:
+    label = edge.name or teacher_name(edge.teacher)
+    return label if edge.carries == "logits" else f"{label}, {edge.carries},"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from workloads.config.edge import teacher_name
+from workloads.config.edge import edge_key, teacher_name
 from workloads.runtime.event_log import end_of
 
 Curve = list[tuple[int, float]]  # (step, value), one value per step, in order of steps
@@ -95,7 +95,7 @@ class RunHistory:
     def teachers_of(self, model: str) -> dict[str, str]:
         """The edges that lead to a model: by key the teacher's name."""
         edges = [edge for edge in self.recipe["edges"] if edge["student"] == model]
-        return {_edge_key(edge): edge.get("name") or teacher_name(edge["teacher"]) for edge in edges}
+        return {_edge_key(edge): _teacher_label(edge) for edge in edges}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -186,7 +186,12 @@ class RunHistory:
 
 
 def _edge_key(edge: dict[str, Any]) -> str:
-    return edge.get("name") or f"{teacher_name(edge['teacher'])}-to-{edge['student']}"
+    return edge_key(edge["teacher"], edge["student"], edge.get("name", ""), edge.get("carries", "logits"))
+
+
+def _teacher_label(edge: dict[str, Any]) -> str:
+    label = edge.get("name") or teacher_name(edge["teacher"])
+    return label if edge.get("carries", "logits") == "logits" else f"{label}, {edge['carries']}"
 
 
 def _merge_adjacent(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

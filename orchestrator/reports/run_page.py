@@ -131,8 +131,15 @@ def _phase_rows(history: RunHistory) -> list[dict[str, str]]:
 
 def _describe_edge(edge: dict[str, Any]) -> str:
     extras = [edge[name] for name, default in (("view", "same"), ("gate", "always")) if edge[name] != default]
-    options = [f"weight {edge['weight']:g}", f"temperature {edge['temperature']:g}", edge["source"], *extras]
-    return f"{teacher_name(edge['teacher'])} → {edge['student']} ({', '.join(options)})"
+    teacher, own = teacher_name(edge["teacher"]), []
+    if edge.get("carries", "logits") == "logits":
+        own.append(f"temperature {edge['temperature']:g}")
+    if teacher == edge["teacher"]:  # a store has no other weights
+        own.append(edge["source"])
+    extras += [edge[key] for key in ("name",) if edge.get(key)]
+    extras += [edge["carries"]] if edge.get("carries", "logits") != "logits" else []
+    options = [f"weight {edge['weight']:g}", *own, *extras]
+    return f"{teacher} → {edge['student']} ({', '.join(options)})"
 
 
 def _figures(history: RunHistory) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def spoil_loss(monkeypatch):
 
     def install(run, *, model: str, step: int, value: float):
         real_loss, real_forward = train.student_loss, train._forward
-        student_outputs: dict[str, torch.Tensor] = {}
+        student_outputs: dict[str, dict[str, torch.Tensor]] = {}
 
         def recording_forward(*arguments, **named):
             student_outputs.update(outputs := real_forward(*arguments, **named))
@@ -24,7 +24,9 @@ def spoil_loss(monkeypatch):
         def spoiled_loss(logits_BC, *arguments, **named):
             loss, parts = real_loss(logits_BC, *arguments, **named)
             student = run.pool.states[model]
-            chosen = run.step == step and logits_BC.grad_fn is not None and student_outputs[model] is logits_BC
+            chosen = (
+                run.step == step and logits_BC.grad_fn is not None and student_outputs[model]["logits"] is logits_BC
+            )
             return (loss * value if chosen and student.tagger.training else loss), parts
 
         monkeypatch.setattr(train, "_forward", recording_forward)

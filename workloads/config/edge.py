@@ -71,8 +71,12 @@ class Edge(Checked):
 
     @property
     def key(self) -> str:
-        suffix = "" if self.carries == "logits" else f"-{self.carries}"
-        return self.name or f"{teacher_name(self.teacher)}-to-{self.student}{suffix}"
+        return edge_key(self.teacher, self.student, self.name, self.carries)
+
+
+def edge_key(teacher: str, student: str, name: str, carries: str) -> str:
+    """The name of an edge in metrics, records and pages: its own, or one that says what it joins and carries."""
+    return name or f"{teacher_name(teacher)}-to-{student}{'' if carries == 'logits' else f'-{carries}'}"
 
 
 def teacher_name(teacher: str) -> str:

@@ -76,7 +76,7 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0, *,
     if augment.gain_db:
         drawn["gain_db"] = augment.gain_db * (2 * uniform("gain")[0] - 1)
     if augment.mixup:
-        drawn["mix_weight"] = _draw_mix_weight(augment, generator("mixup"))
+        drawn["mix_weight"] = draw_mix_weight(augment, clip_id, view, occurrence)
     if augment.mask_time:
         drawn["time_start"], drawn["time_width"] = mask("mask_time", augment.mask_time)
     if augment.mask_mel:
@@ -84,8 +84,9 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0, *,
     return View(**drawn)
 
 
-def _draw_mix_weight(augment: Augment, generator: np.random.Generator) -> float:
-    """The weight of the clip itself; 1 where it is not mixed."""
+def draw_mix_weight(augment: Augment, clip_id: str, view: int, occurrence: int = 0) -> float:
+    """The weight of the clip itself in a mixture; 1 where it is not mixed. Keyed as the rest of the view is."""
+    generator = keyed_generator(augment.view_seed, clip_id, view, "mixup", *((occurrence,) if occurrence else ()))
     chance = float(generator.random())
     # Drawn even when unused: the weight of a mixed clip must not depend on the probability of mixup.
     weight = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))

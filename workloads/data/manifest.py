@@ -72,7 +72,7 @@ def _check_tags(clips: list[Clip], data: Data, present: set[str], tags: tuple[st
     if strangers := sorted(present - set(tags)):
         raise ValueError(
             f"the data set's tags {name_some(strangers)}: the tagger does not know them, it knows {name_some(tags)}; "
-            "leave them out of the data set, or choose a tagger that knows them"
+            "leave them out of the data set, or choose a tagger, or a store, that knows them"
         )
     unknown = sorted({tag for clip in clips for tag in clip.absent or ()} - set(tags))
     if unknown:

@@ -14,6 +14,8 @@ from torch import Tensor
 from workloads.config.edge import Edge
 from workloads.models.probabilities import probabilities
 
+CERTAIN = 100.0  # a logit whose probability is 1 in fp32, and whose negative one's is 0
+
 
 @dataclass(frozen=True)
 class EdgeTerm:
@@ -171,6 +173,7 @@ def open_gate(
     """
     with torch.no_grad():
         known_BC = _known_shares(y_BC, known_BC)
+        teacher_BC = teacher_BC.clamp(-CERTAIN, CERTAIN)  # a row of a store may exclude a tag: infinity times 0 is NaN
         if edge.gate == "always":
             return torch.ones(len(y_BC), device=y_BC.device)
         if edge.gate == "better_on_clip":

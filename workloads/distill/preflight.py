@@ -22,7 +22,7 @@ def prepare_run(
     workers for a mistake that any of them finds (a file may be missing on one node only): otherwise the others would
     wait for that worker for ever.
     """
-    mistake, fingerprint, steps = "", "", own_steps(phases)
+    mistake, fingerprint, digests, steps = "", "", dict[str, str](), own_steps(phases)
     newly_initialised: dict[str, tuple[str, ...]] = {}
     try:
         if recipe.train.compile:
@@ -32,7 +32,7 @@ def prepare_run(
         require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
         require_labels(prepared.dataset, prepared.splits, label_learners(phases))
         stores = open_stores(recipe, prepared.dataset, prepared.splits.train, prepared.cache, files)
-        fingerprint = prepared.dataset.fingerprint()
+        fingerprint, digests = prepared.dataset.fingerprint(), stores.digests()
         for name in recipe.models:
             tagger = build_initial_tagger(recipe, name, tags=prepared.dataset.tags, files=files)
             newly_initialised[name] = tagger.newly_initialised
@@ -40,14 +40,17 @@ def prepare_run(
                 require_ready_to_teach(tagger, name)
     except ValueError as error:
         mistake = str(error)
-    _require_agreement(gather(session, (mistake, fingerprint)))
+    _require_agreement(gather(session, (mistake, fingerprint, digests)))
     return prepared, stores, {name: tensors for name, tensors in newly_initialised.items() if tensors}
 
 
-def _require_agreement(results: list[tuple[str, str]]) -> None:
-    """ValueError where any worker found a mistake, or the data's fingerprints differ between workers."""
-    for mistake, _ in results:
+def _require_agreement(results: list[tuple[str, str, dict[str, str]]]) -> None:
+    """ValueError where any worker found a mistake, or the data's fingerprints or the stores differ between workers."""
+    for mistake, _, _ in results:
         if mistake:
             raise ValueError(mistake)
-    if len({fingerprint for _, fingerprint in results}) > 1:
+    for edge in results[0][2]:
+        if len({digests[edge] for _, _, digests in results}) > 1:
+            raise ValueError(f"edges {edge}: the workers read different stores under this address; copy one to all")
+    if len({fingerprint for _, fingerprint, _ in results}) > 1:
         raise ValueError("data.root: the workers read different clips; compare `antiphon data check` on their nodes")

@@ -21,7 +21,8 @@ from workloads.stores.reader import Rows, StoreReader
 
 @dataclass(eq=False)
 class StoredTeacher:
-    """The teacher of one edge; `place_C` says where in a row each tag of the run is.
+    """The teacher of one edge; `place_C` says where in a row each tag of the run is, epochs go round the first
+    `num_views` views.
 
     `stores_of_run.py` makes it, after it has compared the store with the recipe.
     """
@@ -31,6 +32,7 @@ class StoredTeacher:
     column: str
     place_C: NDArray[np.int64]
     labels: str
+    num_views: int
 
     @property
     def width(self) -> int:
@@ -64,7 +66,7 @@ class StoredTeacher:
         return tau * to_logits(shard.mixture.of(probabilities(logits_BC / tau, self.labels)), self.labels)
 
     def _views(self, shard: Shard) -> list[int]:
-        return [stored_view(key, self.reader.store.num_views) for key in shard.keys]
+        return [stored_view(key, self.num_views) for key in shard.keys]
 
     def _logits_of_clips(self, rows: Rows, keys: Sequence[ViewKey]) -> Tensor:
         """Logits_BC of each clip alone, in the order of the run's tags."""
@@ -97,10 +99,8 @@ class StoredTeacher:
 
     def _draws(self, keys: Sequence[ViewKey]) -> Tensor:
         """Numbers in [0, 1), the same for a clip's view wherever and whenever it is heard."""
-        views = self.reader.store.num_views
-        draws = [
-            keyed_generator("fill", key.clip_id, stored_view(key, views)).random(len(self.place_C)) for key in keys
-        ]
+        views, tags = self.num_views, len(self.place_C)
+        draws = [keyed_generator("fill", key.clip_id, stored_view(key, views)).random(tags) for key in keys]
         return torch.from_numpy(np.stack(draws)).float()
 
 

@@ -34,11 +34,15 @@ class StoresOfRun:
 
     @property
     def views(self) -> StoredViews | None:
-        """How clips must be heard so that their rows fit; None where no store teaches."""
-        if not self.teachers:
+        """How clips must be heard so that their rows fit; None where no store's views are heard."""
+        heard_here = [teacher for teacher in self.teachers.values() if teacher.edge.view != "other"]
+        if not heard_here:
             return None
-        count = min(teacher.reader.store.num_views for teacher in self.teachers.values())
-        return StoredViews(count, whole=any(teacher.edge.view == "same" for teacher in self.teachers.values()))
+        return StoredViews(heard_here[0].num_views, whole=any(teacher.edge.view == "same" for teacher in heard_here))
+
+    def digests(self) -> dict[str, str]:
+        """By edge a hash of what its store holds, by which a store that was replaced is noticed."""
+        return {key: teacher.reader.store.digest for key, teacher in self.teachers.items()}
 
     def summary(self) -> list[dict[str, Any]]:
         """For the event log: of each edge its store, how many views of how many clips, and clips without rows."""
@@ -48,7 +52,7 @@ class StoresOfRun:
                 "store": teacher.reader.store.uri,
                 "column": teacher.column,
                 "clips": teacher.reader.store.num_clips,
-                "views": teacher.reader.store.num_views,
+                "views": teacher.num_views,
                 "without_rows": len(teacher.reader.missing),
             }
             for key, teacher in self.teachers.items()
@@ -88,7 +92,12 @@ def open_stores(
         _require_heard(description, edge, recipe, clip_ids, cache)
         place_of = {tag: place for place, tag in enumerate(description["tags"])}
         place_C = np.array([place_of[tag] for tag in dataset.tags] if edge.carries == "logits" else [])
-        teachers[edge.key] = StoredTeacher(edge, reader, _column(description, edge), place_C, dataset.labels)
+        column, num_views = _column(description, edge), reader.store.num_views
+        teachers[edge.key] = StoredTeacher(edge, reader, column, place_C, dataset.labels, num_views)
+    # A clip is heard in one view, so all stores whose views are heard go round as many: the fewest that one has.
+    heard_here = [teacher for teacher in teachers.values() if teacher.edge.view != "other"]
+    for teacher in heard_here:
+        teacher.num_views = min(other.reader.store.num_views for other in heard_here)
     return StoresOfRun(teachers)
 
 

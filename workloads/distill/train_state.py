@@ -20,6 +20,8 @@ from workloads.distill.sources import tagger_outputs
 from workloads.models.tagger import Tagger
 from workloads.runtime.session import Session
 
+PROJECTION = "to_"
+
 
 def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
     """The learning rate of the step after `own_step` of `total` steps: warm-up, then decay.
@@ -89,7 +91,9 @@ class TrainState:
         self.average = build_average(model.average, self.tagger)
         self._settings = model.optimizer
         self._group = group
-        self.projections = nn.ModuleDict(dict(projections or {})).to(session.device)
+        # a prefix, because an edge may be called like an attribute of the module
+        named = {f"{PROJECTION}{key}": module for key, module in (projections or {}).items()}
+        self.projections = nn.ModuleDict(named).to(session.device)
         kind = torch.optim.AdamW if model.optimizer.kind == "adamw" else torch.optim.Adam
         # Fused also on CPU, where it is faster too (`make bench`). It takes for granted, unchecked on CPU, that a
         # gradient has the memory layout of its parameter; those of autograd do.
@@ -108,6 +112,10 @@ class TrainState:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [*self.tagger.parameters(), *self.projections.parameters()]
+
+    def projection(self, edge: str) -> nn.Module:
+        """From this model's embedding to that of the teacher of an edge, by the edge's key."""
+        return self.projections[f"{PROJECTION}{edge}"]
 
     def average_projections(self) -> None:
         """Average the gradients of the projections over workers; a collective call where there are several."""

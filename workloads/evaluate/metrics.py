@@ -20,6 +20,7 @@ from workloads.evaluate.chance import chance_precision
 from workloads.models.probabilities import probabilities
 
 ECE_BINS = 15
+CERTAIN = 700.0  # a logit of which sigmoid and logarithm are still finite in float64: a store may exclude a tag
 AUC_EDGE = 1e-6  # AUC is clipped to [edge, 1 - edge], since d' of a perfect one is infinite: d' is 6.72 at most
 
 
@@ -138,7 +139,7 @@ def agreement(za_NC: Tensor, zb_NC: Tensor, labels: str) -> float:
 def teacher_entropy(z_NC: Tensor, temperature: float, labels: str) -> float:
     """Mean entropy in nats of act(z / temperature), of a clip (single) or of a clip's tag (multi)."""
     _check_labels(labels)
-    z_NC = z_NC.detach().double() / temperature
+    z_NC = (z_NC.detach().double() / temperature).clamp(-CERTAIN, CERTAIN)
     p_NC = probabilities(z_NC, labels)
     if labels == "single":
         return -torch.xlogy(p_NC, p_NC).sum(1).mean().item()

@@ -5,6 +5,7 @@ whatever else it holds, and is refused here. Any number of processes may read at
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,11 @@ class Store:
     @property
     def num_views(self) -> int:
         return self.description["views"]["count"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which holds those of the description and of every file."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def codecs(self) -> dict[str, RowCodec]:

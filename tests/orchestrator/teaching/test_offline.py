@@ -1,6 +1,7 @@
 """Students of a store: they learn what they would learn from its teachers, and hear what these heard."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests import small, stores
 from tests.orchestrator.artifacts.test_tag import publish
 from workloads.config.recipe import Model, Recipe, restore
 from workloads.data.augment import VIEW_VERSION
+from workloads.data.batches import StoredViews
 from workloads.data.synthetic import synthetic_clips
 from workloads.models.tagger import build_tagger
 from workloads.train import Run, advance, loop
@@ -214,3 +216,44 @@ def test_the_shipped_student_fits_the_shipped_store_and_is_compared(tiny, store,
     result = run_records(run)[-1]["models"]
     assert {name: row["steps_learned"] for name, row in result.items()} == {"student": 4, "student_untaught": 4}
     assert result["student"]["weights_sha256"] != result["student_untaught"]["weights_sha256"]
+
+
+def test_all_stores_whose_views_are_heard_go_round_as_many(offline, store, start):
+    """A row of another view would be of another sound; rows of views that nobody hears do not count."""
+    more, one = store("teach.views=5"), store("teach.views=1", "augment={}")
+    edges = [f"{{teacher='store:{store()}', student='student', weight=0.2}}"]
+    edges.append(f"{{teacher='store:{more}', student='student', weight=0.2, name='more'}}")
+    edges.append(f"{{teacher='store:{one}', student='student', weight=0.2, name='one', view='other'}}")
+    run = start(offline(f"[{', '.join(edges)}]"))
+    assert run.stores.views == StoredViews(VIEWS, whole=True)
+    assert {key: teacher.num_views for key, teacher in run.stores.teachers.items()} == {
+        "store-to-student": VIEWS,
+        "more": VIEWS,
+        "one": 1,
+    }
+    alone = start(offline(f"[{{teacher='store:{one}', student='student', view='other'}}]"))
+    assert alone.stores.views is None
+
+
+def test_mixtures_differ_from_epoch_to_epoch_also_where_views_come_again(offline, store, start):
+    edge = f"[{{teacher='store:{store('teach.views=1')}', student='student', weight=0.9}}]"
+    batches = start(offline(edge, "augment.mixup=0.5")).batches
+    weights = {}
+    for step in range(2 * batches.steps_per_epoch):
+        shard = batches.shard(step, 0)
+        for key, weight in zip(shard.keys, shard.mixture.weight_B.tolist(), strict=True):
+            weights.setdefault(key, []).append(weight)
+    assert {len(both) for both in weights.values()} <= {1, 2}  # the last clips of an epoch are in no batch
+    assert sum(len(set(both)) == 2 for both in weights.values()) > len(weights) / 2
+
+
+def test_a_store_that_was_replaced_is_not_gone_on_with(offline, store, start, tmp_path):
+    recipe = offline(f"[{{teacher='store:{tmp_path}/store', student='student'}}]", "schedule.steps=4")
+    shutil.copytree(store(), tmp_path / "store")
+    stopped = start(recipe)
+    for _ in advance(stopped, until=2):
+        pass
+    shutil.rmtree(tmp_path / "store")
+    shutil.copytree(store("teach.k=5"), tmp_path / "store")
+    with pytest.raises(ValueError, match="edges store-to-student: its store differs from the one this run was started"):
+        start(recipe, checkpoints_of=stopped)

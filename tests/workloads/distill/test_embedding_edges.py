@@ -47,7 +47,7 @@ def test_gradient_of_student_and_projection(tiny, start):
         pass
     sources = run.pool.enter_phase(run.phases[1])
     state = run.pool.states["vit"]
-    before, projection = copy.deepcopy(state.tagger), copy.deepcopy(state.projections["cnn-to-vit-embedding"])
+    before, projection = copy.deepcopy(state.tagger), copy.deepcopy(state.projection("cnn-to-vit-embedding"))
     shard = run.batches.shard(run.step, 0)
     teacher = sources["cnn-to-vit-embedding"].outputs(shard, {})
     assert sources["cnn-to-vit"] is sources["cnn-to-vit-embedding"]  # one forward
@@ -60,7 +60,7 @@ def test_gradient_of_student_and_projection(tiny, start):
     cosine = cosine_similarity(projection(outputs.embedding_BD), teacher["embedding"], dim=1)
     (2 * (1 - cosine).mean()).backward()
     for name, parameter in projection.named_parameters():
-        torch.testing.assert_close(found[f"cnn-to-vit-embedding.{name}"], parameter.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(found[f"to_cnn-to-vit-embedding.{name}"], parameter.grad, rtol=1e-4, atol=1e-7)
     head = [name for name, parameter in before.named_parameters() if parameter.grad is None]
     assert head  # the head is behind the embedding, so it learns from logits and labels only
     assert all(found[name].abs().max() > 0 for name, _ in before.named_parameters())
@@ -118,3 +118,13 @@ def test_weights_of_embeddings_take_nothing_from_labels():
 def test_what_is_no_setting_of_such_an_edge(fields, message):
     with pytest.raises(ValueError, match=message):
         Edge(teacher="cnn", student="vit", carries="embedding", **fields)
+
+
+def test_an_edge_may_be_called_like_an_attribute(tiny, start):
+    edge = "edges=[{teacher='cnn', student='vit', carries='embedding', loss='mse', name='train'}]"
+    assert "train/kd_loss" in values_of(start(tiny("demo", edge, ONE_WAY)))
+
+
+def values_of(run: Run) -> set[str]:
+    trained(run)
+    return {key for step in values(run) for key in step}

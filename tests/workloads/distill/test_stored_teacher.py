@@ -1,5 +1,6 @@
 """A store as a teacher: probabilities as they were stored, mixed as clips are, with nothing silently wrong."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from orchestrator.stores.writer import begin_store, finish_store, unwritten, wri
 from tests import stores
 from workloads.config.edge import Edge
 from workloads.data.shard import Mixture, Shard, ViewKey
-from workloads.distill.edges import edge_term, student_loss
+from workloads.distill.edges import edge_term, open_gate, student_loss
 from workloads.distill.stored_teacher import StoredTeacher
+from workloads.evaluate.metrics import teacher_entropy
 from workloads.stores.reader import StoreReader
 from workloads.stores.topk import TopK
 
@@ -38,7 +40,7 @@ def teacher(folder: Path, rows: np.ndarray | TopK, *, holds: str = "logits", lab
     finish_store(uri, description, plan)
     reader = StoreReader(uri, FsspecFiles(), copies=folder / "copies")
     own = Edge(teacher=f"store:{uri}", student="cnn", **edge)
-    return StoredTeacher(own, reader, "outputs", np.arange(TAGS), labels)
+    return StoredTeacher(own, reader, "outputs", np.arange(TAGS), labels, 1)
 
 
 def shard_of(clips: list[str], y_BC: torch.Tensor | None = None, mixture: Mixture | None = None) -> Shard:
@@ -138,3 +140,15 @@ def test_labels_teach_exactly_the_side_of_a_mixture_that_has_no_row(tmp_path):
     own = torch.tensor(P[0]).float()
     torch.testing.assert_close(p_BC[0], 0.75 * own + 0.25 * y_BC[1], rtol=0, atol=1e-3)
     torch.testing.assert_close(p_BC[1], 0.75 * y_BC[1] + 0.25 * own, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("labels", ["single", "multi"])
+def test_a_gate_opens_for_a_teacher_that_excludes_tags_rightly(labels, tmp_path):
+    rows = TopK(np.array([[0], [1], [2]]), np.full((3, 1), 0.9))
+    source = teacher(tmp_path, rows, holds="probabilities", labels=labels, gate="better_on_clip")
+    teacher_BC = source.outputs(shard_of(CLIPS), {})["logits"]
+    y_BC = torch.eye(4)[:3]
+    assert torch.isinf(teacher_BC).any()
+    assert open_gate(source.edge, torch.zeros(3, TAGS), teacher_BC, y_BC, labels=labels).tolist() == [1.0] * 3
+    assert open_gate(source.edge, torch.zeros(3, TAGS), teacher_BC, y_BC.flip(0), labels=labels).tolist() == [0, 1, 0]
+    assert math.isfinite(teacher_entropy(teacher_BC, 1.0, labels))

@@ -249,7 +249,8 @@ def test_clips_too_short_for_crnn_are_refused() -> None:
 @pytest.mark.parametrize("variant", ["lstm_p", "att_rnn"])
 def test_a_run_with_it(variant: str, tiny, start) -> None:
     model = f'{{arch={{family="ondevice", variant="{variant}", dropout=0.1}}, front_end={{kind="logmel40"}}}}'
-    recipe = tiny("demo", f"models.cnn={model}", "schedule.burn_in=2", "schedule.period=2", "schedule.turns=2")
+    turns = ["schedule.burn_in=2", "schedule.period=2", "schedule.turns=2", "edges.0.source=live"]
+    recipe = tiny("demo", f"models.cnn={model}", *turns)
     initial = start(recipe).pool.train_state("cnn").tagger.backbone.state_dict()
     run = start(recipe)
     assert loop(run) == "done"
