@@ -33,6 +33,7 @@ ROUNDS, STEPS = 3, 3
 def their_steps(root: Path, dataset: Any, monkeypatch: Any) -> Iterator[float]:
     """Steps of mn10 with stored logits and mel-mixup, as their script takes them."""
     monkeypatch.syspath_prepend(str(root))
+    monkeypatch.chdir(root)  # their modules read a table below it
     network = importlib.import_module("models.mn.model").get_model(num_classes=TAGS, width_mult=1.0).train()
     mel = importlib.import_module("models.preprocess").AugmentMelSTFT(freqm=0, timem=0).train()
     mixup = importlib.import_module("helpers.utils").mixup
@@ -58,9 +59,7 @@ def their_steps(root: Path, dataset: Any, monkeypatch: Any) -> Iterator[float]:
 
 def our_steps(paths: list[Path], folder: Path, start: Callable[..., Run]) -> Iterator[float]:
     """The shipped recipe on the same clips, with a store of as many logits."""
-    rows = [
-        f"{path.stem},{path.name},tag{number},{1 + (number < 8) + (number < 16)}" for number, path in enumerate(paths)
-    ]
+    rows = [f"{path.stem},{path.name},tag{number},{1 + (number >= 8)}" for number, path in enumerate(paths)]
     (folder / "clips.csv").write_text("\n".join(["clip_id,path,tags,fold", *rows]))
     views = {"version": VIEW_VERSION, "augment": {"view_seed": 0}, "clip_seconds": 10.0, "rate": 32_000, "count": 1}
     about = stores.about(tags=TAGS, views=1) | {"views": views}
