@@ -5,7 +5,6 @@ whatever else it holds, and is refused here. Any number of processes may read at
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from workloads.runtime.json_files import json_text
 from workloads.runtime.opener import NotAFile, Opener
 from workloads.runtime.redaction import redacted
 from workloads.stores.columns import RowCodec
@@ -51,7 +51,7 @@ class Store:
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest, which holds those of the description and of every file."""
-        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json_text(self.manifest).encode()).hexdigest()
 
     @cached_property
     def codecs(self) -> dict[str, RowCodec]:
