@@ -130,15 +130,14 @@ def _phase_rows(history: RunHistory) -> list[dict[str, str]]:
 
 
 def _describe_edge(edge: dict[str, Any]) -> str:
-    extras = [edge[name] for name, default in (("view", "same"), ("gate", "always")) if edge[name] != default]
-    teacher, own = teacher_name(edge["teacher"]), []
-    if edge.get("carries", "logits") == "logits":
-        own.append(f"temperature {edge['temperature']:g}")
-    if teacher == edge["teacher"]:  # a store has no other weights
-        own.append(edge["source"])
-    extras += [edge[key] for key in ("name",) if edge.get(key)]
-    extras += [edge["carries"]] if edge.get("carries", "logits") != "logits" else []
-    options = [f"weight {edge['weight']:g}", *own, *extras]
+    teacher, carries = teacher_name(edge["teacher"]), edge.get("carries", "logits")
+    options = [edge["name"]] if edge.get("name") else []
+    options += [
+        f"weight {edge['weight']:g}",
+        f"temperature {edge['temperature']:g}" if carries == "logits" else carries,
+    ]
+    options += [edge["source"]] if teacher == edge["teacher"] else []  # a store has no other weights
+    options += [edge[name] for name, default in (("view", "same"), ("gate", "always")) if edge[name] != default]
     return f"{teacher} → {edge['student']} ({', '.join(options)})"
 
 

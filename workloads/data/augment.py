@@ -50,33 +50,46 @@ def clean_view() -> View:
     return View()
 
 
-def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0, *, cut_views: int = 0) -> View:
+@dataclass(frozen=True)
+class StoredViews:
+    """The views, `count` of each clip, of which stores that teach a run hold rows: epochs go round them."""
+
+    count: int
+    whole: bool  # clips are heard in these views; else only cut where these are, and augmented anew in every epoch
+
+
+def draw_view(
+    augment: Augment, clip_id: str, view: int, occurrence: int = 0, *, stored: StoredViews | None = None
+) -> View:
     """View number `view` of a clip; each later occurrence of the clip in the same epoch has another view.
 
-    With `cut_views` the clip is cut as in one of its first so many views, those of which a store says what teachers
-    heard (`shard.stored_view`). Each purpose has its own generator: enabling one augmentation does not change the draws
-    of another.
+    With `stored` views the clip is cut as in one of these, and if they are heard whole also shifted, amplified and
+    masked as in it; weights of mixtures are drawn anew, since rows of stores are of single clips. Each purpose has its
+    own generator: enabling one augmentation does not change the draws of another.
     """
-    repeat = (occurrence,) if occurrence else ()  # the key of the first occurrence must not change: runs are resumed
+    # the key of the first occurrence must not change: runs are resumed
+    anew = (view, (occurrence,) if occurrence else ())
+    as_stored = ((view + occurrence) % stored.count, ()) if stored else anew
+    augmented = as_stored if stored and stored.whole else anew
 
-    def generator(purpose: str) -> np.random.Generator:
-        return keyed_generator(augment.view_seed, clip_id, view, purpose, *repeat)
+    def generator(purpose: str, drawn_as: tuple[int, tuple[int, ...]]) -> np.random.Generator:
+        number, repeat = drawn_as
+        return keyed_generator(augment.view_seed, clip_id, number, purpose, *repeat)
 
     def uniform(purpose: str) -> list[float]:
-        return generator(purpose).random(2).tolist()
+        return generator(purpose, augmented).random(2).tolist()
 
     def mask(purpose: str, widest: float) -> tuple[float, float]:
         width, start = uniform(purpose)
         return start * (1 - width * widest), width * widest
 
-    cut_as = ((view + occurrence) % cut_views, "crop") if cut_views else (view, "crop", *repeat)
-    drawn = {"crop": float(keyed_generator(augment.view_seed, clip_id, *cut_as).random())}
+    drawn = {"crop": float(generator("crop", as_stored).random())}
     if augment.roll:
         drawn["roll"] = augment.roll * (2 * uniform("roll")[0] - 1)
     if augment.gain_db:
         drawn["gain_db"] = augment.gain_db * (2 * uniform("gain")[0] - 1)
     if augment.mixup:
-        drawn["mix_weight"] = draw_mix_weight(augment, clip_id, view, occurrence)
+        drawn["mix_weight"] = _draw_mix_weight(augment, generator("mixup", anew))
     if augment.mask_time:
         drawn["time_start"], drawn["time_width"] = mask("mask_time", augment.mask_time)
     if augment.mask_mel:
@@ -84,9 +97,8 @@ def draw_view(augment: Augment, clip_id: str, view: int, occurrence: int = 0, *,
     return View(**drawn)
 
 
-def draw_mix_weight(augment: Augment, clip_id: str, view: int, occurrence: int = 0) -> float:
-    """The weight of the clip itself in a mixture; 1 where it is not mixed. Keyed as the rest of the view is."""
-    generator = keyed_generator(augment.view_seed, clip_id, view, "mixup", *((occurrence,) if occurrence else ()))
+def _draw_mix_weight(augment: Augment, generator: np.random.Generator) -> float:
+    """The weight of the clip itself; 1 where it is not mixed."""
     chance = float(generator.random())
     # Drawn even when unused: the weight of a mixed clip must not depend on the probability of mixup.
     weight = float(generator.beta(augment.mixup_alpha, augment.mixup_alpha))

@@ -10,7 +10,6 @@ Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
@@ -22,14 +21,14 @@ from torch import Tensor
 
 from workloads.config.data import Data
 from workloads.config.recipe import Recipe
-from workloads.data.augment import View, clean_view, draw_mix_weight, roll_and_amplify, sound_of_view
+from workloads.data.augment import StoredViews, View, clean_view, roll_and_amplify, sound_of_view
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.data.decode import cut_or_pad
 from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest
 from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
-from workloads.data.shard import Mixture, Shard, ViewKey, stored_view
+from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.runtime.rng import keyed_generator
 
 CLIPS_AT_ONCE = 4096  # whose labels of all tags are in memory
@@ -40,14 +39,6 @@ class Draw(NamedTuple):
 
     row: int  # of the clip among the training clips
     occurrence: int  # number of earlier draws of the clip in the epoch
-
-
-@dataclass(frozen=True)
-class StoredViews:
-    """The views, `count` of each clip, of which stores that teach a run hold rows: epochs go round them."""
-
-    count: int
-    whole: bool  # clips are heard in these views; else only cut where these are, and augmented anew in every epoch
 
 
 class Batches:
@@ -70,10 +61,8 @@ class Batches:
         self.cache = cache
         self.recipe = recipe
         length = round(recipe.data.clip_seconds * recipe.rate)
-        self._stored_views = stored_views
-        cut_views = stored_views.count if stored_views else 0
         self._reader = CropReader(
-            cache, recipe.augment, shard_size=recipe.train.shard_size, length=length, cut_views=cut_views
+            cache, recipe.augment, shard_size=recipe.train.shard_size, length=length, stored=stored_views
         )
         self._loader: CropLoader = InThread(self._reader)
         self.replacements = Replacements(clips, cache, self._reader)
@@ -118,7 +107,7 @@ class Batches:
             request, rows, crops = self.replacements.fill(request, rows, crops, step=step)
         samples, views = crops.read.samples, crops.read.views
         crops_BT = crops.x_BT.to(device, non_blocking=True)
-        mixture = self._mixture(request.keys, step, index) if self.recipe.augment.mixup else None
+        mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None
         unmixed_y_BC = torch.from_numpy(self.dataset.targets([self.clips[row] for row in rows]))
         y_BC, known_BC = mix_labels(unmixed_y_BC, mixture)
         mix_mels, on_device = self.recipe.augment.mixup_on == "mel", mixture and mixture.to(device)
@@ -145,19 +134,12 @@ class Batches:
 
     def _request(self, step: int, index: int) -> tuple[ShardRequest, list[int]]:
         """What a shard consists of, and the rows of its clips among the training clips."""
-        epoch, draws = self._shard_draws(step, index)
-        keys = tuple(ViewKey(self.clips[row].clip_id, epoch, occurrence) for row, occurrence in draws)
-        if self._stored_views and self._stored_views.whole:
-            count = self._stored_views.count
-            keys = tuple(ViewKey(key.clip_id, stored_view(key, count), 0) for key in keys)
-        return ShardRequest(keys, tuple(self.cache.entry(key.clip_id) for key in keys)), [row for row, _ in draws]
-
-    def _shard_draws(self, step: int, index: int) -> tuple[int, list[Draw]]:
-        """The epoch of a step, and the draws of one of its shards."""
         assert 0 <= index < self.recipe.train.shards, f"shard {index} of {self.recipe.train.shards}"
         epoch, draws = self._batch_draws(step)
         size = self.recipe.train.shard_size
-        return epoch, draws[index * size : (index + 1) * size]
+        draws = draws[index * size : (index + 1) * size]
+        keys = tuple(ViewKey(self.clips[row].clip_id, epoch, occurrence) for row, occurrence in draws)
+        return ShardRequest(keys, tuple(self.cache.entry(key.clip_id) for key in keys)), [row for row, _ in draws]
 
     def clip_ids(self, step: int) -> list[str]:
         """The clip_ids of the global batch of `step`."""
@@ -185,24 +167,13 @@ class Batches:
     def _probability_N(self) -> NDArray[np.float64]:
         return sampling_probabilities(self.clips, self.dataset)
 
-    def _mixture(self, keys: Sequence[ViewKey], step: int, index: int) -> Mixture:
-        """Each clip's weight in its mixture, and its partner, by a keyed permutation without fixed points.
-
-        Weights belong to the draw of the epoch, also where clips are heard in stored views: these come again, and rows
-        are of single clips.
-        """
-        epoch, draws = self._shard_draws(step, index)
-        augment = self.recipe.augment
-        weight_B = torch.tensor(
-            [
-                draw_mix_weight(augment, key.clip_id, epoch, draw.occurrence)
-                for key, draw in zip(keys, draws, strict=True)
-            ]
-        )
-        order = keyed_generator(self.recipe.augment.view_seed, "partners", step, index).permutation(len(keys))
-        partner_B = torch.empty(len(keys), dtype=torch.long)
+    def _mixture(self, views: Sequence[View], step: int, index: int) -> Mixture:
+        """Each clip's weight in its mixture, and its partner, by a keyed permutation without fixed points."""
+        weight_B = torch.tensor([view.mix_weight for view in views])
+        order = keyed_generator(self.recipe.augment.view_seed, "partners", step, index).permutation(len(views))
+        partner_B = torch.empty(len(views), dtype=torch.long)
         partner_B[order] = torch.from_numpy(np.roll(order, 1))
-        return Mixture(weight_B, partner_B.where(weight_B < 1, torch.arange(len(keys))))
+        return Mixture(weight_B, partner_B.where(weight_B < 1, torch.arange(len(views))))
 
 
 def sampling_probabilities(

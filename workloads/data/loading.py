@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from workloads.config.recipe import Augment
-from workloads.data.augment import View, draw_view
+from workloads.data.augment import StoredViews, View, draw_view
 from workloads.data.clip_store import ClipStore
 from workloads.data.decode import BrokenClip
 from workloads.data.shard import ViewKey
@@ -61,10 +61,12 @@ class LoaderDied(OSError):
 
 
 class CropReader:
-    """Reads the crops of shards of `shard_size` clips of `length` samples each; `cut_views`: see `draw_view`."""
+    """Reads the crops of shards of `shard_size` clips of `length` samples each; `stored`: see `draw_view`."""
 
-    def __init__(self, cache: ClipStore, augment: Augment, *, shard_size: int, length: int, cut_views: int = 0) -> None:
-        self.cache, self.augment, self.cut_views = cache.without_clips(), augment, cut_views
+    def __init__(
+        self, cache: ClipStore, augment: Augment, *, shard_size: int, length: int, stored: StoredViews | None = None
+    ) -> None:
+        self.cache, self.augment, self.stored = cache.without_clips(), augment, stored
         self.shape = (shard_size, length)
 
     def read(self, request: ShardRequest, x_BT: NDArray[np.int16]) -> CropsRead:
@@ -72,7 +74,7 @@ class CropReader:
         samples, views, broken = [], [], {}
         clips = self.cache.ahead(request.clips)
         for row, (key, clip, x_T) in enumerate(zip(request.keys, clips, x_BT, strict=True)):
-            views.append(draw_view(self.augment, *key, cut_views=self.cut_views))
+            views.append(draw_view(self.augment, *key, stored=self.stored))
             try:
                 samples.append(self.cache.load_part(clip, x_T, start=partial(views[-1].crop_start, length=len(x_T))))
             except BrokenClip as error:

@@ -9,8 +9,7 @@ import numpy as np
 
 from workloads.config.edge import Edge
 from workloads.config.recipe import Augment, Recipe, restore
-from workloads.data.augment import VIEW_VERSION
-from workloads.data.batches import StoredViews
+from workloads.data.augment import VIEW_VERSION, StoredViews
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset
 from workloads.data.heard import heard_sha256

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from workloads.config.recipe import Augment
-from workloads.data.augment import VIEW_VERSION, View, clean_view, draw_view, mask_mel, roll_and_amplify
+from workloads.data.augment import VIEW_VERSION, StoredViews, View, clean_view, draw_view, mask_mel, roll_and_amplify
 from workloads.data.decode import cut_or_pad
 from workloads.data.samples import FULL_SCALE
 from workloads.models.front_end import build_front_end
@@ -194,9 +194,10 @@ def test_the_same_masks_hide_the_same_share_at_any_resolution() -> None:
     assert shares[0] == shares[1] == pytest.approx(0.25 + 0.125 - 0.25 * 0.125)
 
 
-def test_with_cut_views_only_the_cut_goes_round_them() -> None:
-    augment = Augment(view_seed=5, roll=0.5, gain_db=6.0, mask_time=0.3)
+@pytest.mark.parametrize("whole", [False, True])
+def test_epochs_go_round_stored_views_but_mixtures_are_drawn_anew(whole: bool) -> None:
+    augment = Augment(view_seed=5, roll=0.5, gain_db=6.0, mask_time=0.3, mixup=0.5)
     for view, occurrence in ((4, 0), (3, 1)):
-        drawn = draw_view(augment, "clip", view, occurrence, cut_views=3)
-        assert drawn.crop == draw_view(augment, "clip", 1).crop
-        assert drawn == replace(draw_view(augment, "clip", view, occurrence), crop=drawn.crop)
+        drawn = draw_view(augment, "clip", view, occurrence, stored=StoredViews(3, whole=whole))
+        anew, kept = draw_view(augment, "clip", view, occurrence), draw_view(augment, "clip", 1)
+        assert drawn == (replace(kept, mix_weight=anew.mix_weight) if whole else replace(anew, crop=kept.crop))
