@@ -21,6 +21,7 @@ from workloads.config.recipe import Recipe, Train
 from workloads.config.search import MAX_TRIALS, Choices, Range, Search
 from workloads.data.check import check_data
 from workloads.distill.schedule import own_steps, plan_phases
+from workloads.distill.stores_of_run import check_stores
 from workloads.models.buildable import require_buildable
 from workloads.runtime.redaction import require_no_secret
 
@@ -199,4 +200,5 @@ def check_search_data(recipe: Recipe, largest: Train) -> list[str]:
     between trials: each checks that itself.
     """
     files = object_store.FsspecFiles()
+    check_stores(recipe, files)
     return check_data(recipe, files, slices=range(num_slices(recipe)), test=True, train=largest, learners=())

@@ -13,7 +13,7 @@ from orchestrator.storage.object_store import FsspecFiles
 from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_shard, unwritten
 from workloads.runtime.text import name_some
 from workloads.stores.description import Manifest, require_compatible
-from workloads.stores.heard import merged_heard
+from workloads.stores.heard_sample import merged_heard
 from workloads.stores.plan import ShardPlan
 from workloads.stores.store import Store, open_store
 

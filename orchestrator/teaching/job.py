@@ -14,14 +14,14 @@ from orchestrator.training.request import refuse_ray_client
 from workloads.config.teach import TeachRecipe
 from workloads.data.cache import CachedClip, ClipCache, QuarantinedClip
 from workloads.data.clips import Clip, Dataset
-from workloads.data.heard import heard_sha256
 from workloads.data.manifest import read_dataset
 from workloads.data.quarantine import check_quarantined_share
+from workloads.data.view_checksum import heard_sha256
 from workloads.runtime.redaction import require_no_secret
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.text import name_some
 from workloads.stores.description import Description, HeardView
-from workloads.stores.heard import sampled_views
+from workloads.stores.heard_sample import sampled_views
 from workloads.stores.plan import ShardPlan
 from workloads.teaching.ensemble import Ensemble, require_different_views
 from workloads.teaching.teachers import load_teachers

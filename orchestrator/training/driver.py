@@ -31,6 +31,7 @@ from workloads.config.controls import without_controls
 from workloads.config.recipe import Recipe
 from workloads.data.check import check_data, has_training_labels
 from workloads.distill.schedule import label_learners, plan_phases
+from workloads.distill.stores_of_run import check_stores
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.precision import precision_warnings
@@ -116,6 +117,7 @@ def check_recipe_data(recipe: Recipe) -> list[str]:
     slices, test = [recipe.data.val_slice], recipe.train.score_test
     learners = label_learners(plan_phases(without_controls(recipe)))
     files = object_store.FsspecFiles()
+    check_stores(recipe, files)
     return check_data(recipe, files, slices=slices, test=test, train=recipe.train, learners=learners)
 
 

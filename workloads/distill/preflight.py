@@ -4,7 +4,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.clips import require_labels, require_scorable
 from workloads.data.prepare import PreparedData, prepare
 from workloads.distill.schedule import Phase, label_learners, own_steps
-from workloads.distill.stores_of_run import StoresOfRun, open_stores, tags_of_stores
+from workloads.distill.stores_of_run import StoresOfRun, check_stores, open_stores
 from workloads.models.buildable import require_buildable
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach
@@ -28,7 +28,7 @@ def prepare_run(
         if recipe.train.compile:
             require_compiler(session.device)
         require_buildable(recipe)  # before clips are decoded
-        prepared = prepare(recipe, files, model_tags=tags_of_stores(recipe, files))
+        prepared = prepare(recipe, files, model_tags=check_stores(recipe, files))
         require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
         require_labels(prepared.dataset, prepared.splits, label_learners(phases))
         stores = open_stores(recipe, prepared.dataset, prepared.splits.train, prepared.cache, files)

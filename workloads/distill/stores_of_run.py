@@ -12,7 +12,7 @@ from workloads.config.recipe import Augment, Recipe, restore
 from workloads.data.augment import VIEW_VERSION, StoredViews
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset
-from workloads.data.heard import heard_sha256
+from workloads.data.view_checksum import heard_sha256
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
@@ -58,23 +58,34 @@ class StoresOfRun:
         ]
 
 
-def tags_of_stores(recipe: Recipe, files: Opener) -> tuple[str, ...]:
-    """The tags of a run that logits of stores teach: those of the first, in its order; empty where none teaches.
+def check_stores(recipe: Recipe, files: Opener) -> tuple[str, ...]:
+    """Compare the stores of a recipe with it, before any clip is read; returns the tags of a run that they teach.
 
-    The data need not have them all, or any. ValueError where a store cannot be read.
+    These are those of the first store that logits are taken of, in its order; empty where there is none. The data need
+    not have them all, or any. Raises ValueError, with the first difference, where a store cannot be read, or is of
+    other labels, views or tags than the run's.
     """
-    first = next((edge.store for edge in recipe.edges if edge.store and edge.carries == "logits"), "")
-    return tuple(open_store(first, files).description["tags"]) if first else ()
+    tags: tuple[str, ...] = ()
+    for edge in recipe.edges:
+        if not edge.store:
+            continue
+        description = open_store(edge.store, files).description
+        _column(description, edge)
+        _require_same_views(description, edge, recipe)
+        if edge.carries == "logits":
+            require_compatible(description, {"labels": recipe.data.labels}, edge.store)
+            tags = tags or tuple(description["tags"])
+            _require_same_tags(description, edge, tags)
+    return tags
 
 
 def open_stores(
     recipe: Recipe, dataset: Dataset, train: Sequence[Clip], cache: ClipStore, files: Opener
 ) -> StoresOfRun:
-    """The stores of a recipe, for these training clips of a data set that has the tags of its stores.
+    """The stores of a recipe that `check_stores` has checked, for these training clips of a data set that has its tags.
 
-    Raises ValueError, with the first difference, for a store of other tags, labels or views than the run's, or of other
-    sounds under the same names, and NotStored, which names them, for training clips without rows, unless the edge has
-    missing = "labels".
+    Raises ValueError for a store of other sounds under the same names, and NotStored, which names them, for training
+    clips without rows, unless the edge has missing = "labels".
     """
     readers: dict[str, StoreReader] = {}
     teachers, clip_ids = {}, [clip.clip_id for clip in train]
@@ -86,7 +97,6 @@ def open_stores(
             readers[edge.store] = StoreReader(edge.store, files, copies=copies, clip_ids=clip_ids)
         reader = readers[edge.store]
         description = reader.store.description
-        _require_fit(description, edge, recipe, dataset)
         _require_rows(reader, edge, train, dataset)
         _require_heard(description, edge, recipe, clip_ids, cache)
         place_of = {tag: place for place, tag in enumerate(description["tags"])}
@@ -126,16 +136,18 @@ def _carries(column: Column) -> str:
     return column["holds"] if column["holds"] == "embedding" else ""
 
 
-def _require_fit(description: Description, edge: Edge, recipe: Recipe, dataset: Dataset) -> None:
-    """ValueError, with the first difference, where a store is of other tags, labels or views than the run."""
+def _require_same_tags(description: Description, edge: Edge, tags: tuple[str, ...]) -> None:
+    if strangers := sorted(set(tags) ^ set(description["tags"])):
+        where = "this store" if strangers[0] in description["tags"] else "the first store"
+        raise ValueError(
+            f"edges {edge.key}: store {edge.store!r}: only {where} has the tag {strangers[0]!r}; all stores of a run "
+            "have the same tags"
+        )
+
+
+def _require_same_views(description: Description, edge: Edge, recipe: Recipe) -> None:
+    """ValueError, with the first difference, where the views that a store holds are not those that the edge says."""
     place, views = f"edges {edge.key}: store {edge.store!r}", description["views"]
-    if edge.carries == "logits":
-        require_compatible(description, {"labels": recipe.data.labels}, edge.store)
-        if strangers := sorted(set(dataset.tags) ^ set(description["tags"])):
-            where = "the store" if strangers[0] in description["tags"] else "the run"
-            raise ValueError(
-                f"{place}: only {where} has the tag {strangers[0]!r}; all stores of a run have the same tags"
-            )
     expected: dict[str, Any] = {"clip_seconds": recipe.data.clip_seconds}
     if edge.view == "other":
         return

@@ -100,7 +100,7 @@ class About(TypedDict):
     labels: Literal["single", "multi"]  # whether probabilities are softmax or sigmoid of logits
     views: ViewRecipe
     columns: dict[str, Column]
-    # of some clips, by name (`stores/heard.py`); none: another program made the rows
+    # of some clips, by name (`stores/heard_sample.py`); none: another program made the rows
     heard: NotRequired[dict[str, HeardView]]
 
 

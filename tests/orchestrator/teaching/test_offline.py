@@ -12,8 +12,10 @@ import soundfile
 import torch
 
 from orchestrator.recipes.loader import load_recipe, load_teach_recipe
+from orchestrator.search.validation import check_search_data
 from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import TeachRequest
+from orchestrator.training.driver import check_recipe_data
 from tests import small, stores
 from tests.orchestrator.artifacts.test_tag import publish
 from workloads.config.recipe import Model, Recipe, restore
@@ -265,3 +267,11 @@ def test_a_store_that_was_replaced_is_not_gone_on_with(offline, store, start, tm
     shutil.copytree(store("teach.k=5"), tmp_path / "store")
     with pytest.raises(ValueError, match="edges store-to-student: its store differs from the one this run was started"):
         start(recipe, checkpoints_of=stopped)
+
+
+def test_a_store_that_does_not_fit_is_found_before_anything_starts(offline, store):
+    recipe = offline(f"[{{teacher='store:{store()}', student='student'}}]", "augment.gain_db=3.0")
+    with pytest.raises(ValueError, match=r"views\.augment\.gain_db is 6\.0, expected 3\.0"):
+        check_recipe_data(recipe)
+    with pytest.raises(ValueError, match="so there is no store; check the address"):
+        check_search_data(offline("[{teacher='store:/nowhere', student='student'}]"), recipe.train)

@@ -1,6 +1,6 @@
 """Of which clips a store says what was heard: a sample that depends on their names only, also after a merge.
 
-Does not depend on how it is found out (`workloads/data/heard.py`).
+Does not depend on how it is found out (`workloads/data/view_checksum.py`).
 """
 
 import heapq
