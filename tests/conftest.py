@@ -18,6 +18,7 @@ from workloads.train import Run, set_up
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.pop("RAY_ADDRESS", None)  # a developer's cluster is not where tests run
 
 pytest_plugins = ["tests.servers", "tests.faults", "tests.s3_user", "tests.commands", "tests.tiny_search"]
 

@@ -27,7 +27,7 @@ OWNERS = {
     # pyfunc_model.py is code inside a registered model: it runs where there is no orchestrator
     "fsspec": {"orchestrator/storage/object_store.py", "orchestrator/tracking/pyfunc_model.py"},
     "ray.tune": {"orchestrator/search/tune_runner.py", "orchestrator/search/schedulers.py"},
-    "ray.train": {"orchestrator/training/ray_trainer.py", "orchestrator/training/ray_worker.py"},
+    "ray.train": {f"orchestrator/training/ray_{part}.py" for part in ("trainer", "worker", "network")},
     "optuna": {"orchestrator/search/samplers.py", "orchestrator/reports/search/importance.py"},
     "plotly": {"orchestrator/reports/"},
 }

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.training.inside_job import require_lasting_storage
 from orchestrator.training.ray_pool import PoolWork, run_on_ray
 from orchestrator.training.request import refuse_ray_client, with_absolute_paths
 from orchestrator.training.signals import Interrupts
@@ -75,6 +76,7 @@ class PackRequest:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
         refuse_ray_client(self.address)
+        require_lasting_storage(self.out, "--out")
         if not self.archive_mb > 0:
             raise ValueError(f"--archive-mb {self.archive_mb:g}: must be above 0")
 

@@ -1,7 +1,8 @@
 """The `antiphon` command: registers every command, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 a mistake of the user, 75 try again: preempted (saved; resume it), or driven by another
-process. Commands import heavy modules when they run, so that `antiphon --help` stays below a second.
+Exit codes: 0 done, 1 failed, 2 a mistake of the user, 75 try again: preempted (saved; resume it), driven by another
+process, or a store, server or cluster that does not answer. Commands import heavy modules when they run, so that
+`antiphon --help` stays below a second.
 """
 
 import sys
@@ -74,6 +75,10 @@ def main() -> None:
         except AlreadyDriven as busy:  # job systems repeat a command that ends so
             raise _exit_for(busy, "busy", PREEMPTED) from None
         except OSError as error:  # no mistake of the user, and a traceback would not help
+            from orchestrator.storage.retry import Unavailable
+
+            if isinstance(error, Unavailable):
+                raise _exit_for(error, "unavailable", PREEMPTED) from None
             raise _exit_for(error, "failed", FAILED) from None
         except Exception as error:
             if not _is_stores(error):

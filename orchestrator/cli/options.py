@@ -28,16 +28,27 @@ StorageOption = Annotated[str, typer.Option(help="Where runs and searches are st
 TrackingOption = Annotated[
     str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow URI, or none; default: SQLite beside the runs.")
 ]
-AddressOption = Annotated[str, typer.Option(help="A Ray cluster: auto or HOST:PORT; default: a local one.")]
+AddressOption = Annotated[
+    str,
+    typer.Option(help="A Ray cluster: auto or HOST:PORT; default: $RAY_ADDRESS, as within a Ray job, or a local one."),
+]
 WorkersOption = Annotated[
     int, typer.Option(help="Data-parallel workers of a run, or of each trial of a search; must divide train.shards.")
 ]
-RunIdOption = Annotated[str, typer.Option("--run-id", help="The new run's name; default: from recipe and time.")]
+RunIdOption = Annotated[
+    str, typer.Option("--run-id", help="The new run's name, or with --resume auto that of one to create or continue.")
+]
 SearchIdOption = Annotated[
-    str, typer.Option("--search-id", help="The new search's name; default: from recipe and time.")
+    str,
+    typer.Option("--search-id", help="The new search's name, or with --resume auto that of one to create or continue."),
 ]
 ResumeRunOption = Annotated[
-    str, typer.Option("--resume", metavar="ID|auto", help="Resume a run; auto: the recipe's newest unfinished, if any.")
+    str,
+    typer.Option(
+        "--resume",
+        metavar="ID|auto",
+        help="Resume a run; auto: the one of --run-id, else the newest unfinished, if any.",
+    ),
 ]
 CompareOption = Annotated[
     bool | None,
@@ -50,9 +61,24 @@ CompareOption = Annotated[
 SeedsOption = Annotated[
     int, typer.Option(metavar="N", help="Repeat the comparison with N seeds, from the recipe's own on.")
 ]
-ResumeSearchOption = Annotated[str, typer.Option("--resume", metavar="ID", help="Resume a search.")]
+ResumeSearchOption = Annotated[
+    str, typer.Option("--resume", metavar="ID|auto", help="Resume a search; auto: the one of --search-id, if any.")
+]
 
 emitted: list[int] = []  # the number of bytes of the JSON line, once it is written
+
+
+def cluster_address(address: str, *, local: bool = False) -> str:
+    """The address that a command connects to: the option's, else RAY_ADDRESS, which Ray sets within a job.
+
+    Empty for a Ray of the command's own; what stands in the environment does not keep --local from running without.
+    """
+    return address or ("" if local else os.environ.get("RAY_ADDRESS", ""))
+
+
+def repeated_by(resume: str, name: str) -> str:
+    """How to go on with a run or search called `name` that a command with this --resume has begun."""
+    return "repeat the command" if resume else f"repeat the command with --resume {name}"
 
 
 def command_line() -> str:

@@ -12,6 +12,7 @@ from orchestrator.cli.options import (
     JsonOption,
     RecipeArg,
     SetOption,
+    cluster_address,
     command_line,
     only_json,
 )
@@ -49,7 +50,8 @@ def data_pack(
         raise ValueError(f"--rate {rate}: files that stay as they are keep their rate; leave it out, or use --as flac")
     with only_json(as_json) as emit:
         loaded = load_recipe(recipe, settings)
-        request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers, address)  # type: ignore
+        at = cluster_address(address, local=workers is None)
+        request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers, at)  # type: ignore
         try:
             with counted_progress("archives packed") as progress:
                 manifest = pack(request, progress)

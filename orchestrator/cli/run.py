@@ -21,8 +21,10 @@ from orchestrator.cli.options import (
     StorageOption,
     TrackingOption,
     WorkersOption,
+    cluster_address,
     command_line,
     only_json,
+    repeated_by,
     report_may_fail,
 )
 from orchestrator.cli.printing import cell, print_note, print_warning
@@ -62,7 +64,7 @@ def run(
         storage=storage,
         tracking=tracking,
         workers=workers,
-        address=address,
+        address=cluster_address(address, local=local),
         local=local,
         run_id=run_id,
         resume=resume,
@@ -93,7 +95,7 @@ def run(
         )
         emit(result.outcome)
         _write_report(result, patience_s=patience)
-        _print_outcome(result.outcome, resume_id=result.resume_id)
+        _print_outcome(result.outcome, resume=resume, resume_id=result.resume_id)
         raise typer.Exit(EXIT_CODES[result.outcome["status"]])
 
 
@@ -105,8 +107,11 @@ def _write_report(result: Any, *, patience_s: float) -> None:
             write_run_report(result.location, patience_s=patience_s)
 
 
-def _print_outcome(outcome: dict[str, Any], *, resume_id: str) -> None:
-    """Print the outcome to stderr; ValueError if the run failed by a mistake of the user."""
+def _print_outcome(outcome: dict[str, Any], *, resume: str, resume_id: str) -> None:
+    """Print the outcome to stderr; ValueError if the run failed by a mistake of the user.
+
+    `resume` is what the command had as --resume, `resume_id` what it needs where that is not the run's own id.
+    """
     from orchestrator.tracking.uri import ui_command
 
     if outcome["mistake"]:
@@ -122,10 +127,10 @@ def _print_outcome(outcome: dict[str, Any], *, resume_id: str) -> None:
         print_note(f"tracking  {ui}")
     if outcome["status"] == "preempted":
         done = outcome["resumed_from_step"] + outcome["steps_run"]
-        run_id = resume_id or outcome["run_id"]
-        print_note(f"preempted: saved at step {done}; repeat the command with --resume {run_id} to continue")
+        again = repeated_by(resume, resume_id or outcome["run_id"])
+        print_note(f"preempted: saved at step {done}; {again} to continue")
     if outcome["error"]:
-        print_note(f"failed: {outcome['error']}")
+        print_note(f"{'unavailable' if outcome['status'] == 'preempted' else 'failed'}: {outcome['error']}")
 
 
 def _data_notes(recipe: Any) -> list[str]:

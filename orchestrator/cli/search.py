@@ -19,8 +19,10 @@ from orchestrator.cli.options import (
     StorageOption,
     TrackingOption,
     WorkersOption,
+    cluster_address,
     command_line,
     only_json,
+    repeated_by,
     report_may_fail,
 )
 from orchestrator.cli.printing import cell, print_note, print_out, print_warning
@@ -67,7 +69,7 @@ def search(
         command_line(),
         storage=storage,
         tracking=tracking,
-        address=address,
+        address=cluster_address(address),
         workers=workers,
         slots=slots,
         budget=budget,
@@ -86,7 +88,7 @@ def search(
 
                 write_search_page(result.location)
     if outcome["status"] == "preempted":
-        print_note(f"interrupted; to continue, repeat the command with --resume {outcome['search_id']}")
+        print_note(f"interrupted; to continue, {repeated_by(resume, outcome['search_id'])}")
     elif not as_json:
         _print_outcome(outcome)
     raise typer.Exit(EXIT_CODES[outcome["status"]])

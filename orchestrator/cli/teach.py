@@ -10,6 +10,7 @@ from orchestrator.cli.options import (
     AddressOption,
     JsonOption,
     SetOption,
+    cluster_address,
     command_line,
     only_json,
 )
@@ -36,7 +37,9 @@ def teach(
     from orchestrator.teaching.fill import fill_store
     from orchestrator.teaching.job import TeachRequest
 
-    request = TeachRequest(loaded, out, workers=workers, address=address, local=local, patience_s=patience)
+    request = TeachRequest(
+        loaded, out, workers=workers, address=cluster_address(address, local=local), local=local, patience_s=patience
+    )
     with only_json(as_json) as emit:
         with counted_progress("shards") as on_shard:
             result = fill_store(request, on_shard=on_shard, warn=print_warning)

@@ -21,7 +21,7 @@ from workloads.runtime.json_files import json_text
 
 Value = TypeVar("Value")
 RUNS_BY_RECIPE = ".recipes"  # in a storage: a folder per recipe, in it an empty file per run; "auto" lists no others
-AUTO = "auto"
+AUTO = "auto"  # in place of the id of a run to resume
 RECIPE = "recipe.json"
 MACHINE_KEYS = (  # may differ between two machines: they do not change what is learned
     # the fingerprint says whether the clips are the same, also where one machine has them packed
@@ -53,25 +53,21 @@ def open_run(
 ) -> OpenedRun:
     """Create a run (called `run_id`, or by a generated name), or resume one: `resume` is its id, or "auto".
 
-    "auto" is the newest unfinished run of this recipe, and a new run if there is none: started twice at once, both find
-    or create the same one. Waits up to `patience_s` seconds for an unavailable storage. Raises ValueError for a new id
-    that exists, an old one that does not, and another recipe; AlreadyDriven for a run that another process drives.
+    "auto" is the run called `run_id`, else the newest unfinished run of this recipe, and a new run if there is none:
+    started twice at once, both find or create the same one. Waits up to `patience_s` seconds for an unavailable
+    storage. Raises ValueError for a new id that exists, an old one that does not, and another recipe; AlreadyDriven for
+    a run that another process drives.
     """
 
     def retry(call: Callable[[], Value]) -> Value:
         return retry_while_unavailable(call, what=f"storage {storage!r}", patience_s=patience_s)
 
-    next_id = ""
-    if resume == AUTO:
-        resume, next_id = retry(lambda: newest_unfinished(recipe, storage))
-        if not resume:
-            print(
-                f"--resume auto: no unfinished run of this recipe under {storage}; starting a new one", file=sys.stderr
-            )
-            run_id = next_id
+    by_auto = resume == AUTO
+    if by_auto:
+        resume, run_id = retry(lambda: find_automatically(recipe, storage, run_id, tracking))
     if not resume:
         location = location_of(storage, run_id or generated_id(recipe), tracking)
-        retry(lambda: _create(location, recipe, storage, by_auto=bool(next_id)))
+        retry(lambda: _create(location, recipe, storage, by_auto=by_auto))
         return OpenedRun(location, retry(lambda: take_over(location.uri, driver)))
     location = location_of(storage, resume, tracking)
     retry(lambda: require_same_recipe(recipe, location))
@@ -116,6 +112,17 @@ def _create(location: RunLocation, recipe: Recipe, storage: str, *, by_auto: boo
                 "continues it, or choose another id"
             )
     object_store.put_text(object_store.join(_recipe_folder(recipe, storage), location.run_id), "")
+
+
+def find_automatically(recipe: Recipe, storage: str, run_id: str, tracking: str) -> tuple[str, str]:
+    """What "auto" means: the id of the run to resume, empty where there is none; and the id of the new one then."""
+    if run_id:
+        begun = object_store.exists(object_store.join(location_of(storage, run_id, tracking).uri, RECIPE))
+        return (run_id if begun else ""), run_id
+    unfinished, new = newest_unfinished(recipe, storage)
+    if not unfinished:
+        print(f"--resume auto: no unfinished run of this recipe under {storage}; starting a new one", file=sys.stderr)
+    return unfinished, new
 
 
 def newest_unfinished(recipe: Recipe, storage: str) -> tuple[str, str]:

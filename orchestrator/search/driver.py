@@ -17,7 +17,7 @@ from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import RunLocation, location_of
 from orchestrator.runs.outcome import publish_event_log
 from orchestrator.runs.records import continue_event_log, end_record
-from orchestrator.runs.resume import differences
+from orchestrator.runs.resume import AUTO, differences
 from orchestrator.search.finals import run_at_full_length, run_finals
 from orchestrator.search.request import Budget, SearchRequest
 from orchestrator.search.samplers import num_trials
@@ -192,10 +192,11 @@ def _run_record(job: _Job) -> dict[str, Any]:
 def _open(request: SearchRequest) -> RunLocation:
     """The location of the search that is resumed, or of a new one, which is created.
 
-    ValueError where there is none to resume or it is another one, or where the new one exists.
+    ValueError where there is none to resume or it is another one, or where the new one exists. Of two commands with
+    `--resume auto` that start at once, one creates the search; both go on to claim it.
     """
-    if request.resume:
-        return _resumed(request)
+    if request.resume not in ("", AUTO):
+        return _resumed(request, request.resume)
     name = f"{request.recipe.name}-search-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     search_id = request.search_id or name
     location = location_of(request.storage, search_id, request.tracking)
@@ -209,6 +210,8 @@ def _open(request: SearchRequest) -> RunLocation:
     }
     location.require_new(DEFINITION)
     if not SearchStore(location.uri).create(definition):
+        if request.resume == AUTO:
+            return _resumed(request, search_id)
         raise ValueError(
             f"--search-id {search_id!r}: this search exists already; `--resume {search_id}` continues it, or choose "
             "another id"
@@ -216,22 +219,22 @@ def _open(request: SearchRequest) -> RunLocation:
     return location
 
 
-def _resumed(request: SearchRequest) -> RunLocation:
-    location = location_of(request.storage, request.resume, request.tracking)
+def _resumed(request: SearchRequest, search_id: str) -> RunLocation:
+    location = location_of(request.storage, search_id, request.tracking)
     definition = SearchStore(location.uri).read_definition()
     if definition is None:
         raise ValueError(f"search {location.uri!r}: no {DEFINITION} there; give the id of a search under --storage")
-    tracking = _same_tracking(request, definition["tracking"])
+    tracking = _same_tracking(request, search_id, definition["tracking"])
     if changes := differences(request.recipe, definition["recipe"]):
         key, was, now = changes[0]
         raise ValueError(
-            f"--resume {request.resume!r}: the search was started with {key} = {was}, and this command sets {now}; "
+            f"--resume {search_id!r}: the search was started with {key} = {was}, and this command sets {now}; "
             "repeat the command it was started with, or start a new search"
         )
     return replace(location, tracking=tracking)
 
 
-def _same_tracking(request: SearchRequest, original: str) -> str:
+def _same_tracking(request: SearchRequest, search_id: str, original: str) -> str:
     """Where a resumed search is tracked; ValueError for another place: the page's links lead to one only.
 
     The `original` is without its secret, so a URI with one must be given again: ValueError where it is not.
@@ -240,6 +243,5 @@ def _same_tracking(request: SearchRequest, original: str) -> str:
     if given in ("", "none") or redacted(given) == original:
         return given or with_secret(original)
     raise ValueError(
-        f"--tracking {redacted(given)!r}: search {request.resume} was started with {original!r}; leave it "
-        "out, or give that"
+        f"--tracking {redacted(given)!r}: search {search_id} was started with {original!r}; leave it out, or give that"
     )

@@ -54,7 +54,7 @@ class SearchRequest:
     slots: int = 0  # trials at once; 0: as many as the cluster holds
     budget: str = ""  # "24", "30m", "2h", "4gpuh"; empty: the recipe's number of trials
     search_id: str = ""
-    resume: str = ""
+    resume: str = ""  # id of a search to resume, or "auto": the one called `search_id`, created where there is none
     finals: bool = True
     full: int = 0  # trials that are trained once more at full length, to see whether their ranking holds there
 

@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Any
 
+from orchestrator.runs.resume import AUTO
 from orchestrator.search.request import Budget, SearchRequest, parse_budget
 from orchestrator.search.rungs import judged_models, rung_steps
 from orchestrator.search.samplers import planned_settings
@@ -17,6 +18,8 @@ from orchestrator.search.trial_spec import (
 )
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
+from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
+from orchestrator.training.request import refuse_ray_client
 from workloads.config.recipe import Recipe, Train
 from workloads.config.search import MAX_TRIALS, Choices, Range, Search
 from workloads.data.check import check_data
@@ -35,7 +38,10 @@ def check(request: SearchRequest) -> tuple[Budget, Train]:
     Returns the budget, and the training settings of the trial with the largest batch.
     """
     plan = search_plan(request.recipe)
+    refuse_ray_client(request.address)
     require_no_secret(request.storage, "--storage")
+    require_lasting_storage(request.storage, "--storage")
+    require_lasting_tracking(request.tracking)
     budget = _checked_budget(request)
     _check_ids_and_slots(request)
     _check_full_length(request, plan.search)
@@ -55,8 +61,13 @@ def _checked_budget(request: SearchRequest) -> Budget:
 
 
 def _check_ids_and_slots(request: SearchRequest) -> None:
-    if request.search_id and request.resume:
-        raise ValueError("--search-id names a new search, --resume an old one; leave one of the two out")
+    if request.search_id and request.resume not in ("", AUTO):
+        raise ValueError(
+            f"--search-id {request.search_id!r}: names a new search, --resume an old one; leave one of the two out, or "
+            f"give --resume {AUTO}: the search of that id is created, or continued where there is one"
+        )
+    if request.resume == AUTO and not request.search_id:
+        raise ValueError(f"--resume {AUTO}: needs --search-id, the id of the search to create or to continue")
     if request.slots < 0:
         raise ValueError(f"--slots {request.slots}: must be 1 or more")
 

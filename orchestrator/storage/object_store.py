@@ -17,7 +17,14 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from orchestrator.storage.retry import describe_error, is_transient, print_status, retry_while_unavailable, s3_error
+from orchestrator.storage.retry import (
+    Unavailable,
+    describe_error,
+    is_transient,
+    print_status,
+    retry_while_unavailable,
+    s3_error,
+)
 from workloads.runtime.atomic_files import replace_bytes, replacing
 from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.json_files import parse_json
@@ -160,8 +167,8 @@ def _link_exclusively(data: bytes, path: str) -> None:
 def check_storage(uri: str) -> None:
     """Check before anything expensive starts that a storage URI is writable and honours exclusive creates.
 
-    Raises ValueError where it does not: unreachable, forbidden, no such bucket, or a store in which the second of two
-    creates succeeds. Writes one small object and removes it.
+    Raises Unavailable for a store that does not answer, and ValueError where it refuses: forbidden, no such bucket, or
+    a store in which the second of two creates succeeds. Writes one small object and removes it.
     """
     fs, path = filesystem(uri)
     probe = join(uri, f".probe-{uuid.uuid4().hex}")
@@ -171,7 +178,8 @@ def check_storage(uri: str) -> None:
         first, second = create_exclusively(probe, b"1"), create_exclusively(probe, b"2")
         fs.rm_file(filesystem(probe)[1])
     except Exception as error:  # each kind of store raises other exception types
-        raise ValueError(
+        kind = Unavailable if is_transient(error) else ValueError
+        raise kind(
             f"storage {uri!r}: cannot be written ({describe_error(error)}); check the address, bucket and credentials"
         ) from None
     if not first or second:

@@ -24,13 +24,18 @@ MEANINGS = {
 }
 
 
+class Unavailable(OSError):
+    """A store, a server or a cluster does not answer now; the same command, run again later, may succeed."""
+
+
 def retry_while_unavailable(call: Callable[[], Value], *, what: str, patience_s: float) -> Value:
     """Return the call's value; call again after transient errors until `patience_s` seconds have passed.
 
     Calls at least once, in the calling thread, and sleeps there between attempts (exponential backoff up to 15 s), so
     `call` must be safe to repeat. Each retry prints one line that begins with `what` to stderr. Errors that waiting
     does not fix (no such bucket, forbidden, no space) are raised at once. Whatever exception a store raises becomes an
-    OSError of one line; FileNotFoundError, RuntimeError, ValueError and programming errors pass unchanged.
+    OSError of one line, after transient ones Unavailable; FileNotFoundError, RuntimeError, ValueError and programming
+    errors pass unchanged.
     """
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_delay(patience_s),
@@ -91,4 +96,5 @@ def _as_os_error(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.filename:  # a local one, whose message names the file
             raise
-        raise OSError(f"{what}: {describe_error(error)}") from error
+        kind = Unavailable if is_transient(error) else OSError
+        raise kind(f"{what}: {describe_error(error)}") from error

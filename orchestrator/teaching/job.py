@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.stores.writer import write_shard
+from orchestrator.training.inside_job import require_lasting_storage
 from orchestrator.training.request import refuse_ray_client
 from workloads.config.teach import TeachRecipe
 from workloads.data.cache import CachedClip, ClipCache, QuarantinedClip
@@ -54,6 +55,7 @@ def check_request(request: TeachRequest) -> None:
     """Raise ValueError for the user's mistakes before anything is loaded or written."""
     refuse_ray_client(request.address)
     require_no_secret(request.out, "--out")
+    require_lasting_storage(request.out, "--out")
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
     if request.patience_s < 0:

@@ -18,9 +18,16 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from orchestrator.tracking.log_reader import Cursor, TrackingUnavailable, Writer, log_line, replay_until_complete
+from orchestrator.tracking.log_reader import (
+    Cursor,
+    TrackingRefused,
+    TrackingUnavailable,
+    Writer,
+    log_line,
+    replay_until_complete,
+)
 from orchestrator.tracking.mlflow_run import open_destination
-from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, STARTED
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, NO_ANSWER, REFUSED, STARTED
 from orchestrator.tracking.uri import VARIABLE, split_credentials
 from workloads.runtime.redaction import redacted, redacting_stderr
 
@@ -29,7 +36,10 @@ GRACE_S = 600.0  # how long sending is retried once the event log is complete
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Replay one event log. Exit code: 0 all sent, 1 could not start, 3 gave up (the event log stays as it is)."""
+    """Replay one event log.
+
+    Exit code: 0 all sent, 1 refused by MLflow, 3 gave up (the event log stays as it is), 75 MLflow did not answer.
+    """
     args = _parse(arguments)
     os.environ.update(MLFLOW_ENVIRONMENT)  # before MLflow is imported, which reads it then
     try:
@@ -38,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _replay(args)
     except (TrackingUnavailable, ImportError, OSError, ValueError) as error:
         print(error, file=sys.stderr)  # the log's last line: the driver quotes it
-        return 1
+        unanswered = isinstance(error, TrackingUnavailable) and not isinstance(error, TrackingRefused)
+        return NO_ANSWER if unanswered else REFUSED
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

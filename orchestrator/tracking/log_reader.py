@@ -32,6 +32,10 @@ class TrackingUnavailable(Exception):
     """The destination did not store what it was sent; try again later."""
 
 
+class TrackingRefused(TrackingUnavailable):
+    """The destination answered that it will not: wrong credentials, no such address on its server."""
+
+
 class Destination(Protocol):
     """Where records go. Both methods are safe to repeat and raise TrackingUnavailable."""
 

@@ -5,6 +5,7 @@ Runs in the replayer process, or in that of `antiphon track replay`; one process
 """
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.storage.retry import describe_error
-from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
+from orchestrator.tracking.log_reader import TrackingRefused, TrackingUnavailable, log_line
 from orchestrator.tracking.nested_runs import NestedRuns
 from orchestrator.tracking.record_mapping import (
     PARAM_LENGTH,
@@ -152,14 +153,27 @@ class MlflowRun:
 
 @contextmanager
 def _as_unavailable() -> Iterator[None]:
-    """Raise whatever MLflow, its HTTP client or its database raise as TrackingUnavailable, in one line."""
+    """Raise whatever MLflow, its HTTP client or its database raise as TrackingUnavailable, in one line.
+
+    As TrackingRefused where a server answered with a status of 400 to 499.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # MLflow does not catch those while it opens a database
 
     try:
         yield
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise TrackingUnavailable(redacted(describe_error(error))[:500]) from error
+        kind = TrackingRefused if _is_refusal(error) else TrackingUnavailable
+        raise kind(redacted(describe_error(error))[:500]) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    from mlflow.exceptions import MlflowException, RestException
+
+    if isinstance(error, RestException):  # the server's own words
+        return 400 <= error.get_http_status_code() < 500
+    # of an answer without words MLflow keeps the status in the text alone
+    return isinstance(error, MlflowException) and re.search(r"failed with error code 4\d\d\b", str(error)) is not None
 
 
 def _batches(items: list[Any], size: int) -> list[list[Any]]:

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.storage.retry import Unavailable
 from orchestrator.tracking.uri import NONE, VARIABLE
 
 STARTED = "started"  # first word of the line that the replayer writes to stdout, before the MLflow run's id
+REFUSED, NO_ANSWER = 1, 75  # the replayer's exit codes where it could not start
 # Environment of a process that uses MLflow; set it before MLflow is imported.
 MLFLOW_ENVIRONMENT = {
     # no retries inside the client: a create_run that timed out would be sent again, and there would be two runs
@@ -60,7 +62,8 @@ class Replayer:
     def wait_started(self, *, timeout_s: float = 120.0) -> str:
         """Wait until the MLflow run exists and return its id; call it once.
 
-        RuntimeError with the reason if the process ends or does not answer in time; the process is killed then.
+        If the process ends or does not answer in time, it is killed, and Unavailable or, where MLflow has refused,
+        RuntimeError is raised with the reason.
         """
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
@@ -68,9 +71,10 @@ class Replayer:
         if len(answer) == 2 and answer[0] == STARTED:
             return answer[1]
         reason = self.explanation() if ready else f"no answer within {timeout_s:.0f} s (log: {self.log})"
-        self.process.kill()
-        self.process.wait()
-        raise RuntimeError(f"tracking could not start: {reason}\nFix that, or run with --tracking {NONE}")
+        if not ready:
+            self.process.kill()
+        kind = RuntimeError if self.process.wait() == REFUSED else Unavailable
+        raise kind(f"tracking could not start: {reason}\nFix that, or run with --tracking {NONE}")
 
     def wait(self, *, timeout_s: float) -> int | None:
         """Wait for the process; its exit code (0 all sent, 3 gave up, see `explanation`), None while it is running."""

@@ -19,7 +19,7 @@ from orchestrator.runs.outcome import conclude, publish_event_log
 from orchestrator.runs.records import continue_event_log, end_record, run_record
 from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import print_status, retry_while_unavailable
+from orchestrator.storage.retry import Unavailable, print_status, retry_while_unavailable
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.local_run import run_in_process
@@ -158,11 +158,15 @@ def _record_and_train(
 
 
 def _record_failure(event_log: EventLog, location: RunLocation, error: BaseException) -> None:
-    """End the event log with the error, and keep its traceback in error.log."""
+    """End the event log with the error, and keep its traceback in error.log.
+
+    What is unavailable now ends the run as preempted: what was saved stays, and the same command continues.
+    """
     reason = _one_line(error)
+    status = "preempted" if isinstance(error, Unavailable) else "failed"
     try:
         replace_text(location.folder / "error.log", redacted(traceback.format_exc()))
-        event_log.append(end_record("failed", reason, mistake=isinstance(error, ValueError)))
+        event_log.append(end_record(status, reason, mistake=isinstance(error, ValueError)))
     except OSError as full:  # nothing can be recorded on a full disk
         raise OSError(f"{reason}; free space, then `--resume {location.run_id}` continues the run") from full
 

@@ -1,13 +1,18 @@
 """The Ray that a command uses: a local one of its own, one at an address, or the stack of `antiphon cluster up`."""
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster import stack
 from orchestrator.storage import object_store
+from orchestrator.storage.retry import Unavailable, describe_error, is_transient
 from workloads.runtime.scratch import private_folder, user_folder
+
+LISTENS_S = 10.0  # how long connecting to a cluster's port may take
+NODE_ANSWERS_S = 120.0  # how long a node may take to start a worker process and look at a file
 
 
 @dataclass(frozen=True)
@@ -16,26 +21,54 @@ class RayConnection:
 
     nodes: list[dict[str, float]]
     dashboard: str
+    own: bool  # started by this command, whose disk and environment its processes have
 
     def require_visible(self, ray: Any, uri: str, *, option: str = "--storage") -> None:
-        """Raise ValueError where some node does not see a local file: what it writes there would be lost.
+        """Raise ValueError where some node cannot read a file: what it is to write beside it would be lost.
 
-        Runs one task without CPUs on every node.
+        Runs one task without CPUs on every node. Raises Unavailable where a node or the store does not answer.
         """
-        if not object_store.is_local(uri) or len(self.nodes) == 1:
+        if self.own:
             return
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        exists = ray.remote(num_cpus=0)(os.path.exists)
-        path = str(object_store.local_path(uri))
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        on_each = [NodeAffinitySchedulingStrategy(node, soft=False) for node in alive]
-        visible = ray.get([exists.options(scheduling_strategy=node).remote(path) for node in on_each])
-        if not all(visible):
-            raise ValueError(
-                f"{option}: {visible.count(False)} of {len(visible)} nodes do not see {uri}; give a folder that all "
-                "nodes share, or s3://bucket/prefix"
+        look = ray.remote(num_cpus=0)(_look_for)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        on_each = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        answers = [look.options(scheduling_strategy=node).remote(uri) for node in on_each]
+        ray.wait(answers, num_returns=len(answers), timeout=NODE_ANSWERS_S)
+        seen = [
+            (node["NodeManagerAddress"], *_answer(ray, answer)) for node, answer in zip(nodes, answers, strict=True)
+        ]
+        missing = [(address, reason, later) for address, reason, later in seen if reason]
+        if missing:
+            kind = Unavailable if all(later for _, _, later in missing) else ValueError
+            raise kind(
+                f"{option}: {len(missing)} of {len(seen)} nodes do not see {uri} (node {missing[0][0]}: "
+                f"{missing[0][1]}); give a folder that all nodes share, or s3://bucket/prefix with its credentials in "
+                "the environment of every node"
             )
+
+
+def _look_for(uri: str) -> tuple[str, bool]:
+    """Runs on each node: why it cannot read a file ("": it can), and whether that may be over in a minute."""
+    try:
+        return "" if object_store.exists(uri) else "no such file there", False
+    except Exception as error:  # each kind of store raises other exception types
+        return describe_error(error), is_transient(error)
+
+
+def _answer(ray: Any, answer: Any) -> tuple[str, bool]:
+    """What a node's task has returned; the reason where it failed, or has not ended yet."""
+    try:
+        seen: tuple[str, bool] = ray.get(answer, timeout=0)
+        return seen
+    except ray.exceptions.GetTimeoutError:
+        return f"no answer within {NODE_ANSWERS_S:.0f} s", True
+    except ray.exceptions.RayTaskError as failed:  # the node has no antiphon, or another one
+        return describe_error(failed.cause), False
+    except ray.exceptions.RayError as lost:
+        return describe_error(lost), True
 
 
 PRIVATE = Path("~/.antiphon/ray")  # holds the token of local Rays; only its owner may enter it
@@ -58,10 +91,13 @@ def prepare_environment(address: str) -> str:
 
 
 def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
-    """Connect to the Ray at an address, or start a local one with `at_least` that many CPUs."""
+    """Connect to the Ray at an address, or start a local one with `at_least` that many CPUs.
+
+    Raises Unavailable where no cluster answers at the address.
+    """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
-        context = ray.init(address=address, **options)
+        context = _connect_to(ray, address, options)
     else:
         cpus = max(os.cpu_count() or 1, at_least)
         if "RAY_TMPDIR" not in os.environ:
@@ -69,7 +105,26 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
             options["_temp_dir"] = str(user_folder() / "ray")
         context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return RayConnection(nodes, f"http://{context.dashboard_url}" if context.dashboard_url else "")
+    dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    return RayConnection(nodes, dashboard, own=not address)
+
+
+def _connect_to(ray: Any, address: str, options: dict[str, Any]) -> Any:
+    """Connect to a cluster; Unavailable where none can be used at the address.
+
+    Looks first whether anything listens there: Ray tries for five minutes, and then ends this process.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENS_S).close()
+        return ray.init(address=address, **options)
+    except (OSError, RuntimeError, SystemExit) as error:
+        reason = "Ray gave up" if isinstance(error, SystemExit) else describe_error(error)
+        raise Unavailable(
+            f"--address {address!r}: no Ray cluster can be used there ({reason}); check the address, whether the "
+            "cluster runs, and RAY_AUTH_TOKEN_PATH where it wants a token"
+        ) from None
 
 
 def _resolve_address(address: str) -> str:

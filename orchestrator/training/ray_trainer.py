@@ -16,8 +16,9 @@ from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Attempt, request_stop
 from orchestrator.runs.location import RunLocation
 from orchestrator.runs.records import end_record
+from orchestrator.runs.resume import RECIPE
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.storage.retry import Unavailable, retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import RunRequest
@@ -38,7 +39,7 @@ def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
     address = prepare_environment(request.address)  # before Ray is imported: it reads where its token is then
     import ray
 
-    _connect(ray, request, address)
+    _connect(ray, request, address, see=object_store.join(location.uri, RECIPE))
     claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM
 
     def ask_workers() -> None:
@@ -70,8 +71,9 @@ def fit(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
+    from orchestrator.training.ray_network import TorchOverNodeNetwork
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
     num_records_before = len(read_event_log(location.event_log))
@@ -85,7 +87,9 @@ def fit(
             "patience_s": patience_s,
             "until": until,
         },
-        torch_config=TorchConfig(backend=BACKENDS[recipe.train.device], timeout_s=PEER_TIMEOUT_S + int(patience_s)),
+        torch_config=TorchOverNodeNetwork(
+            backend=BACKENDS[recipe.train.device], timeout_s=PEER_TIMEOUT_S + int(patience_s)
+        ),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=recipe.train.device == "cuda",
@@ -130,13 +134,14 @@ def ray_storage(storage: str, *, patience_s: float) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
-def _connect(ray: Any, request: RunRequest, address: str) -> None:
-    """Connect to Ray; ValueError if it cannot hold all workers at once."""
+def _connect(ray: Any, request: RunRequest, address: str, *, see: str) -> None:
+    """Connect to Ray; ValueError if it cannot hold all workers at once, or a node cannot read the file `see`."""
     worker = worker_resources(request.recipe.train)
     connection = connect(ray, address, at_least=math.ceil(request.workers * worker["CPU"]) + 1)
     try:
         fix = "set train.threads or train.loaders, or another train.device"
         require_room(connection.nodes, worker, request.workers, address, fix=fix)
-    except ValueError:
+        connection.require_visible(ray, see)
+    except (ValueError, Unavailable):
         ray.shutdown()
         raise

@@ -3,8 +3,10 @@
 import shlex
 from dataclasses import dataclass, field, replace
 
+from orchestrator.runs.resume import AUTO
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import absolute_uri
+from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
 from workloads.config.edge import STORE
 from workloads.config.recipe import PRETRAINED, Recipe
 from workloads.distill.schedule import Phase, plan_phases
@@ -24,7 +26,7 @@ class RunRequest:
     address: str = ""  # of a Ray cluster; empty: a local one for this run
     local: bool = False  # in this process, without Ray
     run_id: str = ""  # of a new run; empty: a generated one
-    resume: str = ""  # id of a run to resume, or "auto"
+    resume: str = ""  # id of a run to resume, or "auto": the run called `run_id`, else the newest unfinished one
     patience_s: float = 300.0  # how long to wait for an unavailable store
     seed_runs: tuple[str, ...] = ()  # URIs of finished runs with other seeds, which this one's comparison includes
 
@@ -49,10 +51,15 @@ def check_request(request: RunRequest) -> tuple[Phase, ...]:
     """Raise ValueError for the user's mistakes before anything is started or written; returns the run's phases."""
     refuse_ray_client(request.address)
     require_no_secret(request.storage, "--storage")
+    require_lasting_storage(request.storage, "--storage")
+    require_lasting_tracking(request.tracking)
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
-    if request.run_id and request.resume:
-        raise ValueError(f"--run-id {request.run_id!r}: names a new run, --resume an old one; leave one of the two out")
+    if request.run_id and request.resume not in ("", AUTO):
+        raise ValueError(
+            f"--run-id {request.run_id!r}: names a new run, --resume an old one; leave one of the two out, or give "
+            f"--resume {AUTO}: the run of that id is created, or continued where there is one"
+        )
     if request.patience_s < 0:
         raise ValueError(f"--patience {request.patience_s:g}: must be 0 seconds or more")
     if request.local and request.workers > 1:

@@ -12,9 +12,9 @@ from orchestrator.runs.location import location_of
 from orchestrator.runs.resume import (
     AUTO,
     RECIPE,
+    find_automatically,
     finished_outcome,
     generated_id,
-    newest_unfinished,
     require_same_recipe,
 )
 from orchestrator.storage import object_store
@@ -78,8 +78,8 @@ def _require_valid(request: RunRequest, seeds: int) -> None:
 def _run_id(request: RunRequest) -> str:
     """The id of the run that comes last: the one to resume, a given one, or a new one."""
     if request.resume == AUTO:
-        unfinished, new = newest_unfinished(request.recipe, request.storage)
-        return unfinished or new
+        begun, new = find_automatically(request.recipe, request.storage, request.run_id, request.tracking)
+        return begun or new
     run_id = request.resume or request.run_id or generated_id(request.recipe)
     members = [run_id, f"{run_id}-seed-{request.recipe.train.seed + 1}"]
     if request.resume and not any(_exists(request.storage, member) for member in members):
@@ -93,8 +93,8 @@ def _exists(storage: str, run_id: str) -> bool:
 
 def _require_no_seeds(request: RunRequest) -> None:
     """ValueError for a run to resume whose other seeds were begun: alone it would compare none of them."""
-    seed, run_id = request.recipe.train.seed, request.resume
-    if run_id in ("", AUTO) or not _exists(request.storage, f"{run_id}-seed-{seed + 1}"):
+    seed, run_id = request.recipe.train.seed, request.run_id if request.resume == AUTO else request.resume
+    if not run_id or not _exists(request.storage, f"{run_id}-seed-{seed + 1}"):
         return
     if finished_outcome(object_store.join(request.storage, run_id)) is not None:
         return

@@ -13,12 +13,12 @@ from tests.orchestrator.runs.test_lease import ended_process
 from workloads.runtime.checkpoint_store import AlreadyDriven
 
 
-def open_auto(storage: str, *, seed: int = 0, driver: Driver | None = None) -> OpenedRun:
+def open_auto(storage: str, *, run_id: str = "", seed: int = 0, driver: Driver | None = None) -> OpenedRun:
     recipe = load_recipe("demo", [f"train.seed={seed}"])
     return open_run(
         recipe,
         storage=storage,
-        run_id="",
+        run_id=run_id,
         resume="auto",
         tracking="none",
         driver=driver or ended_process(),
@@ -45,13 +45,38 @@ def test_after_a_run_is_done_it_starts_the_next_one(storage):
     assert open_auto(storage).location == second
 
 
-def test_started_twice_at_once_it_makes_one_run(storage):
+def test_with_an_id_it_means_that_run_created_continued_or_done(storage):
+    first = open_auto(storage, run_id="nightly").location
+    assert first.run_id == "nightly"
+    open_auto(storage, run_id="newer")
+    again = open_auto(storage, run_id="nightly")
+    assert (again.location, again.outcome) == (first, None)
+    assert again.attempt is not None
+    object_store.put_text(object_store.join(first.uri, "outcome.json"), '{"status": "done", "steps_run": 7}')
+    done = open_auto(storage, run_id="nightly")
+    assert (done.location, done.attempt) == (first, None)
+    assert done.outcome == {"status": "done", "steps_run": 0, "resumed_from_step": 7}
+    with pytest.raises(ValueError, match=r"--resume 'nightly': the run was started with train\.seed = 0, and this"):
+        open_auto(storage, run_id="nightly", seed=1)
+
+
+def test_an_id_is_found_without_listing_the_other_runs(storage, monkeypatch):
+    open_auto(storage, run_id="nightly")
+    listed: list[str] = []
+    list_names = object_store.list_names
+    monkeypatch.setattr(object_store, "list_names", lambda uri: listed.append(uri) or list_names(uri))
+    opened = open_auto(storage, run_id="nightly")
+    assert set(listed) == {object_store.join(opened.location.uri, "attempts")}
+
+
+@pytest.mark.parametrize("run_id", ["", "nightly"])
+def test_started_twice_at_once_it_makes_one_run(storage, run_id):
     opened: list[OpenedRun] = []
     refused: list[str] = []
 
     def start() -> None:
         try:
-            opened.append(open_auto(storage, driver=Driver()))
+            opened.append(open_auto(storage, run_id=run_id, driver=Driver()))
         except AlreadyDriven as error:
             refused.append(str(error))
 

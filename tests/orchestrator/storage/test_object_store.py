@@ -64,6 +64,20 @@ def test_a_missing_bucket_is_an_error(s3_server):
     assert "ValueError: storage 's3://no-such-bucket/x': cannot be written" in done.stderr
 
 
+def test_a_server_that_does_not_answer_may_do_so_later():
+    script = """
+from orchestrator.storage import object_store
+from orchestrator.storage.retry import Unavailable
+try:
+    object_store.check_storage("s3://bucket/x")
+except Unavailable as error:
+    print(error)
+"""
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **keys})
+    assert done.stdout.startswith("storage 's3://bucket/x': cannot be written (Could not connect"), done.stderr
+
+
 def test_the_files_below_a_folder_are_listed_at_any_depth(storage):
     for path in ("set/b/c/2.wav", "set/b/1.wav", "set/a.csv", "set2/x.wav"):
         object_store.put_text(object_store.join(storage, path), "x")

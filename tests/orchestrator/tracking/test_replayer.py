@@ -1,10 +1,12 @@
 """A run's records arrive in a real MLflow, all of them and once, also where the server or the replayer is killed."""
 
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.storage.retry import Unavailable
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, Replayer, start_replayer
 from orchestrator.tracking.uri import sqlite_uri, ui_command
 from workloads.runtime.event_log import EventLog, read_event_log
@@ -124,8 +127,29 @@ def test_a_server_that_does_not_answer_stops_the_run_at_its_start(tmp_path: Path
     with EventLog(tmp_path / "events.jsonl") as event_log:
         event_log.append(RUN)
     replayer = _start(tmp_path / "events.jsonl", f"http://127.0.0.1:{_free_port()}", replayers)
-    with pytest.raises(RuntimeError, match=r"(?s)tracking could not start: .*Connection refused.*--tracking none"):
+    with pytest.raises(Unavailable, match=r"(?s)tracking could not start: .*Connection refused.*--tracking none"):
         replayer.wait_started()
+    assert replayer.wait(timeout_s=0) == 75
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that wants to know who asks."""
+
+    def do_GET(self) -> None:
+        self.send_error(401)
+
+    do_POST = do_GET
+
+
+def test_a_server_that_refuses_is_not_asked_again(tmp_path: Path, replayers: list[Replayer]) -> None:
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        event_log.append(RUN)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        replayer = _start(tmp_path / "events.jsonl", f"http://127.0.0.1:{server.server_port}", replayers)
+        with pytest.raises(RuntimeError, match=r"tracking could not start: .*401"):
+            replayer.wait_started()
+        server.shutdown()
     assert replayer.wait(timeout_s=0) == 1
 
 

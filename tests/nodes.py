@@ -1,0 +1,189 @@
+"""Ray nodes on one machine that reach one another over a network: each in a network namespace with its own address.
+
+Needs root and iproute2; `ray_nodes` skips with a reason where they are missing. The nodes see the same disk, and the
+same name of the machine, which in each of them resolves to 127.0.0.1, as Debian's installer writes it to /etc/hosts.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import stack
+
+START_S, STARTS = 180.0, 3
+GCS_PORT, DASHBOARD_PORT = 6379, 8265
+
+
+@dataclass
+class Node:
+    """One Ray node: its namespace, its address, and the process of its `ray start --block`."""
+
+    namespace: str
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """SIGKILL for all processes in the node's namespace, as a machine that loses power."""
+        pids = subprocess.run(["ip", "netns", "pids", self.namespace], check=True, capture_output=True, text=True)
+        processes = [psutil.Process(pid) for pid in map(int, pids.stdout.split()) if psutil.pid_exists(pid)]
+        for signal_number in (signal.SIGSTOP, signal.SIGKILL):  # stopped, none of them starts another meanwhile
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal_number)
+        psutil.wait_procs(processes, timeout=30)
+        self.process.wait()
+
+    def cut(self) -> None:
+        """Take the node's network away, without a word to the others."""
+        _ip("-n", self.namespace, "link", "set", "eth0", "down")
+
+    def join(self) -> None:
+        """Give the network back."""
+        _ip("-n", self.namespace, "link", "set", "eth0", "up")
+
+
+@dataclass
+class RayNodes:
+    """A cluster; the first node is its head."""
+
+    env: dict[str, str]
+    folder: Path
+    bridge: str
+    subnet: str
+    nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def head(self) -> Node:
+        return self.nodes[0]
+
+    @property
+    def address(self) -> str:
+        return f"{self.head.address}:{GCS_PORT}"
+
+    @property
+    def dashboard(self) -> str:
+        return f"http://{self.head.address}:{DASHBOARD_PORT}"
+
+    def command(self, node: Node, *arguments: str) -> list[str]:
+        """A command line that runs `arguments` on a node."""
+        return ["ip", "netns", "exec", node.namespace, *arguments]
+
+    def add(self, cpus: int, *options: str) -> Node:
+        """Start a node, and wait until it is part of the cluster.
+
+        Ray gives a node 30 s to report itself, which a busy machine may not do; then the node is started again.
+        """
+        number = len(self.nodes) + 1
+        namespace, address = f"{self.bridge}n{number}", f"{self.subnet}.{number}"
+        _add_namespace(namespace, self.bridge, f"{address}/24")
+        own = ["--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"]
+        where = own if number == 1 else [f"--address={self.address}"]
+        scratch = f"--temp-dir={self.folder}/{number}"
+        arguments = [*where, scratch, f"--node-ip-address={address}", f"--num-cpus={cpus}", *options]
+        for _ in range(STARTS):
+            node = Node(namespace, address, self._start(namespace, arguments))
+            self.nodes.append(node)
+            if self._has_started(node):
+                self._wait_until_alive(sum(other.process.poll() is None for other in self.nodes))
+                return node
+            node.kill()
+            self.nodes.remove(node)
+        raise AssertionError((self.folder / f"{namespace}.log").read_text(errors="replace")[-2000:])
+
+    def _start(self, namespace: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments]
+        with (self.folder / f"{namespace}.log").open("wb") as log:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", namespace, *start],
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _has_started(self, node: Node) -> bool:
+        """Wait for `ray start` to say that it is done; False where it ends or takes too long."""
+        log, deadline = self.folder / f"{node.namespace}.log", time.monotonic() + START_S
+        while b"Ray runtime started" not in log.read_bytes():
+            if node.process.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _wait_until_alive(self, count: int) -> None:
+        program = (
+            "import ray, sys, time\n"
+            "ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)\n"
+            "while sum(node['Alive'] for node in ray.nodes()) < int(sys.argv[2]): time.sleep(0.2)\n"
+        )
+        probe = self.command(self.head, sys.executable, "-c", program, self.address, str(count))
+        subprocess.run(probe, env=self.env, check=True, capture_output=True, timeout=START_S)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def _add_namespace(name: str, bridge: str, address: str) -> None:
+    """A namespace with a link to the bridge, in which the machine's name means 127.0.0.1."""
+    hosts = Path("/etc/netns") / name / "hosts"
+    hosts.parent.mkdir(parents=True)
+    hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
+    _ip("netns", "add", name)
+    _ip("link", "add", f"{name}b", "type", "veth", "peer", "name", "eth0", "netns", name)
+    _ip("link", "set", f"{name}b", "master", bridge, "up")
+    _ip("-n", name, "address", "add", address, "dev", "eth0")
+    for link in ("lo", "eth0"):
+        _ip("-n", name, "link", "set", link, "up")
+
+
+def _remove_namespace(name: str) -> None:
+    subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+    shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+
+
+@contextmanager
+def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
+    """A cluster of one node per number of CPUs; skips where namespaces cannot be made."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("Ray nodes with networks of their own need root and iproute2 (Debian: apt-get install iproute2)")
+    bridge = f"an{secrets.token_hex(2)}"
+    subnet = f"10.{secrets.randbelow(100) + 100}.{secrets.randbelow(256)}"
+    with ExitStack() as cleanup:
+        folder = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))  # short: sockets lie below it
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            _ip("link", "add", bridge, "type", "bridge")
+        except subprocess.CalledProcessError as refused:
+            pytest.skip(f"network links cannot be made here: {refused.stderr.strip()}")
+        cleanup.callback(_ip, "link", "delete", bridge)
+        _ip("address", "add", f"{subnet}.254/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stack.ray_token(folder))}
+        env = {key: value for key, value in os.environ.items() if key not in ("GLOO_SOCKET_IFNAME", "RAY_ADDRESS")}
+        env |= {**token, **stack.QUIET, **stack.CHECKSUMS, "RAY_worker_niceness": "0"}
+        cluster = RayNodes(env, folder, bridge, subnet)
+        cleanup.callback(_stop, cluster)
+        for count in cpus:
+            cluster.add(count)
+        yield cluster
+
+
+def _stop(cluster: RayNodes) -> None:
+    for node in reversed(cluster.nodes):
+        node.kill()
+        _remove_namespace(node.namespace)
