@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from workloads.config.data import Data
 from workloads.data.clips import Clip
-from workloads.data.formats.listing import is_audio, list_files
+from workloads.data.formats.listing import is_audio, list_files, needs_av
 from workloads.data.formats.rows import TEST, TRAIN, Metadata, MetadataRow, read_rows
 from workloads.data.table import NoSuchTable, read_table
 from workloads.runtime.opener import Opener
@@ -82,9 +82,9 @@ def _display_names(uri: str, data: Data, opener: Opener) -> dict[str, str]:
 
 
 def _sounds(files: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """The files of each video: start as the name gives it, else empty, and path."""
+    """The files of each video: start as the name gives it, else empty, and path; those that need av come last."""
     sounds: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for path in filter(is_audio, files):
+    for path in sorted(filter(is_audio, files), key=needs_av):
         stem = path.rpartition("/")[2].rpartition(".")[0]  # pathlib takes a minute for two million
         if match := FILE_NAME.fullmatch(stem):
             sounds[match["id"]].append((match["start"] or "", path))

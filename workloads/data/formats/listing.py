@@ -11,10 +11,12 @@ from workloads.runtime.opener import Opener, unreadable
 from workloads.runtime.text import name_some
 
 # What libsndfile and minimp3 read, by the endings that such files have; files with others are never opened.
-AUDIO_ENDINGS = (
+PLAIN_ENDINGS = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
 )
+# What the optional package av reads (`containers.py`), without films (.mp4, .mkv): beside one often lies its sound.
+CONTAINER_ENDINGS = (".m4a", ".webm", ".weba", ".mka", ".aac", ".amr", ".wma")
 
 
 def list_files(data: Data, opener: Opener) -> list[str]:
@@ -51,8 +53,13 @@ def is_hidden(name: str) -> bool:
 
 
 def is_audio(path: str) -> bool:
-    """Whether a file's ending is that of a sound that can be decoded."""
-    return path.lower().endswith(AUDIO_ENDINGS)
+    """Whether a file's ending is that of a sound that can be decoded, maybe by the optional package av only."""
+    return path.lower().endswith(PLAIN_ENDINGS + CONTAINER_ENDINGS)
+
+
+def needs_av(path: str) -> bool:
+    """Whether a sound's ending is one that only the optional package av reads."""
+    return path.lower().endswith(CONTAINER_ENDINGS)
 
 
 def left_out(others: Sequence[str], data: Data) -> tuple[str, ...]:

@@ -77,6 +77,14 @@ def test_segments_with_a_sound_are_clips_and_missing_ones_are_counted(tmp_path: 
     assert not [line for line in data_warnings(dataset, splits, (), recipe) if "holds a comma" in line]
 
 
+def test_sounds_as_they_are_downloaded_are_found_and_those_that_need_no_package_come_first(tmp_path: Path) -> None:
+    downloaded = ("audio/--BfvyPmVMo.webm", "audio/balanced_train/Y--4gqARaEJE.m4a", "audio/balanced_train/1.mp4")
+    dataset = read_dataset(audioset(tmp_path, sounds=(*SOUNDS, *downloaded)), LocalFiles())
+    paths = {clip.clip_id: clip.path for clip in dataset.clips}
+    assert (paths["--BfvyPmVMo"], paths["--4gqARaEJE"]) == (downloaded[0], SOUNDS[0])
+    assert dataset.warnings == ()
+
+
 @pytest.mark.parametrize(("part", "training"), [("unbalanced", 2), ("both", 4)])
 def test_the_training_tables_are_a_setting(tmp_path: Path, part: str, training: int) -> None:
     dataset = read_dataset(replace(audioset(tmp_path), audioset_train=part), LocalFiles())

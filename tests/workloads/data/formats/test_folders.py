@@ -24,9 +24,9 @@ def touch(root: Path, *paths: str) -> Data:
 
 
 def test_a_folder_is_a_tag_and_a_file_is_a_clip_in_the_fold_of_its_name(tmp_path: Path) -> None:
-    data = touch(tmp_path, "dog/1.wav", "dog/2.FLAC", "dog/1.flac", "car horn, far/a.b.mp3")
+    data = touch(tmp_path, "dog/1.wav", "dog/2.FLAC", "dog/1.flac", "dog/3.m4a", "car horn, far/a.b.mp3")
     dataset = read_dataset(data, LocalFiles())
-    paths = ("car horn, far/a.b.mp3", "dog/1.flac", "dog/1.wav", "dog/2.FLAC")
+    paths = ("car horn, far/a.b.mp3", "dog/1.flac", "dog/1.wav", "dog/2.FLAC", "dog/3.m4a")
     assert dataset.clips == tuple(Clip(path, path, (path.split("/")[0],), assign_fold(path), path) for path in paths)
     assert dataset.tags == ("car horn, far", "dog")
     assert dataset.labels == "single"
@@ -43,10 +43,10 @@ def test_hidden_files_and_empty_folders_are_no_tags(tmp_path: Path) -> None:
 
 
 def test_files_with_other_endings_are_named_in_one_warning(tmp_path: Path) -> None:
-    data = touch(tmp_path, "dog/1.wav", "dog/2.m4a", "dog/3.m4a", "README.txt", "dog/x/LICENSE")
+    data = touch(tmp_path, "dog/1.wav", "dog/2.mp4", "dog/3.mp4", "README.txt", "dog/x/LICENSE")
     assert read_dataset(data, LocalFiles()).warnings[1] == (
-        f"data.root = {str(tmp_path)!r}: 4 files are left out because of their endings, .m4a (2), .txt (1), none (1): "
-        "README.txt, dog/2.m4a, dog/3.m4a and 1 more; convert those that are audio to wav or flac"
+        f"data.root = {str(tmp_path)!r}: 4 files are left out because of their endings, .mp4 (2), .txt (1), none (1): "
+        "README.txt, dog/2.mp4, dog/3.mp4 and 1 more; convert those that are audio to wav or flac"
     )
 
 
@@ -57,7 +57,7 @@ def test_files_with_other_endings_are_named_in_one_warning(tmp_path: Path) -> No
         (["dog/1.wav", "dog/far/2.wav"], r"1 of 2 .* \(dog/far/2.wav\)"),
         (["train/dog/1.wav", "test/dog/2.wav"], r"2 of 2 .* --set data.root=DIR"),
         (["1.wav"], r"1 of 1 .* --set data.root=DIR"),
-        (["dog/1.m4a"], r"holds no audio; format folders needs files such as TAG/FILE.wav"),
+        (["dog/1.mp4"], r"holds no audio; format folders needs files such as TAG/FILE.wav"),
     ],
 )
 def test_audio_without_a_clear_tag_is_refused(tmp_path: Path, paths: list[str], message: str) -> None:
