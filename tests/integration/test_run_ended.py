@@ -106,17 +106,22 @@ def test_a_run_joins_the_stack_that_cluster_up_started(home, tmp_path):
 )
 def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(home, tmp_path, mode, which):
     long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000"]
+    long += ["train.loaders=1"] if mode else []  # on Ray it would be a second CPU
     command = [ANTIPHON, "run", "demo", *mode, "--json", "--tracking", "none", "--storage", f"{tmp_path}/cut"]
     process = subprocess.Popen(
         [*command, *settings([*SMALL, *long])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         event_log = wait_for_record(tmp_path / "cut", process)
+        started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(which)
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 75, err[-2000:]
+    if mode:
+        assert started, "a loader, and what starts it"
+        assert psutil.wait_procs(started, timeout=60)[1] == [], "none is left behind"
     outcome = json.loads(out)
     assert outcome["status"] == "preempted"
     step, run_id = outcome["steps_run"], outcome["run_id"]

@@ -25,7 +25,7 @@ def weights(run: Run) -> dict[str, str]:
 def test_packed_plain_and_cached_data_give_the_same_weights(
     tmp_path: Path, tiny: Callable[..., Recipe], start: Callable[..., Run]
 ) -> None:
-    """Each form once, one of them with loaders, another resumed from a run on the plain files."""
+    """Each form once, one with loaders, another with loaders too and resumed from a run without on the plain files."""
     plain = [*write_clips(tmp_path / "plain"), *SCHEDULE, *VIEWS]
     recipe = tiny("demo", *plain)
     expected = weights(start(recipe))
@@ -39,7 +39,7 @@ def test_packed_plain_and_cached_data_give_the_same_weights(
     assert weights(start(packed("flac"))) == expected
     cut = start(recipe)
     assert loop(cut, until=5) == "preempted"
-    int16 = packed("int16")
+    int16 = packed("int16", "train.loaders=1")
     assert weights(start(int16, checkpoints_of=cut)) == expected
     assert differences(int16, resolve(recipe)) == [], "the drivers resume it too"
 

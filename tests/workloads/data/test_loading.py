@@ -87,6 +87,10 @@ def test_shards_are_the_same_bit_for_bit_for_any_number_of_loaders(build: Callab
                 assert torch.equal(one.masks_B4, two.masks_B4)
                 assert torch.equal(one.sound_B2, two.sound_B2)
                 assert torch.equal(one.mixture.weight_B, two.mixture.weight_B)
+    batches = build(loaders=2)
+    with batches.loaded_ahead(STEPS, range(1, 2), CPU):  # the second of two workers
+        for step, other in zip(STEPS, expected[1::2], strict=True):
+            assert torch.equal(batches.shard(step, 1).x_BT, other.x_BT)
 
 
 def test_processes_end_where_training_stops_early(build: Callable[..., Batches]) -> None:
