@@ -1,6 +1,6 @@
 """`antiphon data pack` and `antiphon data verify`: a data set in archives. Parses and prints."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.printing import print_note, print_out, print_warning
 from workloads.runtime.text import name_some
+
+if TYPE_CHECKING:
+    from workloads.data.pack import Manifest
 
 SHOWN_CLIPS = 5  # by name
 MANIFEST_KEYS = ("form", "rate", "clips", "fingerprint", "quarantined", "archives")
@@ -62,13 +65,17 @@ def data_pack(
         size = sum(archive["bytes"] for archive in manifest["archives"])
         emit({"uri": out, "bytes": size, **{key: manifest[key] for key in MANIFEST_KEYS}})  # type: ignore[literal-required]
         if not as_json:
-            print_out(f"{manifest['clips']} clips in {len(manifest['archives'])} archives, {size / 1e6:,.1f} MB: {out}")
-            print_out(f"fingerprint {manifest['fingerprint']}")
-            print_out(f"quarantined {len(manifest['quarantined'])}")
-            for broken in manifest["quarantined"]:
-                print_out(f"  {broken['clip_id']}  {broken['path']}: {broken['reason']}")
+            _print_pack(manifest, size, out)
     for warning in manifest["warnings"]:
         print_warning(warning)
+
+
+def _print_pack(manifest: "Manifest", size: int, out: str) -> None:
+    print_out(f"{manifest['clips']} clips in {len(manifest['archives'])} archives, {size / 1e6:,.1f} MB: {out}")
+    print_out(f"fingerprint {manifest['fingerprint']}")
+    print_out(f"quarantined {len(manifest['quarantined'])}")
+    for broken in manifest["quarantined"]:
+        print_out(f"  {broken['clip_id']}  {broken['path']}: {broken['reason']}")
 
 
 def data_verify(

@@ -12,7 +12,7 @@ MAX_SYNTHETIC_CLIPS = 100_000
 # Data formats whose published split is used: each names its test clips (fold 1), some their validation clips too.
 OWN_TEST = ("audioset", "fsd50k", "openmic", "speechcommands")
 OWN_VALIDATION = ("fsd50k", "speechcommands")
-SEVERAL_TAGS = ("audioset", "fsd50k", "openmic")  # a clip
+SEVERAL_TAGS = ("audioset", "fsd50k", "openmic")  # formats whose clips may have more than one
 
 
 @dataclass(frozen=True, kw_only=True)

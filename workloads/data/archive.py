@@ -29,6 +29,7 @@ class ArchiveWriter:
 
     @property
     def sha256(self) -> str:
+        """Of what is written so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def add(self, name: str, content: bytes) -> tuple[int, int]:

@@ -58,6 +58,11 @@ class StoredViews:
     whole: bool  # clips are heard in these views; else only cut where these are, and augmented anew in every epoch
 
 
+def stored_number(view: int, occurrence: int, *, count: int) -> int:
+    """Which of `count` stored views belongs to this draw of a clip; the row of a store and what is heard follow it."""
+    return (view + occurrence) % count
+
+
 def draw_view(
     augment: Augment, clip_id: str, view: int, occurrence: int = 0, *, stored: StoredViews | None = None
 ) -> View:
@@ -69,7 +74,7 @@ def draw_view(
     """
     # the key of the first occurrence must not change: runs are resumed
     anew = (view, (occurrence,) if occurrence else ())
-    as_stored = ((view + occurrence) % stored.count, ()) if stored else anew
+    as_stored = (stored_number(view, occurrence, count=stored.count), ()) if stored else anew
     augmented = as_stored if stored and stored.whole else anew
 
     def generator(purpose: str, drawn_as: tuple[int, tuple[int, ...]]) -> np.random.Generator:

@@ -44,7 +44,8 @@ class Draw(NamedTuple):
 class Batches:
     """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step.
 
-    With `stored_views`, clips are heard as the teachers of stores heard them.
+    `clips` are the training clips of the data set. With `stored_views`, clips are heard as the teachers of stores heard
+    them. Raises ValueError where the clips do not fill the batch of one step.
     """
 
     def __init__(
@@ -99,7 +100,8 @@ class Batches:
     ) -> Shard:
         """Shard `index` of the global batch of `step` on a device; steps count from 0.
 
-        Each clip is read once, for all views; what the views do to it is computed on the device.
+        Each clip is read once, for all views; what the views do to it is computed on the device. Raises OSError where a
+        disk, a store or a loader process fails, ValueError where a damaged clip finds no replacement.
         """
         request, rows = self._request(step, index)
         crops = self._loader.load(request)
@@ -179,13 +181,14 @@ class Batches:
 def sampling_probabilities(
     clips: Sequence[Clip], dataset: Dataset, *, at_once: int = CLIPS_AT_ONCE
 ) -> NDArray[np.float64]:
-    """Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often.
+    """p_N float64, which sum to 1, of drawing each clip with data.sampling = "balanced".
+
+    Proportional to the sum over a clip's tags of 1 / (clips with that tag): rare tags are drawn more often.
 
     Clips without any tag, which teach what the tags are not, and unlabelled ones are drawn as if "no tag" were a tag
     too. The labels of `at_once` clips are in memory at a time; the sum of a clip is one over a row of all tags, in
     which the order of the additions does not depend on how many rows there are.
     """
-
     count_C = np.array([*dataset.clips_per_tag(clips)[0], sum(not clip.tags for clip in clips)], np.float64)
     weights = []
     for start in range(0, len(clips), at_once):
@@ -215,9 +218,10 @@ def _count_occurrences(order_N: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def mix_labels(y_BC: Tensor, mixture: Mixture | None) -> tuple[Tensor, Tensor]:
-    """Labels of mixtures, and the known share of each: the mixture's weight of the clips whose label is known.
+    """Labels y_BC of mixtures, and the known share of each: the mixture's weight of the clips whose label is known.
 
-    A label unknown for one clip is that of the other, one unknown for both stays unknown.
+    `y_BC` are those of the clips, NaN where unknown. A label unknown for one clip is that of the other, one unknown for
+    both stays unknown.
     """
     known_BC = ~y_BC.isnan()
     if mixture is None:
@@ -233,7 +237,9 @@ def evaluation_batches(
     """These clips without augmentation, in windows of clip_seconds: the clip of each (a position), and the windows.
 
     At most `at_once` windows in a batch, so that the length of a recording does not decide how much memory is needed.
-    Clips that are no longer than a window, each padded to one, make batches of that many clips.
+    Clips that are no longer than a window, each padded to one, make batches of that many clips. They are read, and
+    decoded where they are packed as they were, in the calling thread. Raises OSError where a disk or a store fails,
+    ValueError where a packed clip is damaged.
     """
     length = round(data.clip_seconds * cache.rate)
     entries = cache.ahead([cache.entry(clip.clip_id) for clip in clips])

@@ -12,7 +12,7 @@ from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip
 
 SILENT_DB = -60.0  # peak relative to full scale, below which a clip is silent
-FULL_SCALE = 0.9995  # amplitude from which a sample counts as one at full scale
+FULL_SCALE_FROM = 0.9995  # amplitude from which a sample counts as one at full scale
 CLIPPED_RUN = 3  # samples in a row at full scale: fewer are a peak, as a normalised file has one
 
 
@@ -39,5 +39,5 @@ def levels(clips: Sequence[Clip], cache: ClipStore) -> Levels:
 
 def _is_clipped(amplitude_T: Tensor) -> bool:
     """Whether CLIPPED_RUN samples in a row are at full scale."""
-    full_T = amplitude_T >= FULL_SCALE
+    full_T = amplitude_T >= FULL_SCALE_FROM
     return len(full_T) >= CLIPPED_RUN and bool(full_T.unfold(0, CLIPPED_RUN, 1).all(dim=1).any())

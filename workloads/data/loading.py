@@ -70,7 +70,10 @@ class CropReader:
         self.shape = (shard_size, length)
 
     def read(self, request: ShardRequest, x_BT: NDArray[np.int16]) -> CropsRead:
-        """Fill `x_BT`."""
+        """Fill `x_BT` with the crops, zeros after the end of a shorter clip and in the place of a broken one.
+
+        Raises OSError where a disk or a store fails.
+        """
         samples, views, broken = [], [], {}
         clips = self.cache.ahead(request.clips)
         for row, (key, clip, x_T) in enumerate(zip(request.keys, clips, x_BT, strict=True)):
@@ -93,7 +96,7 @@ class CropLoader(Protocol):
 
 
 class InThread:
-    """Loads in the thread that asks."""
+    """Loads in the thread that asks: see `CropLoader`."""
 
     def __init__(self, reader: CropReader) -> None:
         self._reader = reader
@@ -104,7 +107,7 @@ class InThread:
 
 
 class InProcesses:
-    """Loads in processes, each `prefetch` shards ahead, into memory that they share with this one.
+    """Loads in processes, each `prefetch` shards ahead, into memory that they share with this one: see `CropLoader`.
 
     Used by one thread, which asks for the shards of `requests` in their order; `close` ends the processes. Where this
     process is killed, they find out within some seconds and end. They ignore `SIGNALS`: this process decides when
@@ -148,6 +151,10 @@ class InProcesses:
         self._processes = set(multiprocessing.active_children()) - others
 
     def load(self, request: ShardRequest) -> Crops:
+        """The crops of the next request, which must be this one; what a process raised is raised here.
+
+        Raises LoaderDied where a process has ended.
+        """
         try:
             slot, keys, result = next(self._loaded)
         except RuntimeError as error:

@@ -142,6 +142,7 @@ def read_index(root: str, opener: Opener, manifest: Manifest) -> Any:
 
 
 def archive_uri(root: str, name: str, opener: Opener) -> str:
+    """Where the archive of this name is in the pack at `root`."""
     return opener.join(opener.join(root, ARCHIVES), name)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from workloads.data.augment import mask_mel, sound_mask
+from workloads.data.augment import mask_mel, sound_mask, stored_number
 
 
 class MelFrontEnd(Protocol):
@@ -33,7 +33,7 @@ class ViewKey(NamedTuple):
 
 def stored_view(key: ViewKey, count: int) -> int:
     """Which of the `count` views of a clip that a store holds belongs to this draw of it: epochs go round them."""
-    return (key.view + key.occurrence) % count
+    return stored_number(key.view, key.occurrence, count=count)
 
 
 @dataclass(frozen=True)

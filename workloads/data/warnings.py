@@ -15,7 +15,7 @@ from workloads.data.formats.rows import FOLDS
 from workloads.data.statistics import PARTS, durations, rates, tag_counts
 from workloads.runtime.text import name_some
 
-SEVERAL = 2  # clip_seconds is this many times the median duration
+MUCH_LONGER = 2  # clip_seconds over the median duration, from which most of a window is padding
 LOW_RATE = 0.75  # a file's rate, as a share of the front end's, that leaves much of its range empty
 RARE_SHARE = 0.01  # of clips with a low rate, below which they are not worth a warning
 COMMA_SHARE = 0.9  # of clips whose tags hold a comma
@@ -158,7 +158,7 @@ def _sound_warnings(decoded: Collection[DecodedClip], recipe: Recipe) -> list[st
 def _much_padding(decoded: Collection[DecodedClip], recipe: Recipe) -> str:
     window = recipe.data.clip_seconds
     found = durations(decoded, window)
-    if window < SEVERAL * found.median:
+    if window < MUCH_LONGER * found.median:
         return ""
     share, enough = _shorter_window([clip.seconds for clip in decoded], window)
     return (

@@ -45,6 +45,7 @@ class MetadataRow:
     single: bool  # whether a clip has exactly one tag
 
     def required(self, column: str) -> str:
+        """The text of a cell that must not be empty."""
         if not self.cells[column]:
             raise ValueError(f"{self.location}: {column} is empty; every clip needs one")
         return self.cells[column]
@@ -97,6 +98,7 @@ class MetadataRow:
         return labelled
 
     def number(self, column: str, *, low: float, high: float) -> float:
+        """The number in a cell, from `low` to `high`."""
         text = self.required(column)
         try:
             value = float(text)
@@ -114,6 +116,7 @@ class MetadataRow:
         return values[text]
 
     def tags(self, column: str, separator: str = ";") -> tuple[str, ...]:
+        """The sorted, distinct tags of a cell: exactly one where a clip has a single one."""
         tags = parse_tags(self.optional(column), separator)
         if self.single and not tags:
             raise ValueError(
