@@ -79,6 +79,15 @@ def test_slices_of_many_clips_per_recording_partition_too(labels: str) -> None:
         assert len(parts.val) == 36, "12 of the 48 recordings"
 
 
+def test_a_rare_tag_makes_no_noise(recwarn: pytest.WarningsRecorder) -> None:
+    """`antiphon data check` says what is wrong with it; scikit-learn's warning would name a file of its own."""
+    dataset = make_dataset(labels="single")
+    rare = next(clip for clip in dataset.clips if clip.fold != 1)
+    clips = tuple(replace(clip, tags=("rare",)) if clip is rare else clip for clip in dataset.clips)
+    assert split(replace(dataset, clips=clips, tags=(*dataset.tags, "rare")), Data()).val
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_an_unknown_fold_lists_the_folds() -> None:
     with pytest.raises(ValueError, match=r"test_fold = 7.*1, 2, 3, 4, 5"):
         split(make_dataset(labels="single"), Data(test_fold=7))
