@@ -35,7 +35,6 @@ class PackedClip(NamedTuple):
     offset: int
     size: int
     crc32: int
-    samples: int
 
 
 class PackedClips:
