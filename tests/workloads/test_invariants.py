@@ -332,7 +332,8 @@ def test_gated_weights_follow_validation(tiny, start):
 def test_a_teacher_may_get_the_clean_clip(tiny, start):
     noisy = ("augment.gain_db=20", "augment.roll=1.0", "edges.0.view=clean")
     run = start(short(tiny, "one-way", *noisy))
-    _, sources = train_to_first_edges(run)
+    assert [phase.needs_clean_view for phase in run.phases] == [False, True], "loaded only where an edge asks for it"
+    phase, sources = train_to_first_edges(run)
     shard = run.batches.shard(run.step, 0, with_clean_view=True)
     teacher = run.pool.states["cnn"].tagger
     with torch.no_grad():
@@ -340,6 +341,7 @@ def test_a_teacher_may_get_the_clean_clip(tiny, start):
             sources["cnn-to-vit"].outputs(shard, {})["logits"], teacher(shard.clean().mel(teacher.front_end))
         )
     assert not torch.equal(shard.clean().x_BT, shard.x_BT)
+    assert train_step(run, phase, sources, log_metrics=True)["vit/loss"] > 0, "the step asks for the clean view"
 
 
 def test_bf16_runs_and_keeps_losses_and_weights_in_fp32(tiny, start):

@@ -341,7 +341,9 @@ def test_the_fingerprint_does_not_depend_on_where_the_root_lies(tmp_path: Path) 
     fingerprints = []
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-        fingerprints.append(read_dataset(manifest(tmp_path / name, ROWS), LocalFiles()).fingerprint())
+        dataset = read_dataset(manifest(tmp_path / name, ROWS), LocalFiles())
+        assert dataset.fingerprint() is dataset.fingerprint(), "computed once"
+        fingerprints.append(dataset.fingerprint())
     assert fingerprints[0] == fingerprints[1]
 
 
