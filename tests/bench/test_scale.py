@@ -1,6 +1,7 @@
-"""How a run's start and its plan of an epoch grow with the number of clips: `make bench`. Asserts one bound of memory.
+"""How a run's start and its plan of an epoch grow with the number of clips, and the memory that a long recording takes:
+`make bench`. Asserts one bound of memory.
 
-Each size has a process of its own, so that its largest memory is its own. No sound is read.
+Each size has a process of its own, so that its largest memory is its own. No sound is read from files.
 
 Axes: N clips of a set.
 """
@@ -9,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,28 @@ pytestmark = pytest.mark.bench
 TAGS = 527
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 2_000_000)
 MOST_MB = 2048  # of planning, sampling and targets of two million clips
+
+TAG_LONG = """
+import json, sys, time
+from pathlib import Path
+import torch
+from tests.bench.test_models import resident_mb
+from workloads.config.recipe import FrontEnd, Model
+from workloads.evaluate.predict import tag_sound
+from workloads.models.catalog import CATALOG
+from workloads.models.tagger import build_tagger
+
+torch.set_num_threads(1)
+tags = tuple(f"{number:03}" for number in range(527))
+model = Model(arch=CATALOG[sys.argv[1]].arch, front_end=FrontEnd(kind="kaldi128", frames=1024))
+clips = {"labels": "multi", "clip_seconds": 10.0, "clip_rate": 16_000}
+tagger = build_tagger(model, name="ast", seed=0, tags=tags, **clips).eval()
+x_T = 0.1 * torch.randn(16_000 * 60 * int(sys.argv[2]))
+before, began = resident_mb("VmRSS"), time.perf_counter()
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+tag_sound(tagger, {**clips, "long_clips": "windows", "tags": tags}, x_T, top=5)
+print(json.dumps([resident_mb("VmHWM") - before, x_T.nbytes / 1e6, time.perf_counter() - began]))
+"""
 
 MEASURE = """
 import json, resource, sys, time
@@ -47,6 +71,22 @@ y_BC = dataset.targets([splits.train[row] for row in range(recipe.train.shard_si
 clips = len(dataset.clips)
 print(json.dumps([clips, read - began, planned - read, first - planned, memory_mb(), before]))
 """
+
+
+@pytest.mark.parametrize(("name", "minutes"), [("ast_tiny", 3), ("ast_tiny", 60), ("ast_base", 3)])
+def test_a_long_recording_takes_the_memory_of_some_windows(name: str, minutes: int, capsys: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAG_LONG, name, str(minutes)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    most, sound, seconds = json.loads(done.stdout.splitlines()[-1])
+    with capsys.disabled():
+        print(
+            f"\n  {name}, {minutes} minutes: {most:.0f} MB beside network and sound ({sound:.0f} MB), {seconds:.0f} s"
+        )
 
 
 def write_manifest(path: Path, clips: int) -> None:
