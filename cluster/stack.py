@@ -164,6 +164,11 @@ def _ensure_ray(registry: ProcessRegistry, cpus: int | None) -> None:
     registry.ensure("ray", make_spec, num_ports=5, settings={"cpus": count})
 
 
+def dashboard(ray: Service) -> str:
+    """The URL of the dashboard of a stack's Ray head, for jobs."""
+    return f"http://127.0.0.1:{ray.ports[1]}"
+
+
 def ray_token(folder: Path) -> Path:
     """The file with Ray's token, created with a random one if missing; only its owner may read it.
 

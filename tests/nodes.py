@@ -164,7 +164,7 @@ def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
     bridge = f"an{secrets.token_hex(2)}"
     subnet = f"10.{secrets.randbelow(100) + 100}.{secrets.randbelow(256)}"
     with ExitStack() as cleanup:
-        folder = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))  # short: sockets lie below it
+        folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))  # short: sockets lie below it
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         try:
             _ip("link", "add", bridge, "type", "bridge")

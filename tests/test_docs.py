@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from orchestrator.cli.app import app
+from orchestrator.cli.submitted_command import KINDS
 from orchestrator.recipes.loader import load_recipe, load_teach_recipe, shipped_names, shipped_teach_names
 from tests.test_imports import ARROWS, PACKAGES
 from workloads.config.recipe import Recipe
@@ -178,11 +179,14 @@ def wrong_command(words: list[str], *, complete: bool) -> str:
 def wrong_antiphon(words: list[str], *, complete: bool) -> str:
     """Walk the command tree, then parse the options: all of them, or only their names where `complete` is false."""
     command: Any = typer.main.get_command(app)
+    submittable = command.commands
     while words and not words[0].startswith("-") and words[0] in getattr(command, "commands", {}):
         command, words = command.commands[words[0]], words[1:]
     if hasattr(command, "commands") and words and not words[0].startswith("-"):
         return f"{words[0]}: no such command of antiphon"
-    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    submitted = [submittable[kind] for kind in KINDS] if command.name == "submit" else []
+    parameters = [parameter for taker in (command, *submitted) for parameter in taker.params]
+    known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
     for word in words:
         if word.startswith("--") and word.split("=")[0] not in {*known, "--help"}:
             return f"{word}: no such option"
@@ -192,6 +196,9 @@ def wrong_antiphon(words: list[str], *, complete: bool) -> str:
         values = command.make_context("antiphon", [*words]).params
     except Exception as error:  # Typer's own copy of click has the classes
         return f"{' '.join(words)}: {getattr(error, 'message', error)}"
+    if submitted:
+        given = values["arguments"]
+        return wrong_antiphon(given if given[0] in KINDS else ["run", *given], complete=True)
     return wrong_recipe(values)
 
 

@@ -28,6 +28,7 @@ OWNERS = {
     "fsspec": {"orchestrator/storage/object_store.py", "orchestrator/tracking/pyfunc_model.py"},
     "ray.tune": {"orchestrator/search/tune_runner.py", "orchestrator/search/schedulers.py"},
     "ray.train": {f"orchestrator/training/ray_{part}.py" for part in ("trainer", "worker", "network")},
+    "ray.job_submission": {"orchestrator/jobs/client.py"},
     "optuna": {"orchestrator/search/samplers.py", "orchestrator/reports/search/importance.py"},
     "plotly": {"orchestrator/reports/"},
 }
@@ -55,9 +56,10 @@ ARROWS = {
     "orchestrator/artifacts": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/planning": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/search": {"training", "runs", "tracking", "storage", "recipes"},
+    "orchestrator/jobs": {"runs", "storage"},
     "orchestrator/reports": {"search", "artifacts", "planning", "runs", "tracking", "storage", "recipes"},
     "orchestrator/cli": {
-        *("reports", "search", "artifacts", "planning", "teaching", "training", "runs", "tracking", "stores"),
+        *("reports", "search", "artifacts", "jobs", "planning", "teaching", "training", "runs", "tracking", "stores"),
         *("storage", "recipes"),
     },
 }

@@ -6,6 +6,7 @@ process, or a store, server or cluster that does not answer. Commands import hea
 """
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from rich.console import Console
 from orchestrator.cli import cluster, models, store, tracking
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.export import export
+from orchestrator.cli.jobs import jobs, logs, stop, submit
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
 from orchestrator.cli.pack import data_pack, data_verify
 from orchestrator.cli.plan import plan
@@ -37,8 +39,14 @@ app = typer.Typer(
     context_settings={"max_content_width": 120},
     help="Audio taggers that teach each other, on Ray.",
 )
-for command in (run, recipes, evaluate, tag, report, plan, search, dashboard, export, teach):
+commands: tuple[Callable[..., None], ...] = (
+    *(run, recipes, evaluate, tag, report, plan, search, dashboard, export, teach),
+    *(jobs, logs, stop),
+)
+for command in commands:
     app.command()(command)
+# the options that are not its own belong to the command that it submits
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 data_app.command("pack")(data_pack)
 data_app.command("verify")(data_verify)
 store.app.command("import")(store_import)

@@ -180,6 +180,8 @@ def _messages(record: dict[str, Any]) -> list[str]:
             f"warning: clip {record['clip_id']} cannot be used any more: {record['reason']}; it is replaced by clip "
             f"{record['by']} in every epoch"
         ]
+    if record["kind"] == "worker-failed":
+        return [f"worker {record['rank']} has failed: {record['error']}"]
     if record["kind"] == "bad":
         return [f"step {record['step']}: numbers of {', '.join(record['models'])} are not finite"]
     if record["kind"] != "start":

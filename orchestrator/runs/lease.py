@@ -8,6 +8,7 @@ is gone from this very host, where the driver left a note that it has ended, or 
 
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -144,15 +145,19 @@ def is_driven_by(run_uri: str, driver: Driver) -> bool:
 def beating(run_uri: str, driver: Driver) -> Iterator[None]:
     """Send the driver's heartbeat from a thread while the context lasts; at its end, note that the driver has ended.
 
-    A kill leaves no note: another process then sees from the process table, or from the heartbeat, that it is gone.
+    A stop that is requested by a file (`request_stop`) reaches this process as SIGTERM, once. A kill leaves no note:
+    another process then sees from the process table, or from the heartbeat, that it is gone.
     """
 
     def beat(ended: threading.Event) -> None:
-        count = 0
+        count, stopping = 0, False
         while not ended.wait(BEAT_S):
             count += 1
             with suppress(Exception):  # in an outage longer than SILENCE_S a driver elsewhere may take over
                 object_store.put_text(_path(run_uri, f"{driver.token}.beat"), str(count))
+                if not stopping and stop_requested(run_uri, driver):
+                    stopping = True
+                    os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         with in_background(beat, name="heartbeat"):
@@ -163,8 +168,23 @@ def beating(run_uri: str, driver: Driver) -> Iterator[None]:
 
 
 def request_stop(run_uri: str, driver: Driver) -> None:
-    """Ask the driver's workers to save and stop, by a file that rank 0 looks for."""
+    """Ask the driver and its workers to save and stop, by a file that both look for."""
     object_store.put_text(_path(run_uri, f"{driver.token}.stop"), "")
+
+
+def request_stop_of_newest(run_uri: str) -> Driver:
+    """Ask whatever process drives a run or search to save and stop; returns it.
+
+    ValueError where none has claimed it, or its driver has ended.
+    """
+    number = _newest(run_uri)
+    if not number:
+        raise ValueError(f"{run_uri!r}: no run or search has begun there")
+    driver = _driver(run_uri, number)
+    if object_store.exists(_path(run_uri, f"{driver.token}.ended")) or (driver.here() and not driver.exists()):
+        raise ValueError(f"{run_uri!r}: {driver}, which drove it last, has ended; there is nothing to stop")
+    request_stop(run_uri, driver)
+    return driver
 
 
 def stop_requested(run_uri: str, driver: Driver) -> bool:

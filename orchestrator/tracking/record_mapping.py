@@ -159,6 +159,7 @@ _ADD = {
     "result": _add_result,
     "control_result": _add_control_result,
     "comparison": _add_comparison,
+    "worker-failed": lambda record, to: None,  # where the run goes on, its numbers say nothing of it
     "closed": lambda record, to: None,  # the worker's last record; the driver's `end` repeats its content
     "end": _add_end,
 }

@@ -36,6 +36,7 @@ from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.precision import precision_warnings
 from workloads.runtime.redaction import redacted
+from workloads.runtime.text import one_line
 
 Progress = Callable[[RunLocation], AbstractContextManager[None]]
 # how long the end of a run waits for the replayer to catch up, by the run's status; who preempts a run soon kills it
@@ -162,19 +163,13 @@ def _record_failure(event_log: EventLog, location: RunLocation, error: BaseExcep
 
     What is unavailable now ends the run as preempted: what was saved stays, and the same command continues.
     """
-    reason = _one_line(error)
+    reason = one_line(error)
     status = "preempted" if isinstance(error, Unavailable) else "failed"
     try:
         replace_text(location.folder / "error.log", redacted(traceback.format_exc()))
         event_log.append(end_record(status, reason, mistake=isinstance(error, ValueError)))
     except OSError as full:  # nothing can be recorded on a full disk
         raise OSError(f"{reason}; free space, then `--resume {location.run_id}` continues the run") from full
-
-
-def _one_line(error: BaseException) -> str:
-    """An error in one line; of Ray's errors, which carry a worker's whole traceback, the last line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(lines) if len(lines) <= 3 else lines[-1]
 
 
 def wait_for_tracking(replayer: Any, *, timeout_s: float) -> None:

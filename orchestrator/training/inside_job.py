@@ -20,9 +20,9 @@ def submission_id() -> str:
     return str(json.loads(config).get("metadata", {}).get("job_submission_id", "unnamed")) if config else ""
 
 
-def require_lasting_storage(uri: str, option: str) -> None:
-    """Raise ValueError for a relative folder within a Ray job."""
-    job = submission_id()
+def require_lasting_storage(uri: str, option: str, *, job: str | None = None) -> None:
+    """Raise ValueError for a relative folder within a Ray job: this process's, or one that is to be submitted."""
+    job = submission_id() if job is None else job
     if job and object_store.is_local(uri) and not Path(uri.removeprefix("file://")).is_absolute():
         raise ValueError(
             f"{option} {uri!r}: within Ray job {job} this is a folder that is removed with the job; give "
@@ -30,9 +30,9 @@ def require_lasting_storage(uri: str, option: str) -> None:
         )
 
 
-def require_lasting_tracking(uri: str) -> None:
+def require_lasting_tracking(uri: str, *, job: str | None = None) -> None:
     """Raise ValueError within a Ray job where MLflow's records would go to a database on the driver's node."""
-    job = submission_id()
+    job = submission_id() if job is None else job
     if job and uri != NONE and not uri.startswith(("http://", "https://")):
         raise ValueError(
             f"--tracking {uri or 'sqlite (the default)'}: within Ray job {job} the database would stay on the driver's "

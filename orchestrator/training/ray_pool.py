@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.signals import Interrupts
 from orchestrator.training.worker_resources import require_room
+from workloads.runtime.text import one_line
 
 Piece = TypeVar("Piece")
 RETRIES = 3  # of a piece, after its actor has died
@@ -110,10 +111,6 @@ class _Pool(Generic[Piece]):
         self._lost[name] += 1
         if self._lost[name] > RETRIES:
             raise WorkerDied(
-                f"{name}: the worker that had it died {self._lost[name]} times ({_last_line(died)}); what is written "
+                f"{name}: the worker that had it died {self._lost[name]} times ({one_line(died)}); what is written "
                 "stays, the same command goes on"
             ) from None
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

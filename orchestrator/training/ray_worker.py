@@ -18,8 +18,10 @@ from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
 from workloads.runtime.checkpoint_store import Superseded
 from workloads.runtime.event_log import EventLog, timestamped
+from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.session import gather
+from workloads.runtime.text import one_line
 from workloads.train import loop, set_up
 
 STOP_EVERY = 5  # calls of should_stop between two exchanges with rank 0
@@ -115,15 +117,30 @@ class RaySession:
 
 
 class EventLogCallback(UserCallback):
-    """Appends rank 0's records to the event log as they arrive. Runs in Ray's controller, on the driver's node."""
+    """Appends rank 0's records to the event log as they arrive, and the failures of workers.
+
+    Runs in Ray's controller, on the driver's node.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._event_log: EventLog | None = None  # opened in the controller's process, not where this is pickled
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        self._append(metrics[0]["records"])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray calls this before it starts the workers again, or gives up."""
+        self._append(
+            [
+                timestamped("worker-failed", rank=rank, error=redacted(one_line(error)))
+                for rank, error in sorted(worker_exceptions.items())
+            ]
+        )
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
         self._event_log = self._event_log or EventLog(Path(self._path))
-        for record in metrics[0]["records"]:
+        for record in records:
             self._event_log.append(record)
 
 

@@ -34,3 +34,9 @@ def decode_text(content: bytes, name: str) -> str:
         where = "" if encoding == "UTF-16" else f" in line {line})"
         convert = f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > NEW"
         raise ValueError(f"{name}: {what}{where}; save it as UTF-8, for example: {convert}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """An error in one line; of Ray's errors, which carry a worker's whole traceback, the last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines) if len(lines) <= 3 else lines[-1].strip()

@@ -1,0 +1,113 @@
+"""The command that `antiphon submit` is given: parsed and checked here, before anything is sent to a cluster."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.recipes.loader import flatten, load_recipe, load_teach_recipe
+from orchestrator.runs.location import location_of
+from orchestrator.runs.resume import generated_id
+from orchestrator.tracking.uri import VARIABLE
+from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
+from orchestrator.training.request import require_shards_divide, with_absolute_paths
+from workloads.runtime.redaction import redacted
+
+KINDS = ("run", "search", "teach")
+# parameters of the commands that a job cannot have, and why
+REFUSED = {
+    "run_id": "--run-id: the job's run has the job's name; give --id to submit",
+    "search_id": "--search-id: the job's search has the job's name; give --id to submit",
+    "resume": "--resume: a job goes on with the run or search of its name; give --id to submit",
+    "address": "--address: a job works on the cluster that it is submitted to",
+    "local": "--local: a job on a cluster runs on Ray; leave it out",
+    "dry_run": "--dry-run: nothing would run; leave out submit",
+}
+
+
+@dataclass(frozen=True)
+class SubmittedCommand:
+    """What a job is to do: a command, its recipe, and its other arguments; its run or search has the job's name."""
+
+    kind: str
+    recipe: Mapping[str, Any]  # resolved: settings are in it
+    arguments: Sequence[str]
+    name: str
+    storage: str
+
+
+def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequence[str]) -> SubmittedCommand:
+    """Parse the words as the command itself would, and check its recipe.
+
+    `context` is the command line's; `env` are the names of variables that the nodes have. Raises ValueError for what
+    cannot be in a job or would be lost with it, and the command line's own errors for options that there are not.
+    """
+    kind, words = (words[0], words[1:]) if words[0] in KINDS else ("run", words)
+    command = context.parent.command.commands[kind]
+    with command.make_context(kind, list(words), parent=context.parent) as parsed:
+        values, given = parsed.params, _given(parsed)
+    for key in given:
+        if key in REFUSED:
+            raise ValueError(REFUSED[key])
+    recipe = _checked_recipe(kind, values)
+    if kind == "run":
+        require_shards_divide(recipe, values["workers"])
+    name = name or generated_id(recipe)
+    location_of(".", name, "none")  # refuses what can be no name
+    storage = "out" if kind == "teach" else "storage"
+    require_lasting_storage(values[storage], f"--{storage}", job=name)
+    if kind != "teach" and VARIABLE not in env:
+        require_lasting_tracking(values["tracking"], job=name)
+    return SubmittedCommand(kind, asdict(recipe), _arguments(command, values, given, env), name, values[storage])
+
+
+def _given(parsed: Any) -> dict[str, str]:
+    """The parameters that the command line or the environment gives -> which of the two."""
+    sources = {key: parsed.get_parameter_source(key).name for key in parsed.params}
+    return {key: source for key, source in sources.items() if source in ("COMMANDLINE", "ENVIRONMENT")}
+
+
+def _checked_recipe(kind: str, values: Mapping[str, Any]) -> Any:
+    """The recipe with its settings; ValueError for paths in it that mean something else on another machine."""
+    if kind == "teach":
+        from orchestrator.teaching.job import with_absolute_paths as absolute_teach
+
+        teach = load_teach_recipe(values["teach_recipe"], values["settings"])
+        _require_same_paths(asdict(teach), asdict(absolute_teach(teach)))
+        return teach
+    recipe = load_recipe(values["recipe"], values["settings"])
+    _require_same_paths(asdict(recipe), asdict(with_absolute_paths(recipe)))
+    return recipe
+
+
+def _require_same_paths(recipe: dict[str, Any], absolute: dict[str, Any]) -> None:
+    here, everywhere = flatten(recipe), flatten(absolute)
+    for key, path in here.items():
+        if path != everywhere[key] and not path.startswith("~"):
+            raise ValueError(
+                f"{key} = {path!r}: is a folder of this machine, and the job runs on another one; give a URI, or an "
+                "absolute path that all nodes of the cluster see"
+            )
+
+
+def _arguments(command: Any, values: Mapping[str, Any], given: Mapping[str, str], env: Sequence[str]) -> list[str]:
+    """The options that the command was given, one form for each; settings are in the recipe.
+
+    A tracking URI with a secret, or one that the nodes have in their environment, is left to that.
+    """
+    words: list[str] = []
+    for option in command.params:
+        key = option.name
+        if option.param_type_name != "option" or key not in given or key in ("settings", "as_json"):
+            continue
+        if key == "tracking" and (VARIABLE in env or redacted(values[key]) != values[key]):
+            if VARIABLE not in env:
+                raise ValueError(
+                    f"--tracking {redacted(values[key])!r}: a secret must not travel with a job; set {VARIABLE} in the "
+                    f"environment of the cluster's nodes, and give --env {VARIABLE}"
+                )
+            continue
+        if option.is_flag:
+            words.append(option.opts[0] if values[key] else option.secondary_opts[0])
+        else:
+            words += [option.opts[0], str(values[key])]
+    return words

@@ -1,0 +1,118 @@
+"""Jobs of a real Ray cluster: submitted, found again, followed, stopped, and gone on with."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import stack
+from orchestrator.jobs.client import Jobs, dashboard_address
+from orchestrator.training.ray_cluster import TOKEN_VARIABLES
+from tests.integration.test_run_ended import wait_for_record
+from tests.small import SIZES, TWO_MODELS
+from tests.tiny_search import ANTIPHON, sets
+
+pytestmark = pytest.mark.slow
+# a minute of training: a stop takes some 15 s to arrive
+PLAN = ("schedule.burn_in=1200", "schedule.period=60", "schedule.turns=2", "train.checkpoint_every=40")
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home folder with the cluster of `antiphon cluster up`, whose dashboard wants a token."""
+    home = tmp_path_factory.mktemp("home")
+    folder = home / ".antiphon" / "stack"
+    try:
+        stack.up(folder, cpus=4, mlflow=False)
+        yield home
+    finally:
+        stack.down(folder)
+
+
+@pytest.fixture(autouse=True)
+def without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores, after the test, what connecting to the cluster sets in this process."""
+    for name in TOKEN_VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def antiphon(home: Path, tmp_path: Path) -> Command:
+    def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        # the submitter's own credentials, which no job may see
+        given = {**os.environ, "HOME": str(home), "AWS_SECRET_ACCESS_KEY": "not-for-jobs", **env}
+        return subprocess.run([ANTIPHON, *arguments], cwd=tmp_path, env=given, capture_output=True, text=True)
+
+    return call
+
+
+def settings(tmp_path: Path) -> list[str]:
+    return sets(*SIZES, *TWO_MODELS, *PLAN, f"data.cache={tmp_path}/clips")
+
+
+def test_a_job_is_found_again_stopped_and_gone_on_with(antiphon, home, tmp_path, monkeypatch):
+    where = ["--storage", f"{tmp_path}/runs", "--tracking", "none"]
+    submit = ["submit", "demo", "--id", "nightly", *settings(tmp_path), *where]
+    first = antiphon(*submit, "--detach", "--json")
+    assert first.returncode == 0, first.stderr
+    said = json.loads(first.stdout)
+    assert said == {"job": "nightly", "name": "nightly", "uri": f"{tmp_path}/runs/nightly", "exit_code": None}
+    again = antiphon(*submit, "--detach", "--json")
+    assert (json.loads(again.stdout), "already" in again.stderr) == (said, True)
+
+    monkeypatch.setenv("HOME", str(home))
+    jobs = Jobs("")
+    follower = subprocess.Popen([ANTIPHON, "logs", "-f", "nightly"], stdout=subprocess.PIPE, text=True)
+    wait_for_record(tmp_path / "runs", follower, kind="checkpoint")
+    stopped = antiphon("stop", "nightly")
+    assert "job nightly is asked to save and stop" in stopped.stderr
+    assert "terminated" not in stopped.stderr
+    out, _ = follower.communicate()
+    assert (follower.returncode, "preempted: saved at step" in out) == (75, True)
+
+    second = antiphon(*submit)
+    assert second.returncode == 0, second.stderr
+    assert "job nightly-2 is submitted" in second.stderr
+    assert "resumes from step" in second.stdout
+    listed = json.loads(antiphon("jobs", "--json").stdout)["jobs"]
+    assert [(job["job"], job["command"], job["exit_code"]) for job in listed] == [
+        ("nightly-2", "run", 0),
+        ("nightly", "run", 75),
+    ]
+    assert antiphon("logs", "nightly").stdout == jobs.log("nightly-2")
+
+    alone = ["run", "demo", "--local", "--json", *settings(tmp_path), "--storage", f"{tmp_path}/alone"]
+    expected = json.loads(antiphon(*alone, "--tracking", "none").stdout)["models"]
+    outcome = json.loads((tmp_path / "runs" / "nightly" / "outcome.json").read_text())["models"]
+    assert {name: row["weights_sha256"] for name, row in outcome.items()} == {
+        name: row["weights_sha256"] for name, row in expected.items()
+    }
+    everything = [json.dumps([job.metadata, job.runtime_env, jobs.log(job.id)]) for job in jobs.all()]
+    assert "not-for-jobs" not in "".join(everything)
+
+
+def test_the_end_of_a_job_is_the_commands_own(antiphon, tmp_path):
+    where = ["--storage", f"{tmp_path}/runs", "--tracking", "none"]
+    lacking = antiphon("submit", "demo", *where, "--id", "lacking", "--env", "NOT_SET_ANYWHERE")
+    assert lacking.returncode == 2
+    assert "NOT_SET_ANYWHERE: must be set on the nodes of the cluster" in lacking.stdout
+    too_many = antiphon("submit", "demo", *where, "--id", "many", *sets("train.threads=8"))
+    assert too_many.returncode == 2
+    assert "the cluster at" in too_many.stdout
+
+
+def test_a_cluster_that_wants_a_token_says_so(antiphon, home, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        address = dashboard_address("")
+    without_token = {name: os.environ.pop(name, "") for name in TOKEN_VARIABLES}
+    assert without_token["RAY_AUTH_TOKEN_PATH"].startswith(str(home))
+    for env in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}):
+        done = antiphon("jobs", "--address", address, HOME=str(tmp_path), **env)
+        assert done.returncode == 2
+        assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file" in done.stderr

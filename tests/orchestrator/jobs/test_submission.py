@@ -1,0 +1,117 @@
+"""What is sent to a cluster for a job, and what is refused before anything is."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.jobs.client import DASHBOARD
+from orchestrator.jobs.submission import Submission, check_environment, entrypoint, metadata, pack_folder, runtime_env
+from orchestrator.recipes.loader import load_recipe, resolve
+from tests.tiny_search import ANTIPHON
+
+
+def submission(**changes) -> Submission:
+    typed = Submission("run", resolve(load_recipe("demo")), ["--workers", "2"], "nightly", "s3://bucket/runs")
+    return replace(typed, **changes)
+
+
+def test_the_command_goes_on_with_the_run_of_the_jobs_name():
+    assert entrypoint(submission()) == (
+        "exec python -m orchestrator.cli.app run recipe.json --run-id nightly --resume auto --workers 2"
+    )
+    assert metadata(submission())["uri"] == "s3://bucket/runs/nightly"
+    store = submission(kind="teach", storage="s3://bucket/store", arguments=["--out", "s3://bucket/store"])
+    assert entrypoint(store) == "exec python -m orchestrator.cli.app teach recipe.json --out s3://bucket/store"
+    assert metadata(store)["uri"] == "s3://bucket/store"
+
+
+def test_a_variable_that_the_node_lacks_ends_the_job_before_it_begins(monkeypatch):
+    command = entrypoint(submission(env=["NEEDED", "GIVEN=1"], python="echo"))
+    monkeypatch.delenv("NEEDED", raising=False)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "NEEDED: must be set on the nodes of the cluster" in done.stderr
+    monkeypatch.setenv("NEEDED", "x")
+    assert subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout.startswith("-m orchestrator")
+    assert runtime_env(submission(env=["NEEDED", "GIVEN=1"]), Path("f"))["env_vars"]["GIVEN"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("AWS_SECRET_ACCESS_KEY=abc", "--env AWS_SECRET_ACCESS_KEY: a secret must not travel with a job"),
+        ("MLFLOW_TRACKING_URI=https://u:p@h", "--env MLFLOW_TRACKING_URI: a secret must not travel"),
+        ("A-B", "--env 'A-B': must be NAME or NAME=VALUE"),
+    ],
+)
+def test_no_secret_and_no_strange_name_travels(given, message):
+    with pytest.raises(ValueError, match=message):
+        check_environment([given])
+
+
+def test_the_code_that_is_sent_runs_where_nothing_else_is(tmp_path):
+    size = pack_folder(submission(), tmp_path)
+    assert 500_000 < size < 5_000_000
+    assert not list(tmp_path.rglob("__pycache__"))
+    done = subprocess.run(
+        [Path(ANTIPHON).with_name("python"), "-m", "orchestrator.cli.app", "run", "recipe.json", "--dry-run", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(done.stdout) == resolve(load_recipe("demo")), done.stderr
+    imported = [Path(ANTIPHON).with_name("python"), "-c", "import orchestrator; print(orchestrator.__file__)"]
+    assert subprocess.run(imported, cwd=tmp_path, capture_output=True, text=True).stdout.startswith(str(tmp_path))
+
+
+def test_where_the_nodes_have_antiphon_only_the_recipe_is_sent(tmp_path):
+    pack_folder(submission(installed=True), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+WHERE = ("--storage", "s3://b/p", "--tracking", "http://mlflow")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("demo",), "--storage 'runs': within Ray job n this is a folder that is removed with the job"),
+        (("demo", "--storage", "s3://b/p"), "--tracking sqlite (the default): within Ray job n the database"),
+        (("demo", *WHERE, "--run-id", "a"), "--run-id: the job's run has the job's name; give --id to submit"),
+        (("search", "search-demo", *WHERE, "--resume", "a"), "--resume: a job goes on with the run or search of its"),
+        (("demo", *WHERE, "--local"), "--local: a job on a cluster runs on Ray"),
+        (("demo", *WHERE, "--workers", "3"), "--workers 3: train.shards = 1 must divide among them"),
+        (("demo", *WHERE, "--set", "data.cache=clips"), "data.cache = 'clips': is a folder of this machine"),
+        (("demo", *WHERE, "--set", "train.steeps=1"), "train.steeps: unknown key"),
+        (("demo", "--storage", "s3://b/p", "--tracking", "http://u:p@h"), "a secret must not travel with a job"),
+        (("teach", "teach-bytes", "--out", "store"), "--out 'store': within Ray job n"),
+        (("demo", *WHERE), "no cluster is named; give --address with the URL of a Ray dashboard"),
+        (("demo", *WHERE, "--address", "h:8265"), "--address 'h:8265': must be the URL of a Ray dashboard"),
+        (("demo", *WHERE, "--env", "MY_TOKEN=1"), "--env MY_TOKEN: a secret must not travel with a job"),
+    ],
+)
+def test_mistakes_are_found_before_a_cluster_is_asked(antiphon, tmp_path, monkeypatch, words, message):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no cluster of `antiphon cluster up` there
+    for name in (DASHBOARD, "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    done = antiphon("submit", "--id", "n", *words)
+    assert done.code == 2
+    assert message in done.err
+    assert "u:p" not in done.err
+
+
+def test_an_option_that_the_command_has_not_is_named(antiphon):
+    done = antiphon("submit", "demo", *WHERE, "--wurkers", "2")
+    assert done.code == 2
+    assert "No such option: --wurkers" in done.err
+
+
+def test_a_dashboard_that_does_not_answer_may_do_so_later(antiphon, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for command in (["submit", "demo", *WHERE], ["jobs"], ["logs", "n"], ["stop", "n"]):
+        done = antiphon(*command, "--address", "http://127.0.0.1:9")
+        assert done.code == 75
+        assert "--address 'http://127.0.0.1:9': no Ray dashboard answers there" in done.err
