@@ -117,6 +117,13 @@ def test_damaged_tables_and_a_table_without_sounds_are_refused(
         read_dataset(audioset(tmp_path, **change), LocalFiles())
 
 
+def test_sounds_as_they_were_downloaded_are_clips_and_converted_ones_come_first(tmp_path: Path) -> None:
+    """yt-dlp leaves m4a and webm files."""
+    sounds = ("train/--4gqARaEJE.m4a", "train/--4gqARaEJE.wav", "eval/Y--4gqARaEJF.webm", "x/__2MwJ2uHu0_30.m4a")
+    dataset = read_dataset(audioset(tmp_path, sounds=sounds), LocalFiles())
+    assert [clip.path for clip in dataset.clips] == [sounds[1], sounds[2], sounds[3]]
+
+
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     data = audioset(tmp_path)
     (tmp_path / "metadata" / "class_labels_indices.csv").unlink()

@@ -1,6 +1,7 @@
 """Folders named after tags: `TAG/FILE`, without a table."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 
 from orchestrator.recipes.loader import load_recipe
 from workloads.config.data import Data
+from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip
 from workloads.data.formats.rows import assign_fold
 from workloads.data.manifest import read_dataset
@@ -32,6 +34,20 @@ def test_a_folder_is_a_tag_and_a_file_is_a_clip_in_the_fold_of_its_name(tmp_path
     assert dataset.labels == "single"
     (warning,) = dataset.warnings
     assert "recording of its own and gets a fold from 1 to 5 by a hash of its name, and fold 1 is the test" in warning
+
+
+def test_files_for_the_optional_decoder_are_clips_and_without_it_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = touch(tmp_path, "dog/1.wav", "dog/2.m4a", "dog/3.WebM", "dog/4.aac", "dog/5.amr", "dog/6.wma", "dog/7.mka")
+    dataset = read_dataset(data, LocalFiles())
+    assert len(dataset.clips) == 7
+    assert len(dataset.warnings) == 1, "about sources alone"
+    (tmp_path / "dog" / "2.m4a").write_bytes(b"\0\0\0\x18ftypM4A ")
+    monkeypatch.setitem(sys.modules, "av", None)
+    cache = ClipCache(tmp_path / "cache", rate=16_000, limit_gb=1.0)
+    reasons = {broken.path: broken.reason for broken in cache.prepare(dataset.clips, data, LocalFiles())}
+    assert reasons["dog/2.m4a"].endswith("pip install 'antiphon[av]', or convert it to FLAC")
 
 
 def test_hidden_files_and_empty_folders_are_no_tags(tmp_path: Path) -> None:
