@@ -16,7 +16,7 @@ from typing import Protocol
 
 import filelock
 
-from workloads.data.pack import ARCHIVES, Manifest, archive_uri
+from workloads.data.pack import ARCHIVES, ArchiveFields, Manifest, archive_uri
 from workloads.runtime.atomic_files import UNFINISHED, replacing
 from workloads.runtime.opener import Opener, regular_file
 
@@ -37,6 +37,10 @@ class Archives(Protocol):
         """These numbers in their order; the archives of the next ones may be fetched meanwhile. OSError as `open`."""
         ...
 
+    def mend(self, number: int) -> None:
+        """Fetch an archive again where this machine's copy of it is damaged; OSError as `open`."""
+        ...
+
 
 @dataclass(frozen=True)
 class LocalArchives:
@@ -52,6 +56,9 @@ class LocalArchives:
     def ahead(self, numbers: Sequence[int]) -> Iterator[int]:
         return iter(numbers)
 
+    def mend(self, number: int) -> None:
+        """There is no other copy."""
+
 
 @dataclass(frozen=True)
 class FetchedArchives:
@@ -59,7 +66,8 @@ class FetchedArchives:
 
     Any number of processes of a node may use one folder. An archive is fetched under its own lock, by one process while
     the others that want it wait; it is compared with its checksum and appears complete or not at all. A kill leaves a
-    `.part` file, which the next fetch of the archive removes. Above the limit those read least recently are removed, of
+    `.part` file, which the next fetch of the archive removes. A copy that was damaged since, as a crash of the machine
+    may leave it, is fetched again when that is noticed. Above the limit those read least recently are removed, of
     all packs in the folder; a process that is reading one goes on reading it.
     """
 
@@ -80,7 +88,7 @@ class FetchedArchives:
         else one could be removed before it is read.
         """
         missing = deque(number for number in dict.fromkeys(numbers) if not self._target(number).exists())
-        largest = max((self.manifest["archives"][number]["bytes"] for number in missing), default=1)
+        largest = max((self._archive(number)["bytes"] for number in missing), default=1)
         at_once = int(min(MAX_FETCHES, MAX_FETCHED_BYTES // largest, self.limit_gb * 1e9 / 2 // largest, len(missing)))
         if at_once < 2:
             yield from numbers
@@ -98,11 +106,25 @@ class FetchedArchives:
         finally:
             threads.shutdown(cancel_futures=True)
 
+    def mend(self, number: int) -> None:
+        target = self._target(number)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(target.parent / "fetch.lock"):
+            if file := self._opened(target):
+                with file:
+                    damaged = hashlib.file_digest(file, "sha256").hexdigest() != self._archive(number)["sha256"]
+                if damaged:
+                    target.unlink(missing_ok=True)
+        self.open(number).close()
+
+    def _archive(self, number: int) -> ArchiveFields:
+        return self.manifest["archives"][number]
+
     def _fetch(self, number: int) -> None:
         self.open(number).close()
 
     def _target(self, number: int) -> Path:
-        name = self.manifest["archives"][number]["name"]
+        name = self._archive(number)["name"]
         return self.cache / FETCHED / self.digest[:16] / name.removesuffix(".tar") / name
 
     def _opened(self, target: Path) -> io.FileIO | None:
@@ -129,7 +151,7 @@ class FetchedArchives:
         return file
 
     def _copy(self, number: int, target: Path) -> None:
-        archive = self.manifest["archives"][number]
+        archive = self._archive(number)
         uri, digest = archive_uri(self.root, archive["name"], self.opener), hashlib.sha256()
         try:
             source = self.opener.open(uri)

@@ -42,6 +42,15 @@ def container_of(content: bytes) -> str | None:
     return "aac" if is_adts else None
 
 
+def has_decoder() -> bool:
+    """Whether the package that reads these containers is installed."""
+    try:
+        import av  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def decode_container(content: bytes, name: str, *, max_samples: int) -> tuple[Tensor, int]:
     """The samples of the first audio stream, averaged over channels: (x_T float32, rate in Hz).
 

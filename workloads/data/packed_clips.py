@@ -7,8 +7,9 @@ import io
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
@@ -18,13 +19,17 @@ from torch import Tensor
 from workloads.config.data import Data
 from workloads.data.archives import Archives, FetchedArchives, LocalArchives
 from workloads.data.clip_store import MendedClip
-from workloads.data.decode import BrokenClip, load_sound
+from workloads.data.clips import Clip
+from workloads.data.containers import has_decoder
+from workloads.data.decode import BrokenClip, NotReadHere, load_sound
 from workloads.data.decoded import DecodedClip
+from workloads.data.formats.listing import needs_decoder
 from workloads.data.pack import Pack
 from workloads.data.samples import cut_into, read_part_of, to_integers, to_waveform
 from workloads.runtime.opener import Opener
 
 FILE = "file://"
+Value = TypeVar("Value")
 
 
 class PackedClip(NamedTuple):
@@ -54,7 +59,7 @@ class PackedClips:
     def load(self, clip_id: str) -> Tensor:
         """The whole clip, x_T float32; ValueError where its bytes are damaged: a clip that is scored has no other."""
         try:
-            return to_waveform(self._decode(self._read(self.entry(clip_id))))
+            return to_waveform(self._decode(self._read(self.entry(clip_id)), clip_id))
         except BrokenClip as error:
             raise ValueError(
                 f"clip {clip_id} cannot be used any more: {error}; `antiphon data verify` names what is damaged in the "
@@ -65,16 +70,11 @@ class PackedClips:
         """As `ClipStore`. Of samples stored as they are only those of the part are read, so no checksum is compared."""
         form = self._pack.manifest["form"]
         if form == "int16":
-            with self._archives.open(entry.archive) as file:
-                file.seek(entry.offset)
-                try:
-                    return read_part_of(file, part_L, start=start)
-                except (ValueError, EOFError) as error:
-                    raise BrokenClip(str(error)) from error
+            return self._intact(entry, lambda: self._read_samples(entry, part_L, start=start))
         content = self._read(entry)
         if form == "flac":
             return _read_flac_part(content, part_L, start=start)
-        return cut_into(part_L, self._decode(content), start=start)
+        return cut_into(part_L, self._decode(content, entry.clip_id), start=start)
 
     def ahead(self, entries: Sequence[PackedClip]) -> Iterator[PackedClip]:
         for entry, _ in zip(entries, self._archives.ahead([entry.archive for entry in entries]), strict=True):
@@ -92,8 +92,30 @@ class PackedClips:
         assert ids[row : row + 1] == [clip_id], f"clip {clip_id} is not in the pack"
         return row
 
+    def require_decoder(self, clips: Sequence[Clip]) -> None:
+        """Raise ValueError where the optional decoder is missing and a clip of the pack needs it.
+
+        Reads one clip, and that only where it is missing.
+        """
+        foreign = (clip.clip_id for clip in clips if needs_decoder(clip.path))
+        if self._pack.manifest["form"] != "original" or (first := next(foreign, None)) is None or has_decoder():
+            return
+        with suppress(BrokenClip):
+            self._decode(self._read(self.entry(first)), first)
+
+    def _intact(self, entry: PackedClip, read: Callable[[], Value]) -> Value:
+        """What `read` returns, once more where this machine's copy of the archive was damaged; else BrokenClip."""
+        try:
+            return read()
+        except BrokenClip:
+            self._archives.mend(entry.archive)
+            return read()
+
     def _read(self, entry: PackedClip) -> bytes:
         """The bytes of a member; BrokenClip where they are not those that were packed."""
+        return self._intact(entry, lambda: self._read_bytes(entry))
+
+    def _read_bytes(self, entry: PackedClip) -> bytes:
         with self._archives.open(entry.archive) as file:
             file.seek(entry.offset)
             content = io.BufferedReader(file).read(entry.size)
@@ -102,17 +124,34 @@ class PackedClips:
             raise BrokenClip(f"its bytes in {name} differ from their checksum")
         return content
 
-    def _decode(self, content: bytes) -> NDArray[np.int16]:
-        """The samples of a whole member."""
+    def _read_samples(self, entry: PackedClip, part_L: NDArray[np.int16], *, start: Callable[[int], int]) -> int:
+        """Fill `part_L` from samples that are stored as they are; BrokenClip where their file is another one."""
+
+        def start_of(samples: int) -> int:
+            if samples != entry.samples:  # the bytes of other clips lie behind them
+                raise ValueError(f"its header declares {samples} samples, {entry.samples} were packed")
+            return start(samples)
+
+        with self._archives.open(entry.archive) as file:
+            file.seek(entry.offset)
+            try:
+                return read_part_of(file, part_L, start=start_of)
+            except (ValueError, EOFError) as error:
+                raise BrokenClip(str(error)) from error
+
+    def _decode(self, content: bytes, clip_id: str) -> NDArray[np.int16]:
+        """The samples of a whole member; ValueError where this installation cannot read it."""
         form = self._pack.manifest["form"]
-        if form == "original":
-            return to_integers(load_sound(io.BytesIO(content), rate=self.rate).x_T)
         try:
+            if form == "original":
+                return to_integers(load_sound(io.BytesIO(content), rate=self.rate).x_T)
             if form == "int16":
                 integers_T: NDArray[np.int16] = np.load(io.BytesIO(content), allow_pickle=False)
             else:
                 integers_T, _ = soundfile.read(io.BytesIO(content), dtype="int16")
             return integers_T
+        except NotReadHere as error:  # nothing is wrong with the clip: none may take its place
+            raise ValueError(f"clip {clip_id} of a packed data set: {error}, before it is packed") from None
         except (ValueError, soundfile.SoundFileError) as error:
             raise BrokenClip(f"cannot be decoded ({error})") from error
 

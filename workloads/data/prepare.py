@@ -77,6 +77,7 @@ def prepare(
     dataset = read_dataset(data, files, model_tags=model_tags)
     if dataset.packed:
         store = open_pack(dataset.packed, data, files, rate=rate or recipe.rate)
+        store.require_decoder(dataset.clips)
         left_out = tuple(QuarantinedClip(**fields) for fields in dataset.packed.manifest["quarantined"])
         return PreparedData(recipe, dataset, split(dataset, data), store, left_out)
     cache = ClipCache(Path(data.cache).expanduser(), rate=rate or recipe.rate, limit_gb=data.cache_gb)
