@@ -5,7 +5,9 @@ processes on any number of machines, also after kills, write the same bytes. An 
 written, a pack once its manifest is, by exclusive create.
 """
 
+import errno
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -77,8 +79,8 @@ class PackRequest:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
         refuse_ray_client(self.address)
         require_lasting_storage(self.out, "--out")
-        if not self.archive_mb > 0:
-            raise ValueError(f"--archive-mb {self.archive_mb:g}: must be above 0")
+        if not 0 < self.archive_mb < math.inf:
+            raise ValueError(f"--archive-mb {self.archive_mb:g}: must be a number above 0")
 
     @property
     def packing(self) -> Packing:
@@ -232,8 +234,14 @@ class ArchivePacker:
             return kept
         with scratch_folder() as folder:
             path = folder / "archive"
-            with path.open("wb") as file:
-                record = write_archive(file, f"{name}.tar", clips, self._packing)
+            try:
+                with path.open("wb") as file:
+                    record = write_archive(file, f"{name}.tar", clips, self._packing)
+            except OSError as error:  # the clips are only read
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                place = f"{folder.parent}, where an archive is written first; free space there, or set TMPDIR"
+                raise OSError(error.errno, f"{error.strerror}: {place}") from error
             _retry(uri, lambda: object_store.put_file(path, uri))
         _retry(record_uri, lambda: object_store.put_text(record_uri, json_text(record)))
         return record

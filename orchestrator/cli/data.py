@@ -59,7 +59,7 @@ def data_stats(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
     from workloads.evaluate.input_statistics import input_statistics
 
     with only_json(as_json) as emit:
-        prepared = _prepare(recipe, settings)
+        prepared = _prepare(recipe, settings, for_models=True)
         summary, statistics = prepared.summary(), prepared.statistics()
         heard, inputs = levels(prepared.dataset.clips, prepared.cache), input_statistics(prepared)
         front_ends = {
@@ -74,13 +74,17 @@ def data_stats(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
         print_warning(warning)
 
 
-def _prepare(recipe: str, settings: list[str] | None) -> "PreparedData":
-    """A recipe's data set, decoded into the cache."""
+def _prepare(recipe: str, settings: list[str] | None, *, for_models: bool = False) -> "PreparedData":
+    """A recipe's data set, decoded into the cache; `for_models`: ValueError where its models take no such clips."""
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.storage.object_store import FsspecFiles
     from workloads.data.prepare import prepare
+    from workloads.models.buildable import require_buildable
 
-    return prepare(load_recipe(recipe, settings), FsspecFiles())
+    loaded = load_recipe(recipe, settings)
+    if for_models:
+        require_buildable(loaded)
+    return prepare(loaded, FsspecFiles())
 
 
 def _level_lines(heard: "Levels") -> list[str]:

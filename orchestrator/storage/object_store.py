@@ -170,6 +170,8 @@ def check_storage(uri: str) -> None:
     Raises Unavailable for a store that does not answer, and ValueError where it refuses: forbidden, no such bucket, or
     a store in which the second of two creates succeeds. Writes one small object and removes it.
     """
+    if not uri:  # a variable that is not set; below it would be the root folder
+        raise ValueError("storage '': is empty; give a folder or s3://bucket/prefix")
     fs, path = filesystem(uri)
     probe = join(uri, f".probe-{uuid.uuid4().hex}")
     try:

@@ -130,7 +130,7 @@ class FetchedArchives:
     def _opened(self, target: Path) -> io.FileIO | None:
         try:
             file = target.open("rb", buffering=0)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         with suppress(FileNotFoundError):  # removed meanwhile: the open file stays readable
             os.utime(target)  # recently used, so removed last
@@ -138,7 +138,10 @@ class FetchedArchives:
 
     def _fetched(self, number: int) -> io.FileIO:
         target = self._target(number)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._named(error) from error
         with filelock.FileLock(target.parent / "fetch.lock"):
             if found := self._opened(target):
                 return found
@@ -163,10 +166,13 @@ class FetchedArchives:
                 try:
                     file.write(chunk)
                 except OSError as error:
-                    place = f"data.cache = {str(self.cache)!r}; free space there, or choose another"
-                    raise OSError(error.errno, f"{error.strerror}: {place}") from error
+                    raise self._named(error) from error
             if digest.hexdigest() != archive["sha256"]:
                 raise OSError(f"{uri}: differs from its checksum; `antiphon data verify` names every such archive")
+
+    def _named(self, error: OSError) -> OSError:
+        place = f"data.cache = {str(self.cache)!r}; free space there, or choose another"
+        return OSError(error.errno, f"{error.strerror}: {place}")
 
     def _make_space(self, fetched: Path) -> None:
         """Remove other archives, least recently read first, until the limit holds."""

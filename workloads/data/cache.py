@@ -95,9 +95,13 @@ class ClipCache:
 
         Called by each process before `load`. Waits while another process writes and then decodes only what is still
         missing. A broken file is recorded and not decoded again until it changes. Above the limit, stored clips other
-        than these are evicted, least recently used first. Raises ValueError if these clips alone are above the limit.
+        than these are evicted, least recently used first. Raises ValueError if these clips alone are above the limit,
+        and where the folder cannot be created.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"data.cache = {str(self.folder)!r}: {error.strerror}; choose another folder") from None
         quarantined: list[QuarantinedClip] = []
         with self._lock(), ThreadPoolExecutor(DECODE_THREADS) as pool:
             for left_over in self.folder.glob(f"*{UNFINISHED}"):

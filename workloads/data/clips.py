@@ -53,6 +53,10 @@ class Dataset:
     warnings: tuple[str, ...] = ()  # of the reader, about files that are no clips of the set
     packed: Pack | None = field(default=None, compare=False, repr=False)  # where the clips' sounds are, if packed
 
+    def plain_format(self, data: Data) -> str:
+        """The value of data.format with which the data set is read where it is not packed."""
+        return self.packed.manifest["format"] if self.packed else data.format
+
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0; all NaN for an unlabelled clip."""
         column = self._columns
@@ -145,12 +149,13 @@ def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool
     One clip is enough with one tag per clip; with several, some tag must be on a clip and known to be absent from
     another. Called before training: found at the end, it would keep the trained models from being delivered.
     """
-    own = f"these are the clips that format {data.format} names: add their files"
+    format = dataset.plain_format(data)
+    own = f"these are the clips that format {format} names: add their files"
     advice = {"val": "choose another data.val_slice, or a larger data.val_share"}
-    if data.format in OWN_VALIDATION:
+    if format in OWN_VALIDATION:
         advice = {"val": own}
     if test:
-        other = own if data.format in OWN_TEST else "choose another data.test_fold"
+        other = own if format in OWN_TEST else "choose another data.test_fold"
         advice["test"] = f"{other}, or leave the test part alone with train.score_test = false"
     for part, fix in advice.items():
         clips: tuple[Clip, ...] = getattr(splits, part)

@@ -103,8 +103,7 @@ def _files_used_twice(dataset: Dataset, splits: Splits) -> str:
 
 
 def _comma_tags(dataset: Dataset, recipe: Recipe) -> str:
-    format = dataset.packed.manifest["format"] if dataset.packed else recipe.data.format
-    if format in SEVERAL_TAGS:  # its reader has parted them; AudioSet's names hold commas
+    if dataset.plain_format(recipe.data) in SEVERAL_TAGS:  # its reader has parted them; AudioSet's names hold commas
         return ""
     tagged = [clip for clip in dataset.clips if clip.tags]
     joined = [clip for clip in tagged if any("," in tag for tag in clip.tags)]

@@ -1,5 +1,6 @@
 """Packing: the same bytes here and on Ray, also after kills; broken files and damaged archives are named."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from orchestrator.recipes.loader import load_recipe
 from orchestrator.storage import object_store
 from tests.packs import damage_clip, pack_as, write_clips
 from workloads.config.recipe import Recipe
+from workloads.data.archive import ArchiveWriter
 from workloads.data.manifest import read_dataset
 from workloads.data.pack import Manifest
 from workloads.data.prepare import prepare
@@ -224,6 +226,21 @@ def test_a_folder_holds_one_pack(recipe: Recipe, tmp_path: Path) -> None:
         pack_as(recipe, out, "original")
 
 
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_of_temporary_files_is_named(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Archives are written there before they go to --out, which may be another disk."""
+
+    def fail(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(ArchiveWriter, "add", fail)
+    named = "No space left on device: /.*/scratch, where an archive is .* or set TMPDIR"
+    with pytest.raises(OSError, match=named if error == errno.ENOSPC else "error$"):
+        pack_as(recipe, str(tmp_path / "out"), "flac")
+
+
 def test_settings_that_do_not_belong_to_the_pack_are_refused(recipe: Recipe, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     pack_as(recipe, out, "int16")
@@ -288,6 +305,8 @@ def test_the_command_packs_and_prints_what_was_left_out(
         (["--as", "mp3"], "--as mp3: must be"),
         (["--as", "original", "--rate", "8000"], "--rate 8000"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--archive-mb", "inf"], "--archive-mb inf: must be a number above 0"),
+        (["--out", ""], "storage '': is empty; give a folder"),
         (["--address", "ray://head:10001"], "--address 'ray://head:10001': Ray Client connections break"),
     ):
         refused = antiphon(*packing[:-4], *wrong)

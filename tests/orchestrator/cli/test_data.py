@@ -127,7 +127,7 @@ def test_a_run_that_has_no_label_to_learn_from_is_refused_before_it_starts(words
 def test_clips_too_short_for_a_model_are_refused_by_every_door_before_anything_is_read(
     words: list[str], antiphon
 ) -> None:
-    for door in (["run", "demo", "--dry-run"], ["plan", "demo"], ["search", "search-demo"]):
+    for door in (["run", "demo", "--dry-run"], ["plan", "demo"], ["search", "search-demo"], ["data", "stats", "demo"]):
         refused = antiphon(*door, *words, "--set", "data.clip_seconds=0.1")
         assert refused.code == 2
         assert "data.clip_seconds = 0.1: models.vit (vit on logmel64): patch = 16" in refused.err

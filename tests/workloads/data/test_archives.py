@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,3 +77,6 @@ def test_what_is_there_is_not_fetched_again_and_an_error_names_the_archive(store
     assert list(archives.ahead([4, 5, 7, 8, 7])) == [4, 5, 7, 8, 7]
     assert files.opened.count("00004.tar") == 1
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
+    (store / "file").write_text("")
+    with pytest.raises(OSError, match=r"data.cache = '.*/file'; free space there, or choose another"):
+        replace(archives, cache=store / "file").open(4)

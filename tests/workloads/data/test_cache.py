@@ -227,6 +227,14 @@ def test_a_full_disk_names_the_setting_of_the_cache(tmp_path: Path, monkeypatch:
         cache.prepare(tones(tmp_path, 1), data_at(tmp_path), LocalFiles())
 
 
+def test_a_cache_that_is_no_folder_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        cache = ClipCache(folder, rate=16_000, limit_gb=1.0)
+        with pytest.raises(ValueError, match=f"data.cache = '{folder}': .*; choose another folder"):
+            cache.prepare(tones(tmp_path, 1), data_at(tmp_path), LocalFiles())
+
+
 def test_clips_whose_files_were_mended_are_listed_also_when_they_are_stored_already(tmp_path: Path) -> None:
     clips = tones(tmp_path, 2)
     samples, _ = soundfile.read(tmp_path / "1.wav")

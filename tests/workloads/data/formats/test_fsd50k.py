@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -62,6 +64,10 @@ def test_parts_without_scores_are_seen_before_training(tmp_path: Path) -> None:
     dataset = read_dataset(data, LocalFiles())
     with pytest.raises(ValueError, match=r"the val part .*; these are the clips that format fsd50k names: add their f"):
         require_scorable(dataset, split(dataset, data), data, test=True)
+    pack: Any = SimpleNamespace(manifest={"format": "fsd50k"})
+    in_archives = replace(data, format="packed")
+    with pytest.raises(ValueError, match="these are the clips that format fsd50k names"):
+        require_scorable(replace(dataset, packed=pack), split(dataset, data), in_archives, test=True)
 
 
 @pytest.mark.parametrize(
