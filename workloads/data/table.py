@@ -5,11 +5,13 @@ Does not depend on what the columns mean.
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 from workloads.runtime.opener import Opener, read_bounded
 from workloads.runtime.text import decode_text
 
+NOT_IN_CELLS = re.compile("[\n\r\0]")
 MAX_BYTES = 2**31  # of a table's file
 Row = dict[str, str]  # a cell is empty where its value is missing
 
@@ -70,6 +72,8 @@ def parse_csv(content: bytes, name: str, *, header: Sequence[str] | None = None)
             continue
         if any("\n" in cell or "\r" in cell for cell in cells):
             raise ValueError(f"{name}, line {line}: a cell goes on to line {reader.line_num}: close its quote")
+        if any("\0" in cell for cell in cells):
+            raise ValueError(f"{name}, line {line}: a cell holds a zero byte; remove it")
         if header is None:
             header = _checked_header(cells, name)
         elif len(cells) != len(header):
@@ -120,4 +124,7 @@ def _text(cell: object, place: str) -> str:
     if isinstance(cell, bytes | dict):
         kind = "bytes" if isinstance(cell, bytes) else "records"
         raise ValueError(f"{place} holds {kind}; write text, numbers, or lists of text")
-    return str(cell)
+    text = str(cell)
+    if NOT_IN_CELLS.search(text):  # as in CSV
+        raise ValueError(f"{place} holds a line break or a zero byte ({text[:40]!r}); remove it")
+    return text

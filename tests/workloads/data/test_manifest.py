@@ -179,6 +179,12 @@ def test_a_parquet_value_that_is_no_text_is_refused(tmp_path: Path, tags: list[A
         read_parquet(tmp_path, tags)
 
 
+@pytest.mark.parametrize("character", ["\n", "\r", "\0"])
+def test_a_parquet_cell_that_no_csv_could_hold_is_refused(tmp_path: Path, character: str) -> None:
+    with pytest.raises(ValueError, match=r"clips.parquet: column tags holds a line break or a zero byte \('dog"):
+        read_parquet(tmp_path, [f"dog{character}", "cat"])
+
+
 def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     columns = [pyarrow.array([value]) for value in ("a", "a.wav", "dog", "cat")]
     table = pyarrow.Table.from_arrays(columns, names=["clip_id", "path", "tags", "tags"])
@@ -224,6 +230,8 @@ def test_a_missing_source_is_the_clip_itself(tmp_path: Path) -> None:
         ("clip_id,path,tags\na,,t\n", "multi", "row 1: path is empty"),
         ("clip_id,path,tags\na,a.wav,t;u\n", "single", "row 1: 2 tags .*labels = 'single'; set it to 'multi'"),
         ("clip_id,path,tags,fold\na,a.wav,t,one\n", "multi", "row 1: fold = 'one': must be a whole number"),
+        ("clip_id,path,tags,fold\na,a.wav,t,1e300\n", "multi", "row 1: fold = '1e300': must be a whole number below 2"),
+        (f"clip_id,path,tags\n{'a' * 1000},a.wav,t\nb,b\0.wav,t\n", "multi", "line 3: a cell holds a zero byte"),
         ("clip_id,path,tags,fold\na,a.wav,t,1.5\n", "multi", "row 1: fold = '1.5': must be a whole number"),
         ("clip_id,path,tags,fold\na,a.wav,t,1\nb,b.wav,t,\n", "multi", "row 1 has a fold, row 2 has none; give every"),
         ("clip_id,path,tags\na,a.wav,dog, barking\n", "multi", "line 2: 4 cells, the header has 3; put quotes"),

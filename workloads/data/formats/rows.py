@@ -17,6 +17,7 @@ from workloads.runtime.rng import keyed_generator
 
 YES, NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")  # pandas writes 1.0 where a column has gaps
 TEST, TRAIN, VALIDATION = 1, 2, 3  # the folds of a data set that comes with a split of its own
+MAX_FOLD = 2**53 - 1  # from there on a float stands for several whole numbers
 FOLDS = 5  # number of folds to which the sources of a data set without folds are assigned
 
 
@@ -61,8 +62,10 @@ class MetadataRow:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not value.is_integer():
-            raise ValueError(f"{self.location}: fold = {text!r}: must be a whole number, or leave all folds empty")
+        if not (value.is_integer() and abs(value) <= MAX_FOLD):
+            raise ValueError(
+                f"{self.location}: fold = {text!r}: must be a whole number below 2^53, or leave all folds empty"
+            )
         return int(value)
 
     def path(self, column: str, data: Data, *, below: str = "", ending: str = "") -> str:
