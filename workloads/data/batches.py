@@ -25,7 +25,7 @@ from workloads.data.augment import StoredViews, View, clean_view, roll_and_ampli
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.data.decode import cut_or_pad
-from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest
+from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest, require_memory
 from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
@@ -62,6 +62,7 @@ class Batches:
         self.cache = cache
         self.recipe = recipe
         length = round(recipe.data.clip_seconds * recipe.rate)
+        require_memory(recipe.train, length=length)
         self._reader = CropReader(
             cache, recipe.augment, shard_size=recipe.train.shard_size, length=length, stored=stored_views
         )

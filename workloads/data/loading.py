@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from workloads.config.recipe import Augment
+from workloads.config.recipe import Augment, Train
 from workloads.data.augment import StoredViews, View, draw_view
 from workloads.data.clip_store import ClipStore
 from workloads.data.decode import BrokenClip
 from workloads.data.shard import ViewKey
+from workloads.runtime.free_memory import free_memory
 
 START = "forkserver"  # a fork of this process would hold its sockets, locks and GPU, also after it was killed
 SIGNALS = {signal.SIGINT, signal.SIGTERM}  # of a terminal or a job system, which sends them to all processes
@@ -172,6 +173,22 @@ class InProcesses:
             process.join()
         del self._loaded
         self._slots.close()
+
+
+def require_memory(train: Train, *, length: int) -> None:
+    """Raise ValueError where the shards that `train.loaders` processes hold are more than the memory that is free.
+
+    `length` is that of a crop in samples. Else the kernel would kill a process once the memory is written to.
+    """
+    if not train.loaders:
+        return
+    ahead = train.loaders * train.prefetch
+    needed, free = (ahead + 1) * train.shard_size * length * np.dtype(np.int16).itemsize, free_memory()
+    if needed > free:
+        raise ValueError(
+            f"train.loaders = {train.loaders}, train.prefetch = {train.prefetch}: the {ahead} shards that are loaded "
+            f"ahead take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free; set one of them lower"
+        )
 
 
 class SharedSlots:

@@ -16,6 +16,7 @@ from workloads.config.architectures import ViT
 from workloads.config.data import Data
 from workloads.config.recipe import Augment, FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
+from workloads.data import loading
 from workloads.data.batches import Batches
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset
@@ -91,6 +92,17 @@ def test_shards_are_the_same_bit_for_bit_for_any_number_of_loaders(build: Callab
     with batches.loaded_ahead(STEPS, range(1, 2), CPU):  # the second of two workers
         for step, other in zip(STEPS, expected[1::2], strict=True):
             assert torch.equal(batches.shard(step, 1).x_BT, other.x_BT)
+
+
+def test_memory_that_is_too_small_is_said_before_a_process_starts(
+    build: Callable[..., Batches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "free_memory", lambda: 1_000_000)
+    build(loaders=19)  # 39 shards of 8 crops of 1600 samples of 2 bytes
+    with pytest.raises(
+        ValueError, match=r"train.loaders = 20, train.prefetch = 2: the 40 shards .* take 0.00105 GB, and"
+    ):
+        build(loaders=20)
 
 
 def test_processes_end_where_training_stops_early(build: Callable[..., Batches]) -> None:
