@@ -49,6 +49,8 @@ def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
     such as Ray, which do not use `retry_while_unavailable`.
     """
     options: dict[str, Any] = {}
+    if is_local(uri) and "::" in uri:  # a file's name, which fsspec would take for a chain of URIs
+        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
     if not is_local(uri):
         require_no_secret(uri, "URI")
     if uri.startswith("s3://"):

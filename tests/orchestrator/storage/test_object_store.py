@@ -120,6 +120,18 @@ def test_the_identity_of_a_file_changes_with_its_content(tmp_path):
     assert files.join("", "y.wav") == "y.wav"
 
 
+def test_a_local_name_may_hold_what_looks_like_a_chain_of_uris(tmp_path, monkeypatch):
+    (tmp_path / "artist::song.wav").write_bytes(b"one")
+    monkeypatch.chdir(tmp_path)
+    files = object_store.FsspecFiles()
+    for uri in (f"{tmp_path}/artist::song.wav", f"file://{tmp_path}/artist::song.wav", "artist::song.wav"):
+        assert files.open(uri).read() == b"one"
+        assert files.identity(uri).startswith("3:")
+    for uri in ("memory::song.wav", f"{tmp_path}/simplecache::s3:song.wav"):
+        with pytest.raises(FileNotFoundError):
+            files.open(uri)
+
+
 @pytest.mark.parametrize(
     "uri",
     [

@@ -264,6 +264,10 @@ def test_a_table_that_is_trusted_may_lead_anywhere_but_chooses_no_protocol(tmp_p
     data = manifest(tmp_path, "clip_id,path,tags\na,/elsewhere/a.wav,t\nb,../b.wav,t\n")
     clips = read_dataset(replace(data, anywhere=True), LocalFiles()).clips
     assert [clip.path for clip in clips] == ["/elsewhere/a.wav", "../b.wav"]
+    data = manifest(tmp_path, "clip_id,path,tags\na,artist::song.wav,t\n")
+    assert read_dataset(data, LocalFiles()).clips[0].path == "artist::song.wav", "a name on a disk, on a store a chain"
+    with pytest.raises(ValueError, match="must be a plain path"):
+        read_dataset(replace(data, root="s3://bucket/x"), LocalFiles())
     data = manifest(tmp_path, "clip_id,path,tags\na,http://host/a.wav,t\n")
     with pytest.raises(ValueError, match="must be a plain path"):
         read_dataset(replace(data, anywhere=True), LocalFiles())

@@ -74,7 +74,8 @@ class MetadataRow:
         A table may come from others: it does not choose which files of this machine are read, nor a protocol.
         """
         path = below + self.required(column) + ending
-        if "::" in path or ("://" in path and not (path.startswith("s3://") and data.root.startswith("s3://"))):
+        chained = "::" in path and data.root.startswith("s3://")  # on a disk it is a name
+        if chained or ("://" in path and not (path.startswith("s3://") and data.root.startswith("s3://"))):
             raise ValueError(
                 f"{self.location}: {column} = {path!r}: must be a plain path (or an s3:// URI where data.root is one)"
             )
