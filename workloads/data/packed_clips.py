@@ -139,19 +139,33 @@ class PackedClips:
             except (ValueError, EOFError) as error:
                 raise BrokenClip(str(error)) from error
 
+    def _decode_original(self, content: bytes, clip_id: str) -> NDArray[np.int16]:
+        """The same of a file that is packed as it was.
+
+        It could be heard where it was packed, and its bytes are the same: no other clip may take its place, on the
+        machines alone that cannot read it.
+        """
+        try:
+            return to_integers(load_sound(io.BytesIO(content), rate=self.rate).x_T)
+        except NotReadHere as error:
+            raise ValueError(f"clip {clip_id} of a packed data set: {error}, before it is packed") from None
+        except BrokenClip as error:
+            raise ValueError(
+                f"clip {clip_id} of a packed data set: {error}, and its bytes are those that were packed: install the "
+                "packages with which it was packed, or pack the data set again"
+            ) from None
+
     def _decode(self, content: bytes, clip_id: str) -> NDArray[np.int16]:
         """The samples of a whole member; ValueError where this installation cannot read it."""
         form = self._pack.manifest["form"]
+        if form == "original":
+            return self._decode_original(content, clip_id)
         try:
-            if form == "original":
-                return to_integers(load_sound(io.BytesIO(content), rate=self.rate).x_T)
             if form == "int16":
                 integers_T: NDArray[np.int16] = np.load(io.BytesIO(content), allow_pickle=False)
             else:
                 integers_T, _ = soundfile.read(io.BytesIO(content), dtype="int16")
             return integers_T
-        except NotReadHere as error:  # nothing is wrong with the clip: none may take its place
-            raise ValueError(f"clip {clip_id} of a packed data set: {error}, before it is packed") from None
         except (ValueError, soundfile.SoundFileError) as error:
             raise BrokenClip(f"cannot be decoded ({error})") from error
 

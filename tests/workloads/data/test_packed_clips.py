@@ -11,6 +11,7 @@ import torch
 from orchestrator.recipes.loader import load_recipe
 from tests.packs import pack_as, write_clips
 from workloads.config.recipe import Recipe
+from workloads.data import packed_clips
 from workloads.data.archives import FetchedArchives
 from workloads.data.decode import BrokenClip
 from workloads.data.formats.packed import read_pack
@@ -104,4 +105,20 @@ def test_a_missing_decoder_is_the_users_mistake_and_no_broken_clip(
         lambda: store.load("clip 003"),
     ):
         with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_a_file_that_this_installation_cannot_decode_is_no_broken_clip(
+    plain: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BrokenClip("cannot be decoded (format not recognised)")
+
+    pack_as(plain, str(tmp_path / "pack"), "original")
+    store = fetched(tmp_path / "pack")
+    monkeypatch.setattr(packed_clips, "load_sound", refuse)
+    for read in (lambda: part_of(store, "clip 003"), lambda: store.load("clip 003")):
+        with pytest.raises(
+            ValueError, match=r"clip 003 .*format not recognised\), and its bytes are those that were pack"
+        ):
             read()
