@@ -40,6 +40,7 @@ class PackedClip(NamedTuple):
     offset: int
     size: int
     crc32: int
+    samples: int
 
 
 class PackedClips:
