@@ -17,7 +17,6 @@ MAGIC = {  # what a file of the container has at a position -> FFmpeg's name for
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"): "asf",
     (0, b"#!AMR"): "amr",
 }
-ENDINGS = (".m4a", ".m4b", ".mka", ".webm", ".aac", ".amr", ".wma")  # of sounds; those of videos are not among them
 WITHOUT_LENGTH = ("aac", "amr")  # frame after frame: FFmpeg guesses a duration from the first frames' bit rate
 MIN_SHARE = 0.95  # of the declared duration; a file with less is cut short
 

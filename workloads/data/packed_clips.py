@@ -23,7 +23,7 @@ from workloads.data.clips import Clip
 from workloads.data.containers import has_decoder
 from workloads.data.decode import BrokenClip, NotReadHere, load_sound
 from workloads.data.decoded import DecodedClip
-from workloads.data.formats.listing import needs_decoder
+from workloads.data.formats.listing import needs_av
 from workloads.data.pack import Pack
 from workloads.data.samples import cut_into, read_part_of, to_integers, to_waveform
 from workloads.runtime.opener import Opener
@@ -98,7 +98,7 @@ class PackedClips:
 
         Reads one clip, and that only where it is missing.
         """
-        foreign = (clip.clip_id for clip in clips if needs_decoder(clip.path))
+        foreign = (clip.clip_id for clip in clips if needs_av(clip.path))
         if self._pack.manifest["form"] != "original" or (first := next(foreign, None)) is None or has_decoder():
             return
         with suppress(BrokenClip):

@@ -16,7 +16,7 @@ PLAIN_ENDINGS = (
     *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64"),
 )
 # What the optional package av reads (`containers.py`), without films (.mp4, .mkv): beside one often lies its sound.
-CONTAINER_ENDINGS = (".m4a", ".webm", ".weba", ".mka", ".aac", ".amr", ".wma")
+CONTAINER_ENDINGS = (".m4a", ".m4b", ".webm", ".weba", ".mka", ".aac", ".amr", ".wma")
 
 
 def list_files(data: Data, opener: Opener) -> list[str]:
