@@ -37,8 +37,7 @@ class Node:
 
     def kill(self) -> None:
         """SIGKILL for all processes in the node's namespace, as a machine that loses power."""
-        pids = subprocess.run(["ip", "netns", "pids", self.namespace], check=True, capture_output=True, text=True)
-        processes = [psutil.Process(pid) for pid in map(int, pids.stdout.split()) if psutil.pid_exists(pid)]
+        processes = [psutil.Process(pid) for pid in _pids(self.namespace) if psutil.pid_exists(pid)]
         for signal_number in (signal.SIGSTOP, signal.SIGKILL):  # stopped, none of them starts another meanwhile
             for process in processes:
                 with suppress(psutil.NoSuchProcess):
@@ -80,6 +79,17 @@ class RayNodes:
     def command(self, node: Node, *arguments: str) -> list[str]:
         """A command line that runs `arguments` on a node."""
         return ["ip", "netns", "exec", node.namespace, *arguments]
+
+    @contextmanager
+    def hidden(self, node: Node, folder: Path) -> Iterator[None]:
+        """While the context lasts, the node's processes find an empty folder there."""
+        pid = _pids(node.namespace)[0]
+        within = ["nsenter", f"--target={pid}", "--mount"]  # `ip netns exec` gives each node its own mounts
+        subprocess.run([*within, "mount", "-t", "tmpfs", "none", folder], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*within, "umount", folder], check=True)
 
     def add(self, cpus: int, *options: str) -> Node:
         """Start a node, and wait until it is part of the cluster.
@@ -136,6 +146,11 @@ class RayNodes:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def _pids(namespace: str) -> list[int]:
+    listed = subprocess.run(["ip", "netns", "pids", namespace], check=True, capture_output=True, text=True)
+    return [int(pid) for pid in listed.stdout.split()]
 
 
 def _add_namespace(name: str, bridge: str, address: str) -> None:

@@ -18,9 +18,9 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.inside_job import require_lasting_storage
 from orchestrator.training.ray_pool import PoolWork, run_on_ray
-from orchestrator.training.request import refuse_ray_client, with_absolute_paths
+from orchestrator.training.request import refuse_ray_client, refuse_wait, with_absolute_paths
 from orchestrator.training.signals import Interrupts
-from orchestrator.training.worker_resources import resources_of
+from orchestrator.training.worker_resources import needs_of
 from workloads.config.data import MAX_RATE
 from workloads.config.recipe import Recipe
 from workloads.data.cache import FORMAT, QuarantinedClip
@@ -66,6 +66,7 @@ class PackRequest:
     archive_mb: float
     workers: int | None = None  # of Ray; None: one, or this process
     address: str = ""  # of a Ray cluster; empty: a local one
+    wait_s: float = 0.0  # how long to wait for a cluster that holds the workers
 
     def __post_init__(self) -> None:
         format = self.recipe.data.format
@@ -78,6 +79,7 @@ class PackRequest:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
         refuse_ray_client(self.address)
+        refuse_wait(self.wait_s, self.address)
         require_lasting_storage(self.out, "--out")
         if not 0 < self.archive_mb < math.inf:
             raise ValueError(f"--archive-mb {self.archive_mb:g}: must be a number above 0")
@@ -196,12 +198,20 @@ def _write_on_ray(
         arguments=(packing, out),
         start=lambda actor, number: actor.write_or_keep.remote(number, parts[number]),
         name=lambda number: f"archive {number:05}.tar",
-        resources=resources_of(1, "cpu"),
+        needs=needs_of(1, "cpu"),
         visible={"--out": out} | ({"data.root": root} if root else {}),
         fix="or add nodes",
     )
     workers = request.workers or 1
-    run_on_ray(work, range(len(parts)), finish, workers=workers, address=request.address, interrupts=interrupts)
+    run_on_ray(
+        work,
+        range(len(parts)),
+        finish,
+        workers=workers,
+        address=request.address,
+        wait_s=request.wait_s,
+        interrupts=interrupts,
+    )
 
 
 def check_left_out(packing: Packing, clips: Sequence[Clip], record: ArchiveRecord) -> None:

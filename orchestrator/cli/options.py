@@ -32,6 +32,9 @@ AddressOption = Annotated[
     str,
     typer.Option(help="A Ray cluster: auto or HOST:PORT; default: $RAY_ADDRESS, as within a Ray job, or a local one."),
 ]
+WaitOption = Annotated[
+    float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for a cluster that scales up.")
+]
 WorkersOption = Annotated[
     int, typer.Option(help="Data-parallel workers of a run, or of each trial of a search; must divide train.shards.")
 ]

@@ -12,6 +12,7 @@ from orchestrator.cli.options import (
     JsonOption,
     RecipeArg,
     SetOption,
+    WaitOption,
     cluster_address,
     command_line,
     only_json,
@@ -40,6 +41,7 @@ def data_pack(
         int | None, typer.Option(help="Ray workers that read and decode; default: this process, without Ray.")
     ] = None,
     address: AddressOption = "",
+    wait: WaitOption = 0.0,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,7 +56,7 @@ def data_pack(
     with only_json(as_json) as emit:
         loaded = load_recipe(recipe, settings)
         at = cluster_address(address, local=workers is None)
-        request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers, at)  # type: ignore
+        request = PackRequest(loaded, out, form, rate or loaded.rate, archive_mb, workers, at, wait)  # type: ignore
         try:
             with counted_progress("archives packed") as progress:
                 manifest = pack(request, progress)

@@ -20,6 +20,7 @@ from orchestrator.cli.options import (
     SetOption,
     StorageOption,
     TrackingOption,
+    WaitOption,
     WorkersOption,
     cluster_address,
     command_line,
@@ -42,6 +43,7 @@ def run(
     storage: StorageOption = STORAGE,
     tracking: TrackingOption = "",
     address: AddressOption = "",
+    wait: WaitOption = 0.0,
     run_id: RunIdOption = "",
     resume: ResumeRunOption = "",
     patience: Annotated[float, typer.Option(help="Seconds to retry while the storage is unavailable.")] = 300.0,
@@ -69,6 +71,7 @@ def run(
         run_id=run_id,
         resume=resume,
         patience_s=patience,
+        wait_s=wait,
     )
     warned: list[str] = []
 

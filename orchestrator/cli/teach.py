@@ -10,6 +10,7 @@ from orchestrator.cli.options import (
     AddressOption,
     JsonOption,
     SetOption,
+    WaitOption,
     cluster_address,
     command_line,
     only_json,
@@ -26,6 +27,7 @@ def teach(
     settings: SetOption = None,
     workers: Annotated[int, typer.Option(help="Ray workers; each loads all teachers.")] = 1,
     address: AddressOption = "",
+    wait: WaitOption = 0.0,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
     patience: Annotated[float, typer.Option(help="Seconds to retry while the storage is unavailable.")] = 300.0,
     as_json: JsonOption = False,
@@ -37,9 +39,8 @@ def teach(
     from orchestrator.teaching.fill import fill_store
     from orchestrator.teaching.job import TeachRequest
 
-    request = TeachRequest(
-        loaded, out, workers=workers, address=cluster_address(address, local=local), local=local, patience_s=patience
-    )
+    address = cluster_address(address, local=local)
+    request = TeachRequest(loaded, out, workers=workers, address=address, local=local, patience_s=patience, wait_s=wait)
     with only_json(as_json) as emit:
         with counted_progress("shards") as on_shard:
             result = fill_store(request, on_shard=on_shard, warn=print_warning)

@@ -28,6 +28,7 @@ MACHINE_KEYS = (  # may differ between two machines: they do not change what is 
     *("data.format", "data.root", "data.manifest", "data.cache", "data.cache_gb"),
     *("train.loaders", "train.prefetch"),
 )
+MACHINE_TABLES = ("resources.",)
 
 
 class _Outcome(TypedDict):
@@ -80,8 +81,13 @@ def open_run(
 def differences(recipe: Recipe, resolved: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(key, value in `resolved`, value in `recipe`) of all that makes it another run; where the data lies does not."""
     old, new = flatten(resolved), flatten(resolve(recipe))
-    keys = sorted((old.keys() | new.keys()) - {*MACHINE_KEYS})
+    keys = sorted(filter(_makes_it_another, old.keys() | new.keys()))
     return [(key, old.get(key, "-"), new.get(key, "-")) for key in keys if old.get(key) != new.get(key)]
+
+
+def _makes_it_another(key: str) -> bool:
+    """Whether a run with another value at this key is another run."""
+    return key not in MACHINE_KEYS and not key.startswith(MACHINE_TABLES)
 
 
 def generated_id(recipe: Recipe) -> str:
@@ -90,7 +96,7 @@ def generated_id(recipe: Recipe) -> str:
 
 def _recipe_folder(recipe: Recipe, storage: str) -> str:
     """Where the runs of a recipe are listed: named by a digest of all that makes it this recipe."""
-    values = {key: value for key, value in flatten(resolve(recipe)).items() if key not in MACHINE_KEYS}
+    values = {key: value for key, value in flatten(resolve(recipe)).items() if _makes_it_another(key)}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return object_store.join(storage, RUNS_BY_RECIPE, digest[:16])
 

@@ -34,7 +34,7 @@ from orchestrator.training.driver import TRACKING_GRACE_S, wait_for_tracking
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import with_absolute_paths
 from orchestrator.training.signals import Interrupts
-from orchestrator.training.worker_resources import worker_resources
+from orchestrator.training.worker_resources import worker_needs
 from workloads.runtime.event_log import EventLog, end_of, read_event_log
 from workloads.runtime.precision import precision_warnings
 from workloads.runtime.redaction import redacted
@@ -109,16 +109,18 @@ def _run_on_ray(job: _Job, interrupts: Interrupts) -> dict[str, Any]:
     address = prepare_environment(job.request.address)  # before Ray is imported: its token's location is read then
     import ray
 
-    worker, workers = worker_resources(job.plan.recipe.train), job.request.workers
-    connection = connect(ray, address, at_least=math.ceil(workers * worker["CPU"] + WAITING_CPUS))
+    needs, workers = worker_needs(job.plan.recipe), job.request.workers
+    connection = connect(ray, address, at_least=math.ceil(workers * needs.resources["CPU"] + WAITING_CPUS))
     try:
         interrupts.install()  # once more: Ray has set its own handler
         interrupts.check()
-        slots = count_slots(connection.nodes, worker, job.request.slots, workers=workers)
+        wanted = workers * max(1, job.request.slots)
+        connection = connection.wait_for_room(ray, needs, wanted, wait_s=job.request.wait_s)
+        slots = count_slots(connection.nodes, needs, job.request.slots, workers=workers)
         connection.require_visible(ray, object_store.join(job.store.uri, DEFINITION))
         trials = num_trials(job.plan.search, job.budget.trials)
         job.store.write_cluster(slots=slots, dashboard=connection.dashboard, trials=trials)
-        outcome, replayer = _run_recorded(job, reserved_by_tune(worker, workers), interrupts, slots=slots)
+        outcome, replayer = _run_recorded(job, reserved_by_tune(needs, workers), interrupts, slots=slots)
     finally:
         ray.shutdown()
     # the replayer writes which MLflow runs the report can link to

@@ -51,6 +51,7 @@ class SearchRequest:
     tracking: str = field(default="", repr=False)  # may hold a password
     address: str = ""
     workers: int = 1  # of a trial; several make each trial a Ray Train run
+    wait_s: float = 0.0  # how long to wait for a cluster that holds them
     slots: int = 0  # trials at once; 0: as many as the cluster holds
     budget: str = ""  # "24", "30m", "2h", "4gpuh"; empty: the recipe's number of trials
     search_id: str = ""

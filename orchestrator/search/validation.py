@@ -19,7 +19,7 @@ from orchestrator.search.trial_spec import (
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
-from orchestrator.training.request import refuse_ray_client
+from orchestrator.training.request import refuse_ray_client, refuse_wait, require_gpu_of_its_own
 from workloads.config.recipe import Recipe, Train
 from workloads.config.search import MAX_TRIALS, Choices, Range, Search
 from workloads.data.check import check_data
@@ -39,11 +39,14 @@ def check(request: SearchRequest) -> tuple[Budget, Train]:
     """
     plan = search_plan(request.recipe)
     refuse_ray_client(request.address)
+    refuse_wait(request.wait_s, request.address)
+    require_gpu_of_its_own(request.recipe, request.workers)
     require_no_secret(request.storage, "--storage")
     require_lasting_storage(request.storage, "--storage")
     require_lasting_tracking(request.tracking)
     budget = _checked_budget(request)
     _check_ids_and_slots(request)
+    _check_nodes(request)
     _check_full_length(request, plan.search)
     planned = planned_settings(plan.search, budget.trials)  # refuses a budget that no grid or population has
     _check_pausing(request, plan.search)
@@ -70,6 +73,16 @@ def _check_ids_and_slots(request: SearchRequest) -> None:
         raise ValueError(f"--resume {AUTO}: needs --search-id, the id of the search to create or to continue")
     if request.slots < 0:
         raise ValueError(f"--slots {request.slots}: must be 1 or more")
+
+
+def _check_nodes(request: SearchRequest) -> None:
+    resources = request.recipe.resources
+    if request.workers == 1 and (resources.labels or resources.placement != "PACK"):
+        key = "labels" if resources.labels else "placement"
+        raise ValueError(
+            f"resources.{key}: trials of one worker each run in Tune's processes, which cannot be placed so; leave it "
+            "out, give --workers 2 or more, or name a kind of GPU in resources.accelerator"
+        )
 
 
 def _check_full_length(request: SearchRequest, search: Search) -> None:

@@ -24,7 +24,7 @@ from orchestrator.teaching.job import (
 )
 from orchestrator.training.ray_pool import PoolWork, run_on_ray
 from orchestrator.training.signals import Interrupts
-from orchestrator.training.worker_resources import resources_of
+from orchestrator.training.worker_resources import needs_of
 from workloads.runtime.text import name_some
 from workloads.stores.plan import ShardPlan
 from workloads.teaching.ensemble import Ensemble
@@ -104,6 +104,7 @@ def _fill(
             lambda shard, _: progress.add(shard),
             workers=request.workers,
             address=request.address,
+            wait_s=request.wait_s,
             interrupts=interrupts,
         )
     manifest = finish_store(request.out, description, plan, patience_s=patience_s)
@@ -132,7 +133,7 @@ def _ray_work(job: Job, clips: TaughtClips) -> PoolWork[ShardPlan]:
         arguments=(job,),
         start=lambda actor, shard: actor.fill.remote(shard, clips.entries(shard)),
         name=lambda shard: f"shard {shard.number}",
-        resources=resources_of(teach.threads, teach.device),
+        needs=needs_of(teach.threads, teach.device),
         visible={
             "--out": job.out,
             **{

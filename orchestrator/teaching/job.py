@@ -11,7 +11,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.stores.writer import write_shard
 from orchestrator.training.inside_job import require_lasting_storage
-from orchestrator.training.request import refuse_ray_client
+from orchestrator.training.request import refuse_ray_client, refuse_wait
 from workloads.config.teach import TeachRecipe
 from workloads.data.cache import CachedClip, ClipCache, QuarantinedClip
 from workloads.data.clips import Clip, Dataset
@@ -37,6 +37,7 @@ class TeachRequest:
     workers: int = 1
     address: str = ""  # of a Ray cluster; empty: a local one
     local: bool = False  # in this process, without Ray
+    wait_s: float = 0.0  # how long to wait for a cluster that holds the workers
     patience_s: float = 300.0  # how long to wait for an unavailable store
 
 
@@ -56,6 +57,7 @@ def check_request(request: TeachRequest) -> None:
     refuse_ray_client(request.address)
     require_no_secret(request.out, "--out")
     require_lasting_storage(request.out, "--out")
+    refuse_wait(request.wait_s, request.address)
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")
     if request.patience_s < 0:

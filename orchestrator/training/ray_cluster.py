@@ -2,24 +2,27 @@
 
 import os
 import socket
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import stack
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import Unavailable, describe_error, is_transient
+from orchestrator.storage.retry import Unavailable, describe_error, is_transient, print_status
+from orchestrator.training.worker_resources import Node, WorkerNeeds
 from workloads.runtime.scratch import private_folder, user_folder
 
 LISTENS_S = 10.0  # how long connecting to a cluster's port may take
+WAIT_POLL_S = 1.0
 NODE_ANSWERS_S = 120.0  # how long a node may take to start a worker process and look at a file
 
 
 @dataclass(frozen=True)
 class RayConnection:
-    """A connected Ray: the resources of each node, and the dashboard's address ("": it has none)."""
+    """A connected Ray: its nodes, and the dashboard's address ("": it has none)."""
 
-    nodes: list[dict[str, float]]
+    nodes: list[Node]
     dashboard: str
     own: bool  # started by this command, whose disk and environment its processes have
 
@@ -48,6 +51,35 @@ class RayConnection:
                 f"{missing[0][1]}); give a folder that all nodes share, or s3://bucket/prefix with its credentials in "
                 "the environment of every node"
             )
+
+    def wait_for_room(self, ray: Any, needs: WorkerNeeds, workers: int, *, wait_s: float) -> "RayConnection":
+        """This connection once its nodes hold so many workers, or at once without `wait_s`.
+
+        Meanwhile the cluster's autoscaler is asked for them. Raises Unavailable where they do not come in time.
+        """
+        if self.own or not wait_s:
+            return self
+        from ray.autoscaler.sdk import request_resources
+
+        selectors = [dict(needs.labels)] * workers if needs.labels else None
+        request_resources(bundles=[needs.resources] * workers, bundle_label_selectors=selectors)
+        deadline, said = time.monotonic() + wait_s, ""
+        try:
+            while (most := needs.count(nodes := _alive(ray))) < workers:
+                waiting = f"{len(nodes)} nodes hold {most} of {workers} workers of {needs} each"
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"--wait {wait_s:g}: {waiting}; repeat the command, or ask for fewer")
+                if waiting != said:
+                    print_status(f"waiting for the cluster: {waiting}")
+                    said = waiting
+                time.sleep(WAIT_POLL_S)
+        finally:
+            request_resources(bundles=[])  # else the nodes would be kept for ever; the workers themselves keep them
+        return replace(self, nodes=nodes)
+
+
+def _alive(ray: Any) -> list[Node]:
+    return [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
 
 
 def _look_for(uri: str) -> tuple[str, bool]:
@@ -104,9 +136,8 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
             # Ray's own scratch folder may be entered by all users; not in PRIVATE, since socket paths must be short
             options["_temp_dir"] = str(user_folder() / "ray")
         context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
-    return RayConnection(nodes, dashboard, own=not address)
+    return RayConnection(_alive(ray), dashboard, own=not address)
 
 
 def _connect_to(ray: Any, address: str, options: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.signals import Interrupts
-from orchestrator.training.worker_resources import require_room
+from orchestrator.training.worker_resources import WorkerNeeds, require_room
 from workloads.runtime.text import one_line
 
 Piece = TypeVar("Piece")
@@ -35,7 +35,7 @@ class PoolWork(Generic[Piece]):
     arguments: tuple[Any, ...]  # of its constructor, which runs in the actor's process; sent once
     start: Callable[[Any, Piece], Any]  # calls a method of an actor, through Ray's handle; returns Ray's reference
     name: Callable[[Piece], str]  # for messages, another one for each piece: "shard 3"
-    resources: dict[str, float]  # of one actor
+    needs: WorkerNeeds  # of one actor
     visible: Mapping[str, str]  # option -> URI: local ones must be seen by all nodes
     fix: str  # how to make room for the workers, other than by fewer of them
 
@@ -47,6 +47,7 @@ def run_on_ray(
     *,
     workers: int,
     address: str,
+    wait_s: float,
     interrupts: Interrupts,
 ) -> None:
     """Have all pieces worked on; `on_done` is called here with each piece and what the actor's method has returned.
@@ -57,11 +58,12 @@ def run_on_ray(
     address = prepare_environment(address)  # before Ray is imported: it reads where its token is then
     import ray
 
-    connection = connect(ray, address, at_least=math.ceil(workers * work.resources["CPU"]) + 1)
+    connection = connect(ray, address, at_least=math.ceil(workers * work.needs.resources["CPU"]) + 1)
     try:
         interrupts.install()  # once more: Ray has set its own handler
         interrupts.check()
-        require_room(connection.nodes, work.resources, workers, address, fix=work.fix)
+        connection = connection.wait_for_room(ray, work.needs, workers, wait_s=wait_s)
+        require_room(connection.nodes, work.needs, workers, address, fix=work.fix)
         for option, uri in work.visible.items():
             connection.require_visible(ray, uri, option=option)
         _Pool(ray, work, workers=workers).run(deque(pieces), on_done, interrupts)
@@ -75,7 +77,8 @@ class _Pool(Generic[Piece]):
     def __init__(self, ray: Any, work: PoolWork[Piece], *, workers: int) -> None:
         self._ray, self._work, self._workers = ray, work, workers
         self._arguments = [ray.put(argument) for argument in work.arguments]
-        options = {"num_cpus": work.resources["CPU"], "num_gpus": work.resources.get("GPU", 0)}
+        resources = work.needs.resources
+        options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0)}
         self._actor_class = ray.remote(work.actor).options(**options)
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Piece]] = {}  # by the task's reference

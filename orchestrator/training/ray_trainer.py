@@ -22,7 +22,7 @@ from orchestrator.storage.retry import Unavailable, retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.request import RunRequest
-from orchestrator.training.worker_resources import require_room, worker_resources
+from orchestrator.training.worker_resources import ACCELERATOR, require_room, worker_needs
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 
@@ -76,6 +76,7 @@ def fit(
     from orchestrator.training.ray_network import TorchOverNodeNetwork
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
+    needs = worker_needs(recipe)
     num_records_before = len(read_event_log(location.event_log))
     # The type checker sees the first generation of these classes, the interpreter the second.
     trainer = TorchTrainer(
@@ -92,8 +93,11 @@ def fit(
         ),
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=recipe.train.device == "cuda",
-            resources_per_worker=worker_resources(recipe.train),
+            use_gpu="GPU" in needs.resources,
+            resources_per_worker={what: amount for what, amount in needs.resources.items() if ACCELERATOR not in what},
+            accelerator_type=recipe.resources.accelerator or None,
+            label_selector=dict(needs.labels) or None,  # type: ignore[call-arg]
+            placement_strategy=needs.placement,
         ),
         run_config=RunConfig(
             name=location.run_id,
@@ -136,11 +140,12 @@ def ray_storage(storage: str, *, patience_s: float) -> dict[str, Any]:
 
 def _connect(ray: Any, request: RunRequest, address: str, *, see: str) -> None:
     """Connect to Ray; ValueError if it cannot hold all workers at once, or a node cannot read the file `see`."""
-    worker = worker_resources(request.recipe.train)
-    connection = connect(ray, address, at_least=math.ceil(request.workers * worker["CPU"]) + 1)
+    needs, workers = worker_needs(request.recipe), request.workers
+    connection = connect(ray, address, at_least=math.ceil(workers * needs.resources["CPU"]) + 1)
     try:
-        fix = "set train.threads or train.loaders, or another train.device"
-        require_room(connection.nodes, worker, request.workers, address, fix=fix)
+        connection = connection.wait_for_room(ray, needs, workers, wait_s=request.wait_s)
+        fix = "set train.threads, train.loaders or resources, or another train.device"
+        require_room(connection.nodes, needs, workers, address, fix=fix)
         connection.require_visible(ray, see)
     except (ValueError, Unavailable):
         ray.shutdown()

@@ -28,6 +28,7 @@ class RunRequest:
     run_id: str = ""  # of a new run; empty: a generated one
     resume: str = ""  # id of a run to resume, or "auto": the run called `run_id`, else the newest unfinished one
     patience_s: float = 300.0  # how long to wait for an unavailable store
+    wait_s: float = 0.0  # how long to wait for a cluster that holds the workers
     seed_runs: tuple[str, ...] = ()  # URIs of finished runs with other seeds, which this one's comparison includes
 
     def repeat_options(self, uri: str) -> str:
@@ -62,6 +63,8 @@ def check_request(request: RunRequest) -> tuple[Phase, ...]:
         )
     if request.patience_s < 0:
         raise ValueError(f"--patience {request.patience_s:g}: must be 0 seconds or more")
+    refuse_wait(request.wait_s, request.address)
+    require_gpu_of_its_own(request.recipe, request.workers)
     if request.local and request.workers > 1:
         raise ValueError(f"--workers {request.workers}: --local runs in this process alone; leave one of the two out")
     if request.local and request.address:
@@ -84,6 +87,23 @@ def refuse_ray_client(address: str) -> None:
         raise ValueError(
             f"--address {address!r}: Ray Client connections break long runs; submit the command as a job "
             "(`ray job submit --address http://HEAD:8265 -- antiphon run ...`) or give HOST:PORT on a cluster node"
+        )
+
+
+def refuse_wait(wait_s: float, address: str) -> None:
+    """Raise ValueError for a time to wait that is none, or where there is no cluster to wait for."""
+    if wait_s < 0:
+        raise ValueError(f"--wait {wait_s:g}: must be 0 seconds or more")
+    if wait_s and not address:
+        raise ValueError(f"--wait {wait_s:g}: waits for a cluster to scale up; give its --address, or leave it out")
+
+
+def require_gpu_of_its_own(recipe: Recipe, workers: int) -> None:
+    """Raise ValueError for several workers on one GPU: NCCL, over which they exchange gradients, refuses that."""
+    if workers > 1 and 0 < recipe.resources.gpus < 1:
+        raise ValueError(
+            f"resources.gpus = {recipe.resources.gpus:g}: --workers {workers} need a GPU each; set it to 1, or give "
+            "--workers 1"
         )
 
 

@@ -1,37 +1,80 @@
-"""The CPUs and GPUs that a worker of a run takes, and how many workers a cluster holds. Imports no Ray."""
+"""What a worker takes on a cluster, and how many workers its nodes hold. Imports no Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from workloads.config.recipe import Train
+from workloads.config.recipe import Recipe
+from workloads.config.resources import selects
+
+GB = 1e9
 
 
-def worker_resources(train: Train) -> dict[str, float]:
-    """What Ray reserves for one worker: a CPU for each thread of torch and for each loader process."""
-    return resources_of(train.threads + train.loaders, train.device)
+@dataclass(frozen=True)
+class Node:
+    """A node of a cluster: its resources by Ray's names, in all, and its labels."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def resources_of(cpus: int, device: str) -> dict[str, float]:
+@dataclass(frozen=True)
+class WorkerNeeds:
+    """What Ray reserves for each of several workers, and on which nodes."""
+
+    resources: dict[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)  # label -> selector
+    placement: str = "PACK"
+
+    def fit(self, node: Node) -> int:
+        """How many of them a node holds."""
+        if not all(selects(selector, node.labels.get(label)) for label, selector in self.labels.items()):
+            return 0
+        return min(int(node.resources.get(what, 0.0) / amount + 1e-9) for what, amount in self.resources.items())
+
+    def count(self, nodes: Sequence[Node]) -> int:
+        """How many of them the nodes hold at once; each is on one node."""
+        fits = [self.fit(node) for node in nodes]
+        if self.placement == "STRICT_PACK":
+            return max(fits, default=0)
+        return sum(min(fit, 1) for fit in fits) if self.placement == "STRICT_SPREAD" else sum(fits)
+
+    def __str__(self) -> str:
+        """For messages: `2 CPU, 1 GPU, market-type !spot`."""
+        amounts = [
+            f"{amount / GB:g} GB memory" if what == "memory" else f"{amount:g} {what}"
+            for what, amount in self.resources.items()
+            if not what.startswith(ACCELERATOR)
+        ]
+        kinds = [what.removeprefix(ACCELERATOR) for what in self.resources if what.startswith(ACCELERATOR)]
+        return ", ".join([*amounts, *kinds, *(f"{label} {selector}" for label, selector in self.labels.items())])
+
+
+ACCELERATOR = "accelerator_type:"  # what Ray calls a kind of GPU among a node's resources, of which each has 1
+SHARE = 0.001  # of it that Ray takes for a worker
+
+
+def worker_needs(recipe: Recipe) -> WorkerNeeds:
+    """What Ray reserves for one worker of a recipe: by default a CPU for each thread of torch and loader process."""
+    wanted, train = recipe.resources, recipe.train
+    gpus = wanted.gpus or (1.0 if train.device == "cuda" else 0.0)
+    resources = {"CPU": wanted.cpus or float(train.threads + train.loaders)}
+    resources |= {"GPU": gpus} if gpus else {}
+    resources |= {"memory": wanted.memory_gb * GB} if wanted.memory_gb else {}
+    resources |= {f"{ACCELERATOR}{wanted.accelerator}": SHARE} if wanted.accelerator else {}
+    return WorkerNeeds(resources, wanted.labels, wanted.placement)
+
+
+def needs_of(cpus: int, device: str) -> WorkerNeeds:
     """So many CPUs, and a GPU where the device is one."""
-    return {"CPU": float(cpus)} | ({"GPU": 1.0} if device == "cuda" else {})
+    return WorkerNeeds({"CPU": float(cpus)} | ({"GPU": 1.0} if device == "cuda" else {}))
 
 
-def require_room(
-    nodes: Sequence[dict[str, float]], worker: dict[str, float], workers: int, address: str, *, fix: str
-) -> None:
+def require_room(nodes: Sequence[Node], needs: WorkerNeeds, workers: int, address: str, *, fix: str) -> None:
     """ValueError where the nodes of the Ray at `address` (empty: a local one) do not hold all workers at once."""
-    most = count_workers(nodes, worker)
+    most = needs.count(nodes)
     if most < workers:
         where = f"the cluster at {address}" if address else "this machine"
+        wait = ", or, where the cluster scales up, give --wait SECONDS" if address else ""
         raise ValueError(
-            f"--workers {workers}: {where} holds {most} of {resources_text(worker)} each at once; ask for fewer, {fix}"
+            f"--workers {workers}: {where} holds {most} of {needs} each at once; ask for fewer, {fix}{wait}"
         )
-
-
-def count_workers(nodes: Sequence[dict[str, float]], worker: dict[str, float]) -> int:
-    """How many workers the nodes hold at once; a worker is on one node."""
-    return sum(min(int(node.get(what, 0.0) // amount) for what, amount in worker.items()) for node in nodes)
-
-
-def resources_text(resources: dict[str, float]) -> str:
-    """For messages: `2 CPU, 1 GPU`."""
-    return ", ".join(f"{amount:g} {what}" for what, amount in resources.items())

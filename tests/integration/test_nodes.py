@@ -4,7 +4,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,27 +20,56 @@ def nodes() -> Iterator[RayNodes]:
         yield cluster
 
 
-def run(nodes: RayNodes, tmp_path: Path, *options: str, env: dict[str, str] | None = None) -> Any:
-    """`antiphon run demo` with tiny models on the head, and the object that it prints."""
+def command(nodes: RayNodes, tmp_path: Path, *options: str) -> list[str]:
+    """`antiphon run demo` with tiny models, on the head."""
     values = sets(*SIZES, *TWO_MODELS, *PLAN, "train.shards=2", f"data.cache={tmp_path}/clips")
-    command = [ANTIPHON, "run", "demo", "--json", "--tracking", "none", *values, *options]
-    done = subprocess.run(
-        nodes.command(nodes.head, *command), env={**nodes.env, **(env or {})}, capture_output=True, text=True
-    )
-    return done, json.loads(done.stdout.splitlines()[-1])
+    where = ["--storage", f"{tmp_path}/runs", "--tracking", "none"]
+    return nodes.command(nodes.head, ANTIPHON, "run", "demo", "--json", *where, *values, *options)
 
 
-def weights(outcome: dict[str, Any]) -> dict[str, str]:
-    return {name: model["weights_sha256"] for name, model in outcome["models"].items()}
+def run(nodes: RayNodes, tmp_path: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    words = command(nodes, tmp_path, *options)
+    return subprocess.run(words, env={**nodes.env, **env}, capture_output=True, text=True)
+
+
+def weights(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: model["weights_sha256"] for name, model in json.loads(done.stdout)["models"].items()}
 
 
 def test_workers_on_two_nodes_whose_name_means_127_0_0_1_learn_what_one_worker_does(nodes, tmp_path):
     """Left to itself gloo takes the interface of the host's name: `connectFullMesh ... remote=[127.0.0.1]`."""
-    storage = ["--storage", f"{tmp_path}/runs"]
-    # two CPUs for a worker: one on each node
-    two = ["--workers", "2", "--set", "train.threads=1", "--set", "train.loaders=1"]
-    done, apart = run(nodes, tmp_path, *storage, *two, env={"RAY_ADDRESS": nodes.address})
-    assert done.returncode == 0, done.stderr[-3000:]
-    done, alone = run(nodes, tmp_path, *storage, "--local")
-    assert done.returncode == 0, done.stderr[-3000:]
+    apart = run(nodes, tmp_path, "--workers", "2", "--set", "resources.cpus=2", RAY_ADDRESS=nodes.address)
+    alone = run(nodes, tmp_path, "--local")
     assert weights(apart) == weights(alone)
+
+
+def test_a_node_that_does_not_see_the_storage_is_named_before_training_starts(nodes, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with nodes.hidden(nodes.nodes[1], tmp_path / "runs"):
+        done = run(nodes, tmp_path, "--address", nodes.address)
+    assert done.returncode == 2
+    outcome = json.loads(done.stdout)
+    assert "--storage: 1 of 2 nodes do not see " in outcome["error"]
+    assert f"(node {nodes.nodes[1].address}: no such file there)" in outcome["error"]
+    assert outcome["steps_run"] == 0
+
+
+def test_a_run_waits_for_nodes_that_its_workers_may_be_on(nodes, tmp_path):
+    wanted = ["--workers", "2", "--set", "resources.labels.pool=audio", "--address", nodes.address]
+    refused = run(nodes, tmp_path, *wanted)
+    assert refused.returncode == 2
+    assert "holds 0 of 1 CPU, pool audio each at once" in refused.stderr
+    assert "give --wait SECONDS" in refused.stderr
+    gave_up = run(nodes, tmp_path, *wanted, "--wait", "1")
+    assert gave_up.returncode == 75
+    assert "--wait 1: 2 nodes hold 0 of 2 workers of 1 CPU, pool audio each" in gave_up.stderr
+    words = command(nodes, tmp_path, *wanted, "--wait", "600")
+    with subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        said = next(line for line in waiting.stderr if line.startswith("waiting for the cluster: "))
+        assert said == "waiting for the cluster: 2 nodes hold 0 of 2 workers of 1 CPU, pool audio each\n"
+        nodes.add(2, "--labels=pool=audio")
+        out, err = waiting.communicate()
+    assert waiting.returncode == 0, err[-3000:]
+    assert json.loads(out)["status"] == "done"

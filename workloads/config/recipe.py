@@ -12,6 +12,7 @@ from workloads.config.architectures import Arch
 from workloads.config.checked import Checked
 from workloads.config.data import Data
 from workloads.config.edge import Edge
+from workloads.config.resources import Resources
 from workloads.config.schedules import Schedule
 from workloads.config.search import Search
 
@@ -193,6 +194,7 @@ class Recipe(Checked):
     schedule: Schedule
     compare: bool = False  # train an untaught control beside each student, and say what teaching did
     train: Train = field(default_factory=Train)
+    resources: Resources = field(default_factory=Resources)  # of a worker on a Ray cluster
     search: Search | None = None  # what `antiphon search` varies; a single run ignores it
 
     def __post_init__(self) -> None:

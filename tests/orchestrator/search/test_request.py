@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator.search.request import Budget, parse_budget
 from orchestrator.search.trial_slots import count_slots
+from orchestrator.training.worker_resources import Node, WorkerNeeds
 
 
 @pytest.mark.parametrize(
@@ -39,28 +40,32 @@ def test_gpu_hours_are_shared_by_all_gpus() -> None:
     assert Budget(trials=24).wall_seconds(gpus=8) is None
 
 
+def cluster(*resources: dict[str, float]) -> list[Node]:
+    return [Node(each) for each in resources]
+
+
 def test_a_trial_runs_on_one_node() -> None:
     """Seven CPUs on nodes of 3, 3 and 1 hold two trials of two CPUs, and GPUs count too."""
-    nodes = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0}]
-    assert count_slots(nodes, {"CPU": 2.0}, 0) == 2
-    assert count_slots(nodes, {"CPU": 1.0}, 0) == 7
-    assert count_slots(nodes, {"CPU": 1.0}, 4) == 4
-    assert count_slots([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0}], {"CPU": 1.0, "GPU": 1.0}, 0) == 2
+    nodes = cluster({"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0})
+    assert count_slots(nodes, WorkerNeeds({"CPU": 2.0}), 0) == 2
+    assert count_slots(nodes, WorkerNeeds({"CPU": 1.0}), 0) == 7
+    assert count_slots(nodes, WorkerNeeds({"CPU": 1.0}), 4) == 4
+    assert count_slots(cluster({"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0}), WorkerNeeds({"CPU": 1.0, "GPU": 1.0}), 0) == 2
 
 
 def test_the_workers_of_a_trial_may_be_on_several_nodes_each_of_them_on_one() -> None:
-    nodes = [{"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0}]
-    assert count_slots(nodes, {"CPU": 1.0}, 0, workers=2) == 3
-    assert count_slots(nodes, {"CPU": 2.0}, 0, workers=2) == 1
+    nodes = cluster({"CPU": 3.0}, {"CPU": 3.0}, {"CPU": 1.0})
+    assert count_slots(nodes, WorkerNeeds({"CPU": 1.0}), 0, workers=2) == 3
+    assert count_slots(nodes, WorkerNeeds({"CPU": 2.0}), 0, workers=2) == 1
     with pytest.raises(ValueError, match="holds 0 trials of 2 workers of 3 CPU each"):
-        count_slots([{"CPU": 3.0}, {"CPU": 2.9}], {"CPU": 3.0}, 0, workers=2)
+        count_slots(cluster({"CPU": 3.0}, {"CPU": 2.9}), WorkerNeeds({"CPU": 3.0}), 0, workers=2)
     with pytest.raises(ValueError, match="holds 0 trials"):
-        count_slots([{"CPU": 2.0}], {"CPU": 1.0}, 0, workers=2)
+        count_slots(cluster({"CPU": 2.0}), WorkerNeeds({"CPU": 1.0}), 0, workers=2)
 
 
 @pytest.mark.parametrize("wanted", [0, 3])
 def test_more_trials_than_the_nodes_hold_are_refused(wanted: int) -> None:
-    nodes = [{"CPU": 3.0}, {"CPU": 3.0}] if wanted else [{"CPU": 1.0}, {"CPU": 1.0}]
+    nodes = cluster({"CPU": 3.0}, {"CPU": 3.0}) if wanted else cluster({"CPU": 1.0}, {"CPU": 1.0})
     most = 2 if wanted else 0
     with pytest.raises(ValueError, match=rf"(--slots 3|search): .*: the cluster holds {most} trials of 2 CPU"):
-        count_slots(nodes, {"CPU": 2.0}, wanted)
+        count_slots(nodes, WorkerNeeds({"CPU": 2.0}), wanted)

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.search.request import SearchRequest
 from orchestrator.search.validation import check, check_search_data
 from workloads.config.recipe import Recipe
+from workloads.config.resources import Resources
 from workloads.config.search import Choices, Range, Search
 
 SPACE = {"train.shards": Choices(choices=(1, 2))}
@@ -40,6 +41,13 @@ def test_a_range_of_shards_cannot_be_divided_among_workers(tiny) -> None:
 
 def test_shards_may_vary_where_workers_can_divide_them(tiny) -> None:
     check(request(tiny, "train.shards", 2, 4, workers=2))
+
+
+@pytest.mark.parametrize(("table", "key"), [({"labels": {"a": "b"}}, "labels"), ({"placement": "SPREAD"}, "placement")])
+def test_what_tune_cannot_place_is_refused(tiny, table, key) -> None:
+    recipe = replace(tiny(), resources=Resources(**table), search=Search(space=SPACE, repeats=2))
+    with pytest.raises(ValueError, match=rf"resources\.{key}: trials of one worker each run in Tune's processes"):
+        check(SearchRequest(recipe, "antiphon search tiny"))
 
 
 def test_a_recipe_without_a_space_cannot_be_searched(tiny) -> None:
