@@ -57,9 +57,22 @@ ARROWS = {
     "orchestrator/planning": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/search": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/jobs": {"runs", "storage"},
+    "orchestrator/doctor": {"training", "tracking", "storage"},
     "orchestrator/reports": {"search", "artifacts", "planning", "runs", "tracking", "storage", "recipes"},
     "orchestrator/cli": {
-        *("reports", "search", "artifacts", "jobs", "planning", "teaching", "training", "runs", "tracking", "stores"),
+        *(
+            "reports",
+            "search",
+            "artifacts",
+            "doctor",
+            "jobs",
+            "planning",
+            "teaching",
+            "training",
+            "runs",
+            "tracking",
+            "stores",
+        ),
         *("storage", "recipes"),
     },
 }

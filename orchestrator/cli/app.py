@@ -14,6 +14,7 @@ from rich.console import Console
 
 from orchestrator.cli import cluster, models, store, tracking
 from orchestrator.cli.data import data_app, recipes
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.export import export
 from orchestrator.cli.jobs import jobs, logs, stop, submit
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 commands: tuple[Callable[..., None], ...] = (
     *(run, recipes, evaluate, tag, report, plan, search, dashboard, export, teach),
-    *(jobs, logs, stop),
+    *(jobs, logs, stop, doctor),
 )
 for command in commands:
     app.command()(command)

@@ -73,3 +73,19 @@ def test_a_run_waits_for_nodes_that_its_workers_may_be_on(nodes, tmp_path):
         out, err = waiting.communicate()
     assert waiting.returncode == 0, err[-3000:]
     assert json.loads(out)["status"] == "done"
+
+
+def test_the_doctor_looks_at_every_node_and_every_pair(nodes, tmp_path):
+    (tmp_path / "runs").mkdir()
+    words = [ANTIPHON, "doctor", "--address", nodes.address, "--storage", f"{tmp_path}/runs", "--json"]
+    done = subprocess.run(nodes.command(nodes.head, *words), env=nodes.env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert {"versions", "storage", "clocks", "network"} <= set(found)
+    count = len(nodes.nodes)
+    assert f"{count * (count - 1) // 2} pairs exchange by gloo" in found["network"]["said"]
+    assert list((tmp_path / "runs").iterdir()) == []
+    words[words.index("--storage") + 1] = "/proc/none"
+    done = subprocess.run(nodes.command(nodes.head, *words), env=nodes.env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{nodes.head.address}: write: " in done.stdout or f"{nodes.nodes[1].address}: write: " in done.stdout

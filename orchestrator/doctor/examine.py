@@ -1,0 +1,82 @@
+"""`antiphon doctor`: all nodes of a cluster, or this machine, are looked at and compared."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.doctor.findings import Finding, judge, judge_clocks, judge_links
+from orchestrator.doctor.network import try_links
+from orchestrator.doctor.node_facts import NodeFacts, Subject, look
+from orchestrator.training.ray_cluster import connect, prepare_environment
+from workloads.runtime.text import one_line
+
+HERE = "this machine"
+NODE_S = 300.0  # how long a node may take to answer
+CLOCK_TRIES = 5
+
+
+def examine(subject: Subject, *, address: str, cache_gb: float) -> list[Finding]:
+    """Look at this machine, or with an address at every node of that cluster; Unavailable where it does not answer.
+
+    One task without CPUs runs on each node, so a busy cluster can be examined too.
+    """
+    if not address:
+        return judge({HERE: look(subject)}, cache_gb=cache_gb)
+    address = prepare_environment(address)  # before Ray is imported
+    import ray
+
+    connect(ray, address, at_least=1)
+    try:
+        nodes = [(node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
+        facts, silent = _look_at(ray, nodes, subject)
+        answering = [node for node in nodes if node[1] in facts]
+        found = [_silent(node, reason) for node, reason in silent.items()]
+        if facts:
+            found += [*judge(facts, cache_gb=cache_gb), judge_clocks(_skews(ray, answering))]
+        return [*found, *judge_links(try_links(ray, answering))]
+    finally:
+        ray.shutdown()
+
+
+def _silent(node: str, reason: str) -> Finding:
+    fix = "install antiphon with its packages there, and look at the node's log in Ray's dashboard"
+    return Finding("nodes", "problem", f"{node}: {reason}", fix)
+
+
+def _on(ray: Any, function: Any, node: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=strategy)
+
+
+def _look_at(
+    ray: Any, nodes: Sequence[tuple[str, str]], subject: Subject
+) -> tuple[dict[str, NodeFacts], dict[str, str]]:
+    """What the nodes have found, by address; and why the others have not."""
+    answers = {address: _on(ray, look, node).remote(subject) for node, address in nodes}
+    ray.wait(list(answers.values()), num_returns=len(answers), timeout=NODE_S)
+    facts: dict[str, NodeFacts] = {}
+    silent: dict[str, str] = {}
+    for address, answer in answers.items():
+        try:
+            facts[address] = ray.get(answer, timeout=0)
+        except ray.exceptions.GetTimeoutError:
+            silent[address] = f"no answer within {NODE_S:.0f} s"
+        except ray.exceptions.RayError as error:
+            silent[address] = one_line(error)
+    return facts, silent
+
+
+def _skews(ray: Any, nodes: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Seconds by which each node's clock is ahead, from the quickest of some tries: half a round trip uncertain."""
+    skews = {}
+    for node, address in nodes:
+        tries = []
+        for _ in range(CLOCK_TRIES):
+            before = time.time()
+            there = ray.get(_on(ray, time.time, node).remote(), timeout=NODE_S)
+            after = time.time()
+            tries.append((after - before, there - (before + after) / 2))
+        skews[address] = min(tries)[1]
+    return skews
