@@ -4,6 +4,7 @@ Needs root and iproute2; `ray_nodes` skips with a reason where they are missing.
 same name of the machine, which in each of them resolves to 127.0.0.1, as Debian's installer writes it to /etc/hosts.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -79,6 +80,29 @@ class RayNodes:
     def command(self, node: Node, *arguments: str) -> list[str]:
         """A command line that runs `arguments` on a node."""
         return ["ip", "netns", "exec", node.namespace, *arguments]
+
+    def ids(self) -> dict[str, str]:
+        """Address -> Ray's id of each node that is alive."""
+        program = (
+            "import json, ray, sys\n"
+            "ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)\n"
+            "print(json.dumps({node['NodeManagerAddress']: node['NodeID'] for node in ray.nodes() if node['Alive']}))\n"
+        )
+        words = self.command(self.head, sys.executable, "-c", program, self.address)
+        done = subprocess.run(words, env=self.env, check=True, capture_output=True, text=True, timeout=START_S)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def programs(self, node: Node) -> list[str]:
+        """The command lines of a node's processes."""
+        return [" ".join(psutil.Process(pid).cmdline()) for pid in _pids(node.namespace) if psutil.pid_exists(pid)]
+
+    def drain(self, node: Node, *, deadline_s: int) -> None:
+        """Announce, as a cloud does for a spot node, that the node will be taken away."""
+        reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
+        which = [f"--address={self.address}", f"--node-id={self.ids()[node.address]}"]
+        deadline = f"--deadline-remaining-seconds={deadline_s}"
+        words = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *which, *reason, deadline]
+        subprocess.run(self.command(self.head, *words), env=self.env, check=True, capture_output=True)
 
     @contextmanager
     def hidden(self, node: Node, folder: Path) -> Iterator[None]:

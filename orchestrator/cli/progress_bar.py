@@ -182,6 +182,9 @@ def _messages(record: dict[str, Any]) -> list[str]:
         ]
     if record["kind"] == "worker-failed":
         return [f"worker {record['rank']} has failed: {record['error']}"]
+    if record["kind"] == "leaving":
+        nodes = "a node is" if record["nodes"] == 1 else f"{record['nodes']} nodes are"
+        return [f"step {record['step']}: saved, since {nodes} to be taken away; the workers start again on others"]
     if record["kind"] == "bad":
         return [f"step {record['step']}: numbers of {', '.join(record['models'])} are not finite"]
     if record["kind"] != "start":

@@ -160,6 +160,7 @@ _ADD = {
     "control_result": _add_control_result,
     "comparison": _add_comparison,
     "worker-failed": lambda record, to: None,  # where the run goes on, its numbers say nothing of it
+    "leaving": lambda record, to: None,
     "closed": lambda record, to: None,  # the worker's last record; the driver's `end` repeats its content
     "end": _add_end,
 }

@@ -1,7 +1,7 @@
 """A run in Ray Train's workers, seen from the driver: one TorchTrainer with all models in every worker.
 
-Ray restarts the group of workers after a failure, up to `RETRIES` times. It is told of no checkpoint: our markers alone
-decide which one to resume from.
+Ray restarts the group of workers after a failure, up to `RETRIES` times, and as often as nodes are taken away. It is
+told of no checkpoint: our markers alone decide which one to resume from.
 """
 
 import math
@@ -25,6 +25,7 @@ from orchestrator.training.request import RunRequest
 from orchestrator.training.worker_resources import ACCELERATOR, require_room, worker_needs
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
+from workloads.runtime.text import one_line
 
 PEER_TIMEOUT_S = 1800  # workers wait so long for one another, and for what rank 0 may wait for the store
 # By device of the workers. Objects (`workloads/runtime/session.py::gather`) go through the CPU's, where there is one:
@@ -69,8 +70,10 @@ def fit(
     With `until` the workers save and end after that many steps, as "preempted"; another call continues.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    # images are pulled, and nodes that take the place of lost ones start, before workers do
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # how often it looks whether a node is to leave
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from orchestrator.training.ray_network import TorchOverNodeNetwork
@@ -106,7 +109,14 @@ def fit(
             **ray_storage(location.uri.removesuffix(f"/{location.run_id}"), patience_s=patience_s),
         ),
     )
-    _in_a_thread(trainer.fit)
+    try:
+        _in_a_thread(trainer.fit)
+    except ControllerError as error:
+        if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
+            raise Unavailable(
+                f"the cluster has not started the workers: {one_line(error.controller_failure)}"
+            ) from None
+        raise
     new_records = read_event_log(location.event_log)[num_records_before:]
     closed = [record for record in new_records if record["kind"] == "closed"]
     if not closed:

@@ -1,8 +1,9 @@
 """What Ray Train runs in each worker: a session that reports through Ray, and the training loop, which knows no Ray."""
 
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.train
 import ray.train.torch
@@ -25,6 +26,7 @@ from workloads.runtime.text import one_line
 from workloads.train import loop, set_up
 
 STOP_EVERY = 5  # calls of should_stop between two exchanges with rank 0
+LEFT = 75  # the exit code of a worker whose node is to be taken away, once all is saved
 POLL_S = 1.0  # rank 0 reads the storage for a stop request at most this often
 REPORT_S = 1.0  # Ray takes one report per poll of its controller; more of them would queue up
 
@@ -44,6 +46,7 @@ class RaySession:
         self.work_dir = work_dir
         self._run_uri, self._driver = run_uri, driver
         self._num_stop_calls, self._stop = 0, False
+        self.leaving: frozenset[str] = frozenset()  # ids of nodes that are to be taken away
         self._polled_at = self._reported_at = time.monotonic()
         self._unreported: list[dict[str, Any]] = []
 
@@ -95,25 +98,49 @@ class RaySession:
         return self.uploads.fetch(name, self.work_dir)
 
     def should_stop(self) -> bool:
-        """Whether the driver has asked to stop; rank 0 finds out, and all workers get the same answer."""
+        """Whether the driver has asked to stop, or a node of these workers is to be taken away (`leaving`).
+
+        Rank 0 finds out about once a second, and all workers get the same answer.
+        """
         self._num_stop_calls += 1
         if self._num_stop_calls % STOP_EVERY == 0 and not self._stop:
-            self._stop = gather(self, self._poll_stop_request())[0]
+            due = self.rank == 0 and time.monotonic() - self._polled_at >= POLL_S
+            if gather(self, due)[0]:
+                self._polled_at = time.monotonic()
+                self._stop = gather(self, self.rank == 0 and self._stop_requested())[0] or self._must_leave()
         return self._stop
 
-    def _poll_stop_request(self) -> bool:
-        if self.rank or time.monotonic() - self._polled_at < POLL_S:
-            return False
-        self._polled_at = time.monotonic()
+    def _stop_requested(self) -> bool:
         try:
             return stop_requested(self._run_uri, self._driver)
         except Exception:  # a short outage of the store must not end the training; the next poll follows
             return False
 
+    def _must_leave(self) -> bool:
+        info = ray.train.get_preemption_info()
+        self.leaving = frozenset(info.preempted_node_ids) if info else frozenset()
+        return bool(self.leaving)
+
+    def leave(self, step: int) -> NoReturn:
+        """End these workers, once what they have learned is saved; Ray starts them again on other nodes.
+
+        Called by all of them. Those on nodes that are to be taken away exit: Ray sees where they were, and counts no
+        failure, of which it forgives few.
+        """
+        records = [timestamped("leaving", step=step, nodes=len(self.leaving))] if self.rank == 0 else []
+        ray.train.report({"records": [*self._unreported, *records]})  # waits for the records before it
+        if ray.get_runtime_context().get_node_id() in self.leaving:
+            os._exit(LEFT)
+        raise NodesAreLeaving("the workers start again on other nodes")
+
     def close(self, status: str, error: str = "", *, mistake: bool = False) -> None:
         """Report how the workers ended; a report without ASYNC waits for the records before it."""
         closed = timestamped("closed", status=status, error=error, mistake=mistake)
         ray.train.report({"records": [*self._unreported, closed]})
+
+
+class NodesAreLeaving(Exception):
+    """Ends a worker because the node of another one is to be taken away."""
 
 
 class EventLogCallback(UserCallback):
@@ -160,17 +187,19 @@ def train_worker(config: dict[str, Any]) -> None:
             session.close("failed", str(error))
             return
         with session.uploads:
-            status = _train(recipe, session, until=config["until"])
+            status, step = _train(recipe, session, until=config["until"])
+        if session.leaving and status["status"] == "preempted":
+            session.leave(step)
         session.close(**status)
 
 
-def _train(recipe: Recipe, session: RaySession, *, until: int | None) -> dict[str, Any]:
-    """Train, and return how it ended: the arguments of `RaySession.close`."""
+def _train(recipe: Recipe, session: RaySession, *, until: int | None) -> tuple[dict[str, Any], int]:
+    """Train, and return how it ended, the arguments of `RaySession.close`, and at which step."""
     try:
         run = set_up(recipe, session, files=object_store.FsspecFiles())
     except ValueError as mistake:
-        return {"status": "failed", "error": str(mistake), "mistake": True}
+        return {"status": "failed", "error": str(mistake), "mistake": True}, 0
     try:
-        return {"status": loop(run, until=until)}
+        return {"status": loop(run, until=until)}, run.step
     except BadNumbers as error:
-        return {"status": "failed", "error": str(error)}
+        return {"status": "failed", "error": str(error)}, run.step

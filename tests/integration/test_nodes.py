@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.test_run_ended import wait_for_record
 from tests.nodes import RayNodes, ray_nodes
 from tests.small import SIZES, TWO_MODELS
 from tests.tiny_search import ANTIPHON, PLAN, sets
+from workloads.runtime.event_log import read_event_log
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +91,26 @@ def test_the_doctor_looks_at_every_node_and_every_pair(nodes, tmp_path):
     done = subprocess.run(nodes.command(nodes.head, *words), env=nodes.env, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"{nodes.head.address}: write: " in done.stdout or f"{nodes.nodes[1].address}: write: " in done.stdout
+
+
+def test_workers_of_a_node_that_is_to_be_taken_away_save_and_move_to_another(nodes, tmp_path):
+    """Ray's notice before a spot node goes: no step is repeated, and the notice's two minutes are not waited for."""
+    nodes.add(2)  # the one that they move to
+    head = nodes.ids()[nodes.head.address]
+    long = sets("schedule.burn_in=1000", "train.checkpoint_every=100000", "resources.cpus=2")
+    elsewhere = ["--set", f'resources.labels={{"ray.io/node-id"="!{head}"}}', "--address", nodes.address]
+    words = command(nodes, tmp_path, *long, *elsewhere, "--run-id", "a")
+    with subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_record(tmp_path / "runs", process, kind="metrics")
+        (left,) = [node for node in nodes.nodes if any("RayTrainWorker" in name for name in nodes.programs(node))]
+        nodes.drain(left, deadline_s=120)
+        out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    records = read_event_log(tmp_path / "runs" / "a" / "events.jsonl")
+    (leaving,) = [record for record in records if record["kind"] == "leaving"]
+    first, second = [record for record in records if record["kind"] == "start"]
+    assert 0 == first["step"] < leaving["step"] == second["step"]
+    assert second["t"] - leaving["t"] < 120_000
+    assert f"step {leaving['step']}: saved, since a node is to be taken away" in err
+    alone = run(nodes, tmp_path, *long, "--local")
+    assert {name: row["weights_sha256"] for name, row in json.loads(out)["models"].items()} == weights(alone)
