@@ -329,7 +329,10 @@ def _handle_bad_numbers(run: Run, bad: list[str]) -> None:
 
 
 def _validate(run: Run, phase: Phase) -> None:
-    """Score the students on the validation slice. All workers use rank 0's scores: edge weights may follow them."""
+    """Score the students on the validation slice, if there is one. All workers use rank 0's scores: edge weights may
+    follow them."""
+    if not run.prepared.splits.val:
+        return
     values: dict[str, float] = {}
     primary: dict[str, float] = {}
     for name in phase.trains:

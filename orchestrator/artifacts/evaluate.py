@@ -45,6 +45,8 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -
         tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
+    if not prepared.dataset.has_labels:
+        raise ValueError(f"--part {part!r}: no clip of this data set has a label, so nothing can be scored; label some")
     if part == "val":
         _require_own_validation(state, prepared, uri)
     clips = tuple(clip for clip in getattr(prepared.splits, part) if clip.labelled)

@@ -79,12 +79,13 @@ def _prepare(recipe: str, settings: list[str] | None, *, for_models: bool = Fals
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.storage.object_store import FsspecFiles
     from workloads.data.prepare import prepare
+    from workloads.distill.stores_of_run import check_stores
     from workloads.models.buildable import require_buildable
 
-    loaded = load_recipe(recipe, settings)
+    loaded, files = load_recipe(recipe, settings), FsspecFiles()
     if for_models:
         require_buildable(loaded)
-    return prepare(loaded, FsspecFiles())
+    return prepare(loaded, files, model_tags=check_stores(loaded, files), tags_of="store")
 
 
 def _level_lines(heard: "Levels") -> list[str]:

@@ -48,12 +48,15 @@ class _Progress:
     roles: str = "starting"
     losses: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> model -> value
+    scored: bool = True  # whether there are validation clips
     began: tuple[int, int] = (0, 0)  # time in ms and step of this attempt's start
 
     def update(self, record: dict[str, Any]) -> None:
         kind = record["kind"]
         if kind == "start":
             self.began = (record["t"], record["step"])
+        if kind == "data":
+            self.scored = record["clips"]["val"] > 0
         if kind == "phase":
             self.roles, self.total = roles(record), record["total"]
         if kind in ("metrics", "checkpoint"):
@@ -111,12 +114,14 @@ class _Display(ABC):
 
 
 class _Lines(_Display):
-    """A line for each evaluation: of a log file all lines are kept, and it may be read while the run goes on."""
+    """A line for each evaluation, or without any for each checkpoint: of a log file all lines are kept, and it may be
+    read while the run goes on."""
 
     def _show(self, record: dict[str, Any]) -> None:
-        if record["kind"] != "metrics" or not any("/val/" in key for key in record["values"]):
-            return
         status = self._progress
+        validated = record["kind"] == "metrics" and any("/val/" in key for key in record["values"])
+        if not validated and (record["kind"] != "checkpoint" or status.scored):
+            return
         when = time.strftime("%H:%M:%S", time.localtime(record["t"] / 1000))
         left = status.time_left(record["t"])
         line = f"{when} step {status.step}/{status.total} ({status.roles}): {status.numbers}"

@@ -121,6 +121,8 @@ def _print_outcome(outcome: dict[str, Any], *, resume: str, resume_id: str) -> N
         raise ValueError(outcome["error"])
     if outcome["models"]:
         console.print(_table(outcome))
+        if not any(row["val"] for row in outcome["models"].values()):
+            print_note("no scores: no clip of the data has a label")
         for name, row in outcome["models"].items():
             print_note(f"model     {name}: {row['checkpoint']}")
     if outcome.get("compare"):
@@ -178,10 +180,11 @@ def _table(outcome: dict[str, Any]) -> Table:
     rows = outcome["models"]
     metric = "accuracy" if any("accuracy" in row["val"] for row in rows.values()) else "mAP"
     table = Table(title=cell(f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s"))
-    for column in ("model", "taught", "learned", f"val {metric}", f"test {metric}", "parameters"):
+    parts = ("val", "test") if any(row["val"] for row in rows.values()) else ()  # no scores of data without labels
+    for column in ("model", "taught", "learned", *(f"{part} {metric}" for part in parts), "parameters"):
         table.add_column(column, overflow="fold", justify="left" if column == "model" else "right")
     for name, row in rows.items():
-        scores = [f"{row[part][metric]:.3f}" if row[part] else "-" for part in ("val", "test")]
+        scores = [f"{row[part][metric]:.3f}" if row[part] else "-" for part in parts]
         table.add_row(name, str(row["steps_taught"]), str(row["steps_learned"]), *scores, f"{row['params']:,}")
     return table
 

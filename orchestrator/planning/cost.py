@@ -12,6 +12,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.clips import require_full_batch, split
 from workloads.data.manifest import read_dataset
 from workloads.distill.schedule import Phase
+from workloads.distill.stores_of_run import check_stores
 from workloads.models.size import Size, model_size
 from workloads.runtime.opener import Opener
 
@@ -86,7 +87,7 @@ def count_clips(recipe: Recipe, files: Opener, *, clips: int | None, tags: int |
             raise ValueError(f"--clips {clips} --tags {tags}: each must be 1 or more")
         return Clips(train=clips, tags=tags)
     try:
-        dataset = read_dataset(recipe.data, files)
+        dataset = read_dataset(recipe.data, files, model_tags=check_stores(recipe, files), tags_of="store")
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}; or give the numbers: --clips N (to train on) --tags C") from None
     splits = split(dataset, recipe.data)

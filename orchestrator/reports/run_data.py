@@ -106,6 +106,11 @@ def _use(counts: dict[str, int]) -> str:
     return ", ".join(name for part, name in PARTS.items() if counts[part]) or "none"
 
 
+def has_tags(history: RunHistory) -> bool:
+    """Whether any clip has a tag, as far as the record says."""
+    return any(any(counts) for counts in history.data.get("clips_per_tag", {}).values())
+
+
 def balance(history: RunHistory) -> str:
     """The tags with the most and the fewest training clips, in a sentence; empty without counts."""
     data = history.data
@@ -124,7 +129,9 @@ def balance(history: RunHistory) -> str:
 def described_metrics(history: RunHistory) -> list[tuple[str, str]]:
     """(metric, meaning) of the scores that the page prints."""
     scores = [row[part] for row in history.results.values() for part in ("val", "test") if row.get(part)]
-    names = {name for of_part in scores for name in of_part} | {history.primary_metric}
+    names = {name for of_part in scores for name in of_part} | (
+        {history.primary_metric} if history.is_scored else set()
+    )
     return [(name, meaning) for name, meaning in MEANINGS.items() if name in names]
 
 

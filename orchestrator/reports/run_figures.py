@@ -68,18 +68,22 @@ def _phase_hover_text(model: str, phase: Phase) -> str:
 
 
 def learning_curves(history: RunHistory, model: str) -> go.Figure:
-    """Losses above, validation scores below, over the steps of the run; the background shows the model's role."""
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.16)
+    """Losses above, validation scores, if there are any, below, over the steps of the run; the background shows the
+    model's role."""
+    rows = 2 if history.is_scored else 1
+    figure = make_subplots(rows=rows, shared_xaxes=True, vertical_spacing=0.16)
     _add_losses(figure, history, model)
-    _add_validation(figure, history, model)
-    apply_style(figure, height=520)
+    if history.is_scored:
+        _add_validation(figure, history, model)
+    apply_style(figure, height=520 if history.is_scored else 300)
     _shade_roles(figure, history, model)
     _mark_chance(figure, history)
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.05}, legend2=LEGEND_ABOVE | {"y": 0.43})
     figure.update_yaxes(title="loss (nats)", row=1, col=1)
-    figure.update_yaxes(title="validation score (0 to 1)", row=2, col=1)
+    if history.is_scored:
+        figure.update_yaxes(title="validation score (0 to 1)", row=2, col=1)
     figure.update_xaxes(range=_step_range(history))
-    figure.update_xaxes(title="step", row=2, col=1)
+    figure.update_xaxes(title="step", row=rows, col=1)
     return figure
 
 

@@ -136,6 +136,11 @@ class RunHistory:
         """The part on which tags were scored: test, or val in a run that leaves the test clips alone."""
         return "test" if any(row["test"] for row in self.results.values()) else "val"
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether there are clips to score models on, as far as is known: data without any label has none."""
+        return not self.data or self.data["clips"]["val"] > 0
+
     @functools.cached_property
     def last_step(self) -> int:
         """The last step that any record mentions."""

@@ -152,7 +152,7 @@ def _figures(history: RunHistory) -> dict[str, Any]:
         "curves": {model: figure_json(run_figures.learning_curves(history, model)) for model in with_curves},
         "edges": _json_or_none(run_figures.edge_curves(history) if has_edges else None),
         "tags": _json_or_none(run_figures.tag_scores(history) if has_tags else None),
-        "balance": _json_or_none(run_figures.clips_per_tag(history) if history.data.get("clips_per_tag") else None),
+        "balance": _json_or_none(run_figures.clips_per_tag(history) if run_data.has_tags(history) else None),
         "matrices": {model: figure_json(figure) for model, figure in matrices.items() if figure is not None},
     }
 

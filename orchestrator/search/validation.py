@@ -224,5 +224,13 @@ def check_search_data(recipe: Recipe, largest: Train) -> list[str]:
     between trials: each checks that itself.
     """
     files = object_store.FsspecFiles()
-    check_stores(recipe, files)
-    return check_data(recipe, files, slices=range(num_slices(recipe)), test=True, train=largest, learners=())
+    return check_data(
+        recipe,
+        files,
+        slices=range(num_slices(recipe)),
+        test=True,
+        train=largest,
+        learners=(),
+        store_tags=check_stores(recipe, files),
+        search=True,
+    )

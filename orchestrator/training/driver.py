@@ -104,7 +104,8 @@ def with_learnable_controls(recipe: Recipe, warn: Callable[[str], None]) -> Reci
     taught = without_controls(recipe)
     if not recipe.compare or label_learners(plan_phases(taught)):
         return recipe
-    if has_training_labels(recipe, object_store.FsspecFiles()):
+    files = object_store.FsspecFiles()
+    if has_training_labels(recipe, files, store_tags=check_stores(recipe, files)):
         return recipe
     warn("compare = true: no label of a training clip is known, so there are no untaught controls to compare with")
     return taught
@@ -118,8 +119,8 @@ def check_recipe_data(recipe: Recipe) -> list[str]:
     slices, test = [recipe.data.val_slice], recipe.train.score_test
     learners = label_learners(plan_phases(without_controls(recipe)))
     files = object_store.FsspecFiles()
-    check_stores(recipe, files)
-    return check_data(recipe, files, slices=slices, test=test, train=recipe.train, learners=learners)
+    tags = check_stores(recipe, files)
+    return check_data(recipe, files, slices=slices, test=test, train=recipe.train, learners=learners, store_tags=tags)
 
 
 def _record_and_train(

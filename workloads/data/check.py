@@ -10,26 +10,43 @@ from workloads.data.clips import Dataset, require_full_batch, require_labels, re
 from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import read_dataset
 from workloads.data.packed_clips import open_pack
+from workloads.data.unscored import require_no_scores
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
 
 
-def has_training_labels(recipe: Recipe, files: Opener) -> bool:
-    """Whether any label of a training clip is known, by the metadata alone; raises as `read_dataset` and `split`."""
-    dataset = read_dataset(recipe.data, files)
+def has_training_labels(recipe: Recipe, files: Opener, *, store_tags: tuple[str, ...]) -> bool:
+    """Whether any label of a training clip is known, by the metadata alone; raises as `read_dataset` and `split`.
+
+    ValueError too where no label of any clip is, and the recipe needs scores.
+    """
+    dataset = read_dataset(recipe.data, files, model_tags=store_tags, tags_of="store")
+    if not dataset.has_labels:
+        require_no_scores(recipe)
     return any(dataset.clips_per_tag(split(dataset, recipe.data).train)[1])
 
 
 def check_data(
-    recipe: Recipe, files: Opener, *, slices: Sequence[int], test: bool, train: Train, learners: Sequence[str]
+    recipe: Recipe,
+    files: Opener,
+    *,
+    slices: Sequence[int],
+    test: bool,
+    train: Train,
+    learners: Sequence[str],
+    store_tags: tuple[str, ...] = (),
+    search: bool = False,
 ) -> list[str]:
     """Check the split for each of these validation slices, and the test part with `test`; returns warnings.
 
     Raises ValueError for mistakes in the metadata, folds, parts that cannot be scored, too few training clips for a
-    batch of `train`, and none with a label where `learners` are models that learn from labels. Warnings about the sound
-    are given only where its clips are decoded on this machine: nothing is decoded here.
+    batch of `train`, none with a label where `learners` are models that learn from labels, and no label of any clip
+    where the recipe, or a `search`, needs scores. `store_tags` are those of the stores that teach (`check_stores`).
+    Warnings about the sound are given only where its clips are decoded on this machine: nothing is decoded here.
     """
-    data, dataset = recipe.data, read_dataset(recipe.data, files)
+    data, dataset = recipe.data, read_dataset(recipe.data, files, model_tags=store_tags, tags_of="store")
+    if not dataset.has_labels:
+        require_no_scores(recipe, search=search)
     if dataset.val_fold is not None and any(slices):
         raise ValueError(
             f"data.val_slice = {max(slices)}: the data set names its validation clips, which are one slice: "

@@ -71,6 +71,11 @@ class Dataset:
         return y_NC
 
     @cached_property
+    def has_labels(self) -> bool:
+        """Whether any label of any clip is known; if none is, no clip validates or tests, and nothing is scored."""
+        return any(clip.tags or clip.absent or (clip.labelled and clip.absent is None) for clip in self.clips)
+
+    @cached_property
     def _columns(self) -> dict[str, int]:
         return {tag: index for index, tag in enumerate(self.tags)}
 
@@ -105,7 +110,8 @@ class Dataset:
 class Splits:
     """Training clips, validation clips, which may steer a run or a search, and test clips, for the final score only.
 
-    Validation and test clips are labelled. `left_out` are the unlabelled clips that are used nowhere.
+    Validation and test clips are labelled; there are none where no label is known. `left_out` are the unlabelled clips
+    that are used nowhere.
     """
 
     train: tuple[Clip, ...]
@@ -121,12 +127,17 @@ def split(dataset: Dataset, data: Data) -> Splits:
 
     With one tag per clip the validation slices are stratified by tag, as far as whole recordings allow. Unlabelled
     clips only train: one of a recording that is tested or validated on is left out, with data.unlabelled = "leave_out"
-    every one. Of the labelled training clips data.labelled_share keep their labels.
+    every one. Of the labelled training clips data.labelled_share keep their labels. Where no label is known no clip
+    validates or tests, and the test fold, if there is one, is left out as well.
 
     Raises ValueError for a fold that does not exist, for a source in the test fold and in others or in the fold that
     validates and in others, for more slices than recordings or clips of a tag can fill, and with one tag per clip for a
     tag whose training clips all lose it.
     """
+    if not dataset.has_labels:
+        tests = {clip.source for clip in dataset.clips if clip.fold == data.test_fold}
+        kept, left_out = (tuple(c for c in dataset.clips if (c.source in tests) == out) for out in (False, True))
+        return Splits(kept, (), (), left_out)
     test, training_folds = _split_fold(dataset.clips, data.test_fold, "test")
     if dataset.val_fold is None:
         val = _validation_sources(tuple(clip for clip in training_folds if clip.labelled), dataset, data)
@@ -147,8 +158,11 @@ def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool
     """Raise ValueError where the labels alone show that validation, or the test part if it is scored, has no score.
 
     One clip is enough with one tag per clip; with several, some tag must be on a clip and known to be absent from
-    another. Called before training: found at the end, it would keep the trained models from being delivered.
+    another. Called before training: found at the end, it would keep the trained models from being delivered. Of data
+    without any label nothing is scored.
     """
+    if not dataset.has_labels:
+        return
     format = dataset.plain_format(data)
     own = f"these are the clips that format {format} names: add their files"
     advice = {"val": "choose another data.val_slice, or a larger data.val_share"}

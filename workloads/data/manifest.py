@@ -35,11 +35,18 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
 }
 
 
-def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = (), tags_needed: bool = True) -> Dataset:
+def read_dataset(
+    data: Data,
+    opener: Opener,
+    *,
+    model_tags: tuple[str, ...] = (),
+    tags_of: str = "tagger",
+    tags_needed: bool = True,
+) -> Dataset:
     """The clips that `data` describes; does not depend on the order of the rows.
 
-    With the tags of a model, the dataset's are these, in their order, matched by name; the clips need not have all.
-    Where no `tags_needed`, no clip need have one.
+    With the tags of a model, or of what `tags_of` says, the dataset's are these, in their order, matched by name; the
+    clips need not have all, and if none is labelled, not any. Where no `tags_needed`, no clip need have one.
 
     Raises ValueError, with row and fix, for missing columns, repeated clip_ids, clips without tags where data.labels is
     "single", folds that are not numbers, more than one tag where data.labels is "single", absent tags that no clip has
@@ -49,8 +56,9 @@ def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()
     clips = sorted(found.clips, key=lambda clip: clip.clip_id)
     present = {tag for clip in clips for tag in clip.tags}
     tags = model_tags or tuple(sorted(present))
-    if present or tags_needed:
-        _check_tags(clips, data, present, tags)
+    unlabelled = bool(model_tags) and not any(clip.labelled for clip in clips)
+    if present or (tags_needed and not unlabelled):
+        _check_tags(clips, data, present, tags, tags_of)
     return Dataset(
         tuple(clips),
         tags,
@@ -64,15 +72,18 @@ def read_dataset(data: Data, opener: Opener, *, model_tags: tuple[str, ...] = ()
     )
 
 
-def _check_tags(clips: list[Clip], data: Data, present: set[str], tags: tuple[str, ...]) -> None:
+def _check_tags(clips: list[Clip], data: Data, present: set[str], tags: tuple[str, ...], tags_of: str) -> None:
     """ValueError where no clip has a tag, and for tags of clips that are not among the dataset's."""
     place = data.manifest or data.root
     if not present:
-        raise ValueError(f"{place}: no clip has a tag (column tags); training and scoring need them")
+        raise ValueError(
+            f"{place}: no clip has a tag (column tags); training and scoring need them, but for clips with false in "
+            "a column labelled that a store teaches"
+        )
     if strangers := sorted(present - set(tags)):
         raise ValueError(
-            f"the data set's tags {name_some(strangers)}: the tagger does not know them, it knows {name_some(tags)}; "
-            "leave them out of the data set, or choose a tagger, or a store, that knows them"
+            f"the data set's tags {name_some(strangers)}: the {tags_of} does not know them, it knows "
+            f"{name_some(tags)}; leave them out of the data set, or choose a {tags_of} that knows them"
         )
     unknown = sorted({tag for clip in clips for tag in clip.absent or ()} - set(tags))
     if unknown:

@@ -65,16 +65,16 @@ class PreparedData:
 
 
 def prepare(
-    recipe: Recipe, files: Opener, *, rate: int | None = None, model_tags: tuple[str, ...] = ()
+    recipe: Recipe, files: Opener, *, rate: int | None = None, model_tags: tuple[str, ...] = (), tags_of: str = "tagger"
 ) -> PreparedData:
     """Read and decode the recipe's data set, at the rate its models need unless another is given; of a packed one
     nothing is decoded.
 
-    `model_tags` are those of a model that is scored on it (`read_dataset`). Raises ValueError for metadata that cannot
-    be read, an unknown test fold, or too many quarantined clips.
+    `model_tags` are those of a model that is scored on it, or of a store that teaches (`read_dataset`). Raises
+    ValueError for metadata that cannot be read, an unknown test fold, or too many quarantined clips.
     """
     data = recipe.data
-    dataset = read_dataset(data, files, model_tags=model_tags)
+    dataset = read_dataset(data, files, model_tags=model_tags, tags_of=tags_of)
     if dataset.packed:
         store = open_pack(dataset.packed, data, files, rate=rate or recipe.rate)
         store.require_decoder(dataset.clips)

@@ -32,6 +32,7 @@ def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list
     return [
         warning
         for warning in (
+            _nothing_scored(dataset),
             _without_sources(dataset),
             _without_folds(dataset, splits, recipe),
             _sources_alike(dataset),
@@ -39,11 +40,20 @@ def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list
             _comma_tags(dataset, recipe),
             *_tags_without_clips(dataset, splits),
             *dataset.warnings,
-            _left_out(splits, recipe),
+            _left_out(dataset, splits, recipe),
             _heard_without_teacher(splits, recipe),
         )
         if warning
     ]
+
+
+def _nothing_scored(dataset: Dataset) -> str:
+    if dataset.has_labels:
+        return ""
+    return (
+        "column labelled: no clip has a label, so nothing is scored, in validation or test: label some clips to learn "
+        "how good a model is"
+    )
 
 
 def _without_sources(dataset: Dataset) -> str:
@@ -118,6 +128,8 @@ def _comma_tags(dataset: Dataset, recipe: Recipe) -> str:
 
 
 def _tags_without_clips(dataset: Dataset, splits: Splits) -> list[str]:
+    if not dataset.has_labels:
+        return []
     counts, found = tag_counts(dataset, splits), []
     for part in PARTS:
         absent = [tag for tag, count in counts.items() if not count.parts[part]]
@@ -130,9 +142,15 @@ def _tags_without_clips(dataset: Dataset, splits: Splits) -> list[str]:
     return found
 
 
-def _left_out(splits: Splits, recipe: Recipe) -> str:
+def _left_out(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
     if not splits.left_out or recipe.data.unlabelled == "leave_out":
         return ""
+    if not dataset.has_labels:
+        return (
+            f"column labelled: {len(splits.left_out)} clips are used nowhere, because they are of recordings in test "
+            f"fold {recipe.data.test_fold}, so that they can test once they are labelled: give them another fold to "
+            "train on them"
+        )
     return (
         f"column labelled: {len(splits.left_out)} unlabelled clips are used nowhere, because they are in test fold "
         f"{recipe.data.test_fold} or of recordings that are validated on: label them, or give those of other "

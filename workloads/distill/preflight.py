@@ -3,6 +3,7 @@
 from workloads.config.recipe import Recipe
 from workloads.data.clips import require_labels, require_scorable
 from workloads.data.prepare import PreparedData, prepare
+from workloads.data.unscored import require_no_scores
 from workloads.distill.schedule import Phase, label_learners, own_steps
 from workloads.distill.stores_of_run import StoresOfRun, check_stores, open_stores
 from workloads.models.buildable import require_buildable
@@ -28,7 +29,9 @@ def prepare_run(
         if recipe.train.compile:
             require_compiler(session.device)
         require_buildable(recipe)  # before clips are decoded
-        prepared = prepare(recipe, files, model_tags=check_stores(recipe, files))
+        prepared = prepare(recipe, files, model_tags=check_stores(recipe, files), tags_of="store")
+        if not prepared.dataset.has_labels:
+            require_no_scores(recipe)
         require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
         require_labels(prepared.dataset, prepared.splits, label_learners(phases))
         stores = open_stores(recipe, prepared.dataset, prepared.splits.train, prepared.cache, files)

@@ -65,15 +65,18 @@ def deliver_models(
 def _predictions(
     tagger: Tagger, recipe: Recipe, prepared: PreparedData, session: Session
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """logits_NC and y_NC of the validation clips and, with `train.score_test`, of the test clips."""
+    """logits_NC and y_NC of the validation clips and, with `train.score_test`, of the test clips; of data without any
+    label, of none."""
     parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
-    return {part: predict_clips(tagger, clips, prepared, session) for part, clips in parts.items()}
+    return {part: predict_clips(tagger, clips, prepared, session) for part, clips in parts.items() if clips}
 
 
 def _scores(predictions: dict[str, tuple[Tensor, Tensor]], recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
-    """The scores of each part. Those by tag are of the last one."""
+    """The scores of each part, empty for one that is not scored. Those by tag are of the last one."""
     labels = recipe.data.labels
-    scores: dict[str, Any] = {"test": {}}
+    scores: dict[str, Any] = {"val": {}, "test": {}, "per_tag": {}}
+    if not predictions:
+        return scores
     scores |= {part: metrics.score(logits_NC, y_NC, labels) for part, (logits_NC, y_NC) in predictions.items()}
     logits_NC, y_NC = list(predictions.values())[-1]
     scores["per_tag"] = metrics.per_tag(logits_NC, y_NC, prepared.dataset.tags, labels)

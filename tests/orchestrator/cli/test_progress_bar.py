@@ -69,6 +69,6 @@ def test_a_clip_that_was_replaced_is_a_warning(tmp_path):
 
 
 def test_warnings_about_the_data_are_printed_once(tmp_path):
-    data = {"kind": "data", "warnings": ["said before the start", "at [8000] Hz"]}
+    data = {"kind": "data", "clips": {"val": 1}, "warnings": ["said before the start", "at [8000] Hz"]}
     lines = shown(tmp_path, [data, data], warned=["said before the start"], width=80)
     assert lines == "warning: at [8000] Hz\n"

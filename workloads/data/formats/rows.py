@@ -88,8 +88,13 @@ class MetadataRow:
         return path
 
     def labelled(self) -> bool:
-        """Whether anything is known of the clip's tags; if not, the cells that say it must be empty."""
+        """Whether anything is known of the clip's tags; if not, the cells that say it must be empty.
+
+        Where the cell is empty it is, unless the table has no column that says what.
+        """
         text = self.optional("labelled").strip()
+        if not text and "tags" not in self.cells and "absent" not in self.cells:
+            return False
         if text.lower() not in ("", *YES, *NO):
             raise ValueError(f"{self.location}: labelled = {text!r}: must be true or false, or empty for true")
         labelled = text.lower() not in NO
