@@ -52,7 +52,7 @@ ARROWS = {
     "orchestrator/runs": {"tracking", "storage", "recipes"},
     "orchestrator/training": {"runs", "tracking", "storage", "recipes"},
     "orchestrator/stores": {"storage"},
-    "orchestrator/teaching": {"stores", "training", "storage"},
+    "orchestrator/teaching": {"stores", "training", "runs", "storage", "recipes"},
     "orchestrator/artifacts": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/planning": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/search": {"training", "runs", "tracking", "storage", "recipes"},

@@ -15,15 +15,23 @@ LINE_EVERY_S = 20.0  # where there is no terminal
 
 @contextmanager
 def counted_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function that is told how many of `what` are done, and of how many."""
+    """Gives a function that is told how many of `what` are done, and of how many; nothing is shown before that."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(what)
         return
     counted = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*counted, console=console) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(*counted, console=console)
+
+    def show(done: int, total: int) -> None:
+        bar.start()
+        task = bar.task_ids[0] if bar.task_ids else bar.add_task(what, total=None)
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 class _Lines:

@@ -3,13 +3,16 @@
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.cli.counted_progress import counted_progress
 from orchestrator.cli.options import (
     EXIT_CODES,
+    STORAGE,
     AddressOption,
     JsonOption,
     SetOption,
+    StorageOption,
     WaitOption,
     cluster_address,
     command_line,
@@ -26,6 +29,7 @@ def teach(
     out: Annotated[str, typer.Option(help="The store: a new folder or s3://bucket/prefix, or one to go on with.")],
     settings: SetOption = None,
     workers: Annotated[int, typer.Option(help="Ray workers; each loads all teachers.")] = 1,
+    storage: StorageOption = STORAGE,
     address: AddressOption = "",
     wait: WaitOption = 0.0,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,
@@ -40,10 +44,27 @@ def teach(
     from orchestrator.teaching.job import TeachRequest
 
     address = cluster_address(address, local=local)
-    request = TeachRequest(loaded, out, workers=workers, address=address, local=local, patience_s=patience, wait_s=wait)
+    request = TeachRequest(
+        loaded,
+        out,
+        workers=workers,
+        address=address,
+        wait_s=wait,
+        local=local,
+        patience_s=patience,
+        storage=storage,
+        command=command_line(),
+    )
     with only_json(as_json) as emit:
+        from orchestrator.cli.progress_bar import progress
+
         with counted_progress("shards") as on_shard:
-            result = fill_store(request, on_shard=on_shard, warn=print_warning)
+            result = fill_store(
+                request,
+                on_shard=on_shard,
+                warn=print_warning,
+                show_progress=lambda location: progress(location.event_log, Console(stderr=True)),
+            )
         emit(result)
         if result["status"] == "done" and not as_json:
             print_out(f"{result['rows']:,} rows of {result['clips']:,} clips in {result['views']} views: {out}")

@@ -5,10 +5,12 @@ moment loses the shards that were being computed, and the same command goes on.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from orchestrator.stores.writer import begin_store, finish_store, unwritten
 from orchestrator.teaching.job import (
@@ -22,12 +24,21 @@ from orchestrator.teaching.job import (
     prepare_clips,
     with_absolute_paths,
 )
+from orchestrator.teaching.teacher_runs import train_teachers
+from orchestrator.training.driver import Progress
 from orchestrator.training.ray_pool import PoolWork, run_on_ray
 from orchestrator.training.signals import Interrupts
 from orchestrator.training.worker_resources import needs_of
 from workloads.runtime.text import name_some
 from workloads.stores.plan import ShardPlan
 from workloads.teaching.ensemble import Ensemble
+
+
+@contextmanager
+def no_progress(location: RunLocation) -> Iterator[None]:
+    """Training of teachers that nobody looks at."""
+    yield
+
 
 OnShard = Callable[[int, int], None]  # number of shards that are written, and of all
 
@@ -50,24 +61,29 @@ class _Progress:
         self.on_shard(self.before + len(self.written), len(self.plan))
 
 
-def fill_store(request: TeachRequest, *, on_shard: OnShard, warn: Callable[[str], None]) -> dict[str, Any]:
+def fill_store(
+    request: TeachRequest, *, on_shard: OnShard, warn: Callable[[str], None], show_progress: Progress = no_progress
+) -> dict[str, Any]:
     """Fill the store of a recipe, or go on with it; returns the object that --json prints.
 
-    Its status is "done", or "preempted" after SIGTERM or Ctrl-C. `on_shard` is called whenever a shard is written.
+    Its status is "done", or "preempted" after SIGTERM or Ctrl-C. Runs whose models teach are trained first, with
+    `show_progress` as in `driver.run`. `on_shard` is called whenever a shard is written.
     Raises ValueError for the user's mistakes, for a teacher whose output cannot be stored, and where another store was
     begun at the place; OSError where a disk or a storage fails, or the workers of a shard die.
     """
     check_request(request)
-    recipe = with_absolute_paths(request.recipe)
     out = str(object_store.local_path(request.out)) if object_store.is_local(request.out) else request.out
     object_store.check_storage(out)
     began, progress = time.monotonic(), _Progress(on_shard)
     result: dict[str, Any] = {"status": "done", "mistake": False, "error": None, "store": request.out}
-    with Interrupts() as interrupts:
-        try:
-            result |= _fill(replace(request, recipe=recipe, out=out), progress, interrupts, warn)
-        except KeyboardInterrupt:
-            result["status"] = "preempted"
+    request, result["status"] = train_teachers(request, show_progress=show_progress, warn=warn)
+    if result["status"] == "done":
+        request = replace(request, recipe=with_absolute_paths(request.recipe), out=out)
+        with Interrupts() as interrupts:
+            try:
+                result |= _fill(request, progress, interrupts, warn)
+            except KeyboardInterrupt:
+                result["status"] = "preempted"
     return result | {
         "shards": len(progress.plan),
         "shards_written": len(progress.written),

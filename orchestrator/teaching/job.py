@@ -39,6 +39,8 @@ class TeachRequest:
     local: bool = False  # in this process, without Ray
     wait_s: float = 0.0  # how long to wait for a cluster that holds the workers
     patience_s: float = 300.0  # how long to wait for an unavailable store
+    storage: str = "runs"  # where the runs are whose models teach
+    command: str = ""  # for the records of such a run
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from orchestrator.storage import object_store
 from orchestrator.stores.merge import OF_CLIPS
 from orchestrator.teaching.job import load_ensemble, read_plain_dataset, with_absolute_paths
+from orchestrator.teaching.teacher_runs import with_finished_runs
 from workloads.config.teach import TeachRecipe
 from workloads.data.cache import ClipCache
 from workloads.runtime.rng import keyed_generator
@@ -38,18 +39,22 @@ class HeardAgain:
     differing: tuple[str, ...]
 
 
-def hear_again(recipe: TeachRecipe, uri: str, *, clips: int, patience_s: float = 300.0) -> HeardAgain:
+def hear_again(
+    recipe: TeachRecipe, uri: str, *, clips: int, storage: str = "runs", patience_s: float = 300.0
+) -> HeardAgain:
     """Hear `clips` clips, 1 or more, of a store again in all views, the same ones at every call, and compare.
 
+    Teachers that are models of runs come from the `storage`; none is trained.
     Allowed are one step of fp16 and TOLERANCE together. Raises ValueError where the recipe is not the store's, with the
     first difference, and for clips that its data does not hold or that cannot be heard.
     """
-    recipe, files = with_absolute_paths(recipe), object_store.FsspecFiles()
+    files = object_store.FsspecFiles()
     store = open_store(uri, files)
     if store.description["views"]["version"] == DRAWN_ELSEWHERE:
         raise ValueError(
             f"store {uri!r}: was imported, another program drew its views: they cannot be heard again here"
         )
+    recipe = with_absolute_paths(with_finished_runs(recipe, storage))
     ensemble = load_ensemble(recipe, recipe.teach.device, patience_s=patience_s)
     described = {key: value for key, value in store.description.items() if key not in OF_CLIPS}
     require_compatible(described, dict(ensemble.describe()), uri, exactly=True)

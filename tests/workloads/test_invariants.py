@@ -26,8 +26,11 @@ SHORT = {
 }
 TURNS = ("schedule.burn_in=3", "schedule.period=3", "schedule.turns=2")  # demo, alternate and what extends them
 NEEDS = ["data.root=x", "data.manifest=x.csv"]
-SYNTHETIC = [  # but for the student of a store, which must be filled before (tests/orchestrator/teaching)
-    name for name in shipped_names() if load_recipe(name, NEEDS).data.format == "synthetic" and name != "offline-demo"
+# Those without a student of a store, which must be filled before (tests/orchestrator/teaching), and its teachers.
+SYNTHETIC = [
+    name
+    for name in shipped_names()
+    if load_recipe(name, NEEDS).data.format == "synthetic" and name not in ("offline-demo", "demo-teachers")
 ]
 
 

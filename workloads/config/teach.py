@@ -13,6 +13,7 @@ from workloads.config.recipe import MAX_BATCH, MAX_NAME, MAX_THREADS, MODEL_NAME
 MAX_RATE = 1_000_000  # Hz, of a waveform that an ONNX file takes
 ONNX = ".onnx"
 DRAWN = "drawn:"
+RUN = "run:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,8 @@ class Teacher(Checked):
     All keys but `uri` are for ONNX files; `antiphon export` writes files that say these things themselves.
     """
 
-    # the folder of a tagger, RUN/models/NAME, or FILE.onnx; for measuring "drawn:NAME", a network of the catalog with
+    # the folder of a tagger, RUN/models/NAME, or FILE.onnx; "run:RECIPE/NAME", a model of a run that is trained first;
+    # for measuring "drawn:NAME", a network of the catalog with
     # drawn weights for AudioSet's tags, which says nothing of a clip
     uri: str
     input: Literal["waveform", "logmel"] | None = None
@@ -35,6 +37,8 @@ class Teacher(Checked):
 
     def __post_init__(self) -> None:
         self._require(bool(self.uri), "uri", "must be the folder of a tagger, RUN/models/NAME, or FILE.onnx")
+        if self.uri.startswith(RUN):
+            self._require(all(self.of_run or ("",)), "uri", f"must be {RUN}RECIPE/MODEL: a recipe and a model of it")
         self._require(0 <= self.rate <= MAX_RATE, "rate", f"must be 1 to {MAX_RATE:,} Hz")
         if not self.is_onnx:
             given = [name for name in ("input", "rate", "front_end", "labels", "tags", "output") if getattr(self, name)]
@@ -44,6 +48,14 @@ class Teacher(Checked):
     @property
     def is_onnx(self) -> bool:
         return self.uri.endswith(ONNX)
+
+    @property
+    def of_run(self) -> tuple[str, str] | None:
+        """The recipe of the run of which it is a model, and that model; None for any other teacher."""
+        if not self.uri.startswith(RUN):
+            return None
+        recipe, _, model = self.uri.removeprefix(RUN).rpartition("/")
+        return recipe, model
 
     @property
     def drawn(self) -> str:
