@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.recipes.controls import expand_controls
-from orchestrator.recipes.merge import SELECTORS, merge
+from orchestrator.recipes.merge import merge
 from workloads.config.data import Data
+from workloads.config.mistakes import MAX_SHOWN, first_mistake, path_of
 from workloads.config.recipe import Recipe
 from workloads.config.teach import TeachRecipe
 from workloads.runtime.opener import read_bounded
@@ -30,7 +31,6 @@ from workloads.runtime.text import decode_text
 SHIPPED = resources.files("orchestrator.recipes")
 MAX_BYTES = 2**20  # of a recipe's file
 MAX_DEPTH = 100  # of a recipe's nested tables, of which it has about six
-MAX_SHOWN = 200  # characters of a wrong value that a message repeats
 KNOWN_KEYS = {  # kind of recipe -> where its keys are found
     Recipe: "`antiphon run ... --dry-run` prints those that exist",
     TeachRecipe: "docs/stores.md lists those that exist",
@@ -89,7 +89,7 @@ def _load(name_or_path: str, settings: list[str] | None, kind: type[Loaded]) -> 
         return _validate(values, kind)
     except ValidationError as error:
         # a field that holds text gets the text as it was typed: `data.root=2024` is a folder, no number
-        meant = [_path(mistake) for mistake in error.errors(include_url=False) if mistake["type"] == "string_type"]
+        meant = [path_of(mistake) for mistake in error.errors(include_url=False) if mistake["type"] == "string_type"]
         for path in texts.keys() & meant:
             _set_at(values, path, texts[path], setting=path)
     return _checked(values, kind)
@@ -112,7 +112,7 @@ def _checked(values: Any, kind: type[Loaded]) -> Loaded:
     try:
         return _validate(values, kind)
     except ValidationError as error:
-        raise ValueError(_first_mistake(error, KNOWN_KEYS[kind])) from None
+        raise ValueError(first_mistake(error, KNOWN_KEYS[kind])) from None
 
 
 def _validate(values: Any, kind: type[Loaded]) -> Loaded:
@@ -236,35 +236,3 @@ def _set_at(values: dict[str, Any], path: str, value: Any, *, setting: str) -> N
         raise ValueError(
             f"--set {setting!r}: no such key in the recipe; `antiphon run ... --dry-run` prints the recipe"
         ) from None
-
-
-def _first_mistake(error: ValidationError, known_keys: str) -> str:
-    """The first mistake in one line; of alternatives, only the mistakes of the one that a selector chose count."""
-    mistakes = error.errors(include_url=False)
-    wrong_branches = {m["loc"][:-1] for m in mistakes if m["type"] == "literal_error" and m["loc"][-1] in SELECTORS}
-    chosen = [m for m in mistakes if not any(m["loc"][: len(branch)] == branch for branch in wrong_branches)]
-    if chosen:  # a value out of range says more than keys that another alternative would have
-        return _describe(next((m for m in chosen if m["type"] == "value_error"), chosen[0]), known_keys)
-    # no alternative was chosen: the selector itself is the mistake
-    selectors = [m for m in mistakes if m["loc"][:-1] in wrong_branches and m["loc"][-1] in SELECTORS]
-    known = ", ".join(str(m["ctx"]["expected"]) for m in selectors)
-    return f"{_path(selectors[0])} = {selectors[0]['input']!r}: must be one of {known}"
-
-
-def _describe(mistake: Any, known_keys: str) -> str:
-    path = _path(mistake)
-    if mistake["type"] == "value_error":
-        text = str(mistake["ctx"]["error"])
-        return f"{path}.{text}" if path else text
-    if mistake["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{path}: unknown key; {known_keys}"
-    if mistake["type"] in ("missing", "missing_argument"):
-        return f"{path}: is missing; add it to the recipe or --set it"
-    value = repr(mistake["input"])
-    shown = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
-    return f"{path} = {shown}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
-
-
-def _path(mistake: Any) -> str:
-    """The mistake's dotted path in the recipe, without pydantic's parts for the class names of alternatives."""
-    return ".".join(str(part) for part in mistake["loc"] if not str(part)[:1].isupper())

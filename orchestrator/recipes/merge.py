@@ -2,7 +2,7 @@
 
 from typing import Any
 
-SELECTORS = ("kind", "family")  # keys that determine which other keys a table may have
+from workloads.config.mistakes import SELECTORS
 
 
 def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

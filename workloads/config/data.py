@@ -37,8 +37,8 @@ class Data(Checked):
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
     labels: Literal["single", "multi"] = "single"
     clip_seconds: float = 5.0  # the window in which models hear clips
-    # Hz at which clips are cached and cut: for teachers and students of a store who need different ones. The highest
-    # that a model needs, where that is higher.
+    # Hz at which clips are cached and cut: for teachers and students of a store who need different ones. 0: the highest
+    # that a model needs; lower ones are refused.
     rate: int = 0
     # What is heard of a clip that is longer, wherever a model is scored or used: all of it in windows, whose
     # probabilities are averaged, or its start only. Training cuts a window anywhere in it, for every view anew.

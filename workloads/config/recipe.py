@@ -5,7 +5,7 @@ recipe must not import torch.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from workloads.config.architectures import Arch
@@ -205,6 +205,7 @@ class Recipe(Checked):
         if self.search:
             self._check_search(self.search)
         self._check_mixup()
+        self._check_rate()
 
     def _check_models(self) -> None:
         self._require(bool(self.models), "models", "needs at least one model")
@@ -256,6 +257,15 @@ class Recipe(Checked):
         if search.metric == "accuracy" and self.data.labels == "multi":
             raise ValueError("search.metric = 'accuracy': needs data.labels = 'single'; use 'mAP' or 'log_loss'")
 
+    def _check_rate(self) -> None:
+        """`data.rate` raises the rate at which clips are cached; a lower one would do nothing."""
+        if 0 < self.data.rate < self.rate:
+            name = next(name for name, model in self.models.items() if model.front_end.rate == self.rate)
+            raise ValueError(
+                f"data.rate = {self.data.rate}: models.{name} hears {self.rate} Hz, and a lower rate has no effect; "
+                "leave it out, or set a higher one"
+            )
+
     def _check_mixup(self) -> None:
         if self.augment.mixup and self.train.shard_size == 1:
             raise ValueError(
@@ -295,6 +305,12 @@ def require_students(controls: dict[str, Any], students: list[str]) -> None:
 
 def restore(kind: type[Value], values: object) -> Value:
     """A config value from plain values, as `asdict` and JSON give them; ValueError where they do not fit `kind`."""
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
-    return TypeAdapter(kind).validate_python(values)
+    from workloads.config.mistakes import first_mistake
+
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        keys = ", ".join(own.name for own in fields(kind))  # type: ignore[arg-type]
+        raise ValueError(first_mistake(error, f"the keys of {kind.__name__} are {keys}")) from None

@@ -16,7 +16,14 @@ from workloads.data.view_checksum import heard_sha256
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
-from workloads.stores.description import DRAWN_ELSEWHERE, Column, Description, is_for_tags, require_compatible
+from workloads.stores.description import (
+    DRAWN_ELSEWHERE,
+    Column,
+    Description,
+    ViewRecipe,
+    is_for_tags,
+    require_compatible,
+)
 from workloads.stores.reader import NotStored, StoreReader
 from workloads.stores.store import open_store
 
@@ -157,6 +164,7 @@ def _require_same_views(description: Description, edge: Edge, recipe: Recipe) ->
             f"{place}: its views were drawn by {_drawn_by(views['version'])}, this is version {VIEW_VERSION}, so they "
             "cannot be heard again here; make the store again, or set view = 'other' for rows of other views"
         )
+    _require_known_augment(views, place)
     if edge.view == "same":
         if views["rate"] != recipe.rate:
             where = "here" if views["rate"] > recipe.rate else "where the store is filled"
@@ -169,6 +177,15 @@ def _require_same_views(description: Description, edge: Edge, recipe: Recipe) ->
         changed = {key: 0.0 for key, value in views["augment"].items() if value and key not in ("view_seed", *MIXING)}
         expected |= {"augment": changed if imported_clean else changed | {"view_seed": recipe.augment.view_seed}}
     require_compatible(description, {"views": expected}, edge.store)
+
+
+def _require_known_augment(views: ViewRecipe, place: str) -> None:
+    """ValueError where the code here cannot draw a store's views, though it has their version."""
+    if views["version"] != DRAWN_ELSEWHERE:
+        try:
+            restore(Augment, views["augment"])
+        except ValueError as mistake:
+            raise ValueError(f"{place}: views.augment.{mistake}; make the store again") from None
 
 
 def _drawn_by(version: int) -> str:

@@ -30,7 +30,8 @@ from workloads.teaching.teachers import Heard, TeacherModel
 class Ensemble:
     """The teachers of a recipe on a device; they hear clips at `rate`, the highest of theirs and `data.rate`.
 
-    Sets torch's number of threads and its precision for the whole process.
+    Sets torch's number of threads and its precision for the whole process. ValueError where `data.rate` is lower than
+    a teacher's, and so would have no effect.
     """
 
     def __init__(self, recipe: TeachRecipe, teachers: Sequence[TeacherModel], device: str) -> None:
@@ -38,6 +39,12 @@ class Ensemble:
         set_tf32(False)
         self.recipe, self.teachers, self._device = recipe, teachers, torch.device(device)
         self.rate = max(recipe.data.rate, *(teacher.rate for teacher in teachers))
+        if 0 < recipe.data.rate < self.rate:
+            name = next(teacher.name for teacher in teachers if teacher.rate == self.rate)
+            raise ValueError(
+                f"data.rate = {recipe.data.rate}: teachers.{name} hears {self.rate} Hz, and a lower rate has no "
+                "effect; leave it out, or set a higher one"
+            )
         self.tags = teachers[0].tags
         self._length = round(recipe.data.clip_seconds * self.rate)
         for teacher in teachers:

@@ -86,6 +86,7 @@ def test_flattening_keeps_every_value_under_its_path():
     [
         ("a.b", "--set 'a.b': must look like a.b=value"),
         ("train.seeds=3", "train.seeds: unknown key"),
+        ("data.rate=8000", "data.rate = 8000: models.cnn hears 16000 Hz, and a lower rate has no effect; leave it out"),
         ("train.seed=x", "train.seed = 'x': input should be a valid integer"),
         (
             "models.cnn.arch.family=foo",

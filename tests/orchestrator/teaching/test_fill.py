@@ -182,6 +182,8 @@ def test_teachers_have_the_same_tags_and_views_differ(folder, teach, tmp_path):
     short = f"data.manifest={tmp_path}/short.csv"
     with pytest.raises(ValueError, match=r"teach\.views = 3: nothing is augmented and no clip is longer"):
         teach(tmp_path / "store", short, *plain)
+    with pytest.raises(ValueError, match=r"data\.rate = 8000: teachers\.cnn hears 16000 Hz, and a lower rate has no"):
+        teach(tmp_path / "store", "data.rate=8000")
     assert teach(tmp_path / "store", short, "teach.views=1", *plain)["rows"] == 2
 
 

@@ -142,6 +142,17 @@ def test_a_store_that_does_not_fit_is_refused(settings, message, offline, store,
         start(recipe)
 
 
+def test_a_store_of_views_that_nobody_here_can_draw_is_refused_in_one_line(offline, tmp_path):
+    views = stores.about()["views"] | {"version": VIEW_VERSION, "augment": {"view_seed": 0, "blur": 2.0}}
+    stores.fill(str(tmp_path), stores.about(views=2) | {"views": views}, ["a"])
+    for view in ("same", "clean"):
+        recipe = offline(f"[{{teacher='store:{tmp_path}', student='student', view='{view}'}}]")
+        with pytest.raises(
+            ValueError, match=r"store '.*': views\.augment\.blur: unknown key; the keys of Augment are v"
+        ):
+            check_recipe_data(recipe)
+
+
 def test_clips_without_rows_learn_from_labels_if_the_recipe_says_so(offline, store, start):
     own = ["data.synthetic_clips=200", "schedule.steps=2"]
     run = start(offline(f"[{{teacher='store:{store()}', student='student', missing='labels'}}]", *own))
