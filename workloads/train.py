@@ -104,7 +104,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         phases=phases,
         prepared=prepared,
         stores=stores,
-        batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views),
+        batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views, stores.mixtures),
         pool=ModelPool(recipe, session, phases, make_tagger, stores.teachers),
         shards=range(session.rank * shards_per_worker, (session.rank + 1) * shards_per_worker),
     )

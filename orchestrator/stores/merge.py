@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from orchestrator.storage.object_store import FsspecFiles
 from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_shard, unwritten
 from workloads.runtime.text import name_some
-from workloads.stores.description import Manifest, require_compatible
+from workloads.stores.description import DRAWN_ELSEWHERE, Manifest, require_compatible
 from workloads.stores.heard_sample import merged_heard
 from workloads.stores.plan import ShardPlan
 from workloads.stores.store import Store, open_store
@@ -36,6 +36,11 @@ def merge_stores(
     for store in stores[1:]:
         other = {key: value for key, value in store.description.items() if key not in OF_CLIPS}
         require_compatible(other, about, store.uri, exactly=True)
+    if about["views"]["augment"].get("mixup") and about["views"]["version"] != DRAWN_ELSEWHERE:
+        raise ValueError(
+            f"store {stores[0].uri!r}: its rows are of mixtures, whose partners follow from the list of all its clips; "
+            "make one store of all clips instead"
+        )
     sources = [_Source(store) for store in stores]
     _require_disjoint(sources)
     if heard := merged_heard(store.description.get("heard", {}) for store in stores):

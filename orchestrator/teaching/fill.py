@@ -137,7 +137,7 @@ def _fill_here(
 ) -> None:
     filler = ShardFiller(job, ensemble)
     for shard in waiting:
-        filler.fill(shard, clips.entries(shard))
+        filler.fill(shard, clips.entries(shard), clips.partners(job.recipe, shard))
         progress.add(shard)
 
 
@@ -147,7 +147,7 @@ def _ray_work(job: Job, clips: TaughtClips) -> PoolWork[ShardPlan]:
     return PoolWork(
         actor=ShardFiller,
         arguments=(job,),
-        start=lambda actor, shard: actor.fill.remote(shard, clips.entries(shard)),
+        start=lambda actor, shard: actor.fill.remote(shard, clips.entries(shard), clips.partners(job.recipe, shard)),
         name=lambda shard: f"shard {shard.number}",
         needs=needs_of(teach.threads, teach.device),
         visible={

@@ -3,6 +3,7 @@
 What a process needs to fill shards is a `Job`, which can be sent to any; knows no Ray.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from orchestrator.stores.writer import write_shard
 from orchestrator.training.inside_job import require_lasting_storage
 from orchestrator.training.request import refuse_ray_client, refuse_wait
 from workloads.config.teach import TeachRecipe
+from workloads.data.augment import draw_partner
 from workloads.data.cache import CachedClip, ClipCache, QuarantinedClip
 from workloads.data.clips import Clip, Dataset
 from workloads.data.manifest import read_dataset
@@ -24,7 +26,7 @@ from workloads.runtime.text import name_some
 from workloads.stores.description import Description, HeardView
 from workloads.stores.heard_sample import sampled_views
 from workloads.stores.plan import ShardPlan
-from workloads.teaching.ensemble import Ensemble, require_different_views
+from workloads.teaching.ensemble import Ensemble, Partners, require_different_views
 from workloads.teaching.teachers import load_teachers
 
 
@@ -129,6 +131,28 @@ class TaughtClips:
     def entries(self, shard: ShardPlan) -> tuple[CachedClip, ...]:
         return tuple(self.cache.entry(clip_id) for clip_id in shard.clip_ids)
 
+    def partners(self, recipe: TeachRecipe, shard: ShardPlan) -> Partners | None:
+        """The clips with which those of a shard are mixed, which other shards may hold; None where none is."""
+        names = partner_names(recipe, self.clip_ids, shard.clip_ids)
+        return {key: self.cache.entry(name) for key, name in names.items()} if names else None
+
+
+def partner_names(recipe: TeachRecipe, store_ids: Sequence[str], clip_ids: Sequence[str]) -> dict[tuple[str, int], str]:
+    """By clip and view the clip of the store, whose clips are given in order, with which it is mixed; empty without
+    mixup."""
+    if not recipe.augment.mixup:
+        return {}
+    clips = len(store_ids)
+    if clips < 2:
+        raise ValueError(
+            f"augment.mixup = {recipe.augment.mixup}: needs two clips to mix, there is {clips}; set it to 0"
+        )
+    return {
+        (clip_id, view): store_ids[draw_partner(recipe.augment, clip_id, view, place=place, clips=clips)]
+        for clip_id, place in ((clip_id, bisect_left(store_ids, clip_id)) for clip_id in clip_ids)
+        for view in range(recipe.teach.views)
+    }
+
 
 def read_plain_dataset(recipe: TeachRecipe) -> Dataset:
     """The clips of the recipe's data; ValueError for metadata that cannot be read, and for a packed data set."""
@@ -159,13 +183,21 @@ def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
 
 def heard_views(recipe: TeachRecipe, clips: TaughtClips) -> dict[str, HeardView]:
     """What the teachers hear of some clips: a student that is to hear the same can find out that it does not."""
-    seconds = recipe.data.clip_seconds
+    seconds, sample = recipe.data.clip_seconds, sampled_views(clips.clip_ids, recipe.teach.views)
+    partners = partner_names(recipe, clips.clip_ids, list(sample))
     return {
         clip_id: {
             "view": view,
-            "sha256": heard_sha256(clips.cache, recipe.augment, clip_id, view, clip_seconds=seconds),
+            "sha256": heard_sha256(
+                clips.cache,
+                recipe.augment,
+                clip_id,
+                view,
+                clip_seconds=seconds,
+                partner=partners.get((clip_id, view), ""),
+            ),
         }
-        for clip_id, view in sampled_views(clips.clip_ids, recipe.teach.views).items()
+        for clip_id, view in sample.items()
     }
 
 
@@ -178,11 +210,15 @@ class ShardFiller:
         data = job.recipe.data
         self._cache = ClipCache(Path(data.cache).expanduser(), rate=job.rate, limit_gb=data.cache_gb)
 
-    def fill(self, shard: ShardPlan, clips: Sequence[CachedClip]) -> None:
+    def fill(self, shard: ShardPlan, clips: Sequence[CachedClip], partners: Partners | None) -> None:
         """Compute the rows of a shard and write its files; ValueError where a teacher's output cannot be stored."""
-        if not all(clip.target.exists() for clip in clips):  # decoded on another node, or evicted since
-            clips = self._decode([clip.clip for clip in clips])
-        outputs = self._ensemble.rows(clips, self._cache)
+        needed = {clip.clip.clip_id: clip for clip in (*clips, *(partners or {}).values())}
+        if not all(clip.target.exists() for clip in needed.values()):  # decoded on another node, or evicted since
+            decoded = self._decode([clip.clip for clip in needed.values()])
+            here = {clip.clip.clip_id: clip for clip in decoded}
+            clips = [here[clip.clip.clip_id] for clip in clips]
+            partners = partners and {key: here[clip.clip.clip_id] for key, clip in partners.items()}
+        outputs = self._ensemble.rows(clips, self._cache, partners)
         write_shard(self._job.out, self._job.description, shard, outputs, patience_s=self._job.patience_s)
 
     def _decode(self, clips: Sequence[Clip]) -> tuple[CachedClip, ...]:

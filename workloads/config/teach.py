@@ -103,10 +103,10 @@ class TeachRecipe(Checked):
         for name in self.teachers:
             if not MODEL_NAME.fullmatch(name):
                 raise ValueError(f"teachers.{name}: a name is a small letter, then small letters, digits or _")
-        if self.augment.mixup:
+        if self.augment.mixup and self.augment.mixup_on != "waveform":
             raise ValueError(
-                f"augment.mixup = {self.augment.mixup}: a store holds outputs of single clips; set it to 0, and mix in "
-                "the student's recipe"
+                f"augment.mixup_on = {self.augment.mixup_on!r}: the mixtures of a store are of waveforms; set it to "
+                "'waveform', or augment.mixup to 0 and mix in the student's recipe"
             )
         several = len(self.teachers) > 1
         for key in ("mean_of", "apart"):

@@ -102,6 +102,16 @@ def draw_view(
     return View(**drawn)
 
 
+def draw_partner(augment: Augment, clip_id: str, view: int, *, place: int, clips: int) -> int:
+    """The place of a clip's partner in a view among the `clips` clips of a store, two or more in the order of their
+    names; its own `place` where it is not mixed.
+    """
+    if _draw_mix_weight(augment, keyed_generator(augment.view_seed, clip_id, view, "mixup")) == 1:
+        return place
+    other = int(keyed_generator(augment.view_seed, clip_id, view, "partner").integers(clips - 1))
+    return other + (other >= place)
+
+
 def _draw_mix_weight(augment: Augment, generator: np.random.Generator) -> float:
     """The weight of the clip itself; 1 where it is not mixed."""
     chance = float(generator.random())

@@ -8,7 +8,7 @@ number of its earlier draws in the epoch.
 Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
@@ -29,6 +29,7 @@ from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread
 from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
+from workloads.data.stored_mixtures import StoredMixtures, mix_with_partners
 from workloads.runtime.rng import keyed_generator
 
 CLIPS_AT_ONCE = 4096  # whose labels of all tags are in memory
@@ -45,7 +46,7 @@ class Batches:
     """The training batches of a run: `train.shards` shards of `train.shard_size` clips per step.
 
     `clips` are the training clips of the data set. With `stored_views`, clips are heard as the teachers of stores heard
-    them. Raises ValueError where the clips do not fill the batch of one step.
+    them, with `stored_mixtures` mixed as then. Raises ValueError where the clips do not fill the batch of one step.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Batches:
         cache: ClipStore,
         recipe: Recipe,
         stored_views: StoredViews | None = None,
+        stored_mixtures: StoredMixtures | None = None,
     ) -> None:
         require_full_batch(len(clips), recipe.train)
         assert cache.rate == recipe.rate, "clips are cached at the highest rate that a model of the run needs"
@@ -62,9 +64,14 @@ class Batches:
         self.cache = cache
         self.recipe = recipe
         length = round(recipe.data.clip_seconds * recipe.rate)
-        require_memory(recipe.train, length=length)
+        self._mixtures, crops_of_a_draw = stored_mixtures, 2 if stored_mixtures else 1  # partners are read too
+        require_memory(recipe.train, length=crops_of_a_draw * length)
         self._reader = CropReader(
-            cache, recipe.augment, shard_size=recipe.train.shard_size, length=length, stored=stored_views
+            cache,
+            recipe.augment,
+            shard_size=crops_of_a_draw * recipe.train.shard_size,
+            length=length,
+            stored=stored_views,
         )
         self._loader: CropLoader = InThread(self._reader)
         self.replacements = Replacements(clips, cache, self._reader)
@@ -107,29 +114,37 @@ class Batches:
         request, rows = self._request(step, index)
         crops = self._loader.load(request)
         if crops.read.broken:
+            self._require_replaceable(request, crops.read.broken)
             request, rows, crops = self.replacements.fill(request, rows, crops, step=step)
-        samples, views = crops.read.samples, crops.read.views
+        samples, drawn_views = crops.read.samples, crops.read.views
         crops_BT = crops.x_BT.to(device, non_blocking=True)
-        mixture = self._mixture(views, step, index) if self.recipe.augment.mixup else None
+        mixture = self._mixture(drawn_views, step, index) if self.recipe.augment.mixup else None
+        own = slice(self.recipe.train.shard_size)  # the rest are the partners of stored mixtures
         unmixed_y_BC = torch.from_numpy(self.dataset.targets([self.clips[row] for row in rows]))
         y_BC, known_BC = mix_labels(unmixed_y_BC, mixture)
         mix_mels, on_device = self.recipe.augment.mixup_on == "mel", mixture and mixture.to(device)
 
         def shard_of(views: Sequence[View]) -> Shard:
             x_BT = roll_and_amplify(crops_BT, views, scale=1 / FULL_SCALE)
+            sound_B2 = _where_padded(samples, views, x_BT.shape[1])
+            if self._mixtures:
+                x_BT = mix_with_partners(x_BT, drawn_views)
+            elif on_device is not None and not mix_mels:
+                x_BT = on_device.of(x_BT)
             return Shard(
-                keys=request.keys,
-                x_BT=x_BT if on_device is None or mix_mels else on_device.of(x_BT),
-                y_BC=y_BC,
-                known_BC=known_BC,
-                unmixed_y_BC=unmixed_y_BC,
-                masks_B4=torch.tensor([view.masks for view in views]),
-                sound_B2=_where_padded(samples, views, x_BT.shape[1]),
-                mixture=on_device,
+                keys=request.keys[own],
+                x_BT=x_BT,
+                y_BC=y_BC[own],
+                known_BC=known_BC[own],
+                unmixed_y_BC=unmixed_y_BC[own],
+                masks_B4=torch.tensor([view.masks for view in views[own]]),
+                sound_B2=None if sound_B2 is None else sound_B2[own],
+                partner_sound_B2=None if sound_B2 is None or not self._mixtures else sound_B2[own.stop :],
+                mixture=None if self._mixtures else on_device,
                 mix_mels=mix_mels,
             ).to(device)
 
-        shard = shard_of(views)
+        shard = shard_of(drawn_views)
         shard.is_clean = not self.recipe.augment.has_clean_view
         if with_clean_view and not shard.is_clean:
             shard.clean_view = shard_of([clean_view()] * len(rows))
@@ -141,8 +156,24 @@ class Batches:
         epoch, draws = self._batch_draws(step)
         size = self.recipe.train.shard_size
         draws = draws[index * size : (index + 1) * size]
+        rows = [draw.row for draw in draws]
         keys = tuple(ViewKey(self.clips[row].clip_id, epoch, occurrence) for row, occurrence in draws)
-        return ShardRequest(keys, tuple(self.cache.entry(key.clip_id) for key in keys)), [row for row, _ in draws]
+        if self._mixtures:
+            heard = [self._mixtures.heard(row, epoch + occurrence) for row, occurrence in draws]
+            assert None not in heard, "every clip has a view whose partner trains: it was checked"
+            views, partners = zip(*heard, strict=True)
+            rows += partners
+            keys = tuple(ViewKey(self.clips[row].clip_id, view, 0) for row, view in zip(rows, views * 2, strict=True))
+        return ShardRequest(keys, tuple(self.cache.entry(key.clip_id) for key in keys)), rows
+
+    def _require_replaceable(self, request: ShardRequest, broken: Mapping[int, str]) -> None:
+        """ValueError where another clip in the place of a broken one would not be what the store's teachers heard."""
+        if self._mixtures:
+            row, reason = next(iter(broken.items()))
+            raise ValueError(
+                f"clip {request.keys[row].clip_id} cannot be used any more: {reason}; a store of mixtures needs every "
+                "clip: mend it, or make a store without it"
+            )
 
     def clip_ids(self, step: int) -> list[str]:
         """The clip_ids of the global batch of `step`."""
@@ -171,8 +202,14 @@ class Batches:
         return sampling_probabilities(self.clips, self.dataset)
 
     def _mixture(self, views: Sequence[View], step: int, index: int) -> Mixture:
-        """Each clip's weight in its mixture, and its partner, by a keyed permutation without fixed points."""
+        """Each clip's weight in its mixture, and its partner, by a keyed permutation without fixed points.
+
+        Of stored mixtures the partners are the second half, each mixed with itself.
+        """
         weight_B = torch.tensor([view.mix_weight for view in views])
+        if self._mixtures:
+            size = len(views) // 2
+            return Mixture(weight_B, torch.arange(size, 2 * size).repeat(2))
         order = keyed_generator(self.recipe.augment.view_seed, "partners", step, index).permutation(len(views))
         partner_B = torch.empty(len(views), dtype=torch.long)
         partner_B[order] = torch.from_numpy(np.roll(order, 1))

@@ -57,7 +57,8 @@ class Shard:
     """Clips of one forward pass. Labels are mixed already, waveforms too, or else log-mels will be (`mix_mels`).
 
     `sound_B2` is where each clip's sound begins and how long it is (`augment.sound_of_view`), before mixing; the rest
-    is padding. None: no clip is padded.
+    is padding. None: no clip is padded. Of mixtures that a store's teachers heard (`stored_mixtures.py`) `mixture` is
+    None, since partners are not in the shard; where their sound is, is `partner_sound_B2`.
     """
 
     keys: tuple[ViewKey, ...]
@@ -67,6 +68,7 @@ class Shard:
     unmixed_y_BC: Tensor  # labels of the clips themselves
     masks_B4: Tensor
     sound_B2: Tensor | None = None
+    partner_sound_B2: Tensor | None = None
     mixture: Mixture | None = None
     mix_mels: bool = False
     clean_view: "Shard | None" = None  # where it differs and was asked for
@@ -92,6 +94,8 @@ class Shard:
         if front_end.hears_padding or self.sound_B2 is None:
             return None
         sound_BT = sound_mask(self.sound_B2, self.x_BT.shape[1])
+        if self.partner_sound_B2 is not None:
+            return sound_BT | sound_mask(self.partner_sound_B2, self.x_BT.shape[1])
         if self.mixture is None or self.mix_mels:
             return sound_BT
         return sound_BT | sound_BT[self.mixture.partner_B]  # of two added waveforms the longer one counts

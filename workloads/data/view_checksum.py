@@ -14,14 +14,21 @@ from workloads.data.clip_store import ClipStore
 from workloads.data.loading import CropReader, ShardRequest
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import ViewKey
+from workloads.data.stored_mixtures import mix_with_partners
 
 
-def heard_sha256(cache: ClipStore, augment: Augment, clip_id: str, view: int, *, clip_seconds: float) -> str:
-    """SHA-256 of the waveform in float32, cut, rolled and amplified, and of where the masks are, in float64."""
+def heard_sha256(
+    cache: ClipStore, augment: Augment, clip_id: str, view: int, *, clip_seconds: float, partner: str = ""
+) -> str:
+    """SHA-256 of the waveform in float32, cut, rolled, amplified and mixed with a `partner`, if there is one, and of
+    where the masks are, in float64."""
     length = round(clip_seconds * cache.rate)
-    crops_BT = np.empty((1, length), np.int16)
-    reader = CropReader(cache, augment, shard_size=1, length=length)
-    read = reader.read(ShardRequest((ViewKey(clip_id, view, 0),), (cache.entry(clip_id),)), crops_BT)
+    ids = (clip_id, partner) if partner else (clip_id,)
+    crops_BT = np.empty((len(ids), length), np.int16)
+    reader = CropReader(cache, augment, shard_size=len(ids), length=length)
+    keys = tuple(ViewKey(own_id, view, 0) for own_id in ids)
+    read = reader.read(ShardRequest(keys, tuple(cache.entry(own_id) for own_id in ids)), crops_BT)
     x_BT = roll_and_amplify(torch.from_numpy(crops_BT), read.views, scale=1 / FULL_SCALE)
+    x_BT = mix_with_partners(x_BT, read.views) if partner else x_BT
     masks = np.array(read.views[0].masks, "<f8")
     return hashlib.sha256(x_BT.numpy().astype("<f4").tobytes() + masks.tobytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from workloads.config.recipe import Augment, Recipe, restore
 from workloads.data.augment import VIEW_VERSION, StoredViews
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset
+from workloads.data.stored_mixtures import StoredMixtures
 from workloads.data.view_checksum import heard_sha256
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.runtime.opener import Opener
@@ -34,9 +36,10 @@ MIXING = {"mixup", "mixup_alpha", "mixup_on"}  # of [augment]: rows are of singl
 
 @dataclass(frozen=True)
 class StoresOfRun:
-    """The teacher of each edge that a store teaches, by the edge's key."""
+    """The teacher of each edge that a store teaches, by the edge's key; `mixtures` if the rows are of mixtures."""
 
     teachers: Mapping[str, StoredTeacher]
+    mixtures: StoredMixtures | None = None
 
     @property
     def views(self) -> StoredViews | None:
@@ -44,7 +47,8 @@ class StoresOfRun:
         heard_here = [teacher for teacher in self.teachers.values() if teacher.edge.view != "other"]
         if not heard_here:
             return None
-        return StoredViews(heard_here[0].num_views, whole=any(teacher.edge.view == "same" for teacher in heard_here))
+        whole = any(teacher.edge.view == "same" for teacher in heard_here)
+        return StoredViews(heard_here[0].num_views, whole=whole)
 
     def digests(self) -> dict[str, str]:
         """By edge a hash of what its store holds, by which a store that was replaced is noticed."""
@@ -73,10 +77,12 @@ def check_stores(recipe: Recipe, files: Opener) -> tuple[str, ...]:
     other labels, views or tags than the run's.
     """
     tags: tuple[str, ...] = ()
+    descriptions = {edge.store: open_store(edge.store, files).description for edge in recipe.edges if edge.store}
+    _require_all_mixed(descriptions)
     for edge in recipe.edges:
         if not edge.store:
             continue
-        description = open_store(edge.store, files).description
+        description = descriptions[edge.store]
         _column(description, edge)
         _require_same_views(description, edge, recipe)
         if edge.carries == "logits":
@@ -105,7 +111,6 @@ def open_stores(
         reader = readers[edge.store]
         description = reader.store.description
         _require_rows(reader, edge, train, dataset)
-        _require_heard(description, edge, recipe, clip_ids, cache)
         place_of = {tag: place for place, tag in enumerate(description["tags"])}
         place_C = np.array([place_of[tag] for tag in dataset.tags] if edge.carries == "logits" else [])
         column, num_views = _column(description, edge), reader.store.num_views
@@ -114,7 +119,47 @@ def open_stores(
     heard_here = [teacher for teacher in teachers.values() if teacher.edge.view != "other"]
     for teacher in heard_here:
         teacher.num_views = min(other.reader.store.num_views for other in heard_here)
-    return StoresOfRun(teachers)
+    mixtures = _mixtures(heard_here, recipe, clip_ids)
+    for teacher in teachers.values():
+        _require_heard(teacher.reader.store.description, teacher.edge, recipe, clip_ids, cache, mixtures)
+    return StoresOfRun(teachers, mixtures)
+
+
+def _mixtures(heard_here: Sequence[StoredTeacher], recipe: Recipe, clip_ids: Sequence[str]) -> StoredMixtures | None:
+    """How training clips are mixed as the stores' teachers heard them; None for stores of single clips.
+
+    ValueError for training clips that are mixed with others than training clips in all views.
+    """
+    if not any(_is_of_mixtures(teacher.reader.store.description) for teacher in heard_here):
+        return None
+    first = heard_here[0]
+    names = chain.from_iterable(first.reader.store.clip_ids())
+    mixtures = StoredMixtures(recipe.augment, first.num_views, clip_ids, names)
+    if lost := mixtures.without_views():
+        raise ValueError(
+            f"edges {first.edge.key}: store {first.edge.store!r}: in all {first.num_views} views {len(lost)} training "
+            f"clips are mixed with clips that do not train: {name_some(lost)}; make the store with more views"
+        )
+    return mixtures
+
+
+def _is_of_mixtures(description: Description) -> bool:
+    """Whether the teachers heard mixtures, in views that were drawn here: nobody knows the partners of others."""
+    views = description["views"]
+    return views["version"] != DRAWN_ELSEWHERE and bool(views["augment"].get("mixup"))
+
+
+def _require_all_mixed(descriptions: Mapping[str, Description]) -> None:
+    """ValueError where stores of mixtures and others shall teach one run, or mixtures with other partners: a clip is
+    heard in one way."""
+    lists = {uri: one["clips"]["sha256"] if _is_of_mixtures(one) else "" for uri, one in descriptions.items()}
+    if len({*lists.values()}) > 1:
+        mixed, other = sorted(lists, key=lists.__getitem__, reverse=True)[:2]
+        other = next(uri for uri in lists if lists[uri] != lists[mixed])
+        raise ValueError(
+            f"store {mixed!r}: its rows are of mixtures, and those of store {other!r} are not, or of mixtures of other "
+            "clips; stores of mixtures teach together only where they are of the same clips"
+        )
 
 
 def _column(description: Description, edge: Edge) -> str:
@@ -156,6 +201,12 @@ def _require_same_views(description: Description, edge: Edge, recipe: Recipe) ->
     """ValueError, with the first difference, where the views that a store holds are not those that the edge says."""
     place, views = f"edges {edge.key}: store {edge.store!r}", description["views"]
     expected: dict[str, Any] = {"clip_seconds": recipe.data.clip_seconds}
+    if _is_of_mixtures(description):
+        for key, value, only in (("view", edge.view, "same"), ("missing", edge.missing, "error")):
+            if value != only:
+                raise ValueError(
+                    f"{place}: its rows are of mixtures, so {key} = {value!r} cannot be; set it to {only!r}"
+                )
     if edge.view == "other":
         return
     imported_clean = edge.view == "clean" and views["version"] == DRAWN_ELSEWHERE  # clean whoever heard it
@@ -165,6 +216,7 @@ def _require_same_views(description: Description, edge: Edge, recipe: Recipe) ->
             "cannot be heard again here; make the store again, or set view = 'other' for rows of other views"
         )
     _require_known_augment(views, place)
+    mixed = _is_of_mixtures(description)
     if edge.view == "same":
         if views["rate"] != recipe.rate:
             where = "here" if views["rate"] > recipe.rate else "where the store is filled"
@@ -172,7 +224,9 @@ def _require_same_views(description: Description, edge: Edge, recipe: Recipe) ->
                 f"{place}: its teachers heard clips at {views['rate']} Hz, here they are heard at {recipe.rate} Hz; "
                 f"set data.rate = {max(views['rate'], recipe.rate)} {where}"
             )
-        expected |= {"augment": {key: value for key, value in asdict(recipe.augment).items() if key not in MIXING}}
+        expected |= {
+            "augment": {key: value for key, value in asdict(recipe.augment).items() if mixed or key not in MIXING}
+        }
     else:
         changed = {key: 0.0 for key, value in views["augment"].items() if value and key not in ("view_seed", *MIXING)}
         expected |= {"augment": changed if imported_clean else changed | {"view_seed": recipe.augment.view_seed}}
@@ -208,16 +262,27 @@ def _require_rows(reader: StoreReader, edge: Edge, train: Sequence[Clip], datase
 
 
 def _require_heard(
-    description: Description, edge: Edge, recipe: Recipe, clip_ids: Sequence[str], cache: ClipStore
+    description: Description,
+    edge: Edge,
+    recipe: Recipe,
+    clip_ids: Sequence[str],
+    cache: ClipStore,
+    mixtures: StoredMixtures | None,
 ) -> None:
     """ValueError, naming the clip, where what is heard here of one that the store says it of is something else."""
     views, heard = description["views"], description.get("heard", {})
     if edge.view == "other" or views["rate"] != cache.rate:  # at another rate the samples differ, not the sound
         return
     augment = restore(Augment, views["augment"])
-    for clip_id in sorted(heard.keys() & set(clip_ids))[:MOST_HEARD]:
+    row_of = {clip_id: row for row, clip_id in enumerate(clip_ids) if clip_id in heard}
+    for clip_id in sorted(row_of)[:MOST_HEARD]:
         view, sha256 = heard[clip_id]["view"], heard[clip_id]["sha256"]
-        if heard_sha256(cache, augment, clip_id, view, clip_seconds=views["clip_seconds"]) != sha256:
+        row = mixtures.partner(row_of[clip_id], view) if mixtures else 0
+        if row < 0:  # mixed with a clip that is not decoded here
+            continue
+        partner = clip_ids[row] if mixtures else ""
+        found = heard_sha256(cache, augment, clip_id, view, clip_seconds=views["clip_seconds"], partner=partner)
+        if found != sha256:
             raise ValueError(
                 f"edges {edge.key}: store {edge.store!r}: its teachers heard another sound than is heard here of clip "
                 f"{clip_id!r} in view {view}: the file was changed, or is decoded differently on this machine; make "

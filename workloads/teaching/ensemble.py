@@ -21,10 +21,13 @@ from workloads.data.cache import CachedClip, ClipCache
 from workloads.data.loading import CropReader, ShardRequest
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Shard, ViewKey
+from workloads.data.stored_mixtures import mix_with_partners
 from workloads.models.probabilities import merge_windows, probabilities
 from workloads.runtime.precision import set_tf32
 from workloads.stores.description import About
 from workloads.teaching.teachers import Heard, TeacherModel
+
+Partners = Mapping[tuple[str, int], CachedClip]  # by clip_id and view; a clip that is not mixed is its own
 
 
 class Ensemble:
@@ -57,7 +60,7 @@ class Ensemble:
         Raises ValueError where a teacher does not take clips as the recipe has them.
         """
         key = ViewKey("silence", 0, 0)
-        shard = self._shard((key,), torch.zeros(1, self._length), [self._length], [clean_view()])
+        shard = self._shard((key,), torch.zeros(1, self._length), [self._length], [clean_view()], size=1)
         # not checked for NaN: a teacher may divide by the level of a clip
         widths = {name: values.shape[1] for name, values in self._combine(self._hear(shard)).items()}
         about: Any = {
@@ -89,9 +92,12 @@ class Ensemble:
             "dtype": "float16",
         }
 
-    def rows(self, clips: Sequence[CachedClip], cache: ClipCache) -> dict[str, NDArray[np.float32]]:
+    def rows(
+        self, clips: Sequence[CachedClip], cache: ClipCache, partners: Partners | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         """For each column the values of these clips in all views, values_NVC, from their sounds in the cache.
 
+        With `partners`, by clip_id and view, of their mixtures with these.
         Raises ValueError, naming teacher, clip and view, for an output that is not finite.
         """
         teach, found = self.recipe.teach, dict[str, NDArray[np.float32]]()
@@ -99,11 +105,13 @@ class Ensemble:
         for start in range(0, len(clips), teach.batch_size):
             batch = tuple(clips[start : start + teach.batch_size])
             for view in range(teach.views):
-                keys = tuple(ViewKey(clip.clip.clip_id, view, 0) for clip in batch)
-                crops_BT = np.empty((len(batch), self._length), np.int16)
-                read = reader.read(ShardRequest(keys, batch), crops_BT)
+                others = tuple(partners[clip.clip.clip_id, view] for clip in batch) if partners is not None else ()
+                read_clips = (*batch, *others)
+                keys = tuple(ViewKey(clip.clip.clip_id, view, 0) for clip in read_clips)
+                crops_BT = np.empty((len(keys), self._length), np.int16)
+                read = reader.read(ShardRequest(keys, read_clips), crops_BT)
                 assert not read.broken, "every clip was decoded before"
-                shard = self._shard(keys, torch.from_numpy(crops_BT), read.samples, read.views)
+                shard = self._shard(keys, torch.from_numpy(crops_BT), read.samples, read.views, size=len(batch))
                 heard = self._hear(shard)
                 for name, outputs in heard.items():
                     _require_finite(name, outputs, shard, with_embedding=teach.embedding)
@@ -114,19 +122,23 @@ class Ensemble:
         return found
 
     def _shard(
-        self, keys: tuple[ViewKey, ...], crops_BT: Tensor, samples: Sequence[int], views: Sequence[View]
+        self, keys: tuple[ViewKey, ...], crops_BT: Tensor, samples: Sequence[int], views: Sequence[View], *, size: int
     ) -> Shard:
-        """Crops, as integers, of clips of so many samples, as they are heard in these views."""
+        """Crops, as integers, of clips of so many samples, as they are heard in these views: `size` clips, and the
+        partners with which they are mixed, if there are more."""
         sound = [sound_of_view(own, view, length=self._length) for own, view in zip(samples, views, strict=True)]
-        nothing = torch.empty(len(keys), 0)
+        padded, mixed = min(samples) < self._length, len(keys) > size
+        nothing = torch.empty(size, 0)
+        x_BT = roll_and_amplify(crops_BT.to(self._device), views, scale=1 / FULL_SCALE)
         return Shard(
-            keys=keys,
-            x_BT=roll_and_amplify(crops_BT.to(self._device), views, scale=1 / FULL_SCALE),
+            keys=keys[:size],
+            x_BT=mix_with_partners(x_BT, views) if mixed else x_BT,
             y_BC=nothing,
             known_BC=nothing,
             unmixed_y_BC=nothing,
-            masks_B4=torch.tensor([view.masks for view in views]),
-            sound_B2=torch.tensor(sound) if min(samples) < self._length else None,
+            masks_B4=torch.tensor([view.masks for view in views[:size]]),
+            sound_B2=torch.tensor(sound[:size]) if padded else None,
+            partner_sound_B2=torch.tensor(sound[size:]) if padded and mixed else None,
         ).to(self._device)
 
     def _hear(self, shard: Shard) -> dict[str, Heard]:
@@ -167,7 +179,8 @@ def mean_of_teachers(logits_ABC: Tensor, labels: str, *, mean_of: str, holds: st
 def require_different_views(recipe: TeachRecipe, samples: Sequence[int], rate: int) -> None:
     """ValueError where all views of a clip are equal: nothing is augmented, and no clip of so many samples is cut."""
     length = round(recipe.data.clip_seconds * rate)
-    if recipe.teach.views > 1 and not recipe.augment.has_clean_view and max(samples, default=0) <= length:
+    differ = recipe.augment.has_clean_view or recipe.augment.mixup
+    if recipe.teach.views > 1 and not differ and max(samples, default=0) <= length:
         raise ValueError(
             f"teach.views = {recipe.teach.views}: nothing is augmented and no clip is longer than data.clip_seconds, "
             "so all views of a clip are equal; set teach.views to 1, or [augment]"

@@ -1,6 +1,7 @@
 """`antiphon teach`: rows equal what the teachers say, whoever computes them and however often it was stopped."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import torch
 
 from orchestrator.recipes.loader import load_teach_recipe
 from orchestrator.storage import object_store
+from orchestrator.stores.merge import merge_stores
 from orchestrator.stores.writer import is_finished
 from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import ShardFiller, TeachRequest
+from orchestrator.teaching.rehear import hear_again
 from tests import stores
 from tests.orchestrator.artifacts.test_tag import publish
 from tests.packs import pack_as, write_clips
 from tests.teachers import CLIPS, RATE, SECONDS, TAGS
 from workloads.config.recipe import Augment
-from workloads.data.augment import draw_view, mask_mel, roll_and_amplify, sound_mask, sound_of_view
+from workloads.data.augment import draw_partner, draw_view, mask_mel, roll_and_amplify, sound_mask, sound_of_view
 from workloads.data.decode import load_sound
 from workloads.evaluate.predict import load_tagger
 
@@ -30,19 +33,30 @@ def content(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
 
 
-def heard_by(folder: Path, teacher: str, clip_id: str, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, in the order of TAGS, and embedding of one clip in one view, by hand."""
-    tagger, _ = load_tagger(folder / teacher)
+def sound_in_view(folder: Path, clip_id: str, view: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The waveform x_BT of one clip in one view, and where it is sound, by hand."""
     with (folder / f"{clip_id}.wav").open("rb") as file:
         x_T = load_sound(file, rate=RATE).x_T
     drawn, length = draw_view(AUGMENT, clip_id, view), round(SECONDS * RATE)
     start = drawn.crop_start(len(x_T), length=length)
     stored_T = (x_T * 32768).round().clamp(-32768, 32767)[start : start + length]
     x_BT = roll_and_amplify(torch.nn.functional.pad(stored_T, (0, length - len(stored_T)))[None] / 32768, [drawn])
-    sound_B2 = torch.tensor([sound_of_view(len(x_T), drawn, length=length)])
+    return x_BT, sound_mask(torch.tensor([sound_of_view(len(x_T), drawn, length=length)]), length)
+
+
+def heard_by(
+    folder: Path, teacher: str, clip_id: str, view: int, *, partner: str = "", weight: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, in the order of TAGS, and embedding of one clip in one view, mixed with its partner's, by hand."""
+    tagger, _ = load_tagger(folder / teacher)
+    x_BT, sound_BT = sound_in_view(folder, clip_id, view)
+    if partner:
+        other_BT, other_sound_BT = sound_in_view(folder, partner, view)
+        x_BT, sound_BT = weight * x_BT + (1 - weight) * other_BT, sound_BT | other_sound_BT
     with torch.no_grad():  # kaldi128 computes the mel of a short clip without its padding
-        mel_BMF = tagger.front_end(x_BT, sound_mask(sound_B2, length) if len(x_T) < length else None)
-        mel_BMF = mask_mel(mel_BMF, torch.tensor([drawn.masks]), value=tagger.front_end.mask_value)
+        mel_BMF = tagger.front_end(x_BT, sound_BT)
+        masks_B4 = torch.tensor([draw_view(AUGMENT, clip_id, view).masks])
+        mel_BMF = mask_mel(mel_BMF, masks_B4, value=tagger.front_end.mask_value)
         outputs = tagger.outputs(mel_BMF)
     order = [tagger.tags.index(tag) for tag in TAGS]
     return outputs.logits_BC[0, order].double().numpy(), outputs.embedding_BD[0].numpy()
@@ -81,14 +95,41 @@ def test_rows_are_what_the_teachers_say(folder, teach, tmp_path):
             assert np.array_equal(found, wanted) if "teach.batch_size=1" in settings else close, (settings, name)
 
 
+def test_rows_of_mixtures_are_what_the_teacher_says_of_them(folder, teach, tmp_path):
+    """Of short clips too, whose padding vit's front end does not hear; partners are from all shards."""
+    own = ["augment.mixup=0.7", "augment.mixup_alpha=2.0", f"teachers={{vit={{uri='{folder}/vit'}}}}"]
+    teach(tmp_path / "store", *own)
+    reader, mixed = stores.reader(str(tmp_path / "store"), tmp_path), replace(AUGMENT, mixup=0.7, mixup_alpha=2.0)
+    keys = [(clip_id, view) for clip_id in CLIPS for view in range(3)]
+    ids, views = zip(*keys, strict=True)
+    found = reader.read("outputs", ids, views).values
+    partners, weights = [], []
+    for place, (clip_id, view) in enumerate(keys):
+        partners.append(draw_partner(mixed, clip_id, view, place=place // 3, clips=len(CLIPS)))
+        weights.append(draw_view(mixed, clip_id, view).mix_weight)
+        assert (partners[-1] == place // 3) == (weights[-1] == 1.0)
+    assert 15 < sum(weight < 1 for weight in weights) < 33
+    assert len(set(partners)) >= 9, "of 11"
+    order = [reader.store.description["tags"].index(tag) for tag in TAGS]
+    for row in range(0, len(keys), 4):
+        mixture = {"partner": CLIPS[partners[row]], "weight": weights[row]} if weights[row] < 1 else {}
+        logits, _ = heard_by(folder, "vit", *keys[row], **mixture)
+        np.testing.assert_allclose(found[row][order], logits, rtol=2**-9, atol=1e-4)
+    recipe = load_teach_recipe(str(folder / "mine.toml"), own)
+    heard = hear_again(recipe, str(tmp_path / "store"), clips=4)
+    assert (heard.rows, heard.differing) == (12, ())
+    with pytest.raises(ValueError, match="its rows are of mixtures, whose partners follow from the list of all"):
+        merge_stores([str(tmp_path / "store")] * 2, str(tmp_path / "merged"))
+
+
 def test_a_stopped_store_goes_on_and_has_the_same_bytes(folder, teach, tmp_path, monkeypatch, antiphon):
     teach(tmp_path / "undisturbed", "teach.k=2")
     real, out = ShardFiller.fill, tmp_path / "store"
 
-    def interrupted(filler: ShardFiller, shard: Any, clips: Any) -> None:
+    def interrupted(filler: ShardFiller, shard: Any, clips: Any, partners: Any) -> None:
         if shard.number == 1:
             raise KeyboardInterrupt
-        real(filler, shard, clips)
+        real(filler, shard, clips, partners)
 
     monkeypatch.setattr(ShardFiller, "fill", interrupted)
     words = ["teach", folder / "mine.toml", "--out", out, "--local", "--set", "teach.k=2", "--json"]
@@ -126,8 +167,9 @@ def test_ray_writes_the_same_bytes_also_where_a_worker_is_killed(teach, tmp_path
             killed.append(workers[0].pid)
             workers[0].kill()
 
-    teach(tmp_path / "here")
-    done = teach(tmp_path / "on-ray", local=False, workers=1, on_shard=kill_a_worker)
+    mixed = "augment.mixup=0.8"  # with clips of other shards
+    teach(tmp_path / "here", mixed)
+    done = teach(tmp_path / "on-ray", mixed, local=False, workers=1, on_shard=kill_a_worker)
     assert len(killed) == 1
     assert (done["status"], done["shards_written"]) == ("done", 3)
     assert content(tmp_path / "on-ray") == content(tmp_path / "here")

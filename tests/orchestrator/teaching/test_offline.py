@@ -22,6 +22,7 @@ from workloads.config.recipe import Model, Recipe, restore
 from workloads.data.augment import VIEW_VERSION, StoredViews
 from workloads.data.batches import Batches
 from workloads.data.synthetic import synthetic_clips
+from workloads.evaluate.predict import load_tagger
 from workloads.models.tagger import build_tagger
 from workloads.train import Run, advance, loop
 
@@ -254,6 +255,61 @@ def test_all_stores_whose_views_are_heard_go_round_as_many(offline, store, start
     }
     alone = start(offline(f"[{{teacher='store:{one}', student='student', view='other'}}]"))
     assert alone.stores.views is None
+
+
+MIXED = ["augment.mixup=0.7", "augment.mixup_alpha=2.0"]
+
+
+def test_mixtures_are_heard_as_the_teacher_heard_them(offline, store, teacher, start):
+    """The rows of every draw are what the teacher says of the student's own mixture of it, over two epochs."""
+    folder = store("teach.views=6", "teach.clips_per_shard=16", *MIXED)
+    run = start(offline(f"[{{teacher='store:{folder}', student='student', weight=0.9}}]", *MIXED))
+    (stored,), (tagger, _) = run.stores.teachers.values(), load_tagger(teacher)
+    train, labels = {clip.clip_id for clip in run.prepared.splits.train}, run.prepared.dataset
+    mixed = 0
+    for step in range(2 * run.batches.steps_per_epoch):
+        shard = run.batches.shard(step, 0)
+        assert (len(shard.keys), len(shard.x_BT), shard.mixture) == (8, 8, None)
+        assert {*shard.clip_ids} <= train
+        with torch.no_grad():
+            said_BC = tagger(shard.mel(tagger.front_end))
+        torch.testing.assert_close(stored.outputs(shard, {})["logits"], said_BC, rtol=2e-3, atol=2e-4)
+        own_BC = torch.from_numpy(
+            labels.targets([clip for key in shard.clip_ids for clip in labels.clips if clip.clip_id == key])
+        )
+        mixed += int((shard.y_BC != own_BC).any(dim=1).sum())
+    assert 0.3 < mixed / (16 * run.batches.steps_per_epoch) < 0.75, "some partners have the same tags"
+    assert all(map(torch.isfinite, map(torch.tensor, losses(run, "student/loss"))))
+
+
+@pytest.mark.parametrize(
+    ("edges", "settings", "message"),
+    [
+        ("", [], r"views\.augment\.mixup is 0\.7, expected 0\.0"),
+        (", view='clean'", MIXED, "its rows are of mixtures, so view = 'clean' cannot be; set it to 'same'"),
+        (", missing='labels'", MIXED, "its rows are of mixtures, so missing = 'labels' cannot be"),
+        ("SINGLE", MIXED, "its rows are of mixtures, and those of store .* are not"),
+    ],
+)
+def test_mixtures_that_cannot_be_heard_again_are_refused(edges, settings, message, offline, store):
+    folder = store("teach.views=6", "teach.clips_per_shard=16", *MIXED)
+    single = (
+        f", {{teacher='store:{store()}', student='student', weight=0.2, name='single'}}" if edges == "SINGLE" else ""
+    )
+    own = "" if single else edges
+    with pytest.raises(ValueError, match=message):
+        check_recipe_data(
+            offline(f"[{{teacher='store:{folder}', student='student'{own}, weight=0.3}}{single}]", *settings)
+        )
+
+
+def test_a_clip_that_only_clips_of_other_parts_are_mixed_with_is_named(offline, store, start):
+    always = ["augment.mixup=1.0"]
+    recipe = offline(f"[{{teacher='store:{store('teach.views=1', *always)}', student='student'}}]", *always)
+    with pytest.raises(
+        ValueError, match=r"in all 1 views [0-9]+ training clips are mixed with clips that do not train: "
+    ):
+        start(recipe)
 
 
 def test_mixtures_differ_from_epoch_to_epoch_also_where_views_come_again(offline, store, start):
