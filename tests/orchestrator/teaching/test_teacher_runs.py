@@ -21,7 +21,7 @@ synthetic_clips = 100
 clip_seconds = 1.0
 [models]
 cnn = {{ arch = {small.MN} }}
-vit = {{ arch = {small.VIT} }}
+small = {{ arch = {small.VIT} }}
 [schedule]
 steps = 4
 [train]
@@ -36,7 +36,7 @@ def request_of(tmp_path: Path):
 
     def make(*settings: str) -> TeachRequest:
         own = ["data.synthetic_clips=100", "data.clip_seconds=1.0", "teach.views=1"]
-        own += [f"teachers.{name}.uri=run:{tmp_path}/short.toml/{name}" for name in ("cnn", "vit")]
+        own += [f"teachers.{name}.uri=run:{tmp_path}/short.toml/{name}" for name in ("cnn", "small")]
         recipe = load_teach_recipe("teach-demo", [*own, *settings])
         return TeachRequest(recipe, str(tmp_path / "store"), local=True, storage=str(tmp_path / "runs"))
 
