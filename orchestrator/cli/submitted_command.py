@@ -55,6 +55,8 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     location_of(".", name, "none")  # refuses what can be no name
     storage = "out" if kind == "teach" else "storage"
     require_lasting_storage(values[storage], f"--{storage}", job=name)
+    if kind == "teach" and any(teacher.of_run for teacher in recipe.teachers.values()):
+        require_lasting_storage(values["storage"], "--storage", job=name)
     if kind != "teach" and VARIABLE not in env:
         require_lasting_tracking(values["tracking"], job=name)
     return SubmittedCommand(kind, asdict(recipe), _arguments(command, values, given, env), name, values[storage])

@@ -61,6 +61,8 @@ def check_request(request: TeachRequest) -> None:
     refuse_ray_client(request.address)
     require_no_secret(request.out, "--out")
     require_lasting_storage(request.out, "--out")
+    if any(teacher.of_run for teacher in request.recipe.teachers.values()):
+        require_lasting_storage(request.storage, "--storage")
     refuse_wait(request.wait_s, request.address)
     if request.workers < 1:
         raise ValueError(f"--workers {request.workers}: must be 1 or more")

@@ -89,6 +89,7 @@ WHERE = ("--storage", "s3://b/p", "--tracking", "http://mlflow")
         (("demo", *WHERE, "--set", "train.steeps=1"), "train.steeps: unknown key"),
         (("demo", "--storage", "s3://b/p", "--tracking", "http://u:p@h"), "a secret must not travel with a job"),
         (("teach", "teach-bytes", "--out", "store"), "--out 'store': within Ray job n"),
+        (("teach", "teach-demo", "--out", "s3://b/store"), "--storage 'runs': within Ray job n"),
         (("demo", *WHERE), "no cluster is named; give --address with the URL of a Ray dashboard"),
         (("demo", *WHERE, "--address", "h:8265"), "--address 'h:8265': must be the URL of a Ray dashboard"),
         (("demo", *WHERE, "--env", "MY_TOKEN=1"), "--env MY_TOKEN: a secret must not travel with a job"),
