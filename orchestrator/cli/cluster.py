@@ -1,4 +1,4 @@
-"""`antiphon cluster`: start and stop the local stack. Parses and prints; `cluster/stack.py` does the work."""
+"""`antiphon cluster`: the local stack, and files that make real clusters. Parses and prints; `cluster/` works."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cluster.processes import Service, State
 
 
-app = typer.Typer(no_args_is_help=True, help="Start, stop and show a local Ray, MLflow and S3.")
+app = typer.Typer(no_args_is_help=True, help="A local Ray, MLflow and S3, and files for real clusters.")
 notes = Console(stderr=True)
 
 FolderOption = Annotated[Path, typer.Option(help="Folder of the stack: records, keys, logs and data.")]
@@ -96,6 +96,29 @@ def status(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
         print_note(f"no stack in {folder}; start one: antiphon cluster up")
     if not all_up:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def render(
+    context: typer.Context,
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A .toml file, or `example`: the shipped one.")],
+    to: Annotated[str, typer.Option(metavar="kuberay|autoscaler|slurm", help="What the text is for.")],
+    kind: Annotated[
+        str, typer.Option(metavar="job|cron|cluster", help="What is to be made; default: as the spec says.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="The file to write; default: print it.")] = None,
+) -> None:
+    """Write the manifests, cluster file or batch script of a spec; nothing is sent anywhere."""
+    from cluster.render import render as render_spec
+    from orchestrator.cli.rendered_command import checked_spec
+    from workloads.runtime.atomic_files import replace_text
+
+    text = render_spec(checked_spec(context, spec, kind), to)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    replace_text(out, text)
+    print_note(f"wrote {out}")
 
 
 def _table(states: "Iterable[tuple[Service, State]]") -> Table:

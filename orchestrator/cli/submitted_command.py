@@ -42,12 +42,7 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     cannot be in a job or would be lost with it, and the command line's own errors for options that there are not.
     """
     kind, words = (words[0], words[1:]) if words[0] in KINDS else ("run", words)
-    command = context.parent.command.commands[kind]
-    with command.make_context(kind, list(words), parent=context.parent) as parsed:
-        values, given = parsed.params, _given(parsed)
-    for key in given:
-        if key in REFUSED:
-            raise ValueError(REFUSED[key])
+    command, values, given = parsed_command(context, kind, words)
     recipe = _checked_recipe(kind, values)
     if kind == "run":
         require_shards_divide(recipe, values["workers"])
@@ -60,6 +55,20 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     if kind != "teach" and VARIABLE not in env:
         require_lasting_tracking(values["tracking"], job=name)
     return SubmittedCommand(kind, asdict(recipe), _arguments(command, values, given, env), name, values[storage])
+
+
+def parsed_command(context: Any, kind: str, words: Sequence[str]) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """The command itself, its parameters, and those of them that are given; ValueError for what a job cannot have.
+
+    `context` is that of any command beside it.
+    """
+    command = context.parent.command.commands[kind]
+    with command.make_context(kind, list(words), parent=context.parent) as parsed:
+        values, given = parsed.params, _given(parsed)
+    for key in given:
+        if key in REFUSED:
+            raise ValueError(REFUSED[key])
+    return command, values, given
 
 
 def _given(parsed: Any) -> dict[str, str]:
