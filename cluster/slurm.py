@@ -4,6 +4,7 @@ The script owns the order: the head on the first node, workers on the others, th
 it gets the signal that Slurm sends before the time limit. Starts nothing itself.
 """
 
+import re
 import shlex
 from importlib import resources
 
@@ -28,10 +29,8 @@ def batch_script(spec: Spec) -> str:
         "COMMAND": shell_command(work, spec.cache),
         "RETRIES": str(spec.limits.retries),
     }
-    text = TEMPLATE.read_text()
-    for name, value in parts.items():
-        text = text.replace(f"@{name}@\n" if not value else f"@{name}@", value)
-    return text
+    # one pass, so that nothing within a value is taken for a part; the line of an empty part goes with it
+    return re.sub(r"@([A-Z]+)@(\n?)", lambda part: parts[part[1]] and parts[part[1]] + part[2], TEMPLATE.read_text())
 
 
 _AUTH = """\

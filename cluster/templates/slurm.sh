@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
 # the address that the other nodes reach: names of nodes may stand for 127.0.0.1 on the node itself
-address=$(getent ahostsv4 "$head" | awk '$1 !~ /^127\./ { print $1; exit }')
+address=$(getent ahostsv4 "$head" | awk '$1 !~ /^127\./ { print $1; exit }' || true)
 address=${address:-$(hostname -I | awk '{ print $1 }')}
 # ports of its own for every job, so that two may share a node
 port=$((20000 + SLURM_JOB_ID % 1000 * 10))
