@@ -39,11 +39,13 @@ trap end_ray EXIT
 
 driver=
 asked=
-ask_to_save() { # Slurm's USR1 before the time limit, and its TERM where another job takes the nodes
+taken=
+ask_to_save() {
     asked=1
     if [[ -n $driver ]]; then kill -TERM "$driver" 2> /dev/null || true; fi
 }
-trap ask_to_save USR1 TERM
+trap ask_to_save USR1 # Slurm's, before the time limit
+trap 'taken=1; ask_to_save' TERM # scancel, or a job that takes the nodes: then Slurm itself queues this one again
 
 on_nodes 1 "$head" ray start --head --node-ip-address="$address" --port="$port" --temp-dir="$scratch" \
     --dashboard-port=$((port + 3)) --ray-client-server-port=$((port + 4)) "${common[@]}"
@@ -82,7 +84,7 @@ if ((code == 0)); then # else its logs are worth a look
     end_ray
     srun --overlap --ntasks-per-node=1 rm -rf "$scratch" || true
 fi
-if ((code == 75 && ${SLURM_RESTART_COUNT:-0} < @RETRIES@)); then
+if [[ -z $taken ]] && ((code == 75 && ${SLURM_RESTART_COUNT:-0} < @RETRIES@)); then
     echo "saved; queued again to go on"
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -23,7 +23,7 @@ VALUES: dict[str, Any] = {
 
 
 def spec_values(**changes: Any) -> dict[str, Any]:
-    """The values with those at dotted paths replaced (`work__id="x"`: work.id), or removed where the new one is None."""
+    """The values with those at dotted paths replaced (`work__id="x"`: work.id), or removed where one is None."""
     values = copy.deepcopy(VALUES)
     for path, value in changes.items():
         *parents, last = path.split("__")

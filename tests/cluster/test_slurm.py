@@ -20,7 +20,7 @@ STUBS = {
     "getent": 'echo "127.0.1.1 STREAM node1"; echo "10.0.0.7 STREAM node1"\n',
     "python": RECORD
     + 'case "$*" in *secrets*) echo 0123abcd;; *orchestrator*) env | grep -E "^(RAY_|NOTE)" >> "$RECORDS"; '
-    + 'if [ -n "$SIGNALLED" ]; then trap "exit 75" TERM; kill -USR1 "$PPID"; while :; do sleep 0.1; done; fi; '
+    + 'if [ -n "$SIGNALLED" ]; then trap "exit 75" TERM; kill -"$SIGNALLED" "$PPID"; while :; do sleep 0.1; done; fi; '
     + 'exit "$CODE";; esac\n',
 }
 FULL: dict[str, Any] = {
@@ -116,7 +116,8 @@ def test_the_head_is_on_the_first_node_workers_on_the_others_and_the_driver_besi
         ({"CODE": "75"}, 75, True),
         ({"CODE": "75", "SLURM_RESTART_COUNT": "1"}, 75, True),
         ({"CODE": "75", "SLURM_RESTART_COUNT": "2"}, 75, False),
-        ({"SIGNALLED": "yes"}, 75, True),  # the time limit comes: the driver saves
+        ({"SIGNALLED": "USR1"}, 75, True),  # the time limit comes: the driver saves
+        ({"SIGNALLED": "TERM"}, 75, False),  # cancelled, or preempted, when Slurm itself queues it again
     ],
 )
 def test_a_command_that_could_go_on_is_queued_again(

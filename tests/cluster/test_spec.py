@@ -64,10 +64,9 @@ def test_the_shipped_specs_load() -> None:
     ],
 )
 def test_mistakes_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=".") as refused:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as refused:
         parse_spec(spec_values(**changes))
     assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_files_that_are_no_specs_are_refused(tmp_path: Path) -> None:
@@ -97,7 +96,9 @@ def test_a_night_s_id_holds_from_its_schedule_to_the_next_one(tmp_path: Path) ->
     assert spec.work is not None
     command = shell_command(spec.work, None, daily=True)
     stub = tmp_path / "date"
-    stub.write_text('#!/bin/sh\n[ "$1 $2 $4" = "-u -d +%Y-%m-%d" ] || exit 1\nexec /bin/date -u -d "$NOW UTC $3" "$4"\n')
+    stub.write_text(
+        '#!/bin/sh\n[ "$1 $2 $4" = "-u -d +%Y-%m-%d" ] || exit 1\nexec /bin/date -u -d "$NOW UTC $3" "$4"\n'
+    )
     stub.chmod(0o755)
     ids = {}
     for now in ("2026-03-01 02:30", "2026-03-01 23:59", "2026-03-02 02:29", "2026-03-02 02:30"):

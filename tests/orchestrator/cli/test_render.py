@@ -1,4 +1,4 @@
-"""`antiphon cluster render` by its exit codes and output: what it checks before it writes, with the real command line."""
+"""`antiphon cluster render` by its exit codes and output: what it checks before it writes."""
 
 import shlex
 from pathlib import Path
