@@ -112,10 +112,12 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
         running.wait_for(lambda: running.call("sinfo", "-h", "-t", "idle", "-o", "%D") == "2", "two idle nodes")
         yield running
     finally:
-        for job in running.call("squeue", "-h", "-o", "%i").split():
-            running.call("scancel", job)
-        running.wait_for(lambda: not running.call("squeue", "-h"), "no jobs")
-        running.stop()
+        try:
+            for job in running.call("squeue", "-h", "-o", "%i").split():
+                running.call("scancel", job)
+            running.wait_for(lambda: not running.call("squeue", "-h"), "no jobs")
+        finally:
+            running.stop()
 
 
 def test_a_job_runs_saves_when_it_is_asked_and_is_queued_again(slurm: Slurm) -> None:
