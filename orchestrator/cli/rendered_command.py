@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.spec import Spec
+from cluster.spec import Spec, Work
 from cluster.spec_file import parse_spec, read_spec
 from cluster.work_command import option_words
 from orchestrator.cli.submitted_command import parsed_command, submitted_command
+from orchestrator.recipes.loader import load_recipe
+from orchestrator.training.worker_resources import ACCELERATOR, GB, Node, worker_needs
 from workloads.runtime.redaction import require_no_secret
 
 
@@ -15,8 +17,8 @@ def checked_spec(context: Any, name_or_path: str, kind: str) -> Spec:
     """Load a spec, of another kind if that is not empty, and parse its command as the cluster will.
 
     `context` is the command line's. Raises ValueError for mistakes in the spec, for secrets in it, and for a command
-    that could not run; and the command line's own errors for options that there are not. A recipe that only the image
-    has is not looked into.
+    that could not run there; and the command line's own errors for options that there are not. A recipe that only the
+    image has is not looked into.
     """
     values = read_spec(name_or_path)
     _require_no_secret(values)
@@ -25,11 +27,39 @@ def checked_spec(context: Any, name_or_path: str, kind: str) -> Spec:
     if work is None:
         return spec
     words = [work.recipe, *option_words(work, spec.cache)]
-    if work.recipe.startswith("/") and not Path(work.recipe).is_file():
-        parsed_command(context.parent, work.command, words)
-    else:
+    _, parameters, _ = parsed_command(context.parent, work.command, words)
+    if not work.recipe.startswith("/") or Path(work.recipe).is_file():
         submitted_command(context.parent, [work.command, *words], work.id, [*spec.env, *spec.secrets])
+        _require_room(spec, work, parameters)
     return spec
+
+
+def _require_room(spec: Spec, work: Work, parameters: Mapping[str, Any]) -> None:
+    """ValueError where the workers of a run, or of one trial of a search, do not fit into the spec's nodes."""
+    if work.command == "teach":  # what its workers take depends on its teachers, which are elsewhere
+        return
+    needs, workers = worker_needs(load_recipe(parameters["recipe"], parameters["settings"])), parameters["workers"]
+    always, most = needs.count(_nodes(spec, "min")), needs.count(_nodes(spec, "max"))
+    if most < workers:
+        raise ValueError(
+            f"work.arguments: --workers {workers}: the groups' max nodes hold {most} of {needs} each at once; raise "
+            "cpus, gpus or max of a group, or ask for fewer"
+        )
+    if always < workers and not parameters["wait"]:
+        raise ValueError(
+            f"work.arguments: --workers {workers}: the groups' min nodes hold {always} of {needs} each at once; raise "
+            "min of a group, or add --wait SECONDS, for which the cluster scales up"
+        )
+
+
+def _nodes(spec: Spec, bound: str) -> list[Node]:
+    """The nodes that work runs on, by the smaller or larger number of each group."""
+    nodes: list[Node] = []
+    for group in spec.workers.values():
+        amounts = {"CPU": group.cpus, "GPU": float(group.gpus), "memory": group.memory_gb * GB}
+        amounts |= {f"{ACCELERATOR}{group.accelerator}": 1.0} if group.accelerator else {}
+        nodes += [Node(amounts, group.ray_labels)] * getattr(group, bound)
+    return nodes
 
 
 def _require_no_secret(values: Any, path: str = "") -> None:

@@ -114,6 +114,25 @@ def test_the_command_in_the_spec_is_checked_first(spec: Path, before: str, after
     assert "user:pw" not in said
 
 
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ("cpus = 1\nmemory_gb = 8\nmin = 1\nmax = 1", "the groups' max nodes hold 1 of 1 CPU each at once"),
+        ("cpus = 1\nmemory_gb = 8\nmin = 1\nmax = 2", "the groups' min nodes hold 1 of 1 CPU each at once"),
+    ],
+)
+def test_workers_must_fit_into_the_groups(spec: Path, after: str, message: str) -> None:
+    group = "cpus = 4\nmemory_gb = 8\nmin = 2\nmax = 2"
+    options = '"--workers", "2", "--set", "train.threads=1", "--set", "train.loaders=0",'
+    text = SPEC.replace('"--workers", "2",', options).replace(group, after)
+    spec.write_text(text)
+    result = run.invoke(app, ["cluster", "render", str(spec), "--to", "kuberay"])
+    assert message in str(result.exception)
+    waiting = text.replace(options, f'{options} "--wait", "60",')
+    spec.write_text(waiting)
+    assert (run.invoke(app, ["cluster", "render", str(spec), "--to", "kuberay"]).exit_code == 0) is ("min" in message)
+
+
 def test_of_a_recipe_in_the_image_the_options_are_checked(spec: Path) -> None:
     spec.write_text(SPEC.replace('"demo"', '"/recipes/mine.toml"'))
     assert run.invoke(app, ["cluster", "render", str(spec), "--to", "kuberay"]).exit_code == 0
