@@ -81,6 +81,16 @@ def test_another_kind_of_the_same_spec(kind: str, spec: Path) -> None:
         assert values["search_id"] == load_spec("example").work.id  # type: ignore[union-attr]
 
 
+def test_a_cluster_s_text_says_how_to_submit_the_work_to_it(spec: Path) -> None:
+    result = run.invoke(app, ["cluster", "render", str(spec), "--to", "kuberay", "--kind", "cluster"])
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("# antiphon submit ")]
+    command: Any = typer.main.get_command(app)
+    values = command.commands["submit"].make_context("submit", shlex.split(line)[3:]).params
+    assert (values["address"], values["name"], values["installed"]) == ("http://localhost:8265", "nightly-1", True)
+    work = parsed(values["arguments"])
+    assert (work["recipe"], work["storage"], work["workers"]) == ("demo", "s3://bucket/runs", 2)
+
+
 def test_out_is_written_and_the_same_text_as_printed(spec: Path, tmp_path: Path) -> None:
     out = tmp_path / "job.sh"
     command = ["cluster", "render", str(spec), "--to", "slurm"]
