@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import psutil
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.storage import object_store
+from orchestrator.storage.listing import list_folder
 from orchestrator.storage.retry import print_status
 from workloads.runtime.background import in_background
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
@@ -82,6 +84,25 @@ class _Claim(TypedDict):
     driver: _DriverFields
 
 
+class DriverState(StrEnum):
+    """Whether a driver lives, as far as another process can say at once."""
+
+    RUNNING = "running"  # its process exists here; of one elsewhere, the last heartbeat is younger than SILENCE_S
+    ENDED = "ended"  # it left a note
+    KILLED = "killed"  # its process is gone from this host, without a note
+    SILENT = "silent"  # elsewhere, and without a heartbeat for SILENCE_S: killed, or cut off from the store
+
+
+@dataclass(frozen=True)
+class LastDriver:
+    """The driver of a run's newest attempt; the times are by the store's clock."""
+
+    state: DriverState
+    claimed: float  # when it claimed that attempt, in seconds since the epoch
+    quiet_s: float  # seconds since it last wrote a claim, a heartbeat or its note
+    here: bool  # whether it ran where this process could see it
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One claim on a run or trial at `run_uri`. Attempts are numbered from 1 without gaps."""
@@ -139,6 +160,29 @@ def take_unconditionally(run_uri: str, driver: Driver) -> Attempt:
 def is_driven_by(run_uri: str, driver: Driver) -> bool:
     """Whether the run's newest attempt is this driver's."""
     return _driver(run_uri, _newest(run_uri)).token == driver.token
+
+
+def last_driver(run_uri: str) -> LastDriver | None:
+    """The state of a run's or a search's driver now, from two requests and without waiting; None before any attempt.
+
+    For display: whoever wants to take over calls `take_over`, which trusts no clock.
+    """
+    listing = list_folder(object_store.join(run_uri, "attempts"))
+    number = max((int(name) for name in listing.written if name.isdigit()), default=0)
+    if not number:
+        return None
+    driver = _driver_if_readable(run_uri, number)
+    token = driver.token if driver else ""
+    signs = [name for name in (str(number), f"{token}.beat", f"{token}.ended") if name in listing.written]
+    quiet_s = min(map(listing.age, signs))
+    here = driver is not None and driver.here()
+    if f"{token}.ended" in signs:
+        state = DriverState.ENDED
+    elif driver is None or here:
+        state = DriverState.RUNNING if driver and driver.exists() else DriverState.KILLED
+    else:
+        state = DriverState.RUNNING if quiet_s < SILENCE_S else DriverState.SILENT
+    return LastDriver(state, listing.written[str(number)], quiet_s, here)
 
 
 @contextmanager

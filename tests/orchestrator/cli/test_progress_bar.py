@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from orchestrator.cli.progress_bar import progress, roles
+from orchestrator.cli.progress_bar import progress
+from orchestrator.runs.progress import roles
 from workloads.runtime.event_log import EventLog
 
 TURN = {"kind": "phase", "index": 2, "of": 9, "total": 300, "trains": ["vit"]}
