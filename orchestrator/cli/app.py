@@ -23,7 +23,9 @@ from orchestrator.cli.plan import plan
 from orchestrator.cli.printing import cell, print_out, show_every_name
 from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
+from orchestrator.cli.runs import runs
 from orchestrator.cli.search import search
+from orchestrator.cli.status import status
 from orchestrator.cli.store_import import store_import
 from orchestrator.cli.taggers import evaluate, tag
 from orchestrator.cli.teach import teach
@@ -42,7 +44,7 @@ app = typer.Typer(
 )
 commands: tuple[Callable[..., None], ...] = (
     *(run, recipes, evaluate, tag, report, plan, search, dashboard, export, teach),
-    *(jobs, logs, stop, doctor),
+    *(runs, status, jobs, logs, stop, doctor),
 )
 for command in commands:
     app.command()(command)

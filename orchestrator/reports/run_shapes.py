@@ -115,6 +115,7 @@ class PhaseRecord(TimedRecord):
     trains: list[str]
     edges: list[EdgeFields]
     total: NotRequired[int]
+    of: NotRequired[int]
 
 
 class MetricsRecord(TimedRecord):
@@ -145,6 +146,13 @@ class StartRecord(TimedRecord):
     step: int
     attempt: int
     damaged: list[str]
+
+
+class WorkerFailedRecord(TimedRecord):
+    """A line of an event log: a worker has failed, and Ray starts the workers again or gives up."""
+
+    rank: int
+    error: str
 
 
 class ModelResult(TypedDict):
@@ -207,6 +215,7 @@ RECORDS = {
     "phase": PhaseRecord,
     "metrics": MetricsRecord,
     "bad": BadRecord,
+    "worker-failed": WorkerFailedRecord,
     "checkpoint": CheckpointRecord,
     "result": ResultRecord,
     "comparison": ComparisonRecord,

@@ -14,6 +14,8 @@ from typing import Any
 
 from orchestrator.storage.object_store import filesystem, is_local
 
+PAGE = 1000  # entries that an answer of S3 holds: the most
+
 
 @dataclass
 class Listing:
@@ -38,7 +40,9 @@ def list_folder(uri: str, *, all_depths: bool = False) -> Listing:
         return _local(Path(path), all_depths=all_depths)
     bucket, _, prefix = path.rstrip("/").partition("/")
     prefix = f"{prefix}/" if prefix else ""
-    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix} | ({} if all_depths else {"Delimiter": "/"})
+    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE} | (
+        {} if all_depths else {"Delimiter": "/"}
+    )
     found = Listing(0.0)
     with suppress(FileNotFoundError):  # no such bucket
         while True:

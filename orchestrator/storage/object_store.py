@@ -253,7 +253,9 @@ def put_bytes(uri: str, content: bytes) -> None:
 def get_bytes(uri: str) -> bytes:
     """The content of a file; ValueError where a local folder or pipe has its name."""
     fs, path = filesystem(uri)
-    content: bytes = read_own_file(Path(path)) if is_local(uri) else fs.cat_file(path)
+    if is_local(uri):
+        return read_own_file(Path(path))
+    content: bytes = fs.cat_file(path, max_concurrency=1)  # with more, a request for the file's size comes before it
     return content
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from orchestrator.reports.overview import overview
 from tests import small
 from tests.killed import Kill, antiphon, outcome
 from workloads.config.data import Data
@@ -59,6 +60,8 @@ def test_auto_resumes_the_unfinished_run_of_the_same_recipe(command, uninterrupt
     assert antiphon([*command, "--run-id", "other", "--set", "train.seed=7"], out, Kill("step", 10)) == -9
     assert antiphon([*command, "--run-id", "mine"], out, Kill("step", 19)) == -9
     assert antiphon([*command, "--run-id", "done"], out) == 0
+    statuses = {entry.id: (entry.status, entry.done, entry.total) for entry in overview(str(tmp_path / "runs"))}
+    assert statuses == {"other": ("killed", 4, 16), "mine": ("killed", 8, 16), "done": ("done", 16, 16)}
     assert antiphon([*command, "--resume", "auto"], out) == 0
     result = outcome(out)
     assert (result["run_id"], result["resumed_from_step"], result["steps_run"]) == ("mine", 8, 8)

@@ -235,6 +235,10 @@ for name in ("cnn", "vit"):
     assert s3.head_object(Bucket="runs-here", Key=f"x/{two['run_id']}/report.html")["ContentLength"] > 1000
     again = antiphon("report", f"s3://runs-here/x/{two['run_id']}", "--out", f"{home}/s3.html", env=s3_server.env)
     assert again.returncode == 0, again.stderr
+    found = antiphon("status", two["run_id"], "--storage", "s3://runs-here/x", "--json", "--watch", env=s3_server.env)
+    shown = outcome_of(found)
+    assert (shown["status"], shown["step"], shown["workers"]) == ("done", 20, 2)
+    assert shown["scores"] == {name: row["test"]["mAP"] for name, row in two["models"].items()}
 
 
 def test_data_and_initial_weights_are_read_from_an_object_store(s3_server, local_run, home, tmp_path):

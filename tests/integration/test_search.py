@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from orchestrator.reports.overview import overview
 from orchestrator.runs.records import checkpointed_records
 from tests.tiny_search import expected_settings, results, run, sets, wait_until_replayed
 
@@ -53,6 +54,9 @@ def test_a_search_finds_judges_and_records(searching, tmp_path) -> None:
     run_ids = json.loads((folder / "mlflow.json").read_text())
     assert {name: run.info.run_id for name, run in mlflow_runs(outcome).items()} == run_ids
     assert json.loads((folder / "cluster.json").read_text())["slots"] == outcome["slots"]
+    (listed,) = overview(str(tmp_path / "runs"))
+    assert (listed.id, listed.kind, listed.recipe, listed.status) == ("s", "search", "tiny", "done")
+    assert (listed.scores, listed.done, listed.total) == ({"best": best["objective"]}, 4, 4)
 
 
 def mlflow_runs(outcome: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,17 @@
 """Attempts: which one may commit, how it is taken over, and how its driver is known to have ended."""
 
-import json
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
 import pytest
 
+from orchestrator.runs import lease
 from orchestrator.runs.lease import (
     Driver,
+    DriverState,
     beating,
     is_driven_by,
+    last_driver,
     request_stop,
     stop_requested,
     take_next,
@@ -22,21 +22,12 @@ from orchestrator.storage import object_store
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
 
 
-def ended_process() -> Driver:
-    """The driver of a process that has ended."""
-    script = "import json; from dataclasses import asdict; from orchestrator.runs.lease import Driver; "
-    done = subprocess.run(
-        [sys.executable, "-c", script + "print(json.dumps(asdict(Driver())))"], capture_output=True, check=True
-    )
-    return Driver(**json.loads(done.stdout))
-
-
 def driver_on_another_host(**fields) -> Driver:
     return replace(Driver(), host="another-host", **fields)
 
 
-def test_attempts_are_numbered_and_only_the_newest_may_commit(storage):
-    run, first, second = object_store.join(storage, "run"), ended_process(), Driver()
+def test_attempts_are_numbered_and_only_the_newest_may_commit(storage, ended_driver):
+    run, first, second = object_store.join(storage, "run"), ended_driver, Driver()
     one = take_over(run, first)
     one.check_newest()
     two = take_over(run, second)
@@ -102,9 +93,9 @@ def test_a_driver_that_recorded_its_end_is_not_waited_for(storage):
     assert take_over(run, Driver(), silence_s=3600).number == 2
 
 
-def test_of_several_drivers_that_resume_at_once_one_takes_over(storage):
+def test_of_several_drivers_that_resume_at_once_one_takes_over(storage, ended_driver):
     run = object_store.join(storage, "run")
-    take_over(run, ended_process())
+    take_over(run, ended_driver)
     answers: list[object] = []
 
     def resume() -> None:
@@ -122,8 +113,8 @@ def test_of_several_drivers_that_resume_at_once_one_takes_over(storage):
     assert all("just resumed it" in str(answer) or "still working" in str(answer) for answer in answers if answer != 2)
 
 
-def test_restarted_workers_take_a_new_attempt_while_their_driver_has_the_run(storage):
-    run, first, second = object_store.join(storage, "run"), ended_process(), Driver()
+def test_restarted_workers_take_a_new_attempt_while_their_driver_has_the_run(storage, ended_driver):
+    run, first, second = object_store.join(storage, "run"), ended_driver, Driver()
     take_over(run, first)
     workers = take_next(run, first)
     restarted = take_next(run, first)
@@ -156,3 +147,40 @@ def test_unconditional_claims_at_once_all_succeed_one_after_the_other(storage):
     for claim in older:
         with pytest.raises(Superseded):
             claim.check_newest()
+
+
+def test_what_is_known_of_a_driver_at_once(storage, monkeypatch, ended_driver):
+    """Here from its process, elsewhere from its note or the age of its newest sign of life."""
+    run, names = object_store.join(storage, "run"), iter("abcd")
+
+    def state(driver: Driver) -> DriverState:
+        run = object_store.join(storage, next(names))
+        take_over(run, driver)
+        last = last_driver(run)
+        assert last is not None
+        assert last.here == driver.here()
+        assert last.quiet_s < 60
+        return last.state
+
+    assert last_driver(run) is None
+    assert state(Driver()) == "running"
+    assert state(ended_driver) == "killed"
+    assert state(driver_on_another_host()) == "running"
+    monkeypatch.setattr(lease, "SILENCE_S", -1.0)
+    assert state(driver_on_another_host()) == "silent"
+    take_over(run, driver_on_another_host(token="ended"))
+    with beating(run, driver_on_another_host(token="ended")):
+        pass
+    last = last_driver(run)
+    assert last is not None
+    assert last.state == "ended"
+
+
+def test_the_driver_of_a_claim_that_cannot_be_read_counts_as_killed(storage, capfd):
+    run = object_store.join(storage, "run")
+    take_over(run, Driver())
+    object_store.put_text(object_store.join(run, "attempts", "1"), "")
+    last = last_driver(run)
+    assert last is not None
+    assert last.state == "killed"
+    assert "attempts/1" in capfd.readouterr().err
