@@ -1,6 +1,5 @@
 """`antiphon runs` and `antiphon status` on real runs: killed, resumed to the end, elsewhere; and while one goes on."""
 
-import dataclasses
 import io
 import json
 import os
@@ -16,6 +15,7 @@ from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import location_of
 from orchestrator.storage import object_store
 from tests import searches
+from tests.drivers import driver_on_another_host, ended_process
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.json_files import json_text
@@ -27,9 +27,7 @@ TAGS = {"workers": "2"}  # as far as they are read
 
 
 @pytest.fixture
-def killed(
-    storage: str, start: Callable[..., Run], tiny: Callable[..., Recipe], tmp_path: Path, ended_driver: Driver
-) -> str:
+def killed(storage: str, start: Callable[..., Run], tiny: Callable[..., Recipe], tmp_path: Path) -> str:
     """A run that a killed driver has left after 25 of 36 steps; returns its URI.
 
     On S3 the published event log is that of the driver's start.
@@ -38,7 +36,7 @@ def killed(
     assert loop(run, until=25) == "preempted"
     folder = run.session.work_dir.parent
     object_store.put_text(object_store.join(uri, "recipe.json"), json_text(resolve(run.recipe)))
-    take_over(uri, ended_driver)
+    take_over(uri, ended_process())
     first = {"kind": "run", "t": 0, "run_id": "cut", "experiment": "", "name": "demo", "params": {}, "tags": TAGS}
     lines = (folder / "events.jsonl").read_text() if object_store.is_local(storage) else ""
     object_store.put_text(object_store.join(uri, "events.jsonl"), json_text(first) + "\n" + lines)
@@ -171,7 +169,7 @@ def test_a_driver_elsewhere_is_shown_with_its_last_sign_of_life(
     tmp_path: Path, tiny: Callable[..., Recipe], antiphon: Callable[..., Any]
 ) -> None:
     object_store.put_text(f"{tmp_path}/r/recipe.json", json_text(resolve(tiny("demo", *PLAN))))
-    take_over(str(tmp_path / "r"), dataclasses.replace(Driver(), host="another-host"))
+    take_over(str(tmp_path / "r"), driver_on_another_host())
     at = (tmp_path / "r" / "attempts" / "1").stat().st_mtime - 180
     os.utime(tmp_path / "r" / "attempts" / "1", (at, at))
     assert "silent, last sign of life 3 min ago" in antiphon("status", tmp_path / "r").out

@@ -1,6 +1,5 @@
 """The list of a storage's runs and searches says what is known of each, in few requests, whatever state they are in."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +12,13 @@ from orchestrator.reports.overview import Entry, overview
 from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.storage import object_store
 from tests import searches
+from tests.drivers import driver_on_another_host, ended_process
 from workloads.config.recipe import Recipe
 from workloads.runtime.json_files import json_text
 
 STEPS = ("schedule.burn_in=12", "schedule.period=12", "schedule.turns=2")  # 36
 SCORES = {"val": {"accuracy": 0.5, "mAP": 0.25}, "test": {"accuracy": 0.75, "mAP": 0.375}}
-ELSEWHERE = dataclasses.replace(Driver(), host="another-host")
+ELSEWHERE = driver_on_another_host()
 
 
 @pytest.fixture
@@ -91,15 +91,15 @@ def test_an_unfinished_run_is_as_far_as_its_newest_whole_checkpoint(storage: str
 
 
 def test_the_status_of_an_unfinished_run_is_what_its_newest_driver_left(
-    storage: str, create: Callable[..., str], ended_driver: Driver
+    storage: str, create: Callable[..., str]
 ) -> None:
     create("running", driver=Driver())
-    create("killed", driver=ended_driver)
+    create("killed", driver=ended_process())
     create("not-claimed")
     with beating(create("interrupted", driver=ELSEWHERE), ELSEWHERE):
         pass
-    create("preempted", driver=ended_driver, outcome=outcome("preempted", steps=5))
-    create("failed", driver=ended_driver, outcome=outcome("failed", steps=5, error="no space"))
+    create("preempted", driver=ended_process(), outcome=outcome("preempted", steps=5))
+    create("failed", driver=ended_process(), outcome=outcome("failed", steps=5, error="no space"))
     assert statuses(storage) == {
         "running": "running",
         "killed": "killed",
@@ -113,12 +113,12 @@ def test_the_status_of_an_unfinished_run_is_what_its_newest_driver_left(
 
 
 def test_the_outcome_of_an_earlier_driver_does_not_hide_that_the_run_goes_on(
-    tmp_path: Any, tiny: Callable[..., Recipe], ended_driver: Driver
+    tmp_path: Any, tiny: Callable[..., Recipe]
 ) -> None:
     """In a folder, whose times are finer than whole seconds."""
     uri = str(tmp_path / "resumed")
     object_store.put_text(f"{uri}/recipe.json", json_text(resolve(tiny("demo", *STEPS))))
-    take_over(uri, ended_driver)
+    take_over(uri, ended_process())
     object_store.put_text(f"{uri}/outcome.json", json.dumps(outcome("preempted", steps=5, error="gone")))
     assert statuses(str(tmp_path)) == {"resumed": "preempted"}
     take_over(uri, Driver())
@@ -146,7 +146,7 @@ def test_damaged_files_of_one_run_are_named_and_hide_nothing_else(storage: str, 
     assert (found["no-recipe"].status, found["no-recipe"].total) == ("not started", None)
 
 
-def test_a_search_has_its_best_objective_and_its_trials(storage: str, ended_driver: Driver) -> None:
+def test_a_search_has_its_best_objective_and_its_trials(storage: str) -> None:
     trials = searches.write_finished_search(f"{storage}/finished")
     uri = f"{storage}/unfinished"
     searches.write_json(uri, "search.json", value=searches.head())
@@ -154,7 +154,7 @@ def test_a_search_has_its_best_objective_and_its_trials(storage: str, ended_driv
         searches.write_task_start(uri, entry)
     for entry in trials[:2]:
         searches.write_task_end(uri, entry)
-    take_over(uri, ended_driver)
+    take_over(uri, ended_process())
     found = entries(storage)
     best = min(trial["objective"] for trial in trials if trial["status"] == "done")
     finished, unfinished = found["finished"], found["unfinished"]
@@ -185,7 +185,7 @@ def test_the_newest_is_first_and_other_folders_are_left_out(tmp_path: Any, tiny:
 
 @pytest.mark.parametrize("storage", ["s3"], indirect=True)
 def test_a_run_takes_three_requests_and_an_unfinished_one_seven(
-    storage: str, create: Callable[..., str], monkeypatch: pytest.MonkeyPatch, ended_driver: Driver
+    storage: str, create: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests, real = [], AioBaseClient._make_api_call
 
@@ -198,7 +198,7 @@ def test_a_run_takes_three_requests_and_an_unfinished_one_seven(
     requests.clear()
     overview(storage)
     assert sorted(requests) == ["GetObject"] * 2 + ["ListObjectsV2"] * 2  # one of them of the storage
-    add_checkpoint(create("preempted", driver=ended_driver, outcome=outcome("preempted", steps=24)), step=24)
+    add_checkpoint(create("preempted", driver=ended_process(), outcome=outcome("preempted", steps=24)), step=24)
     requests.clear()
     overview(storage)
     assert len(requests) == 1 + 3 + 7

@@ -19,15 +19,12 @@ from orchestrator.runs.lease import (
     take_unconditionally,
 )
 from orchestrator.storage import object_store
+from tests.drivers import driver_on_another_host, ended_process
 from workloads.runtime.checkpoint_store import AlreadyDriven, Superseded
 
 
-def driver_on_another_host(**fields) -> Driver:
-    return replace(Driver(), host="another-host", **fields)
-
-
-def test_attempts_are_numbered_and_only_the_newest_may_commit(storage, ended_driver):
-    run, first, second = object_store.join(storage, "run"), ended_driver, Driver()
+def test_attempts_are_numbered_and_only_the_newest_may_commit(storage):
+    run, first, second = object_store.join(storage, "run"), ended_process(), Driver()
     one = take_over(run, first)
     one.check_newest()
     two = take_over(run, second)
@@ -93,9 +90,9 @@ def test_a_driver_that_recorded_its_end_is_not_waited_for(storage):
     assert take_over(run, Driver(), silence_s=3600).number == 2
 
 
-def test_of_several_drivers_that_resume_at_once_one_takes_over(storage, ended_driver):
+def test_of_several_drivers_that_resume_at_once_one_takes_over(storage):
     run = object_store.join(storage, "run")
-    take_over(run, ended_driver)
+    take_over(run, ended_process())
     answers: list[object] = []
 
     def resume() -> None:
@@ -113,8 +110,8 @@ def test_of_several_drivers_that_resume_at_once_one_takes_over(storage, ended_dr
     assert all("just resumed it" in str(answer) or "still working" in str(answer) for answer in answers if answer != 2)
 
 
-def test_restarted_workers_take_a_new_attempt_while_their_driver_has_the_run(storage, ended_driver):
-    run, first, second = object_store.join(storage, "run"), ended_driver, Driver()
+def test_restarted_workers_take_a_new_attempt_while_their_driver_has_the_run(storage):
+    run, first, second = object_store.join(storage, "run"), ended_process(), Driver()
     take_over(run, first)
     workers = take_next(run, first)
     restarted = take_next(run, first)
@@ -149,7 +146,7 @@ def test_unconditional_claims_at_once_all_succeed_one_after_the_other(storage):
             claim.check_newest()
 
 
-def test_what_is_known_of_a_driver_at_once(storage, monkeypatch, ended_driver):
+def test_what_is_known_of_a_driver_at_once(storage, monkeypatch):
     """Here from its process, elsewhere from its note or the age of its newest sign of life."""
     run, names = object_store.join(storage, "run"), iter("abcd")
 
@@ -164,7 +161,7 @@ def test_what_is_known_of_a_driver_at_once(storage, monkeypatch, ended_driver):
 
     assert last_driver(run) is None
     assert state(Driver()) == "running"
-    assert state(ended_driver) == "killed"
+    assert state(ended_process()) == "killed"
     assert state(driver_on_another_host()) == "running"
     monkeypatch.setattr(lease, "SILENCE_S", -1.0)
     assert state(driver_on_another_host()) == "silent"

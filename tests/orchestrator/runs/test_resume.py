@@ -9,7 +9,7 @@ from orchestrator.recipes.loader import load_recipe
 from orchestrator.runs.lease import Driver
 from orchestrator.runs.resume import OpenedRun, open_run
 from orchestrator.storage import object_store
-from tests.orchestrator.runs.test_lease import ended_process
+from tests.drivers import ended_process
 from workloads.runtime.checkpoint_store import AlreadyDriven
 
 
