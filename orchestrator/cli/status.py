@@ -130,12 +130,17 @@ def _run_lines(found: Any) -> Lines:
 
 def _search_lines(found: Any) -> Lines:
     entry, search = found.entry, found.search
-    counts = {name: len(search.of_status(name)) for name in ("running", "done", "stopped", "failed", "interrupted")}
+    going_on = "running" if entry.status in GOES_ON else "unfinished"  # the trials of a killed driver are not running
+    names = {
+        "running": going_on,
+        "done": "done",
+        "stopped": "stopped",
+        "failed": "failed",
+        "interrupted": "interrupted",
+    }
+    counts = [f"{len(trials)} {shown}" for name, shown in names.items() if (trials := search.of_status(name))]
     lines = [
-        (
-            "trials",
-            f"{progress_text(entry)}: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count),
-        ),
+        ("trials", "; ".join([progress_text(entry), ", ".join(counts)]) if counts else progress_text(entry)),
         ("left", _left(found)),
         ("at once", f"{search.slots} trials"),
     ]
@@ -164,7 +169,8 @@ def _as_json(found: Any) -> dict[str, Any]:
         settings = (
             {"number": best.number, "objective": best.objective, "settings": dict(best.settings)} if best else None
         )
-        return {**shared, "running": len(search.of_status("running")), "slots": search.slots, "best": settings}
+        running = len(search.of_status("running")) if found.entry.status in GOES_ON else 0
+        return {**shared, "running": running, "slots": search.slots, "best": settings}
     return {
         **shared,
         "records": found.records,

@@ -33,7 +33,7 @@ class Listing:
 def list_folder(uri: str, *, all_depths: bool = False) -> Listing:
     """What is directly below a URI, or with `all_depths` every file below it; empty where there is no such folder.
 
-    On S3 one request for each 1,000 entries, whose times are whole seconds.
+    On S3 one request for each 1,000 entries, whose times are whole seconds. FileNotFoundError where there is no bucket.
     """
     fs, path = filesystem(uri)
     if is_local(uri):
@@ -44,16 +44,15 @@ def list_folder(uri: str, *, all_depths: bool = False) -> Listing:
         {} if all_depths else {"Delimiter": "/"}
     )
     found = Listing(0.0)
-    with suppress(FileNotFoundError):  # no such bucket
-        while True:
-            page = fs.call_s3("list_objects_v2", **request)
-            found.now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
-            files = {item["Key"].removeprefix(prefix): item["LastModified"] for item in page.get("Contents", [])}
-            found.written |= {name: at.timestamp() for name, at in files.items() if name}
-            found.folders |= {item["Prefix"].removeprefix(prefix)[:-1] for item in page.get("CommonPrefixes", [])}
-            if not page.get("IsTruncated"):
-                break
-            request["ContinuationToken"] = page["NextContinuationToken"]
+    while True:
+        page = fs.call_s3("list_objects_v2", **request)
+        found.now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+        files = {item["Key"].removeprefix(prefix): item["LastModified"] for item in page.get("Contents", [])}
+        found.written |= {name: at.timestamp() for name, at in files.items() if name}
+        found.folders |= {item["Prefix"].removeprefix(prefix)[:-1] for item in page.get("CommonPrefixes", [])}
+        if not page.get("IsTruncated"):
+            break
+        request["ContinuationToken"] = page["NextContinuationToken"]
     return found
 
 

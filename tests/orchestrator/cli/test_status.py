@@ -109,7 +109,7 @@ def test_a_run_is_watched_to_its_end(
         log.append(phase(1, "vit"))
         log.append({"kind": "worker-failed", "t": 7000, "rank": 1, "error": "[/b] killed"})
         with log.path.open("a") as file:
-            file.write('{"kind": "metrics"}\n')  # without values: damaged
+            file.write('{"kind": "metrics", "t": 7000, "step": 13}\n')  # without values: damaged
 
     def end() -> None:
         outcome = {"status": "failed", "error": "no space", "resumed_from_step": 0, "steps_run": 12, "models": {}}
@@ -163,6 +163,21 @@ def test_a_search_shows_its_trials_and_the_best(tmp_path: Path, antiphon: Callab
     found = json.loads(antiphon("status", tmp_path / "runs" / "s", "--json").out)
     assert (found["done"], found["best"]["number"]) == (24, best["number"])
     assert found["best"]["settings"] == best["settings"]
+
+
+def test_the_trials_of_a_killed_search_are_not_running(tmp_path: Path, antiphon: Callable[..., Any]) -> None:
+    uri, trials = str(tmp_path / "s"), searches.results()
+    searches.write_json(uri, "search.json", value=searches.head())
+    for entry in trials[:3]:
+        searches.write_task_start(uri, entry)
+    searches.write_task_end(uri, trials[0])
+    take_over(uri, ended_process())
+    shown = antiphon("status", uri).out
+    for text in ("killed, last sign of life", "1 of 24 trials; 2 unfinished, 1 done"):
+        assert text in shown
+    assert json.loads(antiphon("status", uri, "--json").out)["running"] == 0
+    take_over(uri, Driver())
+    assert "1 of 24 trials; 2 running, 1 done" in antiphon("status", uri).out
 
 
 def test_a_driver_elsewhere_is_shown_with_its_last_sign_of_life(

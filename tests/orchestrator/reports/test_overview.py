@@ -94,6 +94,7 @@ def test_the_status_of_an_unfinished_run_is_what_its_newest_driver_left(
     storage: str, create: Callable[..., str]
 ) -> None:
     create("running", driver=Driver())
+    create("ending", driver=Driver(), outcome=outcome("preempted", steps=5))
     create("killed", driver=ended_process())
     create("not-claimed")
     with beating(create("interrupted", driver=ELSEWHERE), ELSEWHERE):
@@ -102,6 +103,7 @@ def test_the_status_of_an_unfinished_run_is_what_its_newest_driver_left(
     create("failed", driver=ended_process(), outcome=outcome("failed", steps=5, error="no space"))
     assert statuses(storage) == {
         "running": "running",
+        "ending": "running",
         "killed": "killed",
         "not-claimed": "not started",
         "interrupted": "interrupted",
@@ -121,6 +123,8 @@ def test_the_outcome_of_an_earlier_driver_does_not_hide_that_the_run_goes_on(
     take_over(uri, ended_process())
     object_store.put_text(f"{uri}/outcome.json", json.dumps(outcome("preempted", steps=5, error="gone")))
     assert statuses(str(tmp_path)) == {"resumed": "preempted"}
+    take_over(uri, ended_process())
+    assert statuses(str(tmp_path)) == {"resumed": "killed"}
     take_over(uri, Driver())
     (entry,) = overview(str(tmp_path))
     assert (entry.status, entry.error) == ("running", "")

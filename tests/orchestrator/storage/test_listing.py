@@ -1,5 +1,7 @@
 """Listings with ages by the store's clock, of a folder and of an object store."""
 
+import pytest
+
 from orchestrator.storage import listing, object_store
 from orchestrator.storage.listing import list_folder
 
@@ -26,3 +28,9 @@ def test_a_listing_that_takes_several_answers_is_whole(storage, monkeypatch):
         object_store.put_text(object_store.join(storage, f"run-{number}", "recipe.json"), "")
     found = list_folder(storage)
     assert (len(found.written), len(found.folders)) == (5, 5)
+
+
+@pytest.mark.parametrize("storage", ["s3"], indirect=True)
+def test_a_bucket_that_does_not_exist_is_an_error(storage):
+    with pytest.raises(FileNotFoundError, match="bucket does not exist"):
+        list_folder(storage.replace("bucket-", "no-bucket-"))
