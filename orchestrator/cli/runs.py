@@ -70,7 +70,7 @@ def ago(seconds: float) -> str:
 def _table(entries: list[Any]) -> Table:
     table = Table()
     for column in ("id", "recipe", "status", "score", "done", "started", "updated"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "status")
     for entry in entries:
         recipe = f"{entry.recipe} (search)" if entry.kind == "search" else entry.recipe
         times = [f"{datetime.fromtimestamp(entry.started):%Y-%m-%d %H:%M}", ago(entry.updated_s)]

@@ -200,7 +200,8 @@ def _read_search(entry: Entry, files: Listing) -> Entry:
     if entry.status == INTERRUPTED and EVENT_LOG in files.written:  # a preempted search has no outcome, but an end
         log = _path(entry, EVENT_LOG)
         end = end_of(_readable(entry, lambda: parse_event_log(object_store.get_bytes(log), log)) or [])
-        entry.status = str(end["status"]) if end else entry.status
+        if end:
+            entry.status, entry.quiet_s = str(end["status"]), None
     return entry
 
 

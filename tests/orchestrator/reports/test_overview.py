@@ -175,7 +175,8 @@ def test_a_search_that_was_interrupted_says_so_in_its_event_log(storage: str) ->
         pass
     assert statuses(storage) == {"stopped": "interrupted"}
     object_store.put_text(f"{uri}/events.jsonl", '{"kind": "run"}\n{"kind": "end", "status": "preempted"}\n')
-    assert statuses(storage) == {"stopped": "preempted"}
+    (entry,) = overview(storage)
+    assert (entry.status, entry.quiet_s) == ("preempted", None)
 
 
 def test_the_newest_is_first_and_other_folders_are_left_out(tmp_path: Any, tiny: Callable[..., Recipe]) -> None:
