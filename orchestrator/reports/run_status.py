@@ -133,9 +133,7 @@ def find(name: str, storage: str, *, default: str) -> str:
 
 
 def _trials_left(search: SearchSnapshot) -> float | None:
-    """By the mean of the trials that are over, as many at once as there are slots."""
+    """By the mean of the trials that are over, as many at once as there are slots; None before one, and after all."""
     seconds = [trial.seconds for trial in search.trials if trial.seconds is not None]
-    if not seconds:
-        return None
     left = search.planned_trials - len(seconds)
-    return max(left, 0) * sum(seconds) / len(seconds) / max(search.slots, 1)
+    return left * sum(seconds) / len(seconds) / max(search.slots, 1) if seconds and left > 0 else None

@@ -178,6 +178,8 @@ def test_the_trials_of_a_killed_search_are_not_running(tmp_path: Path, antiphon:
     assert json.loads(antiphon("status", uri, "--json").out)["running"] == 0
     take_over(uri, Driver())
     assert "1 of 24 trials; 2 running, 1 done" in antiphon("status", uri).out
+    seconds = trials[0]["ended"] - trials[0]["began"]  # one at a time, as long as the search has not said how many
+    assert json.loads(antiphon("status", uri, "--json").out)["seconds_left"] == pytest.approx(23 * seconds)
 
 
 def test_a_driver_elsewhere_is_shown_with_its_last_sign_of_life(
