@@ -87,7 +87,11 @@ def with_absolute_paths(recipe: TeachRecipe) -> TeachRecipe:
     data = recipe.data
     data = replace(data, root=absolute(data.root), manifest=absolute(data.manifest), cache=absolute(data.cache))
     teachers = {
-        name: replace(teacher, uri=teacher.uri if teacher.drawn or teacher.of_run else absolute(teacher.uri), tags=absolute(teacher.tags))
+        name: replace(
+            teacher,
+            uri=teacher.uri if teacher.drawn or teacher.of_run else absolute(teacher.uri),
+            tags=absolute(teacher.tags),
+        )
         for name, teacher in recipe.teachers.items()
     }
     return replace(recipe, data=data, teachers=teachers)
