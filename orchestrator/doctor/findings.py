@@ -100,20 +100,19 @@ def _storage(facts: Mapping[str, NodeFacts]) -> list[Finding]:
 
 def _data(facts: Mapping[str, NodeFacts]) -> list[Finding]:
     fix = "copy the data to the same path on all nodes, or pack it: antiphon data pack RECIPE --out s3://bucket/prefix"
-    return [
-        Finding("data", "problem", f"{node}: data.root: {each.data_error}", fix)
-        for node, each in facts.items()
-        if each.data_error
-    ]
+    return _problems(
+        "data", {node: each.data_error and f"data.root: {each.data_error}" for node, each in facts.items()}, fix
+    )
 
 
 def _tracking(facts: Mapping[str, NodeFacts]) -> list[Finding]:
     fix = "start the server, open its port to the nodes, or give --tracking none"
-    return [
-        Finding("tracking", "problem", f"{node}: {each.tracking_error}", fix)
-        for node, each in facts.items()
-        if each.tracking_error
-    ]
+    return _problems("tracking", {node: each.tracking_error for node, each in facts.items()}, fix)
+
+
+def _problems(check: str, errors: Mapping[str, str], fix: str) -> list[Finding]:
+    """A problem for each node that has an error."""
+    return [Finding(check, "problem", f"{node}: {error}", fix) for node, error in errors.items() if error]
 
 
 def _gpus(facts: Mapping[str, NodeFacts]) -> list[Finding]:

@@ -69,20 +69,40 @@ def fit(
 
     With `until` the workers save and end after that many steps, as "preempted"; another call continues.
     """
+    num_records_before = len(read_event_log(location.event_log))
+    trainer = _trainer(recipe, location, attempt, workers=workers, patience_s=patience_s, until=until)
+    from ray.train import ControllerError
+
+    try:
+        _in_a_thread(trainer.fit)
+    except ControllerError as error:
+        if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
+            reason = one_line(error.controller_failure)
+            raise Unavailable(f"the cluster has not started the workers: {reason}") from None
+        raise
+    new_records = read_event_log(location.event_log)[num_records_before:]
+    closed = [record for record in new_records if record["kind"] == "closed"]
+    if not closed:
+        raise RuntimeError("the workers ended without reporting a status")
+    return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
+
+
+def _trainer(
+    recipe: Recipe, location: RunLocation, attempt: Attempt, *, workers: int, patience_s: float, until: int | None
+) -> Any:
+    """Ray Train's trainer of a run; the environment that its controller reads is set first."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     # images are pulled, and nodes that take the place of lost ones start, before workers do
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # how often it looks whether a node is to leave
-    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
 
     from orchestrator.training.ray_network import TorchOverNodeNetwork
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
-    needs = worker_needs(recipe)
-    num_records_before = len(read_event_log(location.event_log))
     # The type checker sees the first generation of these classes, the interpreter the second.
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={
             "recipe": resolve(recipe),
@@ -94,14 +114,7 @@ def fit(
         torch_config=TorchOverNodeNetwork(
             backend=BACKENDS[recipe.train.device], timeout_s=PEER_TIMEOUT_S + int(patience_s)
         ),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu="GPU" in needs.resources,
-            resources_per_worker={what: amount for what, amount in needs.resources.items() if ACCELERATOR not in what},
-            accelerator_type=recipe.resources.accelerator or None,
-            label_selector=dict(needs.labels) or None,  # type: ignore[call-arg]
-            placement_strategy=needs.placement,
-        ),
+        scaling_config=_scaling(recipe, workers),
         run_config=RunConfig(
             name=location.run_id,
             failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
@@ -109,19 +122,21 @@ def fit(
             **ray_storage(location.uri.removesuffix(f"/{location.run_id}"), patience_s=patience_s),
         ),
     )
-    try:
-        _in_a_thread(trainer.fit)
-    except ControllerError as error:
-        if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
-            raise Unavailable(
-                f"the cluster has not started the workers: {one_line(error.controller_failure)}"
-            ) from None
-        raise
-    new_records = read_event_log(location.event_log)[num_records_before:]
-    closed = [record for record in new_records if record["kind"] == "closed"]
-    if not closed:
-        raise RuntimeError("the workers ended without reporting a status")
-    return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
+
+
+def _scaling(recipe: Recipe, workers: int) -> Any:
+    """How many workers there are, and what Ray reserves for each."""
+    from ray.train import ScalingConfig
+
+    needs = worker_needs(recipe)
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu="GPU" in needs.resources,
+        resources_per_worker={what: amount for what, amount in needs.resources.items() if ACCELERATOR not in what},
+        accelerator_type=recipe.resources.accelerator or None,
+        label_selector=dict(needs.labels) or None,  # type: ignore[call-arg]
+        placement_strategy=needs.placement,
+    )
 
 
 def _in_a_thread(call: Callable[[], Any]) -> None:
