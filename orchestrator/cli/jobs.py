@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.options import JsonOption, only_json
+from orchestrator.cli.options import FAILED, JsonOption, only_json
 from orchestrator.cli.printing import cell, print_note
 
 DETACHED = 130  # the exit code after Ctrl-C, as of any command; the job goes on
@@ -42,7 +42,6 @@ def submit(
     installed: Annotated[
         bool, typer.Option("--installed", help="The nodes have antiphon: send the recipe only.")
     ] = False,
-    image: Annotated[str, typer.Option(help="A container image for the job's processes.")] = "",
     detach: Annotated[bool, typer.Option("--detach", help="Return once the cluster has the job.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,7 +62,6 @@ def submit(
         env=env or (),
         python=python,
         installed=installed,
-        image=image,
     )
     with only_json(as_json) as emit:
         jobs = Jobs(address)
@@ -126,7 +124,8 @@ def stop(
     from orchestrator.jobs import control
     from orchestrator.jobs.client import Jobs
 
-    control.stop(Jobs(address), name, patience_s=patience, say=print_note)
+    if not control.stop(Jobs(address), name, patience_s=patience, say=print_note):
+        raise typer.Exit(FAILED)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The command that `antiphon submit` is given: parsed and checked here, before anything is sent to a cluster."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,8 @@ from orchestrator.runs.resume import generated_id
 from orchestrator.tracking.uri import VARIABLE
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
 from orchestrator.training.request import require_shards_divide, with_absolute_paths
-from workloads.runtime.redaction import redacted
+from workloads.config.teach import TeachRecipe
+from workloads.runtime.redaction import redacted, require_no_secret
 
 KINDS = ("run", "search", "teach")
 # parameters of the commands that a job cannot have, and why
@@ -46,15 +48,27 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     recipe = _checked_recipe(kind, values)
     if kind == "run":
         require_shards_divide(recipe, values["workers"])
-    name = name or generated_id(recipe)
-    location_of(".", name, "none")  # refuses what can be no name
     storage = "out" if kind == "teach" else "storage"
+    name = name or (_name_of_store(recipe, values["out"]) if kind == "teach" else generated_id(recipe))
+    location_of(".", name, "none")  # refuses what can be no name
+    require_no_secret(values["storage"], "--storage")
+    require_no_secret(values[storage], f"--{storage}")
     require_lasting_storage(values[storage], f"--{storage}", job=name)
     if kind == "teach" and any(teacher.of_run for teacher in recipe.teachers.values()):
         require_lasting_storage(values["storage"], "--storage", job=name)
-    if kind != "teach" and VARIABLE not in env:
+    if kind != "teach" and not _in_environment(env):
         require_lasting_tracking(values["tracking"], job=name)
     return SubmittedCommand(kind, asdict(recipe), _arguments(command, values, given, env), name, values[storage])
+
+
+def _name_of_store(recipe: TeachRecipe, out: str) -> str:
+    """The same for every command that fills a store: repeated, it is the job of that store."""
+    return f"{recipe.name}-{hashlib.sha256(out.rstrip('/').encode()).hexdigest()[:8]}"
+
+
+def _in_environment(env: Sequence[str]) -> bool:
+    """Whether the job has MLflow's address in its environment: that of the nodes, or as `--env` sets it."""
+    return any(given.partition("=")[0] == VARIABLE for given in env)
 
 
 def parsed_command(context: Any, kind: str, words: Sequence[str]) -> tuple[Any, dict[str, Any], dict[str, str]]:
@@ -83,17 +97,18 @@ def _checked_recipe(kind: str, values: Mapping[str, Any]) -> Any:
         from orchestrator.teaching.job import with_absolute_paths as absolute_teach
 
         teach = load_teach_recipe(values["teach_recipe"], values["settings"])
-        _require_same_paths(asdict(teach), asdict(absolute_teach(teach)))
+        _require_no_relative_path(asdict(teach), asdict(absolute_teach(teach)))
         return teach
     recipe = load_recipe(values["recipe"], values["settings"])
-    _require_same_paths(asdict(recipe), asdict(with_absolute_paths(recipe)))
+    _require_no_relative_path(asdict(recipe), asdict(with_absolute_paths(recipe)))
     return recipe
 
 
-def _require_same_paths(recipe: dict[str, Any], absolute: dict[str, Any]) -> None:
+def _require_no_relative_path(recipe: dict[str, Any], absolute: dict[str, Any]) -> None:
     here, everywhere = flatten(recipe), flatten(absolute)
     for key, path in here.items():
-        if path != everywhere[key] and not path.startswith("~"):
+        changed = path != everywhere[key]  # so it is a path of a disk; an absolute one may only be written otherwise
+        if changed and not path.removeprefix("store:").removeprefix("file://").startswith(("~", "/")):
             raise ValueError(
                 f"{key} = {path!r}: is a folder of this machine, and the job runs on another one; give a URI, or an "
                 "absolute path that all nodes of the cluster see"
@@ -110,8 +125,8 @@ def _arguments(command: Any, values: Mapping[str, Any], given: Mapping[str, str]
         key = option.name
         if option.param_type_name != "option" or key not in given or key in ("settings", "as_json"):
             continue
-        if key == "tracking" and (VARIABLE in env or redacted(values[key]) != values[key]):
-            if VARIABLE not in env:
+        if key == "tracking" and (_in_environment(env) or redacted(values[key]) != values[key]):
+            if not _in_environment(env):
                 raise ValueError(
                     f"--tracking {redacted(values[key])!r}: a secret must not travel with a job; set {VARIABLE} in the "
                     f"environment of the cluster's nodes, and give --env {VARIABLE}"

@@ -1,12 +1,16 @@
 """`antiphon doctor`: all nodes of a cluster, or this machine, are looked at and compared."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 from orchestrator.doctor.findings import Finding, judge, judge_clocks, judge_links
 from orchestrator.doctor.network import try_links
 from orchestrator.doctor.node_facts import NodeFacts, Subject, look
+from orchestrator.storage import object_store
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from workloads.runtime.text import one_line
 
@@ -27,15 +31,46 @@ def examine(subject: Subject, *, address: str, cache_gb: float) -> list[Finding]
 
     connect(ray, address, at_least=1)
     try:
-        nodes = [(node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
-        facts, silent = _look_at(ray, nodes, subject)
+        nodes = _named(ray)
+        with _seen_by_all(subject) as looked_at:
+            facts, silent = _look_at(ray, nodes, looked_at)
         answering = [node for node in nodes if node[1] in facts]
         found = [_silent(node, reason) for node, reason in silent.items()]
         if facts:
-            found += [*judge(facts, cache_gb=cache_gb), judge_clocks(_skews(ray, answering))]
+            found += judge(facts, cache_gb=cache_gb)
+            skews = _skews(ray, answering)
+            found += [judge_clocks(skews)] if skews else []
         return [*found, *judge_links(try_links(ray, answering))]
     finally:
         ray.shutdown()
+
+
+def _named(ray: Any) -> list[tuple[str, str]]:
+    """Id and address of each node; several on one machine are told apart by their ids."""
+    alive = [(node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
+    addresses = [address for _, address in alive]
+    return [(node, address if addresses.count(address) == 1 else f"{address}/{node[:8]}") for node, address in alive]
+
+
+@contextmanager
+def _seen_by_all(subject: Subject) -> Iterator[Subject]:
+    """Write a file into the storage that every node must see; a folder may be there on each node and not be shared.
+
+    Where this machine cannot write, the nodes are asked without it: they say why.
+    """
+    if not subject.storage:
+        yield subject
+        return
+    uri = object_store.join(subject.storage, f".doctor-{uuid4().hex}")
+    try:
+        object_store.put_text(uri, "here")
+    except Exception:  # each kind of store raises other exception types
+        yield subject
+        return
+    try:
+        yield replace(subject, seen=uri)
+    finally:
+        object_store.remove_file(uri)
 
 
 def _silent(node: str, reason: str) -> Finding:
@@ -79,8 +114,10 @@ def _skews(ray: Any, nodes: Sequence[tuple[str, str]]) -> dict[str, float]:
         tries = []
         for _ in range(CLOCK_TRIES):
             before = time.time()
-            there = ray.get(_on(ray, _clock, node).remote(), timeout=NODE_S)
-            after = time.time()
-            tries.append((after - before, there - (before + after) / 2))
-        skews[address] = min(tries)[1]
+            with suppress(ray.exceptions.RayError):  # a node that has gone meanwhile
+                there = ray.get(_on(ray, _clock, node).remote(), timeout=NODE_S)
+                after = time.time()
+                tries.append((after - before, there - (before + after) / 2))
+        if tries:
+            skews[address] = min(tries)[1]
     return skews

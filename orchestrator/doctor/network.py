@@ -32,7 +32,7 @@ def pairs_of(count: int) -> list[tuple[int, int]]:
 
 
 def try_links(ray: Any, nodes: Sequence[tuple[str, str]]) -> list[Link]:
-    """Try pairs of nodes, (id, address) each, one pair after the other: at once they would share the network."""
+    """Try pairs of nodes, (id, ADDRESS or ADDRESS/...) each, one pair after the other: they would share the network."""
     return [_try_pair(ray, nodes[one], nodes[other]) for one, other in pairs_of(len(nodes))]
 
 
@@ -46,9 +46,8 @@ def _try_pair(ray: Any, one: tuple[str, str], other: tuple[str, str]) -> Link:
     answers: list[Any] = []
     try:
         port = ray.get(task(_free_port, one[0]).remote(), timeout=PAIR_S)
-        answers = [
-            task(_exchange, node).remote(rank, f"tcp://{one[1]}:{port}") for rank, (node, _) in enumerate((one, other))
-        ]
+        meeting = f"tcp://{one[1].partition('/')[0]}:{port}"
+        answers = [task(_exchange, node).remote(rank, meeting) for rank, (node, _) in enumerate((one, other))]
         rates = ray.get(answers, timeout=PAIR_S)
     except ray.exceptions.GetTimeoutError:
         for answer in answers:

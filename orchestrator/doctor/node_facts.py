@@ -30,6 +30,7 @@ class Subject:
     """What is looked at on each node; empty: left out."""
 
     storage: str = ""
+    seen: str = ""  # a file that the driver has written there, and all nodes must see
     tracking: str = field(default="", repr=False)  # MLflow's URI, which may hold a password
     data_root: str = ""
     cache: str = ""  # a local folder
@@ -53,7 +54,7 @@ class NodeFacts:
 
 def look(subject: Subject) -> NodeFacts:
     """Look at this machine."""
-    timings, storage_error = _try_storage(subject.storage) if subject.storage else ({}, "")
+    timings, storage_error = _try_storage(subject) if subject.storage else ({}, "")
     return NodeFacts(
         versions=_versions(),
         storage_ms=timings,
@@ -77,10 +78,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _try_storage(uri: str) -> tuple[dict[str, float], str]:
+def _try_storage(subject: Subject) -> tuple[dict[str, float], str]:
     """Milliseconds of each operation on one small object; those up to the first error, and that."""
-    probe = object_store.join(uri, f".doctor-{uuid4().hex}")
+    probe = object_store.join(subject.storage, f".doctor-{uuid4().hex}")
     steps: dict[str, Callable[[], Any]] = {
+        "look": lambda: _require(
+            not subject.seen or object_store.exists(subject.seen), "what another machine has written there is not seen"
+        ),
         "write": lambda: object_store.put_text(probe, "here"),
         "read": lambda: _require(object_store.get_bytes(probe) == b"here", "what was written was not read"),
         "conditional write": lambda: _require(
@@ -92,6 +96,7 @@ def _try_storage(uri: str) -> tuple[dict[str, float], str]:
     for name, step in steps.items():
         began = time.monotonic()
         if error := _error_of(step):
+            _error_of(lambda: object_store.remove_file(probe))
             return timings, f"{name}: {error}"
         timings[name] = 1000 * (time.monotonic() - began)
     return timings, ""

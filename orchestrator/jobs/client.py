@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster import stack
 from orchestrator.storage.retry import Unavailable, describe_error
+from workloads.runtime.text import one_line
 
 DASHBOARD = "RAY_API_SERVER_ADDRESS"  # Ray's own name for the variable
 # A job's driver, and with it Ray Train's controller, goes with its node: not to one that may be taken away.
@@ -38,6 +39,14 @@ class JobState:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
+class IdTaken(Exception):
+    """The cluster has, or had, a job with this id."""
+
+
+class RefusedByRay(OSError):
+    """The cluster's dashboard answers that it cannot do what it is asked, in one line."""
+
+
 class Jobs:
     """The jobs of the cluster whose dashboard is at an address; Unavailable is raised where it does not answer."""
 
@@ -50,7 +59,7 @@ class Jobs:
             self._client = JobSubmissionClient(self.address)
 
     def submit(self, job_id: str, entrypoint: str, *, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Start a job; ValueError where there is one with this id, also one that has ended.
+        """Start a job; IdTaken where there is one with this id, also one that has ended.
 
         Of two that submit the same id at once, one gets the error.
         """
@@ -63,10 +72,10 @@ class Jobs:
                     metadata=metadata,
                     entrypoint_label_selector=NOT_SPOT,
                 )
-        except RuntimeError as refused:
+        except RefusedByRay as refused:
             if self.state(job_id) is None:
                 raise
-            raise ValueError(f"job {job_id!r}: there is a job with this id") from refused
+            raise IdTaken(job_id) from refused
 
     def state(self, job_id: str) -> JobState | None:
         """The job with an id; None where the cluster knows none."""
@@ -106,7 +115,7 @@ class Jobs:
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
-        """Raise Unavailable where the dashboard does not answer, and ValueError where it wants a token."""
+        """Raise Unavailable where the dashboard does not answer, ValueError for a token, RefusedByRay for all else."""
         import aiohttp  # it and requests come with Ray's job client
         import requests
         from ray.exceptions import AuthenticationError
@@ -124,6 +133,8 @@ class Jobs:
                 f"--address {self.address!r}: no Ray dashboard answers there ({describe_error(error)}); give "
                 f"http://HEAD:8265, or set {DASHBOARD}"
             ) from None
+        except RuntimeError as refused:
+            raise RefusedByRay(f"--address {self.address!r}: {one_line(refused)[:300]}") from None
 
 
 def dashboard_address(address: str) -> str:

@@ -4,6 +4,8 @@ A job is called as the run or search that it works on. Ray takes an id once, als
 job of a name is NAME-2: each goes on with what the one before has left.
 """
 
+import itertools
+import math
 import shlex
 import tempfile
 import time
@@ -12,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.jobs.client import Jobs, JobState
+from orchestrator.jobs.client import IdTaken, Jobs, JobState, RefusedByRay
 from orchestrator.jobs.submission import (
     ID_OPTIONS,
     Submission,
@@ -22,11 +24,15 @@ from orchestrator.jobs.submission import (
     pack_folder,
     runtime_env,
 )
+from orchestrator.storage.retry import Unavailable
 
 POLL_S = 1.0
+LOST_S = 60.0  # how long a dashboard may be away while a job is followed
+ASK_AGAIN_S = 15.0  # a driver looks for the request every ten
 KILLED_S = 30.0  # Ray kills a job that does not end by itself after three
 STOP = "stop"  # the command of a job that asks another one to stop; `antiphon jobs` leaves it out
-STOPPED_CODE = 75  # what `antiphon run` and its like exit with after they have saved
+TRY_AGAIN = 75  # the exit code of a job that another one may go on with
+WORDS = {"antiphon": "command", "uri": "place", "recipe": "recipe"}  # of what the metadata say
 
 
 def jobs_named(jobs: Jobs, name: str) -> list[JobState]:
@@ -44,73 +50,98 @@ def submit(jobs: Jobs, submission: Submission, *, say: Callable[[str], Any]) -> 
     """
     submission = replace(submission, python=submission.python or local_python(jobs.address))
     while True:
-        others = [job for job in jobs.all() if job.metadata.get("name") == submission.name]
-        running = next((job for job in others if not job.ended), None)
+        known = jobs.all()
+        named = [job for job in known if job.metadata.get("name") == submission.name]
+        running = next((job for job in named if not job.ended), None)
         if running is not None:
+            _require_same_work(running, submission)
             say(f"job {running.id} is {running.status.lower()} already")
             return running.id
-        job_id = f"{submission.name}-{len(others) + 1}" if others else submission.name
+        taken = {job.id for job in known}
+        numbered = (f"{submission.name}-{number}" for number in itertools.count(2))
+        job_id = next(free for free in itertools.chain([submission.name], numbered) if free not in taken)
         with tempfile.TemporaryDirectory() as folder:
             size = pack_folder(submission, Path(folder))
+            described = {"runtime_env": runtime_env(submission, Path(folder)), "metadata": metadata(submission)}
             try:
-                jobs.submit(
-                    job_id,
-                    entrypoint(submission),
-                    runtime_env=runtime_env(submission, Path(folder)),
-                    metadata=metadata(submission),
-                )
-            except ValueError:  # another command was faster: it is found above, unless it has ended already
+                jobs.submit(job_id, entrypoint(submission), **described)
+            except IdTaken:  # another command was faster
                 continue
         say(f"job {job_id} is submitted to {jobs.address}, with {size / 1e6:.2f} MB of files")
         return job_id
 
 
-def follow(jobs: Jobs, job_id: str, write: Callable[[str], Any]) -> int:
-    """Write what a job prints from its beginning until it ends, and return its exit code."""
-    written = 0  # characters
+def _require_same_work(job: JobState, submission: Submission) -> None:
+    """ValueError where the running job of this name works on something else."""
+    for key, value in metadata(submission).items():
+        if key in ("antiphon", "uri", "recipe") and job.metadata.get(key) != value:
+            was = job.metadata.get(key)
+            raise ValueError(
+                f"--id {submission.name!r}: job {job.id}, which runs, has another {WORDS[key]} ({was}, not {value}); "
+                "choose another id, or stop it first"
+            )
+
+
+def follow(jobs: Jobs, job_id: str, write: Callable[[str], Any], *, within_s: float = math.inf) -> int:
+    """Write what a job prints from its beginning until it ends, and return its exit code.
+
+    A connection that breaks is made again for `LOST_S` seconds; after `within_s` seconds TimeoutError is raised.
+    """
+    written, deadline, lost_at = 0, time.monotonic() + within_s, math.inf  # written: characters
     while True:
         read = 0
-        for text in jobs.follow(job_id):
-            read += len(text)
-            if read > written:
-                write(text[written - read :])
-                written = read
-        job = jobs.state(job_id)
-        if job is None or job.ended:
-            break
-        time.sleep(POLL_S)  # the dashboard has closed the connection: from the beginning again
-    write(jobs.log(job_id)[written:])  # lines that came after the connection was closed
-    return exit_code(job)
+        try:
+            for text in jobs.follow(job_id):
+                read += len(text)
+                if read > written:
+                    write(text[written - read :])
+                    written = read
+            job = jobs.state(job_id)
+            if job is None or job.ended:
+                write(jobs.log(job_id)[written:] if job else "")  # lines that came after the connection was closed
+                return exit_code(job)
+            lost_at = math.inf
+        except (Unavailable, RefusedByRay):  # a dashboard that restarts closes connections in either way
+            lost_at = min(lost_at, time.monotonic())
+            if time.monotonic() - lost_at > LOST_S:
+                raise
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"job {job_id} has not ended within {within_s:.0f} s")
+        time.sleep(POLL_S)
 
 
 def exit_code(job: JobState | None) -> int:
-    """The exit code of a job that has ended: its driver's, 75 where it was stopped, 1 where the cluster lost it."""
+    """The exit code of a job that has ended: its driver's; 75 where it was stopped, or went with its driver's node."""
     if job is None:
         return 1
     if job.exit_code is not None:
         return job.exit_code
-    return {"SUCCEEDED": 0, "STOPPED": STOPPED_CODE}.get(job.status, 1)
+    return 0 if job.status == "SUCCEEDED" else TRY_AGAIN
 
 
-def stop(jobs: Jobs, name: str, *, patience_s: float, say: Callable[[str], Any]) -> int:
-    """Have a job save and end; after `patience_s` seconds it is terminated. Returns its exit code.
+def stop(jobs: Jobs, name: str, *, patience_s: float, say: Callable[[str], Any]) -> bool:
+    """Have a job save and end; after `patience_s` seconds it is terminated. Returns whether it ended by itself.
 
     What it works on is asked to stop by a file in its storage, which a second job writes, since this machine may have
-    no credentials. Ray itself gives a job three seconds between SIGTERM and SIGKILL.
+    no credentials; asked again until it ends, since a driver that has just begun does not know of it. Ray itself gives
+    a job three seconds between SIGTERM and SIGKILL.
     """
     job = jobs_named(jobs, name)[0]
     if job.ended:
         say(f"job {job.id} has ended: {job.status.lower()}")
-        return exit_code(job)
-    if job.status == "RUNNING" and job.metadata.get("antiphon") in ID_OPTIONS:
-        _ask_to_stop(jobs, job, say)
-        if not _has_ended(jobs, job.id, within_s=patience_s):
-            say(f"job {job.id} has not ended within {patience_s:.0f} s")
-    if not _has_ended(jobs, job.id, within_s=0):
-        say(f"job {job.id} is terminated: what it has committed stays")
-        jobs.stop(job.id)
-        _has_ended(jobs, job.id, within_s=KILLED_S)
-    return exit_code(jobs.state(job.id))
+        return True
+    if job.metadata.get("antiphon") in ID_OPTIONS:
+        deadline = time.monotonic() + patience_s
+        while not _has_ended(jobs, job.id, within_s=0) and time.monotonic() < deadline:
+            _ask_to_stop(jobs, job, say, within_s=deadline - time.monotonic())
+            _has_ended(jobs, job.id, within_s=min(ASK_AGAIN_S, deadline - time.monotonic()))
+    if _has_ended(jobs, job.id, within_s=0):
+        say(f"job {job.id} has ended")
+        return True
+    say(f"job {job.id} is terminated: what it has committed stays")
+    jobs.stop(job.id)
+    _has_ended(jobs, job.id, within_s=KILLED_S)
+    return False
 
 
 def _has_ended(jobs: Jobs, job_id: str, *, within_s: float) -> bool:
@@ -122,13 +153,19 @@ def _has_ended(jobs: Jobs, job_id: str, *, within_s: float) -> bool:
     return True
 
 
-def _ask_to_stop(jobs: Jobs, job: JobState, say: Callable[[str], Any]) -> None:
+def _ask_to_stop(jobs: Jobs, job: JobState, say: Callable[[str], Any], *, within_s: float) -> None:
     """Run `antiphon stop NAME --storage URI` on the cluster, in the job's own environment."""
     storage, _, name = job.metadata["uri"].rpartition("/")
     words = [job.metadata["python"], "-m", "orchestrator.cli.app", "stop", name, "--storage", storage]
     helper = f"{job.id}-stop-{time.time_ns()}"
     jobs.submit(helper, shlex.join(words), runtime_env=job.runtime_env, metadata={"antiphon": STOP})
-    say(f"job {job.id} is asked to save and stop")
-    code = follow(jobs, helper, lambda text: None)
+    try:
+        code = follow(jobs, helper, lambda text: None, within_s=within_s)
+    except TimeoutError as late:
+        say(f"{late}: it was to ask job {job.id} to stop")
+        return
     if code:
-        say(f"it could not be asked ({jobs.log(helper).strip().splitlines()[-1:]}); it is terminated")
+        said = jobs.log(helper).strip().splitlines()
+        say(f"job {job.id} could not be asked to stop: {said[-1] if said else 'no reason is given'}")
+    else:
+        say(f"job {job.id} is asked to save and stop")

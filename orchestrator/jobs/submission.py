@@ -3,6 +3,7 @@
 No secret is sent: a job finds credentials in the environment of the cluster's nodes, and only their names are given.
 """
 
+import hashlib
 import re
 import shlex
 import shutil
@@ -36,7 +37,6 @@ class Submission:
     env: Sequence[str] = ()  # NAME: must be set on the nodes; NAME=VALUE: set for the job
     python: str = ""  # of the nodes; empty: `python`, or this one for the cluster of `antiphon cluster up`
     installed: bool = False  # whether the nodes have antiphon; else its code is sent
-    image: str = ""  # of a container in which the job's processes run
 
     @property
     def uri(self) -> str:
@@ -74,14 +74,15 @@ def entrypoint(submission: Submission) -> str:
 def runtime_env(submission: Submission, folder: Path) -> dict[str, Any]:
     """Ray's description of where the job's processes run; `folder` becomes their working folder."""
     variables = dict(given.split("=", 1) for given in submission.env if "=" in given)
-    env: dict[str, Any] = {"working_dir": str(folder), "env_vars": {**stack.QUIET, **stack.CHECKSUMS, **variables}}
-    return env | ({"image_uri": submission.image} if submission.image else {})
+    return {"working_dir": str(folder), "env_vars": {**stack.QUIET, **stack.CHECKSUMS, **variables}}
 
 
 def metadata(submission: Submission) -> dict[str, str]:
     """What `antiphon jobs` shows of a job, and `antiphon stop` needs."""
     python = submission.python or "python"
-    return {"antiphon": submission.kind, "name": submission.name, "uri": submission.uri, "python": python}
+    recipe = hashlib.sha256(json_text(submission.recipe).encode()).hexdigest()[:16]
+    what = {"antiphon": submission.kind, "name": submission.name, "uri": submission.uri, "recipe": recipe}
+    return what | {"python": python}
 
 
 def pack_folder(submission: Submission, folder: Path) -> int:

@@ -9,9 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.runs.resume import RECIPE, finished_outcome
+from orchestrator.runs.resume import AUTO, finished_outcome
 from orchestrator.storage import object_store
-from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.teaching.job import TeachRequest
 from orchestrator.training import driver
 from orchestrator.training.driver import Progress
@@ -30,11 +29,6 @@ def train_teachers(
     """
     for name, recipe in _runs(request.recipe).items():
         run_id = recipe.name
-        begun = retry_while_unavailable(
-            lambda run_id=run_id: object_store.exists(object_store.join(request.storage, run_id, RECIPE)),  # type: ignore[misc]
-            what=request.storage,
-            patience_s=request.patience_s,
-        )
         outcome = driver.run(
             RunRequest(
                 recipe,
@@ -44,8 +38,8 @@ def train_teachers(
                 address=request.address,
                 wait_s=request.wait_s,
                 local=request.local,
-                run_id="" if begun else run_id,
-                resume=run_id if begun else "",
+                run_id=run_id,
+                resume=AUTO,
                 patience_s=request.patience_s,
             ),
             show_progress=show_progress,

@@ -155,7 +155,7 @@ class MlflowRun:
 def _as_unavailable() -> Iterator[None]:
     """Raise whatever MLflow, its HTTP client or its database raise as TrackingUnavailable, in one line.
 
-    As TrackingRefused where a server answered with a status of 400 to 499.
+    As TrackingRefused where a server answered with a status of 400 to 499, or a database cannot be used at all.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError  # MLflow does not catch those while it opens a database
@@ -169,7 +169,13 @@ def _as_unavailable() -> Iterator[None]:
 
 def _is_refusal(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException, RestException
+    from sqlalchemy.exc import DatabaseError, OperationalError
 
+    # of a database: it is damaged, or of another version of MLflow; that it is locked or away is an OperationalError
+    if isinstance(error, DatabaseError) and not isinstance(error, OperationalError):
+        return True
+    if isinstance(error, MlflowException) and "out-of-date database schema" in str(error):
+        return True
     if isinstance(error, RestException):  # the server's own words
         return 400 <= error.get_http_status_code() < 500
     # of an answer without words MLflow keeps the status in the text alone

@@ -33,7 +33,7 @@ def require_lasting_storage(uri: str, option: str, *, job: str | None = None) ->
 def require_lasting_tracking(uri: str, *, job: str | None = None) -> None:
     """Raise ValueError within a Ray job where MLflow's records would go to a database on the driver's node."""
     job = submission_id() if job is None else job
-    if job and uri != NONE and not uri.startswith(("http://", "https://")):
+    if job and (not uri or uri.startswith("sqlite:") or (uri != NONE and object_store.is_local(uri))):
         raise ValueError(
             f"--tracking {uri or 'sqlite (the default)'}: within Ray job {job} the database would stay on the driver's "
             f"node; give the address of an MLflow server (or MLFLOW_TRACKING_URI), or {NONE}"

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, describe_error, is_transient, print_status
 from orchestrator.training.worker_resources import Node, WorkerNeeds
 from workloads.runtime.scratch import private_folder, user_folder
+from workloads.runtime.text import one_line
 
 LISTENS_S = 10.0  # how long connecting to a cluster's port may take
 WAIT_POLL_S = 1.0
@@ -52,29 +54,34 @@ class RayConnection:
                 "the environment of every node"
             )
 
-    def wait_for_room(self, ray: Any, needs: WorkerNeeds, workers: int, *, wait_s: float) -> "RayConnection":
+    def wait_for_room(
+        self, ray: Any, needs: WorkerNeeds, workers: int, *, wait_s: float, check: Callable[[], None]
+    ) -> "RayConnection":
         """This connection once its nodes hold so many workers, or at once without `wait_s`.
 
-        Meanwhile the cluster's autoscaler is asked for them. Raises Unavailable where they do not come in time.
+        Meanwhile a placement group that cannot be placed yet tells the autoscaler what is missing. `check` is called
+        every second, and may raise. Raises Unavailable where the nodes do not come in time.
         """
         if self.own or not wait_s:
             return self
-        from ray.autoscaler.sdk import request_resources
+        from ray.util import placement_group, remove_placement_group
 
         selectors = [dict(needs.labels)] * workers if needs.labels else None
-        request_resources(bundles=[needs.resources] * workers, bundle_label_selectors=selectors)
+        bundles = [dict(needs.resources) for _ in range(workers)]
+        demand = placement_group(bundles, strategy=needs.placement, bundle_label_selector=selectors)
         deadline, said = time.monotonic() + wait_s, ""
         try:
             while (most := needs.count(nodes := _alive(ray))) < workers:
                 waiting = f"{len(nodes)} nodes hold {most} of {workers} workers of {needs} each"
                 if time.monotonic() > deadline:
                     raise Unavailable(f"--wait {wait_s:g}: {waiting}; repeat the command, or ask for fewer")
+                check()
                 if waiting != said:
                     print_status(f"waiting for the cluster: {waiting}")
                     said = waiting
                 time.sleep(WAIT_POLL_S)
         finally:
-            request_resources(bundles=[])  # else the nodes would be kept for ever; the workers themselves keep them
+            remove_placement_group(demand)  # the workers take its place
         return replace(self, nodes=nodes)
 
 
@@ -146,16 +153,16 @@ def _connect_to(ray: Any, address: str, options: dict[str, Any]) -> Any:
     Looks first whether anything listens there: Ray tries for five minutes, and then ends this process.
     """
     host, _, port = address.rpartition(":")
+    advice = "check the address, whether the cluster runs, and RAY_AUTH_TOKEN_PATH where it wants a token"
     try:
         if port.isdigit():
             socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENS_S).close()
         return ray.init(address=address, **options)
-    except (OSError, RuntimeError, SystemExit) as error:
+    except (OSError, SystemExit) as error:
         reason = "Ray gave up" if isinstance(error, SystemExit) else describe_error(error)
-        raise Unavailable(
-            f"--address {address!r}: no Ray cluster can be used there ({reason}); check the address, whether the "
-            "cluster runs, and RAY_AUTH_TOKEN_PATH where it wants a token"
-        ) from None
+        raise Unavailable(f"--address {address!r}: no Ray cluster can be used there ({reason}); {advice}") from None
+    except RuntimeError as error:  # other versions of Ray or Python, a token that is wrong
+        raise ValueError(f"--address {address!r}: {one_line(error)}; {advice}") from None
 
 
 def _resolve_address(address: str) -> str:

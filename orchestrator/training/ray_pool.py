@@ -62,7 +62,7 @@ def run_on_ray(
     try:
         interrupts.install()  # once more: Ray has set its own handler
         interrupts.check()
-        connection = connection.wait_for_room(ray, work.needs, workers, wait_s=wait_s)
+        connection = connection.wait_for_room(ray, work.needs, workers, wait_s=wait_s, check=interrupts.check)
         require_room(connection.nodes, work.needs, workers, address, fix=work.fix)
         for option, uri in work.visible.items():
             connection.require_visible(ray, uri, option=option)

@@ -21,7 +21,6 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
-from orchestrator.training.request import RunRequest
 from orchestrator.training.worker_resources import ACCELERATOR, require_room, worker_needs
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
@@ -40,8 +39,7 @@ def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
     address = prepare_environment(request.address)  # before Ray is imported: it reads where its token is then
     import ray
 
-    _connect(ray, request, address, see=object_store.join(location.uri, RECIPE))
-    claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM
+    _connect(ray, claimed, address, see=object_store.join(location.uri, RECIPE))
 
     def ask_workers() -> None:
         retry_while_unavailable(
@@ -71,7 +69,7 @@ def fit(
     """
     num_records_before = len(read_event_log(location.event_log))
     trainer = _trainer(recipe, location, attempt, workers=workers, patience_s=patience_s, until=until)
-    from ray.train import ControllerError
+    from ray.train import ControllerError, WorkerGroupError
 
     try:
         _in_a_thread(trainer.fit)
@@ -79,6 +77,11 @@ def fit(
         if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
             reason = one_line(error.controller_failure)
             raise Unavailable(f"the cluster has not started the workers: {reason}") from None
+        raise
+    except WorkerGroupError as error:  # what a store does for longer than the workers wait for it
+        reasons = [str(failure).strip() for failure in error.worker_failures.values()]
+        if any(f"{Unavailable.__name__}: " in reason for reason in reasons):
+            raise Unavailable(one_line(error)) from None
         raise
     new_records = read_event_log(location.event_log)[num_records_before:]
     closed = [record for record in new_records if record["kind"] == "closed"]
@@ -163,12 +166,22 @@ def ray_storage(storage: str, *, patience_s: float) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
-def _connect(ray: Any, request: RunRequest, address: str, *, see: str) -> None:
-    """Connect to Ray; ValueError if it cannot hold all workers at once, or a node cannot read the file `see`."""
+def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
+    """Connect to Ray; ValueError if it cannot hold all workers at once, or a node cannot read the file `see`.
+
+    Raises Unavailable where a stop is requested while nodes are waited for: nothing has begun.
+    """
+    request = claimed.request
     needs, workers = worker_needs(request.recipe), request.workers
     connection = connect(ray, address, at_least=math.ceil(workers * needs.resources["CPU"]) + 1)
+    claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM
+
+    def require_not_stopped() -> None:
+        if claimed.stop.requested():
+            raise Unavailable("stopped before the workers were started")
+
     try:
-        connection = connection.wait_for_room(ray, needs, workers, wait_s=request.wait_s)
+        connection = connection.wait_for_room(ray, needs, workers, wait_s=request.wait_s, check=require_not_stopped)
         fix = "set train.threads, train.loaders or resources, or another train.device"
         require_room(connection.nodes, needs, workers, address, fix=fix)
         connection.require_visible(ray, see)

@@ -25,7 +25,8 @@ from workloads.runtime.session import gather
 from workloads.runtime.text import one_line
 from workloads.train import loop, set_up
 
-STOP_EVERY = 5  # calls of should_stop between two exchanges with rank 0
+STOP_EVERY = 5  # calls of should_stop between two exchanges with rank 0, where steps are short
+SHORT_STEP_S = 0.2
 LEFT = 75  # the exit code of a worker whose node is to be taken away, once all is saved
 POLL_S = 1.0  # rank 0 reads the storage for a stop request at most this often
 REPORT_S = 1.0  # Ray takes one report per poll of its controller; more of them would queue up
@@ -45,7 +46,8 @@ class RaySession:
         self.device = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
         self.work_dir = work_dir
         self._run_uri, self._driver = run_uri, driver
-        self._num_stop_calls, self._stop = 0, False
+        self._calls_to_exchange, self._stop = STOP_EVERY, False
+        self._exchanged_at, self._stop_every = time.monotonic(), STOP_EVERY
         self.leaving: frozenset[str] = frozenset()  # ids of nodes that are to be taken away
         self._polled_at = self._reported_at = time.monotonic()
         self._unreported: list[dict[str, Any]] = []
@@ -100,13 +102,17 @@ class RaySession:
     def should_stop(self) -> bool:
         """Whether the driver has asked to stop, or a node of these workers is to be taken away (`leaving`).
 
-        Rank 0 finds out about once a second, and all workers get the same answer.
+        Rank 0 finds out about once a second, or after every step where steps take longer, and all workers get the same
+        answer.
         """
-        self._num_stop_calls += 1
-        if self._num_stop_calls % STOP_EVERY == 0 and not self._stop:
-            due = self.rank == 0 and time.monotonic() - self._polled_at >= POLL_S
-            if gather(self, due)[0]:
-                self._polled_at = time.monotonic()
+        self._calls_to_exchange -= 1
+        if self._calls_to_exchange <= 0 and not self._stop:
+            now = time.monotonic()
+            short = (now - self._exchanged_at) / self._stop_every < SHORT_STEP_S
+            due, self._stop_every = gather(self, (now - self._polled_at >= POLL_S, STOP_EVERY if short else 1))[0]
+            self._exchanged_at, self._calls_to_exchange = now, self._stop_every
+            if due:
+                self._polled_at = now
                 self._stop = gather(self, self.rank == 0 and self._stop_requested())[0] or self._must_leave()
         return self._stop
 
@@ -128,7 +134,8 @@ class RaySession:
         failure, of which it forgives few.
         """
         records = [timestamped("leaving", step=step, nodes=len(self.leaving))] if self.rank == 0 else []
-        ray.train.report({"records": [*self._unreported, *records]})  # waits for the records before it
+        ray.train.report({"records": [*self._unreported, *records]})
+        ray.train.report({"records": []})  # returns once Ray's controller has taken the one before
         if ray.get_runtime_context().get_node_id() in self.leaving:
             os._exit(LEFT)
         raise NodesAreLeaving("the workers start again on other nodes")

@@ -82,7 +82,12 @@ def _require_buildable(recipe: Recipe) -> None:
 
 
 def refuse_ray_client(address: str) -> None:
-    """Raise ValueError for a ray:// address: Ray Client connections do not survive long runs."""
+    """Raise ValueError for a ray:// address: Ray Client connections do not survive long runs; and for a dashboard's."""
+    if address.startswith(("http://", "https://")):
+        raise ValueError(
+            f"--address {address!r} (or RAY_ADDRESS): is a dashboard's; give HOST:PORT of the cluster's head, or "
+            "`antiphon submit` the command there"
+        )
     if address.startswith("ray://"):
         raise ValueError(
             f"--address {address!r}: Ray Client connections break long runs; submit the command as a job "

@@ -117,10 +117,8 @@ def _require_usable(request: RunRequest, run_id: str) -> None:
 
 
 def _as_run(request: RunRequest, run_id: str) -> RunRequest:
-    """The request of the run with this id: a new one, or the same continued where it has begun."""
-    if request.resume and _exists(request.storage, run_id):
-        return replace(request, run_id="", resume=run_id)
-    return replace(request, run_id=run_id, resume="")
+    """The request of the run with this id: a new one, or with --resume the same continued where it has begun."""
+    return replace(request, run_id=run_id, resume=AUTO if request.resume else "")
 
 
 def _require_not_done_otherwise(request: RunRequest, run_id: str, seeds: int) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.jobs.client import DASHBOARD
+from orchestrator.jobs.client import DASHBOARD, IdTaken, JobState
+from orchestrator.jobs.control import exit_code, submit
 from orchestrator.jobs.submission import Submission, check_environment, entrypoint, metadata, pack_folder, runtime_env
 from orchestrator.recipes.loader import load_recipe, resolve
 from tests.tiny_search import ANTIPHON
@@ -68,9 +69,54 @@ def test_the_code_that_is_sent_runs_where_nothing_else_is(tmp_path):
     assert subprocess.run(imported, cwd=tmp_path, capture_output=True, text=True).stdout.startswith(str(tmp_path))
 
 
+def test_a_job_tells_what_it_works_on_so_that_other_work_of_its_name_is_refused():
+    same, other = metadata(submission()), metadata(submission(recipe=resolve(load_recipe("demo", ["train.seed=1"]))))
+    assert metadata(submission()) == same
+    assert {key for key in same if same[key] != other[key]} == {"recipe"}
+    running = JobState("nightly", "RUNNING", "", same, {}, None, 1, 0)
+    cluster = FakeJobs([running])
+    assert submit(cluster, submission(), say=lambda text: None) == "nightly"
+    with pytest.raises(ValueError, match="--id 'nightly': job nightly, which runs, has another recipe"):
+        submit(cluster, submission(recipe=resolve(load_recipe("demo", ["train.seed=1"]))), say=lambda text: None)
+    with pytest.raises(ValueError, match="has another place"):
+        submit(cluster, submission(storage="s3://bucket/other"), say=lambda text: None)
+
+
+def test_ids_that_are_taken_are_not_tried_again():
+    """Ray takes an id once, also of jobs that have ended, and that others have submitted."""
+    ended = JobState("nightly", "FAILED", "", metadata(submission()), {}, 75, 1, 2)
+    foreign = JobState("nightly-2", "SUCCEEDED", "", {}, {}, 0, 1, 2)
+    cluster = FakeJobs([ended, foreign], taken_meanwhile="nightly-3")
+    assert submit(cluster, submission(installed=True), say=lambda text: None) == "nightly-4"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 75), ("STOPPED", None, 75)]
+)
+def test_a_job_whose_driver_left_no_exit_code_may_be_gone_on_with(status, code, expected):
+    assert exit_code(JobState("n", status, "", {}, {}, code, 1, 2)) == expected
+
+
 def test_where_the_nodes_have_antiphon_only_the_recipe_is_sent(tmp_path):
     pack_folder(submission(installed=True), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+class FakeJobs:
+    """Stands for a cluster where only the choice of an id is of interest; real ones: tests/integration/test_jobs.py."""
+
+    address = "http://nowhere"
+
+    def __init__(self, known: list[JobState], *, taken_meanwhile: str = "") -> None:
+        self._known, self._taken = known, taken_meanwhile
+
+    def all(self) -> list[JobState]:
+        return list(self._known)
+
+    def submit(self, job_id: str, entrypoint: str, **described) -> None:
+        if job_id == self._taken:
+            self._known.append(JobState(job_id, "FAILED", "", {}, {}, 1, 1, 2))
+            raise IdTaken(job_id)
 
 
 WHERE = ("--storage", "s3://b/p", "--tracking", "http://mlflow")
@@ -91,6 +137,10 @@ WHERE = ("--storage", "s3://b/p", "--tracking", "http://mlflow")
         (("teach", "teach-bytes", "--out", "store"), "--out 'store': within Ray job n"),
         (("teach", "teach-demo", "--out", "s3://b/store"), "--storage 'runs': within Ray job n"),
         (("demo", *WHERE), "no cluster is named; give --address with the URL of a Ray dashboard"),
+        (("demo", *WHERE, "--set", "data.cache=/scratch/clips/"), "no cluster is named"),
+        (("demo", "--storage", "s3://b/p", "--env", "MLFLOW_TRACKING_URI=http://m"), "no cluster is named"),
+        (("demo", "--storage", "s3://KEY:u:p@b/x", "--tracking", "none"), "--storage"),
+        (("teach", "teach-bytes", "--out", "s3://KEY:u:p@b/x"), "--out"),
         (("demo", *WHERE, "--address", "h:8265"), "--address 'h:8265': must be the URL of a Ray dashboard"),
         (("demo", *WHERE, "--env", "MY_TOKEN=1"), "--env MY_TOKEN: a secret must not travel with a job"),
     ],

@@ -63,6 +63,7 @@ def test_a_search_that_another_process_drives_is_left_to_it(antiphon, tmp_path, 
     [
         (("--resume", "auto"), "--resume auto: needs --search-id"),
         (("--resume", "a", "--search-id", "b"), "--search-id 'b': names a new search, --resume an old one"),
+        (("--address", "http://h:8265"), "--address 'http://h:8265' (or RAY_ADDRESS): is a dashboard's"),
         (("--address", "ray://h:10001"), "--address 'ray://h:10001': Ray Client connections break long runs"),
     ],
 )
