@@ -13,7 +13,6 @@ from rich.table import Table
 from orchestrator.cli.options import EXIT_CODES, PREEMPTED, STORAGE, JsonOption, only_json
 from orchestrator.cli.printing import cell
 from orchestrator.cli.runs import ago, entry_json, progress_text, scores_text, status_text
-from orchestrator.runs.checkpoint_store import step_of
 
 WATCH_S = 2.0
 PATIENCE_S = {False: 5.0, True: 300.0}  # how long a storage that is unavailable is waited for, without and with --watch
@@ -108,6 +107,8 @@ def _lines(found: Any) -> Lines:
 
 
 def _run_lines(found: Any) -> Lines:
+    from orchestrator.runs.checkpoint_store import step_of  # the store's library takes a while to import
+
     entry, progress = found.entry, found.progress
     of = f" of {progress.total:,}" if progress.total else ""
     lines = [("roles", progress.roles), ("done", f"step {progress.step:,}{of}")]

@@ -1,11 +1,14 @@
 """Commands within a Ray job: what would be lost with the job is refused, and the job's cluster is the default."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
 from cluster.process_registry import free_ports
 from orchestrator.training.inside_job import JOB_CONFIG, submission_id
+from tests.tiny_search import ANTIPHON
 
 HTTP = "http://mlflow:5000"
 
@@ -52,13 +55,15 @@ def test_outside_of_jobs_there_is_no_id(monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["option", "environment"])
-def test_a_cluster_that_does_not_answer_is_named_at_once_and_may_be_tried_again(antiphon, tmp_path, monkeypatch, given):
+def test_a_cluster_that_does_not_answer_is_named_at_once_and_may_be_tried_again(tmp_path, given):
+    """In a process of its own: Ray reads when it is imported whether there are tokens."""
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    monkeypatch.setenv("RAY_ADDRESS", address if given == "environment" else "127.0.0.1:1")
+    env = {**os.environ, "RAY_ADDRESS": address if given == "environment" else "127.0.0.1:1"}
     option = ["--address", address] if given == "option" else []
-    done = antiphon("run", "demo", "--storage", tmp_path, "--tracking", "none", "--json", *option)
-    assert done.code == 75
-    outcome = json.loads(done.out)
+    words = [ANTIPHON, "run", "demo", "--storage", str(tmp_path), "--tracking", "none", "--json", *option]
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 75
+    outcome = json.loads(done.stdout)
     assert outcome["status"] == "preempted"
     assert outcome["error"].startswith(f"--address '{address}': no Ray cluster can be used there (")
     assert "Connection refused" in outcome["error"]
