@@ -9,10 +9,10 @@ from uuid import uuid4
 
 from orchestrator.doctor.findings import Finding, judge, judge_clocks, judge_links
 from orchestrator.doctor.network import try_links
-from orchestrator.doctor.node_facts import NodeFacts, Subject, look
+from orchestrator.doctor.node_facts import Subject, look
 from orchestrator.storage import object_store
 from orchestrator.training.ray_cluster import connect, prepare_environment
-from workloads.runtime.text import one_line
+from orchestrator.training.ray_nodes import alive_nodes, ask_nodes, on_node
 
 HERE = "this machine"
 NODE_S = 300.0  # how long a node may take to answer
@@ -31,11 +31,12 @@ def examine(subject: Subject, *, address: str, cache_gb: float) -> list[Finding]
 
     connect(ray, address, at_least=1)
     try:
-        nodes = _named(ray)
+        nodes = alive_nodes(ray)
         with _seen_by_all(subject) as looked_at:
-            facts, silent = _look_at(ray, nodes, looked_at)
+            answers = ask_nodes(ray, look, looked_at, nodes=nodes, timeout_s=NODE_S)
+        facts = {answer.node: answer.value for answer in answers if not answer.error}
         answering = [node for node in nodes if node[1] in facts]
-        found = [_silent(node, reason) for node, reason in silent.items()]
+        found = [_silent(answer.node, answer.error) for answer in answers if answer.error]
         if facts:
             found += judge(facts, cache_gb=cache_gb)
             skews = _skews(ray, answering)
@@ -43,13 +44,6 @@ def examine(subject: Subject, *, address: str, cache_gb: float) -> list[Finding]
         return [*found, *judge_links(try_links(ray, answering))]
     finally:
         ray.shutdown()
-
-
-def _named(ray: Any) -> list[tuple[str, str]]:
-    """Id and address of each node; several on one machine are told apart by their ids."""
-    alive = [(node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
-    addresses = [address for _, address in alive]
-    return [(node, address if addresses.count(address) == 1 else f"{address}/{node[:8]}") for node, address in alive]
 
 
 @contextmanager
@@ -78,31 +72,6 @@ def _silent(node: str, reason: str) -> Finding:
     return Finding("nodes", "problem", f"{node}: {reason}", fix)
 
 
-def _on(ray: Any, function: Any, node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=strategy)
-
-
-def _look_at(
-    ray: Any, nodes: Sequence[tuple[str, str]], subject: Subject
-) -> tuple[dict[str, NodeFacts], dict[str, str]]:
-    """What the nodes have found, by address; and why the others have not."""
-    answers = {address: _on(ray, look, node).remote(subject) for node, address in nodes}
-    ray.wait(list(answers.values()), num_returns=len(answers), timeout=NODE_S)
-    facts: dict[str, NodeFacts] = {}
-    silent: dict[str, str] = {}
-    for address, answer in answers.items():
-        try:
-            facts[address] = ray.get(answer, timeout=0)
-        except ray.exceptions.GetTimeoutError:
-            silent[address] = f"no answer within {NODE_S:.0f} s"
-        except ray.exceptions.RayError as error:
-            silent[address] = one_line(error)
-    return facts, silent
-
-
 def _clock() -> float:
     return time.time()  # which Ray takes no task of, as it is written in C
 
@@ -115,7 +84,7 @@ def _skews(ray: Any, nodes: Sequence[tuple[str, str]]) -> dict[str, float]:
         for _ in range(CLOCK_TRIES):
             before = time.time()
             with suppress(ray.exceptions.RayError):  # a node that has gone meanwhile
-                there = ray.get(_on(ray, _clock, node).remote(), timeout=NODE_S)
+                there = ray.get(on_node(ray, _clock, node).remote(), timeout=NODE_S)
                 after = time.time()
                 tries.append((after - before, there - (before + after) / 2))
         if tries:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.training.ray_nodes import on_node
 from workloads.runtime.text import one_line
 
 MB = 16  # that are exchanged, each way
@@ -37,17 +38,11 @@ def try_links(ray: Any, nodes: Sequence[tuple[str, str]]) -> list[Link]:
 
 
 def _try_pair(ray: Any, one: tuple[str, str], other: tuple[str, str]) -> Link:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    def task(function: Any, node: str) -> Any:
-        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        return ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=strategy)
-
     answers: list[Any] = []
     try:
-        port = ray.get(task(_free_port, one[0]).remote(), timeout=PAIR_S)
+        port = ray.get(on_node(ray, _free_port, one[0]).remote(), timeout=PAIR_S)
         meeting = f"tcp://{one[1].partition('/')[0]}:{port}"
-        answers = [task(_exchange, node).remote(rank, meeting) for rank, (node, _) in enumerate((one, other))]
+        answers = [on_node(ray, _exchange, node).remote(rank, meeting) for rank, (node, _) in enumerate((one, other))]
         rates = ray.get(answers, timeout=PAIR_S)
     except ray.exceptions.GetTimeoutError:
         for answer in answers:

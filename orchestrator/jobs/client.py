@@ -16,6 +16,7 @@ from cluster import stack
 from orchestrator.storage.retry import Unavailable, describe_error
 from workloads.runtime.text import one_line
 
+NOT_FOUND = "status code 404"  # how Ray's client tells of a job that there is not
 DASHBOARD = "RAY_API_SERVER_ADDRESS"  # Ray's own name for the variable
 # A job's driver, and with it Ray Train's controller, goes with its node: not to one that may be taken away.
 NOT_SPOT = {"ray.io/market-type": "!spot"}
@@ -79,7 +80,13 @@ class Jobs:
 
     def state(self, job_id: str) -> JobState | None:
         """The job with an id; None where the cluster knows none."""
-        return next((job for job in self.all() if job.id == job_id), None)
+        try:
+            with self._answers():
+                return _state(self._client.get_job_info(job_id))
+        except RefusedByRay as refused:
+            if NOT_FOUND in str(refused):
+                return None
+            raise
 
     def all(self) -> list[JobState]:
         """All submitted jobs that the cluster remembers, the newest first."""

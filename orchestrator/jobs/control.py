@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.spec import ID_OPTIONS
 from orchestrator.jobs.client import IdTaken, Jobs, JobState, RefusedByRay
 from orchestrator.jobs.submission import (
-    ID_OPTIONS,
+    MODULE,
     Submission,
     entrypoint,
     local_python,
@@ -82,12 +83,12 @@ def _require_same_work(job: JobState, submission: Submission) -> None:
             )
 
 
-def follow(jobs: Jobs, job_id: str, write: Callable[[str], Any], *, within_s: float = math.inf) -> int:
+def follow(jobs: Jobs, job_id: str, write: Callable[[str], Any]) -> int:
     """Write what a job prints from its beginning until it ends, and return its exit code.
 
-    A connection that breaks is made again for `LOST_S` seconds; after `within_s` seconds TimeoutError is raised.
+    A connection that breaks is made again for `LOST_S` seconds.
     """
-    written, deadline, lost_at = 0, time.monotonic() + within_s, math.inf  # written: characters
+    written, lost_at = 0, math.inf  # written: characters
     while True:
         read = 0
         try:
@@ -105,8 +106,6 @@ def follow(jobs: Jobs, job_id: str, write: Callable[[str], Any], *, within_s: fl
             lost_at = min(lost_at, time.monotonic())
             if time.monotonic() - lost_at > LOST_S:
                 raise
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"job {job_id} has not ended within {within_s:.0f} s")
         time.sleep(POLL_S)
 
 
@@ -156,15 +155,12 @@ def _has_ended(jobs: Jobs, job_id: str, *, within_s: float) -> bool:
 def _ask_to_stop(jobs: Jobs, job: JobState, say: Callable[[str], Any], *, within_s: float) -> None:
     """Run `antiphon stop NAME --storage URI` on the cluster, in the job's own environment."""
     storage, _, name = job.metadata["uri"].rpartition("/")
-    words = [job.metadata["python"], "-m", "orchestrator.cli.app", "stop", name, "--storage", storage]
+    words = [job.metadata["python"], *MODULE, "stop", name, "--storage", storage]
     helper = f"{job.id}-stop-{time.time_ns()}"
     jobs.submit(helper, shlex.join(words), runtime_env=job.runtime_env, metadata={"antiphon": STOP})
-    try:
-        code = follow(jobs, helper, lambda text: None, within_s=within_s)
-    except TimeoutError as late:
-        say(f"{late}: it was to ask job {job.id} to stop")
-        return
-    if code:
+    if not _has_ended(jobs, helper, within_s=within_s):
+        say(f"job {helper}, which is to ask job {job.id} to stop, has not ended within {within_s:.0f} s")
+    elif exit_code(jobs.state(helper)):
         said = jobs.log(helper).strip().splitlines()
         say(f"job {job.id} could not be asked to stop: {said[-1] if said else 'no reason is given'}")
     else:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import stack
+from cluster.spec import ID_OPTIONS
+from cluster.work_command import PROGRAM
 from orchestrator.storage import object_store
 from workloads.runtime.json_files import json_text
 from workloads.runtime.redaction import redacted
@@ -21,8 +23,8 @@ from workloads.runtime.redaction import redacted
 PACKAGES = ("orchestrator", "workloads", "cluster")
 MAX_BYTES = 100_000_000  # Ray refuses larger working folders
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+PYTHON, *MODULE = PROGRAM  # how a node runs antiphon, and as which program
 SHIPPED_RECIPE = "recipe.json"  # in the job's working folder
-ID_OPTIONS = {"run": "--run-id", "search": "--search-id"}  # the commands whose work has an id of its own
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def entrypoint(submission: Submission) -> str:
     needed = [
         f': "${{{given}:?must be set on the nodes of the cluster}}"; ' for given in submission.env if "=" not in given
     ]
-    words = [submission.python or "python", "-m", "orchestrator.cli.app", submission.kind, SHIPPED_RECIPE]
+    words = [submission.python or PYTHON, *MODULE, submission.kind, SHIPPED_RECIPE]
     if option := ID_OPTIONS.get(submission.kind):
         words += [option, submission.name, "--resume", "auto"]
     return f"{''.join(needed)}exec {shlex.join([*words, *submission.arguments])}"
@@ -79,7 +81,7 @@ def runtime_env(submission: Submission, folder: Path) -> dict[str, Any]:
 
 def metadata(submission: Submission) -> dict[str, str]:
     """What `antiphon jobs` shows of a job, and `antiphon stop` needs."""
-    python = submission.python or "python"
+    python = submission.python or PYTHON
     recipe = hashlib.sha256(json_text(submission.recipe).encode()).hexdigest()[:16]
     what = {"antiphon": submission.kind, "name": submission.name, "uri": submission.uri, "recipe": recipe}
     return what | {"python": python}

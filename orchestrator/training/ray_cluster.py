@@ -11,6 +11,7 @@ from typing import Any
 from cluster import stack
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, describe_error, is_transient, print_status
+from orchestrator.training.ray_nodes import alive_nodes, ask_nodes
 from orchestrator.training.worker_resources import Node, WorkerNeeds
 from workloads.runtime.scratch import private_folder, user_folder
 from workloads.runtime.text import one_line
@@ -35,17 +36,9 @@ class RayConnection:
         """
         if self.own:
             return
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        look = ray.remote(num_cpus=0)(_look_for)
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        on_each = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        answers = [look.options(scheduling_strategy=node).remote(uri) for node in on_each]
-        ray.wait(answers, num_returns=len(answers), timeout=NODE_ANSWERS_S)
-        seen = [
-            (node["NodeManagerAddress"], *_answer(ray, answer)) for node, answer in zip(nodes, answers, strict=True)
-        ]
-        missing = [(address, reason, later) for address, reason, later in seen if reason]
+        answers = ask_nodes(ray, _look_for, uri, nodes=alive_nodes(ray), timeout_s=NODE_ANSWERS_S)
+        seen = [(answer.node, *(answer.value or (answer.error, answer.later))) for answer in answers]
+        missing = [(node, reason, later) for node, reason, later in seen if reason]
         if missing:
             kind = Unavailable if all(later for _, _, later in missing) else ValueError
             raise kind(
@@ -97,19 +90,6 @@ def _look_for(uri: str) -> tuple[str, bool]:
         return describe_error(error), is_transient(error)
 
 
-def _answer(ray: Any, answer: Any) -> tuple[str, bool]:
-    """What a node's task has returned; the reason where it failed, or has not ended yet."""
-    try:
-        seen: tuple[str, bool] = ray.get(answer, timeout=0)
-        return seen
-    except ray.exceptions.GetTimeoutError:
-        return f"no answer within {NODE_ANSWERS_S:.0f} s", True
-    except ray.exceptions.RayTaskError as failed:  # the node has no antiphon, or another one
-        return describe_error(failed.cause), False
-    except ray.exceptions.RayError as lost:
-        return describe_error(lost), True
-
-
 PRIVATE = Path("~/.antiphon/ray")  # holds the token of local Rays; only its owner may enter it
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -132,7 +112,7 @@ def prepare_environment(address: str) -> str:
 def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
     """Connect to the Ray at an address, or start a local one with `at_least` that many CPUs.
 
-    Raises Unavailable where no cluster answers at the address.
+    Raises Unavailable where no cluster answers at the address, and where this machine is too busy to start one.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
@@ -142,9 +122,21 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
         if "RAY_TMPDIR" not in os.environ:
             # Ray's own scratch folder may be entered by all users; not in PRIVATE, since socket paths must be short
             options["_temp_dir"] = str(user_folder() / "ray")
-        context = ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        context = _start(ray, num_cpus=cpus, **options)
     dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else ""
     return RayConnection(_alive(ray), dashboard, own=not address)
+
+
+def _start(ray: Any, **options: Any) -> Any:
+    """Start a local Ray; Unavailable where it does not report itself within the half minute that Ray gives it."""
+    try:
+        return ray.init(address="local", include_dashboard=False, **options)
+    except Exception as error:  # Ray raises no class of its own
+        if "timed out during startup" not in str(error):
+            raise
+        raise Unavailable(
+            f"Ray did not start on this machine: {one_line(error)} Is it busy? Repeat the command"
+        ) from None
 
 
 def _connect_to(ray: Any, address: str, options: dict[str, Any]) -> Any:

@@ -7,6 +7,8 @@ from workloads.config.recipe import Recipe
 from workloads.config.resources import selects
 
 GB = 1e9
+ACCELERATOR = "accelerator_type:"  # what Ray calls a kind of GPU among a node's resources, of which each has 1
+SHARE = 0.001  # of it that Ray takes for a worker
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,6 @@ class WorkerNeeds:
         ]
         kinds = [what.removeprefix(ACCELERATOR) for what in self.resources if what.startswith(ACCELERATOR)]
         return ", ".join([*amounts, *kinds, *(f"{label} {selector}" for label, selector in self.labels.items())])
-
-
-ACCELERATOR = "accelerator_type:"  # what Ray calls a kind of GPU among a node's resources, of which each has 1
-SHARE = 0.001  # of it that Ray takes for a worker
 
 
 def worker_needs(recipe: Recipe) -> WorkerNeeds:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import stack
+from orchestrator.storage.retry import Unavailable
 from orchestrator.training import ray_cluster
 
 
@@ -17,6 +18,10 @@ def _without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, "")  # restored after the test, whatever it sets
         monkeypatch.delenv(name)
     monkeypatch.setattr(ray_cluster, "PRIVATE", tmp_path / "home" / "ray")
+
+
+# ray/_private/node.py of 2.60
+STARTS_LATE = "The current node timed out during startup. This could happen because some of the raylet failed"
 
 
 def mode(path: Path) -> int:
@@ -43,3 +48,16 @@ def test_a_token_that_the_user_has_set_is_used(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     ray_cluster.prepare_environment("")
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(("said", "kind"), [(STARTS_LATE, Unavailable), ("no such option", TypeError)])
+def test_a_machine_too_busy_to_start_ray_may_be_tried_again(said: str, kind: type[Exception]) -> None:
+    class Ray:
+        """Only its refusal is of interest: a machine that busy cannot be had."""
+
+        @staticmethod
+        def init(**_: object) -> None:
+            raise Exception(said) if kind is Unavailable else TypeError(said)
+
+    with pytest.raises(kind, match=said):
+        ray_cluster.connect(Ray, "", at_least=1)
