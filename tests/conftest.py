@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ SMALL_MODELS = {
     "generations": (f"models.cnn0.arch={small.MN}", f"models.vit1.arch={small.VIT}", f"models.cnn1.arch={small.MN}"),
     "control-same-family": (f"models.teacher.arch={small.VIT}", f"models.vit.arch={small.VIT}"),
 }
+
+
+def pytest_collection_finish() -> None:
+    """Ray reads its tokens once, when it is imported: a test module that imports it breaks those that start a Ray."""
+    if "ray" in sys.modules:
+        raise pytest.UsageError("a test module imports Ray, itself or by what it imports: import it within a process")
 
 
 @pytest.fixture(scope="session", autouse=True)

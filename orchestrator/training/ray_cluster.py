@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -104,6 +105,8 @@ def prepare_environment(address: str) -> str:
     os.environ.setdefault("RAY_worker_niceness", "0")
     address = _resolve_address(address)
     if not address and not any(name in os.environ for name in TOKEN_VARIABLES):
+        if "ray" in sys.modules:  # it has read the variables, and would refuse the Ray that it starts
+            raise RuntimeError("Ray is imported before its environment is prepared")
         token = stack.ray_token(private_folder(PRIVATE.expanduser()))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     return address

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def _without_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ray_cluster.TOKEN_VARIABLES:
         monkeypatch.setenv(name, "")  # restored after the test, whatever it sets
         monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # other tests of this process may have imported it
     monkeypatch.setattr(ray_cluster, "PRIVATE", tmp_path / "home" / "ray")
 
 
@@ -34,6 +36,13 @@ def test_only_its_owner_can_read_the_token_of_a_local_ray(tmp_path: Path) -> Non
     assert (mode(token), mode(token.parent)) == (0o600, 0o700)
     assert len(token.read_text()) == 64
     assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_the_environment_is_prepared_before_ray_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", object())
+    with pytest.raises(RuntimeError, match="imported before"):
+        ray_cluster.prepare_environment("")
+    assert ray_cluster.prepare_environment("10.0.0.7:6379") == "10.0.0.7:6379"
 
 
 def test_runs_that_start_at_once_share_one_whole_token(tmp_path: Path) -> None:
