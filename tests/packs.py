@@ -14,13 +14,14 @@ from workloads.data.prepare import PreparedData
 TAGS = ("low", "mid", "high")
 
 
-def write_clips(folder: Path, num: int = 60) -> list[str]:
-    """Tones with noise, of several lengths, rates and formats, with a table; the settings of a recipe that reads it."""
+def write_clips(folder: Path, num: int = 60, *, seconds: tuple[float, float] = (0.6, 1.8)) -> list[str]:
+    """Tones with noise, of lengths between two, of several rates and formats, with a table; the settings of a recipe
+    that reads it."""
     (folder / "audio").mkdir(parents=True)
     rows, random = ["clip_id,path,tags,fold,source"], np.random.default_rng(0)
     for number in range(num):
         tag, rate = TAGS[number % 7 % 3], (22_050, 16_000, 44_100)[number % 3]
-        time_T = np.arange(int(rate * random.uniform(0.6, 1.8))) / rate
+        time_T = np.arange(int(rate * random.uniform(*seconds))) / rate
         x_T = 0.3 * np.sin(2 * np.pi * (300 + 600 * TAGS.index(tag)) * time_T) + 0.02 * random.standard_normal(
             len(time_T)
         )

@@ -47,10 +47,9 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ray_run(home) -> dict:
-    cache = f"data.cache={home}/clips"
-    return outcome_of(
-        antiphon("run", "demo", "--json", "--storage", f"{home}/runs", *settings([*SMALL, *TURNS, cache]))
-    )
+    """With a loader process, which the run in one process has none of."""
+    own = [f"data.cache={home}/clips", "train.loaders=1"]
+    return outcome_of(antiphon("run", "demo", "--json", "--storage", f"{home}/runs", *settings([*SMALL, *TURNS, *own])))
 
 
 @pytest.fixture(scope="module")
