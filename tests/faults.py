@@ -8,7 +8,7 @@ import pytest
 from workloads.runtime.event_log import read_event_log
 
 ROWS = pytest.StashKey[list[tuple[str, ...]]]()
-COLUMNS = ("fault", "what the user sees", "seconds to recover", "steps repeated", "equal at the end")
+COLUMNS = ("fault", "what the user sees", "seconds to recover", "steps or shards repeated", "equal at the end")
 
 
 @pytest.fixture(scope="session")

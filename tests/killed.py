@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+# of a run; "sigterm" and "replace", which kills between writing a file and giving it its name, are points of their own
 POINTS = ("step", "event-log", "part", "half-part", "before-marker", "after-marker", "remove", "finish")
 PRELOADED = [
     "orchestrator.cli.app",
@@ -111,6 +112,8 @@ def _install(kill: Kill) -> None:
         _call_before(TrainState, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     elif kill.point == "event-log":
         _call_before(EventLog, "append", kill.count, _write_torn_line)
+    elif kill.point == "replace":
+        _call_before(os, "replace", kill.count, die)
     elif kill.point in ("part", "half-part"):
         from fsspec.implementations.local import LocalFileSystem
 

@@ -112,6 +112,7 @@ def pack(request: PackRequest, progress: Progress) -> Manifest:
     _put(object_store.join(request.out, INDEX), index)
     manifest = _manifest(request, usable, records, index)
     _publish(manifest_uri, manifest)
+    object_store.remove_unfinished(request.out)
     return manifest
 
 

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli.counted_progress import counted_progress
 from orchestrator.cli.options import FAILED, JsonOption, SetOption, only_json
-from orchestrator.cli.printing import print_out, print_warning
+from orchestrator.cli.printing import print_note, print_out, print_warning
 from workloads.runtime.text import name_some
 from workloads.stores.description import DRAWN_ELSEWHERE
 
@@ -94,6 +94,8 @@ def verify(
                 print_out(f"  {problem}")
             for line in _heard_lines(heard) if heard else ():
                 print_out(line)
+    if found.damaged:
+        print_note("remove the damaged files, and what has filled the store makes them again, and only them")
     if found.foreign:
         print_warning(f"{len(found.foreign)} files are not of the store: {name_some(found.foreign, 3)}")
     if found.damaged or (heard and heard.differing):

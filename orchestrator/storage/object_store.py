@@ -25,7 +25,7 @@ from orchestrator.storage.retry import (
     retry_while_unavailable,
     s3_error,
 )
-from workloads.runtime.atomic_files import replace_bytes, replacing
+from workloads.runtime.atomic_files import UNFINISHED, replace_bytes, replacing
 from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import local_files_below, read_own_file, regular_file
@@ -312,6 +312,16 @@ def list_names(uri: str) -> list[str]:
     except FileNotFoundError:
         return []
     return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+
+
+def remove_unfinished(uri: str) -> None:
+    """Remove what killed processes have left half written below a local folder; on an object store nothing is.
+
+    Call it once nothing that counts is written there any more: the file of a running writer would be removed too.
+    """
+    if is_local(uri):
+        for left_over in local_path(uri).rglob(f".*{UNFINISHED}"):
+            left_over.unlink(missing_ok=True)
 
 
 def file_sizes(uri: str) -> dict[str, int]:

@@ -21,6 +21,7 @@ from orchestrator.storage.object_store import (
     join,
     put_bytes,
     remove_file,
+    remove_unfinished,
 )
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.runtime.json_files import json_text, require_shape
@@ -155,6 +156,7 @@ def finish_store(
 
     manifest = retry_while_unavailable(finish, what=uri, patience_s=patience_s)
     _remove_others(uri, manifest, written)
+    remove_unfinished(uri)
     return manifest
 
 
