@@ -98,7 +98,7 @@ def pack(request: PackRequest, progress: Progress) -> Manifest:
     """
     object_store.check_storage(request.out)
     data, files = request.recipe.data, object_store.FsspecFiles()
-    dataset = read_dataset(data, files)
+    dataset = read_dataset(data, files, tags_needed="of labelled")
     plan = _claim(request, dataset)
     manifest_uri = object_store.join(request.out, MANIFEST)
     if _retry(manifest_uri, lambda: object_store.exists(manifest_uri)):

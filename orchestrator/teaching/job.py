@@ -162,7 +162,7 @@ def partner_names(recipe: TeachRecipe, store_ids: Sequence[str], clip_ids: Seque
 
 def read_plain_dataset(recipe: TeachRecipe) -> Dataset:
     """The clips of the recipe's data; ValueError for metadata that cannot be read, and for a packed data set."""
-    dataset = read_dataset(recipe.data, object_store.FsspecFiles(), tags_needed=False)
+    dataset = read_dataset(recipe.data, object_store.FsspecFiles(), tags_needed="never")
     if dataset.packed:
         raise ValueError(
             "data.format = 'packed': stores are filled from plain data sets so far; give the one that was packed"

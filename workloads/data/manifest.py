@@ -4,6 +4,7 @@ Axes: N clips of a set, C tags.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from workloads.config.data import Data
 from workloads.data.clips import Clip, Dataset
@@ -41,12 +42,13 @@ def read_dataset(
     *,
     model_tags: tuple[str, ...] = (),
     tags_of: str = "tagger",
-    tags_needed: bool = True,
+    tags_needed: Literal["always", "of labelled", "never"] = "always",
 ) -> Dataset:
     """The clips that `data` describes; does not depend on the order of the rows.
 
     With the tags of a model, or of what `tags_of` says, the dataset's are these, in their order, matched by name; the
-    clips need not have all, and if none is labelled, not any. Where no `tags_needed`, no clip need have one.
+    clips need not have all. A data set without any tag is a mistake where tags are needed: "always" but where the model
+    gives them and no clip is labelled, "of labelled" data sets only, or "never".
 
     Raises ValueError, with row and fix, for missing columns, repeated clip_ids, clips without tags where data.labels is
     "single", folds that are not numbers, more than one tag where data.labels is "single", absent tags that no clip has
@@ -56,8 +58,9 @@ def read_dataset(
     clips = sorted(found.clips, key=lambda clip: clip.clip_id)
     present = {tag for clip in clips for tag in clip.tags}
     tags = model_tags or tuple(sorted(present))
-    unlabelled = bool(model_tags) and not any(clip.labelled for clip in clips)
-    if present or (tags_needed and not unlabelled):
+    may_be_unlabelled = bool(model_tags) or tags_needed == "of labelled"
+    needed = tags_needed != "never" and (not may_be_unlabelled or any(clip.labelled for clip in clips))
+    if present or needed:
         _check_tags(clips, data, present, tags, tags_of)
     return Dataset(
         tuple(clips),

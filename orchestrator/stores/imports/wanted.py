@@ -25,4 +25,4 @@ def clips_of_table(file: str) -> set[str]:
 
 def clips_of_data(data: Data) -> set[str]:
     """The names of all clips of a data set, of every fold."""
-    return {clip.clip_id for clip in read_dataset(data, FsspecFiles(), tags_needed=False).clips}
+    return {clip.clip_id for clip in read_dataset(data, FsspecFiles(), tags_needed="never").clips}

@@ -2,6 +2,7 @@
 refused."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from orchestrator.search.validation import check_search_data
 from orchestrator.training.driver import check_recipe_data, with_learnable_controls
 from tests import small, stores
 from tests.pages import Page
+from tests.tiny_search import ANTIPHON, sets
 from workloads.data.augment import VIEW_VERSION
 from workloads.runtime.event_log import read_event_log
 
@@ -123,3 +125,22 @@ def test_clips_without_tags_are_not_taken_for_clips_without_labels(tagged):
     recipe = load_recipe("demo", tagged("clip_id,path,tags\nc00,c00.wav,\n"))
     with pytest.raises(ValueError, match=r"no clip has a tag \(column tags\); .* false in a column labelled"):
         check_recipe_data(recipe)
+
+
+@pytest.mark.slow
+def test_packed_clips_on_ray_give_the_same_student(settings, antiphon, tmp_path):
+    words = [word for setting in settings for word in ("--set", setting)]
+    where = ["--storage", tmp_path, "--json", "--tracking", "none"]
+    plain = antiphon("run", "demo", *words, *where, "--local")
+    assert plain.code == 0, plain.err
+    data = [word for setting in settings if setting.startswith("data.") for word in ("--set", setting)]
+    packed = antiphon("data", "pack", "demo", *data, "--out", tmp_path / "pack")
+    assert packed.code == 0, packed.err
+    of_pack = ["data.format=packed", "data.manifest=''", f"data.root={tmp_path}/pack"]
+    on_ray = subprocess.run(
+        [ANTIPHON, "run", "demo", *words, *sets(*of_pack), *map(str, where)], capture_output=True, text=True
+    )
+    assert on_ray.returncode == 0, on_ray.stderr[-3000:]
+    expected, found = (json.loads(said)["models"]["student"] for said in (plain.out, on_ray.stdout))
+    assert found["weights_sha256"] == expected["weights_sha256"]
+    assert found["test"] == {}
