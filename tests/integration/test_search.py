@@ -213,13 +213,20 @@ def test_trials_that_diverge_are_recorded_with_their_reason(searching, tmp_path)
         (["--set", "data.test_fold=9"], "data.test_fold = 9"),
         (["--set", "search.repeats=6", "--set", "search.finalists=2"], "it takes 13 validation slices"),
         (["--set", "search.searcher=tpe", "--set", EDGES], "edges.1.weight = 1.1: must be between 0 and 1"),
-        (["--slots", "500"], "the cluster holds"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_trained(searching, tmp_path, more, message) -> None:
-    done = subprocess.run([*searching(*more), "--tracking", "none"], capture_output=True, text=True)
+def test_mistakes_are_refused_before_anything_is_trained(searching, antiphon, tmp_path, more, message) -> None:
+    _, *words = searching(*more)
+    done = antiphon(*words, "--tracking", "none")
+    assert done.code == 2, done.err[-2000:]
+    assert message in " ".join(done.err.split())
+    assert not list((tmp_path / "runs").glob("*/trials"))
+
+
+def test_more_slots_than_the_cluster_holds_are_refused(searching, tmp_path) -> None:
+    done = subprocess.run([*searching("--slots", "500"), "--tracking", "none"], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert message in " ".join(done.stderr.split())
+    assert "the cluster holds" in " ".join(done.stderr.split())
     assert not list((tmp_path / "runs").glob("*/trials"))
 
 

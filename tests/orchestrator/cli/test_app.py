@@ -62,12 +62,11 @@ def test_help_imports_nothing_heavy():
         (["report", "/nowhere"], "run '/nowhere'"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(arguments, message, tmp_path):
+def test_mistakes_are_one_line_and_exit_2(antiphon, arguments, message, tmp_path):
     storage = ["--storage", str(tmp_path)] if arguments[0] == "run" and "--storage" not in arguments else []
     done = antiphon(*arguments, *storage)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
+    assert (done.code, done.out) == (2, ""), done.err
+    (line,) = done.err.strip().splitlines()
     assert message in line
     assert "secret" not in line
     assert list(tmp_path.iterdir()) == []  # nothing was started
