@@ -23,6 +23,11 @@ PRELOADED = [
     "orchestrator.training.driver",
     "orchestrator.reports.run_page",
     "workloads.train",
+    # imported where they are first needed, which takes a run of a few steps longer than all its steps
+    "workloads.models.mn",
+    "workloads.models.vit",
+    "sklearn.metrics",
+    "plotly.graph_objects",
     "torch._dynamo",
 ]
 
