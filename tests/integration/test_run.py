@@ -118,15 +118,17 @@ print(json.dumps([run.info.status, run.data.params, run.data.tags, [[m.step, m.v
     assert sorted(history) == logged
 
 
-def test_evaluate_gives_the_test_score_of_the_run(ray_run, home):
+def test_evaluate_gives_the_test_score_of_the_run(ray_run, home, antiphon):
     name = ray_run["models"]["cnn"]["checkpoint"]
     values = settings([*SMALL, f"data.cache={home}/clips"])
-    scored = outcome_of(antiphon("evaluate", name, "--data", "demo", "--json", *values))
+    done = antiphon("evaluate", name, "--data", "demo", "--json", *values)
+    assert done.code == 0, done.err
+    scored = json.loads(done.out)
     assert scored["clips"] == 20
     assert scored["scores"] == pytest.approx(ray_run["models"]["cnn"]["test"], abs=1e-6)
 
 
-def test_tag_prints_the_tags_of_a_file_and_names_a_broken_one(ray_run, tmp_path):
+def test_tag_prints_the_tags_of_a_file_and_names_a_broken_one(ray_run, tmp_path, antiphon):
     from workloads.data.synthetic import render, synthetic_clips
 
     data = Data(synthetic_clips=100, clip_seconds=1.0)
@@ -135,8 +137,8 @@ def test_tag_prints_the_tags_of_a_file_and_names_a_broken_one(ray_run, tmp_path)
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
     name = ray_run["models"]["vit"]["checkpoint"]
     done = antiphon("tag", name, f"{tmp_path}/clip.flac", f"{tmp_path}/torn.wav", "--top", "3", "--json")
-    assert done.returncode == 1  # one file could not be read
-    answer = json.loads(done.stdout)
+    assert done.code == 1  # one file could not be read
+    answer = json.loads(done.out)
     tags = answer["files"][f"{tmp_path}/clip.flac"]
     assert len(tags) == 3
     assert all(0 < probability < 1 for _, probability in tags)
@@ -144,9 +146,9 @@ def test_tag_prints_the_tags_of_a_file_and_names_a_broken_one(ray_run, tmp_path)
     assert list(answer["broken"]) == [f"{tmp_path}/torn.wav"]
 
 
-def test_report_can_be_written_again(ray_run, tmp_path):
+def test_report_can_be_written_again(ray_run, tmp_path, antiphon):
     done = antiphon("report", str(Path(ray_run["report"]).parent), "--out", f"{tmp_path}/again.html")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert (tmp_path / "again.html").read_text() == Path(ray_run["report"]).read_text()
 
 
@@ -162,7 +164,7 @@ def test_the_reports_command_repeats_the_run_from_another_folder(local_run, tmp_
     assert json.loads(done.stdout) == json.loads(Path(local_run["report"]).with_name("recipe.json").read_text())
 
 
-def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run):
+def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run, antiphon):
     """A folder exists at the path of the report: the outcome is written, only the report is missing."""
     blocked = home / "runs" / "blocked" / "report.html" / "folder"
     blocked.mkdir(parents=True)
@@ -171,8 +173,9 @@ def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run):
         *("run", "demo", "--local", "--json", "--tracking", "none", "--storage", f"{home}/runs", "--run-id", "blocked"),
         *values,
     )
-    outcome = outcome_of(done)
-    assert "the report could not be written" in done.stderr
+    assert done.code == 0, done.err
+    outcome = json.loads(done.out)
+    assert "the report could not be written" in done.err
     assert json.loads((home / "runs" / "blocked" / "outcome.json").read_text())["status"] == "done"
     for name, row in outcome["models"].items():
         assert row["weights_sha256"] == local_run["models"][name]["weights_sha256"]
@@ -282,13 +285,13 @@ def test_paths_may_be_relative_to_the_working_directory(esc10, home, tmp_path):
     assert (tmp_path / "runs").is_dir()
 
 
-def test_tracking_that_cannot_start_stops_the_run(home, tmp_path):
+def test_tracking_that_cannot_start_stops_the_run(home, tmp_path, antiphon):
     values = settings([*SMALL, *TURNS, f"data.cache={home}/clips"])
     unreachable = ["--tracking", "http://127.0.0.1:9", "--storage", f"{tmp_path}/runs"]
     done = antiphon("run", "demo", "--local", "--json", *unreachable, *values)
-    assert done.returncode == 75  # the server may answer when the command is repeated
-    outcome = json.loads(done.stdout)
+    assert done.code == 75  # the server may answer when the command is repeated
+    outcome = json.loads(done.out)
     assert (outcome["status"], outcome["steps_run"]) == ("preempted", 0)
     assert "tracking could not start" in outcome["error"]
-    assert "unavailable: tracking could not start" in done.stderr
+    assert "unavailable: tracking could not start" in done.err
     assert "--tracking none" in outcome["error"]
