@@ -11,10 +11,12 @@ from orchestrator.recipes.loader import load_recipe
 from tests import stores
 from tests.bench.test_models import printing, timings
 from tests.orchestrator.artifacts.test_tag import publish
-from workloads.config.recipe import Model, restore
+from workloads.config.recipe import FRONT_ENDS, Model, restore
 from workloads.data.augment import VIEW_VERSION
 from workloads.data.synthetic import synthetic_clips
 from workloads.distill.train_state import TrainState
+from workloads.models import front_end as mels
+from workloads.models.front_end import build_front_end
 from workloads.models.tagger import build_tagger
 from workloads.train import Run, train_step
 
@@ -140,3 +142,27 @@ def test_a_store_against_a_live_teacher(tiny, start, tmp_path, capsys):
         capsys, "mn10 taught by AST-base, 4 clips of 10 s, one thread: ms of a step live, from a store, ratio"
     ):
         print(f"  {timings({name: step_of(run) for name, run in runs.items()}, turns=3)}")
+
+
+def mels_of(
+    kind: str, x_BT: torch.Tensor, *, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], torch.Tensor]:
+    front_end = build_front_end(kind, clip_rate=FRONT_ENDS[kind])
+
+    def call() -> torch.Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(mels, "SAMPLES_AT_ONCE", at_once)
+            mel_BMF: torch.Tensor = front_end(x_BT)
+            return mel_BMF
+
+    return call
+
+
+@pytest.mark.parametrize("kind", ["kaldi128", "efficientat128", "ced64", "logmel64", "logmel40"])
+def test_log_mels_in_parts(kind, monkeypatch, capsys):
+    x_BT = torch.randn(32, 10 * FRONT_ENDS[kind], generator=torch.Generator().manual_seed(0))
+    sizes = {"at once": x_BT.numel(), "in parts": mels.SAMPLES_AT_ONCE}
+    forms = {name: mels_of(kind, x_BT, at_once=size, monkeypatch=monkeypatch) for name, size in sizes.items()}
+    assert torch.equal(*(form() for form in forms.values()))
+    with printing(capsys, f"log-mels of 32 clips of 10 s, {kind}: ms at once, ms in parts (ours), ratio"):
+        print(f"  {timings(forms)}")
