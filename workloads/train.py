@@ -37,7 +37,7 @@ from workloads.distill.stores_of_run import StoresOfRun
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
 from workloads.evaluate.predict import BadNumbers, score_clips
-from workloads.evaluate.step_metrics import mean_over_workers, optimizer_metrics, shard_metrics
+from workloads.evaluate.step_metrics import mean_over_workers, mean_times, optimizer_metrics, shard_metrics
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
@@ -45,7 +45,7 @@ from workloads.runtime.opener import Opener
 from workloads.runtime.precision import precision_warnings, set_tf32
 from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.rng import keyed_seed
-from workloads.runtime.session import Session, gather
+from workloads.runtime.session import Session, StepTimes, gather
 
 VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # recorded in every checkpoint
 
@@ -70,6 +70,8 @@ class Run:
     smoothed_scores: dict[str, float] = field(default_factory=dict)  # by model; edge weights may follow them
     validated: dict[str, tuple[int, float]] = field(default_factory=dict)  # model -> its own step, its primary score
     unreported_records: list[dict[str, Any]] = field(default_factory=list)
+    teachers_s: float = 0.0  # in total, spent in asking teachers
+    times: list[StepTimes] = field(default_factory=list)  # of this worker's steps since they were last recorded
     history: EventLog = field(init=False)  # all records of the run so far; copied into each checkpoint
 
     def __post_init__(self) -> None:
@@ -188,10 +190,12 @@ def _train_phase(
     train = run.recipe.train
     while run.step < phase.end:
         log_metrics = run.step == 0 or (run.step + 1) % train.log_every == 0
-        step_metrics = train_step(run, phase, sources, log_metrics=log_metrics)
+        step_metrics = _timed_step(run, phase, sources, log_metrics=log_metrics)
         run.step += 1
         if step_metrics:
             _record_metrics(run, step_metrics)
+            run.record("timings", step=run.step, values=mean_times(run.times, train.batch_size))
+            run.times = []
         phase_ends = run.step == phase.end
         validate = phase_ends or run.step % train.eval_every == 0
         if validate:
@@ -206,6 +210,23 @@ def _train_phase(
         if validate:
             yield run.step
     return False
+
+
+def _timed_step(run: Run, phase: Phase, sources: dict[str, TeacherSource], *, log_metrics: bool) -> dict[str, float]:
+    """`train_step`; what it took goes to the session, and with those of other steps into a record."""
+    began, waited_s, teachers_s = time.perf_counter(), run.batches.waited_s, run.teachers_s
+    step_metrics = train_step(run, phase, sources, log_metrics=log_metrics)
+    exchange = {name: run.pool.states[name].exchange_seconds() for name in phase.trains} if log_metrics else {}
+    times = StepTimes(
+        step=time.perf_counter() - began,
+        data_wait=run.batches.waited_s - waited_s,
+        teacher=run.teachers_s - teachers_s,
+        clips=len(run.shards) * run.recipe.train.shard_size,
+        exchange={name: seconds for name, seconds in exchange.items() if seconds is not None},
+    )
+    run.session.on_step(run.step + 1, times)
+    run.times.append(times)
+    return step_metrics
 
 
 def train_step(
@@ -265,7 +286,9 @@ def _shard_losses(
     train, labels = run.recipe.train, run.recipe.data.labels
     shard = run.batches.shard(run.step, index, with_clean_view=phase.needs_clean_view, device=run.session.device)
     student_outputs = _forward(run, phase, shard, index)
+    began = time.perf_counter()
     teacher_outputs = {source: source.outputs(shard, student_outputs) for source in dict.fromkeys(sources.values())}
+    run.teachers_s += time.perf_counter() - began
     losses: list[Tensor] = []
     stats: list[dict[str, float]] = []
     for name in phase.trains:

@@ -153,6 +153,7 @@ _ADD = {
     "replaced": _add_replaced,
     "phase": _add_phase,
     "metrics": _add_metrics,
+    "timings": _add_metrics,
     "machine": _add_metrics,  # its step is a time, so samples of two attempts have different steps
     "bad": _add_bad,
     "checkpoint": _add_checkpoint,

@@ -73,10 +73,10 @@ def _in_mlflow(uri: str, run_id: str) -> tuple[Any, Curves]:
 
 
 def _recorded(event_log: Path) -> Curves:
-    """The metrics and machine samples of an event log; of a repeated step, the first value."""
+    """The metrics, step times and machine samples of an event log; of a repeated step, the first value."""
     first: dict[str, dict[int, float]] = {}
     for record in read_event_log(event_log):
-        if record["kind"] in ("metrics", "machine"):
+        if record["kind"] in ("metrics", "timings", "machine"):
             for key, value in record["values"].items():
                 first.setdefault(key, {}).setdefault(record["step"], value)
     return {key: sorted(points.items()) for key, points in first.items()}

@@ -8,6 +8,7 @@ number of its earlier draws in the epoch.
 Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -74,6 +75,7 @@ class Batches:
             stored=stored_views,
         )
         self._loader: CropLoader = InThread(self._reader)
+        self.waited_s = 0.0  # in total, for crops to be read or handed over by loaders
         self.replacements = Replacements(clips, cache, self._reader)
         self.steps_per_epoch = len(clips) // recipe.train.batch_size
         self.dataset = dataset
@@ -112,7 +114,9 @@ class Batches:
         disk, a store or a loader process fails, ValueError where a damaged clip finds no replacement.
         """
         request, rows = self._request(step, index)
+        began = time.perf_counter()
         crops = self._loader.load(request)
+        self.waited_s += time.perf_counter() - began
         if crops.read.broken:
             self._require_replaceable(request, crops.read.broken)
             request, rows, crops = self.replacements.fill(request, rows, crops, step=step)

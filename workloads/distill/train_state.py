@@ -124,6 +124,17 @@ class TrainState:
                 dist.all_reduce(parameter.grad, group=self._group)
                 parameter.grad /= dist.get_world_size(self._group)
 
+    def exchange_seconds(self) -> float | None:
+        """How long averaging this model's gradients over the workers took, with waiting for the slowest worker.
+
+        DDP's own measurement of the newest step that it measured: each of its first ten, then every hundredth. It
+        overlaps with the backward. None where one worker trains, or nothing is measured yet. About 0.1 ms.
+        """
+        if not isinstance(self.forward, DistributedDataParallel):
+            return None
+        nanoseconds = self.forward._get_ddp_logging_data().get("backward_comm_time")
+        return float(nanoseconds) / 1e9 if nanoseconds else None
+
     @property
     def lr(self) -> float:
         """The learning rate of the next step."""

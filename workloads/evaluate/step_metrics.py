@@ -10,7 +10,7 @@ from torch import Tensor
 from workloads.distill.edges import EdgeTerm, EmbeddingTerm
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
-from workloads.runtime.session import Session, gather
+from workloads.runtime.session import Session, StepTimes, gather
 
 
 def shard_metrics(
@@ -53,3 +53,14 @@ def optimizer_metrics(pool: ModelPool, names: tuple[str, ...]) -> dict[str, floa
         values |= {f"{name}/own_step": state.own_step, f"{name}/lr": state.last_lr}
         values[f"{name}/grad_norm"] = state.grad_norm.item()
     return values
+
+
+def mean_times(times: Sequence[StepTimes], batch_size: int) -> dict[str, float]:
+    """The means of one worker's step times, in seconds, and the clips that all workers trained on in a second."""
+    seconds = {
+        name: sum(getattr(each, name) for each in times) / len(times) for name in ("step", "data_wait", "teacher")
+    }
+    values = {f"timing/{name}_seconds": mean for name, mean in seconds.items()}
+    for each in times:
+        values |= {f"timing/exchange_seconds/{model}": value for model, value in each.exchange.items()}
+    return values | {"timing/clips_per_second": batch_size / seconds["step"]}

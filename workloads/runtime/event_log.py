@@ -16,7 +16,7 @@ from workloads.runtime.opener import read_own_file, require_own_file
 
 EVENT_LOG = "events.jsonl"  # in a run's folder; in a checkpoint, the records up to that step
 RECORD_KINDS = (
-    *("run", "start", "data", "replaced", "phase", "metrics", "bad", "checkpoint", "machine"),
+    *("run", "start", "data", "replaced", "phase", "metrics", "timings", "bad", "checkpoint", "machine"),
     *("worker-failed", "leaving", "result", "comparison", "closed", "end"),
 )
 DURABLE_KINDS = (

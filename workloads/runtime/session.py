@@ -4,6 +4,7 @@ The loop depends on `Session` only. `LocalSession` trains without Ray, for insta
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +15,27 @@ from workloads.runtime.checkpoint_store import CheckpointStore
 from workloads.runtime.event_log import EventLog
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """How long one worker took for one training step, in seconds of the host's clock; nothing waited for a GPU.
+
+    The step as a whole is exact on a GPU too, since the loop waits for its losses. Of work that a GPU is only told to
+    do, `teacher` is the time of telling it.
+    """
+
+    step: float  # without validation and checkpoints
+    data_wait: float  # until the crops of its shards were read, or handed over by loaders
+    teacher: float  # asking teachers: forwards of frozen ones, reading stores
+    clips: int  # that this worker trained on
+    exchange: dict[str, float] = field(default_factory=dict)  # by model: see `TrainState.exchange_seconds`
+
+
 class Session(Protocol):
     """What the loop needs of its surroundings.
 
     Every worker calls `report` and `should_stop` equally often and in the same order: an implementation may communicate
-    with the other workers in them. Only rank 0 calls `deliver` and `checkpoints`; each worker calls `fetch` for itself.
+    with the other workers in them. Only rank 0 calls `deliver` and `checkpoints`; each worker calls `fetch` and
+    `on_step` for itself.
     """
 
     rank: int
@@ -33,6 +50,10 @@ class Session(Protocol):
         A session may hold records back until a later call. A kill loses records and a checkpoint that have not been
         written yet, never half of a checkpoint: without its marker file it does not count.
         """
+        ...
+
+    def on_step(self, step: int, times: StepTimes) -> None:
+        """Take the times of this worker's step, after which `step` steps are done; must return within microseconds."""
         ...
 
     def deliver(self, folder: Path) -> str:
@@ -81,6 +102,9 @@ class LocalSession:
             self._event_log.append(record)
         if checkpoint is not None:
             self._store.publish(checkpoint)
+
+    def on_step(self, step: int, times: StepTimes) -> None:
+        """Nothing: the loop records the times of this only worker."""
 
     def fetch(self, name: str) -> Path:
         return self._store.fetch(name, self.work_dir)
