@@ -37,6 +37,7 @@ class _SliceRun:
     recipe: Recipe
     location: RunLocation
     attempt: Attempt
+    label: str  # of its metrics
 
 
 def run_rungs_distributed(
@@ -100,7 +101,8 @@ def _leased_run(plan: SearchPlan, task: Task, store: SearchStore, scratch: Path,
         with EventLog(location.event_log) as event_log:
             for record in records:  # so that what is already trained is not validated again
                 event_log.append(record)
-        yield _SliceRun(recipe, location, attempt)
+        search_id = store.uri.rstrip("/").rsplit("/", 1)[-1]
+        yield _SliceRun(recipe, location, attempt, f"{search_id}/{task.name}/{name}")
 
 
 def _train_until(run: _SliceRun, until: int | None, *, workers: int) -> None:
@@ -108,7 +110,8 @@ def _train_until(run: _SliceRun, until: int | None, *, workers: int) -> None:
     records = read_event_log(run.location.event_log)
     if until is not None and any(record["kind"] == "metrics" and record["step"] >= until for record in records):
         return
-    end = fit(run.recipe, run.location, run.attempt, workers=workers, patience_s=PATIENCE_S, until=until)
+    options: dict[str, Any] = {"workers": workers, "patience_s": PATIENCE_S, "until": until, "label": run.label}
+    end = fit(run.recipe, run.location, run.attempt, **options)
     if end["status"] != ("done" if until is None else "preempted"):
         raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])
 

@@ -62,13 +62,23 @@ def fit(
     workers: int,
     patience_s: float,
     until: int | None = None,
+    label: str = "",
 ) -> dict[str, Any]:
     """Train on the connected Ray and return the end record that the workers reported.
 
-    With `until` the workers save and end after that many steps, as "preempted"; another call continues.
+    With `until` the workers save and end after that many steps, as "preempted"; another call continues. `label` is the
+    label `run_id` of their metrics, where the run's id alone does not say which run it is.
     """
     num_records_before = len(read_event_log(location.event_log))
-    trainer = _trainer(recipe, location, attempt, workers=workers, patience_s=patience_s, until=until)
+    config = {
+        "recipe": resolve(recipe),
+        "run_uri": location.uri,
+        "driver": asdict(attempt.driver),
+        "patience_s": patience_s,
+        "until": until,
+        "label": label or location.run_id,
+    }
+    trainer = _trainer(recipe, location, config, workers=workers, patience_s=patience_s)
     from ray.train import ControllerError, WorkerGroupError
 
     try:
@@ -90,10 +100,8 @@ def fit(
     return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
 
 
-def _trainer(
-    recipe: Recipe, location: RunLocation, attempt: Attempt, *, workers: int, patience_s: float, until: int | None
-) -> Any:
-    """Ray Train's trainer of a run; the environment that its controller reads is set first."""
+def _trainer(recipe: Recipe, location: RunLocation, config: dict[str, Any], *, workers: int, patience_s: float) -> Any:
+    """Ray Train's trainer of a run, whose workers get `config`; the environment of its controller is set first."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     # images are pulled, and nodes that take the place of lost ones start, before workers do
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
@@ -107,13 +115,7 @@ def _trainer(
     # The type checker sees the first generation of these classes, the interpreter the second.
     return TorchTrainer(
         train_worker,
-        train_loop_config={
-            "recipe": resolve(recipe),
-            "run_uri": location.uri,
-            "driver": asdict(attempt.driver),
-            "patience_s": patience_s,
-            "until": until,
-        },
+        train_loop_config=config,
         torch_config=TorchOverNodeNetwork(
             backend=BACKENDS[recipe.train.device], timeout_s=PEER_TIMEOUT_S + int(patience_s)
         ),

@@ -15,13 +15,14 @@ from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStor
 from orchestrator.runs.lease import Driver, stop_requested, take_next
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.training.ray_metrics import RunMetrics
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
 from workloads.runtime.checkpoint_store import Superseded
 from workloads.runtime.event_log import EventLog, timestamped
 from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
-from workloads.runtime.session import gather
+from workloads.runtime.session import StepTimes, gather
 from workloads.runtime.text import one_line
 from workloads.train import loop, set_up
 
@@ -40,7 +41,7 @@ class RaySession:
     asynchronous uploads queue up without a limit, and records would wait in that queue too.
     """
 
-    def __init__(self, run_uri: str, driver: Driver, device: str, work_dir: Path) -> None:
+    def __init__(self, run_uri: str, driver: Driver, device: str, work_dir: Path, *, label: str) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device() if device == "cuda" else torch.device("cpu")
@@ -51,6 +52,7 @@ class RaySession:
         self.leaving: frozenset[str] = frozenset()  # ids of nodes that are to be taken away
         self._polled_at = self._reported_at = time.monotonic()
         self._unreported: list[dict[str, Any]] = []
+        self.metrics = RunMetrics(label, self.rank, self.device)
 
     def claim(self, recipe: Recipe, *, patience_s: float) -> None:
         """Claim the run's next attempt for these workers; Superseded is raised on all of them if it is not theirs.
@@ -81,6 +83,7 @@ class RaySession:
         Rank 0 raises here what the upload before has failed with; then Ray starts the workers again.
         """
         self._unreported += records
+        self.metrics.on_records(records)
         if checkpoint is not None:
             self.uploads.publish(checkpoint)
         if not gather(self, checkpoint is not None or time.monotonic() - self._reported_at > REPORT_S)[0]:
@@ -89,6 +92,9 @@ class RaySession:
         unreported, self._unreported = self._unreported, []
         # ASYNC: does not wait for the controller's next poll
         ray.train.report({"records": unreported}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+
+    def on_step(self, step: int, times: StepTimes) -> None:
+        self.metrics.on_step(step, times)
 
     def deliver(self, folder: Path) -> str:
         return self.uploads.deliver(folder)
@@ -187,13 +193,15 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     recipe = parse(config["recipe"])
     with scratch_folder() as work_dir:
-        session = RaySession(config["run_uri"], Driver(**config["driver"]), recipe.train.device, work_dir)
+        session = RaySession(
+            config["run_uri"], Driver(**config["driver"]), recipe.train.device, work_dir, label=config["label"]
+        )
         try:
             session.claim(recipe, patience_s=config["patience_s"])
         except Superseded as error:
             session.close("failed", str(error))
             return
-        with session.uploads:
+        with session.uploads, session.metrics.refreshed():
             status, step = _train(recipe, session, until=config["until"])
         if session.leaving and status["status"] == "preempted":
             session.leave(step)
