@@ -105,20 +105,24 @@ class RunMetrics:
 
     @contextmanager
     def refreshed(self) -> Iterator[None]:
-        """Keep the gauges set while the context lasts."""
+        """Keep the gauges set while the context lasts; at its end they get their last values."""
         with in_background(self._refresh, name="metrics"):
             yield
 
     def _refresh(self, ended: threading.Event) -> None:
         while not ended.wait(REFRESH_S):
-            if self._step:
-                self._metrics["antiphon_step"].set(self._step)
-            self._metrics["antiphon_memory_bytes"].set(self._process.memory_info().rss)
-            if self._device.type == "cuda":
-                self._metrics["antiphon_gpu_memory_bytes"].set(torch.cuda.memory_reserved(self._device))
-            for name, values in (("antiphon_loss", self._losses), ("antiphon_exchange_seconds", self._exchange)):
-                for model, value in values.items():
-                    self._metrics[name].set(value, {"model": model})
+            self._set_gauges()
+        self._set_gauges()
+
+    def _set_gauges(self) -> None:
+        if self._step:
+            self._metrics["antiphon_step"].set(self._step)
+        self._metrics["antiphon_memory_bytes"].set(self._process.memory_info().rss)
+        if self._device.type == "cuda":
+            self._metrics["antiphon_gpu_memory_bytes"].set(torch.cuda.memory_reserved(self._device))
+        for name, values in (("antiphon_loss", self._losses), ("antiphon_exchange_seconds", self._exchange)):
+            for model, value in values.items():
+                self._metrics[name].set(value, {"model": model})
 
     def _add(self, name: str, value: float) -> None:
         if value > 0:  # Ray refuses to add nothing

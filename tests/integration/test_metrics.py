@@ -60,11 +60,11 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The Ray head of `antiphon cluster up`; its workers report metrics every two seconds instead of every ten."""
+    """The Ray head of `antiphon cluster up`; its workers report metrics every three seconds instead of every ten."""
     folder = tmp_path_factory.mktemp("stack")
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_metrics_report_interval_ms", "2000")
+            patch.setenv("RAY_metrics_report_interval_ms", "3000")
             (service,) = stack.up(folder, cpus=4, mlflow=False).services
         yield service
     finally:
@@ -150,7 +150,7 @@ def test_prometheus_has_losses_exchanges_and_memory(records, prometheus):
     read = prometheus.samples("ray_antiphon_loss", "model")
     assert set(read) == {"cnn", "vit"}
     for model, losses in read.items():
-        assert len(losses) > 3
+        assert len(losses) > 1
         assert losses <= {values[f"{model}/loss"] for values in recorded if f"{model}/loss" in values}
     exchanged = prometheus.query("max_over_time(ray_antiphon_exchange_seconds[10m])", "model", "rank")
     assert set(exchanged) == {(model, *rank) for model in ("cnn", "vit") for rank in RANKS}
