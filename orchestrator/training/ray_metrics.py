@@ -59,9 +59,9 @@ METRICS = {
 class RunMetrics:
     """The metrics of one worker of a run; made in its process, with Ray connected.
 
-    `on_step` and `on_records` are called by the training thread, `on_step` after every step (11 us, `make bench`). Within
-    `refreshed` a thread samples the memory and sets the gauges again. A kill loses what was not yet reported to the
-    agent: the last seconds.
+    `on_step` and `on_records` are called by the training thread, `on_step` after every step (11 us). Within `refreshed`
+    a thread samples the memory and sets the gauges again. A kill loses what was not yet reported to the agent: the last
+    seconds.
     """
 
     def __init__(self, run_id: str, rank: int, device: torch.device) -> None:
@@ -111,10 +111,11 @@ class RunMetrics:
 
     def _refresh(self, ended: threading.Event) -> None:
         while not ended.wait(REFRESH_S):
-            self._set_gauges()
-        self._set_gauges()
+            self.set_gauges()
+        self.set_gauges()
 
-    def _set_gauges(self) -> None:
+    def set_gauges(self) -> None:
+        """Set every gauge to what holds now."""
         if self._step:
             self._metrics["antiphon_step"].set(self._step)
         self._metrics["antiphon_memory_bytes"].set(self._process.memory_info().rss)
