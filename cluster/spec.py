@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cluster.spec_nodes import LABEL, Head, Table, Workers, require_reference
+from cluster.spec_nodes import LABEL, Head, Workers, require_reference
+from cluster.spec_speed import StorageSpeed
+from cluster.spec_table import Table
 
 ID_OPTIONS = {"run": "--run-id", "search": "--search-id"}  # the commands whose work has an id of its own
 # options that fields of the spec stand for, and those that a job cannot have
@@ -193,6 +195,7 @@ class Spec(Table):
     kuberay: KubeRay = field(default_factory=KubeRay)
     autoscaler: Autoscaler | None = None
     slurm: Slurm = field(default_factory=Slurm)
+    storage_speed: StorageSpeed = field(default_factory=StorageSpeed)  # for `antiphon plan`
 
     def __post_init__(self) -> None:
         self._require(

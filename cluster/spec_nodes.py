@@ -1,32 +1,18 @@
-"""The nodes of a cluster's spec: the head, groups of workers, and what every table of a spec shares."""
+"""The nodes of a cluster's spec: the head and groups of workers."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
+
+from cluster.spec_speed import Speed
+from cluster.spec_table import Table
 
 REFERENCE = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9._-]+")  # a Kubernetes secret and a key in it
 LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
 LABEL_KEY = re.compile(r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 RESERVED = "ray.io/"  # labels that only Ray and we set
-
-
-class Table:
-    """Base of every table of a spec: pydantic refuses unknown keys, `_require` values that break a rule."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def _require(self, rule: bool, name: str, must: str) -> None:
-        if not rule:
-            raise ValueError(f"{name} = {getattr(self, name)!r}: {must}")
-
-    def _require_labels(self, name: str) -> None:
-        for key, value in getattr(self, name).items():
-            if not LABEL_KEY.fullmatch(key) or not LABEL.fullmatch(value):
-                raise ValueError(
-                    f"{name}.{key} = {value!r}: keys and values must be at most 63 letters, digits, '.', '_' and '-', "
-                    "a letter or digit first and last"
-                )
 
 
 def require_reference(name: str, reference: str, *, or_empty: bool = False) -> None:
@@ -60,6 +46,7 @@ class Node(Table):
     labels: Mapping[str, str] = field(default_factory=dict)  # of the node in Ray, for label selectors
     node_selector: Mapping[str, str] = field(default_factory=dict)  # labels that Kubernetes' nodes must have
     tolerations: tuple[Toleration, ...] = ()
+    price_per_hour: float = 0.0  # of one node, in any currency; 0: not known
 
     def __post_init__(self) -> None:
         self._require(self.cpus > 0, "cpus", "must be above 0")
@@ -69,11 +56,20 @@ class Node(Table):
             "shared_memory_gb",
             f"must be 0 or more, and less than memory_gb ({self.memory_gb:g}), which it is a part of",
         )
+        self._require(0 <= self.price_per_hour < math.inf, "price_per_hour", "must be 0 or more")
         self._require_labels("labels")
         self._require_labels("node_selector")
         for key in self.labels:
             if key.startswith(RESERVED):
                 raise ValueError(f"labels.{key}: labels of {RESERVED} are Ray's own; use spot or accelerator for them")
+
+    def _require_labels(self, name: str) -> None:
+        for key, value in getattr(self, name).items():
+            if not LABEL_KEY.fullmatch(key) or not LABEL.fullmatch(value):
+                raise ValueError(
+                    f"{name}.{key} = {value!r}: keys and values must be at most 63 letters, digits, '.', '_' and '-', "
+                    "a letter or digit first and last"
+                )
 
     @property
     def shm_gb(self) -> float:
@@ -110,6 +106,7 @@ class Workers(Node):
     gpus: int = 0
     accelerator: str = ""  # Ray's name of the GPU, as A100: becomes the label ray.io/accelerator-type
     spot: bool = False  # may be taken away at any time: gets the label ray.io/market-type: spot
+    speed: Speed = field(default_factory=Speed)  # what a node reaches, for `antiphon plan`
 
     def __post_init__(self) -> None:
         super().__post_init__()
