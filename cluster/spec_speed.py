@@ -30,8 +30,8 @@ class Speed(Table):
             value = getattr(self, name)
             if name in may_be_zero:
                 self._require(0 <= value < math.inf, name, "must be 0 or more")
-            else:  # inf: nothing is waited for
-                self._require(value > 0, name, "must be above 0")
+            else:
+                self._require(0 < value < math.inf, name, "must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class StorageSpeed(Table):
     gbps: float = 100.0  # Gbit/s
 
     def __post_init__(self) -> None:
-        self._require(self.requests_per_second > 0, "requests_per_second", "must be above 0")
+        self._require(0 < self.requests_per_second < math.inf, "requests_per_second", "must be above 0")
         self._require(self.prefixes >= 1, "prefixes", "must be 1 or more")
         self._require(0 <= self.request_ms < math.inf, "request_ms", "must be 0 or more")
-        self._require(self.gbps > 0, "gbps", "must be above 0")
+        self._require(0 < self.gbps < math.inf, "gbps", "must be above 0")

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.cli import plan_scale
 from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption
 from orchestrator.cli.printing import cell
 from workloads.runtime.json_files import json_text
@@ -30,6 +31,19 @@ def plan(
         int | None, typer.Option(help="Number of training clips, where the metadata is not available.")
     ] = None,
     tags: Annotated[int | None, typer.Option(help="Number of tags; together with --clips.")] = None,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC", help="Also hours, bottleneck and price on 1 to 1000 workers of this cluster's spec."
+        ),
+    ] = "",
+    group: Annotated[
+        str, typer.Option(help="With --cluster: the group of its nodes; default: the only that fits.")
+    ] = "",
+    workers: Annotated[str, typer.Option(metavar="N,N,...", help="With --cluster: these numbers of workers.")] = "",
+    clip_kb: Annotated[
+        float | None, typer.Option(help="With --cluster: kB of a stored clip; default: as many as decoded.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option("--measure", metavar="STEPS", help="Train this many steps here and compare.")
     ] = None,
@@ -43,25 +57,31 @@ def plan(
         from orchestrator.storage.object_store import FsspecFiles
         from orchestrator.training.request import RunRequest, check_request
 
-        loaded, files, measured = load_recipe(recipe, settings), FsspecFiles(), None
+        loaded, files, measured, scale = load_recipe(recipe, settings), FsspecFiles(), None, None
         _check_devices(loaded, devices)
+        target = plan_scale.target(loaded, cluster, group=group, workers=workers, clip_kb=clip_kb, tflops=tflops)
         phases = check_request(RunRequest(loaded, "antiphon plan", workers=devices))
         _check_options(tflops, clips, steps, phases[-1].end)
         counted = count_clips(loaded, files, clips=clips, tags=tags)
         sizes = model_sizes(loaded, tags=counted.tags)
         cost = plan_cost(loaded, phases, counted, sizes)
+        if target is not None:
+            scale = plan_scale.predict(target, loaded, phases, sizes, cost, files, known=clips is None)
         if steps is not None:
             measured = measure(loaded, plan_cost(loaded, phases, counted, sizes, until=steps), sizes, files=files)
     hours = None if tflops is None else cost.hours(tflops=tflops, devices=devices)
     if as_json:
         result = {"recipe": loaded.name, "devices": devices, "flops": cost.flops, "hours": hours, **asdict(cost)}
-        typer.echo(json_text(result | {"measured": None if measured is None else _measured_json(measured, cost)}))
+        result["measured"] = None if measured is None else _measured_json(measured, cost)
+        typer.echo(json_text(result | {"cluster": None if scale is None else plan_scale.as_json(scale)}))
     else:
         _print_cost(loaded, cost, known=clips is None)
         if hours is not None:
             typer.echo(f"hours        {hours:.3g} on {devices} x {tflops:g} TFLOP/s")
         if measured is not None:
             _print_measured(measured, cost, stated=tflops)
+        if scale is not None:
+            plan_scale.print_scale(loaded, scale)
     if measured is not None and measured.wrong:
         raise typer.Exit(FAILED)
 

@@ -8,8 +8,9 @@ from cluster.spec import Spec, Work
 from cluster.spec_file import parse_spec, read_spec
 from cluster.work_command import option_words
 from orchestrator.cli.submitted_command import parsed_command, submitted_command
+from orchestrator.planning.nodes import ray_node
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.training.worker_resources import ACCELERATOR, GB, Node, worker_needs
+from orchestrator.training.worker_resources import Node, worker_needs
 from workloads.runtime.redaction import require_no_secret
 
 
@@ -54,12 +55,7 @@ def _require_room(spec: Spec, work: Work, parameters: Mapping[str, Any]) -> None
 
 def _nodes(spec: Spec, bound: str) -> list[Node]:
     """The nodes that work runs on, by the smaller or larger number of each group."""
-    nodes: list[Node] = []
-    for group in spec.workers.values():
-        amounts = {"CPU": group.cpus, "GPU": float(group.gpus), "memory": group.memory_gb * GB}
-        amounts |= {f"{ACCELERATOR}{group.accelerator}": 1.0} if group.accelerator else {}
-        nodes += [Node(amounts, group.ray_labels)] * getattr(group, bound)
-    return nodes
+    return [node for group in spec.workers.values() for node in [ray_node(group)] * getattr(group, bound)]
 
 
 def _require_no_secret(values: Any, path: str = "") -> None:

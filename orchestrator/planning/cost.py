@@ -70,6 +70,11 @@ class Cost:
     def flops(self) -> int:
         return sum(model.learn_flops + model.teach_flops + model.score_flops for model in self.models.values())
 
+    @property
+    def clip_bytes(self) -> int:
+        """Of one decoded clip in the cache."""
+        return self.bytes_read // self.clips_read
+
     def hours(self, *, tflops: float, devices: int) -> float:
         """Hours on `devices` devices that each reach `tflops` x 1e12 FLOPs per second on these models."""
         return self.flops / (tflops * 1e12 * devices) / 3600
@@ -138,11 +143,14 @@ def plan_cost(
 
 def step_flops(recipe: Recipe, phase: Phase, sizes: dict[str, Size]) -> int:
     """FLOPs of the networks in one step of this phase."""
-    clips = recipe.train.batch_size
-    return sum(
-        2 * sizes[name].macs * clips * (3 * (name in phase.trains) + _teacher_forwards(phase, name))
-        for name in phase.needs
-    )
+    return sum(learn_and_teach_flops(recipe, phase, sizes))
+
+
+def learn_and_teach_flops(recipe: Recipe, phase: Phase, sizes: dict[str, Size]) -> tuple[int, int]:
+    """FLOPs of the students and of the live teachers in one step of this phase, over the whole batch."""
+    forwards = {name: 2 * sizes[name].macs * recipe.train.batch_size for name in phase.needs}
+    learn = sum(3 * forwards[name] for name in phase.trains)
+    return learn, sum(flops * _teacher_forwards(phase, name) for name, flops in forwards.items())
 
 
 def _delivered_bytes(recipe: Recipe, clips: Clips, sizes: dict[str, Size]) -> int:
