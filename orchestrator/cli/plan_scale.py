@@ -52,7 +52,7 @@ def target(
     given = {"--group": group, "--workers": workers, "--clip-kb": clip_kb}
     if not spec_name:
         for option, value in given.items():
-            if value:
+            if value not in ("", None):
                 raise ValueError(f"{option} {value}: is about a cluster; give its spec too: --cluster SPEC")
         return None
     if clip_kb is not None and not 0 < clip_kb < math.inf:
