@@ -194,7 +194,8 @@ def test_predicted_against_measured_speed_up(tmp_path: Path, capsys: Any) -> Non
         print(f"\nmutual, batches of {SHARDS} x 8 clips, one thread a worker, {cores} cores, load {loads}")
         print(
             f"  one worker: {alone:.3f} s a step, {speed.tflops * 1000:.1f} GFLOP/s, {speed.optimizer_ms:.1f} ms "
-            f"whatever its clips, spread {speed.spread:.2f}; gloo: {speed.local_gbps:.1f} Gbit/s, {speed.latency_us:.0f} us"
+            f"whatever its clips, spread {speed.spread:.2f}; gloo: {speed.local_gbps:.1f} Gbit/s, "
+            f"{speed.latency_us:.0f} us"
         )
         print(f"  speed-up predicted; measured, quartiles of {TURNS} turns; the same by the workers' processor time")
         for workers in WORKERS[1:]:
