@@ -61,7 +61,7 @@ def target(
     name, per_node = group_for(spec, recipe, group)
     nodes = spec.workers[name]
     rate = nodes.speed.tflops if tflops is None else tflops
-    if not rate:
+    if tflops is None and not rate:
         raise ValueError(
             f"workers.{name}.speed.tflops: is not in the spec, and hours depend on it; add it, or give --tflops "
             "(`antiphon plan RECIPE --measure 20` on such a node measures it)"

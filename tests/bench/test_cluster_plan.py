@@ -127,10 +127,10 @@ def _slowest(found: list[list[list[float]]], clock: int) -> list[float]:
     return [max(seconds) for seconds in zip(*taken, strict=True)]
 
 
-def settings_of(folder: Path, shards: int) -> list[str]:
-    """`mutual` with its own models and batches of shards of 8 clips."""
+def settings_of(folder: Path, shards: int, clips: int) -> list[str]:
+    """`mutual` with its own models and batches of so many shards of so many clips."""
     plan = ["schedule.burn_in=0", "schedule.steps=1000", "schedule.ramp=0", "compare=false"]
-    train = [f"train.shards={shards}", "train.shard_size=8", "train.threads=1"]
+    train = [f"train.shards={shards}", f"train.shard_size={clips}", "train.threads=1"]
     return [*plan, *train, f"data.cache={folder}/clips"]
 
 
@@ -173,11 +173,12 @@ def measured_speed(recipe: Recipe, alone: list[Turn], half: list[Turn], small: f
     )
 
 
-def test_predicted_against_measured_speed_up(tmp_path: Path, capsys: Any) -> None:
-    settings, cores = settings_of(tmp_path, SHARDS), len(os.sched_getaffinity(0))
+@pytest.mark.parametrize("clips", [8, 16])
+def test_predicted_against_measured_speed_up(clips: int, tmp_path: Path, capsys: Any) -> None:
+    settings, cores = settings_of(tmp_path, SHARDS, clips), len(os.sched_getaffinity(0))
     recipe, loads = load_recipe("mutual", settings), [os.getloadavg()[0]]
     groups = {workers: Group(workers, tmp_path / str(workers), settings) for workers in WORKERS}
-    groups[HALF] = Group(1, tmp_path / "half", settings_of(tmp_path, SHARDS // 2))
+    groups[HALF] = Group(1, tmp_path / "half", settings_of(tmp_path, SHARDS // 2, clips))
     try:
         for group in groups.values():
             group.steps()  # warms up
@@ -191,7 +192,7 @@ def test_predicted_against_measured_speed_up(tmp_path: Path, capsys: Any) -> Non
     planned = {workers: predicted_step(recipe, workers, speed, cores) for workers in WORKERS}
     alone = statistics.median(seconds for turn in turns for seconds in turn[1].wall)
     with capsys.disabled():
-        print(f"\nmutual, batches of {SHARDS} x 8 clips, one thread a worker, {cores} cores, load {loads}")
+        print(f"\nmutual, batches of {SHARDS} x {clips} clips, one thread a worker, {cores} cores, load {loads}")
         print(
             f"  one worker: {alone:.3f} s a step, {speed.tflops * 1000:.1f} GFLOP/s, {speed.optimizer_ms:.1f} ms "
             f"whatever its clips, spread {speed.spread:.2f}; gloo: {speed.local_gbps:.1f} Gbit/s, "

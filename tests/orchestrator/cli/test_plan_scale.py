@@ -109,6 +109,13 @@ def test_a_cuda_recipe_runs_on_the_gpus(plan: Any) -> None:
     assert plan("--cluster", "SPEC", "--tflops", "3", "--json", settings=cuda)["cluster"]["group"] == "gpu"
 
 
+def test_workers_that_are_spread_have_a_node_each(plan: Any) -> None:
+    found = plan("--cluster", "SPEC", "--json", settings=("resources.placement=SPREAD",))["cluster"]
+    assert found["workers_per_node"] == 1
+    assert [row["nodes"] for row in found["rows"]] == [1, 2, 4, 6, 12]
+    assert found["rows"][-1]["note"] == "more nodes than workers.cpu.max = 8"
+
+
 def test_many_small_files_of_a_store_are_to_be_packed(plan: Any) -> None:
     stored = ('data={format="manifest", manifest="/x.csv", root="s3://bucket/set", labels="multi"}',)
     lines = plan("--cluster", "SPEC", "--workers", "12", settings=stored)
@@ -136,6 +143,7 @@ def test_many_small_files_of_a_store_are_to_be_packed(plan: Any) -> None:
         (("--cluster", "SPEC", "--workers", "0"), SPEC, "--workers '0': must be"),
         (("--cluster", "SPEC", "--workers", "20000"), SPEC, "--workers '20000': must be"),
         (("--cluster", "SPEC", "--clip-kb", "0"), SPEC, "--clip-kb 0: must be above 0"),
+        (("--cluster", "SPEC", "--tflops", "0"), SPEC, "--tflops 0: must be above 0"),
         (("--cluster", "SPEC", "--group", "gpu"), SPEC, "workers.gpu.speed.tflops: is not in the spec"),
         (
             ("--cluster", "SPEC"),
