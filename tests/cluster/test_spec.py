@@ -2,12 +2,13 @@
 
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.spec_file import load_spec, parse_spec, shipped_specs
+from cluster.spec_file import SHIPPED, load_spec, parse_spec, shipped_specs
 from cluster.work_command import PROGRAM, command_words, shell_command
 from tests.cluster.specs import make_spec, spec_values
 
@@ -15,6 +16,17 @@ from tests.cluster.specs import make_spec, spec_values
 def test_the_shipped_specs_load() -> None:
     assert shipped_specs() == ["example"]
     assert load_spec("example").kind == "cron"
+
+
+def test_what_the_shipped_spec_says_about_plans_can_be_uncommented() -> None:
+    text = SHIPPED.joinpath("example.toml").read_text()
+    before, title, after = text.partition("# For antiphon plan")
+    assert title
+    lines = [line.removeprefix("# ") for line in after.splitlines()[1:]]
+    spec = parse_spec(tomllib.loads("\n".join([before, *lines])))
+    assert spec.workers["gpu"].speed.tflops == 40
+    assert spec.workers["gpu"].price_per_hour == 3.0
+    assert spec.storage_speed.prefixes == 10
 
 
 @pytest.mark.parametrize(
@@ -59,6 +71,11 @@ def test_the_shipped_specs_load() -> None:
         ({"cache": {}, "work__arguments": ["--set", "data.cache=/x"]}, "work.arguments: set data.cache"),
         ({"cache": {"path": "clips"}}, "cache.path = 'clips': must be an absolute path"),
         ({"limits": {"retries": -1}}, "limits.retries = -1: must be 0 or more"),
+        ({"head__price_per_hour": -1}, "head.price_per_hour = -1.0: must be 0 or more"),
+        ({"workers__cpu__speed": {"network_gbps": 0}}, "workers.cpu.speed.network_gbps = 0.0: must be above 0"),
+        ({"workers__cpu__speed": {"latency_us": -1}}, "workers.cpu.speed.latency_us = -1.0: must be 0 or more"),
+        ({"storage_speed": {"requests_per_second": 0}}, "storage_speed.requests_per_second = 0.0: must be above 0"),
+        ({"storage_speed": {"speed": 1}}, "storage_speed.speed: unknown key"),
         ({"slurm": {"options": ["--qos high"]}}, "options = '--qos high': must be one option"),
         ({"autoscaler": {"provider": {}, "head_node": {}, "nodes": {}}}, "autoscaler.provider = {}: must have a type"),
     ],
