@@ -20,7 +20,7 @@ def test_the_shipped_specs_load() -> None:
 
 def test_what_the_shipped_spec_says_about_plans_can_be_uncommented() -> None:
     text = SHIPPED.joinpath("example.toml").read_text()
-    before, title, after = text.partition("# For antiphon plan")
+    before, title, after = text.replace("# price", "price").partition("# For antiphon plan")
     assert title
     lines = [line.removeprefix("# ") for line in after.splitlines()[1:]]
     spec = parse_spec(tomllib.loads("\n".join([before, *lines])))
