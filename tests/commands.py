@@ -13,9 +13,9 @@ from orchestrator.cli import app, options
 from orchestrator.tracking.replayer import Replayer
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.models.tagger import Tagger
+from workloads.run import Run
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
-from workloads.train import Run
 
 
 class Done(NamedTuple):

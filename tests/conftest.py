@@ -11,11 +11,11 @@ import pytest
 from orchestrator.recipes.loader import load_recipe
 from tests import small
 from workloads.config.recipe import Recipe
+from workloads.run import Run, set_up
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import LocalSession
-from workloads.train import Run, set_up
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

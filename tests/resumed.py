@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from workloads.config.recipe import Recipe
+from workloads.run import Run
 from workloads.runtime.event_log import read_event_log
-from workloads.train import Run, loop
+from workloads.train import loop
 
 
 def rows_uninterrupted_and_resumed(start: Callable[..., Run], recipe: Recipe) -> list[dict[str, Any]]:

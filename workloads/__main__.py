@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 from workloads.config.recipe import Recipe, restore
+from workloads.run import set_up
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EVENT_LOG, EventLog
 from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.redaction import redacting_stderr
 from workloads.runtime.session import LocalSession
-from workloads.train import loop, set_up
+from workloads.train import loop
 
 
 def main(arguments: list[str]) -> int:

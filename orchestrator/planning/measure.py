@@ -17,12 +17,13 @@ from workloads.data.batches import Batches
 from workloads.data.shard import Shard
 from workloads.distill.schedule import Phase
 from workloads.models.size import Size, macs_of_forward
+from workloads.run import Run, set_up
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import Opener
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.session import LocalSession
-from workloads.train import Run, loop, set_up
+from workloads.train import loop
 
 TOLERANCE = 0.01  # largest error of a prediction, as a share of the measured number
 

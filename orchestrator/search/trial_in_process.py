@@ -134,8 +134,8 @@ def _set_up_run(
     plan: SearchPlan, task: Task, checkpoints: CheckpointStore, folder: Path, *, slice_: int, settings_step: int
 ) -> Any:
     """A training run on one slice, restored from the newest whole checkpoint; with the settings of `settings_step`."""
+    from workloads.run import set_up
     from workloads.runtime.session import LocalSession
-    from workloads.train import set_up
 
     recipe = build_task_recipe(plan, task, slice_=slice_, step=settings_step)
     session = LocalSession(

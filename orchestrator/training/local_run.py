@@ -12,8 +12,9 @@ from workloads.runtime.scratch import scratch_folder
 
 def run_in_process(claimed: ClaimedRun) -> dict[str, Any]:
     """Train here and return the end record: "preempted" where a stop was requested. Torch is imported only now."""
+    from workloads.run import set_up
     from workloads.runtime.session import LocalSession
-    from workloads.train import loop, set_up
+    from workloads.train import loop
 
     request, recipe = claimed.request, claimed.request.recipe
     require_gpu(recipe)

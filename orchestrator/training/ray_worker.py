@@ -18,13 +18,14 @@ from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_metrics import RunMetrics
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
+from workloads.run import set_up
 from workloads.runtime.checkpoint_store import Superseded
 from workloads.runtime.event_log import EventLog, timestamped
 from workloads.runtime.redaction import redacted
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.session import StepTimes, gather
 from workloads.runtime.text import one_line
-from workloads.train import loop, set_up
+from workloads.train import loop
 
 STOP_EVERY = 5  # calls of should_stop between two exchanges with rank 0, where steps are short
 SHORT_STEP_S = 0.2

@@ -44,7 +44,8 @@ from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.session import LocalSession
-from workloads.train import set_up, train_step
+from workloads.run import set_up
+from workloads.train_step import train_step
 
 rank, workers, folder, settings = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
 own = folder / str(rank)

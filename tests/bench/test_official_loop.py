@@ -23,7 +23,8 @@ from tests import stores
 from tests.bench.conftest import TAGS
 from tests.bench.test_loading import SHARD
 from workloads.data.augment import VIEW_VERSION
-from workloads.train import Run, train_step
+from workloads.run import Run
+from workloads.train_step import train_step
 
 pytestmark = pytest.mark.bench
 

@@ -18,7 +18,8 @@ from workloads.distill.train_state import TrainState
 from workloads.models import front_end as mels
 from workloads.models.front_end import build_front_end
 from workloads.models.tagger import build_tagger
-from workloads.train import Run, train_step
+from workloads.run import Run
+from workloads.train_step import train_step
 
 pytestmark = pytest.mark.bench
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from workloads.config.recipe import Recipe
-from workloads.train import Run
+from workloads.run import Run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ from tests.integration.test_run import antiphon, outcome_of, settings
 from tests.workloads.test_host_syncs import EVERYTHING
 from workloads.models.front_end import KINDS, build_front_end
 from workloads.runtime.precision import set_tf32
-from workloads.train import train_step
+from workloads.train_step import train_step
 
 pytestmark = pytest.mark.gpu
 

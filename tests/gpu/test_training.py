@@ -11,7 +11,8 @@ from tests.resumed import rows_uninterrupted_and_resumed
 from tests.workloads.test_invariants import SCHEDULES, short
 from workloads.evaluate import metrics
 from workloads.evaluate.predict import load_tagger, predict_clips
-from workloads.train import loop, train_step
+from workloads.train import loop
+from workloads.train_step import train_step
 
 pytestmark = pytest.mark.gpu
 FAMILIES = {

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests.commands import event_records
-from workloads import train
-from workloads.evaluate.predict import BadNumbers
-from workloads.train import loop, train_step
+from workloads import train_step as step_module
+from workloads.evaluate.predict import BadNumbers, score_clips
+from workloads.train import loop
+from workloads.train_step import train_step
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def spoil_loss(monkeypatch):
     """Multiply the loss of one model by `value` at one step."""
 
     def install(run, *, model: str, step: int, value: float):
-        real_loss, real_forward = train.student_loss, train._forward
+        real_loss, real_forward = step_module.student_loss, step_module._forward
         student_outputs: dict[str, dict[str, torch.Tensor]] = {}
 
         def recording_forward(*arguments, **named):
@@ -29,8 +30,8 @@ def spoil_loss(monkeypatch):
             )
             return (loss * value if chosen and student.tagger.training else loss), parts
 
-        monkeypatch.setattr(train, "_forward", recording_forward)
-        monkeypatch.setattr(train, "student_loss", spoiled_loss)
+        monkeypatch.setattr(step_module, "_forward", recording_forward)
+        monkeypatch.setattr(step_module, "student_loss", spoiled_loss)
 
     return install
 
@@ -92,4 +93,4 @@ def test_scoring_reports_weights_that_diverged(tiny, start):
     for parameter in run.pool.train_state("vit").tagger.parameters():
         parameter.data.fill_(float("inf"))
     with pytest.raises(BadNumbers, match="logits of 20 of 20 clips are not finite"):
-        train.score_clips(run.pool.states["vit"].tagger, run.prepared.splits.test, run.prepared, run.session)
+        score_clips(run.pool.states["vit"].tagger, run.prepared.splits.test, run.prepared, run.session)

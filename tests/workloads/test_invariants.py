@@ -12,7 +12,8 @@ from tests.commands import event_records
 from workloads.config.schedules import Mutual
 from workloads.distill.edges import EdgeTerm, student_loss
 from workloads.distill.schedule import edge_weights
-from workloads.train import loop, train_step
+from workloads.train import loop
+from workloads.train_step import train_step
 
 SCHEDULES = ("one-way", "generations", "alternate", "mutual", "gated", "per-sample")
 SHORT = {

@@ -13,8 +13,9 @@ from orchestrator.artifacts.predictions import tag_column
 from tests.commands import event_records
 from tests.packs import TAGS, write_clips
 from workloads.config.recipe import Recipe
+from workloads.run import Run
 from workloads.runtime import checkpoint
-from workloads.train import Run, loop
+from workloads.train import loop
 
 
 @pytest.mark.parametrize("long_clips", ["windows", "start"])

@@ -10,8 +10,9 @@ from orchestrator.runs.resume import differences
 from tests.commands import event_records
 from tests.packs import damage_clip, pack_as, write_clips
 from workloads.config.recipe import Recipe
+from workloads.run import Run
 from workloads.runtime.event_log import read_event_log
-from workloads.train import Run, loop
+from workloads.train import loop
 
 SCHEDULE = ["schedule.burn_in=4", "schedule.period=2", "schedule.turns=2", "train.eval_every=100"]
 VIEWS = ["data.sampling=balanced", "augment.mixup=0.5", "augment.roll=0.5", "data.clip_seconds=0.8"]

@@ -33,8 +33,8 @@ def clock(monkeypatch):
 
         return call
 
-    monkeypatch.setattr("workloads.train.time", clock)
-    monkeypatch.setattr("workloads.data.batches.time", clock)
+    for module in ("train", "train_step", "data.batches"):
+        monkeypatch.setattr(f"workloads.{module}.time", clock)
     monkeypatch.setattr(InThread, "load", taking(InThread.load, LOAD_S))
     monkeypatch.setattr(FrozenTeacher, "outputs", taking(FrozenTeacher.outputs, TEACHER_S))
     return clock

@@ -17,9 +17,10 @@ from orchestrator.storage import object_store
 from tests import searches
 from tests.drivers import driver_on_another_host, ended_process
 from workloads.config.recipe import Recipe
+from workloads.run import Run
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.json_files import json_text
-from workloads.train import Run, loop
+from workloads.train import loop
 
 PLAN = ("schedule.burn_in=12", "schedule.period=12", "schedule.turns=2", "train.checkpoint_every=5")  # 36 steps
 RUN = "[b]run"  # no markup

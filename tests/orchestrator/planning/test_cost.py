@@ -19,7 +19,8 @@ from workloads.distill.schedule import plan_phases
 from workloads.models.size import Size
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
-from workloads.train import loop, train_step
+from workloads.train import loop
+from workloads.train_step import train_step
 
 TURNS = ("schedule.burn_in=3", "schedule.period=5", "schedule.turns=2")
 LIVE = ("edges.0.source=live", "edges.1.source=live")  # for teachers without a moving average

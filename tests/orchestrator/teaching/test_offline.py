@@ -24,7 +24,8 @@ from workloads.data.batches import Batches
 from workloads.data.synthetic import synthetic_clips
 from workloads.evaluate.predict import load_tagger
 from workloads.models.tagger import build_tagger
-from workloads.train import Run, advance, loop
+from workloads.run import Run
+from workloads.train import advance, loop
 
 VIEWS = 3
 AUGMENT = ["augment.roll=0.3", "augment.gain_db=6.0", "augment.mask_time=0.2", "augment.mask_mel=0.2"]

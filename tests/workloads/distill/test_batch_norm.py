@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workloads.distill.batch_norm import ShardMeanStats, running_statistics
-from workloads.train import train_step
+from workloads.train_step import train_step
 
 
 class Operations(TorchDispatchMode):

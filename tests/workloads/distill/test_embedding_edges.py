@@ -12,8 +12,10 @@ from orchestrator.recipes.loader import load_recipe
 from workloads.config.edge import Edge
 from workloads.distill.edges import embedding_loss
 from workloads.distill.schedule import label_learners, plan_phases
+from workloads.run import Run
 from workloads.runtime.checkpoint import read_tensors
-from workloads.train import Run, advance, loop, train_step
+from workloads.train import advance, loop
+from workloads.train_step import train_step
 
 EDGES = (
     "edges=[{teacher='cnn', student='vit', weight=0.5},"

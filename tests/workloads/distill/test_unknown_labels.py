@@ -23,9 +23,10 @@ from workloads.data.manifest import read_dataset
 from workloads.data.shard import Mixture
 from workloads.distill.edges import EdgeTerm, kd_loss, label_loss, open_gate, student_loss
 from workloads.evaluate import metrics
+from workloads.run import Run
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
-from workloads.train import Run, loop
+from workloads.train import loop
 
 NAN = math.nan
 TAGS = ("drum", "flute", "viola")

@@ -12,8 +12,9 @@ from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNe
 from workloads.config.recipe import FrontEnd, Model, Recipe
 from workloads.models.families import build_backbone
 from workloads.models.tagger import Tagger
+from workloads.run import Run
 from workloads.runtime import checkpoint
-from workloads.train import Run, loop
+from workloads.train import loop
 
 FROZEN_TEACHER = ("schedule.teacher_steps=0", "schedule.steps=2")
 

@@ -1,0 +1,166 @@
+"""A run in one worker: its state, what is done before the first step, its records, its checkpoints.
+
+Every worker has one and calls these functions equally often and in the same order; only rank 0 writes checkpoints and
+reports records. A kill loses what was not reported; a checkpoint counts once the session has published it.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workloads.config.recipe import Recipe
+from workloads.data.batches import Batches
+from workloads.data.prepare import PreparedData
+from workloads.distill.pool import ModelPool
+from workloads.distill.preflight import prepare_run
+from workloads.distill.schedule import Phase, plan_phases
+from workloads.distill.stores_of_run import StoresOfRun
+from workloads.models.initial_weights import build_initial_tagger
+from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
+from workloads.runtime.opener import Opener
+from workloads.runtime.precision import precision_warnings, set_tf32
+from workloads.runtime.resume import newest_intact_checkpoint
+from workloads.runtime.session import Session, StepTimes, gather
+
+VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # recorded in every checkpoint
+
+
+@dataclass
+class Run:
+    """The state of one run in one worker.
+
+    A checkpoint holds `step`, `smoothed_scores`, `validated`, `history` and the models of the pool; the rest follows
+    from the recipe.
+    """
+
+    recipe: Recipe
+    session: Session
+    phases: tuple[Phase, ...]
+    prepared: PreparedData
+    stores: StoresOfRun
+    batches: Batches
+    pool: ModelPool
+    shards: range  # which shards of each global batch this worker trains on
+    step: int = 0  # steps done
+    smoothed_scores: dict[str, float] = field(default_factory=dict)  # by model; edge weights may follow them
+    validated: dict[str, tuple[int, float]] = field(default_factory=dict)  # model -> its own step, its primary score
+    unreported_records: list[dict[str, Any]] = field(default_factory=list)
+    teachers_s: float = 0.0  # in total, spent in asking teachers
+    times: list[StepTimes] = field(default_factory=list)  # of this worker's steps since they were last recorded
+    history: EventLog = field(init=False)  # all records of the run so far; copied into each checkpoint
+
+    def __post_init__(self) -> None:
+        self.history = EventLog(self.session.work_dir / EVENT_LOG)
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Add a record to the history; the next report passes it to the session."""
+        self.unreported_records.append(timestamped(kind, **fields))
+        self.history.append(self.unreported_records[-1])
+
+
+def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
+    """Do everything that comes before the first step: prepare data, plan phases, restore the newest checkpoint.
+
+    All mistakes of the user (unusable data, shards that do not divide) are raised here, as ValueErrors.
+    """
+    torch.set_num_threads(recipe.train.threads)
+    if session.device.type == "cuda":
+        set_tf32(recipe.train.tf32)
+    shards_per_worker, remainder = divmod(recipe.train.shards, session.world_size)
+    if remainder:
+        raise ValueError(
+            f"train.shards = {recipe.train.shards}: must be a multiple of the {session.world_size} workers; "
+            "set train.shards or --workers"
+        )
+    phases = plan_phases(recipe)
+    prepared, stores, newly_initialised = prepare_run(recipe, phases, session, files)
+    make_tagger = partial(build_initial_tagger, recipe, tags=prepared.dataset.tags, files=files)
+    run = Run(
+        recipe=recipe,
+        session=session,
+        phases=phases,
+        prepared=prepared,
+        stores=stores,
+        batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views, stores.mixtures),
+        pool=ModelPool(recipe, session, phases, make_tagger, stores.teachers),
+        shards=range(session.rank * shards_per_worker, (session.rank + 1) * shards_per_worker),
+    )
+    restore_run(run, prepared.dataset.fingerprint())
+    summary = prepared.summary()
+    summary["warnings"] += precision_warnings(recipe.train)  # of this worker's machine: the driver may have another
+    run.record("data", **summary, started_afresh=newly_initialised, stores=stores.summary())
+    return run
+
+
+def restore_run(run: Run, fingerprint: str) -> None:
+    """Restore the newest complete checkpoint, if there is one, and record the step from which the run continues.
+
+    Raises ValueError where the checkpoint was made with other data than that of this `fingerprint`, or other stores.
+    """
+    folder, state, damaged = newest_intact_checkpoint(run.session)
+    if folder is not None:
+        if state["data"] != fingerprint:
+            raise ValueError(
+                "data.root: its clips differ from those this run was started with; restore them, or start a new run"
+            )
+        for edge, digest in run.stores.digests().items():
+            if state["stores"].get(edge) != digest:
+                raise ValueError(
+                    f"edges {edge}: its store differs from the one this run was started with; restore it, or start a "
+                    "new run"
+                )
+        run.pool.load(folder, state)
+        run.step, run.smoothed_scores = state["step"], state["scores"]
+        run.validated = {name: (own_step, score) for name, (own_step, score) in state["validated"].items()}
+        for record in read_event_log(folder / EVENT_LOG):
+            run.history.append(record)
+            if record["kind"] == "replaced":
+                run.batches.replacements.mark_recorded([record["clip_id"]])
+    run.record("start", step=run.step, attempt=run.session.attempt, damaged=damaged)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint on rank 0 and pass it to the session together with the records up to here."""
+    folder = None
+    _record_replaced(run)  # before the records are copied into the checkpoint
+    if run.session.rank == 0:
+        began = time.perf_counter()
+        name = f"step-{run.step:08d}-attempt-{run.session.attempt}"
+        folder = run.pool.save(run.session.work_dir / name, _checkpoint_state(run), history=run.history.path)
+        seconds = round(time.perf_counter() - began, 4)
+        run.record("checkpoint", step=run.step, name=name, seconds=seconds)
+    report(run, folder)
+
+
+def _checkpoint_state(run: Run) -> dict[str, Any]:
+    """The loop's part of a checkpoint; `best_for` holds the validation scores of exactly the weights that are saved."""
+    current = {name: state.own_step for name, state in run.pool.states.items()}
+    return {
+        "step": run.step,
+        "scores": run.smoothed_scores,
+        "validated": run.validated,
+        "best_for": {name: score for name, (at, score) in run.validated.items() if current.get(name, at) == at},
+        "data": run.prepared.dataset.fingerprint(),
+        "stores": run.stores.digests(),
+        "recipe": asdict(run.recipe),
+        "versions": {package: version(package) for package in VERSIONS},
+    }
+
+
+def report(run: Run, folder: Path | None = None) -> None:
+    """Pass rank 0's new records, and a checkpoint if there is one, to the session; called on every worker."""
+    _record_replaced(run)
+    run.session.report(run.unreported_records if run.session.rank == 0 else [], folder)
+    run.unreported_records = []
+
+
+def _record_replaced(run: Run) -> None:
+    """Record the clips of a packed data set that any worker has newly found damaged; called on every worker."""
+    if run.prepared.dataset.packed:
+        for clip in run.batches.replacements.unrecorded(partial(gather, run.session)):
+            run.record("replaced", **clip._asdict())
