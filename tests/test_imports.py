@@ -45,7 +45,7 @@ ARROWS = {
     "workloads/evaluate": {"config", "runtime", "data", "models", "distill"},
     "workloads/teaching": {"config", "runtime", "data", "models", "export", "evaluate", "stores"},
     "workloads/run.py": {"config", "runtime", "data", "models", "distill"},
-    "workloads/train_step.py": {"config", "runtime", "data", "distill", "evaluate", "run.py"},
+    "workloads/train_step.py": {"config", "runtime", "data", "models", "distill", "evaluate", "run.py"},
     "workloads/train.py": {"runtime", "distill", "evaluate", "run.py", "train_step.py"},
     "workloads/__main__.py": {"config", "runtime", "run.py", "train.py"},
     "orchestrator/recipes": set(),

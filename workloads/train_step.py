@@ -11,13 +11,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from workloads.config.controls import random_key
+from workloads.config.edge import Edge
 from workloads.data.shard import Shard
 from workloads.distill.batch_norm import ShardMeanStats
-from workloads.distill.edges import EdgeTerm, EmbeddingTerm, edge_term, embedding_term, student_loss
+from workloads.distill.edges import Term, edge_term, embedding_term, student_loss, temporal_term
 from workloads.distill.schedule import Phase, edge_weights
 from workloads.distill.sources import Outputs, TeacherSource
+from workloads.distill.temporal import heard_steps, on_grid
 from workloads.evaluate.predict import BadNumbers
 from workloads.evaluate.step_metrics import mean_over_workers, optimizer_metrics, shard_metrics
+from workloads.models.profiles import time_grid
 from workloads.run import Run, report
 from workloads.runtime.rng import keyed_seed
 
@@ -86,14 +89,10 @@ def _shard_losses(
     stats: list[dict[str, float]] = []
     for name in phase.trains:
         edges = [edge for edge in phase.edges if edge.student == name]
-        terms: list[EdgeTerm | EmbeddingTerm] = []
-        for edge in edges:
-            carried = teacher_outputs[sources[edge.key]][edge.carries]
-            if edge.carries == "logits":
-                terms.append(edge_term(edge, weights[edge.key], carried))
-            else:
-                projected_BD = run.pool.states[name].projection(edge.key)(student_outputs[name]["embedding"])
-                terms.append(embedding_term(edge, weights[edge.key], projected_BD, carried))
+        terms = [
+            _term(run, edge, weights[edge.key], teacher_outputs[sources[edge.key]], student_outputs[name], shard)
+            for edge in edges
+        ]
         loss, parts = student_loss(
             student_outputs[name]["logits"],
             shard.y_BC,
@@ -106,6 +105,21 @@ def _shard_losses(
         if log_metrics:
             stats.append(shard_metrics(name, loss, parts, student_outputs[name]["logits"], terms, labels=labels))
     return torch.stack(losses), stats
+
+
+def _term(run: Run, edge: Edge, weight: float, teacher: Outputs, student: Outputs, shard: Shard) -> Term:
+    """One edge in this step: what it carries from the teacher, and what the student has to say of it."""
+    carried = teacher[edge.carries]
+    if edge.carries == "logits":
+        return edge_term(edge, weight, carried)
+    head = run.pool.states[edge.student].projection(edge.key)
+    if edge.carries == "embedding":
+        return embedding_term(edge, weight, head(student["embedding"]), carried)
+    scores_BQ = head(student["sequence"])
+    taught_by, tagger = (run.pool.states[name].tagger for name in (edge.teacher, edge.student))
+    grid = time_grid(tagger, scores_BQ.shape[1])
+    a_BQ = on_grid(carried, time_grid(taught_by, carried.shape[1]), grid, edge.align)
+    return temporal_term(edge, weight, scores_BQ, a_BQ, heard_steps(shard, grid, rate=tagger.clip_rate))
 
 
 def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Outputs]:

@@ -185,7 +185,8 @@ def edge_curves(history: RunHistory) -> go.Figure:
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.08}, margin={"t": 80})
     for panel, metric in enumerate(EDGE_PANELS):
         values = [value for edge in history.edges for _, value in history.curves.get(f"{edge}/{metric}", [])]
-        top = 1.0 if metric in ("weight", "agreement") else max(filter(math.isfinite, values), default=1.0)
+        top = max(filter(math.isfinite, values), default=1.0)
+        top = max(top, 1.0) if metric in ("weight", "agreement") else top  # embeddings and profiles may weigh more
         figure.update_yaxes(range=[0, 1.06 * top], row=panel // 2 + 1, col=panel % 2 + 1)
     figure.update_xaxes(range=_step_range(history))
     figure.update_xaxes(title="step", row=2)

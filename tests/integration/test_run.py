@@ -182,13 +182,14 @@ def test_a_report_that_cannot_be_written_leaves_the_run_done(home, local_run, an
 
 
 def test_workers_share_the_shards_and_storage_is_an_object_store(s3_server, home):
-    """20 steps, dropout off: 2 workers x 1 shard, writing to S3, compared with 1 worker x 2 shards in one process; one
-    edge has a projection that trains too."""
+    """20 steps, dropout off: 2 workers x 1 shard, writing to S3, compared with 1 worker x 2 shards in one process; two
+    edges have a projection or a query that trains too."""
     s3 = s3_server.client()
     s3.create_bucket(Bucket="runs-here")
     edges = (
         "edges=[{teacher='cnn', student='vit'}, {teacher='vit', student='cnn'},"
-        " {teacher='cnn', student='vit', carries='embedding', loss='cosine'}]"
+        " {teacher='cnn', student='vit', carries='embedding', loss='cosine'},"
+        " {teacher='vit', student='cnn', carries='temporal'}]"
     )
     steady = [
         edges,

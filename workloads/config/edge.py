@@ -20,10 +20,12 @@ class Edge(Checked):
     teacher: str
     student: str
     name: str = ""  # of the edge in reports, metrics and records; empty: `key`
-    carries: Literal["logits", "embedding"] = "logits"  # an embedding: through a projection that is not delivered
+    # an embedding: through a projection that is not delivered; temporal: when the teacher listens
+    carries: Literal["logits", "embedding", "temporal"] = "logits"
     # of the teacher's term; labels weigh 1 minus the sum over the student's open edges that carry logits
     weight: float = 0.5
-    # of logits: kl, or bce, which EfficientAT and CED log and which has the gradient of kl; of embeddings: cosine, mse
+    # of logits: kl, or bce, which EfficientAT and CED log and which has the gradient of kl; of embeddings: cosine, mse;
+    # temporal: kl
     loss: Literal["kl", "bce", "cosine", "mse"] = "kl"
     temperature: float = 1.0
     tau_mode: Literal["teacher_only", "both"] = "teacher_only"
@@ -31,7 +33,8 @@ class Edge(Checked):
     # holds clips without augmentation, "other" if it holds views that nobody can draw again.
     view: Literal["same", "clean", "other"] = "same"
     source: Literal["live", "snapshot", "ema"] = "live"
-    gate: Literal["always", "better_on_clip", "switokd"] = "always"
+    gate: Literal["always", "better_on_clip", "switokd", "entropy"] = "always"  # entropy: for temporal edges
+    align: Literal["area", "linear"] = "area"  # of a temporal edge: how the teacher's steps become the student's
     shuffled: bool = False  # a control: teacher logits are rolled by one clip within a shard
     column: str = ""  # of a store; empty: the only one with logits or probabilities
     fill: Literal["zero", "last_mean", "last_half", "last_random", "uniform"] = "zero"  # of tags that top k left out
@@ -45,9 +48,15 @@ class Edge(Checked):
         self._require_positive("temperature")
         if self.carries == "embedding":
             self._check_embedding()
+        elif self.carries == "temporal":
+            self._check_temporal()
         else:
             self._require_0_to_1("weight")
+            self._require(self.gate != "entropy", "gate", "is for edges that carry profiles (carries = 'temporal')")
             self._require(self.loss in ("kl", "bce"), "loss", "is for embeddings; logits have 'kl' or 'bce'")
+        self._require(
+            self.carries == "temporal" or self.align == "area", "align", "is for temporal edges; leave it out"
+        )
         if self.store:
             self._require(self.source == "live", "source", "a store has no other weights; leave it out")
             return
@@ -61,6 +70,16 @@ class Edge(Checked):
         self._require_non_negative("weight")
         self._require(self.loss in ("cosine", "mse"), "loss", "is for logits; embeddings have 'cosine' or 'mse'")
         for name in ("temperature", "tau_mode", "gate", "fill", "missing"):
+            default = getattr(Edge, name)
+            self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
+
+    def _check_temporal(self) -> None:
+        self._require_non_negative("weight")
+        self._require(not self.store, "teacher", "a store cannot teach profiles so far; name a model")
+        self._require(self.loss == "kl", "loss", "profiles have 'kl'")
+        self._require(self.view == "same", "view", "a teacher of profiles must hear what its student hears: 'same'")
+        self._require(self.gate in ("always", "entropy"), "gate", "is for logits; profiles have 'always' or 'entropy'")
+        for name in ("temperature", "tau_mode"):
             default = getattr(Edge, name)
             self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
 

@@ -229,8 +229,10 @@ class Recipe(Checked):
                 raise ValueError(
                     f"edges {edge.key}: two edges carry {edge.carries} from this teacher to this student; keep one"
                 )
-        if self.train.compile and any(edge.carries == "embedding" for edge in self.edges):
-            raise ValueError("train.compile = true: not with edges that carry embeddings so far; set it to false")
+        if self.train.compile and any(edge.carries != "logits" for edge in self.edges):
+            raise ValueError(
+                "train.compile = true: not with edges that carry embeddings or profiles so far; set it to false"
+            )
 
     def _check_controls(self) -> None:
         if self.compare and not self.edges:

@@ -91,7 +91,12 @@ class Shard:
 
     def sound(self, front_end: MelFrontEnd) -> Tensor | None:
         """sound_BT of `x_BT` for a front end that does not hear padding, where there is any; else None."""
-        if front_end.hears_padding or self.sound_B2 is None:
+        return None if front_end.hears_padding else self.sound_BT
+
+    @property
+    def sound_BT(self) -> Tensor | None:
+        """Which samples of `x_BT` are sound, not padding; None where no clip is padded."""
+        if self.sound_B2 is None:
             return None
         sound_BT = sound_mask(self.sound_B2, self.x_BT.shape[1])
         if self.partner_sound_B2 is not None:

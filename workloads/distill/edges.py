@@ -1,7 +1,8 @@
 """The loss of a student: labels, and distillation along its edges, with per-clip gates.
 
-Axes: B clips of a shard, C tags, D features of the teacher's embedding. `labels` is "single" (one tag per clip,
-softmax) or "multi" (a sigmoid per tag). Losses are per clip and in fp32, so that gates can weigh clips one by one.
+Axes: B clips of a shard, C tags, D features of the teacher's embedding, Q steps of the student in time. `labels` is
+"single" (one tag per clip, softmax) or "multi" (a sigmoid per tag). Losses are per clip and in fp32, so that gates can
+weigh clips one by one.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workloads.config.edge import Edge
+from workloads.distill.temporal import flatness, target_profile, temporal_loss
 from workloads.models.probabilities import probabilities
 
 CERTAIN = 100.0  # a logit whose probability is 1 in fp32, and whose negative one's is 0
@@ -36,6 +38,21 @@ class EmbeddingTerm:
     teacher_BD: Tensor
 
 
+@dataclass(frozen=True)
+class TemporalTerm:
+    """An edge that carries profiles in one step: the scores of the student's steps, the teacher's profile on them, and
+    which of them have sound."""
+
+    edge: Edge
+    weight: float
+    scores_BQ: Tensor
+    target_BQ: Tensor
+    heard_BQ: Tensor
+
+
+Term = EdgeTerm | EmbeddingTerm | TemporalTerm
+
+
 def edge_term(edge: Edge, weight: float, teacher_BC: Tensor) -> EdgeTerm:
     """The term of an edge; along a `shuffled` one, which is a control, logits are rolled by one clip."""
     return EdgeTerm(edge, weight, _rolled(edge, teacher_BC))
@@ -46,6 +63,11 @@ def embedding_term(edge: Edge, weight: float, student_BD: Tensor, teacher_BD: Te
     return EmbeddingTerm(edge, weight, student_BD, _rolled(edge, teacher_BD))
 
 
+def temporal_term(edge: Edge, weight: float, scores_BQ: Tensor, a_BQ: Tensor, heard_BQ: Tensor) -> TemporalTerm:
+    """The same of an edge that carries profiles; a_BQ is the teacher's on the student's steps."""
+    return TemporalTerm(edge, weight, scores_BQ, target_profile(_rolled(edge, a_BQ), heard_BQ), heard_BQ)
+
+
 def _rolled(edge: Edge, teacher: Tensor) -> Tensor:
     return teacher.roll(1, 0) if edge.shuffled else teacher
 
@@ -53,7 +75,7 @@ def _rolled(edge: Edge, teacher: Tensor) -> Tensor:
 def student_loss(
     logits_BC: Tensor,
     y_BC: Tensor,
-    terms: Sequence[EdgeTerm | EmbeddingTerm],
+    terms: Sequence[Term],
     *,
     labels: str,
     smoothing: float,
@@ -63,7 +85,7 @@ def student_loss(
 
     Per clip L = (1 - sum w) L_label + sum w L_KD over the student's edges, where w is the edge's weight on clips for
     which its gate is open, else 0 (CMKD's loss, reference/cmkd.md 1.1, for any number of teachers). Edges that carry
-    embeddings add w L_E, and take nothing from labels. `known_BC` is `label_loss`'s.
+    embeddings or profiles add w L_E, and take nothing from labels. `known_BC` is `label_loss`'s.
     """
     label_B = label_loss(logits_BC, y_BC, labels=labels, smoothing=smoothing, known_BC=known_BC)
     label_weight_B = torch.ones_like(label_B)
@@ -76,6 +98,11 @@ def student_loss(
             parts[f"{term.edge.key}/kd_loss"] = embedding_B.mean().detach()
             parts[f"{term.edge.key}/weight"] = torch.tensor(term.weight)
             continue
+        if isinstance(term, TemporalTerm):
+            weight_B, temporal_B, own_parts = _temporal_part(term)
+            weighted_kd_B = weighted_kd_B + weight_B * temporal_B
+            parts |= own_parts
+            continue
         edge, teacher_BC = term.edge, term.teacher_BC
         weight_B = term.weight * open_gate(edge, logits_BC, teacher_BC, y_BC, labels=labels, known_BC=known_BC)
         kd_B = kd_loss(logits_BC, teacher_BC, edge, labels=labels)
@@ -85,6 +112,19 @@ def student_loss(
         parts[f"{edge.key}/weight"] = weight_B.mean()
     loss = (label_weight_B * label_B + weighted_kd_B).mean()
     return loss, parts
+
+
+def _temporal_part(term: TemporalTerm) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Weight_B and loss_B of a temporal edge, and what is recorded of them.
+
+    Under gate = "entropy" a profile weighs 1 minus its flatness: a flat one does not say when (reference/tkd.md 9.4).
+    """
+    loss_B = temporal_loss(term.scores_BQ, term.target_BQ, term.heard_BQ)
+    flatness_B = flatness(term.target_BQ, term.heard_BQ)
+    weight_B = term.weight * (1 - flatness_B if term.edge.gate == "entropy" else torch.ones_like(flatness_B))
+    key = term.edge.key
+    recorded = {"kd_loss": loss_B.mean().detach(), "weight": weight_B.mean(), "flatness": flatness_B.mean()}
+    return weight_B, loss_B, {f"{key}/{name}": value for name, value in recorded.items()}
 
 
 def label_loss(

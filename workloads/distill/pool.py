@@ -21,6 +21,7 @@ from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
 from workloads.distill.stored_teacher import StoredTeacher
+from workloads.distill.temporal import build_time_head
 from workloads.distill.train_state import TrainState
 from workloads.models.tagger import Tagger, embedding_width
 from workloads.runtime import checkpoint
@@ -47,8 +48,7 @@ class ModelPool:
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
         self._stored_teachers = stored_teachers or {}
         self._total_steps = own_steps(phases)
-        embedding_edges = [edge for edge in recipe.edges if edge.carries == "embedding"]
-        self._embed = {name for edge in embedding_edges for name in (edge.teacher, edge.student)}  # models, and stores
+        self._needs = _needs(recipe)
         self._offloaded: dict[str, dict[str, Any]] = {}  # model -> its scalars; its tensors are in the folder below
         self._folder = session.work_dir / "offloaded"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +85,8 @@ class ModelPool:
                 if edge.source == "live" and edge.teacher in phase.trains:
                     shared[key] = TrainingPeer(edge.teacher)
                 else:
-                    tagger, with_embedding = self._teacher(edge.teacher, edge.source), edge.teacher in self._embed
-                    shared[key] = FrozenTeacher(tagger, edge.view, self.autocast, with_embedding)
+                    tagger, needs = self._teacher(edge.teacher, edge.source), self._needs[edge.teacher]
+                    shared[key] = FrozenTeacher(tagger, edge.view, self.autocast, needs)
             sources[edge.key] = shared[key]
         return sources
 
@@ -109,7 +109,7 @@ class ModelPool:
                 session=self._session,
                 group=self._groups[name],
                 compiled=self._recipe.train.compile,
-                with_embedding=name in self._embed,
+                needs=self._needs[name],
                 projections=self._projections(name, tagger),
             )
             if name in self._offloaded:
@@ -123,10 +123,14 @@ class ModelPool:
         return self.states[name]
 
     def _projections(self, name: str, tagger: Tagger) -> dict[str, nn.Module]:
-        """For each edge that carries embeddings to this model, a linear map to those of its teacher."""
-        edges = [edge for edge in self._recipe.edges if edge.student == name and edge.carries == "embedding"]
+        """For each edge that carries embeddings to this model a linear map to its teacher's, and for each that carries
+        profiles what gives the weights of its steps."""
+        edges = [edge for edge in self._recipe.edges if edge.student == name and edge.carries != "logits"]
         projections: dict[str, nn.Module] = {}
         for edge in edges:
+            if edge.carries == "temporal":
+                projections[edge.key] = build_time_head(tagger)
+                continue
             if edge.store:
                 width = self._stored_teachers[edge.key].width
             else:
@@ -184,3 +188,13 @@ class ModelPool:
             self.snapshots[name] = self._make_tagger(name).to(self._session.device).eval()
             stem = f"snapshot-{name}"
             self.snapshots[name].load_own(checkpoint.read_tensors(folder, stem), f"checkpoint {folder.name}: {stem}")
+
+
+def _needs(recipe: Recipe) -> dict[str, frozenset[str]]:
+    """What each model is asked for beside logits, since its edges carry it; a store's entry is not used."""
+    needs: dict[str, set[str]] = {name: set() for name in recipe.models}
+    for edge in recipe.edges:
+        if edge.carries != "logits":
+            needs.setdefault(edge.teacher, set()).add(edge.carries)
+            needs[edge.student].add("sequence" if edge.carries == "temporal" else edge.carries)
+    return {name: frozenset(kinds) for name, kinds in needs.items()}

@@ -1,6 +1,6 @@
 """Where what an edge carries comes from: a teacher's outputs for the clips of a shard.
 
-Axes: B clips of a shard, M mel bands, F frames, C tags, D features of an embedding.
+Axes: B clips of a shard, M mel bands, F frames, C tags, D features of an embedding or of a step, P steps in time.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from workloads.data.shard import Shard
+from workloads.models.profiles import outputs_and_profile
 from workloads.models.tagger import Tagger
 
-Outputs = Mapping[str, Tensor]  # by what an edge carries: logits_BC before temperature, embedding_BD; in fp32
+# By what an edge carries: logits_BC before temperature, embedding_BD, a teacher's profile temporal_BP; of a student
+# sequence_BPD too, from which its own profile is made. In fp32.
+Outputs = Mapping[str, Tensor]
 
 
 class TeacherSource(Protocol):
@@ -27,12 +30,17 @@ class TeacherSource(Protocol):
         ...
 
 
-def tagger_outputs(tagger: Tagger, mel_BMF: Tensor, *, with_embedding: bool) -> dict[str, Tensor]:
-    """Logits of a tagger, and the embedding if it is needed, from one forward."""
-    if not with_embedding:
+def tagger_outputs(tagger: Tagger, mel_BMF: Tensor, *, needs: frozenset[str]) -> dict[str, Tensor]:
+    """Logits of a tagger, and of `embedding`, `sequence` and `temporal` what is needed, from one forward."""
+    if not needs:
         return {"logits": tagger(mel_BMF).float()}
-    found = tagger.outputs(mel_BMF)
-    return {"logits": found.logits_BC.float(), "embedding": found.embedding_BD.float()}
+    outputs: dict[str, Tensor] = {}
+    if "temporal" in needs:
+        found, outputs["temporal"] = outputs_and_profile(tagger, mel_BMF)
+    else:
+        found = tagger.outputs(mel_BMF)
+    outputs |= {"logits": found.logits_BC, "embedding": found.embedding_BD, "sequence": found.sequence_BPD}
+    return {kind: tensor.float() for kind, tensor in outputs.items() if kind == "logits" or kind in needs}
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class FrozenTeacher:
     tagger: Callable[[], Tagger]  # looked up in every step
     view: str  # "clean": without augmentation, whatever the student's view is
     autocast: Callable[[], torch.autocast]
-    with_embedding: bool = False
+    needs: frozenset[str] = frozenset()  # beside logits
 
     def outputs(self, shard: Shard, student_outputs: Mapping[str, Outputs]) -> Outputs:
         tagger = self.tagger()
@@ -61,4 +69,4 @@ class FrozenTeacher:
         with torch.no_grad():
             mel_BMF = view.mel(tagger.front_end)
             with self.autocast():
-                return tagger_outputs(tagger, mel_BMF, with_embedding=self.with_embedding)
+                return tagger_outputs(tagger, mel_BMF, needs=self.needs)

@@ -52,20 +52,20 @@ def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
 class TrainingForward(nn.Module):
     """A tagger's outputs in training, as `tagger_outputs` gives them: a module, so that DDP can contain it."""
 
-    def __init__(self, tagger: Tagger, *, with_embedding: bool) -> None:
+    def __init__(self, tagger: Tagger, *, needs: frozenset[str]) -> None:
         super().__init__()
-        self.tagger, self.with_embedding = tagger, with_embedding
+        self.tagger, self.needs = tagger, needs
 
     def forward(self, mel_BMF: Tensor) -> dict[str, Tensor]:
-        return tagger_outputs(self.tagger, mel_BMF, with_embedding=self.with_embedding)
+        return tagger_outputs(self.tagger, mel_BMF, needs=self.needs)
 
 
 class TrainState:
     """One model in memory. `forward` is what trains: the tagger's outputs, within DDP if there are several workers.
 
-    `projections`, by edge, are from the model's embedding to a teacher's; they train with the model and are in no
-    average and no delivered model. Their gradients are averaged over workers in one call (`average_projections`),
-    because DDP would wait for those of edges that are closed.
+    `projections`, by edge, are from the model's embedding to a teacher's, or from its sequence to weights of its steps;
+    they train with the model and are in no average and no delivered model. Their gradients are averaged over workers in
+    one call (`average_projections`), because DDP would wait for those of edges that are closed.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TrainState:
         session: Session,
         group: Any,
         compiled: bool = False,
-        with_embedding: bool = False,
+        needs: frozenset[str] = frozenset(),
         projections: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.tagger = tagger.to(session.device).eval()
@@ -105,7 +105,7 @@ class TrainState:
             fused=True,
         )
         # `ShardMeanStats` averages batch norm's buffers over all shards, so DDP must not broadcast them.
-        forward = TrainingForward(self.tagger, with_embedding=with_embedding)
+        forward = TrainingForward(self.tagger, needs=needs)
         self.forward: nn.Module = (
             DistributedDataParallel(forward, process_group=group, broadcast_buffers=False) if group else forward
         )
@@ -114,7 +114,7 @@ class TrainState:
         return [*self.tagger.parameters(), *self.projections.parameters()]
 
     def projection(self, edge: str) -> nn.Module:
-        """From this model's embedding to that of the teacher of an edge, by the edge's key."""
+        """From this model's embedding to that of the teacher, or from its sequence to scores, by the edge's key."""
         return self.projections[f"{PROJECTION}{edge}"]
 
     def average_projections(self) -> None:

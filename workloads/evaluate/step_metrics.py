@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from workloads.distill.edges import EdgeTerm, EmbeddingTerm
+from workloads.distill.edges import EdgeTerm, Term
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
 from workloads.runtime.session import Session, StepTimes, gather
@@ -18,7 +18,7 @@ def shard_metrics(
     loss: Tensor,
     parts: dict[str, Tensor],
     logits_BC: Tensor,
-    terms: Sequence[EdgeTerm | EmbeddingTerm],
+    terms: Sequence[Term],
     *,
     labels: str,
 ) -> dict[str, float]:
@@ -27,7 +27,7 @@ def shard_metrics(
     for key, value in parts.items():
         values[key if "/" in key else f"{name}/{key}"] = value.item()
     for term in terms:
-        if isinstance(term, EmbeddingTerm):
+        if not isinstance(term, EdgeTerm):
             continue
         key, teacher_BC = term.edge.key, term.teacher_BC
         values[f"{key}/agreement"] = metrics.agreement(logits_BC.detach(), teacher_BC, labels)

@@ -14,7 +14,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from workloads.config.architectures import AST
-from workloads.models.backbone import Backbone, Outputs
+from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
 from workloads.models.patches import GRID, StridedPatches, adapt_patches, mean_over_mel, require_patch_fits
 
@@ -51,6 +51,11 @@ class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ign
         )
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
         self.register_buffer(GRID, torch.tensor(self.patch_embed.grid_size, dtype=torch.float32))
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        stride, _ = self.patch_embed.proj.stride
+        return TokenLayout(2, self.patch_embed.grid_size[0], slice(0, 2), PATCH, stride)
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         tokens_BLD = self.forward_features(mel_BMF)

@@ -17,8 +17,27 @@ class Outputs(NamedTuple):
     sequence_BPD: Tensor  # the deepest map that still has time, for temporal distillation (reference/tkd.md section 3)
 
 
+class TokenLayout(NamedTuple):
+    """How a Transformer's tokens lie: special ones first, then patches, in rows of equal mel; L tokens in all."""
+
+    special: int
+    rows: int
+    read: slice  # the tokens whose mean the head reads
+    patch: int  # frames of a patch
+    stride: int  # frames from one patch to the next
+
+
 class Backbone(nn.Module, ABC):
-    """A family's network; subclasses define `outputs` only."""
+    """A family's network; subclasses define `outputs`, Transformers `token_layout`."""
+
+    @property
+    def token_layout(self) -> TokenLayout | None:
+        """How the tokens lie; None where the network is no Transformer over patches."""
+        return None
+
+    def own_attention(self, sequence_BPD: Tensor) -> Tensor | None:
+        """The weights a_BP with which the network itself sums up the sequence that it returned; None: it has none."""
+        return None
 
     @abstractmethod
     def outputs(self, mel_BMF: Tensor) -> Outputs:

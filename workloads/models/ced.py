@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workloads.config.architectures import CED
-from workloads.models.backbone import Backbone, Outputs
+from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
 from workloads.models.patches import mean_over_mel, require_patch_fits
 
@@ -67,6 +67,10 @@ class ConsistentTransformer(Backbone):
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        return TokenLayout(0, self.bands.shape[2], slice(None), PATCH, PATCH)
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         frames = mel_BMF.shape[2]

@@ -154,9 +154,9 @@ class AttentiveRNN(Backbone):
         embedding_BD = self.dense(self.drop(pooled_BHD.flatten(1)))
         return Outputs(self.head(embedding_BD), embedding_BD, sequence_BPD)
 
-    def attention(self, mel_BMF: Tensor) -> Tensor:
-        """The attention over steps a_BP: the mean over heads, rows sum to 1 (reference/tkd.md section 3)."""
-        return self.weights(self._encode(mel_BMF)).mean(1)
+    def own_attention(self, sequence_BPD: Tensor) -> Tensor:
+        """The mean over heads; rows sum to 1 (reference/tkd.md section 3)."""
+        return self.weights(sequence_BPD).mean(1)
 
     def weights(self, sequence_BPD: Tensor) -> Tensor:
         """Each head's attention a_BHP over the sequence that `outputs` returned: for a loss, without a second pass."""

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from workloads.config.architectures import ViT
-from workloads.models.backbone import Backbone, Outputs
+from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
 from workloads.models.patches import GRID, StridedPatches, adapt_patches, mean_over_mel, require_patch_fits
 
@@ -50,6 +50,13 @@ class AudioTransformer(Backbone, VisionTransformer):  # type: ignore[misc]  # ou
         )
         # floats: code that increments integer buffers or averages running statistics leaves this one unchanged
         self.register_buffer(GRID, torch.tensor(self.patch_embed.grid_size, dtype=torch.float32))
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        special = self.num_prefix_tokens
+        read = slice(0, 1) if self.global_pool == "token" else slice(special, None)
+        (patch, _), (stride, _) = self.patch_embed.proj.kernel_size, self.patch_embed.proj.stride
+        return TokenLayout(special, self.patch_embed.grid_size[0], read, patch, stride)
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         tokens_BLD = self.forward_features(mel_BMF)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.attention import attention_maps
 from tests.gradients import parameters_without_gradient
 from workloads.config.architectures import AST, CED, MN, Arch, EfficientNet, ViT
-from workloads.models.attention import attention_maps
 from workloads.models.backbone import Backbone
 from workloads.models.families import adapt_weights, build_backbone
 

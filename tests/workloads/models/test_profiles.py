@@ -1,0 +1,125 @@
+"""Profiles over time: the folded rollout equals the product of whole attention matrices, energy is what it says."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.attention import attention_maps
+from workloads.config.architectures import AST, CED, MN, OnDevice, ViT
+from workloads.config.recipe import FrontEnd, Model
+from workloads.models.profiles import EPSILON, TimeGrid, outputs_and_profile, time_grid
+from workloads.models.tagger import Tagger, build_tagger
+
+VIT: dict[str, Any] = {"family": "vit", "dim": 12, "depth": 3, "heads": 2}
+TOKEN, MEAN = ViT(**VIT, pool="token"), ViT(**VIT, pool="avg")
+OVERLAPPING = ViT(**VIT, pool="token", patch=16, stride=10)
+AST_TINY, CED_TINY = AST(family="ast", size="tiny"), CED(family="ced", size="tiny")
+
+
+def tagger_of(arch: Any, *, seconds: float = 1.0, kind: str = "") -> Tagger:
+    front_end = FrontEnd(kind=kind) if kind else FrontEnd()
+    shape: dict[str, Any] = {"tags": ("a", "b"), "labels": "multi", "clip_seconds": seconds, "clip_rate": 16_000}
+    return build_tagger(Model(arch=arch, front_end=front_end), name="one", seed=0, **shape).eval()
+
+
+def mel_of(tagger: Tagger, clips: int = 2) -> Tensor:
+    shape = (clips, tagger.front_end.bands, tagger.num_frames)
+    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def with_strong_attention(tagger: Tagger) -> Tagger:
+    """Initial weights attend nearly evenly."""
+    torch.manual_seed(2)
+    for name, parameter in tagger.backbone.named_parameters():
+        if name.endswith("qkv.weight"):
+            nn.init.normal_(parameter, std=1.0 if parameter.shape[1] < 100 else 0.1)
+    return tagger
+
+
+def by_matrices(tagger: Tagger, mel_BMF: Tensor) -> Tensor:
+    """The rollout as reference/tkd.md section 2 writes it: the product of (A + I) / 2, rows read, mel rows summed."""
+    layout = tagger.backbone.token_layout
+    assert layout is not None
+    maps = attention_maps(tagger.backbone, tagger.normalise(mel_BMF))
+    rollout_BLL = torch.eye(maps[0].shape[1], dtype=torch.float64)
+    for attention_BLL in maps:
+        rollout_BLL = (attention_BLL.double() + torch.eye(len(attention_BLL[0]))) / 2 @ rollout_BLL
+    torch.testing.assert_close(rollout_BLL.sum(2), torch.ones(len(mel_BMF), len(maps[0][0])).double())
+    row_BL = rollout_BLL[:, layout.read].mean(1)[:, layout.special :]
+    p_BP = row_BL.unflatten(1, (layout.rows, -1)).sum(1)
+    p_BP = p_BP / p_BP.sum(1, keepdim=True) + EPSILON
+    return (p_BP / p_BP.sum(1, keepdim=True)).float()
+
+
+@pytest.mark.parametrize(
+    ("arch", "steps"), [(TOKEN, 6), (MEAN, 6), (OVERLAPPING, 9), (AST_TINY, 9), (CED_TINY, 6)], ids=str
+)
+def test_the_folded_rollout_is_that_of_whole_matrices(arch: Any, steps: int) -> None:
+    tagger = with_strong_attention(tagger_of(arch))
+    mel_BMF = mel_of(tagger)
+    with torch.no_grad():
+        outputs, p_BP = outputs_and_profile(tagger, mel_BMF)
+        plain = tagger.outputs(mel_BMF)
+    assert p_BP.shape == (2, steps) == outputs.sequence_BPD.shape[:2]
+    assert p_BP.std() > 1e-3, "not even: the comparison says something"
+    torch.testing.assert_close(p_BP, by_matrices(tagger, mel_BMF), rtol=0, atol=1e-5)
+    assert all(torch.equal(mine, other) for mine, other in zip(outputs, plain, strict=True)), "it only listens"
+
+
+def test_the_profile_of_a_training_forward_is_that_of_the_forward_which_trains() -> None:
+    tagger = with_strong_attention(tagger_of(ViT(**VIT, pool="avg", dropout=0.5)))
+    mel_BMF = mel_of(tagger)
+    _, expected = outputs_and_profile(tagger, mel_BMF)
+    tagger.train()
+    torch.manual_seed(3)
+    outputs, p_BP = outputs_and_profile(tagger, mel_BMF)
+    torch.manual_seed(3)
+    assert torch.equal(tagger(mel_BMF), outputs.logits_BC)
+    assert not p_BP.requires_grad
+    torch.testing.assert_close(p_BP.sum(1), torch.ones(2))
+    assert (p_BP - expected).abs().max() > 1e-3, "dropout is in it"
+
+
+def test_even_attention_is_an_even_profile() -> None:
+    tagger = tagger_of(MEAN)
+    for name, parameter in tagger.backbone.named_parameters():
+        if "qkv" in name:
+            nn.init.zeros_(parameter)
+    with torch.no_grad():
+        _, p_BP = outputs_and_profile(tagger, mel_of(tagger))
+    torch.testing.assert_close(p_BP, torch.full((2, 6), 1 / 6))
+
+
+def test_windows_of_a_long_clip_follow_each_other() -> None:
+    tagger = with_strong_attention(tagger_of(CED_TINY, seconds=20.24))
+    mel_BMF = mel_of(tagger)
+    assert mel_BMF.shape[2] == 2 * 1012
+    with torch.no_grad():
+        _, p_BP = outputs_and_profile(tagger, mel_BMF)
+        halves = [outputs_and_profile(tagger, half)[1] for half in mel_BMF.split(1012, dim=2)]
+    torch.testing.assert_close(p_BP, torch.cat(halves, dim=1) / 2, rtol=0, atol=1e-6)
+
+
+def test_energy_is_the_mean_square_of_a_step() -> None:
+    tagger = tagger_of(MN(family="mn", width=0.1))
+    with torch.no_grad():
+        outputs, p_BP = outputs_and_profile(tagger, mel_of(tagger))
+    energy_BP = outputs.sequence_BPD.square().mean(2)
+    torch.testing.assert_close(p_BP, energy_BP / energy_BP.sum(1, keepdim=True), rtol=1e-4, atol=2 * EPSILON)
+
+
+def test_attention_of_its_own_is_the_profile() -> None:
+    tagger = tagger_of(OnDevice(family="ondevice", variant="mhatt_rnn"), kind="logmel40")
+    with torch.no_grad():
+        outputs, p_BP = outputs_and_profile(tagger, mel_of(tagger))
+        weights_BHP = tagger.backbone.weights(outputs.sequence_BPD)
+    torch.testing.assert_close(p_BP, weights_BHP.mean(1), rtol=0, atol=2 * EPSILON * p_BP.shape[1])
+
+
+def test_steps_lie_where_their_patches_do() -> None:
+    assert time_grid(tagger_of(AST_TINY), 9) == TimeGrid(0.03, 0.1, 9)  # patches of 16 frames, one every 10
+    assert time_grid(tagger_of(CED_TINY), 6) == TimeGrid(0.0, 0.16, 6)
+    cnn = tagger_of(MN(family="mn", width=0.1))
+    assert time_grid(cnn, 4) == TimeGrid(0.0, cnn.num_frames * cnn.front_end.hop / cnn.front_end.rate / 4, 4)

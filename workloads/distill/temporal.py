@@ -1,0 +1,120 @@
+"""Edges that carry *when*: the student's steps in time get the weights that the teacher's have.
+
+The student's weights over its own steps come from a query that trains with it and is not delivered, or from attention
+that it has anyway; the teacher's profile (`workloads/models/profiles.py`) is put on the student's steps by seconds.
+Steps without sound count for neither. Sources: reference/tkd.md sections 3, 4 and 9.4.
+
+Axes: B clips of a shard, T samples, P steps of the teacher, Q steps of the student, D features of a step.
+"""
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from workloads.data.shard import Shard
+from workloads.models.backbone import Backbone
+from workloads.models.profiles import EPSILON, TimeGrid
+from workloads.models.tagger import Tagger
+
+
+class TimeQuery(nn.Module):
+    """One query q of the student's sequence: scores_BQ = sequence_BQD q / sqrt(D), equal at the start (q = 0)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width))
+
+    def forward(self, sequence_BQD: Tensor) -> Tensor:
+        return sequence_BQD @ self.query / math.sqrt(len(self.query))
+
+
+class OwnAttention(nn.Module):
+    """The logarithm of the attention over time that the student's network has; no parameters of its own."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self._backbone = (backbone,)  # in a tuple: as a submodule its parameters would be this module's too
+
+    def forward(self, sequence_BQD: Tensor) -> Tensor:
+        attention_BQ = self._backbone[0].own_attention(sequence_BQD)
+        assert attention_BQ is not None
+        return attention_BQ.log()
+
+
+def build_time_head(tagger: Tagger) -> nn.Module:
+    """What gives the scores_BQ of a student's steps; found by a forward of a silent clip, the mode is as before."""
+    was_training = tagger.training
+    silence_BMF = torch.zeros(1, tagger.front_end.bands, tagger.num_frames)
+    with torch.no_grad():
+        sequence_BQD = tagger.eval().outputs(silence_BMF).sequence_BPD
+        has_own = tagger.backbone.own_attention(sequence_BQD) is not None
+    tagger.train(was_training)
+    return OwnAttention(tagger.backbone) if has_own else TimeQuery(sequence_BQD.shape[2])
+
+
+def on_grid(p_BP: Tensor, of: TimeGrid, on: TimeGrid, align: Literal["area", "linear"]) -> Tensor:
+    """A profile on other steps, a_BQ; what lies outside of them is lost, and sums are 1 only after `temporal_loss`.
+
+    "area" takes from each step the share that overlaps, so no peak is missed. "linear" interpolates between the middles
+    of the steps, as the paper does.
+    """
+    weights = (_overlaps if align == "area" else _interpolation)(of, on)
+    return p_BP @ weights.to(p_BP.device)
+
+
+@lru_cache(maxsize=64)
+def _overlaps(of: TimeGrid, on: TimeGrid) -> Tensor:
+    """Weights (P, Q): the share of each step of one grid that lies in each step of the other."""
+    starts_P1 = (of.first + of.step * torch.arange(of.count, dtype=torch.float64))[:, None]
+    starts_1Q = (on.first + on.step * torch.arange(on.count, dtype=torch.float64))[None]
+    ends = torch.minimum(starts_P1 + of.step, starts_1Q + on.step)
+    return ((ends - torch.maximum(starts_P1, starts_1Q)).clamp(min=0) / of.step).float()
+
+
+@lru_cache(maxsize=64)
+def _interpolation(of: TimeGrid, on: TimeGrid) -> Tensor:
+    """Weights (P, Q) of linear interpolation at the middles of the other grid's steps; constant beyond the ends."""
+    middles_Q = on.first + on.step * (torch.arange(on.count, dtype=torch.float64) + 0.5)
+    places_Q = ((middles_Q - of.first) / of.step - 0.5).clamp(0, of.count - 1)
+    lower_Q = places_Q.floor().clamp(max=max(0, of.count - 2)).long()
+    shares_Q = (places_Q - lower_Q).float()
+    columns_Q, weights = torch.arange(on.count), torch.zeros(of.count, on.count)
+    weights[lower_Q, columns_Q] = 1 - shares_Q
+    weights[(lower_Q + 1).clamp(max=of.count - 1), columns_Q] += shares_Q
+    return weights
+
+
+def heard_steps(shard: Shard, grid: TimeGrid, *, rate: int) -> Tensor:
+    """Which steps have sound of their clip, heard_BQ; all of a clip whose sound lies outside of them."""
+    sound_BT = shard.sound_BT
+    samples = shard.x_BT.shape[1]
+    edges = grid.first + grid.step * torch.arange(grid.count + 1, dtype=torch.float64)
+    edges = (edges * rate).round().clamp(0, samples).long().to(shard.x_BT.device)
+    if sound_BT is None:
+        heard_BQ = (edges[1:] > edges[:-1]).expand(len(shard.x_BT), -1)
+    else:
+        count_BT = torch.nn.functional.pad(sound_BT.cumsum(1), (1, 0))
+        heard_BQ = count_BT[:, edges[1:]] > count_BT[:, edges[:-1]]
+    return heard_BQ | ~heard_BQ.any(1, keepdim=True)
+
+
+def target_profile(a_BQ: Tensor, heard_BQ: Tensor) -> Tensor:
+    """The teacher's distribution over the steps that have sound: EPSILON at the least there, 0 elsewhere."""
+    a_BQ = a_BQ.float().masked_fill(~heard_BQ, 0)
+    a_BQ = a_BQ / a_BQ.sum(1, keepdim=True).clamp(min=EPSILON) + EPSILON * heard_BQ
+    return a_BQ / a_BQ.sum(1, keepdim=True)
+
+
+def temporal_loss(scores_BQ: Tensor, target_BQ: Tensor, heard_BQ: Tensor) -> Tensor:
+    """KL_B(target || softmax of the student's scores over the steps that have sound), in fp32."""
+    log_student_BQ = scores_BQ.float().masked_fill(~heard_BQ, -torch.inf).log_softmax(1).masked_fill(~heard_BQ, 0)
+    return (torch.xlogy(target_BQ, target_BQ) - target_BQ * log_student_BQ).sum(1)
+
+
+def flatness(target_BQ: Tensor, heard_BQ: Tensor) -> Tensor:
+    """The entropy of each profile over the largest that it can have: 1 for a flat one, 0 for a single step."""
+    entropy_B = -torch.xlogy(target_BQ, target_BQ).sum(1)
+    return entropy_B / heard_BQ.sum(1).clamp(min=2).log()

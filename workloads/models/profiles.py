@@ -1,0 +1,131 @@
+"""When a network listens: one distribution over the steps in time of its sequence, for each clip.
+
+Of a Transformer it is the rollout of its attention, with frequency summed out (reference/tkd.md sections 2 and 9.2), of
+a network with attention of its own over time that attention, of any other the energy of its sequence (9.2, point 5).
+Does not depend on training or teachers.
+
+Axes: B clips, M mel bands, F frames, H heads, L tokens (special ones first), E features of a head, D features of a
+step, P steps in time.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workloads.models.backbone import Outputs, TokenLayout
+from workloads.models.tagger import Tagger
+
+EPSILON = 1e-6  # of probability that every step has, so that logarithms are finite (reference/tkd.md 9.4)
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """Where the steps of a sequence are in time: step k lasts from first + k step to first + (k + 1) step seconds."""
+
+    first: float
+    step: float
+    count: int
+
+
+def time_grid(tagger: Tagger, steps: int) -> TimeGrid:
+    """Where `steps` steps of a tagger's sequence are: a Transformer's by its patches, others share the input evenly."""
+    hop_s = tagger.front_end.hop / tagger.front_end.rate
+    layout = tagger.backbone.token_layout
+    if layout is None:
+        return TimeGrid(0.0, tagger.num_frames * hop_s / steps, steps)
+    return TimeGrid((layout.patch - layout.stride) / 2 * hop_s, layout.stride * hop_s, steps)
+
+
+def outputs_and_profile(tagger: Tagger, mel_BMF: Tensor) -> tuple[Outputs, Tensor]:
+    """All outputs of a tagger for its log-mel, in training or eval mode, and its profile p_BP; from one forward.
+
+    The profile is fp32, has no gradient, and its rows sum to 1.
+    """
+    layout = tagger.backbone.token_layout
+    if layout is not None:
+        with _rollout(tagger, layout) as rollout:
+            outputs = tagger.outputs(mel_BMF)
+        return outputs, _normalised(rollout.profile(len(mel_BMF))[:, : outputs.sequence_BPD.shape[1]])
+    outputs = tagger.outputs(mel_BMF)
+    sequence_BPD = outputs.sequence_BPD.detach().float()
+    with torch.no_grad():
+        attention_BP = tagger.backbone.own_attention(sequence_BPD)
+    return outputs, _normalised(sequence_BPD.square().mean(2) if attention_BP is None else attention_BP)
+
+
+def _normalised(p_BP: Tensor) -> Tensor:
+    """The distribution with these proportions; uniform where all are 0. Every step has at least about EPSILON."""
+    p_BP = p_BP / p_BP.sum(1, keepdim=True).clamp(min=torch.finfo(p_BP.dtype).tiny) + EPSILON
+    return p_BP / p_BP.sum(1, keepdim=True)
+
+
+class _Rollout:
+    """The rollout of the blocks that have run so far, times the matrix that sums tokens by their step in time.
+
+    With A the mean of a block's attention over heads, the rollout R is multiplied by (A + I) / 2 at every block. Only
+    R S is needed, S being 1 where a token belongs to a step: L x P numbers, and attention itself computes A (R S), so
+    that no L x L map is made where the attention is fused.
+    """
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self._layout = layout
+        self._mass_BLP: Tensor | None = None
+
+    def fold(self, layer: Any, qkv_BLX: Tensor) -> None:
+        """Add one block: timm's attention layer, and what it has computed as queries, keys and values."""
+        batch, tokens, _ = qkv_BLX.shape
+        qkv = qkv_BLX.detach().float().reshape(batch, tokens, 3, layer.num_heads, layer.head_dim)
+        query_BHLE, key_BHLE, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self._mass_BLP is None:
+            self._mass_BLP = self._steps_of_tokens(tokens).to(qkv.device).expand(batch, -1, -1)
+        with torch.no_grad(), torch.autocast(qkv.device.type, enabled=False):
+            attended = _attended(layer.q_norm(query_BHLE), layer.k_norm(key_BHLE), self._mass_BLP)
+        self._mass_BLP = (attended + self._mass_BLP) / 2
+
+    def profile(self, clips: int) -> Tensor:
+        """Proportions p_BP: the mean over the tokens that the head reads; a clip's windows one after the other."""
+        assert self._mass_BLP is not None, "no block has run"
+        p_BP = self._mass_BLP[:, self._layout.read].mean(1)
+        return torch.cat(p_BP.split(clips), dim=1)  # several windows: all clips of the first one come first
+
+    def _steps_of_tokens(self, tokens: int) -> Tensor:
+        """S (1, L, P): 1 where a token lies in a step. Patches lie in rows of equal mel; special tokens in no step."""
+        steps = (tokens - self._layout.special) // self._layout.rows
+        patches = torch.eye(steps).repeat(self._layout.rows, 1)
+        return torch.cat([torch.zeros(self._layout.special, steps), patches]).unsqueeze(0)
+
+
+def _attended(query_BHLE: Tensor, key_BHLE: Tensor, values_BLP: Tensor) -> Tensor:
+    """(A values)_BLP, A being the attention's mean over heads.
+
+    In parts of E columns: fused attention wants values as wide as queries.
+    """
+    heads, width = query_BHLE.shape[1], query_BHLE.shape[3]
+    parts = []
+    for part_BLE in values_BLP.split(width, dim=2):
+        padded = F.pad(part_BLE, (0, width - part_BLE.shape[2])).unsqueeze(1).expand(-1, heads, -1, -1)
+        attended = F.scaled_dot_product_attention(query_BHLE, key_BHLE, padded)
+        parts.append(attended.mean(1)[..., : part_BLE.shape[2]])
+    return torch.cat(parts, dim=2)
+
+
+@contextmanager
+def _rollout(tagger: Tagger, layout: TokenLayout) -> Iterator[_Rollout]:
+    """The rollout of the one forward within this context."""
+    from timm.layers.attention import Attention  # a Transformer is there, so it is imported already
+
+    rollout = _Rollout(layout)
+    with ExitStack() as stack:
+        for layer in tagger.backbone.modules():
+            if isinstance(layer, Attention):
+
+                def fold(_: Any, __: Any, qkv_BLX: Tensor, layer: Any = layer) -> None:
+                    rollout.fold(layer, qkv_BLX)
+
+                stack.callback(layer.qkv.register_forward_hook(fold).remove)
+        yield rollout
