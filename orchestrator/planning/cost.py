@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.planning.checkpoints import planned_checkpoints, steps_by_phase, sum_of_largest, validations_in
 from workloads.config.controls import controls_of
+from workloads.config.edge import Edge
 from workloads.config.recipe import Recipe
 from workloads.data.clips import require_full_batch, split
 from workloads.data.manifest import read_dataset
@@ -169,6 +170,7 @@ def _model_cost(
         for phase, steps in reached
         if any(edge.teacher == name and edge.weight > 0 for edge in phase.edges)
     ]
+    asked = [(phase, steps) for phase, steps in taught if any(_says_tags(name, edge) for edge in phase.edges)]
     teacher_forwards = sum(steps * _teacher_forwards(phase, name) for phase, steps in reached)
     scored = _validations(recipe, name, phases, until) * clips.val + _clips_scored_at_the_end(recipe, clips) * whole
     return ModelCost(
@@ -183,9 +185,14 @@ def _model_cost(
         score_flops=2 * size.macs * scored,
         weight_bytes=size.weight_bytes,
         optimizer_bytes=size.optimizer_bytes if own else 0,
-        store_view_bytes=clips.train * clips.tags * LOGIT_BYTES if taught else 0,
-        store_views=_views_taught(name, taught, steps_per_epoch=clips.train // batch),
+        store_view_bytes=clips.train * clips.tags * LOGIT_BYTES if asked else 0,
+        store_views=_views_taught(name, asked, steps_per_epoch=clips.train // batch),
     )
+
+
+def _says_tags(name: str, edge: Edge) -> bool:
+    """Whether a store of the model's logits could take its place along the edge."""
+    return edge.teacher == name and edge.weight > 0 and edge.carries == "logits"
 
 
 def _teacher_forwards(phase: Phase, name: str) -> int:

@@ -137,7 +137,8 @@ def _describe_edge(edge: dict[str, Any]) -> str:
         f"temperature {edge['temperature']:g}" if carries == "logits" else carries,
     ]
     options += [edge["source"]] if teacher == edge["teacher"] else []  # a store has no other weights
-    options += [edge[name] for name, default in (("view", "same"), ("gate", "always")) if edge[name] != default]
+    defaults = {"view": "same", "gate": "always", "align": "area"}
+    options += [edge[name] for name, default in defaults.items() if edge.get(name, default) != default]
     return f"{teacher} → {edge['student']} ({', '.join(options)})"
 
 

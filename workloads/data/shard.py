@@ -91,12 +91,7 @@ class Shard:
 
     def sound(self, front_end: MelFrontEnd) -> Tensor | None:
         """sound_BT of `x_BT` for a front end that does not hear padding, where there is any; else None."""
-        return None if front_end.hears_padding else self.sound_BT
-
-    @property
-    def sound_BT(self) -> Tensor | None:
-        """Which samples of `x_BT` are sound, not padding; None where no clip is padded."""
-        if self.sound_B2 is None:
+        if front_end.hears_padding or self.sound_B2 is None:
             return None
         sound_BT = sound_mask(self.sound_B2, self.x_BT.shape[1])
         if self.partner_sound_B2 is not None:
@@ -104,6 +99,15 @@ class Shard:
         if self.mixture is None or self.mix_mels:
             return sound_BT
         return sound_BT | sound_BT[self.mixture.partner_B]  # of two added waveforms the longer one counts
+
+    def sounds(self) -> list[Tensor]:
+        """Where sound is, as sound_B2 of each clip and of its partner in a mixture; empty where no clip is padded."""
+        if self.sound_B2 is None:
+            return []
+        partners = self.partner_sound_B2
+        if partners is None and self.mixture is not None:
+            partners = self.sound_B2[self.mixture.partner_B]
+        return [self.sound_B2] if partners is None else [self.sound_B2, partners]
 
     def clean(self) -> "Shard":
         """The same clips, crops and mixtures without roll, gain and masks."""

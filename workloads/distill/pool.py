@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.controls import begins_as_copy, random_key
+from workloads.config.edge import Edge
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
@@ -48,7 +49,6 @@ class ModelPool:
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
         self._stored_teachers = stored_teachers or {}
         self._total_steps = own_steps(phases)
-        self._needs = _needs(recipe)
         self._offloaded: dict[str, dict[str, Any]] = {}  # model -> its scalars; its tensors are in the folder below
         self._folder = session.work_dir / "offloaded"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,7 @@ class ModelPool:
             self.train_state(name)
         for name, state in self.states.items():
             state.tagger.train(name in phase.trains)
+            state.training_forward.needs = _needs(phase, name)
         if not resumed:
             teachers = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}
             self.snapshots = {name: copy.deepcopy(self.states[name].tagger).eval() for name in sorted(teachers)}
@@ -77,7 +78,7 @@ class ModelPool:
         shared: dict[tuple[str, str, str], TeacherSource] = {}  # two edges of one teacher share its forward
         sources: dict[str, TeacherSource] = {}
         for edge in phase.edges:
-            key = (edge.teacher, edge.view, edge.source)
+            key = _heard_as(edge)
             if edge.store:
                 sources[edge.key] = self._stored_teachers[edge.key]
                 continue
@@ -85,7 +86,7 @@ class ModelPool:
                 if edge.source == "live" and edge.teacher in phase.trains:
                     shared[key] = TrainingPeer(edge.teacher)
                 else:
-                    tagger, needs = self._teacher(edge.teacher, edge.source), self._needs[edge.teacher]
+                    tagger, needs = self._teacher(edge.teacher, edge.source), _carried(phase, key)
                     shared[key] = FrozenTeacher(tagger, edge.view, self.autocast, needs)
             sources[edge.key] = shared[key]
         return sources
@@ -109,7 +110,6 @@ class ModelPool:
                 session=self._session,
                 group=self._groups[name],
                 compiled=self._recipe.train.compile,
-                needs=self._needs[name],
                 projections=self._projections(name, tagger),
             )
             if name in self._offloaded:
@@ -129,7 +129,7 @@ class ModelPool:
         projections: dict[str, nn.Module] = {}
         for edge in edges:
             if edge.carries == "temporal":
-                projections[edge.key] = build_time_head(tagger)
+                projections[edge.key] = build_time_head(tagger, edge.key)
                 continue
             if edge.store:
                 width = self._stored_teachers[edge.key].width
@@ -190,11 +190,18 @@ class ModelPool:
             self.snapshots[name].load_own(checkpoint.read_tensors(folder, stem), f"checkpoint {folder.name}: {stem}")
 
 
-def _needs(recipe: Recipe) -> dict[str, frozenset[str]]:
-    """What each model is asked for beside logits, since its edges carry it; a store's entry is not used."""
-    needs: dict[str, set[str]] = {name: set() for name in recipe.models}
-    for edge in recipe.edges:
-        if edge.carries != "logits":
-            needs.setdefault(edge.teacher, set()).add(edge.carries)
-            needs[edge.student].add("sequence" if edge.carries == "temporal" else edge.carries)
-    return {name: frozenset(kinds) for name, kinds in needs.items()}
+def _heard_as(edge: Edge) -> tuple[str, str, str]:
+    """Edges for which this is the same share a forward of their teacher."""
+    return edge.teacher, edge.view, edge.source
+
+
+def _carried(phase: Phase, key: tuple[str, str, str]) -> frozenset[str]:
+    """What a teacher is asked for beside logits by the edges that share a forward."""
+    return frozenset(edge.carries for edge in phase.edges if _heard_as(edge) == key and edge.carries != "logits")
+
+
+def _needs(phase: Phase, name: str) -> frozenset[str]:
+    """What the training forward of a model has to give beside logits, as a student and as a teacher that trains."""
+    edges = [edge for edge in phase.edges if edge.carries != "logits"]
+    of_student = {"sequence" if edge.carries == "temporal" else edge.carries for edge in edges if edge.student == name}
+    return frozenset(of_student | {edge.carries for edge in edges if edge.teacher == name and edge.source == "live"})

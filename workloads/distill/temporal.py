@@ -32,31 +32,39 @@ class TimeQuery(nn.Module):
 
 
 class OwnAttention(nn.Module):
-    """The logarithm of the attention over time that the student's network has; no parameters of its own."""
+    """The logarithm of the attention over time that the student's network has anyway; no parameters of its own."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self._backbone = (backbone,)  # in a tuple: as a submodule its parameters would be this module's too
 
     def forward(self, sequence_BQD: Tensor) -> Tensor:
-        attention_BQ = self._backbone[0].own_attention(sequence_BQD)
-        assert attention_BQ is not None
-        return attention_BQ.log()
+        log_BQ = self._backbone[0].log_attention(sequence_BQD)
+        assert log_BQ is not None
+        return log_BQ
 
 
-def build_time_head(tagger: Tagger) -> nn.Module:
-    """What gives the scores_BQ of a student's steps; found by a forward of a silent clip, the mode is as before."""
+def build_time_head(tagger: Tagger, edge: str) -> nn.Module:
+    """What gives the scores_BQ of a student's steps; found by a forward of a silent clip, the mode is as before.
+
+    Raises ValueError, naming the edge, where a clip is a single step.
+    """
     was_training = tagger.training
     silence_BMF = torch.zeros(1, tagger.front_end.bands, tagger.num_frames)
     with torch.no_grad():
         sequence_BQD = tagger.eval().outputs(silence_BMF).sequence_BPD
-        has_own = tagger.backbone.own_attention(sequence_BQD) is not None
+        has_own = tagger.backbone.log_attention(sequence_BQD) is not None
     tagger.train(was_training)
+    if sequence_BQD.shape[1] == 1:
+        raise ValueError(
+            f"edges {edge}: carries = 'temporal': a clip of {tagger.clip_seconds:g} s is a single step in time of this "
+            "student, which cannot learn when; set data.clip_seconds higher, or choose another student"
+        )
     return OwnAttention(tagger.backbone) if has_own else TimeQuery(sequence_BQD.shape[2])
 
 
 def on_grid(p_BP: Tensor, of: TimeGrid, on: TimeGrid, align: Literal["area", "linear"]) -> Tensor:
-    """A profile on other steps, a_BQ; what lies outside of them is lost, and sums are 1 only after `temporal_loss`.
+    """A profile on other steps, a_BQ, up to a factor. Before its first and after its last step it goes on as there.
 
     "area" takes from each step the share that overlaps, so no peak is missed. "linear" interpolates between the middles
     of the steps, as the paper does.
@@ -69,8 +77,10 @@ def on_grid(p_BP: Tensor, of: TimeGrid, on: TimeGrid, align: Literal["area", "li
 def _overlaps(of: TimeGrid, on: TimeGrid) -> Tensor:
     """Weights (P, Q): the share of each step of one grid that lies in each step of the other."""
     starts_P1 = (of.first + of.step * torch.arange(of.count, dtype=torch.float64))[:, None]
+    ends_P1 = starts_P1 + of.step
+    starts_P1[0], ends_P1[-1] = -torch.inf, torch.inf
     starts_1Q = (on.first + on.step * torch.arange(on.count, dtype=torch.float64))[None]
-    ends = torch.minimum(starts_P1 + of.step, starts_1Q + on.step)
+    ends = torch.minimum(ends_P1, starts_1Q + on.step)
     return ((ends - torch.maximum(starts_P1, starts_1Q)).clamp(min=0) / of.step).float()
 
 
@@ -88,16 +98,20 @@ def _interpolation(of: TimeGrid, on: TimeGrid) -> Tensor:
 
 
 def heard_steps(shard: Shard, grid: TimeGrid, *, rate: int) -> Tensor:
-    """Which steps have sound of their clip, heard_BQ; all of a clip whose sound lies outside of them."""
-    sound_BT = shard.sound_BT
+    """Which steps have sound of their clip or of what it is mixed with, heard_BQ; all where none has."""
     samples = shard.x_BT.shape[1]
     edges = grid.first + grid.step * torch.arange(grid.count + 1, dtype=torch.float64)
     edges = (edges * rate).round().clamp(0, samples).long().to(shard.x_BT.device)
-    if sound_BT is None:
-        heard_BQ = (edges[1:] > edges[:-1]).expand(len(shard.x_BT), -1)
-    else:
-        count_BT = torch.nn.functional.pad(sound_BT.cumsum(1), (1, 0))
-        heard_BQ = count_BT[:, edges[1:]] > count_BT[:, edges[:-1]]
+    starts_Q, ends_Q = edges[:-1], edges[1:]
+    within_Q = ends_Q > starts_Q
+    sounds = shard.sounds()
+    heard_BQ = torch.zeros(len(shard.x_BT), grid.count, dtype=torch.bool, device=edges.device) | (
+        within_Q & (not sounds)
+    )
+    for sound_B2 in sounds:  # a rolled sound may go on at the beginning: it meets a step if either begins in the other
+        begin_B1, length_B1 = sound_B2[:, :1], sound_B2[:, 1:]
+        meets_BQ = ((starts_Q - begin_B1) % samples < length_B1) | ((begin_B1 - starts_Q) % samples < ends_Q - starts_Q)
+        heard_BQ = heard_BQ | (meets_BQ & within_Q & (length_B1 > 0))
     return heard_BQ | ~heard_BQ.any(1, keepdim=True)
 
 
@@ -115,6 +129,9 @@ def temporal_loss(scores_BQ: Tensor, target_BQ: Tensor, heard_BQ: Tensor) -> Ten
 
 
 def flatness(target_BQ: Tensor, heard_BQ: Tensor) -> Tensor:
-    """The entropy of each profile over the largest that it can have: 1 for a flat one, 0 for a single step."""
-    entropy_B = -torch.xlogy(target_BQ, target_BQ).sum(1)
-    return entropy_B / heard_BQ.sum(1).clamp(min=2).log()
+    """The entropy of each profile over the largest that it can have: 1 for a flat one, 0 for a peak of one step.
+
+    1 as well where only one step has sound: that says nothing.
+    """
+    entropy_B, steps_B = -torch.xlogy(target_BQ, target_BQ).sum(1), heard_BQ.sum(1)
+    return torch.where(steps_B > 1, entropy_B / steps_B.clamp(min=2).log(), 1.0)

@@ -52,9 +52,10 @@ def learning_rate(optimizer: Optimizer, own_step: int, total: int) -> float:
 class TrainingForward(nn.Module):
     """A tagger's outputs in training, as `tagger_outputs` gives them: a module, so that DDP can contain it."""
 
-    def __init__(self, tagger: Tagger, *, needs: frozenset[str]) -> None:
+    def __init__(self, tagger: Tagger) -> None:
         super().__init__()
-        self.tagger, self.needs = tagger, needs
+        self.tagger = tagger
+        self.needs: frozenset[str] = frozenset()  # what edges carry beside logits, in the current phase
 
     def forward(self, mel_BMF: Tensor) -> dict[str, Tensor]:
         return tagger_outputs(self.tagger, mel_BMF, needs=self.needs)
@@ -77,7 +78,6 @@ class TrainState:
         session: Session,
         group: Any,
         compiled: bool = False,
-        needs: frozenset[str] = frozenset(),
         projections: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.tagger = tagger.to(session.device).eval()
@@ -105,7 +105,7 @@ class TrainState:
             fused=True,
         )
         # `ShardMeanStats` averages batch norm's buffers over all shards, so DDP must not broadcast them.
-        forward = TrainingForward(self.tagger, needs=needs)
+        self.training_forward = forward = TrainingForward(self.tagger)
         self.forward: nn.Module = (
             DistributedDataParallel(forward, process_group=group, broadcast_buffers=False) if group else forward
         )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from workloads.config.architectures import AST
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
-from workloads.models.patches import GRID, StridedPatches, adapt_patches, mean_over_mel, require_patch_fits
+from workloads.models.patches import GRID, StridedPatches, adapt_patches, first_patch, mean_over_mel, require_patch_fits
 
 PATCH, DEPTH = 16, 12
 SIZES: dict[Literal["tiny", "small", "base"], tuple[int, int]] = {  # DeiT's: dimension, heads
@@ -54,8 +54,10 @@ class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ign
 
     @property
     def token_layout(self) -> TokenLayout:
-        stride, _ = self.patch_embed.proj.stride
-        return TokenLayout(2, self.patch_embed.grid_size[0], slice(0, 2), PATCH, stride)
+        return TokenLayout(2, self.patch_embed.grid_size[0], slice(0, 2))
+
+    def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
+        return first_patch(self.patch_embed.proj)
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         tokens_BLD = self.forward_features(mel_BMF)

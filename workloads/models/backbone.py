@@ -3,6 +3,7 @@
 Axes: B clips, M mel bands, F frames, D features, P steps in time, C tags.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -23,8 +24,6 @@ class TokenLayout(NamedTuple):
     special: int
     rows: int
     read: slice  # the tokens whose mean the head reads
-    patch: int  # frames of a patch
-    stride: int  # frames from one patch to the next
 
 
 class Backbone(nn.Module, ABC):
@@ -35,9 +34,18 @@ class Backbone(nn.Module, ABC):
         """How the tokens lie; None where the network is no Transformer over patches."""
         return None
 
-    def own_attention(self, sequence_BPD: Tensor) -> Tensor | None:
-        """The weights a_BP with which the network itself sums up the sequence that it returned; None: it has none."""
+    def log_attention(self, sequence_BPD: Tensor) -> Tensor | None:
+        """Logarithms of the weights a_BP with which the network itself sums up its sequence; None: it has none."""
         return None
+
+    def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
+        """Where the steps of the sequence are: the frame with which the first one begins, and the frames of a step.
+
+        By default as convolutions place them that keep a length at stride 1: step k lies around frame k s, with s = 2,
+        4, 8 and so on in all.
+        """
+        stride = 2 ** math.ceil(math.log2(frames / steps))
+        return (1 - stride) / 2, stride
 
     @abstractmethod
     def outputs(self, mel_BMF: Tensor) -> Outputs:

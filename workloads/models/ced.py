@@ -70,7 +70,11 @@ class ConsistentTransformer(Backbone):
 
     @property
     def token_layout(self) -> TokenLayout:
-        return TokenLayout(0, self.bands.shape[2], slice(None), PATCH, PATCH)
+        return TokenLayout(0, self.bands.shape[2], slice(None))
+
+    def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
+        """Of several windows the frames that fill no patch at the end of each are shared out among its steps."""
+        return 0.0, PATCH if frames <= WINDOW else WINDOW / self.time.shape[3]
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         frames = mel_BMF.shape[2]

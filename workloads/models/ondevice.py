@@ -8,6 +8,7 @@ Axes: B clips, M mel bands, F frames, Q cepstral coefficients, P steps in time, 
 H heads, C tags.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -123,6 +124,9 @@ class ConvGRU(Backbone):
         embedding_BD = self.dense(self.drop(sequence_BPD[:, -1]))
         return Outputs(self.head(embedding_BD), embedding_BD, sequence_BPD)
 
+    def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
+        return 3.0, 1.0  # two unpadded convolutions: step k has heard frames k to k + 6
+
 
 class AttentiveRNN(Backbone):
     """Att-RNN and, with four heads, MHAtt-RNN: attention over a BiGRU's steps, queried by the middle one; P = F.
@@ -154,15 +158,19 @@ class AttentiveRNN(Backbone):
         embedding_BD = self.dense(self.drop(pooled_BHD.flatten(1)))
         return Outputs(self.head(embedding_BD), embedding_BD, sequence_BPD)
 
-    def own_attention(self, sequence_BPD: Tensor) -> Tensor:
-        """The mean over heads; rows sum to 1 (reference/tkd.md section 3)."""
-        return self.weights(sequence_BPD).mean(1)
+    def log_attention(self, sequence_BPD: Tensor) -> Tensor:
+        """The logarithm of the mean over heads (reference/tkd.md section 3); finite where the mean rounds to 0."""
+        return self._scores(sequence_BPD).log_softmax(2).logsumexp(1) - math.log(len(self.queries))
 
     def weights(self, sequence_BPD: Tensor) -> Tensor:
         """Each head's attention a_BHP over the sequence that `outputs` returned: for a loss, without a second pass."""
+        return self._scores(sequence_BPD).softmax(dim=2)
+
+    def _scores(self, sequence_BPD: Tensor) -> Tensor:
+        """Each head's scores of the steps, BHP, in fp32: unscaled, as Google's."""
         middle_BD = sequence_BPD[:, sequence_BPD.shape[1] // 2]
         query_BHD = torch.stack([query(middle_BD) for query in self.queries], dim=1)
-        return (query_BHD @ sequence_BPD.transpose(1, 2)).float().softmax(dim=2)  # unscaled, as Google's
+        return (query_BHD @ sequence_BPD.transpose(1, 2)).float()
 
     def _encode(self, mel_BMF: Tensor) -> Tensor:
         x_BFQ = self.convs(self.cepstrum(mel_BMF).unsqueeze(1)).squeeze(1)

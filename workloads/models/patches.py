@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAX_PATCHES = 1_000_000  # each has a position in memory, and attends to all others
@@ -48,6 +48,12 @@ def require_patch_fits(patch: int, stride: int, *, bands: int, frames: int) -> N
 def mean_over_mel(patches_BLD: Tensor, grid: tuple[int, int]) -> Tensor:
     """Patches in the order of (R, S) to one vector per column of time, shape (B, S, D): the mean over the mel axis."""
     return patches_BLD.unflatten(1, grid).mean(1)
+
+
+def first_patch(projection: nn.Conv2d) -> tuple[float, float]:
+    """Where steps of patches are in time (`Backbone.time_steps`): around the middles of the patches."""
+    patch, stride = projection.kernel_size[1], projection.stride[1]
+    return (patch - stride) / 2, stride
 
 
 def adapt_patches(

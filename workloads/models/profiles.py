@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from workloads.models.backbone import Outputs, TokenLayout
 from workloads.models.tagger import Tagger
 
+QUERIES_AT_ONCE = 128
 EPSILON = 1e-6  # of probability that every step has, so that logarithms are finite (reference/tkd.md 9.4)
 
 
@@ -33,12 +33,10 @@ class TimeGrid:
 
 
 def time_grid(tagger: Tagger, steps: int) -> TimeGrid:
-    """Where `steps` steps of a tagger's sequence are: a Transformer's by its patches, others share the input evenly."""
+    """Where the `steps` steps of a tagger's sequence are; frame k of its front end lasts from k to k + 1 hops."""
     hop_s = tagger.front_end.hop / tagger.front_end.rate
-    layout = tagger.backbone.token_layout
-    if layout is None:
-        return TimeGrid(0.0, tagger.num_frames * hop_s / steps, steps)
-    return TimeGrid((layout.patch - layout.stride) / 2 * hop_s, layout.stride * hop_s, steps)
+    first, step = tagger.backbone.time_steps(tagger.num_frames, steps)
+    return TimeGrid(first * hop_s, step * hop_s, steps)
 
 
 def outputs_and_profile(tagger: Tagger, mel_BMF: Tensor) -> tuple[Outputs, Tensor]:
@@ -54,8 +52,8 @@ def outputs_and_profile(tagger: Tagger, mel_BMF: Tensor) -> tuple[Outputs, Tenso
     outputs = tagger.outputs(mel_BMF)
     sequence_BPD = outputs.sequence_BPD.detach().float()
     with torch.no_grad():
-        attention_BP = tagger.backbone.own_attention(sequence_BPD)
-    return outputs, _normalised(sequence_BPD.square().mean(2) if attention_BP is None else attention_BP)
+        log_BP = tagger.backbone.log_attention(sequence_BPD)
+    return outputs, _normalised(sequence_BPD.square().mean(2) if log_BP is None else log_BP.exp())
 
 
 def _normalised(p_BP: Tensor) -> Tensor:
@@ -68,8 +66,7 @@ class _Rollout:
     """The rollout of the blocks that have run so far, times the matrix that sums tokens by their step in time.
 
     With A the mean of a block's attention over heads, the rollout R is multiplied by (A + I) / 2 at every block. Only
-    R S is needed, S being 1 where a token belongs to a step: L x P numbers, and attention itself computes A (R S), so
-    that no L x L map is made where the attention is fused.
+    R S is needed, S being 1 where a token belongs to a step: L x P numbers. Blocks that drop path leaves out count too.
     """
 
     def __init__(self, layout: TokenLayout) -> None:
@@ -84,7 +81,7 @@ class _Rollout:
         if self._mass_BLP is None:
             self._mass_BLP = self._steps_of_tokens(tokens).to(qkv.device).expand(batch, -1, -1)
         with torch.no_grad(), torch.autocast(qkv.device.type, enabled=False):
-            attended = _attended(layer.q_norm(query_BHLE), layer.k_norm(key_BHLE), self._mass_BLP)
+            attended = _attended(layer.q_norm(query_BHLE), layer.k_norm(key_BHLE), self._mass_BLP, scale=layer.scale)
         self._mass_BLP = (attended + self._mass_BLP) / 2
 
     def profile(self, clips: int) -> Tensor:
@@ -100,18 +97,13 @@ class _Rollout:
         return torch.cat([torch.zeros(self._layout.special, steps), patches]).unsqueeze(0)
 
 
-def _attended(query_BHLE: Tensor, key_BHLE: Tensor, values_BLP: Tensor) -> Tensor:
-    """(A values)_BLP, A being the attention's mean over heads.
-
-    In parts of E columns: fused attention wants values as wide as queries.
-    """
-    heads, width = query_BHLE.shape[1], query_BHLE.shape[3]
+def _attended(query_BHLE: Tensor, key_BHLE: Tensor, values_BLP: Tensor, *, scale: float) -> Tensor:
+    """(A values)_BLP, A being the attention's mean over heads; for some queries at once, so that A is never whole."""
     parts = []
-    for part_BLE in values_BLP.split(width, dim=2):
-        padded = F.pad(part_BLE, (0, width - part_BLE.shape[2])).unsqueeze(1).expand(-1, heads, -1, -1)
-        attended = F.scaled_dot_product_attention(query_BHLE, key_BHLE, padded)
-        parts.append(attended.mean(1)[..., : part_BLE.shape[2]])
-    return torch.cat(parts, dim=2)
+    for query in query_BHLE.split(QUERIES_AT_ONCE, dim=2):
+        weights = (query @ key_BHLE.transpose(2, 3) * scale).softmax(3).mean(1)
+        parts.append(weights @ values_BLP)
+    return torch.cat(parts, dim=1)
 
 
 @contextmanager

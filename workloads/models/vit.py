@@ -15,7 +15,7 @@ from torch import Tensor
 from workloads.config.architectures import ViT
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
-from workloads.models.patches import GRID, StridedPatches, adapt_patches, mean_over_mel, require_patch_fits
+from workloads.models.patches import GRID, StridedPatches, adapt_patches, first_patch, mean_over_mel, require_patch_fits
 
 DISTILLED = "dist_token"
 HEAD = ("head.weight", "head.bias")
@@ -55,8 +55,10 @@ class AudioTransformer(Backbone, VisionTransformer):  # type: ignore[misc]  # ou
     def token_layout(self) -> TokenLayout:
         special = self.num_prefix_tokens
         read = slice(0, 1) if self.global_pool == "token" else slice(special, None)
-        (patch, _), (stride, _) = self.patch_embed.proj.kernel_size, self.patch_embed.proj.stride
-        return TokenLayout(special, self.patch_embed.grid_size[0], read, patch, stride)
+        return TokenLayout(special, self.patch_embed.grid_size[0], read)
+
+    def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
+        return first_patch(self.patch_embed.proj)
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         tokens_BLD = self.forward_features(mel_BMF)

@@ -354,3 +354,10 @@ def test_numbers_replace_metadata_that_is_not_at_hand(tiny):
     with pytest.raises(ValueError, match=r"/nowhere.csv: no such file.*--clips N \(to train on\) --tags C"):
         count_clips(recipe, LocalFiles(), clips=None, tags=None)
     assert count_clips(recipe, LocalFiles(), clips=2000, tags=527) == Clips(train=2000, tags=527)
+
+
+def test_a_teacher_of_profiles_alone_needs_no_store_of_logits(tiny):
+    edges = "edges=[{teacher='vit', student='cnn', carries='temporal'}, {teacher='cnn', student='vit'}]"
+    planned = cost_of(tiny("demo", edges, "schedule={kind='mutual', burn_in=0, steps=4}"))
+    assert planned.models["vit"].store_view_bytes == 0 < planned.models["cnn"].store_view_bytes
+    assert planned.models["vit"].taught_steps == 4

@@ -193,7 +193,7 @@ def test_attention_is_what_the_network_weights_time_with(variant: str, heads: in
     model.dense.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
     with torch.no_grad():
         sequence_BPD = model.outputs(mel_BMF).sequence_BPD
-        a_BP = model.own_attention(sequence_BPD)
+        a_BP = model.log_attention(sequence_BPD).exp()
         assert a_BP.shape == (2, 50)
         assert torch.allclose(a_BP.sum(1), torch.ones(2), atol=1e-6)
         assert a_BP.max() > 1.2 / 50
@@ -216,10 +216,24 @@ def test_every_head_has_gradients_from_its_attention(variant: str, heads: int) -
     assert model.head.weight.grad is None
 
 
+def test_logarithms_stay_finite_where_attention_is_all_on_one_step() -> None:
+    """Scores are unscaled: after some training most of a softmax in fp32 is exactly 0."""
+    model = build_spotter("mhatt_rnn").train()
+    with torch.no_grad():
+        for query in model.queries:
+            query.weight.mul_(2000)
+    sequence_BPD = model.outputs(torch.randn(2, 40, 50)).sequence_BPD
+    assert (model.weights(sequence_BPD).mean(1) == 0).any()
+    log_BP = model.log_attention(sequence_BPD)
+    assert log_BP.isfinite().all()
+    log_BP.sum().backward()
+    assert all(query.weight.grad.isfinite().all() for query in model.queries)
+
+
 def test_the_attention_of_half_precision_still_sums_to_one() -> None:
     model = build_spotter("mhatt_rnn").eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        a_BP = model.own_attention(model.outputs(torch.randn(2, 40, 50)).sequence_BPD)
+        a_BP = model.log_attention(model.outputs(torch.randn(2, 40, 50)).sequence_BPD).exp()
     assert torch.allclose(a_BP.sum(1), torch.ones(2), atol=1e-5)
 
 
