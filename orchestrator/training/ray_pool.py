@@ -88,21 +88,27 @@ class _Pool(Generic[Piece]):
         while queue or self._busy:
             while queue and len(self._busy) < self._workers:
                 self._start(queue.popleft())
+            if not queue:  # an actor in the place of a dead one may wait for the resources that idle ones hold
+                self._idle.clear()
             done, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=POLL_S)
             interrupts.check()
             for task in done:
-                actor, piece = self._busy.pop(task)
-                try:
-                    result = self._ray.get(task)
-                except self._ray.exceptions.RayTaskError as failed:
-                    raise failed.cause from None
-                except self._ray.exceptions.RayActorError as died:
-                    self._count_lost(piece, died)
-                    self._idle.clear()  # they may have died with it, on the same node
-                    queue.appendleft(piece)
-                else:
-                    self._idle.append(actor)
-                    on_done(piece, result)
+                self._finish(task, queue, on_done)
+
+    def _finish(self, task: Any, queue: deque[Piece], on_done: Callable[[Piece, Any], None]) -> None:
+        """Take the result of a task that has ended; a piece whose actor died goes back to the front of the queue."""
+        actor, piece = self._busy.pop(task)
+        try:
+            result = self._ray.get(task)
+        except self._ray.exceptions.RayTaskError as failed:
+            raise failed.cause from None
+        except self._ray.exceptions.RayActorError as died:
+            self._count_lost(piece, died)
+            self._idle.clear()  # they may have died with it, on the same node
+            queue.appendleft(piece)
+        else:
+            self._idle.append(actor)
+            on_done(piece, result)
 
     def _start(self, piece: Piece) -> None:
         actor = self._idle.pop() if self._idle else self._actor_class.remote(*self._arguments)

@@ -91,7 +91,7 @@ def test_a_driver_on_ray_is_killed(folder, undisturbed, tmp_path, fault_table, w
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: num_shards(store) > before, lambda: process.poll() is not None)
         seconds = time.monotonic() - began
-        _, said = process.communicate()
+        _, said = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, said[-3000:]
     assert content(store) == undisturbed
     seen = "nothing; the same command goes on"
@@ -116,7 +116,7 @@ def test_a_node_is_killed(folder, nodes, undisturbed, tmp_path, fault_table):
         before, began = num_shards(store), time.monotonic()
         until(lambda: num_shards(store) > before, lambda: process.poll() is not None)
         seconds = time.monotonic() - began
-        _, said = process.communicate()
+        _, said = process.communicate(timeout=WAIT_S)
     assert before < len(CLIPS)
     assert process.returncode == 0, said[-3000:]
     assert content(store) == undisturbed
