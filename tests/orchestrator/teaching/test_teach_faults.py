@@ -71,7 +71,6 @@ def test_the_command_is_killed_before_every_file_gets_its_name(folder, undisturb
     fault_table(
         fault=f"teach: process killed {kills} times, with a file half written",
         seen="nothing; the same command goes on",
-        repeated=1,
         equal=True,
     )
 
@@ -95,7 +94,7 @@ def test_a_driver_on_ray_is_killed(folder, undisturbed, tmp_path, fault_table, w
     assert process.returncode == 0, said[-3000:]
     assert content(store) == undisturbed
     seen = "nothing; the same command goes on"
-    fault_table(fault=f"teach on Ray: {which} killed", seen=seen, seconds=seconds, repeated=2, equal=True)
+    fault_table(fault=f"teach on Ray: {which} killed", seen=seen, seconds=seconds, equal=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +120,7 @@ def test_a_node_is_killed(folder, nodes, undisturbed, tmp_path, fault_table):
     assert process.returncode == 0, said[-3000:]
     assert content(store) == undisturbed
     seen = "nothing; the shard is given to another worker"
-    fault_table(fault="teach on Ray: one of two nodes killed", seen=seen, seconds=seconds, repeated=1, equal=True)
+    fault_table(fault="teach on Ray: one of two nodes killed", seen=seen, seconds=seconds, equal=True)
 
 
 def on_s3(user: S3User) -> dict[str, bytes]:
@@ -152,7 +151,7 @@ def test_s3_is_killed_and_restarted(folder, user, kill_server, undisturbed, faul
     assert process.exitcode == 0, user.stderr
     assert on_s3(user) == undisturbed
     seen = "waits: s3://...: Could not connect to the endpoint URL ...; trying again"
-    fault_table(fault="teach: S3: all daemons killed (SIGKILL), started again", seen=seen, repeated=0, equal=True)
+    fault_table(fault="teach: S3: all daemons killed (SIGKILL), started again", seen=seen, equal=True)
 
 
 def test_s3_is_unavailable_for_too_long(folder, user, kill_server, undisturbed, fault_table):
@@ -170,7 +169,6 @@ def test_s3_is_unavailable_for_too_long(folder, user, kill_server, undisturbed, 
     fault_table(
         fault="teach: S3: unavailable for longer than `--patience`; then the same command",
         seen="exit 75: unavailable: s3://...: Could not connect to the endpoint URL ...",
-        repeated=1,
         equal=True,
     )
 
@@ -192,7 +190,6 @@ def test_no_space_on_s3(folder, user, undisturbed, fault_table):
     fault_table(
         fault="teach: S3: no space (quota); then room and the same command",
         seen="exit 1: failed: s3://...: QuotaExceeded: no space left, the quota is used up",
-        repeated=1,
         equal=True,
     )
 
@@ -222,7 +219,7 @@ def test_a_full_disk(folder, small_disk, undisturbed, tmp_path, fault_table):
     assert killed.antiphon(words, out) == 0, errors(tmp_path)
     assert content(small_disk / "store") == undisturbed
     seen = "exit 1: failed: [Errno 28] No space left on device: PATH"
-    fault_table(fault="teach: a full disk; then room and the same command", seen=seen, repeated=1, equal=True)
+    fault_table(fault="teach: a full disk; then room and the same command", seen=seen, equal=True)
 
 
 def test_a_damaged_shard_is_named_and_made_again(folder, undisturbed, tmp_path, antiphon, fault_table):
