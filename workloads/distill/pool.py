@@ -24,7 +24,7 @@ from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.distill.temporal import build_time_head
 from workloads.distill.train_state import TrainState
-from workloads.models.tagger import Tagger, embedding_width
+from workloads.models.tagger import Tagger, outputs_of_silence
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EVENT_LOG
 from workloads.runtime.rng import keyed_seed
@@ -134,10 +134,10 @@ class ModelPool:
             if edge.store:
                 width = self._stored_teachers[edge.key].width
             else:
-                width = embedding_width(self._make_tagger(edge.teacher))
+                width = _embedding_width(self._make_tagger(edge.teacher))
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(keyed_seed(self._recipe.train.seed, edge.key, "projection"))
-                projections[edge.key] = nn.Linear(embedding_width(tagger), width)
+                projections[edge.key] = nn.Linear(_embedding_width(tagger), width)
         return projections
 
     def release(self, name: str) -> None:
@@ -188,6 +188,10 @@ class ModelPool:
             self.snapshots[name] = self._make_tagger(name).to(self._session.device).eval()
             stem = f"snapshot-{name}"
             self.snapshots[name].load_own(checkpoint.read_tensors(folder, stem), f"checkpoint {folder.name}: {stem}")
+
+
+def _embedding_width(tagger: Tagger) -> int:
+    return outputs_of_silence(tagger).embedding_BD.shape[1]
 
 
 def _heard_as(edge: Edge) -> tuple[str, str, str]:

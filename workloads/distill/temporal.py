@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from workloads.data.shard import Shard
 from workloads.models.backbone import Backbone
 from workloads.models.profiles import EPSILON, TimeGrid
-from workloads.models.tagger import Tagger
+from workloads.models.tagger import Tagger, outputs_of_silence
 
 
 class TimeQuery(nn.Module):
@@ -45,16 +45,12 @@ class OwnAttention(nn.Module):
 
 
 def build_time_head(tagger: Tagger, edge: str) -> nn.Module:
-    """What gives the scores_BQ of a student's steps; found by a forward of a silent clip, the mode is as before.
+    """What gives the scores_BQ of a student's steps.
 
     Raises ValueError, naming the edge, where a clip is a single step.
     """
-    was_training = tagger.training
-    silence_BMF = torch.zeros(1, tagger.front_end.bands, tagger.num_frames)
-    with torch.no_grad():
-        sequence_BQD = tagger.eval().outputs(silence_BMF).sequence_BPD
-        has_own = tagger.backbone.log_attention(sequence_BQD) is not None
-    tagger.train(was_training)
+    sequence_BQD = outputs_of_silence(tagger).sequence_BPD
+    has_own = tagger.backbone.log_attention(sequence_BQD) is not None
     if sequence_BQD.shape[1] == 1:
         raise ValueError(
             f"edges {edge}: carries = 'temporal': a clip of {tagger.clip_seconds:g} s is a single step in time of this "
@@ -69,11 +65,15 @@ def on_grid(p_BP: Tensor, of: TimeGrid, on: TimeGrid, align: Literal["area", "li
     "area" takes from each step the share that overlaps, so no peak is missed. "linear" interpolates between the middles
     of the steps, as the paper does.
     """
-    weights = (_overlaps if align == "area" else _interpolation)(of, on)
-    return p_BP @ weights.to(p_BP.device)
+    return p_BP @ _alignment(of, on, align, p_BP.device)
 
 
 @lru_cache(maxsize=64)
+def _alignment(of: TimeGrid, on: TimeGrid, align: str, device: torch.device) -> Tensor:
+    """Weights (P, Q) on the device: copied once, since every copy would make a step wait."""
+    return (_overlaps if align == "area" else _interpolation)(of, on).to(device)
+
+
 def _overlaps(of: TimeGrid, on: TimeGrid) -> Tensor:
     """Weights (P, Q): the share of each step of one grid that lies in each step of the other."""
     starts_P1 = (of.first + of.step * torch.arange(of.count, dtype=torch.float64))[:, None]
@@ -84,7 +84,6 @@ def _overlaps(of: TimeGrid, on: TimeGrid) -> Tensor:
     return ((ends - torch.maximum(starts_P1, starts_1Q)).clamp(min=0) / of.step).float()
 
 
-@lru_cache(maxsize=64)
 def _interpolation(of: TimeGrid, on: TimeGrid) -> Tensor:
     """Weights (P, Q) of linear interpolation at the middles of the other grid's steps; constant beyond the ends."""
     middles_Q = on.first + on.step * (torch.arange(on.count, dtype=torch.float64) + 0.5)
@@ -99,20 +98,26 @@ def _interpolation(of: TimeGrid, on: TimeGrid) -> Tensor:
 
 def heard_steps(shard: Shard, grid: TimeGrid, *, rate: int) -> Tensor:
     """Which steps have sound of their clip or of what it is mixed with, heard_BQ; all where none has."""
-    samples = shard.x_BT.shape[1]
-    edges = grid.first + grid.step * torch.arange(grid.count + 1, dtype=torch.float64)
-    edges = (edges * rate).round().clamp(0, samples).long().to(shard.x_BT.device)
-    starts_Q, ends_Q = edges[:-1], edges[1:]
+    clips, samples = shard.x_BT.shape
+    starts_Q, ends_Q = _bounds(grid, rate, samples, shard.x_BT.device)
     within_Q = ends_Q > starts_Q
     sounds = shard.sounds()
-    heard_BQ = torch.zeros(len(shard.x_BT), grid.count, dtype=torch.bool, device=edges.device) | (
-        within_Q & (not sounds)
-    )
+    if not sounds:
+        return within_Q.expand(clips, -1)
+    heard_BQ = torch.zeros(clips, grid.count, dtype=torch.bool, device=within_Q.device)
     for sound_B2 in sounds:  # a rolled sound may go on at the beginning: it meets a step if either begins in the other
         begin_B1, length_B1 = sound_B2[:, :1], sound_B2[:, 1:]
         meets_BQ = ((starts_Q - begin_B1) % samples < length_B1) | ((begin_B1 - starts_Q) % samples < ends_Q - starts_Q)
         heard_BQ = heard_BQ | (meets_BQ & within_Q & (length_B1 > 0))
     return heard_BQ | ~heard_BQ.any(1, keepdim=True)
+
+
+@lru_cache(maxsize=64)
+def _bounds(grid: TimeGrid, rate: int, samples: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The samples with which steps begin, and before which they end, within a clip; on the device, as `_alignment`."""
+    bounds = (grid.first + grid.step * torch.arange(grid.count + 1, dtype=torch.float64)) * rate
+    bounds = bounds.round().clamp(0, samples).long().to(device)
+    return bounds[:-1], bounds[1:]
 
 
 def target_profile(a_BQ: Tensor, heard_BQ: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class _Rollout:
         qkv = qkv_BLX.detach().float().reshape(batch, tokens, 3, layer.num_heads, layer.head_dim)
         query_BHLE, key_BHLE, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if self._mass_BLP is None:
-            self._mass_BLP = self._steps_of_tokens(tokens).to(qkv.device).expand(batch, -1, -1)
+            self._mass_BLP = self._steps_of_tokens(tokens, qkv.device).expand(batch, -1, -1)
         with torch.no_grad(), torch.autocast(qkv.device.type, enabled=False):
             attended = _attended(layer.q_norm(query_BHLE), layer.k_norm(key_BHLE), self._mass_BLP, scale=layer.scale)
         self._mass_BLP = (attended + self._mass_BLP) / 2
@@ -90,11 +90,11 @@ class _Rollout:
         p_BP = self._mass_BLP[:, self._layout.read].mean(1)
         return torch.cat(p_BP.split(clips), dim=1)  # several windows: all clips of the first one come first
 
-    def _steps_of_tokens(self, tokens: int) -> Tensor:
+    def _steps_of_tokens(self, tokens: int, device: torch.device) -> Tensor:
         """S (1, L, P): 1 where a token lies in a step. Patches lie in rows of equal mel; special tokens in no step."""
         steps = (tokens - self._layout.special) // self._layout.rows
-        patches = torch.eye(steps).repeat(self._layout.rows, 1)
-        return torch.cat([torch.zeros(self._layout.special, steps), patches]).unsqueeze(0)
+        patches = torch.eye(steps, device=device).repeat(self._layout.rows, 1)
+        return torch.cat([patches.new_zeros(self._layout.special, steps), patches]).unsqueeze(0)
 
 
 def _attended(query_BHLE: Tensor, key_BHLE: Tensor, values_BLP: Tensor, *, scale: float) -> Tensor:

@@ -90,14 +90,14 @@ class Tagger(nn.Module):
         self.newly_initialised = dropped
 
 
-def embedding_width(tagger: Tagger) -> int:
-    """Number of features of a tagger's embedding, found by a forward of a silent clip; the mode is as before."""
+def outputs_of_silence(tagger: Tagger) -> Outputs:
+    """The outputs for one silent clip, for their shapes; on the CPU, without gradient, and the mode is as before."""
     was_training = tagger.training
     silence_BMF = torch.zeros(1, tagger.front_end.bands, tagger.num_frames)
     with torch.no_grad():
-        width = tagger.eval().outputs(silence_BMF).embedding_BD.shape[1]
+        outputs = tagger.eval().outputs(silence_BMF)
     tagger.train(was_training)
-    return width
+    return outputs
 
 
 def build_tagger(
