@@ -20,7 +20,7 @@ from workloads.runtime import checkpoint
 from workloads.runtime.precision import full_float32
 from workloads.runtime.session import Session
 
-VALIDATION_KEYS = ("val_share", "val_slice", "split_seed")  # settings that choose the validation clips
+VALIDATION_KEYS = ("train_folds", "val_share", "val_slice", "split_seed")  # settings that choose the validation clips
 TEST_PREDICTIONS = "test"  # the file of a published tagger with its test clips' logits_NC and y_NC
 
 
@@ -117,7 +117,7 @@ def _training_origin(recipe: Recipe, prepared: PreparedData, tagger: Tagger) -> 
         "format": recipe.data.format,
         "fingerprint": prepared.dataset.fingerprint(),
         "test_fold": recipe.data.test_fold,
-        "validation": {key: getattr(recipe.data, key) for key in VALIDATION_KEYS},
+        "validation": {key: value for key, value in asdict(recipe.data).items() if key in VALIDATION_KEYS},
         "clips": {part: len(getattr(prepared.splits, part)) for part in ("train", "val", "test")},
     }
     first = tagger.initial_checkpoint.get("origin") or tagger.initial_checkpoint.get("first_weights")
