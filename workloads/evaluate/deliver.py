@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from workloads.config.controls import controls_of
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
@@ -31,10 +30,10 @@ def deliver_models(
 
     Called once per attempt by every worker; rank 0 publishes. A kill in the middle leaves some models published: the
     next attempt publishes all of them again. `weights_sha256` is of the last trained weights, also where an average is
-    delivered. Students and their controls come with their test logits, which are compared (`evaluate/bootstrap.py`).
+    delivered. Test logits are published with a model, so that it can be compared with its control, and with models of
+    other runs (`evaluate/bootstrap.py`).
     """
     rows: dict[str, dict[str, Any]] = {}
-    compared = {name for pair in controls_of(recipe).items() for name in pair}
     for name in recipe.models:
         trained = pool.train_state(name)
         digest = checkpoint.weights_digest(trained.tagger.state_dict())
@@ -53,7 +52,7 @@ def deliver_models(
         if session.rank == 0:
             state = _tagger_state(name, tagger, recipe, prepared, row)
             tensors = {"weights": tagger.state_dict()}
-            if name in compared and recipe.train.score_test:
+            if "test" in predictions:
                 tensors[TEST_PREDICTIONS] = dict(zip(("logits_NC", "y_NC"), predictions["test"], strict=True))
             folder = checkpoint.write(session.work_dir / "models" / name, tensors=tensors, state=state)
             row["checkpoint"] = session.deliver(folder)
