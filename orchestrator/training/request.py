@@ -7,6 +7,7 @@ from orchestrator.runs.resume import AUTO
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import absolute_uri
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
+from workloads.config.data_ranks import num_data_ranks
 from workloads.config.edge import STORE
 from workloads.config.recipe import PRETRAINED, Recipe
 from workloads.distill.schedule import Phase, plan_phases
@@ -69,7 +70,8 @@ def check_request(request: RunRequest) -> tuple[Phase, ...]:
         raise ValueError(f"--workers {request.workers}: --local runs in this process alone; leave one of the two out")
     if request.local and request.address:
         raise ValueError(f"--address {request.address!r}: --local runs without Ray; leave one of the two out")
-    require_shards_divide(request.recipe, request.workers)
+    require_workers_of_its_own(request.recipe, local=request.local)
+    num_data_ranks(request.recipe, request.workers)
     phases = plan_phases(request.recipe)
     _require_buildable(request.recipe)
     return phases
@@ -112,12 +114,12 @@ def require_gpu_of_its_own(recipe: Recipe, workers: int) -> None:
         )
 
 
-def require_shards_divide(recipe: Recipe, workers: int) -> None:
-    """Raise ValueError where the shards of the global batch do not divide among so many workers."""
-    if recipe.train.shards % workers:
+def require_workers_of_its_own(recipe: Recipe, *, local: bool) -> None:
+    """Raise ValueError for models that are to be in several processes where there is only this one."""
+    if local and recipe.placement != "colocated":
         raise ValueError(
-            f"--workers {workers}: train.shards = {recipe.train.shards} must divide among them; "
-            f"--set train.shards={workers} (the global batch is shards x shard_size clips)"
+            f"placement = {recipe.placement!r}: --local trains all models in this process; leave --local out, or --set "
+            "placement=colocated"
         )
 
 

@@ -1,44 +1,55 @@
 """The models of a run: in memory while a phase needs them, offloaded to local disk otherwise.
 
 `ModelPool.enter_phase` is the only place where roles change: which models train, which teach, which are in memory.
-Does not depend on losses or on the loop.
+A worker has the models of its placement only; rank 0 gets the others' states when it saves. Does not depend on losses
+or on the loop.
+
+Axes: B clips of a shard, D features of an embedding, P steps in time.
 """
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.controls import begins_as_copy, random_key
-from workloads.config.edge import Edge
 from workloads.config.recipe import Recipe
+from workloads.distill.exchange import Exchange, Heard, RemoteTeacher, heard_by
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.distill.temporal import build_time_head
 from workloads.distill.train_state import TrainState
+from workloads.models.profiles import TimeGrid, time_grid
 from workloads.models.tagger import Tagger, outputs_of_silence
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EVENT_LOG
+from workloads.runtime.placement import Placement
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session
 
 
+class _OutputSizes(NamedTuple):
+    logits: int
+    embedding: int
+    grid: TimeGrid
+
+
 class ModelPool:
     """The training states of the models that the current phase needs, the snapshots that teach in it, and the rest on
-    disk. Every worker of a run has its own pool with the same models."""
+    disk. Every worker of a run has its own pool, with the models of its placement."""
 
     def __init__(
         self,
         recipe: Recipe,
         session: Session,
+        placement: Placement,
         phases: tuple[Phase, ...],
         make_tagger: Callable[[str], Tagger],
         stored_teachers: Mapping[str, StoredTeacher] | None = None,  # by edge key
@@ -46,17 +57,19 @@ class ModelPool:
         self.states: dict[str, TrainState] = {}  # models in memory
         self.snapshots: dict[str, Tagger] = {}  # copies of teachers, taken when the phase began
         self.steps_taught = dict.fromkeys(recipe.models, 0)  # steps in which the model's outputs taught a student
+        self.exchange: Exchange  # with workers that hold other models, in the current phase
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
+        self._placement = placement
         self._stored_teachers = stored_teachers or {}
         self._total_steps = own_steps(phases)
         self._offloaded: dict[str, dict[str, Any]] = {}  # model -> its scalars; its tensors are in the folder below
+        self._remote_snapshots: set[str] = set()  # of models on other workers; on the disk of rank 0
         self._folder = session.work_dir / "offloaded"
         self._folder.mkdir(parents=True, exist_ok=True)
-        # A group for each model: their collectives cannot interleave. Made once, in the same order on every worker.
-        self._groups = {name: dist.new_group() if session.world_size > 1 else None for name in recipe.models}
+        self._sizes: dict[str, _OutputSizes] = {}  # of teachers, by model
 
     def enter_phase(self, phase: Phase, *, resumed: bool = False) -> dict[str, TeacherSource]:
-        """Change roles; returns the teacher source of each edge, by the edge's key.
+        """Change roles; returns the teacher source of each edge that has an end on this worker, by the edge's key.
 
         Offloads the models that the phase does not need, loads those that it needs, sets them to training or eval mode
         and takes the snapshots that its edges ask for. A phase that is `resumed` in its middle keeps the snapshots of
@@ -64,26 +77,32 @@ class ModelPool:
         """
         for name in [name for name in self.states if name not in phase.needs]:
             self._offload(name)
-        for name in phase.needs:
+        for name in filter(self._placement.holds, phase.needs):
             self.train_state(name)
         for name, state in self.states.items():
             state.tagger.train(name in phase.trains)
             state.training_forward.needs = _needs(phase, name)
         if not resumed:
             teachers = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}
-            self.snapshots = {name: copy.deepcopy(self.states[name].tagger).eval() for name in sorted(teachers)}
+            here = sorted(filter(self._placement.holds, teachers))
+            self.snapshots = {name: copy.deepcopy(self.states[name].tagger).eval() for name in here}
+        self.exchange = Exchange(self._placement, phase, self._output_shape, self._session.device)
         return self._teacher_sources(phase)
 
     def _teacher_sources(self, phase: Phase) -> dict[str, TeacherSource]:
-        shared: dict[tuple[str, str, str], TeacherSource] = {}  # two edges of one teacher share its forward
+        shared: dict[Heard, TeacherSource] = {}  # two edges of one teacher share its forward
         sources: dict[str, TeacherSource] = {}
         for edge in phase.edges:
-            key = _heard_as(edge)
+            key = heard_by(edge)
+            if not self._placement.holds(edge.student) and not self._placement.holds(edge.teacher):
+                continue
             if edge.store:
                 sources[edge.key] = self._stored_teachers[edge.key]
                 continue
             if key not in shared:
-                if edge.source == "live" and edge.teacher in phase.trains:
+                if not self._placement.holds(edge.teacher):
+                    shared[key] = RemoteTeacher(key, self.exchange)
+                elif edge.source == "live" and edge.teacher in phase.trains:
                     shared[key] = TrainingPeer(edge.teacher)
                 else:
                     tagger, needs = self._teacher(edge.teacher, edge.source), _carried(phase, key)
@@ -108,7 +127,7 @@ class ModelPool:
                 tagger,
                 total_steps=self._total_steps[random_key(self._recipe, name)],
                 session=self._session,
-                group=self._groups[name],
+                group=self._placement.groups[name],
                 compiled=self._recipe.train.compile,
                 projections=self._projections(name, tagger),
             )
@@ -131,14 +150,30 @@ class ModelPool:
             if edge.carries == "temporal":
                 projections[edge.key] = build_time_head(tagger, edge.key)
                 continue
-            if edge.store:
-                width = self._stored_teachers[edge.key].width
-            else:
-                width = _embedding_width(self._make_tagger(edge.teacher))
+            width = self._stored_teachers[edge.key].width if edge.store else self._outputs_of(edge.teacher).embedding
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(keyed_seed(self._recipe.train.seed, edge.key, "projection"))
                 projections[edge.key] = nn.Linear(_embedding_width(tagger), width)
         return projections
+
+    def teacher_grid(self, name: str, steps: int) -> TimeGrid:
+        """Where the steps of a teacher's profile are in time, also of one that is not in memory here."""
+        return time_grid(self.states[name].tagger, steps) if name in self.states else self._outputs_of(name).grid
+
+    def _output_shape(self, name: str, kind: str) -> tuple[int, ...]:
+        """The shape of what a teacher says of one shard."""
+        outputs = self._outputs_of(name)
+        width = {"logits": outputs.logits, "embedding": outputs.embedding, "temporal": outputs.grid.count}[kind]
+        return self._recipe.train.shard_size, width
+
+    def _outputs_of(self, name: str) -> "_OutputSizes":
+        """The sizes of a model's outputs; it is built for that, once, on the CPU."""
+        if name not in self._sizes:
+            tagger = self._make_tagger(name)
+            outputs = outputs_of_silence(tagger)
+            grid = time_grid(tagger, outputs.sequence_BPD.shape[1])
+            self._sizes[name] = _OutputSizes(outputs.logits_BC.shape[1], outputs.embedding_BD.shape[1], grid)
+        return self._sizes[name]
 
     def release(self, name: str) -> None:
         """Free the memory of a model that the run no longer needs; nothing of it is kept on disk."""
@@ -146,7 +181,7 @@ class ModelPool:
 
     def _offload(self, name: str) -> None:
         state = self.states.pop(name)
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors().items()}
+        tensors = {key: _on_cpu(tensor) for key, tensor in state.tensors().items()}
         save_file(tensors, self._folder / f"{name}.safetensors")
         self._offloaded[name] = state.scalars()
 
@@ -155,7 +190,7 @@ class ModelPool:
         return torch.autocast(self._session.device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16")
 
     @contextlib.contextmanager
-    def gradient_sync(self, names: tuple[str, ...], *, enabled: bool) -> Iterator[None]:
+    def gradient_sync(self, names: Sequence[str], *, enabled: bool) -> Iterator[None]:
         """Whether DDP averages the gradients of these models over workers in the backward within this context."""
         with contextlib.ExitStack() as stack:
             for name in names:
@@ -164,44 +199,82 @@ class ModelPool:
                     stack.enter_context(forward.no_sync())
             yield
 
+    def members(self) -> dict[str, dict[str, Any]]:
+        """The scalars of the models that are in memory or on the disk here."""
+        return {name: state.scalars() for name, state in self.states.items()} | self._offloaded
+
+    def bring_to_rank_0(self) -> None:
+        """Bring what only other workers hold to the disk of rank 0, which saves it; a collective call."""
+        for name in self._recipe.models:
+            if self._placement.first_holder(name) == 0:
+                continue
+            own = self._state_of(name) if self._placement.is_first_holder and self._placement.holds(name) else None
+            brought = self._placement.bring(name, own)
+            if brought is not None:
+                scalars, files = brought
+                for stem, tensors in files.items():
+                    save_file(tensors, self._folder / f"{stem}.safetensors")
+                self._offloaded |= {name: scalars} if scalars is not None else {}
+                self._remote_snapshots = self._remote_snapshots - {name} | (
+                    {name} if _snapshot(name) in files else set()
+                )
+
+    def _state_of(self, name: str) -> tuple[dict[str, Any] | None, dict[str, dict[str, Tensor]]]:
+        """A model's scalars, None where it was never in memory, and by file its tensors."""
+        files: dict[str, dict[str, Tensor]] = {}
+        if name in self.states:
+            files[name] = self.states[name].tensors()
+        elif name in self._offloaded:
+            files[name] = checkpoint.read_tensors(self._folder, name)
+        if name in self.snapshots:
+            files[_snapshot(name)] = self.snapshots[name].state_dict()
+        on_cpu = {stem: {key: _on_cpu(tensor) for key, tensor in tensors.items()} for stem, tensors in files.items()}
+        return self.members().get(name), on_cpu
+
     def save(self, folder: Path, state: dict[str, Any], *, history: Path) -> Path:
-        """Write all models, in memory or offloaded, as one checkpoint, with the loop's `state` and event log."""
+        """Write all models as one checkpoint, with the loop's `state` and event log; after `bring_to_rank_0`."""
         tensors = {name: state.tensors() for name, state in self.states.items()}
-        tensors |= {f"snapshot-{name}": tagger.state_dict() for name, tagger in self.snapshots.items()}
+        tensors |= {_snapshot(name): tagger.state_dict() for name, tagger in self.snapshots.items()}
         state = state | {
             "taught": self.steps_taught,
-            "members": {name: state.scalars() for name, state in self.states.items()} | self._offloaded,
-            "snapshots": sorted(self.snapshots),
+            "members": self.members(),
+            "snapshots": sorted({*self.snapshots, *self._remote_snapshots}),
         }
-        offloaded = {f"{name}.safetensors": self._folder / f"{name}.safetensors" for name in self._offloaded}
-        return checkpoint.write(folder, tensors=tensors, state=state, files={EVENT_LOG: history, **offloaded})
+        on_disk = [*self._offloaded, *map(_snapshot, self._remote_snapshots)]
+        files = {f"{stem}.safetensors": self._folder / f"{stem}.safetensors" for stem in on_disk}
+        return checkpoint.write(folder, tensors=tensors, state=state, files={EVENT_LOG: history, **files})
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Restore the models of a checkpoint: all start offloaded, until a phase needs them."""
         members, snapshots = dict(state["members"]), list(state["snapshots"])
         if strange := {*members, *snapshots, *state["taught"]} - {*self._recipe.models}:
             raise ValueError(f"checkpoint {folder.name}: holds {min(strange)!r}, and the recipe has no such model")
-        self.steps_taught, self._offloaded = dict(state["taught"]), members
-        for name in members:
+        self.steps_taught = dict(state["taught"])
+        self._offloaded = {name: scalars for name, scalars in members.items() if self._placement.holds(name)}
+        for name in self._offloaded:
             save_file(checkpoint.read_tensors(folder, name), self._folder / f"{name}.safetensors")
-        for name in snapshots:
+        for name in filter(self._placement.holds, snapshots):
             self.snapshots[name] = self._make_tagger(name).to(self._session.device).eval()
-            stem = f"snapshot-{name}"
+            stem = _snapshot(name)
             self.snapshots[name].load_own(checkpoint.read_tensors(folder, stem), f"checkpoint {folder.name}: {stem}")
+
+
+def _snapshot(name: str) -> str:
+    """The stem of the file in a checkpoint that holds a model's snapshot."""
+    return f"snapshot-{name}"
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
 
 
 def _embedding_width(tagger: Tagger) -> int:
     return outputs_of_silence(tagger).embedding_BD.shape[1]
 
 
-def _heard_as(edge: Edge) -> tuple[str, str, str]:
-    """Edges for which this is the same share a forward of their teacher."""
-    return edge.teacher, edge.view, edge.source
-
-
-def _carried(phase: Phase, key: tuple[str, str, str]) -> frozenset[str]:
+def _carried(phase: Phase, key: Heard) -> frozenset[str]:
     """What a teacher is asked for beside logits by the edges that share a forward."""
-    return frozenset(edge.carries for edge in phase.edges if _heard_as(edge) == key and edge.carries != "logits")
+    return frozenset(edge.carries for edge in phase.edges if heard_by(edge) == key and edge.carries != "logits")
 
 
 def _needs(phase: Phase, name: str) -> frozenset[str]:

@@ -1,0 +1,110 @@
+"""Runs of several workers without Ray: processes that exchange over gloo, on one machine; and what runs have left."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from orchestrator.recipes.loader import parse, resolve
+from tests.killed import start_process
+from workloads.config.recipe import Recipe
+from workloads.runtime.event_log import EventLog, read_event_log
+
+
+def train(folder: Path, recipes: Mapping[str, Recipe], *, workers: int, **options: Any) -> list[int | None]:
+    """Train recipes one after the other, each in a folder of its name; returns the exit codes by rank.
+
+    Options: `until` a step; `kill` = {rank: the number of the optimizer step before which that worker kills itself}. A
+    run that is there already is resumed.
+    """
+    processes = start(folder, recipes, workers=workers, **options)
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def start(folder: Path, recipes: Mapping[str, Recipe], *, workers: int, **options: Any) -> list[BaseProcess]:
+    folder.mkdir(exist_ok=True)
+    meet = folder / f"meet-{len(list(folder.glob('meet-*')))}"
+    values = {name: resolve(recipe) for name, recipe in recipes.items()}
+    return [
+        start_process(_train, rank, workers, str(folder), str(meet), json.dumps(values), options)
+        for rank in range(workers)
+    ]
+
+
+def _train(rank: int, workers: int, folder: str, meet: str, values: str, options: dict[str, Any]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from workloads.runtime.opener import LocalFiles
+
+    errors = os.open(f"{meet}-errors-{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(errors, 2)
+    torch.set_num_threads(1)
+    if rank in (kill := options.get("kill", {})):
+        _kill_at(kill[rank])
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=workers)
+    for name, recipe in json.loads(values).items():
+        run_here(parse(recipe), Path(folder) / name, rank, workers, LocalFiles(), until=options.get("until"))
+    dist.destroy_process_group()
+
+
+def run_here(recipe: Recipe, folder: Path, rank: int, workers: int, files: Any, *, until: int | None = None) -> Any:
+    """Train in this process, as worker `rank`, to the end or to a step; returns the run."""
+    from workloads.run import set_up
+    from workloads.runtime.checkpoint_store import LocalCheckpointStore
+    from workloads.runtime.session import LocalSession
+    from workloads.train import loop
+
+    own = folder if rank == 0 else folder / f"rank-{rank}"  # only rank 0 claims attempts and writes checkpoints
+    store = LocalCheckpointStore(own)
+    with EventLog(own / "events.jsonl") as event_log:
+        session = LocalSession(work_dir=own / f"scratch-{store.attempt}", event_log=event_log, store=store)
+        session.rank, session.world_size = rank, workers
+        session.fetch = lambda name: folder / "checkpoints" / name  # type: ignore[method-assign]
+        run = set_up(recipe, session, files=files)
+        loop(run, until=until)
+    return run
+
+
+def _kill_at(count: int) -> None:
+    from workloads.distill.train_state import TrainState
+
+    real: Callable[..., None] = TrainState.step
+    calls = 0
+
+    def counted(state: Any, **named: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(state, **named)
+
+    TrainState.step = counted  # type: ignore[method-assign]
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """What training said: of metrics, phases, bad steps and the result, without times and paths."""
+    kept = [record for record in read_event_log(folder / "events.jsonl") if record["kind"] in KINDS]
+    for record in kept:
+        record.pop("t")
+        for row in record.get("models", {}).values() if record["kind"] == "result" else ():
+            row.pop("checkpoint")
+    return kept
+
+
+KINDS = ("metrics", "phase", "bad", "result")
+
+
+def tensor_files(folder: Path) -> dict[str, str]:
+    """SHA-256 by file of all checkpoints and delivered taggers that hold tensors."""
+    found = {}
+    for marker in [*folder.glob("checkpoints/*/COMMITTED.json"), *folder.glob("models/*/COMMITTED.json")]:
+        digests = json.loads(marker.read_text())["files"].items()
+        found |= {f"{marker.parent.name}/{name}": digest for name, digest in digests if name.endswith(".safetensors")}
+    return found
