@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,13 @@ def _train(rank: int, workers: int, folder: str, meet: str, values: str, options
     dist.destroy_process_group()
 
 
-def run_here(recipe: Recipe, folder: Path, rank: int, workers: int, files: Any, *, until: int | None = None) -> Any:
-    """Train in this process, as worker `rank`, to the end or to a step; returns the run."""
+def run_here(
+    recipe: Recipe, folder: Path, rank: int, workers: int, files: Any, *, until: int | None = None, teachers: Any = None
+) -> Any:
+    """Train in this process, as worker `rank`, to the end or to a step; returns the run.
+
+    `teachers` are the servers under placement = "service".
+    """
     from workloads.run import set_up
     from workloads.runtime.checkpoint_store import LocalCheckpointStore
     from workloads.runtime.session import LocalSession
@@ -66,6 +72,7 @@ def run_here(recipe: Recipe, folder: Path, rank: int, workers: int, files: Any, 
     with EventLog(own / "events.jsonl") as event_log:
         session = LocalSession(work_dir=own / f"scratch-{store.attempt}", event_log=event_log, store=store)
         session.rank, session.world_size = rank, workers
+        session.teachers = teachers
         session.fetch = lambda name: folder / "checkpoints" / name  # type: ignore[method-assign]
         run = set_up(recipe, session, files=files)
         loop(run, until=until)
@@ -86,6 +93,35 @@ def _kill_at(count: int) -> None:
         real(state, **named)
 
     TrainState.step = counted  # type: ignore[method-assign]
+
+
+class ServersHere:
+    """Servers of teachers in threads of this process, as a `TeacherService`; counts how far ahead they are asked."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        import torch
+
+        from workloads.distill.teacher_server import TeacherServer
+        from workloads.runtime.opener import LocalFiles
+
+        number = recipe.service.actors
+        self.servers = [TeacherServer(recipe, torch.device("cpu"), LocalFiles()) for _ in range(number)]
+        self._threads = [ThreadPoolExecutor(1) for _ in range(number)]
+        self.asked: list[tuple[int, int]] = []
+        self.taught: list[list[str]] = []  # by phase
+
+    def fingerprints(self) -> list[str]:
+        return [server.fingerprint for server in self.servers]
+
+    def teach(self, models: Any) -> None:
+        self.taught.append([model.heard.teacher for model in models])
+        for server in self.servers:
+            server.teach(models)
+
+    def ask(self, step: int, index: int) -> Any:
+        self.asked.append((step, index))
+        number = len(self.asked) % len(self.servers)
+        return self._threads[number].submit(self.servers[number].answer, step, index)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

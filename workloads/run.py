@@ -19,6 +19,7 @@ from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
 from workloads.distill.preflight import prepare_run
 from workloads.distill.schedule import Phase, plan_phases
+from workloads.distill.service import require_same_data
 from workloads.distill.stores_of_run import StoresOfRun
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
@@ -74,9 +75,10 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
     if session.device.type == "cuda":
         set_tf32(recipe.train.tf32)
     placement = place(recipe, session)
-    shards_per_worker = recipe.train.shards // placement.data_ranks
     phases = plan_phases(recipe)
-    prepared, stores, newly_initialised = prepare_run(recipe, phases, session, files)
+    prepared, stores, newly_initialised = prepare_run(recipe, phases, placement.everyone, session.device, files)
+    if recipe.placement == "service":
+        require_same_data(session.teachers, placement.everyone, prepared.dataset.fingerprint())
     make_tagger = partial(build_initial_tagger, recipe, tags=prepared.dataset.tags, files=files)
     run = Run(
         recipe=recipe,
@@ -87,7 +89,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
         stores=stores,
         batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views, stores.mixtures),
         pool=ModelPool(recipe, session, placement, phases, make_tagger, stores.teachers),
-        shards=range(placement.data_rank * shards_per_worker, (placement.data_rank + 1) * shards_per_worker),
+        shards=placement.shards(recipe.train.shards),
     )
     restore_run(run, prepared.dataset.fingerprint())
     summary = prepared.summary()

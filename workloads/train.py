@@ -55,7 +55,7 @@ def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
                 continue
             if until is not None and run.step >= until:
                 return
-            sources = run.pool.enter_phase(phase, resumed=phase.start < run.step)
+            sources = run.pool.enter_phase(phase, step=run.step)
             run.record("phase", **_phase_fields(run, index))  # collective
             stopped = yield from _train_phase(run, phase, sources, until=until)
             if stopped:

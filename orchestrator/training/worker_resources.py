@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workloads.config.recipe import Recipe
-from workloads.config.resources import selects
+from workloads.config.resources import Resources, selects
 
 GB = 1e9
 ACCELERATOR = "accelerator_type:"  # what Ray calls a kind of GPU among a node's resources, of which each has 1
@@ -53,13 +53,36 @@ class WorkerNeeds:
 
 def worker_needs(recipe: Recipe) -> WorkerNeeds:
     """What Ray reserves for one worker of a recipe: by default a CPU for each thread of torch and loader process."""
-    wanted, train = recipe.resources, recipe.train
-    gpus = wanted.gpus or (1.0 if train.device == "cuda" else 0.0)
-    resources = {"CPU": wanted.cpus or float(train.threads + train.loaders)}
+    return _needs(recipe.resources, cpus=recipe.train.threads + recipe.train.loaders, device=recipe.train.device)
+
+
+def teacher_needs(recipe: Recipe) -> WorkerNeeds:
+    """What Ray reserves for one actor that serves teachers: by default a CPU for each thread of torch."""
+    return _needs(recipe.service.resources, cpus=recipe.train.threads, device=recipe.train.device)
+
+
+def _needs(wanted: Resources, *, cpus: int, device: str) -> WorkerNeeds:
+    """What a recipe's table asks for; its zeros mean so many CPUs, and a GPU where the device is one."""
+    gpus = wanted.gpus or (1.0 if device == "cuda" else 0.0)
+    resources = {"CPU": wanted.cpus or float(cpus)}
     resources |= {"GPU": gpus} if gpus else {}
     resources |= {"memory": wanted.memory_gb * GB} if wanted.memory_gb else {}
     resources |= {f"{ACCELERATOR}{wanted.accelerator}": SHARE} if wanted.accelerator else {}
     return WorkerNeeds(resources, wanted.labels, wanted.placement)
+
+
+def left_beside(nodes: Sequence[Node], needs: WorkerNeeds, count: int) -> list[Node] | None:
+    """The nodes with what is left of them beside so many others, placed on the first that hold them; None: not all do.
+
+    Ray may place them otherwise, so that workers find less room than this; then they are waited for.
+    """
+    left = [dict(node.resources) for node in nodes]
+    for resources, node in zip(left, nodes, strict=True):
+        here = min(count, needs.fit(node))
+        for what, amount in needs.resources.items():
+            resources[what] = resources.get(what, 0.0) - here * amount
+        count -= here
+    return None if count else [Node(resources, node.labels) for resources, node in zip(left, nodes, strict=True)]
 
 
 def needs_of(cpus: int, device: str) -> WorkerNeeds:

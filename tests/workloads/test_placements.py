@@ -7,6 +7,7 @@ import pytest
 
 from tests import placed
 from tests.workloads.test_invariants import SCHEDULES, short
+from workloads.config.placement import Service
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.opener import LocalFiles
 
@@ -23,14 +24,20 @@ SNAPSHOTS = ("edges.0.source=snapshot", "schedule.exchange=2", "train.checkpoint
 
 def cases(tiny):
     """By name: a run of every kind of schedule, and what an edge may carry and from where."""
-    found = {name: short(tiny, name, *FEW) for name in SCHEDULES}
-    found["one-way"] = short(tiny, "one-way", *FEW, *CLEAN)
-    found["mutual"] = short(tiny, "mutual", *FEW, *ALL_KINDS)
-    found["snapshots"] = short(tiny, "mutual", *FEW, *SNAPSHOTS)
-    found["controls"] = short(tiny, "demo", *FEW, "compare=true", "edges.1.gate=better_on_clip")
-    return found
+    return {name: case(tiny, name) for name in CASES}
 
 
+def case(tiny, name, *settings):
+    recipe, own = OWN_SETTINGS.get(name, (name, ()))
+    return short(tiny, recipe, *FEW, *own, *settings)
+
+
+OWN_SETTINGS = {  # of a case: the shipped recipe and what differs from it
+    "one-way": ("one-way", CLEAN),
+    "mutual": ("mutual", ALL_KINDS),
+    "snapshots": ("mutual", SNAPSHOTS),
+    "controls": ("demo", ("compare=true", "edges.1.gate=better_on_clip")),
+}
 CASES = (*SCHEDULES, "snapshots", "controls")
 
 
@@ -46,7 +53,7 @@ def colocated(folder, tiny):
     def trained(name: str) -> Path:
         own = folder / "colocated" / name
         if not own.exists():
-            placed.run_here(cases(tiny)[name], own, 0, 1, LocalFiles())
+            placed.run_here(case(tiny, name), own, 0, 1, LocalFiles())
         return own
 
     return trained
@@ -95,7 +102,7 @@ def test_two_workers_a_family_share_the_shards(tiny, colocated, folder):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_split_run_continues_with_the_same_bits(tiny, colocated, tmp_path, victim):
     """The last checkpoint has a snapshot of the model that rank 0 does not hold; the other worker ends by itself."""
-    recipes = {"snapshots": replace(cases(tiny)["snapshots"], placement="split")}
+    recipes = {"snapshots": replace(case(tiny, "snapshots"), placement="split")}
     codes = placed.train(tmp_path / "run", recipes, workers=2, kill={victim: 5})
     assert codes[victim] == -9
     assert codes[1 - victim] not in (0, None)
@@ -106,7 +113,7 @@ def test_a_killed_split_run_continues_with_the_same_bits(tiny, colocated, tmp_pa
 
 
 def test_a_run_continues_under_another_placement(tiny, colocated, tmp_path):
-    recipe = cases(tiny)["snapshots"]
+    recipe = case(tiny, "snapshots")
     split, own = replace(recipe, placement="split"), tmp_path / "run" / "snapshots"
     assert placed.train(tmp_path / "run", {"snapshots": split}, workers=2, until=3) == [0, 0], errors(tmp_path / "run")
     placed.run_here(recipe, own, 0, 1, LocalFiles(), until=5)
@@ -128,3 +135,28 @@ def _same_end(folder: Path, whole: Path, *, resumed_from: int) -> None:
     ]
     assert len(files[0]) == 3
     assert files[0] == files[1]
+
+
+SERVED = {  # frozen teachers: of phases in which they do not train, or copies
+    "one-way": (),
+    "alternate": (),
+    "generations": (),
+    "snapshots": ("edges.1.source=snapshot",),
+    "controls": (),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_served_teachers_are_those_in_the_worker_bit_for_bit(tiny, colocated, folder, name):
+    recipe = case(tiny, name, *SERVED[name])
+    whole = folder / "whole" / name if SERVED[name] else colocated(name)
+    if SERVED[name]:
+        placed.run_here(recipe, whole, 0, 1, LocalFiles())
+    served = replace(recipe, placement="service", service=Service(actors=2, prefetch=2))
+    servers, own = placed.ServersHere(served), folder / "served" / name
+    run = placed.run_here(served, own, 0, 1, LocalFiles(), teachers=servers)
+    taught = [phase for phase in run.phases if phase.teachers]
+    assert servers.taught == [list(phase.teachers) for phase in taught]
+    assert servers.asked == [(step, 0) for phase in taught for step in range(phase.start, phase.end)]
+    assert placed.records(own) == placed.records(whole)
+    assert placed.tensor_files(own) == placed.tensor_files(whole)

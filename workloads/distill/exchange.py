@@ -15,21 +15,10 @@ from torch import Tensor
 
 from workloads.config.edge import Edge
 from workloads.data.shard import Shard
+from workloads.distill.output_sizes import OutputSizes
 from workloads.distill.schedule import Phase
-from workloads.distill.sources import Outputs, TeacherSource
+from workloads.distill.sources import Heard, Outputs, TeacherSource, heard_by
 from workloads.runtime.placement import Placement
-
-
-class Heard(NamedTuple):
-    """What edges have in common that share one forward of their teacher."""
-
-    teacher: str
-    view: str
-    source: str
-
-
-def heard_by(edge: Edge) -> Heard:
-    return Heard(edge.teacher, edge.view, edge.source)
 
 
 class Message(NamedTuple):
@@ -43,11 +32,12 @@ class Message(NamedTuple):
 
 @dataclass(eq=False)
 class Exchange:
-    """The messages of one worker in one phase. `shape` is that of a kind of output of a model for one shard."""
+    """The messages of one worker in one phase."""
 
     placement: Placement
     phase: Phase
-    shape: Callable[[str, str], tuple[int, ...]]
+    sizes: OutputSizes
+    clips: int  # of a shard
     device: torch.device
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -85,7 +75,7 @@ class Exchange:
             self.bytes_sent += tensor.nbytes
             operations.append(self._operation(dist.isend, tensor, message))
         for message in self.incoming:
-            tensor = torch.empty(self.shape(message.heard.teacher, message.kind), device=self.device)
+            tensor = torch.empty(self.clips, self.sizes[message.heard.teacher].of(message.kind), device=self.device)
             self._received.setdefault(message.heard, {})[message.kind] = tensor
             self.bytes_received += tensor.nbytes
             operations.append(self._operation(dist.irecv, tensor, message))

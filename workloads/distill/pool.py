@@ -3,26 +3,26 @@
 `ModelPool.enter_phase` is the only place where roles change: which models train, which teach, which are in memory.
 A worker has the models of its placement only; rank 0 gets the others' states when it saves. Does not depend on losses
 or on the loop.
-
-Axes: B clips of a shard, D features of an embedding, P steps in time.
 """
 
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.controls import begins_as_copy, random_key
 from workloads.config.recipe import Recipe
-from workloads.distill.exchange import Exchange, Heard, RemoteTeacher, heard_by
+from workloads.distill.exchange import Exchange, RemoteTeacher
+from workloads.distill.output_sizes import OutputSizes
 from workloads.distill.schedule import Phase, own_steps
-from workloads.distill.sources import FrozenTeacher, TeacherSource, TrainingPeer
+from workloads.distill.service import AnswersAhead, ServedModel, ServedTeacher
+from workloads.distill.sources import FrozenTeacher, Heard, TeacherSource, TrainingPeer, heard_by
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.distill.temporal import build_time_head
 from workloads.distill.train_state import TrainState
@@ -31,14 +31,9 @@ from workloads.models.tagger import Tagger, outputs_of_silence
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EVENT_LOG
 from workloads.runtime.placement import Placement
+from workloads.runtime.precision import training_autocast
 from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session
-
-
-class _OutputSizes(NamedTuple):
-    logits: int
-    embedding: int
-    grid: TimeGrid
 
 
 class ModelPool:
@@ -58,6 +53,7 @@ class ModelPool:
         self.snapshots: dict[str, Tagger] = {}  # copies of teachers, taken when the phase began
         self.steps_taught = dict.fromkeys(recipe.models, 0)  # steps in which the model's outputs taught a student
         self.exchange: Exchange  # with workers that hold other models, in the current phase
+        self.answers: AnswersAhead | None = None  # of the servers of frozen teachers, in the current phase
         self._recipe, self._session, self._make_tagger = recipe, session, make_tagger
         self._placement = placement
         self._stored_teachers = stored_teachers or {}
@@ -66,28 +62,68 @@ class ModelPool:
         self._remote_snapshots: set[str] = set()  # of models on other workers; on the disk of rank 0
         self._folder = session.work_dir / "offloaded"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sizes: dict[str, _OutputSizes] = {}  # of teachers, by model
+        self._sizes = OutputSizes(make_tagger)
 
-    def enter_phase(self, phase: Phase, *, resumed: bool = False) -> dict[str, TeacherSource]:
+    def enter_phase(self, phase: Phase, *, step: int | None = None) -> dict[str, TeacherSource]:
         """Change roles; returns the teacher source of each edge that has an end on this worker, by the edge's key.
 
         Offloads the models that the phase does not need, loads those that it needs, sets them to training or eval mode
-        and takes the snapshots that its edges ask for. A phase that is `resumed` in its middle keeps the snapshots of
-        its checkpoint.
+        and takes the snapshots that its edges ask for. A phase that is resumed in its middle, after `step` steps of the
+        run, keeps the snapshots of its checkpoint. With servers of frozen teachers these are not in memory here.
         """
-        for name in [name for name in self.states if name not in phase.needs]:
+        train, step = self._recipe.train, phase.start if step is None else step
+        served = self._recipe.placement == "service"
+        needed = list(filter(self._placement.holds, phase.trains if served else phase.needs))
+        for name in [name for name in self.states if name not in needed]:
             self._offload(name)
-        for name in filter(self._placement.holds, phase.needs):
+        for name in needed:
             self.train_state(name)
         for name, state in self.states.items():
             state.tagger.train(name in phase.trains)
             state.training_forward.needs = _needs(phase, name)
-        if not resumed:
+        if step <= phase.start:
             teachers = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}
-            here = sorted(filter(self._placement.holds, teachers))
-            self.snapshots = {name: copy.deepcopy(self.states[name].tagger).eval() for name in here}
-        self.exchange = Exchange(self._placement, phase, self._output_shape, self._session.device)
+            self.snapshots = {name: self._copy(name) for name in sorted(filter(self._keeps_snapshot, teachers))}
+        self.answers = self._serve(phase, step) if served and phase.teachers else None
+        self.exchange = Exchange(self._placement, phase, self._sizes, train.shard_size, self._session.device)
         return self._teacher_sources(phase)
+
+    def _keeps_snapshot(self, name: str) -> bool:
+        """Whether snapshots of a model are on this worker; with servers on rank 0 alone, which sends and saves them."""
+        return self._placement.holds(name) and not (self._recipe.placement == "service" and self._session.rank)
+
+    def _weights(self, name: str, source: str) -> Mapping[str, Tensor]:
+        """The state dict with which a model teaches, in memory or not.
+
+        One worker alone asks for it, so no TrainState is made: with DDP, all would have to make it.
+        """
+        if name in self.states or (source == "snapshot" and name in self.snapshots):
+            return self._teacher(name, source)().state_dict()
+        if name not in self._offloaded:
+            return self._make_tagger(name).state_dict()
+        part = "average." if source == "ema" else "model."
+        tensors = checkpoint.read_tensors(self._folder, name)
+        return {key.removeprefix(part): tensor for key, tensor in tensors.items() if key.startswith(part)}
+
+    def _copy(self, name: str) -> Tagger:
+        """A copy of a model as it is now, in eval mode."""
+        if name in self.states:
+            return copy.deepcopy(self.states[name].tagger).eval()
+        tagger = self._make_tagger(name).to(self._session.device)
+        tagger.load_own(dict(self._weights(name, "live")), name)
+        return tagger.eval()
+
+    def _serve(self, phase: Phase, step: int) -> AnswersAhead:
+        """Give the servers the teachers of a phase, and begin to ask for the shards from `step` on; collective."""
+        service, train = self._session.teachers, self._recipe.train
+        if self._session.rank == 0:
+            models = dict.fromkeys(heard_by(edge) for edge in phase.edges if not edge.store)
+            weights = {heard: save(_on_cpu(self._weights(heard.teacher, heard.source))) for heard in models}
+            service.teach([ServedModel(heard, _carried(phase, heard), weights[heard]) for heard in models])
+        self._placement.everyone.gather(None)  # nobody asks before
+        shards = self._placement.shards(train.shards)
+        places = ((number, index) for number in range(step, phase.end) for index in shards)
+        return AnswersAhead(service, places, ahead=self._recipe.service.prefetch * len(shards))
 
     def _teacher_sources(self, phase: Phase) -> dict[str, TeacherSource]:
         shared: dict[Heard, TeacherSource] = {}  # two edges of one teacher share its forward
@@ -100,7 +136,9 @@ class ModelPool:
                 sources[edge.key] = self._stored_teachers[edge.key]
                 continue
             if key not in shared:
-                if not self._placement.holds(edge.teacher):
+                if self.answers is not None:
+                    shared[key] = ServedTeacher(key, self.answers, self._session.device)
+                elif not self._placement.holds(edge.teacher):
                     shared[key] = RemoteTeacher(key, self.exchange)
                 elif edge.source == "live" and edge.teacher in phase.trains:
                     shared[key] = TrainingPeer(edge.teacher)
@@ -150,7 +188,7 @@ class ModelPool:
             if edge.carries == "temporal":
                 projections[edge.key] = build_time_head(tagger, edge.key)
                 continue
-            width = self._stored_teachers[edge.key].width if edge.store else self._outputs_of(edge.teacher).embedding
+            width = self._stored_teachers[edge.key].width if edge.store else self._sizes[edge.teacher].features
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(keyed_seed(self._recipe.train.seed, edge.key, "projection"))
                 projections[edge.key] = nn.Linear(_embedding_width(tagger), width)
@@ -158,22 +196,7 @@ class ModelPool:
 
     def teacher_grid(self, name: str, steps: int) -> TimeGrid:
         """Where the steps of a teacher's profile are in time, also of one that is not in memory here."""
-        return time_grid(self.states[name].tagger, steps) if name in self.states else self._outputs_of(name).grid
-
-    def _output_shape(self, name: str, kind: str) -> tuple[int, ...]:
-        """The shape of what a teacher says of one shard."""
-        outputs = self._outputs_of(name)
-        width = {"logits": outputs.logits, "embedding": outputs.embedding, "temporal": outputs.grid.count}[kind]
-        return self._recipe.train.shard_size, width
-
-    def _outputs_of(self, name: str) -> "_OutputSizes":
-        """The sizes of a model's outputs; it is built for that, once, on the CPU."""
-        if name not in self._sizes:
-            tagger = self._make_tagger(name)
-            outputs = outputs_of_silence(tagger)
-            grid = time_grid(tagger, outputs.sequence_BPD.shape[1])
-            self._sizes[name] = _OutputSizes(outputs.logits_BC.shape[1], outputs.embedding_BD.shape[1], grid)
-        return self._sizes[name]
+        return time_grid(self.states[name].tagger, steps) if name in self.states else self._sizes[name].grid
 
     def release(self, name: str) -> None:
         """Free the memory of a model that the run no longer needs; nothing of it is kept on disk."""
@@ -181,13 +204,12 @@ class ModelPool:
 
     def _offload(self, name: str) -> None:
         state = self.states.pop(name)
-        tensors = {key: _on_cpu(tensor) for key, tensor in state.tensors().items()}
-        save_file(tensors, self._folder / f"{name}.safetensors")
+        save_file(_on_cpu(state.tensors()), self._folder / f"{name}.safetensors")
         self._offloaded[name] = state.scalars()
 
     def autocast(self) -> torch.autocast:
         """The context of a forward in training and validation: bf16 with `train.precision` = "bf16", else nothing."""
-        return torch.autocast(self._session.device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16")
+        return training_autocast(self._recipe.train, self._session.device)
 
     @contextlib.contextmanager
     def gradient_sync(self, names: Sequence[str], *, enabled: bool) -> Iterator[None]:
@@ -228,8 +250,7 @@ class ModelPool:
             files[name] = checkpoint.read_tensors(self._folder, name)
         if name in self.snapshots:
             files[_snapshot(name)] = self.snapshots[name].state_dict()
-        on_cpu = {stem: {key: _on_cpu(tensor) for key, tensor in tensors.items()} for stem, tensors in files.items()}
-        return self.members().get(name), on_cpu
+        return self.members().get(name), {stem: _on_cpu(tensors) for stem, tensors in files.items()}
 
     def save(self, folder: Path, state: dict[str, Any], *, history: Path) -> Path:
         """Write all models as one checkpoint, with the loop's `state` and event log; after `bring_to_rank_0`."""
@@ -253,7 +274,7 @@ class ModelPool:
         self._offloaded = {name: scalars for name, scalars in members.items() if self._placement.holds(name)}
         for name in self._offloaded:
             save_file(checkpoint.read_tensors(folder, name), self._folder / f"{name}.safetensors")
-        for name in filter(self._placement.holds, snapshots):
+        for name in filter(self._keeps_snapshot, snapshots):
             self.snapshots[name] = self._make_tagger(name).to(self._session.device).eval()
             stem = _snapshot(name)
             self.snapshots[name].load_own(checkpoint.read_tensors(folder, stem), f"checkpoint {folder.name}: {stem}")
@@ -264,8 +285,8 @@ def _snapshot(name: str) -> str:
     return f"snapshot-{name}"
 
 
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
 def _embedding_width(tagger: Tagger) -> int:

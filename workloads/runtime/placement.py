@@ -59,6 +59,11 @@ class Placement:
     def holds(self, name: str) -> bool:
         return name in self.local_models
 
+    def shards(self, number: int) -> range:
+        """Which of so many shards of a batch are this worker's."""
+        own = number // self.data_ranks
+        return range(self.data_rank * own, (self.data_rank + 1) * own)
+
     def holds_any(self, names: Iterable[str]) -> bool:
         """Whether this worker has to do with a phase that needs these models: else it needs no clips."""
         return any(map(self.holds, names))
