@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from tests.killed import start_process
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog, read_event_log
 
+HANGS = timedelta(minutes=5)  # after which workers that wait for each other fail, instead of the test
+
 
 def train(folder: Path, recipes: Mapping[str, Recipe], *, workers: int, **options: Any) -> list[int | None]:
     """Train recipes one after the other, each in a folder of its name; returns the exit codes by rank.
 
     Options: `until` a step; `kill` = {rank: the number of the optimizer step before which that worker kills itself}. A
-    run that is there already is resumed.
+    run that is there already is resumed. Each worker leaves a file with the bytes that it has sent and received in the
+    last phase, `bytes-RANK`.
     """
     processes = start(folder, recipes, workers=workers, **options)
     for process in processes:
@@ -49,9 +53,11 @@ def _train(rank: int, workers: int, folder: str, meet: str, values: str, options
     if rank in (kill := options.get("kill", {})):
         _kill_at(kill[rank])
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=workers)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=workers, timeout=HANGS)
     for name, recipe in json.loads(values).items():
-        run_here(parse(recipe), Path(folder) / name, rank, workers, LocalFiles(), until=options.get("until"))
+        run = run_here(parse(recipe), Path(folder) / name, rank, workers, LocalFiles(), until=options.get("until"))
+        exchange = run.pool.exchange  # of the last phase
+        (Path(folder) / f"bytes-{rank}").write_text(f"{exchange.bytes_sent} {exchange.bytes_received}")
     dist.destroy_process_group()
 
 

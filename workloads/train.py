@@ -104,7 +104,7 @@ def _timed_step(run: Run, phase: Phase, sources: dict[str, TeacherSource], *, lo
         step=time.perf_counter() - began,
         data_wait=run.batches.waited_s - waited_s,
         teacher=run.teachers_s - teachers_s,
-        clips=len(run.shards) * run.recipe.train.shard_size,
+        clips=len(run.shards) * run.recipe.train.shard_size * run.placement.holds_any(phase.needs),
         exchange={name: seconds for name, seconds in exchange.items() if seconds is not None},
     )
     run.session.on_step(run.step + 1, times)

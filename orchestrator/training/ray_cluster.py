@@ -13,7 +13,7 @@ from cluster import stack
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, describe_error, is_transient, print_status
 from orchestrator.training.ray_nodes import alive_nodes, ask_nodes
-from orchestrator.training.worker_resources import Node, WorkerNeeds
+from orchestrator.training.worker_resources import Node, WorkerNeeds, room_beside
 from workloads.runtime.scratch import private_folder, user_folder
 from workloads.runtime.text import one_line
 
@@ -49,9 +49,16 @@ class RayConnection:
             )
 
     def wait_for_room(
-        self, ray: Any, needs: WorkerNeeds, workers: int, *, wait_s: float, check: Callable[[], None]
+        self,
+        ray: Any,
+        needs: WorkerNeeds,
+        workers: int,
+        *,
+        wait_s: float,
+        check: Callable[[], None],
+        beside: tuple[WorkerNeeds, int] | None = None,
     ) -> "RayConnection":
-        """This connection once its nodes hold so many workers, or at once without `wait_s`.
+        """This connection once its nodes hold so many workers, and so many others `beside`; at once without `wait_s`.
 
         Meanwhile a placement group that cannot be placed yet tells the autoscaler what is missing. `check` is called
         every second, and may raise. Raises Unavailable where the nodes do not come in time.
@@ -60,12 +67,13 @@ class RayConnection:
             return self
         from ray.util import placement_group, remove_placement_group
 
-        selectors = [dict(needs.labels)] * workers if needs.labels else None
-        bundles = [dict(needs.resources) for _ in range(workers)]
+        all_needs = [needs] * workers + ([beside[0]] * beside[1] if beside else [])
+        selectors = [dict(each.labels) for each in all_needs] if any(each.labels for each in all_needs) else None
+        bundles = [dict(each.resources) for each in all_needs]
         demand = placement_group(bundles, strategy=needs.placement, bundle_label_selector=selectors)
         deadline, said = time.monotonic() + wait_s, ""
         try:
-            while (most := needs.count(nodes := _alive(ray))) < workers:
+            while (most := needs.count(_room(nodes := _alive(ray), beside))) < workers:
                 waiting = f"{len(nodes)} nodes hold {most} of {workers} workers of {needs} each"
                 if time.monotonic() > deadline:
                     raise Unavailable(f"--wait {wait_s:g}: {waiting}; repeat the command, or ask for fewer")
@@ -77,6 +85,10 @@ class RayConnection:
         finally:
             remove_placement_group(demand)  # the workers take its place
         return replace(self, nodes=nodes)
+
+
+def _room(nodes: list[Node], beside: tuple[WorkerNeeds, int] | None) -> list[Node]:
+    return room_beside(nodes, *beside) if beside else nodes
 
 
 def _alive(ray: Any) -> list[Node]:

@@ -71,18 +71,18 @@ def _needs(wanted: Resources, *, cpus: int, device: str) -> WorkerNeeds:
     return WorkerNeeds(resources, wanted.labels, wanted.placement)
 
 
-def left_beside(nodes: Sequence[Node], needs: WorkerNeeds, count: int) -> list[Node] | None:
-    """The nodes with what is left of them beside so many others, placed on the first that hold them; None: not all do.
+def room_beside(nodes: Sequence[Node], needs: WorkerNeeds, count: int) -> list[Node]:
+    """The nodes with what is left of them beside so many others, placed on the first that hold them; [] if not all do.
 
-    Ray may place them otherwise, so that workers find less room than this; then they are waited for.
+    Ray may place them otherwise, so that workers find less room; then they are waited for as for any busy cluster.
     """
     left = [dict(node.resources) for node in nodes]
     for resources, node in zip(left, nodes, strict=True):
-        here = min(count, needs.fit(node))
+        here = min(count, needs.fit(node)) if count else 0
         for what, amount in needs.resources.items():
             resources[what] = resources.get(what, 0.0) - here * amount
         count -= here
-    return None if count else [Node(resources, node.labels) for resources, node in zip(left, nodes, strict=True)]
+    return [] if count else [Node(resources, node.labels) for resources, node in zip(left, nodes, strict=True)]
 
 
 def needs_of(cpus: int, device: str) -> WorkerNeeds:
@@ -90,12 +90,24 @@ def needs_of(cpus: int, device: str) -> WorkerNeeds:
     return WorkerNeeds({"CPU": float(cpus)} | ({"GPU": 1.0} if device == "cuda" else {}))
 
 
-def require_room(nodes: Sequence[Node], needs: WorkerNeeds, workers: int, address: str, *, fix: str) -> None:
-    """ValueError where the nodes of the Ray at `address` (empty: a local one) do not hold all workers at once."""
-    most = needs.count(nodes)
+def require_room(
+    nodes: Sequence[Node],
+    needs: WorkerNeeds,
+    workers: int,
+    address: str,
+    *,
+    fix: str,
+    beside: tuple[WorkerNeeds, int] | None = None,
+) -> None:
+    """ValueError where the nodes of the Ray at `address` (empty: a local one) do not hold all workers at once.
+
+    `beside` is what else must fit, and how often: actors that serve teachers.
+    """
+    most = needs.count(room_beside(nodes, *beside) if beside else nodes)
     if most < workers:
         where = f"the cluster at {address}" if address else "this machine"
         wait = ", or, where the cluster scales up, give --wait SECONDS" if address else ""
+        others = f" beside service.actors = {beside[1]} of {beside[0]} each" if beside else ""
         raise ValueError(
-            f"--workers {workers}: {where} holds {most} of {needs} each at once; ask for fewer, {fix}{wait}"
+            f"--workers {workers}: {where} holds {most} of {needs} each at once{others}; ask for fewer, {fix}{wait}"
         )
