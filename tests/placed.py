@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -128,6 +128,49 @@ class ServersHere:
         self.asked.append((step, index))
         number = len(self.asked) % len(self.servers)
         return self._threads[number].submit(self.servers[number].answer, step, index)
+
+
+class ServersInProcesses:
+    """One server in a process of its own, for benches."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, _begin_server, (json.dumps(resolve(recipe)),))
+
+    def fingerprints(self) -> list[str]:
+        return [self._pool.submit(_of_server, "fingerprint").result()]
+
+    def teach(self, models: Any) -> None:
+        self._pool.submit(_call_server, "teach", models).result()
+
+    def ask(self, step: int, index: int) -> Any:
+        return self._pool.submit(_call_server, "answer", step, index)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+_server: Any = None
+
+
+def _begin_server(recipe: str) -> None:
+    import torch
+
+    from workloads.distill.teacher_server import TeacherServer
+    from workloads.runtime.opener import LocalFiles
+
+    global _server
+    _server = TeacherServer(parse(json.loads(recipe)), torch.device("cpu"), LocalFiles())
+
+
+def _of_server(name: str) -> Any:
+    return getattr(_server, name)
+
+
+def _call_server(name: str, *arguments: Any) -> Any:
+    return getattr(_server, name)(*arguments)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -13,26 +13,25 @@ from typing import Any
 
 import torch
 from safetensors.torch import save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.controls import begins_as_copy, random_key
 from workloads.config.recipe import Recipe
 from workloads.distill.exchange import Exchange, RemoteTeacher
 from workloads.distill.output_sizes import OutputSizes
+from workloads.distill.projections import build_projections
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.service import AnswersAhead, ServedModel, ServedTeacher
 from workloads.distill.sources import FrozenTeacher, Heard, TeacherSource, TrainingPeer, heard_by
 from workloads.distill.stored_teacher import StoredTeacher
-from workloads.distill.temporal import build_time_head
 from workloads.distill.train_state import TrainState
 from workloads.models.profiles import TimeGrid, time_grid
-from workloads.models.tagger import Tagger, outputs_of_silence
+from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.event_log import EVENT_LOG
 from workloads.runtime.placement import Placement
 from workloads.runtime.precision import training_autocast
-from workloads.runtime.rng import keyed_seed
 from workloads.runtime.session import Session
 
 
@@ -167,7 +166,7 @@ class ModelPool:
                 session=self._session,
                 group=self._placement.groups[name],
                 compiled=self._recipe.train.compile,
-                projections=self._projections(name, tagger),
+                projections=build_projections(self._recipe, name, tagger, self._sizes, self._stored_teachers),
             )
             if name in self._offloaded:
                 state.load(checkpoint.read_tensors(self._folder, name), self._offloaded.pop(name))
@@ -178,21 +177,6 @@ class ModelPool:
                 state.load(tensors, copy.deepcopy(student.scalars()))
             self.states[name] = state
         return self.states[name]
-
-    def _projections(self, name: str, tagger: Tagger) -> dict[str, nn.Module]:
-        """For each edge that carries embeddings to this model a linear map to its teacher's, and for each that carries
-        profiles what gives the weights of its steps."""
-        edges = [edge for edge in self._recipe.edges if edge.student == name and edge.carries != "logits"]
-        projections: dict[str, nn.Module] = {}
-        for edge in edges:
-            if edge.carries == "temporal":
-                projections[edge.key] = build_time_head(tagger, edge.key)
-                continue
-            width = self._stored_teachers[edge.key].width if edge.store else self._sizes[edge.teacher].features
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(keyed_seed(self._recipe.train.seed, edge.key, "projection"))
-                projections[edge.key] = nn.Linear(_embedding_width(tagger), width)
-        return projections
 
     def teacher_grid(self, name: str, steps: int) -> TimeGrid:
         """Where the steps of a teacher's profile are in time, also of one that is not in memory here."""
@@ -287,10 +271,6 @@ def _snapshot(name: str) -> str:
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-
-
-def _embedding_width(tagger: Tagger) -> int:
-    return outputs_of_silence(tagger).embedding_BD.shape[1]
 
 
 def _carried(phase: Phase, key: Heard) -> frozenset[str]:
