@@ -16,7 +16,7 @@ from workloads.distill.schedule import Phase, smooth_scores
 from workloads.distill.sources import TeacherSource
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
-from workloads.evaluate.predict import score_clips
+from workloads.evaluate.predict import raised_on_all, score_clips
 from workloads.evaluate.step_metrics import mean_times
 from workloads.run import Run, report, save
 from workloads.runtime import checkpoint
@@ -132,18 +132,20 @@ def _validate(run: Run, phase: Phase) -> None:
 
 def _scores_of_students(run: Run, phase: Phase) -> dict[str, tuple[int, dict[str, float]]]:
     """Of each student its own step and its scores; a collective call. Those that hold a student share the clips."""
-    own = {}
-    for name in filter(run.placement.holds, phase.trains):
-        student = run.pool.states[name]
-        scores = score_clips(
-            student.evaluation_tagger,
-            run.prepared.splits.val,
-            run.prepared,
-            run.placement.workers,
-            autocast=run.pool.autocast,
-        )
-        own[name] = (student.own_step, scores)
-    workers = run.placement.everyone.gather(own)
+
+    def own_scores() -> dict[str, tuple[int, dict[str, float]]]:
+        students = {name: run.pool.states[name] for name in phase.trains if run.placement.holds(name)}
+        clips, workers = run.prepared.splits.val, run.placement.workers
+        return {
+            name: (
+                student.own_step,
+                score_clips(student.evaluation_tagger, clips, run.prepared, workers, autocast=run.pool.autocast),
+            )
+            for name, student in students.items()
+        }
+
+    everyone = run.placement.everyone
+    workers = everyone.gather(raised_on_all(everyone, own_scores))
     return {name: next(found[name] for found in workers if name in found) for name in phase.trains}
 
 

@@ -162,6 +162,17 @@ def test_served_teachers_are_those_in_the_worker_bit_for_bit(tiny, colocated, fo
     assert placed.tensor_files(own) == placed.tensor_files(whole)
 
 
+def test_numbers_that_are_bad_on_one_worker_end_all(tiny, tmp_path):
+    """Of the Transformer alone, which rank 0 does not hold: in a step that is skipped, then at validation."""
+    huge = ("models.vit.optimizer.lr=1e38", "models.vit.optimizer.warmup=0", "train.bad_numbers=skip")
+    recipe = short(tiny, "mutual", *FEW, *huge, "placement=split")
+    assert placed.train(tmp_path / "run", {"mutual": recipe}, workers=2) == [1, 1]
+    for path in (tmp_path / "run").glob("meet-*-errors-*"):
+        assert "the model's logits of" in path.read_text()
+    (bad,) = [record for record in placed.records(tmp_path / "run" / "mutual") if record["kind"] == "bad"]
+    assert bad["models"] == ["vit"]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "mistake"),
     [

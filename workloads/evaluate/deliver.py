@@ -5,6 +5,7 @@ The only code of a run that reads the test fold.
 
 import math
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
-from workloads.evaluate.predict import predict_clips
+from workloads.evaluate.predict import predict_clips, raised_on_all
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.placement import Placement, WorkerGroup
@@ -31,12 +32,12 @@ def deliver_models(
 
     Called once per attempt by every worker; those that hold a model score it, rank 0 publishes. A kill in the middle
     leaves some models published: the next attempt publishes all of them again. `weights_sha256` is of the last trained
-    weights, also where an average is delivered. Test logits are published with a model, so that it can be compared with its
-    control, and with models of other runs (`evaluate/bootstrap.py`).
+    weights, also where an average is delivered. Test logits are published with a model, so that it can be compared with
+    its control, and with models of other runs (`evaluate/bootstrap.py`). Raises BadNumbers on all workers.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name in recipe.models:
-        own = _scored(name, recipe, pool, prepared, placement.workers) if placement.holds(name) else None
+        own = raised_on_all(placement.everyone, partial(_scored, name, recipe, pool, prepared, placement))
         scored = placement.bring(name, own)
         if scored is not None:
             folder = session.work_dir / "models" / name
@@ -53,8 +54,10 @@ class _Scored(NamedTuple):
     tensors: dict[str, dict[str, Tensor]]  # by file, on the CPU
 
 
-def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, workers: WorkerGroup) -> _Scored:
-    """Score a model's averaged weights, with all workers that hold it, and release it."""
+def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, placement: Placement) -> _Scored | None:
+    """Score a model's averaged weights, with all workers that hold it, and release it; None on the other ones."""
+    if not placement.holds(name):
+        return None
     trained = pool.train_state(name)
     digest = checkpoint.weights_digest(trained.tagger.state_dict())
     trained.tagger.load_state_dict(trained.average.delivered_state(trained.tagger))
@@ -66,7 +69,7 @@ def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, 
         "steps_skipped": trained.skipped_steps,
     }
     with full_float32(next(tagger.parameters()).device):  # as `antiphon evaluate` does, whatever the run trained in
-        predictions = _predictions(tagger, recipe, prepared, workers)
+        predictions = _predictions(tagger, recipe, prepared, placement.workers)
     row |= _scores(predictions, recipe, prepared)
     row["weights_sha256"] = digest
     tensors = {"weights": {key: tensor.detach().cpu() for key, tensor in tagger.state_dict().items()}}

@@ -6,7 +6,7 @@ Does not depend on training.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,12 +27,28 @@ from workloads.runtime.json_files import TaggerState, require_shape
 from workloads.runtime.opener import LocalFiles
 from workloads.runtime.placement import WorkerGroup
 
+Value = TypeVar("Value")
 WINDOWS_AT_ONCE = 16  # of a long recording
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class BadNumbers(RuntimeError):
     """A loss, a gradient or logits that are not finite, with which a run cannot continue."""
+
+
+def raised_on_all(everyone: WorkerGroup, call: Callable[[], Value]) -> Value:
+    """The result of a call; BadNumbers that it raises on some workers are raised on all. A collective call.
+
+    Workers that hold other models would else wait for ever for those that have ended.
+    """
+    bad = ""
+    try:
+        value = call()
+    except BadNumbers as error:
+        bad = str(error)
+    if found := next(filter(None, everyone.gather(bad)), ""):
+        raise BadNumbers(found)
+    return value
 
 
 def predict_clips(
