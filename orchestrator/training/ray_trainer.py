@@ -21,7 +21,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
-from orchestrator.training.worker_resources import ACCELERATOR, require_room, teacher_needs, worker_needs
+from orchestrator.training.worker_resources import ACCELERATOR, beside_workers, require_room, worker_needs
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.text import one_line
@@ -175,8 +175,7 @@ def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
     """
     request = claimed.request
     needs, workers = worker_needs(request.recipe), request.workers
-    service = request.recipe.service if request.recipe.placement == "service" else None
-    beside = (teacher_needs(request.recipe), service.actors) if service else None
+    beside = beside_workers(request.recipe)
     cpus = workers * needs.resources["CPU"] + (beside[1] * beside[0].resources["CPU"] if beside else 0)
     connection = connect(ray, address, at_least=math.ceil(cpus) + 1)
     claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM

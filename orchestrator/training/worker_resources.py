@@ -61,6 +61,11 @@ def teacher_needs(recipe: Recipe) -> WorkerNeeds:
     return _needs(recipe.service.resources, cpus=recipe.train.threads, device=recipe.train.device)
 
 
+def beside_workers(recipe: Recipe) -> tuple[WorkerNeeds, int] | None:
+    """What else a run takes on a cluster, and how often: actors that serve teachers, where it has them."""
+    return (teacher_needs(recipe), recipe.service.actors) if recipe.placement == "service" else None
+
+
 def _needs(wanted: Resources, *, cpus: int, device: str) -> WorkerNeeds:
     """What a recipe's table asks for; its zeros mean so many CPUs, and a GPU where the device is one."""
     gpus = wanted.gpus or (1.0 if device == "cuda" else 0.0)

@@ -22,7 +22,7 @@ from workloads.distill.schedule import plan_phases
 
 pytestmark = pytest.mark.bench
 
-TURNS, STEPS, TAGS = 7, 4, 10
+TURNS, STEPS, TAGS = 6, 3, 10
 BOTH = "both learn"
 ONE = "one teaches"
 SETTINGS = {BOTH: ["schedule.burn_in=0"], ONE: ["schedule.teacher_steps=1", "schedule.steps=1000"]}
@@ -59,13 +59,13 @@ if __name__ == "__main__":
     sources = run.pool.enter_phase(phase)
     print("ready", flush=True)
     for line in sys.stdin:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             train_step(run, phase, sources)
             run.step += 1
-        seconds = time.perf_counter() - began
+        seconds, worked = time.perf_counter() - began, time.process_time() - worked
         passed = run.pool.exchange.bytes_sent + (run.pool.answers.bytes_received if run.pool.answers else 0)
-        print(json.dumps([seconds, passed, run.step - phase.start]), flush=True)
+        print(json.dumps([seconds, worked, passed / (run.step - phase.start)]), flush=True)
     if session.teachers:
         session.teachers.close()
 """
@@ -100,15 +100,14 @@ class Group:
         lines = [process.stdout.readline() for process in self._processes if process.stdout]
         return [] if expected else [json.loads(line) for line in lines]
 
-    def train(self, steps: int) -> tuple[float, float]:
-        """Seconds of a step, and the bytes that the workers have passed to each other in a mean step so far."""
+    def train(self, steps: int) -> tuple[float, float, float]:
+        """Of a step: its seconds, the CPU seconds of the busiest worker, the bytes passed between the processes."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(f"{steps}\n")
             process.stdin.flush()
-        answers = self._answers()
-        done = answers[0][2]
-        return max(seconds for seconds, _, _ in answers) / steps, sum(number for _, number, _ in answers) / done
+        seconds, worked, passed = zip(*self._answers(), strict=True)
+        return max(seconds) / steps, max(worked) / steps, sum(passed)
 
     def close(self) -> None:
         for process in self._processes:
@@ -125,23 +124,24 @@ def test_placements(tmp_path: Path, roles: str) -> None:
         placement: Group(tmp_path / placement, RECIPES[roles], [*common, f"placement={placement}"])
         for placement in PLACEMENTS[roles]
     }
-    times: dict[str, list[float]] = {placement: [] for placement in groups}
+    times: dict[str, list[tuple[float, float]]] = {placement: [] for placement in groups}
     passed: dict[str, float] = {}
     for turn in range(TURNS + 1):
         for placement, group in groups.items():
-            seconds, passed[placement] = group.train(STEPS)
+            seconds, worked, passed[placement] = group.train(STEPS)
             if turn:  # the first one warms up
-                times[placement].append(seconds)
+                times[placement].append((seconds, worked))
     for group in groups.values():
         group.close()
     passed["colocated"] = 2 * gradients
     print()
     for placement, own in times.items():
-        ratios = [one / other for one, other in zip(own, times["colocated"], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(
-            f"{roles}: {placement}: a step {statistics.median(own):.3f} s, {statistics.median(ratios):.2f} of "
-            f"colocated's ({spread}); {passed[placement]:,.0f} bytes a step"
-        )
+        said = [f"{passed[placement]:,.0f} bytes a step"]
+        for what, number in (("seconds", 0), ("CPU seconds of the busiest worker", 1)):
+            ratios = [one[number] / other[number] for one, other in zip(own, times["colocated"], strict=True)]
+            median = statistics.median(one[number] for one in own)
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            said.append(f"{median:.3f} {what}, {statistics.median(ratios):.2f} of colocated's ({spread})")
+        print(f"{roles}: {placement}: {'; '.join(said)}")
     edges, clips = plan_phases(recipe)[-1].edges, recipe.train.batch_size
     assert passed["split"] == len(edges) * clips * TAGS * 4

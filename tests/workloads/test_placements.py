@@ -82,6 +82,7 @@ def test_split_is_colocated_bit_for_bit(colocated, split, name):
     assert placed.tensor_files(split / name) == files
 
 
+@pytest.mark.slow
 def test_two_workers_a_family_share_the_shards(tiny, colocated, folder):
     """Two workers a family with a shard each, and two workers with all models: the same as one with both shards."""
     recipe = short(tiny, "mutual", *FEW, *ALL_KINDS, "train.shards=2", "train.bad_numbers=skip")
@@ -99,7 +100,7 @@ def test_two_workers_a_family_share_the_shards(tiny, colocated, folder):
             assert other["values"] == pytest.approx(one["values"], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_split_run_continues_with_the_same_bits(tiny, colocated, tmp_path, victim):
     """The last checkpoint has a snapshot of the model that rank 0 does not hold; the other worker ends by itself."""
     recipes = {"snapshots": replace(case(tiny, "snapshots"), placement="split")}
@@ -146,7 +147,10 @@ SERVED = {  # frozen teachers: of phases in which they do not train, or copies
 }
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("alternate", "snapshots") else pytest.param(name, marks=pytest.mark.slow) for name in SERVED],
+)
 def test_served_teachers_are_those_in_the_worker_bit_for_bit(tiny, colocated, folder, name):
     recipe = case(tiny, name, *SERVED[name])
     whole = folder / "whole" / name if SERVED[name] else colocated(name)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -52,9 +53,7 @@ class Placement:
     workers: WorkerGroup  # those with the same models, by data rank
     everyone: WorkerGroup  # all workers of the run
     exchange: Any = None  # torch's process group of the workers with the same shards; None: they are this one alone
-    places: Mapping[str, int] | None = (
-        None  # split: model -> number of its group; also which worker of `exchange` it is
-    )
+    places: Mapping[str, int] | None = None  # split: model -> number of its group
 
     def holds(self, name: str) -> bool:
         return name in self.local_models
@@ -113,7 +112,10 @@ def place(recipe: Recipe, session: Session) -> Placement:
     if recipe.placement != "split":
         groups = {name: dist.new_group() if session.world_size > 1 else None for name in recipe.models}
         return Placement(tuple(recipe.models), session.rank, parts, groups, everyone, everyone)
-    return _split(recipe.group_models(), everyone, parts)
+    placement = _split(recipe.group_models(), everyone, parts)
+    if session.device.type == "cuda":  # NCCL wants all of a group in its first call, and not all exchange in each phase
+        dist.all_reduce(torch.zeros(1, device=session.device), group=placement.exchange)
+    return placement
 
 
 def _split(groups: Sequence[tuple[str, ...]], everyone: WorkerGroup, parts: int) -> Placement:
