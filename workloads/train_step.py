@@ -147,11 +147,13 @@ def _not_finite(run: Run, phase: Phase, loss_sums: Tensor) -> list[str]:
 
     DDP has averaged the gradients, but each worker has its own losses. `loss_sums` are those of the students here.
     """
-    bad = torch.zeros(len(phase.trains), device=run.session.device)
-    here = [position for position, name in enumerate(phase.trains) if run.placement.holds(name)]
-    if here:
-        grad_norms = torch.stack([run.pool.states[phase.trains[position]].clip_gradients() for position in here])
-        bad[here] = (~(loss_sums.isfinite() & grad_norms.isfinite())).float()
+    here = filter(run.placement.holds, phase.trains)
+    bad_here = {
+        name: ~(loss_sum.isfinite() & run.pool.states[name].clip_gradients().isfinite())
+        for name, loss_sum in zip(here, loss_sums, strict=True)
+    }
+    elsewhere = torch.zeros((), dtype=torch.bool, device=run.session.device)
+    bad = torch.stack([bad_here.get(name, elsewhere) for name in phase.trains]).float()
     run.placement.everyone.add_up(bad)
     return [name for name, number in zip(phase.trains, bad.tolist(), strict=True) if number]
 
