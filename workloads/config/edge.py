@@ -89,8 +89,7 @@ class Edge(Checked):
     def _check_frames(self) -> None:
         self._require_non_negative("weight")
         self._require(self.loss in ("kl", "bce"), "loss", "is for embeddings; frames have 'kl' or 'bce'")
-        self._require(self.view != "other", "view", "frames of views that cannot be drawn again do not say when")
-        for name in ("tau_mode", "gate", "fill", "missing"):
+        for name in ("tau_mode", "gate", "missing"):
             default = getattr(Edge, name)
             self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
 

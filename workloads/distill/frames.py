@@ -46,8 +46,8 @@ def frame_target(edge: Edge, teacher_BPC: Tensor, of: TimeGrid, on: TimeGrid, sh
     """The probabilities target_BQC of a teacher's frame logits, on the student's steps; `rate` is that of the clips.
 
     A teacher that hears the student's view needs nothing carried along: it heard the roll, the masks and the mixture.
-    The frames of a model that hears clips without augmentation are rolled as the clips are. Frames of a store come as
-    they belong to the view.
+    The frames of a model that hears clips without augmentation are rolled as the clips are. Those of a store belong
+    to the view already.
     """
     p_BPC = (teacher_BPC.float() / edge.temperature).sigmoid()
     if edge.view == "clean" and not edge.store:

@@ -156,10 +156,6 @@ class ModelPool:
             return lambda: self.states[name].evaluation_tagger
         return lambda: self.states[name].tagger
 
-    def teacher_grid(self, edge: Edge, steps: int) -> TimeGrid:
-        """Where the `steps` steps of what the teacher of an edge says in time are."""
-        return time_grid(self.states[edge.teacher].tagger, steps)
-
     def train_state(self, name: str) -> TrainState:
         """The training state of a model; builds it, or loads it from disk, if it is not in memory."""
         if name not in self.states:
@@ -185,6 +181,8 @@ class ModelPool:
 
     def teacher_grid(self, edge: Edge, steps: int) -> TimeGrid:
         """Where the steps of what a teacher says in time are, also of one that is not in memory here."""
+        if edge.store:
+            return self._stored_teachers[edge.key].grid
         name = edge.teacher
         return time_grid(self.states[name].tagger, steps) if name in self.states else self._sizes[name].grid
 

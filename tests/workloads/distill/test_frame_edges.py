@@ -229,7 +229,7 @@ def test_a_step_has_the_gradient_of_its_own_terms(view: str, tiny: Any, start: A
     run = start(frames_recipe(tiny, *audio, *own, edges=edges))
     for _ in advance(run, until=3):
         pass
-    sources = run.pool.enter_phase(run.phases[1], resumed=True)
+    sources = run.pool.enter_phase(run.phases[1], step=run.phases[1].start + 1)
     assert sources["vit-to-cnn"] is sources[KEY], "one forward"
     state, teacher = run.pool.states["cnn"], run.pool.states["vit"].tagger
     before = copy.deepcopy(state.tagger)
@@ -337,7 +337,7 @@ def test_weights_of_frames_and_labels_in_time_sum_to_1(tiny: Any) -> None:
         ({"gate": "switokd"}, "gate = 'switokd': is for edges that carry logits"),
         ({"tau_mode": "both"}, "tau_mode = 'both': is for edges that carry logits"),
         ({"weight": -1.0}, "weight = -1.0: must be 0 or more"),
-        ({"teacher": "store:x", "view": "other"}, "view = 'other': frames of views that cannot be drawn again"),
+        ({"teacher": "store:x", "missing": "labels"}, "missing = 'labels': is for edges that carry logits"),
     ],
 )
 def test_what_is_no_setting_of_such_an_edge(fields: dict[str, Any], message: str) -> None:
