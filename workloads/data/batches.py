@@ -173,7 +173,7 @@ class Batches:
             length=self._reader.shape[1],
             rate=self.recipe.rate,
             columns=self.dataset.columns,
-            known_SC=~y_SC.isnan().numpy(),
+            y_SC=y_SC.numpy(),
             weight_B=weight_B,
             partner_B=partner_B,
         )

@@ -53,6 +53,7 @@ class Dataset:
     folds_assigned: bool = False  # by a hash of the source, since the metadata has no folds
     not_in_data: tuple[str, ...] = ()  # tags of the model that no clip has: with "multi" nobody looked for them
     val_fold: int | None = None  # of a data set that names its validation clips; None: a slice of the training folds
+    events_sha256: str = ""  # of the events, where a table says them
     warnings: tuple[str, ...] = ()  # of the reader, about files that are no clips of the set
     packed: Pack | None = field(default=None, compare=False, repr=False)  # where the clips' sounds are, if packed
 

@@ -77,14 +77,20 @@ def heard_events(
     length: int,
     rate: int,
     columns: Mapping[str, int],
-    known_SC: NDArray[np.bool_],
+    y_SC: NDArray[np.float32],
     weight_B: Tensor,
     partner_B: Tensor,
 ) -> HeardEvents:
     """The events of clips of these `samples` in views of `length` samples: cut, and rolled.
 
-    `known_SC` says of which tags a clip's labels are known; of a clip without events (None) nothing is.
+    `y_SC` are the labels of the clips, NaN where unknown. Nothing is known of a clip without events (None), nor of a
+    tag that the clip has and no event of it.
     """
+    known_SC = ~np.isnan(y_SC) & np.array([[own is not None] for own in events])
+    for clip, own in enumerate(events):
+        silent_C = np.ones(y_SC.shape[1], bool)
+        silent_C[[columns[event.tag] for event in own or ()]] = False
+        known_SC[clip] &= ~(silent_C & (y_SC[clip] == 1))
     rows: list[tuple[int, int, int, int]] = []
     for clip, (own, num_samples, view) in enumerate(zip(events, samples, views, strict=True)):
         first, shift = view.crop_start(num_samples, length=length), shift_of_view(view, length=length)
@@ -94,13 +100,12 @@ def heard_events(
             if end > begin:
                 rows.append((clip, columns[event.tag], (begin + shift) % length, end - begin))
     clip_E, tag_E, begin_E, length_E = torch.tensor(rows, dtype=torch.long).view(-1, 4).unbind(1)
-    given_S1 = np.array([[own is not None] for own in events])
     return HeardEvents(
         clip_E=clip_E,
         tag_E=tag_E,
         begin_E=begin_E,
         length_E=length_E,
-        known_SC=torch.from_numpy(known_SC & given_S1).float(),
+        known_SC=torch.from_numpy(known_SC).float(),
         weight_B=weight_B,
         partner_B=partner_B,
         samples=length,
