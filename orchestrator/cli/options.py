@@ -35,9 +35,15 @@ AddressOption = Annotated[
 WaitOption = Annotated[
     float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for a cluster that scales up.")
 ]
-WorkersOption = Annotated[
-    int, typer.Option(help="Data-parallel workers of a run, or of each trial of a search; must divide train.shards.")
+RunWorkersOption = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        metavar="N|MIN-MAX",
+        help="Data-parallel workers; must divide train.shards. A range: as many as the cluster holds.",
+    ),
 ]
+WorkersOption = Annotated[int, typer.Option(help="Data-parallel workers of each trial; must divide train.shards.")]
 RunIdOption = Annotated[
     str, typer.Option("--run-id", help="The new run's name, or with --resume auto that of one to create or continue.")
 ]

@@ -137,7 +137,7 @@ def _record_and_train(
             request.recipe,
             location,
             command=request.command,
-            workers=request.workers,
+            workers=str(request.workers),
             options=request.repeat_options(location.uri),
         )
         continue_event_log(event_log, location, own_record)

@@ -49,11 +49,18 @@ class RayConnection:
             )
 
     def wait_for_room(
-        self, ray: Any, needs: WorkerNeeds, workers: int, *, wait_s: float, check: Callable[[], None]
+        self,
+        ray: Any,
+        needs: WorkerNeeds,
+        workers: int,
+        *,
+        wait_s: float,
+        check: Callable[[], None],
+        groups: int = 1,
     ) -> "RayConnection":
-        """This connection once its nodes hold so many workers, or at once without `wait_s`.
+        """This connection once its nodes hold so many groups of so many workers, or at once without `wait_s`.
 
-        Meanwhile a placement group that cannot be placed yet tells the autoscaler what is missing. `check` is called
+        Meanwhile placement groups that cannot be placed yet tell the autoscaler what is missing. `check` is called
         every second, and may raise. Raises Unavailable where the nodes do not come in time.
         """
         if self.own or not wait_s:
@@ -62,11 +69,16 @@ class RayConnection:
 
         selectors = [dict(needs.labels)] * workers if needs.labels else None
         bundles = [dict(needs.resources) for _ in range(workers)]
-        demand = placement_group(bundles, strategy=needs.placement, bundle_label_selector=selectors)
+        demands = [
+            placement_group(bundles, strategy=needs.placement, bundle_label_selector=selectors) for _ in range(groups)
+        ]
         deadline, said = time.monotonic() + wait_s, ""
         try:
-            while (most := needs.count(nodes := _alive(ray))) < workers:
-                waiting = f"{len(nodes)} nodes hold {most} of {workers} workers of {needs} each"
+            while needs.count_groups(nodes := _alive(ray), workers) < groups:
+                waiting = f"{len(nodes)} nodes hold {needs.count(nodes)} of {workers} workers of {needs} each"
+                if groups > 1:
+                    held = needs.count_groups(nodes, workers)
+                    waiting = f"{len(nodes)} nodes hold {held} of {groups} trials of {workers} workers of {needs} each"
                 if time.monotonic() > deadline:
                     raise Unavailable(f"--wait {wait_s:g}: {waiting}; repeat the command, or ask for fewer")
                 check()
@@ -75,7 +87,8 @@ class RayConnection:
                     said = waiting
                 time.sleep(WAIT_POLL_S)
         finally:
-            remove_placement_group(demand)  # the workers take its place
+            for demand in demands:
+                remove_placement_group(demand)  # the workers take its place
         return replace(self, nodes=nodes)
 
 

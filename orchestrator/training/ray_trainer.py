@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from orchestrator.recipes.loader import resolve
@@ -21,6 +22,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
+from orchestrator.training.worker_count import WorkerCount
 from orchestrator.training.worker_resources import ACCELERATOR, require_room, worker_needs
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
@@ -31,6 +33,10 @@ PEER_TIMEOUT_S = 1800  # workers wait so long for one another, and for what rank
 # over NCCL they would wait for the GPU's work. Gradients and sums lie on the GPU.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 RETRIES = 3  # worker failures after which Ray starts the group again
+LOOK_S = 10.0  # how often it is seen whether the cluster holds another number of workers
+# How long an attempt to start workers may take: images are pulled, and nodes that take the place of lost ones start,
+# before workers do. A number that follows the cluster is counted anew before each attempt, so these are shorter.
+START_S, ELASTIC_START_S, START_ALTOGETHER_S = 300, 60, 1200
 
 
 def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def fit(
     location: RunLocation,
     attempt: Attempt,
     *,
-    workers: int,
+    workers: WorkerCount,
     patience_s: float,
     until: int | None = None,
     label: str = "",
@@ -100,20 +106,21 @@ def fit(
     return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
 
 
-def _trainer(recipe: Recipe, location: RunLocation, config: dict[str, Any], *, workers: int, patience_s: float) -> Any:
+def _trainer(
+    recipe: Recipe, location: RunLocation, config: dict[str, Any], *, workers: WorkerCount, patience_s: float
+) -> Any:
     """Ray Train's trainer of a run, whose workers get `config`; the environment of its controller is set first."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
-    # images are pulled, and nodes that take the place of lost ones start, before workers do
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    start_s = ELASTIC_START_S if workers.elastic else START_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_s))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # how often it looks whether a node is to leave
     from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
 
     from orchestrator.training.ray_network import TorchOverNodeNetwork
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
     # The type checker sees the first generation of these classes, the interpreter the second.
-    return TorchTrainer(
+    return _trainer_class(recipe, workers)(
         train_worker,
         train_loop_config=config,
         torch_config=TorchOverNodeNetwork(
@@ -122,20 +129,34 @@ def _trainer(recipe: Recipe, location: RunLocation, config: dict[str, Any], *, w
         scaling_config=_scaling(recipe, workers),
         run_config=RunConfig(
             name=location.run_id,
-            failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=RETRIES, controller_failure_limit=START_ALTOGETHER_S // start_s - 1
+            ),
             callbacks=[EventLogCallback(str(location.event_log))],  # type: ignore[list-item]
             **ray_storage(location.uri.removesuffix(f"/{location.run_id}"), patience_s=patience_s),
         ),
     )
 
 
-def _scaling(recipe: Recipe, workers: int) -> Any:
+def _trainer_class(recipe: Recipe, workers: WorkerCount) -> Any:
+    """Ray Train's own, or the one whose number of workers follows the cluster."""
+    if not workers.elastic:
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    from orchestrator.training.ray_elastic import ElasticTorchTrainer
+
+    return partial(ElasticTorchTrainer, needs=worker_needs(recipe), sizes=workers.sizes(recipe.train.shards))
+
+
+def _scaling(recipe: Recipe, workers: WorkerCount) -> Any:
     """How many workers there are, and what Ray reserves for each."""
     from ray.train import ScalingConfig
 
-    needs = worker_needs(recipe)
+    needs, sizes = worker_needs(recipe), workers.sizes(recipe.train.shards)
     return ScalingConfig(
-        num_workers=workers,
+        num_workers=(sizes[0], sizes[-1]) if workers.elastic else workers.least,  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=LOOK_S,
         use_gpu="GPU" in needs.resources,
         resources_per_worker={what: amount for what, amount in needs.resources.items() if ACCELERATOR not in what},
         accelerator_type=recipe.resources.accelerator or None,
@@ -175,7 +196,8 @@ def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
     """
     request = claimed.request
     needs, workers = worker_needs(request.recipe), request.workers
-    connection = connect(ray, address, at_least=math.ceil(workers * needs.resources["CPU"]) + 1)
+    sizes = workers.sizes(request.recipe.train.shards)
+    connection = connect(ray, address, at_least=math.ceil(sizes[-1] * needs.resources["CPU"]) + 1)
     claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM
 
     def require_not_stopped() -> None:
@@ -183,7 +205,7 @@ def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
             raise Unavailable("stopped before the workers were started")
 
     try:
-        connection = connection.wait_for_room(ray, needs, workers, wait_s=request.wait_s, check=require_not_stopped)
+        connection = connection.wait_for_room(ray, needs, sizes[0], wait_s=request.wait_s, check=require_not_stopped)
         fix = "set train.threads, train.loaders or resources, or another train.device"
         require_room(connection.nodes, needs, workers, address, fix=fix)
         connection.require_visible(ray, see)

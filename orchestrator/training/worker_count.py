@@ -1,0 +1,63 @@
+"""How many workers a run has: a number, or a range within which it follows the cluster. Imports no Ray."""
+
+import re
+from dataclasses import dataclass
+
+from workloads.config.recipe import Recipe
+
+COUNT = re.compile(r"(?P<least>\d+)(-(?P<most>\d+))?")
+MOST = 100_000
+
+
+@dataclass(frozen=True)
+class WorkerCount:
+    """From `least` to `most` workers, as many as the cluster holds of the numbers that divide the recipe's shards."""
+
+    least: int = 1
+    most: int = 1
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change while the run goes on."""
+        return self.least < self.most
+
+    def sizes(self, shards: int) -> tuple[int, ...]:
+        """The numbers of workers that the shards of the global batch divide among, in order; empty where none does."""
+        return tuple(size for size in range(self.least, min(self.most, shards) + 1) if shards % size == 0)
+
+    def __str__(self) -> str:
+        return f"{self.least}-{self.most}" if self.elastic else str(self.least)
+
+
+ONE_WORKER = WorkerCount()
+
+
+def parse_workers(text: str) -> WorkerCount:
+    """ "4" or "2-8"; ValueError for anything else."""
+    match = COUNT.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"--workers {text!r}: must be a number of workers (4), or a range of them (2-8)")
+    least = int(match["least"])
+    count = WorkerCount(least, int(match["most"] or least))
+    if count.least < 1 or count.most > MOST:
+        raise ValueError(f"--workers {text}: must be 1 or more, and at most {MOST:,}")
+    if count.least > count.most:
+        raise ValueError(f"--workers {text}: the first number must not be above the second; give {count.most}-{least}")
+    return count
+
+
+def require_shards_divide(recipe: Recipe, workers: WorkerCount) -> None:
+    """Raise ValueError where the shards of the global batch divide among none of these numbers of workers."""
+    shards = recipe.train.shards
+    if workers.sizes(shards):
+        return
+    if workers.elastic:
+        possible = ", ".join(str(size) for size in WorkerCount(1, shards).sizes(shards))
+        raise ValueError(
+            f"--workers {workers}: train.shards = {shards} divides among none of these numbers, but among {possible}; "
+            f"change one of the two (the global batch is shards x shard_size clips)"
+        )
+    raise ValueError(
+        f"--workers {workers}: train.shards = {shards} must divide among them; "
+        f"--set train.shards={workers} (the global batch is shards x shard_size clips)"
+    )
