@@ -118,7 +118,7 @@ class RayNodes:
     def add(self, cpus: int, *options: str) -> Node:
         """Start a node, and wait until it is part of the cluster.
 
-        Ray gives a node 30 s to report itself, which a busy machine may not do; then the node is started again.
+        Ray gives a node some time to report itself, which a busy machine may not do; then the node is started again.
         """
         number = len(self.nodes) + 1
         namespace, address = f"{self.bridge}n{number}", f"{self.subnet}.{number}"
@@ -214,7 +214,13 @@ def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
         _ip("link", "set", bridge, "up")
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stack.ray_token(folder))}
         env = {key: value for key, value in os.environ.items() if key not in ("GLOO_SOCKET_IFNAME", "RAY_ADDRESS")}
-        env |= {**token, **stack.QUIET, **stack.CHECKSUMS, "RAY_worker_niceness": "0"}
+        env |= {
+            **token,
+            **stack.QUIET,
+            **stack.CHECKSUMS,
+            "RAY_worker_niceness": "0",
+            "RAY_raylet_start_wait_time_s": "120",
+        }
         cluster = RayNodes(env, folder, bridge, subnet)
         cleanup.callback(_stop, cluster)
         for count in cpus:

@@ -36,6 +36,7 @@ class SubmittedCommand:
     arguments: Sequence[str]
     name: str
     storage: str
+    teacher_runs: Sequence[str] = ()  # URIs of the runs that `teach` trains first
 
 
 def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequence[str]) -> SubmittedCommand:
@@ -55,11 +56,16 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     require_no_secret(values["storage"], "--storage")
     require_no_secret(values[storage], f"--{storage}")
     require_lasting_storage(values[storage], f"--{storage}", job=name)
+    teacher_runs: list[str] = []
     if kind == "teach" and any(teacher.of_run for teacher in recipe.teachers.values()):
+        from orchestrator.teaching.teacher_runs import run_uris
+
         require_lasting_storage(values["storage"], "--storage", job=name)
+        teacher_runs = run_uris(recipe, values["storage"])
     if kind != "teach" and not _in_environment(env):
         require_lasting_tracking(values["tracking"], job=name)
-    return SubmittedCommand(kind, asdict(recipe), _arguments(command, values, given, env), name, values[storage])
+    words = _arguments(command, values, given, env)
+    return SubmittedCommand(kind, asdict(recipe), words, name, values[storage], teacher_runs)
 
 
 def _name_of_store(recipe: TeachRecipe, out: str) -> str:

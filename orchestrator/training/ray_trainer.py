@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -33,6 +33,8 @@ PEER_TIMEOUT_S = 1800  # workers wait so long for one another, and for what rank
 # over NCCL they would wait for the GPU's work. Gradients and sums lie on the GPU.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 RETRIES = 3  # worker failures after which Ray starts the group again
+BEGUN_S = 5.0  # after a stop is requested: the records of workers that have begun are there by then
+GIVE_UP_POLL_S = 0.2
 LOOK_S = 10.0  # how often it is seen whether the cluster holds another number of workers
 # How long an attempt to start workers may take: images are pulled, and nodes that take the place of lost ones start,
 # before workers do. A number that follows the cluster is counted anew before each attempt, so these are shorter.
@@ -46,18 +48,23 @@ def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
     import ray
 
     _connect(ray, claimed, address, see=object_store.join(location.uri, RECIPE))
+    claimed.at_end.callback(ray.shutdown)  # which takes seconds, while who preempts a run waits for its outcome
 
     def ask_workers() -> None:
         retry_while_unavailable(
             lambda: request_stop(location.uri, attempt.driver), what=location.uri, patience_s=request.patience_s
         )
 
-    try:
-        with claimed.stop.relayed(ask_workers):
-            claimed.replayer.wait_started()
-            return fit(request.recipe, location, attempt, workers=request.workers, patience_s=request.patience_s)
-    finally:
-        ray.shutdown()
+    with claimed.stop.relayed(ask_workers):
+        claimed.replayer.wait_started(stopped=claimed.stop.requested)
+        return fit(
+            request.recipe,
+            location,
+            attempt,
+            workers=request.workers,
+            patience_s=request.patience_s,
+            stopped_for=claimed.stop.requested_for,
+        )
 
 
 def fit(
@@ -69,11 +76,13 @@ def fit(
     patience_s: float,
     until: int | None = None,
     label: str = "",
+    stopped_for: Callable[[], float] = lambda: 0.0,
 ) -> dict[str, Any]:
     """Train on the connected Ray and return the end record that the workers reported.
 
     With `until` the workers save and end after that many steps, as "preempted"; another call continues. `label` is the
-    label `run_id` of their metrics, where the run's id alone does not say which run it is.
+    label `run_id` of their metrics, where the run's id alone does not say which run it is. `stopped_for` says for how
+    many seconds a stop has been requested: Unavailable where by then no workers train that could save.
     """
     num_records_before = len(read_event_log(location.event_log))
     config = {
@@ -87,8 +96,11 @@ def fit(
     trainer = _trainer(recipe, location, config, workers=workers, patience_s=patience_s)
     from ray.train import ControllerError, WorkerGroupError
 
+    def given_up() -> bool:
+        return stopped_for() > BEGUN_S and not _training(read_event_log(location.event_log)[num_records_before:])
+
     try:
-        _in_a_thread(trainer.fit)
+        _in_a_thread(trainer.fit, given_up)
     except ControllerError as error:
         if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
             reason = one_line(error.controller_failure)
@@ -165,8 +177,19 @@ def _scaling(recipe: Recipe, workers: WorkerCount) -> Any:
     )
 
 
-def _in_a_thread(call: Callable[[], Any]) -> None:
-    """Call it in another thread and wait: in the main thread Ray Train would take Ctrl-C and abort the workers."""
+def _training(records: list[dict[str, Any]]) -> bool:
+    """Whether workers are training, by what they and Ray's controller have recorded so far."""
+    steps = [
+        record["kind"] for record in records if record["kind"] in ("start", "worker-failed", "leaving", "resizing")
+    ]
+    return steps[-1:] == ["start"]
+
+
+def _in_a_thread(call: Callable[[], Any], given_up: Callable[[], bool]) -> None:
+    """Call it in another thread and wait: in the main thread Ray Train would take Ctrl-C and abort the workers.
+
+    Raises Unavailable once `given_up` says so; the other thread is left behind.
+    """
     done: Future[Any] = Future()
 
     def work() -> None:
@@ -176,6 +199,9 @@ def _in_a_thread(call: Callable[[], Any]) -> None:
             done.set_exception(error)
 
     threading.Thread(target=work, daemon=True, name="ray-train").start()
+    while not wait([done], timeout=GIVE_UP_POLL_S).done:
+        if given_up():
+            raise Unavailable("stopped before the workers had begun, or begun again")
     done.result()
 
 

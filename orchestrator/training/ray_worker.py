@@ -78,7 +78,9 @@ class RaySession:
         if self.rank == 0:
             self._unreported.append(timestamped("workers", count=self.world_size))
         retention = NewestAndBest(recipe.train.keep_last)
-        store = CheckpointStore(answer, retention=retention, patience_s=patience_s)
+        store = CheckpointStore(
+            answer, retention=retention, patience_s=patience_s, hurried=lambda: self._stop or bool(self.leaving)
+        )
         if self.rank == 0:
             store.collect_garbage()
         self.uploads = BackgroundUploads(store)

@@ -1,0 +1,83 @@
+"""Saving what runs on this node before it is taken away: `antiphon cluster leave`, the hook before a pod stops.
+
+Kubernetes' SIGTERM reaches the first process of a pod, which is Ray's: neither the drivers of jobs nor workers hear of
+it, and Ray gives a worker no time. Contract: called once, on the node, by the user whose processes are there; changes
+nothing but to ask them to end, and returns when they have or the time is over.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+
+POLL_S = 0.2
+DRIVEN = ("run", "search", "teach", "data")  # the commands that save, or leave what is whole, at SIGTERM
+PROGRAM_MODULE, PROGRAM_NAME = "orchestrator.cli.app", "antiphon"
+WORKER = "RayTrainWorker"  # in the title of a worker's process
+REASON = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the node is to be taken away")
+
+
+def leave_node(*, seconds: float, say: Callable[[str], Any]) -> bool:
+    """Have the drivers on this node save and end, then the workers move to other nodes; whether they have in time.
+
+    Drivers are asked by SIGTERM. For workers Ray is told that the node will be taken away, as a cloud does for a spot
+    node: they save after a step or a second, and start again elsewhere.
+    """
+    deadline = time.monotonic() + seconds
+    drivers = list(_processes(_is_driver))
+    for driver in drivers:
+        say(f"process {driver.pid} is asked to save and stop")
+        with suppress(psutil.NoSuchProcess):
+            driver.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(drivers, timeout=seconds)
+    if _workers() and (raylet := next(_processes(_is_raylet), None)):
+        _announce(raylet, deadline - time.monotonic())
+        say(f"{len(_workers())} workers are to move to other nodes")
+    while _workers() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    left += _workers()
+    for process in left:
+        say(f"process {process.pid} has not ended within {seconds:g} s")
+    return not left
+
+
+def _workers() -> list[psutil.Process]:
+    return list(_processes(lambda words: WORKER in " ".join(words)))
+
+
+def _processes(which: Callable[[list[str]], bool]) -> Iterator[psutil.Process]:
+    """The processes of this node whose command lines are such; a pod is told from others by its network."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            here = process.pid != os.getpid() and _network(process.pid) == _network(os.getpid())
+            if here and which(process.cmdline()):
+                yield process
+
+
+def _network(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/net")
+
+
+def _is_driver(words: list[str]) -> bool:
+    for place, word in enumerate(words[:-1]):
+        if word == PROGRAM_MODULE or os.path.basename(word) == PROGRAM_NAME:
+            return words[place + 1] in DRIVEN
+    return False
+
+
+def _is_raylet(words: list[str]) -> bool:
+    return bool(words) and os.path.basename(words[0]) == "raylet"
+
+
+def _announce(raylet: psutil.Process, seconds: float) -> None:
+    """Tell Ray's head that this node is to be taken away; by Ray's own command, which has no public function."""
+    options = dict(word.lstrip("-").split("=", 1) for word in raylet.cmdline() if "=" in word)
+    which = [f"--address={options['gcs-address']}", f"--node-id={options['node_id']}"]
+    words = ["drain-node", *which, *REASON, f"--deadline-remaining-seconds={max(1, round(seconds))}"]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, stdout=subprocess.DEVNULL)
