@@ -125,6 +125,8 @@ def _trainer(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
     start_s = ELASTIC_START_S if workers.elastic else START_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_s))
+    # a worker that does not answer: its process hangs, or its machine; Ray's ten minutes are long for the other workers
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "180")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # how often it looks whether a node is to leave
     from ray.train import FailureConfig, RunConfig
 

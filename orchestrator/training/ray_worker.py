@@ -194,12 +194,17 @@ class EventLogCallback(UserCallback):
     def __init__(self, path: str) -> None:
         self._path = path
         self._event_log: EventLog | None = None  # opened in the controller's process, not where this is pickled
+        self._leaving = False  # whether the workers' last words were that they end because nodes are taken away
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        self._append(metrics[0]["records"])
+        records = metrics[0]["records"]
+        self._leaving = self._leaving if not records else records[-1]["kind"] == "leaving"
+        self._append(records)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray calls this before it starts the workers again, or gives up."""
+        if self._leaving:
+            return
         self._append(
             [
                 timestamped("worker-failed", rank=rank, error=redacted(one_line(error)))
