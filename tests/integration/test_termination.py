@@ -32,6 +32,7 @@ LONG = sets("schedule.burn_in=600", "train.checkpoint_every=100000", "train.log_
 
 @pytest.fixture
 def mlflow(tmp_path: Path) -> Iterator[MlflowServer]:
+    (tmp_path / "mlflow").mkdir()
     server = MlflowServer(tmp_path / "mlflow", f"sqlite:///{tmp_path}/mlflow.db", None)
     try:
         yield server
