@@ -7,8 +7,6 @@ nothing but to ask them to end, and returns when they have or the time is over.
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,11 +14,12 @@ from typing import Any
 
 import psutil
 
+from orchestrator.jobs.client import RefusedByRay
+
 POLL_S = 0.2
 DRIVEN = ("run", "search", "teach", "data")  # the commands that save, or leave what is whole, at SIGTERM
 PROGRAM_MODULE, PROGRAM_NAME = "orchestrator.cli.app", "antiphon"
 WORKER = "RayTrainWorker"  # in the title of a worker's process
-REASON = ("--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the node is to be taken away")
 
 
 def leave_node(*, seconds: float, say: Callable[[str], Any]) -> bool:
@@ -36,9 +35,9 @@ def leave_node(*, seconds: float, say: Callable[[str], Any]) -> bool:
         with suppress(psutil.NoSuchProcess):
             driver.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs(drivers, timeout=seconds)
-    if _workers() and (raylet := next(_processes(_is_raylet), None)):
+    if (workers := _workers()) and (raylet := next(_processes(_is_raylet), None)):
+        say(f"workers are asked to move to other nodes: {len(workers)}")
         _announce(raylet, deadline - time.monotonic())
-        say(f"{len(_workers())} workers are to move to other nodes")
     while _workers() and time.monotonic() < deadline:
         time.sleep(POLL_S)
     left += _workers()
@@ -76,8 +75,14 @@ def _is_raylet(words: list[str]) -> bool:
 
 
 def _announce(raylet: psutil.Process, seconds: float) -> None:
-    """Tell Ray's head that this node is to be taken away; by Ray's own command, which has no public function."""
+    """Tell Ray's head that this node is to be taken away, as `ray drain-node` does; there is no public function."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # takes a second, so not where it is not needed
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
+
     options = dict(word.lstrip("-").split("=", 1) for word in raylet.cmdline() if "=" in word)
-    which = [f"--address={options['gcs-address']}", f"--node-id={options['node_id']}"]
-    words = ["drain-node", *which, *REASON, f"--deadline-remaining-seconds={max(1, round(seconds))}"]
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, stdout=subprocess.DEVNULL)
+    deadline_ms = int((time.time() + max(1.0, seconds)) * 1000)
+    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    head = GcsClient(address=options["gcs-address"])
+    accepted, why_not = head.drain_node(options["node_id"], reason, "the node is to be taken away", deadline_ms)
+    if not accepted:
+        raise RefusedByRay(f"Ray does not let node {options['node_id']} go: {why_not}")

@@ -57,6 +57,8 @@ def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
 
     with claimed.stop.relayed(ask_workers):
         claimed.replayer.wait_started(stopped=claimed.stop.requested)
+        if claimed.stop.requested():
+            raise Unavailable("stopped before the workers were started")
         return fit(
             request.recipe,
             location,

@@ -13,6 +13,7 @@ from tests.faults import recovery
 from tests.integration.test_nodes import command, weights
 from tests.integration.test_run_ended import wait_for_record
 from tests.nodes import Node, RayNodes, ray_nodes
+from tests.processes import killed_at_the_end
 from tests.tiny_search import ANTIPHON, sets
 from workloads.runtime.event_log import read_event_log
 
@@ -65,7 +66,8 @@ def test_one_of_two_workers_nodes_fails(fault: str, alone: dict[str, str], tmp_p
         spread = sets(f'resources={{labels={{"ray.io/node-id"="!{head}"}}, placement="SPREAD"}}')
         words = command(nodes, tmp_path, *PLAN, *spread, "--workers", "2", "--address", nodes.address, "--run-id", "a")
         env = {**nodes.env, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": HUNG_S}
-        with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with killed_at_the_end(process):
             event_log = wait_for_record(tmp_path / "runs", process, kind="checkpoint")
             FAULTS[fault](nodes.nodes[2])
             out, err = process.communicate(timeout=900)
@@ -80,9 +82,8 @@ def test_the_head_fails_and_starts_again(alone: dict[str, str], tmp_path: Path, 
     with ray_nodes(0, 2, 2, redis=True) as nodes:
         given = command(nodes, tmp_path, *PLAN, "--workers", "2", "--address", nodes.address, "--run-id", "a")[5:]
         words = nodes.command(nodes.nodes[1], ANTIPHON, *given)
-        with subprocess.Popen(
-            words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+        process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with killed_at_the_end(process):
             event_log = wait_for_record(tmp_path / "runs", process, kind="checkpoint")
             nodes.head.kill()
             down_ms = time.time() * 1000
@@ -104,9 +105,9 @@ def test_the_node_of_the_driver_fails(alone: dict[str, str], tmp_path: Path, fau
         options = [*PLAN, "--address", nodes.address, "--run-id", "a", "--resume", "auto"]
         given = command(nodes, tmp_path, *options)[5:]
         driver, other = nodes.nodes[1:]
-        with subprocess.Popen(
-            nodes.command(driver, ANTIPHON, *given), env=nodes.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as process:
+        words = nodes.command(driver, ANTIPHON, *given)
+        process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        with killed_at_the_end(process):
             event_log = wait_for_record(tmp_path / "runs", process, kind="checkpoint")
             driver.kill()
         again = subprocess.run(nodes.command(other, ANTIPHON, *given), env=nodes.env, capture_output=True, text=True)

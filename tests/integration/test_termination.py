@@ -5,11 +5,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests import killed
@@ -18,6 +17,7 @@ from tests.integration.test_nodes import command as on_nodes
 from tests.integration.test_nodes import weights
 from tests.integration.test_run_ended import wait_for_record
 from tests.nodes import Node, RayNodes, ray_nodes
+from tests.processes import killed_at_the_end
 from tests.proxy import Proxy
 from tests.s3_user import S3User, command, through, wait_for
 from tests.servers import MlflowServer
@@ -39,23 +39,6 @@ def mlflow(tmp_path: Path) -> Iterator[MlflowServer]:
     finally:
         server.signal(signal.SIGCONT)
         server.stop()
-
-
-@contextmanager
-def killed_at_the_end(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """SIGKILL for the process and all that it has started, its replayer too, as the end of a container is."""
-    children: list[psutil.Process] = []
-    try:
-        children += psutil.Process(process.pid).children(recursive=True)
-        yield
-    finally:
-        with suppress(psutil.NoSuchProcess):
-            children += psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        for child in children:
-            if child.is_running():
-                child.kill()
 
 
 def exit_code_within_grace(process: subprocess.Popen[Any]) -> int | None:
@@ -171,12 +154,13 @@ def test_a_worker_s_pod_ends_and_a_driver_s(nodes: RayNodes, tmp_path: Path, fau
     values = [*sets("schedule.burn_in=1500", "train.checkpoint_every=100000", "train.eval_every=500"), *elsewhere]
     words = on_nodes(nodes, tmp_path, *values, "--address", nodes.address, "--run-id", "a", "--resume", "auto")
     event_log = tmp_path / "runs" / "a" / "events.jsonl"
-    with subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with killed_at_the_end(process):
         wait_for_record(tmp_path / "runs", process, kind="metrics")
         (left,) = [node for node in nodes.nodes if any("RayTrainWorker" in name for name in nodes.programs(node))]
         hook = end_pod(nodes, left)
         assert hook.returncode == 0, hook.stderr
-        assert "1 workers are to move to other nodes" in hook.stderr
+        assert "workers are asked to move to other nodes: 1\n" in hook.stderr
         wait_for_steps_after_restart(event_log, process)
         times = recovery(event_log)
         hook = end_pod(nodes, nodes.head)

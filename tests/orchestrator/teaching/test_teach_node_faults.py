@@ -12,6 +12,7 @@ import pytest
 from tests.nodes import Node, RayNodes, ray_nodes
 from tests.orchestrator.teaching.test_teach_faults import WAIT_S, command, content, num_shards, until
 from tests.orchestrator.teaching.test_teach_faults import undisturbed as undisturbed
+from tests.processes import killed_at_the_end
 from tests.teachers import CLIPS
 from tests.tiny_search import ANTIPHON
 
@@ -42,13 +43,9 @@ def filled(
     Returns the seconds from then on to the next shard, after which the fault is repaired.
     """
     words = [ANTIPHON, *command(folder, store, *options, "--address", nodes.address)]
-    with subprocess.Popen(
-        nodes.command(nodes.nodes[1], *words),
-        env=nodes.env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    words = nodes.command(nodes.nodes[1], *words)
+    process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with killed_at_the_end(process):
         until(lambda: num_shards(store) >= 2, lambda: process.poll() is not None)
         fault()
         before, began = num_shards(store), time.monotonic()
