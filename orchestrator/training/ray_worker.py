@@ -128,8 +128,9 @@ class RaySession:
             self._exchanged_at, self._calls_to_exchange = now, self._stop_every
             if due:
                 self._polled_at = now
-                asked, self.resizing = gather(self, self._requests())[0]
-                self._stop = asked or self._must_leave() or self.resizing
+                asked, resize = gather(self, self._requests())[0]
+                self._stop = asked or self._must_leave() or resize
+                self.resizing = resize and not asked and not self.leaving
         return self._stop
 
     def _requests(self) -> tuple[bool, bool]:
