@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests import killed
@@ -39,6 +40,15 @@ def mlflow(tmp_path: Path) -> Iterator[MlflowServer]:
     finally:
         server.signal(signal.SIGCONT)
         server.stop()
+
+
+def programs(process: subprocess.Popen[Any]) -> list[str]:
+    """The command lines of the processes that a process has started."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            found.append(" ".join(child.cmdline()))
+    return found
 
 
 def exit_code_within_grace(process: subprocess.Popen[Any]) -> int | None:
@@ -120,8 +130,8 @@ def test_a_driver_saves_with_a_slow_store_and_a_tracking_server_that_hangs(
 
 def test_a_driver_whose_workers_have_not_begun_leaves_an_outcome(user: S3User, fault_table: Any) -> None:
     run = user.start_on_ray(*LONG)
-    wait_for(user.event_log.exists, run)
     with killed_at_the_end(run):
+        wait_for(lambda: any("TrainController" in program for program in programs(run)), run)
         code = exit_code_within_grace(run)
     assert code == 75, user.stderr[-3000:]
     assert outcome_on_s3(user)["status"] == "preempted"
