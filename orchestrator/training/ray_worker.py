@@ -156,8 +156,10 @@ class RaySession:
         """
         records = [timestamped("leaving", step=step, nodes=len(self.leaving))] if self.rank == 0 else []
         ray.train.report({"records": [*self._unreported, *records]})
-        ray.train.report({"records": []})  # returns once Ray's controller has taken the one before
-        gather(self, None)  # of all workers, without which it passes on none
+        for _ in range(2):
+            # each returns once the one before is taken; when the second is, the answer that took the first has arrived
+            ray.train.report({"records": []})
+        gather(self, None)  # that of all workers, without which Ray's controller passes on none
         if ray.get_runtime_context().get_node_id() in self.leaving:
             os._exit(LEFT)
         raise NodesAreLeaving("the workers start again on other nodes")

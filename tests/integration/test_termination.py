@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,6 +29,7 @@ from workloads.runtime.event_log import read_event_log
 
 pytestmark = pytest.mark.faults
 GRACE_S = 30
+JOB = (sys.executable, "-m", "orchestrator.cli.app")  # how a job runs a command
 LONG = sets("schedule.burn_in=600", "train.checkpoint_every=100000", "train.log_every=5", "train.eval_every=300")
 
 
@@ -162,7 +164,8 @@ def test_a_worker_s_pod_ends_and_a_driver_s(nodes: RayNodes, tmp_path: Path, fau
     head = nodes.ids()[nodes.head.address]
     elsewhere = ["--set", f'resources.labels={{"ray.io/node-id"="!{head}"}}', "--set", "resources.cpus=2"]
     values = [*sets("schedule.burn_in=1500", "train.checkpoint_every=100000", "train.eval_every=500"), *elsewhere]
-    words = on_nodes(nodes, tmp_path, *values, "--address", nodes.address, "--run-id", "a", "--resume", "auto")
+    given = on_nodes(nodes, tmp_path, *values, "--address", nodes.address, "--run-id", "a", "--resume", "auto")[5:]
+    words = nodes.command(nodes.head, *JOB, *given)
     event_log = tmp_path / "runs" / "a" / "events.jsonl"
     process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with killed_at_the_end(process):
