@@ -34,7 +34,8 @@ def leave_node(*, seconds: float, say: Callable[[str], Any]) -> bool:
         say(f"process {driver.pid} is asked to save and stop")
         with suppress(psutil.NoSuchProcess):
             driver.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(drivers, timeout=seconds)
+    while (left := [driver for driver in drivers if _lives(driver)]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
     if (workers := _workers()) and (raylet := next(_processes(_is_raylet), None)):
         say(f"workers are asked to move to other nodes: {len(workers)}")
         _announce(raylet, deadline - time.monotonic())
@@ -44,6 +45,13 @@ def leave_node(*, seconds: float, say: Callable[[str], Any]) -> bool:
     for process in left:
         say(f"process {process.pid} has not ended within {seconds:g} s")
     return not left
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it has not ended; whoever started it may not have asked for its exit code yet."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _workers() -> list[psutil.Process]:

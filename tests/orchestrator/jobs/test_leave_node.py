@@ -56,6 +56,7 @@ def test_a_driver_that_ends_at_sigterm_is_waited_for(monkeypatch: pytest.MonkeyP
         assert leave_node(seconds=60, say=said.append)
         assert process.stdout is not None
         assert process.stdout.read() == "saved\n"
+        assert process.wait() == 0, "it was left to its parent"
     assert said == [f"process {process.pid} is asked to save and stop"]
 
 
