@@ -163,7 +163,7 @@ def test_a_worker_s_pod_ends_and_a_driver_s(nodes: RayNodes, tmp_path: Path, fau
     """The worker moves to another node, no step is repeated; then the driver's own pod ends: it saves and goes on."""
     head = nodes.ids()[nodes.head.address]
     elsewhere = ["--set", f'resources.labels={{"ray.io/node-id"="!{head}"}}', "--set", "resources.cpus=2"]
-    values = [*sets("schedule.burn_in=1500", "train.checkpoint_every=100000", "train.eval_every=500"), *elsewhere]
+    values = [*sets("schedule.burn_in=800", "train.checkpoint_every=100000", "train.eval_every=400"), *elsewhere]
     given = on_nodes(nodes, tmp_path, *values, "--address", nodes.address, "--run-id", "a", "--resume", "auto")[5:]
     words = nodes.command(nodes.head, *JOB, *given)
     event_log = tmp_path / "runs" / "a" / "events.jsonl"
