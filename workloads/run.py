@@ -19,10 +19,12 @@ from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
 from workloads.distill.preflight import prepare_run
 from workloads.distill.schedule import Phase, plan_phases
+from workloads.distill.service import require_same_data
 from workloads.distill.stores_of_run import StoresOfRun
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
 from workloads.runtime.opener import Opener
+from workloads.runtime.placement import Placement, place
 from workloads.runtime.precision import precision_warnings, set_tf32
 from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.session import Session, StepTimes, gather
@@ -40,6 +42,7 @@ class Run:
 
     recipe: Recipe
     session: Session
+    placement: Placement
     phases: tuple[Phase, ...]
     prepared: PreparedData
     stores: StoresOfRun
@@ -71,24 +74,22 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
     torch.set_num_threads(recipe.train.threads)
     if session.device.type == "cuda":
         set_tf32(recipe.train.tf32)
-    shards_per_worker, remainder = divmod(recipe.train.shards, session.world_size)
-    if remainder:
-        raise ValueError(
-            f"train.shards = {recipe.train.shards}: must be a multiple of the {session.world_size} workers; "
-            "set train.shards or --workers"
-        )
+    placement = place(recipe, session)
     phases = plan_phases(recipe)
-    prepared, stores, newly_initialised = prepare_run(recipe, phases, session, files)
+    prepared, stores, newly_initialised = prepare_run(recipe, phases, placement.everyone, session.device, files)
+    if recipe.placement == "service":
+        require_same_data(session.teachers, placement.everyone, prepared.dataset.fingerprint())
     make_tagger = partial(build_initial_tagger, recipe, tags=prepared.dataset.tags, files=files)
     run = Run(
         recipe=recipe,
         session=session,
+        placement=placement,
         phases=phases,
         prepared=prepared,
         stores=stores,
         batches=Batches(prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views, stores.mixtures),
-        pool=ModelPool(recipe, session, phases, make_tagger, stores.teachers),
-        shards=range(session.rank * shards_per_worker, (session.rank + 1) * shards_per_worker),
+        pool=ModelPool(recipe, session, placement, phases, make_tagger, stores.teachers),
+        shards=placement.shards(recipe.train.shards),
     )
     restore_run(run, prepared.dataset.fingerprint())
     summary = prepared.summary()
@@ -128,6 +129,7 @@ def save(run: Run) -> None:
     """Write a checkpoint on rank 0 and pass it to the session together with the records up to here."""
     folder = None
     _record_replaced(run)  # before the records are copied into the checkpoint
+    run.pool.bring_to_rank_0()
     if run.session.rank == 0:
         began = time.perf_counter()
         name = f"step-{run.step:08d}-attempt-{run.session.attempt}"
@@ -139,7 +141,7 @@ def save(run: Run) -> None:
 
 def _checkpoint_state(run: Run) -> dict[str, Any]:
     """The loop's part of a checkpoint; `best_for` holds the validation scores of exactly the weights that are saved."""
-    current = {name: state.own_step for name, state in run.pool.states.items()}
+    current = {name: scalars["own_step"] for name, scalars in run.pool.members().items()}
     return {
         "step": run.step,
         "scores": run.smoothed_scores,

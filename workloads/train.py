@@ -16,11 +16,11 @@ from workloads.distill.schedule import Phase, smooth_scores
 from workloads.distill.sources import TeacherSource
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
-from workloads.evaluate.predict import score_clips
+from workloads.evaluate.predict import raised_on_all, score_clips
 from workloads.evaluate.step_metrics import mean_times
 from workloads.run import Run, report, save
 from workloads.runtime import checkpoint
-from workloads.runtime.session import StepTimes, gather
+from workloads.runtime.session import StepTimes
 from workloads.train_step import train_step
 
 
@@ -34,7 +34,7 @@ def loop(run: Run, *, until: int | None = None) -> str:
         pass
     if run.step < run.phases[-1].end:
         return "preempted"
-    models = deliver_models(run.recipe, run.pool, run.prepared, run.session)
+    models = deliver_models(run.recipe, run.pool, run.prepared, run.placement, run.session)
     run.record("result", steps=run.step, resumed_from_step=resumed_from, models=models)
     report(run)
     return "done"
@@ -47,14 +47,16 @@ def advance(run: Run, *, until: int | None = None) -> Iterator[int]:
     """
     report(run)  # the first records: useful even if the first step fails
     last = run.phases[-1].end if until is None else min(until, run.phases[-1].end)
-    with run.batches.loaded_ahead(range(run.step, last), run.shards, run.session.device):
+    own_phases = [phase for phase in run.phases if run.placement.holds_any(phase.needs)]
+    steps = (step for phase in own_phases for step in range(max(run.step, phase.start), min(last, phase.end)))
+    with run.batches.loaded_ahead(steps, run.shards, run.session.device):
         for index, phase in enumerate(run.phases):
             if phase.end <= run.step:
                 continue
             if until is not None and run.step >= until:
                 return
-            sources = run.pool.enter_phase(phase, resumed=phase.start < run.step)
-            run.record("phase", **_phase_fields(run, index))
+            sources = run.pool.enter_phase(phase, step=run.step)
+            run.record("phase", **_phase_fields(run, index))  # collective
             stopped = yield from _train_phase(run, phase, sources, until=until)
             if stopped:
                 return
@@ -96,12 +98,13 @@ def _timed_step(run: Run, phase: Phase, sources: dict[str, TeacherSource], *, lo
     """`train_step`; what it took goes to the session, and with those of other steps into a record."""
     began, waited_s, teachers_s = time.perf_counter(), run.batches.waited_s, run.teachers_s
     step_metrics = train_step(run, phase, sources, log_metrics=log_metrics)
-    exchange = {name: run.pool.states[name].exchange_seconds() for name in phase.trains} if log_metrics else {}
+    own = filter(run.placement.holds, phase.trains)
+    exchange = {name: run.pool.states[name].exchange_seconds() for name in own} if log_metrics else {}
     times = StepTimes(
         step=time.perf_counter() - began,
         data_wait=run.batches.waited_s - waited_s,
         teacher=run.teachers_s - teachers_s,
-        clips=len(run.shards) * run.recipe.train.shard_size,
+        clips=len(run.shards) * run.recipe.train.shard_size * run.placement.holds_any(phase.needs),
         exchange={name: seconds for name, seconds in exchange.items() if seconds is not None},
     )
     run.session.on_step(run.step + 1, times)
@@ -110,24 +113,40 @@ def _timed_step(run: Run, phase: Phase, sources: dict[str, TeacherSource], *, lo
 
 
 def _validate(run: Run, phase: Phase) -> None:
-    """Score the students on the validation slice, if there is one. All workers use rank 0's scores: edge weights may
-    follow them."""
+    """Score the students on the validation slice, if there is one. All workers use the same scores, those of the first
+    that holds a student: edge weights may follow them."""
     if not run.prepared.splits.val:
         return
     values: dict[str, float] = {}
     primary: dict[str, float] = {}
-    for name in phase.trains:
-        student = run.pool.states[name]
-        own_scores = score_clips(
-            student.evaluation_tagger, run.prepared.splits.val, run.prepared, run.session, autocast=run.pool.autocast
-        )
-        scores = gather(run.session, own_scores)[0]
+    for name, (own_step, scores) in _scores_of_students(run, phase).items():
         primary[name] = scores[metrics.primary(run.recipe.data.labels)]
-        student.average.on_validation(primary[name], student.tagger)
-        run.validated[name] = (student.own_step, primary[name])
+        run.validated[name] = (own_step, primary[name])
+        if run.placement.holds(name):
+            student = run.pool.states[name]
+            student.average.on_validation(primary[name], student.tagger)
         values |= {f"{name}/val/{key}": value for key, value in scores.items()}
     run.smoothed_scores = smooth_scores(run.recipe, run.smoothed_scores, primary)
     _record_metrics(run, values)
+
+
+def _scores_of_students(run: Run, phase: Phase) -> dict[str, tuple[int, dict[str, float]]]:
+    """Of each student its own step and its scores; a collective call. Those that hold a student share the clips."""
+
+    def own_scores() -> dict[str, tuple[int, dict[str, float]]]:
+        students = {name: run.pool.states[name] for name in phase.trains if run.placement.holds(name)}
+        clips, workers = run.prepared.splits.val, run.placement.workers
+        return {
+            name: (
+                student.own_step,
+                score_clips(student.evaluation_tagger, clips, run.prepared, workers, autocast=run.pool.autocast),
+            )
+            for name, student in students.items()
+        }
+
+    everyone = run.placement.everyone
+    workers = everyone.gather(raised_on_all(everyone, own_scores))
+    return {name: next(found[name] for found in workers if name in found) for name in phase.trains}
 
 
 def _record_metrics(run: Run, values: dict[str, float]) -> None:
@@ -136,7 +155,8 @@ def _record_metrics(run: Run, values: dict[str, float]) -> None:
 
 def _phase_fields(run: Run, index: int) -> dict[str, Any]:
     phase = run.phases[index]
-    snapshots = run.pool.snapshots.items()
+    own = {name: checkpoint.weights_digest(tagger.state_dict()) for name, tagger in run.pool.snapshots.items()}
+    snapshots = {name: digest for found in run.placement.everyone.gather(own) for name, digest in found.items()}
     return {
         "step": phase.start,
         "index": index,
@@ -145,5 +165,5 @@ def _phase_fields(run: Run, index: int) -> dict[str, Any]:
         "total": run.phases[-1].end,
         "trains": list(phase.trains),
         "edges": [{"key": edge.key, **vars(edge)} for edge in phase.edges],
-        "snapshots": {name: checkpoint.weights_digest(tagger.state_dict()) for name, tagger in snapshots},
+        "snapshots": snapshots,
     }

@@ -1,13 +1,13 @@
 """One training step: per shard one forward of every student and teacher and one backward, then one optimizer step per
 student.
 
-Every worker takes the same steps in the same order, on its own shards of each batch.
+Every worker takes the same steps in the same order, with the models that it holds, on its own shards of each batch.
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from workloads.config.controls import random_key
@@ -15,11 +15,12 @@ from workloads.config.edge import Edge
 from workloads.data.shard import Shard
 from workloads.distill.batch_norm import ShardMeanStats
 from workloads.distill.edges import Term, edge_term, embedding_term, student_loss, temporal_term
+from workloads.distill.exchange import ask_teachers
 from workloads.distill.schedule import Phase, edge_weights
 from workloads.distill.sources import Outputs, TeacherSource
 from workloads.distill.temporal import heard_steps, on_grid
 from workloads.evaluate.predict import BadNumbers
-from workloads.evaluate.step_metrics import mean_over_workers, optimizer_metrics, shard_metrics
+from workloads.evaluate.step_metrics import optimizer_metrics, shard_metrics, step_metrics
 from workloads.models.profiles import time_grid
 from workloads.run import Run, report
 from workloads.runtime.rng import keyed_seed
@@ -28,66 +29,68 @@ from workloads.runtime.rng import keyed_seed
 def train_step(
     run: Run, phase: Phase, sources: dict[str, TeacherSource], *, log_metrics: bool = False
 ) -> dict[str, float]:
-    """One optimizer step of every student, that is every model that trains in this phase.
+    """One optimizer step of every student on this worker, that is every model that trains in this phase.
 
     The losses of the students are summed: one backward per shard gives every student the gradient of its own loss,
     because teacher outputs are constants. A student whose loss or gradient is not finite skips the step, or ends the
     run (`train.bad_numbers`). Returns metrics, means over all shards of all workers, with `log_metrics`, else {}.
     """
-    students = {name: run.pool.states[name] for name in phase.trains}
+    names = [name for name in phase.trains if run.placement.holds(name)]
+    students = {name: run.pool.states[name] for name in names}
     weights = edge_weights(run.recipe, phase, run.step, run.smoothed_scores)
     batch_norm = ShardMeanStats(
         [student.tagger for student in students.values()],
         shards=run.recipe.train.shards,
-        session=run.session,
+        workers=run.placement.workers,
         can_undo=run.recipe.train.bad_numbers == "skip",
     )
     loss_sums = torch.zeros(len(students), device=run.session.device)
     metrics_of_shards: list[dict[str, float]] = []
-    for index in run.shards:
-        with run.pool.gradient_sync(phase.trains, enabled=index == run.shards[-1]):
-            losses, shard_stats = _shard_losses(run, phase, sources, weights, index, log_metrics=log_metrics)
-            (losses.sum() / len(run.shards)).backward()
+    for index in run.shards if run.placement.holds_any(phase.needs) else ():
+        with run.pool.gradient_sync(names, enabled=index == run.shards[-1]):
+            losses, shard_stats = _shard_losses(run, phase, names, sources, weights, index, log_metrics=log_metrics)
+            if names:
+                (losses.sum() / len(run.shards)).backward()
         loss_sums += losses.detach()
         metrics_of_shards += shard_stats
         batch_norm.after_shard()
-    if run.session.world_size > 1:
-        dist.all_reduce(loss_sums)  # DDP has averaged the gradients, but each worker has its own losses
+    run.pool.exchange.finish()
     for student in students.values():
         student.average_projections()
-    grad_norms = torch.stack([student.clip_gradients() for student in students.values()])
-    bad = _not_finite(phase, loss_sums, grad_norms)
+    bad = _not_finite(run, phase, loss_sums)
     if bad:
         _handle_bad_numbers(run, bad)
-    batch_norm.finish(undo=[students[name].tagger for name in bad])
+    batch_norm.finish(undo=[students[name].tagger for name in bad if name in students])
     for name, student in students.items():
         student.step(skip=name in bad)
     for teacher in {edge.teacher for edge in phase.edges if not edge.store and weights[edge.key] > 0}:
         run.pool.steps_taught[teacher] += 1
     if not log_metrics:
         return {}
-    return mean_over_workers(metrics_of_shards, run.session) | optimizer_metrics(run.pool, phase.trains)
+    return step_metrics(metrics_of_shards, optimizer_metrics(run.pool, names), run.placement.everyone)
 
 
 def _shard_losses(
     run: Run,
     phase: Phase,
+    names: Sequence[str],
     sources: dict[str, TeacherSource],
     weights: dict[str, float],
     index: int,
     *,
     log_metrics: bool,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """Forward one shard through students and teachers; returns each student's loss (in order) and its metrics."""
+    """Forward one shard through the students `names` and the teachers here; returns each student's loss (in order) and
+    its metrics."""
     train, labels = run.recipe.train, run.recipe.data.labels
     shard = run.batches.shard(run.step, index, with_clean_view=phase.needs_clean_view, device=run.session.device)
-    student_outputs = _forward(run, phase, shard, index)
+    student_outputs = _forward(run, names, shard, index)
     began = time.perf_counter()
-    teacher_outputs = {source: source.outputs(shard, student_outputs) for source in dict.fromkeys(sources.values())}
+    teacher_outputs = ask_teachers(sources, phase, run.pool.exchange, shard, student_outputs)
     run.teachers_s += time.perf_counter() - began
     losses: list[Tensor] = []
     stats: list[dict[str, float]] = []
-    for name in phase.trains:
+    for name in names:
         edges = [edge for edge in phase.edges if edge.student == name]
         terms = [
             _term(run, edge, weights[edge.key], teacher_outputs[sources[edge.key]], student_outputs[name], shard)
@@ -104,7 +107,7 @@ def _shard_losses(
         losses.append(loss)
         if log_metrics:
             stats.append(shard_metrics(name, loss, parts, student_outputs[name]["logits"], terms, labels=labels))
-    return torch.stack(losses), stats
+    return torch.stack(losses) if losses else torch.zeros(0, device=run.session.device), stats
 
 
 def _term(run: Run, edge: Edge, weight: float, teacher: Outputs, student: Outputs, shard: Shard) -> Term:
@@ -116,20 +119,20 @@ def _term(run: Run, edge: Edge, weight: float, teacher: Outputs, student: Output
     if edge.carries == "embedding":
         return embedding_term(edge, weight, head(student["embedding"]), carried)
     scores_BQ = head(student["sequence"])
-    taught_by, tagger = (run.pool.states[name].tagger for name in (edge.teacher, edge.student))
+    tagger = run.pool.states[edge.student].tagger
     grid = time_grid(tagger, scores_BQ.shape[1])
-    a_BQ = on_grid(carried, time_grid(taught_by, carried.shape[1]), grid, edge.align)
+    a_BQ = on_grid(carried, run.pool.teacher_grid(edge.teacher, carried.shape[1]), grid, edge.align)
     return temporal_term(edge, weight, scores_BQ, a_BQ, heard_steps(shard, grid, rate=tagger.clip_rate))
 
 
-def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Outputs]:
-    """The training forward of every student on shard `index`: its outputs by name.
+def _forward(run: Run, names: Sequence[str], shard: Shard, index: int) -> dict[str, Outputs]:
+    """The training forward of these students on shard `index`: its outputs by name.
 
     Dropout is drawn per model, step and shard: the same for any number of workers, independent between models, and the
     same for a student and its control.
     """
     student_outputs = {}
-    for name in phase.trains:
+    for name in names:
         student = run.pool.states[name]
         key = random_key(run.recipe, name)
         torch.manual_seed(keyed_seed(run.recipe.train.seed, "dropout", key, run.step, index))
@@ -139,10 +142,20 @@ def _forward(run: Run, phase: Phase, shard: Shard, index: int) -> dict[str, Outp
     return student_outputs
 
 
-def _not_finite(phase: Phase, loss_sums: Tensor, grad_norms: Tensor) -> list[str]:
-    """The students whose loss or gradient norm (in the order of `phase.trains`) is not finite."""
-    finite = (loss_sums.isfinite() & grad_norms.isfinite()).tolist()
-    return [name for name, is_finite in zip(phase.trains, finite, strict=True) if not is_finite]
+def _not_finite(run: Run, phase: Phase, loss_sums: Tensor) -> list[str]:
+    """The students, wherever they are, whose loss on any worker or gradient norm is not finite; clips gradients.
+
+    DDP has averaged the gradients, but each worker has its own losses. `loss_sums` are those of the students here.
+    """
+    here = filter(run.placement.holds, phase.trains)
+    bad_here = {
+        name: ~(loss_sum.isfinite() & run.pool.states[name].clip_gradients().isfinite())
+        for name, loss_sum in zip(here, loss_sums, strict=True)
+    }
+    elsewhere = torch.zeros((), dtype=torch.bool, device=run.session.device)
+    bad = torch.stack([bad_here.get(name, elsewhere) for name in phase.trains]).float()
+    run.placement.everyone.add_up(bad)
+    return [name for name, number in zip(phase.trains, bad.tolist(), strict=True) if number]
 
 
 def _handle_bad_numbers(run: Run, bad: list[str]) -> None:

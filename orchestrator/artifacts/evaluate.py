@@ -1,5 +1,6 @@
 """Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -138,11 +139,15 @@ def _require_own_validation(state: dict[str, Any], prepared: "PreparedData", uri
     trained_on, data = state.get("data", {}), prepared.recipe.data
     if trained_on.get("fingerprint") != prepared.dataset.fingerprint():
         return
-    for key, value in trained_on.get("validation", {}).items():
-        if getattr(data, key, value) != value:
+    for key, own in trained_on.get("validation", {}).items():
+        value = getattr(data, key, own)
+        if isinstance(value, tuple):
+            value = list(value)
+        if value != own:
+            fix = f"data.{key}={json.dumps(own, separators=(',', ':'))}"
             raise ValueError(
-                f"data.{key} = {getattr(data, key)}: the checkpoint {uri!r} was trained on clips of this validation "
-                f"slice; its own is --set data.{key}={value:g}"
+                f"data.{key} = {value}: the checkpoint {uri!r} was trained on clips of this validation slice; its own "
+                f"is --set {shlex.quote(fix)}"
             )
 
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.cli import cluster, models, store, tracking
+from orchestrator.cli.compare import compare
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.export import export
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 commands: tuple[Callable[..., None], ...] = (
     *(run, recipes, evaluate, tag, report, plan, search, dashboard, export, teach),
-    *(runs, status, jobs, logs, stop, doctor),
+    *(runs, compare, status, jobs, logs, stop, doctor),
 )
 for command in commands:
     app.command()(command)

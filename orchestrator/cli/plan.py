@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from orchestrator.cli import plan_scale
 from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption
-from orchestrator.cli.printing import cell
+from orchestrator.cli.printing import cell, print_note
 from workloads.runtime.json_files import json_text
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def plan(
         from orchestrator.training.request import RunRequest, check_request
         from orchestrator.training.worker_count import WorkerCount
 
-        loaded, files, measured, scale = load_recipe(recipe, settings), FsspecFiles(), None, None
+        loaded = _colocated(load_recipe(recipe, settings), cluster)
+        files, measured, scale = FsspecFiles(), None, None
         _check_devices(loaded, devices)
         target = plan_scale.target(loaded, cluster, group=group, workers=workers, clip_kb=clip_kb, tflops=tflops)
         phases = check_request(RunRequest(loaded, "antiphon plan", workers=WorkerCount(devices, devices)))
@@ -85,6 +86,20 @@ def plan(
             plan_scale.print_scale(loaded, scale)
     if measured is not None and measured.wrong:
         raise typer.Exit(FAILED)
+
+
+def _colocated(recipe: "Recipe", cluster: str) -> "Recipe":
+    """The recipe with all models on every worker, for which costs are counted; ValueError where hours on a cluster are
+    asked for, which depend on the placement."""
+    if recipe.placement == "colocated":
+        return recipe
+    if cluster:
+        raise ValueError(
+            f"placement = {recipe.placement!r}: --cluster predicts the times of workers that hold all models; --set "
+            "placement=colocated"
+        )
+    print_note(f"note: placement = {recipe.placement!r} computes the same; clips that several workers read count once")
+    return replace(recipe, placement="colocated")
 
 
 def _check_options(tflops: float | None, clips: int | None, steps: int | None, end: int) -> None:

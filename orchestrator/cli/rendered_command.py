@@ -11,7 +11,7 @@ from orchestrator.cli.submitted_command import parsed_command, submitted_command
 from orchestrator.planning.nodes import ray_node
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.training.worker_count import parse_workers
-from orchestrator.training.worker_resources import Node, worker_needs
+from orchestrator.training.worker_resources import Node, beside_workers, room_beside, worker_needs
 from workloads.runtime.redaction import require_no_secret
 
 
@@ -40,9 +40,13 @@ def _require_room(spec: Spec, work: Work, parameters: Mapping[str, Any]) -> None
     """ValueError where the workers of a run, or of one trial of a search, do not fit into the spec's nodes."""
     if work.command == "teach":  # what its workers take depends on its teachers, which are elsewhere
         return
-    needs = worker_needs(load_recipe(parameters["recipe"], parameters["settings"]))
-    workers = parse_workers(str(parameters["workers"]))
-    always, most = needs.count(_nodes(spec, "min")), needs.count(_nodes(spec, "max"))
+    recipe, workers = (
+        load_recipe(parameters["recipe"], parameters["settings"]),
+        parse_workers(str(parameters["workers"])),
+    )
+    needs, beside = worker_needs(recipe), beside_workers(recipe)
+    nodes = [_nodes(spec, "min"), _nodes(spec, "max")]
+    always, most = [needs.count(room_beside(each, *beside) if beside else each) for each in nodes]
     if most < workers.least:
         raise ValueError(
             f"work.arguments: --workers {workers}: the groups' max nodes hold {most} of {needs} each at once; raise "

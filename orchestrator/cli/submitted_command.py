@@ -11,7 +11,7 @@ from orchestrator.runs.resume import generated_id
 from orchestrator.tracking.uri import VARIABLE
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
 from orchestrator.training.request import with_absolute_paths
-from orchestrator.training.worker_count import parse_workers, require_shards_divide
+from orchestrator.training.worker_count import parse_workers, require_workers_divide
 from workloads.config.teach import TeachRecipe
 from workloads.runtime.redaction import redacted, require_no_secret
 
@@ -49,7 +49,7 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     command, values, given = parsed_command(context, kind, words)
     recipe = _checked_recipe(kind, values)
     if kind == "run":
-        require_shards_divide(recipe, parse_workers(values["workers"]))
+        require_workers_divide(recipe, parse_workers(values["workers"]))
     storage = "out" if kind == "teach" else "storage"
     name = name or (_name_of_store(recipe, values["out"]) if kind == "teach" else generated_id(recipe))
     location_of(".", name, "none")  # refuses what can be no name

@@ -7,7 +7,6 @@ compares it with a short run. A FLOP is one multiplication or addition, two per 
 from dataclasses import dataclass
 
 from orchestrator.planning.checkpoints import planned_checkpoints, steps_by_phase, sum_of_largest, validations_in
-from workloads.config.controls import controls_of
 from workloads.config.edge import Edge
 from workloads.config.recipe import Recipe
 from workloads.data.clips import require_full_batch, split
@@ -155,9 +154,9 @@ def learn_and_teach_flops(recipe: Recipe, phase: Phase, sizes: dict[str, Size]) 
 
 
 def _delivered_bytes(recipe: Recipe, clips: Clips, sizes: dict[str, Size]) -> int:
-    """Bytes of the delivered taggers; those that are compared come with their test logits and labels, in fp32."""
-    compared = {name for pair in controls_of(recipe).items() for name in pair}
-    return sum(size.weight_bytes for size in sizes.values()) + len(compared) * 2 * 4 * clips.test * clips.tags
+    """Bytes of the delivered taggers, which come with their test logits and labels, in fp32."""
+    predictions = 2 * 4 * clips.test * clips.tags if recipe.train.score_test else 0
+    return sum(size.weight_bytes + predictions for size in sizes.values())
 
 
 def _model_cost(

@@ -51,20 +51,29 @@ def _delivered_before(uri: str) -> Rows:
 
 
 def _compare(student: str, control: str, of_seeds: list[Rows], recipe: Recipe) -> dict[str, Any]:
+    sides = [
+        tuple([object_store.published_folder(rows[name]["checkpoint"])] for name in (student, control))
+        for rows in of_seeds
+    ]
+    return compare_folders(student, sides, recipe.data.labels)
+
+
+def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], labels: str) -> dict[str, Any]:
+    """What teaching did to a student: for each seed the folders of the taught models and those of their controls, one
+    for each test fold, whose clips are joined. ValueError where the clips are not the same for all."""
     import torch  # seconds to import, and every driver imports this module
 
     from workloads.evaluate.bootstrap import Pair, what_teaching_did
 
     pairs, targets, data = [], [], set()
-    for rows in of_seeds:
-        folders = [object_store.published_folder(rows[name]["checkpoint"]) for name in (student, control)]
-        taught, untaught = map(_test_predictions, folders)
-        pairs.append(Pair(taught["logits_NC"], untaught["logits_NC"]))
-        targets += [taught["y_NC"], untaught["y_NC"]]
-        data |= {_fingerprint(folder) for folder in folders}
+    for sides in of_seeds:
+        predictions = [[_test_predictions(folder) for folder in side] for side in sides]
+        pairs.append(Pair(*(torch.cat([fold["logits_NC"] for fold in side]) for side in predictions)))
+        targets += [torch.cat([fold["y_NC"] for fold in side]) for side in predictions]
+        data |= {_fingerprint(folder) for side in sides for folder in side}
     if len(data) > 1 or not all(torch.equal(y_NC.nan_to_num(-1), targets[0].nan_to_num(-1)) for y_NC in targets):
         raise ValueError(f"models.{student}: the seeds were trained on other clips; give every run the same data")
-    return what_teaching_did(pairs, targets[0], recipe.data.labels)
+    return what_teaching_did(pairs, targets[0], labels)
 
 
 def _test_predictions(folder: str) -> dict[str, Any]:

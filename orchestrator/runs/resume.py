@@ -27,8 +27,9 @@ MACHINE_KEYS = (  # may differ between two machines: they do not change what is 
     # the fingerprint says whether the clips are the same, also where one machine has them packed
     *("data.format", "data.root", "data.manifest", "data.cache", "data.cache_gb"),
     *("train.loaders", "train.prefetch"),
+    *("placement", "split_groups"),
 )
-MACHINE_TABLES = ("resources.",)
+MACHINE_TABLES = ("resources.", "service.")
 
 
 class _Outcome(TypedDict):

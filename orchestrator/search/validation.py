@@ -47,6 +47,7 @@ def check(request: SearchRequest) -> tuple[Budget, Train]:
     budget = _checked_budget(request)
     _check_ids_and_slots(request)
     _check_nodes(request)
+    _check_placement(request.recipe)
     _check_full_length(request, plan.search)
     planned = planned_settings(plan.search, budget.trials)  # refuses a budget that no grid or population has
     _check_pausing(request, plan.search)
@@ -82,6 +83,14 @@ def _check_nodes(request: SearchRequest) -> None:
         raise ValueError(
             f"resources.{key}: trials of one worker each run in Tune's processes, which cannot be placed so; leave it "
             "out, give --workers 2 or more, or name a kind of GPU in resources.accelerator"
+        )
+
+
+def _check_placement(recipe: Recipe) -> None:
+    if recipe.placement != "colocated":
+        raise ValueError(
+            f"placement = {recipe.placement!r}: each worker of a trial holds all models; --set placement=colocated, "
+            "which learns the same"
         )
 
 

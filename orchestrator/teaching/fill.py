@@ -13,15 +13,13 @@ from typing import Any
 from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from orchestrator.stores.writer import begin_store, finish_store, unwritten
+from orchestrator.teaching.clips import TaughtClips, heard_views, prepare_clips
 from orchestrator.teaching.job import (
     Job,
     ShardFiller,
-    TaughtClips,
     TeachRequest,
     check_request,
-    heard_views,
     load_ensemble,
-    prepare_clips,
     with_absolute_paths,
 )
 from orchestrator.teaching.teacher_runs import train_teachers
@@ -110,7 +108,7 @@ def _fill(
     )
     waiting = unwritten(request.out, description, plan, patience_s=patience_s)
     progress.start(plan, waiting)
-    job = Job(recipe, request.out, description, ensemble.rate, patience_s)
+    job = Job(recipe, request.out, description, clips.store.without_clips(), patience_s)
     if request.local or not waiting:
         _fill_here(job, ensemble, clips, waiting, progress)
     else:
@@ -152,6 +150,7 @@ def _ray_work(job: Job, clips: TaughtClips) -> PoolWork[ShardPlan]:
         needs=needs_of(teach.threads, teach.device),
         visible={
             "--out": job.out,
+            **({"data.root": job.recipe.data.root} if job.recipe.data.format == "packed" else {}),
             **{
                 f"teachers.{name}.uri": teacher.uri
                 for name, teacher in job.recipe.teachers.items()

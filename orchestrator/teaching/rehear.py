@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from orchestrator.storage import object_store
 from orchestrator.stores.merge import OF_CLIPS
-from orchestrator.teaching.job import load_ensemble, partner_names, read_plain_dataset, with_absolute_paths
+from orchestrator.teaching.clips import open_clips, partner_names, read_clips
+from orchestrator.teaching.job import load_ensemble, with_absolute_paths
 from orchestrator.teaching.teacher_runs import with_finished_runs
 from workloads.config.teach import TeachRecipe
-from workloads.data.cache import ClipCache
 from workloads.runtime.rng import keyed_generator
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.text import name_some
@@ -76,20 +76,20 @@ def _hear(
     ensemble: Ensemble, recipe: TeachRecipe, store: Store, clip_ids: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:
     """For each column the values of these clips in all views, values_NVC."""
-    data, files = recipe.data, object_store.FsspecFiles()
-    known = {clip.clip_id: clip for clip in read_plain_dataset(recipe).clips}
+    dataset = read_clips(recipe)
+    known = {clip.clip_id: clip for clip in dataset.clips}
     mixed = recipe.augment.mixup > 0  # then partners are needed, which may be any clips of the store
     store_ids = [clip_id for batch in store.clip_ids() for clip_id in batch] if mixed else []
     names = partner_names(recipe, store_ids, clip_ids)
     needed = sorted({*clip_ids, *names.values()})
     if lost := [clip_id for clip_id in needed if clip_id not in known]:
         raise ValueError(f"the recipe's data does not hold {len(lost)} clips of the store: {name_some(lost, 3)}")
-    cache = ClipCache(Path(data.cache).expanduser(), rate=ensemble.rate, limit_gb=data.cache_gb)
-    if broken := cache.prepare([known[clip_id] for clip_id in needed], data, files):
+    sounds, unusable = open_clips(dataset, [known[clip_id] for clip_id in needed], recipe.data, rate=ensemble.rate)
+    if broken := [clip for clip in unusable if clip.clip_id in needed]:
         reasons = name_some([f"{clip.clip_id} ({clip.reason})" for clip in broken], 3)
         raise ValueError(f"{len(broken)} clips of the store cannot be heard now: {reasons}")
-    partners = {key: cache.entry(name) for key, name in names.items()} or None
-    return ensemble.rows([cache.entry(clip_id) for clip_id in clip_ids], cache, partners)
+    partners = {key: sounds.entry(name) for key, name in names.items()} or None
+    return ensemble.rows([sounds.entry(clip_id) for clip_id in clip_ids], sounds, partners)
 
 
 def _compare(store: Store, heard: dict[str, NDArray[np.float32]], clip_ids: list[str], copies: Path) -> HeardAgain:

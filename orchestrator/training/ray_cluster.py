@@ -13,7 +13,7 @@ from cluster import stack
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, describe_error, is_transient, print_status
 from orchestrator.training.ray_nodes import alive_nodes, ask_nodes
-from orchestrator.training.worker_resources import Node, WorkerNeeds
+from orchestrator.training.worker_resources import Node, WorkerNeeds, room_beside
 from workloads.runtime.scratch import private_folder, user_folder
 from workloads.runtime.text import one_line
 
@@ -57,8 +57,10 @@ class RayConnection:
         wait_s: float,
         check: Callable[[], None],
         groups: int = 1,
+        beside: tuple[WorkerNeeds, int] | None = None,
     ) -> "RayConnection":
-        """This connection once its nodes hold so many groups of so many workers, or at once without `wait_s`.
+        """This connection once its nodes hold so many groups of so many workers, and so many others `beside`; at once
+        without `wait_s`.
 
         Meanwhile placement groups that cannot be placed yet tell the autoscaler what is missing. `check` is called
         every second, and may raise. Raises Unavailable where the nodes do not come in time.
@@ -67,17 +69,17 @@ class RayConnection:
             return self
         from ray.util import placement_group, remove_placement_group
 
-        selectors = [dict(needs.labels)] * workers if needs.labels else None
-        bundles = [dict(needs.resources) for _ in range(workers)]
+        all_needs = [needs] * workers + ([beside[0]] * beside[1] if beside else [])
+        selectors = [dict(each.labels) for each in all_needs] if any(each.labels for each in all_needs) else None
+        bundles = [dict(each.resources) for each in all_needs]
         demands = [
             placement_group(bundles, strategy=needs.placement, bundle_label_selector=selectors) for _ in range(groups)
         ]
         deadline, said = time.monotonic() + wait_s, ""
         try:
-            while needs.count_groups(nodes := _alive(ray), workers) < groups:
-                waiting = f"{len(nodes)} nodes hold {needs.count(nodes)} of {workers} workers of {needs} each"
+            while (held := needs.count_groups(room := _room(nodes := _alive(ray), beside), workers)) < groups:
+                waiting = f"{len(nodes)} nodes hold {needs.count(room)} of {workers} workers of {needs} each"
                 if groups > 1:
-                    held = needs.count_groups(nodes, workers)
                     waiting = f"{len(nodes)} nodes hold {held} of {groups} trials of {workers} workers of {needs} each"
                 if time.monotonic() > deadline:
                     raise Unavailable(f"--wait {wait_s:g}: {waiting}; repeat the command, or ask for fewer")
@@ -90,6 +92,10 @@ class RayConnection:
             for demand in demands:
                 remove_placement_group(demand)  # the workers take its place
         return replace(self, nodes=nodes)
+
+
+def _room(nodes: list[Node], beside: tuple[WorkerNeeds, int] | None) -> list[Node]:
+    return room_beside(nodes, *beside) if beside else nodes
 
 
 def _alive(ray: Any) -> list[Node]:

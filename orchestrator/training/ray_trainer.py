@@ -23,7 +23,7 @@ from orchestrator.storage.retry import Unavailable, retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
 from orchestrator.training.worker_count import WorkerCount
-from orchestrator.training.worker_resources import ACCELERATOR, require_room, worker_needs
+from orchestrator.training.worker_resources import ACCELERATOR, beside_workers, require_room, worker_needs
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.text import one_line
@@ -169,9 +169,9 @@ def _scaling(recipe: Recipe, workers: WorkerCount) -> Any:
     """How many workers there are, and what Ray reserves for each."""
     from ray.train import ScalingConfig
 
-    needs, sizes = worker_needs(recipe), workers.sizes(recipe.train.shards)
+    needs, bounds = worker_needs(recipe), workers.bounds(recipe.train.shards)
     return ScalingConfig(
-        num_workers=(sizes[0], sizes[-1]) if workers.elastic else workers.least,  # type: ignore[arg-type]
+        num_workers=bounds if workers.elastic else workers.least,  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=LOOK_S,
         use_gpu="GPU" in needs.resources,
         resources_per_worker={what: amount for what, amount in needs.resources.items() if ACCELERATOR not in what},
@@ -226,8 +226,10 @@ def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
     """
     request = claimed.request
     needs, workers = worker_needs(request.recipe), request.workers
-    sizes = workers.sizes(request.recipe.train.shards)
-    connection = connect(ray, address, at_least=math.ceil(sizes[-1] * needs.resources["CPU"]) + 1)
+    least, most = workers.bounds(request.recipe.train.shards)
+    beside = beside_workers(request.recipe)
+    cpus = most * needs.resources["CPU"] + (beside[1] * beside[0].resources["CPU"] if beside else 0)
+    connection = connect(ray, address, at_least=math.ceil(cpus) + 1)
     claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM
 
     def require_not_stopped() -> None:
@@ -235,9 +237,11 @@ def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
             raise Unavailable("stopped before the workers were started")
 
     try:
-        connection = connection.wait_for_room(ray, needs, sizes[0], wait_s=request.wait_s, check=require_not_stopped)
+        connection = connection.wait_for_room(
+            ray, needs, least, wait_s=request.wait_s, check=require_not_stopped, beside=beside
+        )
         fix = "set train.threads, train.loaders or resources, or another train.device"
-        require_room(connection.nodes, needs, workers, address, fix=fix)
+        require_room(connection.nodes, needs, workers, address, fix=fix, beside=beside)
         connection.require_visible(ray, see)
     except (ValueError, Unavailable):
         ray.shutdown()

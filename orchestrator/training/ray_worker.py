@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_elastic import RESIZE_REQUEST, SAVED
 from orchestrator.training.ray_metrics import RunMetrics
+from orchestrator.training.ray_teachers import RayTeachers
 from workloads.config.recipe import Recipe
 from workloads.evaluate.predict import BadNumbers
 from workloads.run import set_up
@@ -57,6 +59,7 @@ class RaySession:
         self._polled_at = self._reported_at = time.monotonic()
         self._unreported: list[dict[str, Any]] = []
         self.metrics = RunMetrics(label, self.rank, self.device)
+        self.teachers: RayTeachers | None = None
 
     def claim(self, recipe: Recipe, *, patience_s: float) -> None:
         """Claim the run's next attempt for these workers; Superseded is raised on all of them if it is not theirs.
@@ -250,6 +253,8 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(recipe: Recipe, session: RaySession, *, until: int | None) -> tuple[dict[str, Any], int]:
     """Train, and return how it ended, the arguments of `RaySession.close`, and at which step."""
     try:
+        if recipe.placement == "service":
+            session.teachers = RayTeachers(recipe, rank=session.rank, gather=partial(gather, session))
         run = set_up(recipe, session, files=object_store.FsspecFiles())
     except ValueError as mistake:
         return {"status": "failed", "error": str(mistake), "mistake": True}, 0

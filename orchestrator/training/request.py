@@ -7,7 +7,7 @@ from orchestrator.runs.resume import AUTO
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import absolute_uri
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
-from orchestrator.training.worker_count import ONE_WORKER, WorkerCount, require_shards_divide
+from orchestrator.training.worker_count import ONE_WORKER, WorkerCount, require_workers_divide
 from workloads.config.edge import STORE
 from workloads.config.recipe import PRETRAINED, Recipe
 from workloads.distill.schedule import Phase, plan_phases
@@ -68,13 +68,8 @@ def check_request(request: RunRequest) -> tuple[Phase, ...]:
         raise ValueError(f"--workers {request.workers}: --local runs in this process alone; leave one of the two out")
     if request.local and request.address:
         raise ValueError(f"--address {request.address!r}: --local runs without Ray; leave one of the two out")
-    require_shards_divide(request.recipe, request.workers)
-    if request.workers.elastic and request.recipe.resources.placement == "STRICT_SPREAD":
-        raise ValueError(
-            f"--workers {request.workers}: Ray reserves nodes for a range as densely as it can, which "
-            "resources.placement = 'STRICT_SPREAD' forbids; give one number, or let a worker take "
-            "all CPUs or GPUs of a node"
-        )
+    require_workers_of_its_own(request.recipe, local=request.local)
+    require_workers_divide(request.recipe, request.workers)
     phases = plan_phases(request.recipe)
     _require_buildable(request.recipe)
     return phases
@@ -114,6 +109,15 @@ def require_gpu_of_its_own(recipe: Recipe, workers: int) -> None:
         raise ValueError(
             f"resources.gpus = {recipe.resources.gpus:g}: --workers {workers} need a GPU each; set it to 1, or give "
             "--workers 1"
+        )
+
+
+def require_workers_of_its_own(recipe: Recipe, *, local: bool) -> None:
+    """Raise ValueError for models that are to be in several processes where there is only this one."""
+    if local and recipe.placement != "colocated":
+        raise ValueError(
+            f"placement = {recipe.placement!r}: --local trains all models in this process; leave --local out, or --set "
+            "placement=colocated"
         )
 
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from workloads.config.data_ranks import num_data_ranks
 from workloads.config.recipe import Recipe
 
 COUNT = re.compile(r"(?P<least>\d+)(-(?P<most>\d+))?")
@@ -25,6 +26,13 @@ class WorkerCount:
         """The numbers of workers that the shards of the global batch divide among, in order; empty where none does."""
         return tuple(size for size in range(self.least, min(self.most, shards) + 1) if shards % size == 0)
 
+    def bounds(self, shards: int) -> tuple[int, int]:
+        """The smallest and the largest number of workers that a run with so many shards has."""
+        if not self.elastic:
+            return self.least, self.least
+        sizes = self.sizes(shards)
+        return sizes[0], sizes[-1]
+
     def __str__(self) -> str:
         return f"{self.least}-{self.most}" if self.elastic else str(self.least)
 
@@ -46,18 +54,28 @@ def parse_workers(text: str) -> WorkerCount:
     return count
 
 
-def require_shards_divide(recipe: Recipe, workers: WorkerCount) -> None:
-    """Raise ValueError where the shards of the global batch divide among none of these numbers of workers."""
-    shards = recipe.train.shards
-    if workers.sizes(shards):
+def require_workers_divide(recipe: Recipe, workers: WorkerCount) -> None:
+    """Raise ValueError where the shards of the global batch divide among none of these numbers of workers.
+
+    A range is for models that are all in each worker, on nodes that Ray may fill one after the other.
+    """
+    if not workers.elastic:
+        num_data_ranks(recipe, workers.least)
         return
-    if workers.elastic:
+    shards = recipe.train.shards
+    if not workers.sizes(shards):
         possible = ", ".join(str(size) for size in WorkerCount(1, shards).sizes(shards))
         raise ValueError(
             f"--workers {workers}: train.shards = {shards} divides among none of these numbers, but among {possible}; "
             f"change one of the two (the global batch is shards x shard_size clips)"
         )
-    raise ValueError(
-        f"--workers {workers}: train.shards = {shards} must divide among them; "
-        f"--set train.shards={workers} (the global batch is shards x shard_size clips)"
-    )
+    if recipe.placement != "colocated":
+        raise ValueError(
+            f"--workers {workers}: placement = {recipe.placement!r} needs one number of workers; give one, or --set "
+            "placement=colocated"
+        )
+    if recipe.resources.placement == "STRICT_SPREAD":
+        raise ValueError(
+            f"--workers {workers}: Ray reserves nodes for a range as densely as it can, which resources.placement = "
+            "'STRICT_SPREAD' forbids; give one number, or let a worker take all CPUs or GPUs of a node"
+        )

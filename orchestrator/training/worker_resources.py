@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.training.worker_count import WorkerCount
 from workloads.config.recipe import Recipe
-from workloads.config.resources import selects
+from workloads.config.resources import Resources, selects
 
 GB = 1e9
 ACCELERATOR = "accelerator_type:"  # what Ray calls a kind of GPU among a node's resources, of which each has 1
@@ -74,13 +74,41 @@ def count_groups(fits: Sequence[int], workers: int, placement: str) -> int:
 
 def worker_needs(recipe: Recipe) -> WorkerNeeds:
     """What Ray reserves for one worker of a recipe: by default a CPU for each thread of torch and loader process."""
-    wanted, train = recipe.resources, recipe.train
-    gpus = wanted.gpus or (1.0 if train.device == "cuda" else 0.0)
-    resources = {"CPU": wanted.cpus or float(train.threads + train.loaders)}
+    return _needs(recipe.resources, cpus=recipe.train.threads + recipe.train.loaders, device=recipe.train.device)
+
+
+def teacher_needs(recipe: Recipe) -> WorkerNeeds:
+    """What Ray reserves for one actor that serves teachers: by default a CPU for each thread of torch."""
+    return _needs(recipe.service.resources, cpus=recipe.train.threads, device=recipe.train.device)
+
+
+def beside_workers(recipe: Recipe) -> tuple[WorkerNeeds, int] | None:
+    """What else a run takes on a cluster, and how often: actors that serve teachers, where it has them."""
+    return (teacher_needs(recipe), recipe.service.actors) if recipe.placement == "service" else None
+
+
+def _needs(wanted: Resources, *, cpus: int, device: str) -> WorkerNeeds:
+    """What a recipe's table asks for; its zeros mean so many CPUs, and a GPU where the device is one."""
+    gpus = wanted.gpus or (1.0 if device == "cuda" else 0.0)
+    resources = {"CPU": wanted.cpus or float(cpus)}
     resources |= {"GPU": gpus} if gpus else {}
     resources |= {"memory": wanted.memory_gb * GB} if wanted.memory_gb else {}
     resources |= {f"{ACCELERATOR}{wanted.accelerator}": SHARE} if wanted.accelerator else {}
     return WorkerNeeds(resources, wanted.labels, wanted.placement)
+
+
+def room_beside(nodes: Sequence[Node], needs: WorkerNeeds, count: int) -> list[Node]:
+    """The nodes with what is left of them beside so many others, placed on the first that hold them; [] if not all do.
+
+    Ray may place them otherwise, so that workers find less room; then they are waited for as for any busy cluster.
+    """
+    left = [dict(node.resources) for node in nodes]
+    for resources, node in zip(left, nodes, strict=True):
+        here = min(count, needs.fit(node)) if count else 0
+        for what, amount in needs.resources.items():
+            resources[what] = resources.get(what, 0.0) - here * amount
+        count -= here
+    return [] if count else [Node(resources, node.labels) for resources, node in zip(left, nodes, strict=True)]
 
 
 def needs_of(cpus: int, device: str) -> WorkerNeeds:
@@ -89,14 +117,24 @@ def needs_of(cpus: int, device: str) -> WorkerNeeds:
 
 
 def require_room(
-    nodes: Sequence[Node], needs: WorkerNeeds, workers: int | WorkerCount, address: str, *, fix: str
+    nodes: Sequence[Node],
+    needs: WorkerNeeds,
+    workers: int | WorkerCount,
+    address: str,
+    *,
+    fix: str,
+    beside: tuple[WorkerNeeds, int] | None = None,
 ) -> None:
     """ValueError where the nodes of the Ray at `address` (empty: a local one) do not hold all workers at once, or of a
-    range not the least number."""
-    most = needs.count(nodes)
+    range not the least number.
+
+    `beside` is what else must fit, and how often: actors that serve teachers.
+    """
+    most = needs.count(room_beside(nodes, *beside) if beside else nodes)
     if most < (workers.least if isinstance(workers, WorkerCount) else workers):
         where = f"the cluster at {address}" if address else "this machine"
         wait = ", or, where the cluster scales up, give --wait SECONDS" if address else ""
+        others = f" beside service.actors = {beside[1]} of {beside[0]} each" if beside else ""
         raise ValueError(
-            f"--workers {workers}: {where} holds {most} of {needs} each at once; ask for fewer, {fix}{wait}"
+            f"--workers {workers}: {where} holds {most} of {needs} each at once{others}; ask for fewer, {fix}{wait}"
         )

@@ -93,4 +93,4 @@ def test_scoring_reports_weights_that_diverged(tiny, start):
     for parameter in run.pool.train_state("vit").tagger.parameters():
         parameter.data.fill_(float("inf"))
     with pytest.raises(BadNumbers, match="logits of 20 of 20 clips are not finite"):
-        score_clips(run.pool.states["vit"].tagger, run.prepared.splits.test, run.prepared, run.session)
+        score_clips(run.pool.states["vit"].tagger, run.prepared.splits.test, run.prepared, run.placement.workers)

@@ -87,8 +87,8 @@ def test_validation_is_in_the_precision_of_the_run_and_final_scores_are_in_fp32(
     for name, row in records[-1]["models"].items():
         tagger, _ = load_tagger(row["checkpoint"])
         clips = run.prepared.splits.val
-        validated = score_clips(tagger, clips, run.prepared, run.session, autocast=run.pool.autocast)
+        validated = score_clips(tagger, clips, run.prepared, run.placement.workers, autocast=run.pool.autocast)
         assert {f"{name}/val/{key}": value for key, value in validated.items()}.items() <= last.items()
-        assert row["val"] == score_clips(tagger, clips, run.prepared, run.session)
+        assert row["val"] == score_clips(tagger, clips, run.prepared, run.placement.workers)
         assert row["val"]["log_loss"] == pytest.approx(validated["log_loss"], rel=0.01)
         assert row["val"]["log_loss"] != validated["log_loss"]

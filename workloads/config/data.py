@@ -44,6 +44,7 @@ class Data(Checked):
     # probabilities are averaged, or its start only. Training cuts a window anywhere in it, for every view anew.
     long_clips: Literal["windows", "start"] = "windows"
     test_fold: int = 1
+    train_folds: tuple[int, ...] = ()  # the training folds; none named: all but the test fold
     val_share: float = 0.1  # of the training folds, in whole source recordings
     val_slice: int = 0  # which of the 1 / val_share slices is the validation set
     split_seed: int = 0
@@ -61,6 +62,9 @@ class Data(Checked):
         self._require_at_most(MAX_CLIP_SECONDS, "clip_seconds")
         self._require_non_negative("rate")
         self._require_at_most(MAX_RATE, "rate")
+        self._require(len(set(self.train_folds)) == len(self.train_folds), "train_folds", "names a fold twice")
+        rule = f"has the test fold {self.test_fold}, of which no model may learn; take it out"
+        self._require(self.test_fold not in self.train_folds, "train_folds", rule)
         least = 1 / MAX_SLICES
         self._require(least <= self.val_share <= 0.5, "val_share", f"must be {least:g} to 0.5 of the training folds")
         slices = round(1 / self.val_share)
@@ -84,6 +88,7 @@ class Data(Checked):
         own = f"format {format} names its"
         if format in OWN_TEST:
             self._require(self.test_fold == 1, "test_fold", f"{own} test clips, they are fold 1")
+            self._require(self.train_folds == (), "train_folds", f"{own} training clips: leave it out")
         if format in OWN_VALIDATION:
             for name, default in (("val_share", Data.val_share), ("val_slice", Data.val_slice)):
                 self._require(

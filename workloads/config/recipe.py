@@ -12,6 +12,7 @@ from workloads.config.architectures import Arch
 from workloads.config.checked import Checked
 from workloads.config.data import Data
 from workloads.config.edge import Edge
+from workloads.config.placement import Service, group_models
 from workloads.config.resources import Resources
 from workloads.config.schedules import Schedule
 from workloads.config.search import Search
@@ -195,6 +196,11 @@ class Recipe(Checked):
     compare: bool = False  # train an untaught control beside each student, and say what teaching did
     train: Train = field(default_factory=Train)
     resources: Resources = field(default_factory=Resources)  # of a worker on a Ray cluster
+    # colocated: every worker holds all models; split: each holds those of one group; service: frozen teachers are in
+    # actors of their own
+    placement: Literal["colocated", "split", "service"] = "colocated"
+    split_groups: tuple[tuple[str, ...], ...] = ()  # split: models that share workers; empty: those of a family do
+    service: Service = field(default_factory=Service)
     search: Search | None = None  # what `antiphon search` varies; a single run ignores it
 
     def __post_init__(self) -> None:
@@ -206,6 +212,8 @@ class Recipe(Checked):
             self._check_search(self.search)
         self._check_mixup()
         self._check_rate()
+        if self.split_groups or self.placement == "split":
+            self.group_models()
 
     def _check_models(self) -> None:
         self._require(bool(self.models), "models", "needs at least one model")
@@ -286,6 +294,12 @@ class Recipe(Checked):
         for name in names:
             if name not in self.models:
                 raise ValueError(f"{where}: no model named {name!r}; the models are {', '.join(self.models)}")
+
+    def group_models(self) -> tuple[tuple[str, ...], ...]:
+        """The models that share workers under placement = "split"; see `placement.group_models`."""
+        families = {name: model.arch.family for name, model in self.models.items()}
+        controls = {name: model.control_of for name, model in self.models.items() if model.control_of}
+        return group_models(families, controls, self.split_groups)
 
     @property
     def rate(self) -> int:

@@ -9,10 +9,10 @@ Axes: B clips of a batch, here of a shard, N clips of a set, T samples, C tags.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -82,18 +82,19 @@ class Batches:
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
 
     @contextmanager
-    def loaded_ahead(self, steps: range, shards: range, device: torch.device) -> Iterator[None]:
+    def loaded_ahead(self, steps: Iterable[int], shards: range, device: torch.device) -> Iterator[None]:
         """Within this context the crops of these shards, step by step, are loaded ahead in `train.loaders` processes.
 
         They must be asked for in that order. Without such processes they are loaded when they are asked for.
         """
-        train = self.recipe.train
-        if not train.loaders or not steps:
+        train, left = self.recipe.train, iter(steps)
+        first = list(islice(left, 1))
+        if not train.loaders or not first:
             yield
             return
         loader = self._loader = InProcesses(
             self._reader,
-            (self._request(step, index)[0] for step in steps for index in shards),
+            (self._request(step, index)[0] for step in chain(first, left) for index in shards),
             loaders=train.loaders,
             prefetch=train.prefetch,
             shards_per_step=len(shards),

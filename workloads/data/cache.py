@@ -64,6 +64,10 @@ class CachedClip:
     opener: Opener
 
     @property
+    def clip_id(self) -> str:
+        return self.clip.clip_id
+
+    @property
     def key(self) -> str:
         """The name of the stored clip in the index."""
         return self.target.stem

@@ -14,6 +14,14 @@ from torch import Tensor
 from workloads.data.decoded import DecodedClip
 
 
+def damaged_clip(clip_id: str, reason: object) -> ValueError:
+    """The error where a clip was damaged after it was packed, and no other may take its place."""
+    return ValueError(
+        f"clip {clip_id} cannot be used any more: {reason}; `antiphon data verify` names what is damaged in the pack: "
+        "restore these archives, or pack the data set again"
+    )
+
+
 @dataclass(frozen=True)
 class MendedClip:
     """A clip whose file was mended before it was stored, and how."""
@@ -21,6 +29,13 @@ class MendedClip:
     clip_id: str
     path: str
     notes: tuple[str, ...]
+
+
+class Entry(Protocol):
+    """Where one clip is."""
+
+    @property
+    def clip_id(self) -> str: ...
 
 
 class ClipStore(Protocol):
@@ -32,7 +47,7 @@ class ClipStore(Protocol):
     rate: int
 
     def entry(self, clip_id: str) -> Any:
-        """Where a usable clip is."""
+        """Where a usable clip is: an `Entry`, of the store's own kind."""
         ...
 
     def load(self, clip_id: str) -> Tensor:

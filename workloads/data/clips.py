@@ -121,7 +121,7 @@ class Splits:
 
 
 def split(dataset: Dataset, data: Data) -> Splits:
-    """Split by data.test_fold, then the other folds by data.val_slice; no recording is in two splits.
+    """Split by data.test_fold, then the training folds by data.val_slice; no recording is in two splits.
 
     A data set that names its validation clips is split by these: they are its `val_fold`.
 
@@ -130,15 +130,18 @@ def split(dataset: Dataset, data: Data) -> Splits:
     every one. Of the labelled training clips data.labelled_share keep their labels. Where no label is known no clip
     validates or tests, and the test fold, if there is one, is left out as well.
 
-    Raises ValueError for a fold that does not exist, for a source in the test fold and in others or in the fold that
-    validates and in others, for more slices than recordings or clips of a tag can fill, and with one tag per clip for a
-    tag whose training clips all lose it.
+    With data.train_folds the clips of further folds are used nowhere, and are not counted.
+
+    Raises ValueError for a fold that does not exist, for a source in the test fold and in others, in the fold that
+    validates and in others, or in a training fold and in one that is used nowhere, for more slices than recordings or
+    clips of a tag can fill, and with one tag per clip for a tag whose training clips all lose it.
     """
+    clips = _used_clips(dataset.clips, data)
     if not dataset.has_labels:
-        tests = {clip.source for clip in dataset.clips if clip.fold == data.test_fold}
-        kept, left_out = (tuple(c for c in dataset.clips if (c.source in tests) == out) for out in (False, True))
+        tests = {clip.source for clip in clips if clip.fold == data.test_fold}
+        kept, left_out = (tuple(c for c in clips if (c.source in tests) == out) for out in (False, True))
         return Splits(kept, (), (), left_out)
-    test, training_folds = _split_fold(dataset.clips, data.test_fold, "test")
+    test, training_folds = _split_fold(clips, data.test_fold, "test")
     if dataset.val_fold is None:
         val = _validation_sources(tuple(clip for clip in training_folds if clip.labelled), dataset, data)
     else:
@@ -201,6 +204,23 @@ def require_full_batch(num_train: int, train: Train) -> None:
             f"train.shard_size x train.shards = {train.batch_size}: a batch needs as many clips, and only {num_train} "
             f"are in the training split; {fix}, or add clips"
         )
+
+
+def _used_clips(clips: tuple[Clip, ...], data: Data) -> tuple[Clip, ...]:
+    """The clips of the test fold and of data.train_folds, if these are named."""
+    if not data.train_folds:
+        return clips
+    folds = sorted({clip.fold for clip in clips})
+    if unknown := sorted(set(data.train_folds) - set(folds)):
+        raise ValueError(f"data.train_folds: no fold {unknown[0]}; the folds are {', '.join(map(str, folds))}")
+    used = {data.test_fold, *data.train_folds}
+    unused = {clip.source for clip in clips if clip.fold not in used}
+    if shared := unused & {clip.source for clip in clips if clip.fold in data.train_folds}:
+        raise ValueError(
+            f"source {min(shared)} is in data.train_folds and in other folds ({len(shared)} such sources): a model "
+            "that learns from the others would have heard it; give all clips of a source one fold"
+        )
+    return tuple(clip for clip in clips if clip.fold in used)
 
 
 def _split_fold(clips: tuple[Clip, ...], fold: int, part: str) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from workloads.config.data import Data
 from workloads.data.archives import Archives, FetchedArchives, LocalArchives
-from workloads.data.clip_store import MendedClip
+from workloads.data.clip_store import MendedClip, damaged_clip
 from workloads.data.clips import Clip
 from workloads.data.containers import has_decoder
 from workloads.data.decode import BrokenClip, NotReadHere, load_sound
@@ -62,10 +62,7 @@ class PackedClips:
         try:
             return to_waveform(self._decode(self._read(self.entry(clip_id)), clip_id))
         except BrokenClip as error:
-            raise ValueError(
-                f"clip {clip_id} cannot be used any more: {error}; `antiphon data verify` names what is damaged in the "
-                "pack: restore these archives, or pack the data set again"
-            ) from None
+            raise damaged_clip(clip_id, error) from None
 
     def load_part(self, entry: PackedClip, part_L: NDArray[np.int16], *, start: Callable[[int], int]) -> int:
         """As `ClipStore`. Of samples stored as they are only those of the part are read, so no checksum is compared."""

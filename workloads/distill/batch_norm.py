@@ -8,12 +8,11 @@ Does not depend on the loop or on what is learned.
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from workloads.models.tagger import Tagger
-from workloads.runtime.session import Session
+from workloads.runtime.placement import WorkerGroup
 
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -35,16 +34,16 @@ class ShardMeanStats:
     """The running statistics of the students during one step.
 
     Every shard starts from the statistics at the beginning of the step; at its end they are set to the mean over all
-    shards of all workers. Every worker creates one per step, calls `after_shard` once per shard of its own, then
-    `finish` once (a collective call).
+    shards of all `workers` that hold these taggers. Every one of them creates one per step, calls `after_shard` once
+    per shard of its own, then `finish` once (a collective call).
 
     With a single shard in the whole batch its statistics are the mean already: nothing is read or copied, unless
     `can_undo` asks for the buffers from before the step.
     """
 
-    def __init__(self, taggers: list[Tagger], *, shards: int, session: Session, can_undo: bool) -> None:
+    def __init__(self, taggers: list[Tagger], *, shards: int, workers: WorkerGroup, can_undo: bool) -> None:
         self._single_shard = shards == 1
-        self._can_undo, self._shards, self._session = can_undo, shards, session
+        self._can_undo, self._shards, self._workers = can_undo, shards, workers
         self._stats, self._counters = _saved_buffers([] if self._single_shard and not can_undo else taggers)
         self._start = [buffer.clone() for buffer in (*self._stats, *self._counters)]
         self._sums = [] if self._single_shard else [torch.zeros_like(stat) for stat in self._stats]
@@ -73,8 +72,7 @@ class ShardMeanStats:
 
     def _set_means(self) -> None:
         flat = torch.cat([total.reshape(-1) for total in self._sums])
-        if self._session.world_size > 1:
-            dist.all_reduce(flat)
+        self._workers.add_up(flat)
         flat /= self._shards
         means = flat.split([stat.numel() for stat in self._stats])
         torch._foreach_copy_(self._stats, [mean.view_as(stat) for stat, mean in zip(self._stats, means, strict=True)])

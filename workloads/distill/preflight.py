@@ -1,5 +1,7 @@
 """Checks before the first step, on all workers together: the data, and the recipe's mistakes in models."""
 
+import torch
+
 from workloads.config.recipe import Recipe
 from workloads.data.clips import require_labels, require_scorable
 from workloads.data.prepare import PreparedData, prepare
@@ -10,11 +12,11 @@ from workloads.models.buildable import require_buildable
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach
 from workloads.runtime.opener import Opener
-from workloads.runtime.session import Session, gather
+from workloads.runtime.placement import WorkerGroup
 
 
 def prepare_run(
-    recipe: Recipe, phases: tuple[Phase, ...], session: Session, files: Opener
+    recipe: Recipe, phases: tuple[Phase, ...], everyone: WorkerGroup, device: torch.device, files: Opener
 ) -> tuple[PreparedData, StoresOfRun, dict[str, tuple[str, ...]]]:
     """The run's data and stores, and by model the tensors that its `init` does not provide. Every worker must call it
     once.
@@ -27,7 +29,7 @@ def prepare_run(
     newly_initialised: dict[str, tuple[str, ...]] = {}
     try:
         if recipe.train.compile:
-            require_compiler(session.device)
+            require_compiler(device)
         require_buildable(recipe)  # before clips are decoded
         prepared = prepare(recipe, files, model_tags=check_stores(recipe, files), tags_of="store")
         if not prepared.dataset.has_labels:
@@ -43,7 +45,7 @@ def prepare_run(
                 require_ready_to_teach(tagger, name)
     except ValueError as error:
         mistake = str(error)
-    _require_agreement(gather(session, (mistake, fingerprint, digests)))
+    _require_agreement(everyone.gather((mistake, fingerprint, digests)))
     return prepared, stores, {name: tensors for name, tensors in newly_initialised.items() if tensors}
 
 

@@ -212,6 +212,8 @@ def _check_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
     opened = {edge.key for phase in phases for edge in phase.edges}
     if closed := [edge.key for edge in recipe.edges if edge.key not in opened]:
         raise ValueError(f"edges {', '.join(closed)}: never open under schedule {kind}; remove them or change it")
+    if recipe.placement == "service" and not any(phase.teachers for phase in phases):
+        raise ValueError("placement = 'service': no model teaches, so nothing would be served; use 'colocated'")
     totals = own_steps(phases)
     for name in sorted({name for phase in phases for name in phase.teachers}):
         if not totals[name] and not recipe.models[name].init:
@@ -230,6 +232,12 @@ def _check_edge(recipe: Recipe, phase: Phase, edge: Edge) -> None:
         raise ValueError(
             f"edges {edge.key}: view = 'clean': a model that trains in the same step teaches with its training "
             "forward; use view = 'same', or source = 'snapshot' or 'ema'"
+        )
+    if recipe.placement == "service" and not edge.store and edge.source != "snapshot" and edge.teacher in phase.trains:
+        raise ValueError(
+            f"edges {edge.key}: source = {edge.source!r}: placement = 'service' serves frozen teachers, and under "
+            f"schedule {recipe.schedule.kind} {edge.teacher} trains while it teaches; set source = 'snapshot', or "
+            "placement = 'split' or 'colocated'"
         )
     if edge.shuffled and recipe.train.shard_size == 1:
         raise ValueError(

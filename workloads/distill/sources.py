@@ -5,11 +5,12 @@ Axes: B clips of a shard, M mel bands, F frames, C tags, D features of an embedd
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from workloads.config.edge import Edge
 from workloads.data.shard import Shard
 from workloads.models.profiles import outputs_and_profile
 from workloads.models.tagger import Tagger
@@ -17,6 +18,18 @@ from workloads.models.tagger import Tagger
 # By what an edge carries: logits_BC before temperature, embedding_BD, a teacher's profile temporal_BP; of a student
 # sequence_BPD too, from which its own profile is made. In fp32.
 Outputs = Mapping[str, Tensor]
+
+
+class Heard(NamedTuple):
+    """What edges have in common that share one forward of their teacher."""
+
+    teacher: str
+    view: str
+    source: str
+
+
+def heard_by(edge: Edge) -> Heard:
+    return Heard(edge.teacher, edge.view, edge.source)
 
 
 class TeacherSource(Protocol):

@@ -5,70 +5,87 @@ The only code of a run that reads the test fold.
 
 import math
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from workloads.config.controls import controls_of
 from workloads.config.recipe import Recipe
 from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
-from workloads.evaluate.predict import predict_clips
+from workloads.evaluate.predict import predict_clips, raised_on_all
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.placement import Placement, WorkerGroup
 from workloads.runtime.precision import full_float32
 from workloads.runtime.session import Session
 
-VALIDATION_KEYS = ("val_share", "val_slice", "split_seed")  # settings that choose the validation clips
+VALIDATION_KEYS = ("train_folds", "val_share", "val_slice", "split_seed")  # settings that choose the validation clips
 TEST_PREDICTIONS = "test"  # the file of a published tagger with its test clips' logits_NC and y_NC
 
 
 def deliver_models(
-    recipe: Recipe, pool: ModelPool, prepared: PreparedData, session: Session
+    recipe: Recipe, pool: ModelPool, prepared: PreparedData, placement: Placement, session: Session
 ) -> dict[str, dict[str, Any]]:
-    """Score, publish and release every model; returns the result table's rows by name.
+    """Score, publish and release every model; returns the result table's rows by name, on rank 0.
 
-    Called once per attempt by every worker; rank 0 publishes. A kill in the middle leaves some models published: the
-    next attempt publishes all of them again. `weights_sha256` is of the last trained weights, also where an average is
-    delivered. Students and their controls come with their test logits, which are compared (`evaluate/bootstrap.py`).
+    Called once per attempt by every worker; those that hold a model score it, rank 0 publishes. A kill in the middle
+    leaves some models published: the next attempt publishes all of them again. `weights_sha256` is of the last trained
+    weights, also where an average is delivered. Test logits are published with a model, so that it can be compared with
+    its control, and with models of other runs (`evaluate/bootstrap.py`). Raises BadNumbers on all workers.
     """
     rows: dict[str, dict[str, Any]] = {}
-    compared = {name for pair in controls_of(recipe).items() for name in pair}
     for name in recipe.models:
-        trained = pool.train_state(name)
-        digest = checkpoint.weights_digest(trained.tagger.state_dict())
-        trained.tagger.load_state_dict(trained.average.delivered_state(trained.tagger))
-        tagger = trained.tagger.eval()
-        row: dict[str, Any] = {
-            "params": tagger.num_parameters,
-            "steps_taught": pool.steps_taught[name],
-            "steps_learned": trained.own_step,
-            "steps_skipped": trained.skipped_steps,
-        }
-        with full_float32(session.device):  # as `antiphon evaluate` computes them, whatever the run trained in
-            predictions = _predictions(tagger, recipe, prepared, session)
-        row |= _scores(predictions, recipe, prepared)
-        row["weights_sha256"] = digest
-        if session.rank == 0:
-            state = _tagger_state(name, tagger, recipe, prepared, row)
-            tensors = {"weights": tagger.state_dict()}
-            if name in compared and recipe.train.score_test:
-                tensors[TEST_PREDICTIONS] = dict(zip(("logits_NC", "y_NC"), predictions["test"], strict=True))
-            folder = checkpoint.write(session.work_dir / "models" / name, tensors=tensors, state=state)
-            row["checkpoint"] = session.deliver(folder)
-        rows[name] = row
-        pool.release(name)
+        own = raised_on_all(placement.everyone, partial(_scored, name, recipe, pool, prepared, placement))
+        scored = placement.bring(name, own)
+        if scored is not None:
+            folder = session.work_dir / "models" / name
+            checkpoint.write(folder, tensors=scored.tensors, state=scored.state)
+            rows[name] = scored.row | {"checkpoint": session.deliver(folder)}
     return rows
 
 
+class _Scored(NamedTuple):
+    """What is delivered of a model."""
+
+    row: dict[str, Any]
+    state: dict[str, Any]  # of the published tagger
+    tensors: dict[str, dict[str, Tensor]]  # by file, on the CPU
+
+
+def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, placement: Placement) -> _Scored | None:
+    """Score a model's averaged weights, with all workers that hold it, and release it; None on the other ones."""
+    if not placement.holds(name):
+        return None
+    trained = pool.train_state(name)
+    digest = checkpoint.weights_digest(trained.tagger.state_dict())
+    trained.tagger.load_state_dict(trained.average.delivered_state(trained.tagger))
+    tagger = trained.tagger.eval()
+    row: dict[str, Any] = {
+        "params": tagger.num_parameters,
+        "steps_taught": pool.steps_taught[name],
+        "steps_learned": trained.own_step,
+        "steps_skipped": trained.skipped_steps,
+    }
+    with full_float32(next(tagger.parameters()).device):  # as `antiphon evaluate` does, whatever the run trained in
+        predictions = _predictions(tagger, recipe, prepared, placement.workers)
+    row |= _scores(predictions, recipe, prepared)
+    row["weights_sha256"] = digest
+    tensors = {"weights": {key: tensor.detach().cpu() for key, tensor in tagger.state_dict().items()}}
+    if "test" in predictions:
+        tensors[TEST_PREDICTIONS] = dict(zip(("logits_NC", "y_NC"), predictions["test"], strict=True))
+    pool.release(name)
+    return _Scored(row, _tagger_state(name, tagger, recipe, prepared, row), tensors)
+
+
 def _predictions(
-    tagger: Tagger, recipe: Recipe, prepared: PreparedData, session: Session
+    tagger: Tagger, recipe: Recipe, prepared: PreparedData, workers: WorkerGroup
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """logits_NC and y_NC of the validation clips and, with `train.score_test`, of the test clips; of data without any
     label, of none."""
     parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
-    return {part: predict_clips(tagger, clips, prepared, session) for part, clips in parts.items() if clips}
+    return {part: predict_clips(tagger, clips, prepared, workers) for part, clips in parts.items() if clips}
 
 
 def _scores(predictions: dict[str, tuple[Tensor, Tensor]], recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
@@ -117,7 +134,7 @@ def _training_origin(recipe: Recipe, prepared: PreparedData, tagger: Tagger) -> 
         "format": recipe.data.format,
         "fingerprint": prepared.dataset.fingerprint(),
         "test_fold": recipe.data.test_fold,
-        "validation": {key: getattr(recipe.data, key) for key in VALIDATION_KEYS},
+        "validation": {key: value for key, value in asdict(recipe.data).items() if key in VALIDATION_KEYS},
         "clips": {part: len(getattr(prepared.splits, part)) for part in ("train", "val", "test")},
     }
     first = tagger.initial_checkpoint.get("origin") or tagger.initial_checkpoint.get("first_weights")

@@ -6,7 +6,7 @@ Does not depend on training.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.json_files import TaggerState, require_shape
 from workloads.runtime.opener import LocalFiles
-from workloads.runtime.session import Session, gather
+from workloads.runtime.placement import WorkerGroup
 
+Value = TypeVar("Value")
 WINDOWS_AT_ONCE = 16  # of a long recording
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -35,17 +36,32 @@ class BadNumbers(RuntimeError):
     """A loss, a gradient or logits that are not finite, with which a run cannot continue."""
 
 
+def raised_on_all(everyone: WorkerGroup, call: Callable[[], Value]) -> Value:
+    """The result of a call; BadNumbers that it raises on some workers are raised on all. A collective call.
+
+    Workers that hold other models would else wait for ever for those that have ended.
+    """
+    bad = ""
+    try:
+        value = call()
+    except BadNumbers as error:
+        bad = str(error)
+    if found := next(filter(None, everyone.gather(bad)), ""):
+        raise BadNumbers(found)
+    return value
+
+
 def predict_clips(
     tagger: Tagger,
     clips: Sequence[Clip],
     prepared: PreparedData,
-    session: Session | None = None,
+    workers: WorkerGroup | None = None,
     *,
     autocast: Autocast = nullcontext,
 ) -> tuple[Tensor, Tensor]:
     """logits_NC and y_NC of clips, in their order; of clips longer than a window as `data.long_clips` says.
 
-    With a session it is a collective call: the workers share the batches, and all of them get the whole. The tagger
+    With `workers` it is a collective call of theirs: they share the batches, and all of them get the whole. The tagger
     keeps its training or eval mode. `autocast` opens the context of a forward, that of training where its precision is
     wanted. Raises BadNumbers where a logit is not finite.
     """
@@ -53,13 +69,12 @@ def predict_clips(
     own: dict[int, Tensor] = {}  # this worker's logits by batch
     size = prepared.recipe.train.shard_size
     batches = [clips[start : start + size] for start in range(0, len(clips), size)]
-    first, stride = (session.rank, session.world_size) if session else (0, 1)
+    workers = workers or WorkerGroup()
     tagger.eval()
-    for number in range(first, len(batches), stride):
+    for number in range(workers.rank, len(batches), workers.size):
         own[number] = _predict(tagger, batches[number], prepared, autocast)
     tagger.train(was_training)
-    workers = gather(session, own) if session else [own]
-    by_batch = {number: logits for worker in workers for number, logits in worker.items()}
+    by_batch = {number: logits for worker in workers.gather(own) for number, logits in worker.items()}
     logits_NC = torch.cat([by_batch[number] for number in sorted(by_batch)])
     _require_finite(clips, logits_NC)
     return logits_NC, torch.from_numpy(prepared.dataset.targets(clips))
@@ -90,10 +105,15 @@ def _require_finite(clips: Sequence[Clip], logits_NC: Tensor) -> None:
 
 
 def score_clips(
-    tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, session: Session, *, autocast: Autocast = nullcontext
+    tagger: Tagger,
+    clips: Sequence[Clip],
+    prepared: PreparedData,
+    workers: WorkerGroup,
+    *,
+    autocast: Autocast = nullcontext,
 ) -> dict[str, float]:
     """A tagger's scores on clips (`metrics.score`), from `predict_clips`; a collective call."""
-    logits_NC, y_NC = predict_clips(tagger, clips, prepared, session, autocast=autocast)
+    logits_NC, y_NC = predict_clips(tagger, clips, prepared, workers, autocast=autocast)
     return metrics.score(logits_NC, y_NC, prepared.dataset.labels)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from workloads.distill.edges import EdgeTerm, Term
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
-from workloads.runtime.session import Session, StepTimes, gather
+from workloads.runtime.placement import WorkerGroup
+from workloads.runtime.session import StepTimes
 
 
 def shard_metrics(
@@ -35,18 +36,23 @@ def shard_metrics(
     return values
 
 
-def mean_over_workers(metrics_of_shards: list[dict[str, float]], session: Session) -> dict[str, float]:
-    """The mean of each metric over all shards of all workers; a collective call."""
-    all_shards = [values for worker in gather(session, metrics_of_shards) for values in worker]
+def step_metrics(
+    metrics_of_shards: list[dict[str, float]], of_optimizers: dict[str, float], everyone: WorkerGroup
+) -> dict[str, float]:
+    """The mean of each metric over all shards of all workers, and `of_optimizers` of all models; a collective call."""
+    workers = everyone.gather((metrics_of_shards, of_optimizers))
+    all_shards = [values for shards, _ in workers for values in shards]
     means = {}
     for key in dict.fromkeys(key for values in all_shards for key in values):
         present = [values[key] for values in all_shards if key in values]
         means[key] = sum(present) / len(present)
+    for _, values in workers:
+        means |= values
     return means
 
 
-def optimizer_metrics(pool: ModelPool, names: tuple[str, ...]) -> dict[str, float]:
-    """Each model's own step, learning rate and gradient norm before clipping; the same on every worker."""
+def optimizer_metrics(pool: ModelPool, names: Sequence[str]) -> dict[str, float]:
+    """Each model's own step, learning rate and gradient norm before clipping; the same on every worker that has it."""
     values: dict[str, float] = {}
     for name in names:
         state = pool.states[name]

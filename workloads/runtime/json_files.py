@@ -54,7 +54,7 @@ class TrainedOn(TypedDict):
     format: str
     fingerprint: str
     test_fold: int
-    validation: NotRequired[dict[str, float]]  # the settings that chose the validation clips
+    validation: NotRequired[dict[str, float | list[int]]]  # the settings that chose the validation clips
     clips: PartCounts
 
 

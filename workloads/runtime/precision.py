@@ -39,6 +39,11 @@ def full_float32(device: torch.device) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = convolutions
 
 
+def training_autocast(train: Train, device: torch.device) -> torch.autocast:
+    """The context of a forward in training and validation: bf16 with `train.precision` = "bf16", else nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16")
+
+
 def precision_warnings(train: Train) -> list[str]:
     """What to say of `train.precision` before a run starts: that bf16 is slow on the CPU of this machine, if it is."""
     if train.device != "cpu" or train.precision != "bf16":

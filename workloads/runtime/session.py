@@ -43,6 +43,7 @@ class Session(Protocol):
     device: torch.device
     work_dir: Path  # this worker's scratch folder
     attempt: int  # attempt number of this run, from 1
+    teachers: Any  # the servers of frozen teachers (`distill/service.py`); None: there are none
 
     def report(self, records: list[dict[str, Any]], checkpoint: Path | None = None) -> None:
         """Append records to the event log and publish a finished checkpoint folder, which then belongs to the session.
@@ -78,6 +79,7 @@ class LocalSession:
 
     rank = 0
     world_size = 1
+    teachers: Any = None
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from workloads.config.teach import TeachRecipe
 from workloads.data.augment import VIEW_VERSION, View, clean_view, roll_and_amplify, sound_of_view
-from workloads.data.cache import CachedClip, ClipCache
+from workloads.data.clip_store import ClipStore, Entry, damaged_clip
 from workloads.data.loading import CropReader, ShardRequest
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Shard, ViewKey
@@ -27,7 +27,7 @@ from workloads.runtime.precision import set_tf32
 from workloads.stores.description import About
 from workloads.teaching.teachers import Heard, TeacherModel
 
-Partners = Mapping[tuple[str, int], CachedClip]  # by clip_id and view; a clip that is not mixed is its own
+Partners = Mapping[tuple[str, int], Entry]  # by clip_id and view; a clip that is not mixed is its own
 
 
 class Ensemble:
@@ -93,24 +93,26 @@ class Ensemble:
         }
 
     def rows(
-        self, clips: Sequence[CachedClip], cache: ClipCache, partners: Partners | None = None
+        self, clips: Sequence[Entry], store: ClipStore, partners: Partners | None = None
     ) -> dict[str, NDArray[np.float32]]:
-        """For each column the values of these clips in all views, values_NVC, from their sounds in the cache.
+        """For each column the values of these clips in all views, values_NVC, from their sounds in the store.
 
         With `partners`, by clip_id and view, of their mixtures with these.
-        Raises ValueError, naming teacher, clip and view, for an output that is not finite.
+        Raises ValueError, naming teacher, clip and view, for an output that is not finite, and for a clip of a pack
+        that was damaged since.
         """
         teach, found = self.recipe.teach, dict[str, NDArray[np.float32]]()
-        reader = CropReader(cache, self.recipe.augment, shard_size=teach.batch_size, length=self._length)
+        reader = CropReader(store, self.recipe.augment, shard_size=teach.batch_size, length=self._length)
         for start in range(0, len(clips), teach.batch_size):
             batch = tuple(clips[start : start + teach.batch_size])
             for view in range(teach.views):
-                others = tuple(partners[clip.clip.clip_id, view] for clip in batch) if partners is not None else ()
+                others = tuple(partners[clip.clip_id, view] for clip in batch) if partners is not None else ()
                 read_clips = (*batch, *others)
-                keys = tuple(ViewKey(clip.clip.clip_id, view, 0) for clip in read_clips)
+                keys = tuple(ViewKey(clip.clip_id, view, 0) for clip in read_clips)
                 crops_BT = np.empty((len(keys), self._length), np.int16)
                 read = reader.read(ShardRequest(keys, read_clips), crops_BT)
-                assert not read.broken, "every clip was decoded before"
+                for row, reason in read.broken.items():
+                    raise damaged_clip(keys[row].clip_id, reason)
                 shard = self._shard(keys, torch.from_numpy(crops_BT), read.samples, read.views, size=len(batch))
                 heard = self._hear(shard)
                 for name, outputs in heard.items():
@@ -176,11 +178,10 @@ def mean_of_teachers(logits_ABC: Tensor, labels: str, *, mean_of: str, holds: st
     return torch.stack([probabilities(logits_BC, labels) for logits_BC in logits_ABC]).mean(dim=0)
 
 
-def require_different_views(recipe: TeachRecipe, samples: Sequence[int], rate: int) -> None:
-    """ValueError where all views of a clip are equal: nothing is augmented, and no clip of so many samples is cut."""
-    length = round(recipe.data.clip_seconds * rate)
+def require_different_views(recipe: TeachRecipe, seconds: Sequence[float]) -> None:
+    """ValueError where all views of a clip are equal: nothing is augmented, and no clip of these lengths is cut."""
     differ = recipe.augment.has_clean_view or recipe.augment.mixup
-    if recipe.teach.views > 1 and not differ and max(samples, default=0) <= length:
+    if recipe.teach.views > 1 and not differ and max(seconds, default=0) <= recipe.data.clip_seconds:
         raise ValueError(
             f"teach.views = {recipe.teach.views}: nothing is augmented and no clip is longer than data.clip_seconds, "
             "so all views of a clip are equal; set teach.views to 1, or [augment]"

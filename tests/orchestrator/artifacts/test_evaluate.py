@@ -64,14 +64,22 @@ def test_another_test_fold_of_its_training_data_is_refused(published, antiphon, 
     assert done.err.strip() == f"mistake: {message}--set data.test_fold=2"
 
 
-@pytest.mark.parametrize(("key", "own"), [("val_slice", 0), ("split_seed", 0), ("val_share", 0.1)])
+@pytest.mark.parametrize(
+    ("key", "own"),
+    [
+        ("val_slice", "data.val_slice=0"),
+        ("split_seed", "data.split_seed=0"),
+        ("val_share", "data.val_share=0.1"),
+        ("train_folds", "'data.train_folds=[]'"),
+    ],
+)
 def test_another_validation_slice_of_its_training_data_is_refused(published, antiphon, key, own):
     folder, data = published
-    other = {"val_slice": 1, "split_seed": 7, "val_share": 0.2}[key]
+    other = {"val_slice": 1, "split_seed": 7, "val_share": 0.2, "train_folds": [1, 3]}[key]
     words = ("--set", "data.test_fold=2", "--set", f"data.{key}={other}")
     done = antiphon("evaluate", folder, "--data", "demo", "--part", "val", *data, *words)
     assert (done.code, done.out) == (2, "")
-    assert f"was trained on clips of this validation slice; its own is --set data.{key}={own:g}" in done.err
+    assert f"was trained on clips of this validation slice; its own is --set {own}" in done.err
 
 
 def test_another_data_set_may_have_any_test_fold(published, antiphon):

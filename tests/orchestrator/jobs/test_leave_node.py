@@ -49,7 +49,10 @@ def alone(process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_driver_that_ends_at_sigterm_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = "import signal; signal.signal(15, lambda *_: print('saved')); print('begun', flush=True); signal.pause()"
+    program = (
+        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [15]); print('begun', flush=True); "
+        "signal.sigwait([15]); print('saved')"
+    )
     said: list[str] = []
     with driver(program) as process:
         alone(process, monkeypatch)

@@ -26,6 +26,7 @@ TURNS = ("schedule.burn_in=3", "schedule.period=5", "schedule.turns=2")
 LIVE = ("edges.0.source=live", "edges.1.source=live")  # for teachers without a moving average
 SIZES = {"cnn": Size(100, 1000, 40, 24), "vit": Size(10, 50_000, 7, 5)}
 HUNDRED = Clips(train=100, tags=10, val=20, test=30)
+DELIVERED = 47 + 2 * (2 * 4 * 30 * 10)  # the weights of SIZES; both models' test logits and labels
 
 
 @pytest.fixture
@@ -192,8 +193,8 @@ def test_the_peak_is_the_newest_the_best_and_one_being_written(tiny):
     cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     assert cost.checkpoints == 13
     each = 2 * 40 + 24 + 2 * 7 + 5  # both keep a moving average
-    assert cost.bytes_kept == (2 + 2 + 1) * each + 47
-    assert cost.bytes_written == 13 * each + 47
+    assert cost.bytes_kept == (2 + 2 + 1) * each + DELIVERED
+    assert cost.bytes_written == 13 * each + DELIVERED
 
 
 def test_the_cost_of_a_hundred_thousand_turns_is_counted_by_phase(tiny):
@@ -203,8 +204,8 @@ def test_the_cost_of_a_hundred_thousand_turns_is_counted_by_phase(tiny):
     cost = plan_cost(recipe, plan_phases(recipe), HUNDRED, SIZES)
     growing = 7 * (12 + 40) + 4 * (12 + 64 + 40) + 2 * (12 + 64 + 80)  # first vit; then cnn and 1, 2, 3 averages
     assert cost.checkpoints == 700_000
-    assert cost.bytes_written == growing + (700_000 - 13) * (12 + 64 + 120) + 47
-    assert cost.bytes_kept == (2 + 2 + 1) * (12 + 64 + 120) + 47
+    assert cost.bytes_written == growing + (700_000 - 13) * (12 + 64 + 120) + DELIVERED
+    assert cost.bytes_kept == (2 + 2 + 1) * (12 + 64 + 120) + DELIVERED
     # 58 334 epochs of 12 steps, and turns of 7; only vit teaches in the last epoch, which has 4 steps
     assert (cost.models["cnn"].store_views, cost.models["vit"].store_views) == (58_333, 58_334)
 

@@ -19,12 +19,14 @@ from orchestrator.teaching.job import ShardFiller, TeachRequest
 from orchestrator.teaching.rehear import hear_again
 from tests import stores
 from tests.orchestrator.artifacts.test_tag import publish
-from tests.packs import pack_as, write_clips
+from tests.packs import damage_clip, pack_as, write_clips
 from tests.teachers import CLIPS, RATE, SECONDS, TAGS
 from workloads.config.recipe import Augment
 from workloads.data.augment import draw_partner, draw_view, mask_mel, roll_and_amplify, sound_mask, sound_of_view
 from workloads.data.decode import load_sound
+from workloads.data.prepare import prepare
 from workloads.evaluate.predict import load_tagger
+from workloads.stores.heard_sample import sampled_views
 
 AUGMENT = Augment(view_seed=3, roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)
 
@@ -229,11 +231,45 @@ def test_teachers_have_the_same_tags_and_views_differ(folder, teach, tmp_path):
     assert teach(tmp_path / "store", short, "teach.views=1", *plain)["rows"] == 2
 
 
-def test_a_packed_data_set_is_refused(tiny, teach, tmp_path):
-    settings = write_clips(tmp_path / "plain", 15)
-    pack_as(tiny("demo", *settings, "data.clip_seconds=1.0"), str(tmp_path / "packed"), "flac")
-    with pytest.raises(ValueError, match=r"data\.format = 'packed': stores are filled from plain data sets so far"):
-        teach(tmp_path / "store", "data.format=packed", f"data.root={tmp_path}/packed", "data.labels=single")
+@pytest.mark.parametrize("form", ["original", "flac", "int16"])
+def test_a_packed_data_set_fills_the_store_of_the_plain_one(tiny, teach, folder, tmp_path, form):
+    """Mixtures too, whose partners lie in other archives; `verify --hear` reads the pack as well."""
+    settings = [*write_clips(tmp_path / "plain", 15), "data.max_broken_share=0.2"]
+    (tmp_path / "plain" / "audio" / "3.flac").write_bytes(b"no sound")
+    pack_as(tiny("demo", *settings), str(tmp_path / "packed"), form, archive_mb=0.1)
+    assert len(list((tmp_path / "packed" / "archives").iterdir())) > 2
+    of_pack = ["data.format=packed", f"data.root={tmp_path}/packed", "data.manifest=''", "data.labels=single"]
+    mixed = ["augment.mixup=0.5", f"data.cache={tmp_path}/cache"]
+    plain = teach(tmp_path / "of-plain", *settings, *mixed)
+    packed = teach(tmp_path / "of-pack", *of_pack, *mixed)
+    assert plain["quarantined"] == packed["quarantined"] == ["clip 003"]
+    assert packed["rows"] == 3 * 14
+    assert content(tmp_path / "of-plain") == content(tmp_path / "of-pack")
+    recipe = load_teach_recipe(str(folder / "mine.toml"), [*of_pack, *mixed])
+    heard = hear_again(recipe, str(tmp_path / "of-pack"), clips=5)
+    assert (heard.clips, heard.differing) == (5, ())
+
+
+def test_a_damaged_clip_of_a_pack_is_named_and_the_store_goes_on_once_it_is_restored(tiny, teach, tmp_path):
+    """Both one of which the store says what was heard, which is found first, and any other."""
+    recipe = tiny("demo", *write_clips(tmp_path / "plain", 30), "data.val_share=0.25")
+    pack_as(recipe, str(tmp_path / "packed"), "flac", archive_mb=0.1)
+    of_pack = ["data.format=packed", f"data.root={tmp_path}/packed", "data.manifest=''", "data.labels=single"]
+    data = replace(recipe.data, format="packed", root=f"{tmp_path}/packed", manifest="")
+    prepared = prepare(replace(recipe, data=data), object_store.FsspecFiles())
+    clip_ids = [clip.clip_id for clip in prepared.dataset.clips]
+    sampled = sampled_views(clip_ids, 3)
+    for clip_id in (min(sampled), max(set(clip_ids) - set(sampled))):
+        damage_clip(prepared, clip_id)
+        with pytest.raises(
+            ValueError, match=rf"clip {clip_id} cannot be used any more: its bytes .* `antiphon data ver"
+        ):
+            teach(tmp_path / "store", *of_pack)
+        damage_clip(prepared, clip_id)  # the same bit: restored
+    assert not is_finished(str(tmp_path / "store"))
+    result = teach(tmp_path / "store", *of_pack)
+    assert result["rows"] == 3 * 30
+    assert result["shards_written"] < result["shards"], "what was written before is kept"
 
 
 def test_networks_with_drawn_weights_fill_the_store_for_measuring(tmp_path):

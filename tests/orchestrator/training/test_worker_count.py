@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.training.request import RunRequest, check_request
-from orchestrator.training.worker_count import WorkerCount, parse_workers, require_shards_divide
+from orchestrator.training.worker_count import WorkerCount, parse_workers, require_workers_divide
 from workloads.config.recipe import Recipe
 
 
@@ -42,11 +42,11 @@ def test_only_numbers_that_divide_the_shards_count() -> None:
 
 def test_a_range_without_such_a_number_is_refused_with_those_that_there_are(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny("demo", "train.shards=4")
-    require_shards_divide(recipe, parse_workers("3-6"))
+    require_workers_divide(recipe, parse_workers("3-6"))
     with pytest.raises(ValueError, match=r"--workers 5-8: train.shards = 4 divides .* none .*, but among 1, 2, 4; "):
-        require_shards_divide(recipe, parse_workers("5-8"))
+        require_workers_divide(recipe, parse_workers("5-8"))
     with pytest.raises(ValueError, match=r"--workers 3: train.shards = 4 must divide among them; --set train.shards=3"):
-        require_shards_divide(recipe, parse_workers("3"))
+        require_workers_divide(recipe, parse_workers("3"))
 
 
 def test_a_range_needs_ray_and_a_placement_that_ray_can_count(tiny: Callable[..., Recipe]) -> None:
@@ -55,5 +55,8 @@ def test_a_range_needs_ray_and_a_placement_that_ray_can_count(tiny: Callable[...
         check_request(RunRequest(recipe, "antiphon run", workers=WorkerCount(1, 4), local=True))
     spread = tiny("demo", "train.shards=4", 'resources={placement="STRICT_SPREAD"}')
     check_request(RunRequest(spread, "antiphon run", workers=WorkerCount(4, 4)))
+    split = tiny("demo", "train.shards=4", "placement=split")
+    with pytest.raises(ValueError, match="--workers 1-4: placement = 'split' needs one number of workers"):
+        check_request(RunRequest(split, "antiphon run", workers=WorkerCount(1, 4)))
     with pytest.raises(ValueError, match=r"--workers 1-4: Ray reserves nodes .* 'STRICT_SPREAD' forbids; give one"):
         check_request(RunRequest(spread, "antiphon run", workers=WorkerCount(1, 4)))

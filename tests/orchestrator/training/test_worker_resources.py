@@ -4,7 +4,15 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.training.worker_resources import Node, WorkerNeeds, needs_of, require_room, worker_needs
+from orchestrator.training.worker_resources import (
+    Node,
+    WorkerNeeds,
+    needs_of,
+    require_room,
+    room_beside,
+    teacher_needs,
+    worker_needs,
+)
 from workloads.config.recipe import Recipe
 from workloads.config.resources import Resources, selects
 
@@ -86,3 +94,21 @@ def test_workers_that_do_not_fit_are_refused_with_what_fits(address: str, where:
     message = f"--workers 4: {where} holds 3 of 2 CPU each at once; ask for fewer, or fewer threads{wait}$"
     with pytest.raises(ValueError, match=message):
         require_room(cluster, needs, 4, address, fix="or fewer threads")
+
+
+def test_actors_of_teachers_are_reckoned_beside_the_workers(tiny: Callable[..., Recipe]) -> None:
+    table = '{actors=2, resources={gpus=1, accelerator="H200"}}'
+    needs = teacher_needs(tiny("demo", "train.threads=2", "train.loaders=3", f"service={table}"))
+    assert needs.resources == {"CPU": 2.0, "GPU": 1.0, "accelerator_type:H200": 0.001}
+    gpus = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H200": 1.0}
+    cluster = nodes({"CPU": 6.0}, gpus, gpus)
+    left = room_beside(cluster, needs, 2)
+    assert [node.resources.get("CPU") for node in left] == [6.0, 6.0, 6.0]
+    assert [node.resources.get("GPU", 0) for node in left] == [0.0, 0.0, 0.0]
+    assert room_beside(cluster, needs, 3) == []
+    require_room(cluster, needs_of(2, "cpu"), 9, "h:1", fix="", beside=(needs, 2))
+    message = (
+        r"--workers 10: the cluster at h:1 holds 9 of 2 CPU each at once beside service.actors = 2 of 2 CPU, 1 GPU"
+    )
+    with pytest.raises(ValueError, match=message):
+        require_room(cluster, needs_of(2, "cpu"), 10, "h:1", fix="", beside=(needs, 2))

@@ -60,6 +60,36 @@ def test_esc10_splits_keep_recordings_whole_and_slices_partition_the_training_fo
     assert set(validated.values()) == {1}
 
 
+def test_a_teacher_and_its_student_train_on_different_folds(esc10: Path) -> None:
+    """With data.train_folds no clip and no recording of one is heard by the other, and both are tested on the same."""
+    data = Data(format="esc50", root=str(esc10), test_fold=2)
+    dataset = read_dataset(data, LocalFiles())
+    teacher, student = (split(dataset, replace(data, train_folds=folds)) for folds in ((3, 4), (5, 1)))
+    assert teacher.test == student.test == split(dataset, data).test
+    for parts, folds in ((teacher, {3, 4}), (student, {5, 1})):
+        assert {clip.fold for clip in (*parts.train, *parts.val)} == folds
+        assert len(parts.train) + len(parts.val) == 160
+    heard = [{clip.source for clip in (*parts.train, *parts.val)} for parts in (teacher, student)]
+    assert not heard[0] & heard[1]
+    unlabelled = replace(dataset, clips=tuple(replace(c, tags=(), labelled=False) for c in dataset.clips))
+    assert {clip.fold for clip in split(unlabelled, replace(data, train_folds=(3, 4))).train} == {3, 4}
+
+
+def test_training_folds_that_cannot_be_are_refused() -> None:
+    dataset = make_dataset(labels="single")
+    with pytest.raises(ValueError, match=r"data.train_folds: no fold 7; the folds are 1, 2, 3, 4, 5"):
+        split(dataset, Data(train_folds=(2, 7)))
+    shared = replace(dataset, clips=tuple(replace(c, source="s") if c.fold in (2, 3) else c for c in dataset.clips))
+    with pytest.raises(ValueError, match=r"source s is in data.train_folds and in other folds \(1 such sources\)"):
+        split(shared, Data(train_folds=(2, 4)))
+    with pytest.raises(ValueError, match=r"train_folds = .*has the test fold 1"):
+        Data(train_folds=(1, 2))
+    with pytest.raises(ValueError, match=r"train_folds = .*names a fold twice"):
+        Data(train_folds=(2, 2))
+    with pytest.raises(ValueError, match=r"train_folds = .*format fsd50k names its training clips"):
+        Data(format="fsd50k", root="DIR", labels="multi", train_folds=(2,))
+
+
 def test_split_seed_changes_the_slices_and_nothing_else_does(esc10: Path) -> None:
     data = Data(format="esc50", root=str(esc10))
     dataset = read_dataset(data, LocalFiles())

@@ -26,7 +26,7 @@ def test_a_single_shard_costs_nothing_unless_it_may_be_undone(tiny, start, shard
     tagger = run.pool.train_state("cnn").tagger
     assert running_statistics(tagger)
     with Operations() as operations:
-        stats = ShardMeanStats([tagger], shards=shards, session=run.session, can_undo=can_undo)
+        stats = ShardMeanStats([tagger], shards=shards, workers=run.placement.workers, can_undo=can_undo)
         stats.after_shard()
         stats.finish()
     assert bool(operations.names) == costs
@@ -49,7 +49,7 @@ def test_the_statistics_of_two_shards_are_the_mean_of_both_and_count_as_one_step
     run = start(tiny("mutual", "train.shards=2"))
     tagger = run.pool.train_state("cnn").tagger
     before = {name: tensor.clone() for name, tensor in running_statistics(tagger).items()}
-    stats = ShardMeanStats([tagger], shards=2, session=run.session, can_undo=False)
+    stats = ShardMeanStats([tagger], shards=2, workers=run.placement.workers, can_undo=False)
     for value in (1.0, 4.0):
         assert all(torch.equal(stat, before[name]) for name, stat in running_statistics(tagger).items())
         for stat in running_statistics(tagger).values():

@@ -143,7 +143,7 @@ def test_gradients_and_losses_of_a_step_on_clips_of_unequal_length(tiny: Any, st
     run = start(tiny("demo", *audio, front_end, EDGES, ONE_WAY, *PLAIN))
     for _ in advance(run, until=3):
         pass
-    sources = run.pool.enter_phase(run.phases[1], resumed=True)
+    sources = run.pool.enter_phase(run.phases[1], step=run.phases[1].start + 1)
     state = run.pool.states["cnn"]
     assert sources["vit-to-cnn"] is sources[KEY], "one forward"
     before, head = copy.deepcopy(state.tagger), copy.deepcopy(state.projection(KEY))

@@ -1,0 +1,90 @@
+"""`antiphon compare`: finished runs of two test folds and two seeds, pooled."""
+
+import contextlib
+import json
+
+import pytest
+
+from orchestrator.training import driver
+from orchestrator.training.request import RunRequest
+
+TURNS = ("schedule.burn_in=1", "schedule.period=1", "schedule.turns=2")
+
+
+@contextlib.contextmanager
+def no_progress(location):
+    yield
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def trained(tiny, storage):
+    """A finished run of a fold and seed, trained once for all tests of this file; returns its folder."""
+
+    def train(kind, fold, seed, *settings):
+        run_id = f"{kind}-{fold}-{seed}"
+        if not (storage / run_id).exists():
+            recipe = tiny("demo", *TURNS, f"data.test_fold={fold}", f"train.seed={seed}", *settings)
+            fields = {"storage": str(storage), "tracking": "none", "local": True, "run_id": run_id}
+            driver.run(RunRequest(recipe, "antiphon run demo", **fields), show_progress=no_progress, warn=print)
+        return str(storage / run_id)
+
+    return train
+
+
+@pytest.fixture
+def compared(trained):
+    return [trained("compared", fold, seed, "compare=true") for fold in (1, 2) for seed in (0, 1)]
+
+
+@pytest.fixture
+def alone(trained):
+    return [trained("alone", fold, seed, "compare=false", "edges=[]") for fold in (1, 2) for seed in (0, 1)]
+
+
+def log_loss_of(folder, model):
+    return json.loads((folder / "outcome.json").read_text())["models"][model]["test"]["log_loss"]
+
+
+def test_folds_are_one_test_set_and_seeds_repeat_it(compared, storage, antiphon):
+    done = antiphon("compare", *compared, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert (result["folds"], result["seeds"]) == ([1, 2], [0, 1])
+    for student in ("cnn", "vit"):
+        row = result["compare"][student]
+        assert (row["seeds"], row["clips"]) == (2, 40)
+        for side, name in (("taught", student), ("untaught", f"{student}_untaught")):
+            losses = [log_loss_of(storage / f"compared-{fold}-{seed}", name) for fold in (1, 2) for seed in (0, 1)]
+            assert row["log_loss"][side] == pytest.approx(sum(losses) / 4), "folds of equal size"
+    assert "what teaching did, on 40 test clips, 2 seeds" in antiphon("compare", *compared).out
+
+
+def test_the_controls_may_be_models_of_other_runs(compared, alone, storage, antiphon):
+    """The untaught models of a run without edges are those that a comparison trains beside the students."""
+    controls = [word for run in reversed(alone) for word in ("--control", run)]
+    done = antiphon("compare", *compared, *controls, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == json.loads(antiphon("compare", *compared, "--json").out)
+
+
+def test_runs_that_cannot_be_paired_are_refused(compared, alone, trained, antiphon):
+    def mistake(*words):
+        done = antiphon("compare", *words)
+        assert (done.code, done.out) == (2, "")
+        return done.err
+
+    assert "test fold 2: no run of seed 1; every fold needs the same seeds" in mistake(*compared[:3])
+    assert "both have test fold 1 and seed 0; name one" in mistake(compared[0], compared[0])
+    assert "test fold 1, seed 1: no control" in mistake(*compared[:2], "--control", alone[0])
+    assert "there is no run that is done" in mistake("runs/nowhere")
+    assert "no model of this run has a control; run the recipe with --compare" in mistake(alone[0])
+    assert "its recipe has no edges" in mistake(alone[0], "--control", alone[0])
+    silent = trained("silent", 1, 0, "compare=false", "edges=[]", "train.score_test=false")
+    assert "train.score_test was false" in mistake(compared[0], "--control", silent)
+    other = trained("other", 2, 0, "compare=true", "data.synthetic_seed=9")
+    assert "trained on other clips" in mistake(compared[0], other)
