@@ -25,7 +25,7 @@ import pytest
 from cluster import stack
 
 START_S, STARTS = 180.0, 3
-GCS_PORT, DASHBOARD_PORT, REDIS_PORT = 6379, 8265, 6380
+GCS_PORT, DASHBOARD_PORT = 6379, 8265
 
 
 @dataclass
@@ -76,7 +76,6 @@ class RayNodes:
     bridge: str
     subnet: str
     nodes: list[Node] = field(default_factory=list)
-    _arguments: dict[str, list[str]] = field(default_factory=dict)  # of `ray start`, by namespace
 
     @property
     def head(self) -> Node:
@@ -131,7 +130,7 @@ class RayNodes:
     def add(self, cpus: int, *options: str) -> Node:
         """Start a node, and wait until it is part of the cluster.
 
-        Ray gives a node some time to report itself, which a busy machine may not do; then the node is started again.
+        Ray gives a node 30 s to report itself, which a busy machine may not do; then the node is started again.
         """
         number = len(self.nodes) + 1
         namespace, address = f"{self.bridge}n{number}", f"{self.subnet}.{number}"
@@ -140,22 +139,14 @@ class RayNodes:
         where = own if number == 1 else [f"--address={self.address}"]
         scratch = f"--temp-dir={self.folder}/{number}"
         arguments = [*where, scratch, f"--node-ip-address={address}", f"--num-cpus={cpus}", *options]
-        node = self._started(namespace, address, arguments)
-        self.nodes.append(node)
-        self._wait_until_alive(sum(other.process.poll() is None for other in self.nodes))
-        return node
-
-    def restart(self, node: Node) -> None:
-        """Start Ray again on a node that was killed: on its address, with its number of CPUs."""
-        node.process = self._started(node.namespace, node.address, self._arguments[node.namespace]).process
-
-    def _started(self, namespace: str, address: str, arguments: list[str]) -> Node:
-        self._arguments[namespace] = arguments
         for _ in range(STARTS):
             node = Node(namespace, address, self._start(namespace, arguments))
+            self.nodes.append(node)
             if self._has_started(node):
+                self._wait_until_alive(sum(other.process.poll() is None for other in self.nodes))
                 return node
             node.kill()
+            self.nodes.remove(node)
         raise AssertionError((self.folder / f"{namespace}.log").read_text(errors="replace")[-2000:])
 
     def _start(self, namespace: str, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -217,24 +208,8 @@ def _remove_namespace(name: str) -> None:
 
 
 @contextmanager
-def _redis(folder: Path, address: str) -> Iterator[dict[str, str]]:
-    """A Redis that keeps what the head knows; the environment of a head that uses it."""
-    if not shutil.which("redis-server"):
-        pytest.skip("no redis-server in PATH; on Debian: apt-get install redis-server")
-    words = ["redis-server", "--bind", address, "--port", str(REDIS_PORT), "--protected-mode", "no", "--save", ""]
-    with subprocess.Popen([*words, "--dir", folder], stdout=subprocess.DEVNULL) as server:
-        try:
-            yield {"RAY_REDIS_ADDRESS": f"{address}:{REDIS_PORT}"}
-        finally:
-            server.kill()
-
-
-@contextmanager
-def ray_nodes(*cpus: int, redis: bool = False) -> Iterator[RayNodes]:
-    """A cluster of one node per number of CPUs; skips where namespaces cannot be made.
-
-    With `redis` its head may be killed and started again.
-    """
+def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
+    """A cluster of one node per number of CPUs; skips where namespaces cannot be made."""
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("Ray nodes with networks of their own need root and iproute2 (Debian: apt-get install iproute2)")
     bridge = f"an{secrets.token_hex(2)}"
@@ -251,15 +226,7 @@ def ray_nodes(*cpus: int, redis: bool = False) -> Iterator[RayNodes]:
         _ip("link", "set", bridge, "up")
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stack.ray_token(folder))}
         env = {key: value for key, value in os.environ.items() if key not in ("GLOO_SOCKET_IFNAME", "RAY_ADDRESS")}
-        env |= {
-            **token,
-            **stack.QUIET,
-            **stack.CHECKSUMS,
-            "RAY_worker_niceness": "0",
-            "RAY_raylet_start_wait_time_s": "120",
-        }
-        if redis:
-            env |= cleanup.enter_context(_redis(folder, f"{subnet}.254"))
+        env |= {**token, **stack.QUIET, **stack.CHECKSUMS, "RAY_worker_niceness": "0"}
         cluster = RayNodes(env, folder, bridge, subnet)
         cleanup.callback(_stop, cluster)
         for count in cpus:

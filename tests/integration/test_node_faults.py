@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from tests.integration.test_run_ended import wait_for_record
 from tests.nodes import Node, RayNodes, ray_nodes
 from tests.processes import killed_at_the_end
 from tests.tiny_search import ANTIPHON, sets
-from workloads.runtime.event_log import read_event_log
 
 pytestmark = pytest.mark.faults
 PLAN = sets("schedule.burn_in=400", "train.checkpoint_every=40", "train.eval_every=200")
@@ -34,28 +32,14 @@ def local(folder: Path, *options: str) -> list[str]:
     return [ANTIPHON, *command(nowhere, folder, *options, "--local")[5:]]
 
 
-def kill_raylet(node: Node) -> None:
-    node.process_of("raylet/raylet").kill()
-
-
 def hang_worker(node: Node) -> None:
     """Its peer waits for it in a collective."""
     node.process_of("RayTrainWorker").suspend()
 
 
-def cut_for_30_s(node: Node) -> None:
-    node.cut()
-    time.sleep(30)
-    node.join()
-
-
 FAULTS: dict[str, Callable[[Node], None]] = {
-    "the raylet of a worker's node killed": kill_raylet,
-    "a worker's node killed": Node.kill,
     "a worker's node frozen (SIGSTOP) for ever": Node.freeze,
     "a worker frozen (SIGSTOP), its peer hangs in a collective": hang_worker,
-    "a worker's node cut off for 30 s": cut_for_30_s,
-    "a worker's node cut off for ever": Node.cut,
 }
 
 
@@ -75,42 +59,3 @@ def test_one_of_two_workers_nodes_fails(fault: str, alone: dict[str, str], tmp_p
     assert {name: row["weights_sha256"] for name, row in json.loads(out)["models"].items()} == alone
     seen = "nothing; Ray starts the workers again on the other node"
     fault_table(fault=f"Ray: {fault}", seen=seen, **recovery(event_log), equal=True)
-
-
-def test_the_head_fails_and_starts_again(alone: dict[str, str], tmp_path: Path, fault_table: Any) -> None:
-    """What the head knows is in Redis: the driver and the workers, on other nodes, train on meanwhile."""
-    with ray_nodes(0, 2, 2, redis=True) as nodes:
-        given = command(nodes, tmp_path, *PLAN, "--workers", "2", "--address", nodes.address, "--run-id", "a")[5:]
-        words = nodes.command(nodes.nodes[1], ANTIPHON, *given)
-        process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        with killed_at_the_end(process):
-            event_log = wait_for_record(tmp_path / "runs", process, kind="checkpoint")
-            nodes.head.kill()
-            down_ms = time.time() * 1000
-            nodes.restart(nodes.head)
-            up_ms = time.time() * 1000
-            out, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err[-3000:]
-    records = read_event_log(event_log)
-    assert len([record for record in records if record["kind"] == "start"]) == 1
-    assert any(down_ms < record["t"] < up_ms for record in records if record["kind"] == "metrics")
-    assert {name: row["weights_sha256"] for name, row in json.loads(out)["models"].items()} == alone
-    seen = "nothing; training goes on"
-    fault_table(fault="Ray: the head killed, Redis behind it", seen=seen, repeated=0, equal=True)
-
-
-def test_the_node_of_the_driver_fails(alone: dict[str, str], tmp_path: Path, fault_table: Any) -> None:
-    """The same command, given on another node, goes on with the run: nothing of it was on the lost one alone."""
-    with ray_nodes(1, 2, 2) as nodes:
-        options = [*PLAN, "--address", nodes.address, "--run-id", "a", "--resume", "auto"]
-        given = command(nodes, tmp_path, *options)[5:]
-        driver, other = nodes.nodes[1:]
-        words = nodes.command(driver, ANTIPHON, *given)
-        process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        with killed_at_the_end(process):
-            event_log = wait_for_record(tmp_path / "runs", process, kind="checkpoint")
-            driver.kill()
-        again = subprocess.run(nodes.command(other, ANTIPHON, *given), env=nodes.env, capture_output=True, text=True)
-    assert weights(again) == alone
-    seen = "the same command on another node goes on"
-    fault_table(fault="Ray: the driver's node killed", seen=seen, **recovery(event_log), equal=True)
