@@ -25,6 +25,7 @@ pytest_plugins = ["tests.servers", "tests.faults", "tests.s3_user", "tests.comma
 
 SMALL_MODELS = {
     "generations": (f"models.cnn0.arch={small.MN}", f"models.vit1.arch={small.VIT}", f"models.cnn1.arch={small.MN}"),
+    "frames-demo": (f"models.teacher.arch={small.FRAME_MN}", f"models.student.arch={small.FRAME_MN}"),
     "control-same-family": (f"models.teacher.arch={small.VIT}", f"models.vit.arch={small.VIT}"),
 }
 

@@ -1,6 +1,7 @@
 """Settings of the smallest complete run: clips of one second, models of a few thousand weights, no controls."""
 
 MN = '{family="mn", width=0.1, bn_momentum=0.1}'
+FRAME_MN = '{family="frame_mn", width=0.1, bn_momentum=0.1}'
 VIT = '{family="vit", dim=16, depth=1, heads=2, pool="avg"}'
 SIZES = [
     "compare=false",

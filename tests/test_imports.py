@@ -31,6 +31,7 @@ OWNERS = {
     "ray.job_submission": {"orchestrator/jobs/client.py"},
     "optuna": {"orchestrator/search/samplers.py", "orchestrator/reports/search/importance.py"},
     "plotly": {"orchestrator/reports/"},
+    "sed_scores_eval": {"workloads/evaluate/psds.py"},
 }
 # A folder, or a file outside of folders, -> the folders of its package whose files it may import. What a folder of this
 # list imports may never come back to it: the test below draws the arrows and looks for circles too.

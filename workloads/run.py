@@ -109,6 +109,10 @@ def restore_run(run: Run, fingerprint: str) -> None:
             raise ValueError(
                 "data.root: its clips differ from those this run was started with; restore them, or start a new run"
             )
+        if state.get("events", "") != run.prepared.dataset.events_sha256:
+            raise ValueError(
+                "data.events: its events differ from those this run was started with; restore them, or start a new run"
+            )
         for edge, digest in run.stores.digests().items():
             if state["stores"].get(edge) != digest:
                 raise ValueError(
@@ -148,6 +152,7 @@ def _checkpoint_state(run: Run) -> dict[str, Any]:
         "validated": run.validated,
         "best_for": {name: score for name, (at, score) in run.validated.items() if current.get(name, at) == at},
         "data": run.prepared.dataset.fingerprint(),
+        "events": run.prepared.dataset.events_sha256,
         "stores": run.stores.digests(),
         "recipe": asdict(run.recipe),
         "versions": {package: version(package) for package in VERSIONS},

@@ -14,8 +14,9 @@ from workloads.config.controls import random_key
 from workloads.config.edge import Edge
 from workloads.data.shard import Shard
 from workloads.distill.batch_norm import ShardMeanStats
-from workloads.distill.edges import Term, edge_term, embedding_term, student_loss, temporal_term
+from workloads.distill.edges import Term, edge_term, embedding_term, frame_term, student_loss, temporal_term
 from workloads.distill.exchange import ask_teachers
+from workloads.distill.frames import FrameLabels, counted_steps, frame_labels, frame_target
 from workloads.distill.schedule import Phase, edge_weights
 from workloads.distill.sources import Outputs, TeacherSource
 from workloads.distill.temporal import heard_steps, on_grid
@@ -103,6 +104,7 @@ def _shard_losses(
             labels=labels,
             smoothing=train.label_smoothing,
             known_BC=shard.known_BC,
+            frame_labels=_labels_in_time(run, name, student_outputs[name], shard),
         )
         losses.append(loss)
         if log_metrics:
@@ -115,14 +117,34 @@ def _term(run: Run, edge: Edge, weight: float, teacher: Outputs, student: Output
     carried = teacher[edge.carries]
     if edge.carries == "logits":
         return edge_term(edge, weight, carried)
+    if edge.carries == "frames":
+        return _frame_term(run, edge, weight, carried, student["frames"], shard)
     head = run.pool.states[edge.student].projection(edge.key)
     if edge.carries == "embedding":
         return embedding_term(edge, weight, head(student["embedding"]), carried)
     scores_BQ = head(student["sequence"])
     tagger = run.pool.states[edge.student].tagger
     grid = time_grid(tagger, scores_BQ.shape[1])
-    a_BQ = on_grid(carried, run.pool.teacher_grid(edge.teacher, carried.shape[1]), grid, edge.align)
+    a_BQ = on_grid(carried, run.pool.teacher_grid(edge, carried.shape[1]), grid, edge.align)
     return temporal_term(edge, weight, scores_BQ, a_BQ, heard_steps(shard, grid, rate=tagger.clip_rate))
+
+
+def _frame_term(run: Run, edge: Edge, weight: float, teacher_BPC: Tensor, frames_BQC: Tensor, shard: Shard) -> Term:
+    """An edge that carries frames in this step: the teacher's on the steps of the student, and which of these count."""
+    tagger = run.pool.states[edge.student].tagger
+    grid = time_grid(tagger, frames_BQC.shape[1])
+    of = run.pool.teacher_grid(edge, teacher_BPC.shape[1])
+    target_BQC = frame_target(edge, teacher_BPC, of, grid, shard, rate=tagger.clip_rate)
+    return frame_term(edge, weight, frames_BQC, target_BQC, counted_steps(shard, grid, rate=tagger.clip_rate))
+
+
+def _labels_in_time(run: Run, name: str, student: Outputs, shard: Shard) -> FrameLabels | None:
+    """The labels of a student's steps; None for a student that does not learn from them."""
+    if not run.recipe.models[name].frame_labels:
+        return None
+    tagger = run.pool.states[name].tagger
+    grid = time_grid(tagger, student["frames"].shape[1])
+    return frame_labels(student["frames"], shard, grid, rate=tagger.clip_rate)
 
 
 def _forward(run: Run, names: Sequence[str], shard: Shard, index: int) -> dict[str, Outputs]:

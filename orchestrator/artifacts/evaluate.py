@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from workloads.data.clips import Clip
     from workloads.data.prepare import PreparedData
+    from workloads.evaluate.detect import Detection
     from workloads.models.tagger import Tagger
 
 
@@ -24,24 +25,29 @@ MOST_WRONG = 10  # clips that are listed as heard most wrongly
 NUM_LIKELIEST = 3  # of these clips, the most likely tags that are listed
 
 
-def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -> dict[str, Any]:
+def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", psds: bool = False) -> dict[str, Any]:
     """Score a published tagger on the train, val or test part of a recipe's data set; values for JSON, without NaN.
 
-    `out` is a file for the prediction of every scored clip, empty for none; unlabelled clips are not scored. Raises
-    ValueError for an unknown part, a file that cannot be written, a folder that holds no tagger, weights that give no
-    numbers, and data that the tagger cannot be scored on (`prepare_for`).
+    `out` is a file for the prediction of every scored clip, empty for none; unlabelled clips are not scored. With
+    `psds` PSDS1 is among the scores, for which a package must be installed. Raises ValueError for an unknown part, a
+    file that cannot be written, a folder that holds no tagger, weights that give no numbers, and data that the tagger
+    cannot be scored on (`prepare_for`).
     """
     import torch
 
     from workloads.evaluate import metrics
     from workloads.evaluate.chance import chance_levels
+    from workloads.evaluate.frames import clips_with_frames, score_frames
     from workloads.evaluate.predict import BadNumbers, load_tagger, predict_clips
+    from workloads.evaluate.psds import psds1, require_package
     from workloads.models.probabilities import probabilities
 
     if part not in ("train", "val", "test"):
         raise ValueError(f"--part {part!r}: must be train, val or test")
     if out:
         check_out(out)
+    if psds:
+        require_package()
     with scratch_folder() as scratch:
         tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
     torch.set_num_threads(recipe.train.threads)
@@ -55,9 +61,16 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
     try:
-        logits_NC, y_NC = predict_clips(tagger, clips, prepared)
+        logits_NC, y_NC, frames = predict_clips(tagger, clips, prepared)
     except BadNumbers as error:
         raise ValueError(f"checkpoint {uri!r}: {error}") from None
+    in_time = clips_with_frames(tagger, clips)
+    scores = metrics.score(logits_NC, y_NC, tagger.labels) | score_frames(frames, in_time, dataset)
+    if psds:
+        if not in_time:
+            raise ValueError(f"--psds: the tagger {uri!r} has no logits in time, or it is not known when tags sound")
+        if (value := psds1(frames, in_time, tagger.tags)) is not None:
+            scores["psds1"] = value
     p_NC = probabilities(logits_NC.double(), tagger.labels)
     if out:
         write_predictions(out, clips, p_NC, tagger.tags)
@@ -69,7 +82,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "") -
         "labels": tagger.labels,
         "clips": len(clips),
         "quarantined": len(prepared.quarantined),
-        "scores": metrics.score(logits_NC, y_NC, tagger.labels),
+        "scores": scores,
         "chance": chance_levels(*dataset.clips_per_tag(clips), tagger.labels),
         "tags": len(tagger.tags),
         "tags_scored": sum(scores.average_precision is not None for scores in per_tag.values()),
@@ -153,28 +166,40 @@ def _require_own_validation(state: dict[str, Any], prepared: "PreparedData", uri
 
 @dataclass(frozen=True)
 class TaggedFiles:
-    """What `tag` found, by file: tags with probabilities, what was mended in a sound, and why others have no tags."""
+    """What `tag` found, by file: tags with probabilities, when they sound if asked, what was mended in a sound, and why
+    others have no tags."""
 
     tags: dict[str, list[tuple[str, float]]]
+    events: dict[str, list["Detection"]]
     notes: dict[str, tuple[str, ...]]
     broken: dict[str, str]
 
 
-def tag_files(uri: str, files: list[str], *, top: int) -> TaggedFiles:
+def tag_files(uri: str, files: list[str], *, top: int, events_above: float | None = None) -> TaggedFiles:
     """The `top` most likely tags of each file. A file that cannot be read or heard does not end the others.
 
-    Raises ValueError for `top` below 1.
+    With `events_above` also when each tag is at least that probable. Raises ValueError for `top` below 1, a probability
+    that is none, and where events are asked of a tagger without logits in time.
     """
+    from workloads.config.architectures import gives_frames
     from workloads.data.decode import load_sound
+    from workloads.evaluate.detect import detect, frames_of_sound
     from workloads.evaluate.predict import BadNumbers, load_tagger, tag_sound
     from workloads.export.fold import fold_batch_norm
 
     if top < 1:
         raise ValueError(f"--top {top}: must be 1 or more")
+    if events_above is not None and not 0 < events_above < 1:
+        raise ValueError(f"--threshold {events_above:g}: must be between 0 and 1")
     opener = object_store.FsspecFiles()
     with scratch_folder() as scratch:
         tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
-    tagger, found = fold_batch_norm(tagger), TaggedFiles({}, {}, {})
+    if events_above is not None and not (gives_frames(tagger.model.arch) and tagger.labels == "multi"):
+        raise ValueError(
+            f"--events: the tagger {uri!r} ({tagger.model.arch.family}, labels {tagger.labels}) does not say when tags "
+            "sound; use one with logits in time (docs/models.md), trained with data.labels = 'multi'"
+        )
+    tagger, found = fold_batch_norm(tagger), TaggedFiles({}, {}, {}, {})
     for name in files:
         try:
             with opener.open(name) as file:
@@ -187,6 +212,11 @@ def tag_files(uri: str, files: list[str], *, top: int) -> TaggedFiles:
         except BadNumbers as error:
             found.broken[name] = str(error)
             continue
+        if events_above is not None:
+            logits_FC = frames_of_sound(tagger, state, sound.x_T)
+            found.events[name] = detect(
+                logits_FC, tagger.tags, seconds=len(sound.x_T) / state["clip_rate"], threshold=events_above
+            )
         if sound.notes:
             found.notes[name] = sound.notes
     return found

@@ -8,7 +8,8 @@ from orchestrator.cli.printing import cell
 
 
 def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
-    """Two rows for each student: the score by which models are compared, and the log loss; fits into 80 columns."""
+    """Two rows for each student: the score by which models are compared, and the log loss; a third one of students with
+    frames. Fits into 80 columns."""
     first = next(iter(compare.values()))
     seeds = f", {first['seeds']} seeds" if first["seeds"] > 1 else ""
     table = Table(
@@ -18,7 +19,9 @@ def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
     for column in ("model", "score", "taught", "untaught", "difference"):
         table.add_column(column, justify="left" if column in ("model", "score") else "right")
     for student, compared in compare.items():
-        for name, row in ((compared["metric"], compared), ("log loss", compared["log_loss"])):
+        scores = [(compared["metric"], compared), ("log loss", compared["log_loss"])]
+        scores += [("frame mAP", compared["frame_mAP"])] if "frame_mAP" in compared else []
+        for name, row in scores:
             numbers = [f"{row[side]:.3f}" for side in ("taught", "untaught")]
             table.add_row(cell(student), name, *numbers, difference_text(row))
     return table

@@ -182,10 +182,14 @@ def _table(outcome: dict[str, Any]) -> Table:
     metric = "accuracy" if any("accuracy" in row["val"] for row in rows.values()) else "mAP"
     table = Table(title=cell(f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s"))
     parts = ("val", "test") if any(row["val"] for row in rows.values()) else ()  # no scores of data without labels
-    for column in ("model", "taught", "learned", *(f"{part} {metric}" for part in parts), "parameters"):
+    shown = [(part, metric) for part in parts]
+    if any("frame_mAP" in row["test"] for row in rows.values()):
+        shown.append(("test", "frame_mAP"))
+    headers = (f"{part} {name.replace('_', ' ')}" for part, name in shown)
+    for column in ("model", "taught", "learned", *headers, "parameters"):
         table.add_column(column, overflow="fold", justify="left" if column == "model" else "right")
     for name, row in rows.items():
-        scores = [f"{row[part][metric]:.3f}" if row[part] else "-" for part in parts]
+        scores = [f"{row[part][name]:.3f}" if name in row[part] else "-" for part, name in shown]
         table.add_row(name, str(row["steps_taught"]), str(row["steps_learned"]), *scores, f"{row['params']:,}")
     return table
 

@@ -17,7 +17,9 @@ SHOWN = 3  # clips named in a warning
 
 def store_import(
     source: Annotated[str, typer.Argument(metavar="FILE", help="The published file, or CED's folder.")],
-    format: Annotated[str, typer.Option("--from", help="Who published it: efficientat, ced or pretrainedsed.")],
+    format: Annotated[
+        str, typer.Option("--from", help="Who published it: efficientat, ced, dcase24 or pretrainedsed.")
+    ],
     out: Annotated[str, typer.Option(help="The new store: a folder or URI.")],
     index: Annotated[str, typer.Option(help="EfficientAT: the pickle that says which clip is in which row.")] = "",
     tags: Annotated[

@@ -1,5 +1,6 @@
 """`antiphon evaluate` and `antiphon tag`: scores and predictions of a published tagger. Parses and prints."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -17,6 +18,9 @@ def evaluate(
     out: Annotated[
         str, typer.Option(metavar="FILE", help="Write each clip's probabilities to this new .csv or .parquet file.")
     ] = "",
+    psds: Annotated[
+        bool, typer.Option("--psds", help="Also PSDS1, of taggers that say when tags sound; needs antiphon[psds].")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a tagger on a part of a recipe's data set: in all, by tag, and the clips heard most wrongly."""
@@ -25,7 +29,7 @@ def evaluate(
 
     loaded = load_recipe(data, settings)
     with only_json(as_json) as emit:
-        result = evaluate_checkpoint(checkpoint, loaded, part, out=out)
+        result = evaluate_checkpoint(checkpoint, loaded, part, out=out, psds=psds)
         emit(result)
         if not as_json:
             print_scores(result)
@@ -40,18 +44,32 @@ def tag(
     checkpoint: CheckpointArg,
     files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, opus, mp3; local or URIs.")],
     top: Annotated[int, typer.Option(help="Number of tags per file.")] = 5,
+    events: Annotated[
+        bool, typer.Option("--events", help="Print when tags sound, too: onset and offset in seconds.")
+    ] = False,
+    threshold: Annotated[float, typer.Option(help="With --events: the least probability of an event.")] = 0.5,
     as_json: JsonOption = False,
 ) -> None:
     """Print the most probable tags of audio files."""
     from orchestrator.artifacts.evaluate import tag_files
 
     with only_json(as_json) as emit:
-        found = tag_files(checkpoint, files, top=top)
-        emit({"files": found.tags, "notes": found.notes, "broken": found.broken})
+        found = tag_files(checkpoint, files, top=top, events_above=threshold if events else None)
+        in_time = {name: [asdict(event) for event in own] for name, own in found.events.items()}
+        emit(
+            {
+                "files": found.tags,
+                **({"events": in_time} if events else {}),
+                "notes": found.notes,
+                "broken": found.broken,
+            }
+        )
         for name, tags in {} if as_json else found.tags.items():
             print_out(name)
             for label, probability in tags:
                 print_out(f"  {probability:6.3f}  {label}")
+            for event in found.events.get(name, ()):
+                print_out(f"  {event.onset:7.2f} to {event.offset:7.2f} s  {event.probability:6.3f}  {event.tag}")
         for name, notes in found.notes.items():
             print_note(f"{name}: {'; '.join(notes)}")
         for name, reason in found.broken.items():

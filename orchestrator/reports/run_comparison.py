@@ -23,7 +23,7 @@ def _word(row: dict[str, Any]) -> str:
 
 
 def rows(history: RunHistory) -> list[dict[str, str]]:
-    """Two rows for each student: the score by which models are compared, and the log loss."""
+    """Two rows for each student: the score by which models are compared, and the log loss; of frames a third."""
     return [
         {
             "model": student,
@@ -48,7 +48,8 @@ def sample(history: RunHistory) -> str:
 
 
 def _scores(compared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(compared["metric"], compared), ("log loss", compared["log_loss"])]
+    frames = [("frame mAP", compared["frame_mAP"])] if "frame_mAP" in compared else []
+    return [(compared["metric"], compared), ("log loss", compared["log_loss"]), *frames]
 
 
 def _difference(row: dict[str, Any]) -> str:

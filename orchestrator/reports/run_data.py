@@ -16,6 +16,8 @@ MEANINGS = {
     "mAP": "mean average precision: for each tag, how far up its clips are when all are sorted by the tag's "
     "probability, then the mean over the tags that can be scored, 0 to 1, more is better; without a model: clips in "
     "random order",
+    "frame_mAP": "the same of frames of 40 ms instead of clips, where it is known when tags sound: does the model say "
+    "when, 0 to 1, more is better",
     "auc": "share of the pairs of a clip with the tag and one without it of which the first gets the higher "
     "probability, the mean over tags, 0 to 1, more is better; without a model: 0.5",
     "d_prime": "the auc on a scale without an upper end (in standard deviations), more is better; without a model: 0",

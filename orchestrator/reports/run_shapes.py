@@ -187,12 +187,13 @@ class ComparedScore(TypedDict):
 
 
 class ComparedModel(ComparedScore):
-    """A student's comparison with its control: of the primary score, and of the log loss."""
+    """A student's comparison with its control: of the primary score, of the log loss, and of frames if it has them."""
 
     metric: str
     seeds: int
     clips: int
     log_loss: ComparedScore
+    frame_mAP: NotRequired[ComparedScore]
 
 
 class ComparisonRecord(TimedRecord):

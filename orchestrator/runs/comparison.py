@@ -5,6 +5,7 @@ the end of the event log: a kill before the record leaves a run that `--resume` 
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from orchestrator.runs.location import RunLocation
@@ -64,16 +65,42 @@ def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], l
     import torch  # seconds to import, and every driver imports this module
 
     from workloads.evaluate.bootstrap import Pair, what_teaching_did
+    from workloads.evaluate.frame_bootstrap import what_teaching_did_in_time
 
-    pairs, targets, data = [], [], set()
+    pairs, in_time, targets, targets_in_time, data = [], [], [], [], set()
     for sides in of_seeds:
-        predictions = [[_test_predictions(folder) for folder in side] for side in sides]
-        pairs.append(Pair(*(torch.cat([fold["logits_NC"] for fold in side]) for side in predictions)))
-        targets += [torch.cat([fold["y_NC"] for fold in side]) for side in predictions]
+        predictions = [_joined([_test_predictions(folder) for folder in side]) for side in sides]
+        pairs.append(Pair(*(side["logits_NC"] for side in predictions)))
+        targets += [side["y_NC"] for side in predictions]
+        if all("frames_XC" in side for side in predictions):
+            in_time.append(Pair(*(side["frames_XC"] for side in predictions)))
+            targets_in_time += [side["frame_y_XC"] for side in predictions]
         data |= {_fingerprint(folder) for side in sides for folder in side}
-    if len(data) > 1 or not all(torch.equal(y_NC.nan_to_num(-1), targets[0].nan_to_num(-1)) for y_NC in targets):
+
+    def alike(tensors: list[torch.Tensor]) -> bool:
+        return all(torch.equal(tensor.nan_to_num(-1), tensors[0].nan_to_num(-1)) for tensor in tensors)
+
+    if len(data) > 1 or not alike(targets) or not alike(targets_in_time):
         raise ValueError(f"models.{student}: the seeds were trained on other clips; give every run the same data")
-    return what_teaching_did(pairs, targets[0], labels)
+    compared = what_teaching_did(pairs, targets[0], labels)
+    if len(in_time) == len(pairs):
+        y_XC, clip_X = targets_in_time[0], predictions[0]["frame_clip_X"]
+        compared["frame_mAP"] = what_teaching_did_in_time(in_time, y_XC, clip_X)
+    return compared
+
+
+def _joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The test predictions of several folds as one; frames only where all have them, whose clips are numbered on."""
+    import torch
+
+    names = set.intersection(*({*fold} for fold in folds))
+    joined = {name: torch.cat([fold[name] for fold in folds]) for name in names}
+    if "frame_clip_X" in names:
+        before = list(accumulate((len(fold["y_NC"]) for fold in folds[:-1]), initial=0))
+        joined["frame_clip_X"] = torch.cat(
+            [fold["frame_clip_X"] + first for fold, first in zip(folds, before, strict=True)]
+        )
+    return joined
 
 
 def _test_predictions(folder: str) -> dict[str, Any]:

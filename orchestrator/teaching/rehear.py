@@ -1,6 +1,7 @@
 """Whether a store holds what its teachers say: a sample of its clips is heard again and compared. Writes nothing.
 
-Axes: N clips of the sample, V views, C values of a whole row, J kept tags of a row.
+Axes: N clips of the sample, V views, C values of a whole row, J kept tags of a row; where the column has frames, F of
+them follow.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from workloads.config.teach import TeachRecipe
 from workloads.runtime.rng import keyed_generator
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.text import name_some
-from workloads.stores.description import DRAWN_ELSEWHERE, require_compatible
+from workloads.stores.columns import BOUNDS
+from workloads.stores.description import DRAWN_ELSEWHERE, Column, require_compatible
 from workloads.stores.reader import Rows, StoreReader
 from workloads.stores.store import Store, open_store
 from workloads.teaching.ensemble import Ensemble
@@ -45,8 +47,8 @@ def hear_again(
     """Hear `clips` clips, 1 or more, of a store again in all views, the same ones at every call, and compare.
 
     Teachers that are models of runs come from the `storage`; none is trained.
-    Allowed are one step of fp16 and TOLERANCE together. Raises ValueError where the recipe is not the store's, with the
-    first difference, and for clips that its data does not hold or that cannot be heard.
+    Allowed are one step of fp16, or half a step of uint8, and TOLERANCE together. Raises ValueError where the recipe is
+    not the store's, with the first difference, and for clips that its data does not hold or that cannot be heard.
     """
     files = object_store.FsspecFiles()
     store = open_store(uri, files)
@@ -98,9 +100,10 @@ def _compare(store: Store, heard: dict[str, NDArray[np.float32]], clip_ids: list
     try:
         for name, values_NVC in heard.items():
             for view in range(store.num_views):
-                heard_NC = values_NVC[:, view]
+                heard_NC, half_step = _storable(values_NVC[:, view], store.description["columns"][name])
                 differences, sizes = _differences(reader.read(name, clip_ids, view), heard_NC)
-                allowed = np.maximum(STEP * sizes, LEAST_STEP) + TOLERANCE * np.abs(heard_NC).max(axis=1, keepdims=True)
+                allowed = np.maximum(STEP * sizes, LEAST_STEP) + half_step
+                allowed += TOLERANCE * np.abs(_flat(heard_NC)).max(axis=1, keepdims=True)
                 largest[name] = max(largest[name], float(differences.max()))
                 wrong_N |= (differences > allowed).any(axis=1)
     finally:
@@ -109,17 +112,31 @@ def _compare(store: Store, heard: dict[str, NDArray[np.float32]], clip_ids: list
     return HeardAgain(len(clip_ids), len(clip_ids) * store.num_views, largest, differing)
 
 
+def _storable(heard_NC: NDArray[np.float32], column: Column) -> tuple[NDArray[np.float32], float]:
+    """What was heard within the bounds of the column's numbers, and by how much these are rounded beside fp16."""
+    if column["dtype"] != "uint8":
+        return heard_NC, 0.0
+    low, high = BOUNDS[column["holds"]]
+    return heard_NC.clip(low, high), (high - low) / 255 / 2
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape(len(values), -1)
+
+
 def _differences(stored: Rows, heard_NC: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """For each stored value how far it is from what was heard, and its size.
 
-    Of top k one difference more: by how much a tag that was left out exceeds the least one that was kept.
+    Of top k one difference more: by how much a tag that was left out exceeds the least one that was kept; of frames by
+    their maxima.
     """
     values = stored.values.astype(np.float64)
     if stored.tags is None:
-        return np.abs(values - heard_NC), np.abs(values)
-    differences = np.abs(values - np.take_along_axis(heard_NC, stored.tags, axis=1))
-    others_NC = heard_NC.astype(np.float64)
+        return _flat(np.abs(values - heard_NC)), _flat(np.abs(values))
+    places = stored.tags.reshape(*stored.tags.shape, *[1] * (values.ndim - 2))
+    differences = _flat(np.abs(values - np.take_along_axis(heard_NC, places, axis=1)))
+    others_NC = heard_NC.reshape(*heard_NC.shape[:2], -1).max(axis=2).astype(np.float64)
     np.put_along_axis(others_NC, stored.tags, -np.inf, axis=1)
-    least_N = values.min(axis=1)
+    least_N = values.reshape(*values.shape[:2], -1).max(axis=2).min(axis=1)
     excess_N = np.maximum(others_NC.max(axis=1) - least_N, 0.0)
-    return np.column_stack([differences, excess_N]), np.abs(np.column_stack([values, least_N]))
+    return np.column_stack([differences, excess_N]), np.abs(np.column_stack([_flat(values), least_N]))

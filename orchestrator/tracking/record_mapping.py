@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
+OF_COMPARISON = ("log_loss", "frame_mAP")  # what is compared beside the primary score; frames of models that have them
 RUN_ID_TAG = "antiphon.run_id"  # a run is looked up by this tag
 
 
@@ -132,7 +133,8 @@ def _add_control_result(record: dict[str, Any], to: MlflowUpdate) -> None:
 
 def _add_comparison(record: dict[str, Any], to: MlflowUpdate) -> None:
     for model, compared in record["models"].items():
-        for metric, row in ((compared["metric"], compared), ("log_loss", compared["log_loss"])):
+        rows = {compared["metric"]: compared, **{name: compared[name] for name in OF_COMPARISON if name in compared}}
+        for metric, row in rows.items():
             low, high = row["interval"]
             values = {"difference": row["difference"], "low": low, "high": high}
             prefix = f"{model}/compare/{metric}"

@@ -18,6 +18,7 @@ from workloads.train_step import train_step
 SCHEDULES = ("one-way", "generations", "alternate", "mutual", "gated", "per-sample")
 SHORT = {
     "one-way": ("schedule.teacher_steps=3", "schedule.steps=3"),
+    "frames-demo": ("schedule.teacher_steps=3", "schedule.steps=3"),
     "control-same-family": ("schedule.teacher_steps=3", "schedule.steps=3"),
     "control-shuffled-teacher": ("schedule.teacher_steps=3", "schedule.steps=3"),
     "generations": ("schedule.steps=3",),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import placed
+from tests import placed, small
 from tests.workloads.test_invariants import SCHEDULES, short
 from workloads.config.placement import Service
 from workloads.runtime.event_log import read_event_log
@@ -17,6 +17,13 @@ ALL_KINDS = (  # each way carries something else beside logits, and one edge ask
     " {teacher='cnn', student='vit', carries='embedding', loss='cosine'},"
     " {teacher='vit', student='cnn', carries='temporal'}]",
     "models.vit.average={kind='ema', decay=0.5}",
+)
+FRAMES = (
+    "data.labels=multi",
+    f"models.cnn.arch={small.FRAME_MN}",
+    "models.vit.arch={family='vit', dim=16, depth=1, heads=2, frame_pool='max'}",
+    "models.cnn.frame_labels=true",
+    "edges=[{teacher='cnn', student='vit', carries='frames'}, {teacher='vit', student='cnn', carries='frames'}]",
 )
 CLEAN = ("edges.0.view=clean", "augment.roll=0.2", "train.loaders=1", "train.log_every=2")
 SNAPSHOTS = ("edges.0.source=snapshot", "schedule.exchange=2", "train.checkpoint_every=2")
@@ -35,10 +42,11 @@ def case(tiny, name, *settings):
 OWN_SETTINGS = {  # of a case: the shipped recipe and what differs from it
     "one-way": ("one-way", CLEAN),
     "mutual": ("mutual", ALL_KINDS),
+    "frames": ("mutual", FRAMES),
     "snapshots": ("mutual", SNAPSHOTS),
     "controls": ("demo", ("compare=true", "edges.1.gate=better_on_clip")),
 }
-CASES = (*SCHEDULES, "snapshots", "controls")
+CASES = (*SCHEDULES, "frames", "snapshots", "controls")
 
 
 @pytest.fixture(scope="module")

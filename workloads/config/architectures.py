@@ -1,7 +1,7 @@
 """The model architectures: one frozen value per family, checked when it is built. Imports nothing heavy.
 
 Sources of the sizes: reference/efficientat.md (MN, DyMN), ced.md, cmkd.md section 2 (EfficientNet, AST), tkd.md
-section 5 (the on-device models). `workloads/models/` builds the networks.
+section 5 (the on-device models), frames.md section 5 (FrameMN). `workloads/models/` builds the networks.
 """
 
 from dataclasses import dataclass
@@ -51,6 +51,22 @@ class DyMN(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrameMN(Checked):
+    """MN with logits for each step of four frames (reference/frames.md section 5)."""
+
+    family: Literal["frame_mn"]
+    width: float = 1.0
+    # Logits of a clip: those of its steps pooled, or of a head of their own, over the mean of the steps.
+    frame_pool: Literal["max", "linear_softmax", "own_head"] = "linear_softmax"
+    bn_momentum: float = 0.01
+
+    def __post_init__(self) -> None:
+        self._require_positive("width")
+        self._require_at_most(MAX_WIDTH, "width")
+        self._require(0 < self.bn_momentum <= 1, "bn_momentum", "must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DropoutArch(Checked):
     """The settings of networks with dropout and stochastic depth."""
 
@@ -70,7 +86,15 @@ class EfficientNet(DropoutArch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViT(DropoutArch):
+class TransformerArch(DropoutArch):
+    """The settings of Transformers over patches."""
+
+    # What the head reads: the clip ("none"), or each step in time, whose logits are pooled to those of the clip.
+    frame_pool: Literal["none", "max", "linear_softmax"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT(TransformerArch):
     """timm's ViT of any size, one input channel, square patches with a stride (reference/cmkd.md 2.1)."""
 
     family: Literal["vit"]
@@ -93,7 +117,7 @@ class ViT(DropoutArch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AST(DropoutArch):
+class AST(TransformerArch):
     """The Audio Spectrogram Transformer: a distilled DeiT over overlapping patches (reference/cmkd.md 2.1)."""
 
     family: Literal["ast"]
@@ -102,7 +126,7 @@ class AST(DropoutArch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CED(DropoutArch):
+class CED(TransformerArch):
     """CED's ViT: few mel bands, time and frequency embeddings apart, clips of any length (reference/ced.md 6)."""
 
     family: Literal["ced"]
@@ -121,7 +145,14 @@ class OnDevice(Checked):
         self._require_below_1("dropout")
 
 
-Arch = MN | DyMN | EfficientNet | ViT | AST | CED | OnDevice
+Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | CED | OnDevice
+
+
+def gives_frames(arch: Arch) -> bool:
+    """Whether a network gives logits for each step in time beside those of the clip."""
+    if isinstance(arch, MN):
+        return arch.head == "fully_convolutional"
+    return isinstance(arch, FrameMN) or (isinstance(arch, TransformerArch) and arch.frame_pool != "none")
 
 
 def _require_mobile(arch: MN | DyMN) -> None:

@@ -33,6 +33,7 @@ class Data(Checked):
     ] = "synthetic"
     root: str = ""  # folder URI; paths in the metadata are relative to it
     manifest: str = ""  # CSV or Parquet URI, for format = "manifest"
+    events: str = ""  # CSV, TSV or Parquet URI: when the tags of clips sound (docs/data.md)
     audioset_train: Literal["balanced", "unbalanced", "both"] = "balanced"  # AudioSet's tables of training clips
     anywhere: bool = False  # the manifest's paths may lead out of the root; it then names any file of this machine
     labels: Literal["single", "multi"] = "single"
@@ -74,6 +75,9 @@ class Data(Checked):
         self._require(0 <= self.max_broken_share < 1, "max_broken_share", "must be a share, 0 up to 1")
         self._require_positive("cache_gb")
         self._require(0 <= self.split_seed < 2**32, "split_seed", "must be 0 to 2^32 - 1")  # scikit-learn's rule
+        self._require(
+            not self.events or self.format != "synthetic", "events", "the embedded soundscapes know when they sound"
+        )
         if self.format == "synthetic":
             self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten per fold")
             self._require_at_most(MAX_SYNTHETIC_CLIPS, "synthetic_clips")

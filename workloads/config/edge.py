@@ -20,12 +20,13 @@ class Edge(Checked):
     teacher: str
     student: str
     name: str = ""  # of the edge in reports, metrics and records; empty: `key`
-    # an embedding: through a projection that is not delivered; temporal: when the teacher listens
-    carries: Literal["logits", "embedding", "temporal"] = "logits"
+    # an embedding: through a projection that is not delivered; temporal: when the teacher listens; frames: logits of
+    # each step in time
+    carries: Literal["logits", "embedding", "temporal", "frames"] = "logits"
     # of the teacher's term; labels weigh 1 minus the sum over the student's open edges that carry logits
     weight: float = 0.5
-    # of logits: kl, or bce, which EfficientAT and CED log and which has the gradient of kl; of embeddings: cosine, mse;
-    # temporal: kl
+    # of logits and frames: kl, or bce, which EfficientAT and CED log and which has the gradient of kl; of embeddings:
+    # cosine, mse; temporal: kl
     loss: Literal["kl", "bce", "cosine", "mse"] = "kl"
     temperature: float = 1.0
     tau_mode: Literal["teacher_only", "both"] = "teacher_only"
@@ -50,6 +51,8 @@ class Edge(Checked):
             self._check_embedding()
         elif self.carries == "temporal":
             self._check_temporal()
+        elif self.carries == "frames":
+            self._check_frames()
         else:
             self._require_0_to_1("weight")
             self._require(self.gate != "entropy", "gate", "is for edges that carry profiles (carries = 'temporal')")
@@ -80,6 +83,13 @@ class Edge(Checked):
         self._require(self.view == "same", "view", "a teacher of profiles must hear what its student hears: 'same'")
         self._require(self.gate in ("always", "entropy"), "gate", "is for logits; profiles have 'always' or 'entropy'")
         for name in ("temperature", "tau_mode"):
+            default = getattr(Edge, name)
+            self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
+
+    def _check_frames(self) -> None:
+        self._require_non_negative("weight")
+        self._require(self.loss in ("kl", "bce"), "loss", "is for embeddings; frames have 'kl' or 'bce'")
+        for name in ("tau_mode", "gate", "missing"):
             default = getattr(Edge, name)
             self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
 

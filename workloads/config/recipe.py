@@ -12,6 +12,7 @@ from workloads.config.architectures import Arch
 from workloads.config.checked import Checked
 from workloads.config.data import Data
 from workloads.config.edge import Edge
+from workloads.config.frames import check_frames
 from workloads.config.placement import Service, group_models
 from workloads.config.resources import Resources
 from workloads.config.schedules import Schedule
@@ -139,6 +140,7 @@ class Model(Checked):
     # URI of a published tagger, or of a safetensors file with the family's own key names; or pretrained:NAME, for
     # weights of an installed package (`models/pretrained.py`)
     init: str = ""
+    frame_labels: bool = False  # learn when tags sound too, from clips of which it is known (docs/recipes.md)
     control_of: str = ""  # the student beside which this one trains without teachers (`config/controls.py`)
 
 
@@ -207,6 +209,7 @@ class Recipe(Checked):
         self._require(0 < len(self.name) <= MAX_NAME, "name", f"must have 1 to {MAX_NAME} characters, as folders have")
         self._check_models()
         self._check_edges()
+        self._check_frames()
         self._check_controls()
         if self.search:
             self._check_search(self.search)
@@ -239,8 +242,18 @@ class Recipe(Checked):
                 )
         if self.train.compile and any(edge.carries != "logits" for edge in self.edges):
             raise ValueError(
-                "train.compile = true: not with edges that carry embeddings or profiles so far; set it to false"
+                "train.compile = true: not with edges that carry embeddings, profiles or frames so far; set it to false"
             )
+
+    def _check_frames(self) -> None:
+        check_frames(
+            {name: model.arch for name, model in self.models.items()},
+            [name for name, model in self.models.items() if model.frame_labels],
+            self.edges,
+            labels=self.data.labels,
+            compiled=self.train.compile,
+            rolled_and_mixed=bool(self.augment.roll and self.augment.mixup),
+        )
 
     def _check_controls(self) -> None:
         if self.compare and not self.edges:

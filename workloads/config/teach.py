@@ -73,6 +73,9 @@ class Teach(Checked):
     mean_of: Literal["logits", "probabilities"] | None = None  # of several teachers; None: of their logits
     apart: bool = False  # several teachers each in a column of their own
     embedding: bool = False  # store the teachers' embeddings too
+    frames: bool = False  # store the teachers' logits of their steps in time too, each teacher's in a column of its own
+    frames_k: int = 0  # tags kept of each row of frames, those of the largest maxima; 0: all
+    frames_dtype: Literal["float16", "uint8"] = "float16"  # uint8: in 255 steps from -12 to 12
     clips_per_shard: int = 512  # of a file; it is computed as a whole, and again where a worker is killed
     batch_size: int = 32
     threads: int = 2  # of torch, in each worker
@@ -80,7 +83,9 @@ class Teach(Checked):
 
     def __post_init__(self) -> None:
         self._require_positive("views", "clips_per_shard", "batch_size", "threads")
-        self._require_non_negative("k")
+        self._require_non_negative("k", "frames_k")
+        for name in () if self.frames else ("frames_k", "frames_dtype"):
+            self._require(getattr(self, name) == getattr(Teach, name), name, "is for frames = true; leave it out")
         self._require_at_most(MAX_BATCH, "views", "clips_per_shard", "batch_size")
         self._require_at_most(MAX_THREADS, "threads")
         self._require(not (self.apart and self.mean_of), "mean_of", "with apart = true there is no mean; leave one out")
@@ -113,8 +118,9 @@ class TeachRecipe(Checked):
             if getattr(self.teach, key) and not several:
                 raise ValueError(f"teach.{key} = {getattr(self.teach, key)!r}: is for several teachers; leave it out")
         for name, teacher in self.teachers.items():
-            if self.teach.embedding and teacher.is_onnx:
-                raise ValueError(
-                    f"teach.embedding = True: teachers.{name} is an ONNX file, whose embedding is not known; set it to "
-                    "false"
-                )
+            for key in ("embedding", "frames") if teacher.is_onnx else ():
+                if getattr(self.teach, key):
+                    raise ValueError(
+                        f"teach.{key} = True: teachers.{name} is an ONNX file, whose clips alone have logits; set it "
+                        "to false"
+                    )

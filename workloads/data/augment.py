@@ -129,7 +129,7 @@ def roll_and_amplify(x_BT: Tensor, views: Sequence[View], *, scale: float = 1.0)
     heard_BT = torch.empty(x_BT.shape, device=x_BT.device)
     # Clip by clip: two copies each take a sixth of the time that one torch.gather of the whole shard takes on a CPU.
     for x_T, heard_T, view in zip(x_BT, heard_BT, views, strict=True):
-        shift = round(view.roll * length) % length
+        shift = shift_of_view(view, length=length)
         heard_T[shift:] = x_T[: length - shift]
         heard_T[:shift] = x_T[length - shift :]
     factor_B1 = torch.tensor([[10 ** (view.gain_db / 20)] for view in views]) * scale
@@ -141,7 +141,12 @@ def sound_of_view(samples: int, view: View, *, length: int) -> tuple[int, int]:
 
     The rest of the `length` samples is padding; a sound that is rolled over the end goes on at the beginning.
     """
-    return round(view.roll * length) % length, min(samples, length)
+    return shift_of_view(view, length=length), min(samples, length)
+
+
+def shift_of_view(view: View, *, length: int) -> int:
+    """By how many of `length` samples this view of a clip is rolled to the right."""
+    return round(view.roll * length) % length
 
 
 def sound_mask(sound_B2: Tensor, length: int) -> Tensor:

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from workloads.config.data import Data
 from workloads.config.recipe import Recipe
-from workloads.data.augment import StoredViews, View, clean_view, roll_and_amplify, sound_of_view
+from workloads.data.augment import StoredViews, View, clean_view, roll_and_amplify, shift_of_view, sound_of_view
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset, require_full_batch
 from workloads.data.decode import cut_or_pad
+from workloads.data.events import HeardEvents, heard_events
 from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest, require_memory
 from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
@@ -79,6 +80,7 @@ class Batches:
         self.replacements = Replacements(clips, cache, self._reader)
         self.steps_per_epoch = len(clips) // recipe.train.batch_size
         self.dataset = dataset
+        self._learns_events = any(model.frame_labels for model in recipe.models.values())
         self._epoch_draws: tuple[int, NDArray[np.int64]] = (-1, np.empty((0, 2), np.int64))  # the last epoch's
 
     @contextmanager
@@ -147,6 +149,8 @@ class Batches:
                 partner_sound_B2=None if sound_B2 is None or not self._mixtures else sound_B2[own.stop :],
                 mixture=None if self._mixtures else on_device,
                 mix_mels=mix_mels,
+                shift_B=torch.tensor([shift_of_view(view, length=x_BT.shape[1]) for view in views[own]]),
+                events=self._events(rows, samples, views, unmixed_y_BC, mixture) if self._learns_events else None,
             ).to(device)
 
         shard = shard_of(drawn_views)
@@ -154,6 +158,25 @@ class Batches:
         if with_clean_view and not shard.is_clean:
             shard.clean_view = shard_of([clean_view()] * len(rows))
         return shard
+
+    def _events(
+        self, rows: Sequence[int], samples: Sequence[int], views: Sequence[View], y_SC: Tensor, mixture: Mixture | None
+    ) -> HeardEvents:
+        """When the tags of these clips sound in their views; `y_SC` are the labels of the clips themselves."""
+        size = self.recipe.train.shard_size
+        unmixed = Mixture(torch.ones(size), torch.arange(size))
+        weight_B, partner_B = ((mixture or unmixed).weight_B[:size], (mixture or unmixed).partner_B[:size])
+        return heard_events(
+            [self.clips[row].events for row in rows],
+            samples,
+            views,
+            length=self._reader.shape[1],
+            rate=self.recipe.rate,
+            columns=self.dataset.columns,
+            y_SC=y_SC.numpy(),
+            weight_B=weight_B,
+            partner_B=partner_B,
+        )
 
     def _request(self, step: int, index: int) -> tuple[ShardRequest, list[int]]:
         """What a shard consists of, and the rows of its clips among the training clips."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from workloads.config.data import OWN_TEST, OWN_VALIDATION, Data
 from workloads.config.recipe import Train
+from workloads.data.events import Event
 from workloads.data.pack import Pack
 from workloads.runtime.rng import keyed_generator, keyed_seed
 from workloads.runtime.text import name_some
@@ -27,7 +28,8 @@ class Clip:
     """One clip: `path` is relative to the data set's root, `source` the recording that it was cut from.
 
     `absent` are the tags that the clip is known to lack, all tags in neither list are unknown; None: it lacks all
-    others. Of a clip that is not labelled nothing is known; it has neither.
+    others. Of a clip that is not labelled nothing is known; it has neither. `events` say when its tags sound; None:
+    that is not known.
     """
 
     clip_id: str
@@ -37,6 +39,7 @@ class Clip:
     source: str
     absent: tuple[str, ...] | None = None
     labelled: bool = True
+    events: tuple[Event, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Dataset:
     folds_assigned: bool = False  # by a hash of the source, since the metadata has no folds
     not_in_data: tuple[str, ...] = ()  # tags of the model that no clip has: with "multi" nobody looked for them
     val_fold: int | None = None  # of a data set that names its validation clips; None: a slice of the training folds
+    events_sha256: str = ""  # of the events, where a table says them
     warnings: tuple[str, ...] = ()  # of the reader, about files that are no clips of the set
     packed: Pack | None = field(default=None, compare=False, repr=False)  # where the clips' sounds are, if packed
 
@@ -59,7 +63,7 @@ class Dataset:
 
     def targets(self, clips: Sequence[Clip]) -> NDArray[np.float32]:
         """y_NC float32: 1 where clip n has tag c, NaN where that is unknown, else 0; all NaN for an unlabelled clip."""
-        column = self._columns
+        column = self.columns
         y_NC = np.zeros((len(clips), len(self.tags)), dtype=np.float32)
         if self.labels == "multi":
             y_NC[:, [column[tag] for tag in self.not_in_data]] = np.nan
@@ -76,7 +80,8 @@ class Dataset:
         return any(clip.tags or clip.absent or (clip.labelled and clip.absent is None) for clip in self.clips)
 
     @cached_property
-    def _columns(self) -> dict[str, int]:
+    def columns(self) -> dict[str, int]:
+        """The column of each tag."""
         return {tag: index for index, tag in enumerate(self.tags)}
 
     def clips_per_tag(self, clips: Sequence[Clip]) -> tuple[list[int], list[int]]:
@@ -194,6 +199,15 @@ def require_labels(dataset: Dataset, splits: Splits, learners: Sequence[str]) ->
         )
 
 
+def require_events(splits: Splits, learners: Sequence[str]) -> None:
+    """Raise ValueError where models that learn when tags sound (`frame_labels`) have no events to learn from."""
+    if learners and not any(clip.events is not None for clip in splits.train):
+        raise ValueError(
+            f"models.{learners[0]}.frame_labels = true: of no training clip is known when its tags sound; name a table "
+            "of events with data.events, or set it to false"
+        )
+
+
 def require_full_batch(num_train: int, train: Train) -> None:
     """Raise ValueError where the training clips do not fill the batch of one step."""
     if num_train < train.batch_size:
@@ -290,7 +304,7 @@ def _keep_labels(clips: tuple[Clip, ...], dataset: Dataset, data: Data) -> tuple
     return tuple(
         clip
         if not clip.labelled or kept_above[clip.source] < data.labelled_share
-        else replace(clip, tags=(), absent=None, labelled=False)
+        else replace(clip, tags=(), absent=None, labelled=False, events=None)
         for clip in clips
     )
 

@@ -10,6 +10,7 @@ from workloads.config.data import Data
 from workloads.data.clips import Clip, Dataset
 from workloads.data.formats.audioset import read_audioset
 from workloads.data.formats.esc50 import read_esc50
+from workloads.data.formats.events import with_events
 from workloads.data.formats.folders import read_folders
 from workloads.data.formats.fsd50k import read_fsd50k
 from workloads.data.formats.manifest import read_manifest
@@ -55,7 +56,10 @@ def read_dataset(
     or that are also among the clip's tags, tags of a clip that is not labelled, and tags that the model does not know.
     """
     found = READERS[data.format](data, opener)
-    clips = sorted(found.clips, key=lambda clip: clip.clip_id)
+    clips, warnings, events_sha256 = sorted(found.clips, key=lambda clip: clip.clip_id), found.warnings, ""
+    if data.events:
+        clips, more, events_sha256 = with_events(clips, data, opener)
+        warnings += more
     present = {tag for clip in clips for tag in clip.tags}
     tags = model_tags or tuple(sorted(present))
     may_be_unlabelled = bool(model_tags) or tags_needed == "of labelled"
@@ -69,7 +73,8 @@ def read_dataset(
         without_source=found.without_source,
         folds_assigned=found.folds_assigned,
         val_fold=found.val_fold,
-        warnings=found.warnings,
+        warnings=warnings,
+        events_sha256=events_sha256,
         packed=found.packed,
         not_in_data=tuple(tag for tag in tags if tag not in present),
     )

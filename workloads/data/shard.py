@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workloads.data.augment import mask_mel, sound_mask, stored_number
+from workloads.data.events import HeardEvents
 
 
 class MelFrontEnd(Protocol):
@@ -71,6 +72,8 @@ class Shard:
     partner_sound_B2: Tensor | None = None
     mixture: Mixture | None = None
     mix_mels: bool = False
+    shift_B: Tensor | None = None  # samples by which each clip is rolled to the right; None: none is
+    events: HeardEvents | None = None  # where a model of the run learns when tags sound
     clean_view: "Shard | None" = None  # where it differs and was asked for
     is_clean: bool = True
     _mels: dict[str, Tensor] = field(default_factory=dict)  # by kind of front end
@@ -120,6 +123,6 @@ class Shard:
         """This shard with its tensors on `device`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        mixture = self.mixture and self.mixture.to(device)
+        mixture, events = self.mixture and self.mixture.to(device), self.events and self.events.to(device)
         clean_view = self.clean_view and self.clean_view.to(device)
-        return replace(self, **moved, mixture=mixture, clean_view=clean_view, _mels={})
+        return replace(self, **moved, mixture=mixture, events=events, clean_view=clean_view, _mels={})

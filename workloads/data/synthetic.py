@@ -8,7 +8,6 @@ Axes: T samples, K frequency bins.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from workloads.config.data import Data
 from workloads.data.clips import Clip
+from workloads.data.events import Event
 from workloads.runtime.rng import keyed_generator
 
 if TYPE_CHECKING:
@@ -31,23 +31,15 @@ Wave = NDArray[np.float64]
 Synthesizer = Callable[[int, np.random.Generator], Wave]
 
 
-@dataclass(frozen=True)
-class Event:
-    """One sound of a soundscape; onset and offset in seconds from the start of the clip."""
-
-    tag: str
-    onset: float
-    offset: float
-
-
 def synthetic_clips(data: Data) -> list[Clip]:
     """The clips of the set, each with its own source, folds 1 to 5 in turn. Labels "single": one event per clip."""
     clips = []
     for number in range(data.synthetic_clips):
         clip_id = f"synthetic-{number:06d}"
-        tags = tuple(sorted(event.tag for event in events(clip_id, data)))
+        own = tuple(events(clip_id, data))
+        tags = tuple(sorted(event.tag for event in own))
         path = f"synthetic:{VERSION}/{data.synthetic_seed}/{data.labels}/{data.clip_seconds}/{number}"
-        clips.append(Clip(clip_id, path, tags, fold=1 + number % FOLDS, source=clip_id))
+        clips.append(Clip(clip_id, path, tags, fold=1 + number % FOLDS, source=clip_id, events=own))
     return clips
 
 

@@ -21,19 +21,26 @@ class NoSuchTable(ValueError):
 
 
 def read_table(
-    uri: str, opener: Opener, *, columns: Sequence[str], header: Sequence[str] | None = None
+    uri: str,
+    opener: Opener,
+    *,
+    columns: Sequence[str],
+    header: Sequence[str] | None = None,
+    setting: str = "data.manifest",
 ) -> Iterator[Row]:
     """The rows of the table at `uri`: of Parquet only these columns, as far as they exist.
 
-    With `header` the file is CSV without one, whatever its ending: see `parse_csv`.
+    With `header` the file is CSV without one, whatever its ending: see `parse_csv`. `setting` names it in messages.
 
     Raises ValueError, with the place and the fix, for a file that cannot be read, has another ending, or is damaged.
     """
     if header or uri.endswith(".csv"):
         return parse_csv(_read_file(uri, opener), uri, header=header)
+    if uri.endswith(".tsv"):
+        return parse_csv(_read_file(uri, opener), uri, separator="\t")
     if uri.endswith(".parquet"):
         return _parse_parquet(_read_file(uri, opener), uri, columns)
-    raise ValueError(f"data.manifest = {uri!r}: must end in .csv or .parquet")
+    raise ValueError(f"{setting} = {uri!r}: must end in .csv, .tsv or .parquet")
 
 
 def _read_file(uri: str, opener: Opener) -> bytes:
@@ -49,8 +56,8 @@ def _read_file(uri: str, opener: Opener) -> bytes:
     return content
 
 
-def parse_csv(content: bytes, name: str, *, header: Sequence[str] | None = None) -> Iterator[Row]:
-    """The rows of a CSV file with a header, in UTF-8, separated by commas; blank lines are skipped.
+def parse_csv(content: bytes, name: str, *, header: Sequence[str] | None = None, separator: str = ",") -> Iterator[Row]:
+    """The rows of a CSV file with a header, in UTF-8, separated by commas or tabs; blank lines are skipped.
 
     `header` are the columns of a file that does not name them: lines that begin with # are comments then, and spaces
     after commas are left out, as in AudioSet's files.
@@ -59,7 +66,7 @@ def parse_csv(content: bytes, name: str, *, header: Sequence[str] | None = None)
     quote that is not closed swallows the rows after it.
     """
     text, given = io.StringIO(decode_text(content, name), newline=""), header is not None
-    reader = csv.reader(text, strict=True, skipinitialspace=given)
+    reader = csv.reader(text, strict=True, skipinitialspace=given, delimiter=separator)
     while True:
         line = reader.line_num + 1
         try:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workloads.config.edge import Edge
+from workloads.distill.frames import FrameLabels, FrameTerm, frame_kd_loss, frame_loss
 from workloads.distill.temporal import flatness, target_profile, temporal_loss
 from workloads.models.probabilities import probabilities
 
@@ -50,7 +51,7 @@ class TemporalTerm:
     heard_BQ: Tensor
 
 
-Term = EdgeTerm | EmbeddingTerm | TemporalTerm
+Term = EdgeTerm | EmbeddingTerm | TemporalTerm | FrameTerm
 
 
 def edge_term(edge: Edge, weight: float, teacher_BC: Tensor) -> EdgeTerm:
@@ -68,6 +69,11 @@ def temporal_term(edge: Edge, weight: float, scores_BQ: Tensor, a_BQ: Tensor, he
     return TemporalTerm(edge, weight, scores_BQ, target_profile(_rolled(edge, a_BQ), heard_BQ), heard_BQ)
 
 
+def frame_term(edge: Edge, weight: float, frames_BQC: Tensor, target_BQC: Tensor, counted_BQ: Tensor) -> FrameTerm:
+    """The same of an edge that carries frames."""
+    return FrameTerm(edge, weight, frames_BQC, _rolled(edge, target_BQC), counted_BQ)
+
+
 def _rolled(edge: Edge, teacher: Tensor) -> Tensor:
     return teacher.roll(1, 0) if edge.shuffled else teacher
 
@@ -80,27 +86,23 @@ def student_loss(
     labels: str,
     smoothing: float,
     known_BC: Tensor | None = None,
+    frame_labels: FrameLabels | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A student's loss, a mean over clips, and its parts by metric name.
 
     Per clip L = (1 - sum w) L_label + sum w L_KD over the student's edges, where w is the edge's weight on clips for
     which its gate is open, else 0 (CMKD's loss, reference/cmkd.md 1.1, for any number of teachers). Edges that carry
-    embeddings or profiles add w L_E, and take nothing from labels. `known_BC` is `label_loss`'s.
+    embeddings, profiles or frames add w L_E, and take nothing from labels. Labels in time add (1 - sum w) L_frames over
+    the edges that carry frames (reference/frames.md section 3). `known_BC` is `label_loss`'s.
     """
     label_B = label_loss(logits_BC, y_BC, labels=labels, smoothing=smoothing, known_BC=known_BC)
     label_weight_B = torch.ones_like(label_B)
     weighted_kd_B = torch.zeros_like(label_B)
     parts = {"label_loss": label_B.mean().detach()}
     for term in terms:
-        if isinstance(term, EmbeddingTerm):
-            embedding_B = embedding_loss(term.student_BD, term.teacher_BD, loss=term.edge.loss)
-            weighted_kd_B = weighted_kd_B + term.weight * embedding_B
-            parts[f"{term.edge.key}/kd_loss"] = embedding_B.mean().detach()
-            parts[f"{term.edge.key}/weight"] = torch.tensor(term.weight)
-            continue
-        if isinstance(term, TemporalTerm):
-            weight_B, temporal_B, own_parts = _temporal_part(term)
-            weighted_kd_B = weighted_kd_B + weight_B * temporal_B
+        if not isinstance(term, EdgeTerm):
+            added_B, own_parts = _added_part(term)
+            weighted_kd_B = weighted_kd_B + added_B
             parts |= own_parts
             continue
         edge, teacher_BC = term.edge, term.teacher_BC
@@ -110,8 +112,28 @@ def student_loss(
         weighted_kd_B = weighted_kd_B + weight_B * kd_B
         parts[f"{edge.key}/kd_loss"] = kd_B.mean().detach()
         parts[f"{edge.key}/weight"] = weight_B.mean()
+    if frame_labels is not None:
+        frames_B = frame_loss(
+            frame_labels.frames_BQC, frame_labels.y_BQC, frame_labels.counted_BQ, known_BC=frame_labels.known_BC
+        )
+        frame_weight = 1 - sum(term.weight for term in terms if isinstance(term, FrameTerm))
+        weighted_kd_B = weighted_kd_B + frame_weight * frames_B
+        parts["frame_label_loss"] = frames_B.mean().detach()
     loss = (label_weight_B * label_B + weighted_kd_B).mean()
     return loss, parts
+
+
+def _added_part(term: EmbeddingTerm | TemporalTerm | FrameTerm) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss_B that an edge adds to those of the clips, and what is recorded of it."""
+    if isinstance(term, TemporalTerm):
+        weight_B, loss_B, recorded = _temporal_part(term)
+        return weight_B * loss_B, recorded
+    if isinstance(term, FrameTerm):
+        loss_B = frame_kd_loss(term)
+    else:
+        loss_B = embedding_loss(term.student_BD, term.teacher_BD, loss=term.edge.loss)
+    key = term.edge.key
+    return term.weight * loss_B, {f"{key}/kd_loss": loss_B.mean().detach(), f"{key}/weight": torch.tensor(term.weight)}
 
 
 def _temporal_part(term: TemporalTerm) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

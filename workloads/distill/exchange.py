@@ -75,7 +75,8 @@ class Exchange:
             self.bytes_sent += tensor.nbytes
             operations.append(self._operation(dist.isend, tensor, message))
         for message in self.incoming:
-            tensor = torch.empty(self.clips, self.sizes[message.heard.teacher].of(message.kind), device=self.device)
+            shape = self.sizes[message.heard.teacher].of(message.kind)
+            tensor = torch.empty(self.clips, *shape, device=self.device)
             self._received.setdefault(message.heard, {})[message.kind] = tensor
             self.bytes_received += tensor.nbytes
             operations.append(self._operation(dist.irecv, tensor, message))

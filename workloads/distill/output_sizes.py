@@ -15,11 +15,13 @@ class OutputSize(NamedTuple):
 
     tags: int  # of logits_BC
     features: int  # of embedding_BD
-    grid: TimeGrid  # of its profile, with P steps
+    grid: TimeGrid  # of its profile and of its frames_BPC, with P steps
 
-    def of(self, kind: str) -> int:
-        """The size of what an edge carries."""
-        return {"logits": self.tags, "embedding": self.features, "temporal": self.grid.count}[kind]
+    def of(self, kind: str) -> tuple[int, ...]:
+        """The shape of what an edge carries, for one clip."""
+        steps = self.grid.count
+        shapes = {"logits": (self.tags,), "embedding": (self.features,), "temporal": (steps,)}
+        return shapes.get(kind, (steps, self.tags))
 
 
 class OutputSizes:

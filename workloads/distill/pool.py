@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from workloads.config.controls import begins_as_copy, random_key
+from workloads.config.edge import Edge
 from workloads.config.recipe import Recipe
 from workloads.distill.exchange import Exchange, RemoteTeacher
 from workloads.distill.output_sizes import OutputSizes
@@ -79,7 +80,7 @@ class ModelPool:
             self.train_state(name)
         for name, state in self.states.items():
             state.tagger.train(name in phase.trains)
-            state.training_forward.needs = _needs(phase, name)
+            state.training_forward.needs = _needs(phase, name, frames=self._recipe.models[name].frame_labels)
         if step <= phase.start:
             teachers = {edge.teacher for edge in phase.edges if edge.source == "snapshot"}
             self.snapshots = {name: self._copy(name) for name in sorted(filter(self._keeps_snapshot, teachers))}
@@ -178,8 +179,11 @@ class ModelPool:
             self.states[name] = state
         return self.states[name]
 
-    def teacher_grid(self, name: str, steps: int) -> TimeGrid:
-        """Where the steps of a teacher's profile are in time, also of one that is not in memory here."""
+    def teacher_grid(self, edge: Edge, steps: int) -> TimeGrid:
+        """Where the steps of what a teacher says in time are, also of one that is not in memory here."""
+        if edge.store:
+            return self._stored_teachers[edge.key].grid
+        name = edge.teacher
         return time_grid(self.states[name].tagger, steps) if name in self.states else self._sizes[name].grid
 
     def release(self, name: str) -> None:
@@ -278,8 +282,14 @@ def _carried(phase: Phase, key: Heard) -> frozenset[str]:
     return frozenset(edge.carries for edge in phase.edges if heard_by(edge) == key and edge.carries != "logits")
 
 
-def _needs(phase: Phase, name: str) -> frozenset[str]:
-    """What the training forward of a model has to give beside logits, as a student and as a teacher that trains."""
+def _needs(phase: Phase, name: str, *, frames: bool) -> frozenset[str]:
+    """What the training forward of a model has to give beside logits, as a student and as a teacher that trains.
+
+    With `frames` it learns from labels in time.
+    """
     edges = [edge for edge in phase.edges if edge.carries != "logits"]
     of_student = {"sequence" if edge.carries == "temporal" else edge.carries for edge in edges if edge.student == name}
-    return frozenset(of_student | {edge.carries for edge in edges if edge.teacher == name and edge.source == "live"})
+    of_labels = {"frames"} if frames else set()
+    return frozenset(
+        of_student | of_labels | {edge.carries for edge in edges if edge.teacher == name and edge.source == "live"}
+    )

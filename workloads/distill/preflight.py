@@ -3,7 +3,7 @@
 import torch
 
 from workloads.config.recipe import Recipe
-from workloads.data.clips import require_labels, require_scorable
+from workloads.data.clips import require_events, require_labels, require_scorable
 from workloads.data.prepare import PreparedData, prepare
 from workloads.data.unscored import require_no_scores
 from workloads.distill.schedule import Phase, label_learners, own_steps
@@ -36,6 +36,7 @@ def prepare_run(
             require_no_scores(recipe)
         require_scorable(prepared.dataset, prepared.splits, recipe.data, test=recipe.train.score_test)
         require_labels(prepared.dataset, prepared.splits, label_learners(phases))
+        require_events(prepared.splits, [name for name, model in recipe.models.items() if model.frame_labels])
         stores = open_stores(recipe, prepared.dataset, prepared.splits.train, prepared.cache, files)
         fingerprint, digests = prepared.dataset.fingerprint(), stores.digests()
         for name in recipe.models:

@@ -27,7 +27,7 @@ def build_projections(
     """
     projections: dict[str, nn.Module] = {}
     for edge in recipe.edges:
-        if edge.student != name or edge.carries == "logits":
+        if edge.student != name or edge.carries not in ("embedding", "temporal"):
             continue
         if edge.carries == "temporal":
             projections[edge.key] = build_time_head(tagger, edge.key)

@@ -100,9 +100,12 @@ def label_learners(phases: tuple[Phase, ...]) -> tuple[str, ...]:
     return tuple(learners)
 
 
-def _weight_of_teachers(phase: Phase, student: str) -> float:
-    """The sum of the weights that labels do not have: of the open edges that carry logits; others add to the loss."""
-    return sum(edge.weight for edge in phase.edges if edge.student == student and edge.carries == "logits")
+def _weight_of_teachers(phase: Phase, student: str, *, carries: str = "logits") -> float:
+    """The sum of the weights that labels do not have: of the open edges that carry logits; others add to the loss.
+
+    Labels in time share theirs with the edges that carry frames.
+    """
+    return sum(edge.weight for edge in phase.edges if edge.student == student and edge.carries == carries)
 
 
 def edge_weights(recipe: Recipe, phase: Phase, step: int, scores: Mapping[str, float]) -> dict[str, float]:
@@ -223,6 +226,12 @@ def _check_phases(recipe: Recipe, phases: tuple[Phase, ...]) -> None:
             total = _weight_of_teachers(phase, student)
             if total > 1 + 1e-9:
                 raise ValueError(f"edges into {student}: weights sum to {total:g}; at most 1, labels get the rest")
+            of_frames = _weight_of_teachers(phase, student, carries="frames")
+            if recipe.models[student].frame_labels and of_frames > 1 + 1e-9:
+                raise ValueError(
+                    f"edges into {student} that carry frames: weights sum to {of_frames:g}; at most 1, labels in time "
+                    "(frame_labels) get the rest"
+                )
         for edge in phase.edges:
             _check_edge(recipe, phase, edge)
 

@@ -15,8 +15,8 @@ from workloads.data.shard import Shard
 from workloads.models.profiles import outputs_and_profile
 from workloads.models.tagger import Tagger
 
-# By what an edge carries: logits_BC before temperature, embedding_BD, a teacher's profile temporal_BP; of a student
-# sequence_BPD too, from which its own profile is made. In fp32.
+# By what an edge carries: logits_BC before temperature, embedding_BD, a teacher's profile temporal_BP, frames_BPC
+# before temperature; of a student sequence_BPD too, from which its own profile is made. In fp32.
 Outputs = Mapping[str, Tensor]
 
 
@@ -44,7 +44,7 @@ class TeacherSource(Protocol):
 
 
 def tagger_outputs(tagger: Tagger, mel_BMF: Tensor, *, needs: frozenset[str]) -> dict[str, Tensor]:
-    """Logits of a tagger, and of `embedding`, `sequence` and `temporal` what is needed, from one forward."""
+    """Logits of a tagger, and of `embedding`, `sequence`, `frames` and `temporal` what is needed, from one forward."""
     if not needs:
         return {"logits": tagger(mel_BMF).float()}
     outputs: dict[str, Tensor] = {}
@@ -53,6 +53,11 @@ def tagger_outputs(tagger: Tagger, mel_BMF: Tensor, *, needs: frozenset[str]) ->
     else:
         found = tagger.outputs(mel_BMF)
     outputs |= {"logits": found.logits_BC, "embedding": found.embedding_BD, "sequence": found.sequence_BPD}
+    if "frames" in needs:
+        assert found.frames_BPC is not None, (
+            "the recipe's checks let edges carry frames between networks that have them"
+        )
+        outputs["frames"] = found.frames_BPC
     return {kind: tensor.float() for kind, tensor in outputs.items() if kind == "logits" or kind in needs}
 
 

@@ -1,6 +1,7 @@
 """A store as a teacher: the rows of a shard's clips, in the views in which they are heard, as a teacher's outputs.
 
-Axes: B clips of a shard, C tags of the run, J tags that top k kept, D features of an embedding.
+Axes: B clips of a shard, C tags of the run, J tags that top k kept, D features of an embedding, P frames; where a
+column has frames, they follow the tags: BJP.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from workloads.config.edge import Edge
 from workloads.data.shard import Shard, ViewKey, stored_view
+from workloads.distill.frames import rolled_frames
 from workloads.distill.sources import Outputs
 from workloads.models.probabilities import probabilities
+from workloads.models.profiles import TimeGrid
 from workloads.runtime.rng import keyed_generator
+from workloads.stores.description import Column
 from workloads.stores.reader import Rows, StoreReader
 
 
@@ -37,10 +41,37 @@ class StoredTeacher:
     @property
     def width(self) -> int:
         """Number of values of a row."""
-        return self.reader.store.description["columns"][self.column]["width"]
+        return self._column["width"]
 
     def outputs(self, shard: Shard, student_outputs: Mapping[str, Outputs]) -> Outputs:
-        return {self.edge.carries: self._logits(shard) if self.edge.carries == "logits" else self._embedding(shard)}
+        read = {"logits": self._logits, "embedding": self._embedding, "frames": self._frames}[self.edge.carries]
+        return {self.edge.carries: read(shard)}
+
+    @property
+    def grid(self) -> TimeGrid:
+        """Where the frames of a row are, in the view of which it is."""
+        frames = self._column["frames"]
+        return TimeGrid(frames["first_seconds"] - frames["hop_seconds"] / 2, frames["hop_seconds"], frames["count"])
+
+    @property
+    def _column(self) -> Column:
+        return self.reader.store.description["columns"][self.column]
+
+    def _frames(self, shard: Shard) -> Tensor:
+        """Logits_BPC of frames that have, at the edge's temperature, the probabilities of the rows.
+
+        Rows of clips that nobody rolled are rolled as the clips are; of mixtures the probabilities are mixed, each clip
+        rolled by itself, as the waveforms are.
+        """
+        rows = self.reader.read(self.column, shard.clip_ids, self._views(shard))
+        logits_BPC = self._logits_of_clips(rows, shard.keys).to(shard.x_BT.device).transpose(1, 2)
+        p_BPC = (logits_BPC / self.edge.temperature).sigmoid()
+        if self.edge.view != "same":
+            seconds = self.reader.store.description["views"]["clip_seconds"]
+            p_BPC = rolled_frames(p_BPC, self.grid, shard, rate=round(shard.x_BT.shape[1] / seconds))
+        if shard.mixture is not None:
+            p_BPC = shard.mixture.of(p_BPC)
+        return self.edge.temperature * p_BPC.logit()
 
     def _embedding(self, shard: Shard) -> Tensor:
         """Embedding_BD of the rows; of mixtures, the mixed ones: what the teacher would say of them is not known."""
@@ -69,9 +100,9 @@ class StoredTeacher:
         return [stored_view(key, self.num_views) for key in shard.keys]
 
     def _logits_of_clips(self, rows: Rows, keys: Sequence[ViewKey]) -> Tensor:
-        """Logits_BC of each clip alone, in the order of the run's tags."""
+        """Logits_BC of each clip alone, in the order of the run's tags; of frames BCP."""
         values = torch.from_numpy(rows.values.astype(np.float32))
-        is_logits = self.reader.store.description["columns"][self.column]["holds"] == "logits"
+        is_logits = self._column["holds"] == "logits"
         if rows.tags is None:
             logits_BC = values if is_logits else to_logits(values, self.labels)
         else:
@@ -80,7 +111,10 @@ class StoredTeacher:
         return logits_BC[:, self.place_C]
 
     def _filled(self, kept_BJ: Tensor, tags_BJ: Tensor, keys: Sequence[ViewKey]) -> Tensor:
-        """Probabilities p_BC of all tags, from those that top k kept; with single labels they are made to sum to 1."""
+        """Probabilities p_BC of all tags, from those that top k kept; with single labels they are made to sum to 1.
+
+        Of frames BCP, each filled by itself.
+        """
         left_out = max(1, len(self.place_C) - kept_BJ.shape[1])
         least_B1 = kept_BJ.min(dim=1, keepdim=True).values
         match self.edge.fill:
@@ -91,10 +125,13 @@ class StoredTeacher:
             case "last_half":
                 fill = least_B1 / 2
             case "last_random":
-                fill = least_B1 * self._draws(keys)
+                draws_BC = self._draws(keys)
+                fill = least_B1 * draws_BC.view(*draws_BC.shape, *[1] * (kept_BJ.ndim - 2))
             case "uniform":
                 fill = torch.full_like(least_B1, 1 / len(self.place_C))
-        p_BC = fill.expand(len(keys), len(self.place_C)).clone().scatter_(1, tags_BJ, kept_BJ)
+        frames = kept_BJ.shape[2:]
+        places = tags_BJ.view(*tags_BJ.shape, *[1] * len(frames)).expand(kept_BJ.shape)
+        p_BC = fill.expand(len(keys), len(self.place_C), *frames).clone().scatter_(1, places, kept_BJ)
         return p_BC / p_BC.sum(dim=1, keepdim=True) if self.labels == "single" else p_BC
 
     def _draws(self, keys: Sequence[ViewKey]) -> Tensor:

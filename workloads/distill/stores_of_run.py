@@ -31,7 +31,13 @@ from workloads.stores.reader import NotStored, StoreReader
 from workloads.stores.store import open_store
 
 MOST_HEARD = 8  # clips of a store that are heard before the first step, to compare them with what its teachers heard
-WHAT_IS_CARRIED = {"logits": "logits or probabilities of whole clips", "embedding": "embeddings"}
+FRAME_SLACK = 0.1  # seconds by which a clip may be longer than what was heard of it: encoders add some
+WHAT_IS_CARRIED = {
+    "logits": "logits or probabilities of whole clips",
+    "embedding": "embeddings",
+    "frames": "logits or probabilities of frames",
+}
+OF_TAGS = ("logits", "frames")
 MIXING = {"mixup", "mixup_alpha", "mixup_on"}  # of [augment]: rows are of single clips, and mixed as the clips are
 
 
@@ -86,7 +92,7 @@ def check_stores(recipe: Recipe, files: Opener) -> tuple[str, ...]:
         description = descriptions[edge.store]
         _column(description, edge)
         _require_same_views(description, edge, recipe)
-        if edge.carries == "logits":
+        if edge.carries in OF_TAGS:
             require_compatible(description, {"labels": recipe.data.labels}, edge.store)
             tags = tags or tuple(description["tags"])
             _require_same_tags(description, edge, tags)
@@ -112,8 +118,9 @@ def open_stores(
         reader = readers[edge.store]
         description = reader.store.description
         _require_rows(reader, edge, train, dataset)
+        _require_heard_whole(description, edge, recipe, train, cache)
         place_of = {tag: place for place, tag in enumerate(description["tags"])}
-        place_C = np.array([place_of[tag] for tag in dataset.tags] if edge.carries == "logits" else [])
+        place_C = np.array([place_of[tag] for tag in dataset.tags] if edge.carries in OF_TAGS else [])
         column, num_views = _column(description, edge), reader.store.num_views
         teachers[edge.key] = StoredTeacher(edge, reader, column, place_C, dataset.labels, num_views)
     # A clip is heard in one view, so all stores whose views are heard go round as many: the fewest that one has.
@@ -183,9 +190,9 @@ def _column(description: Description, edge: Edge) -> str:
 
 
 def _carries(column: Column) -> str:
-    """What an edge to this column carries; empty for frames and profiles."""
+    """What an edge to this column carries; empty for profiles."""
     if is_for_tags(column):
-        return "" if "frames" in column else "logits"
+        return "frames" if "frames" in column else "logits"
     return column["holds"] if column["holds"] == "embedding" else ""
 
 
@@ -259,6 +266,29 @@ def _require_rows(reader: StoreReader, edge: Edge, train: Sequence[Clip], datase
         raise ValueError(
             f"edges {edge.key}: missing = 'labels': {len(unknown)} training clips have neither a row nor all labels: "
             f"{name_some(unknown)}; leave them out, or make a store that has them"
+        )
+
+
+def _require_heard_whole(
+    description: Description, edge: Edge, recipe: Recipe, train: Sequence[Clip], cache: ClipStore
+) -> None:
+    """ValueError where frames of a store cannot be followed in time: another program says when they are.
+
+    It heard clips from their beginning and did not roll them, as far as is known; a part of a longer clip is heard here
+    anywhere in it.
+    """
+    views = description["views"]
+    if edge.carries != "frames" or (edge.view != "other" and views["version"] != DRAWN_ELSEWHERE):
+        return
+    place = f"edges {edge.key}: store {edge.store!r}"
+    if views["augment"].get("roll"):
+        raise ValueError(f"{place}: its clips were rolled, so its frames do not say when; set view = 'same'")
+    most, decoded = recipe.data.clip_seconds + FRAME_SLACK, cache.decoded()
+    longer = [clip.clip_id for clip in train if decoded[clip.clip_id].seconds > most]
+    if longer:
+        raise ValueError(
+            f"{place}: its frames are of the first {recipe.data.clip_seconds:g} s, and {len(longer)} training clips "
+            f"are longer: {name_some(longer)}; cut them, or leave them out"
         )
 
 

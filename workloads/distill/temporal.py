@@ -65,11 +65,11 @@ def on_grid(p_BP: Tensor, of: TimeGrid, on: TimeGrid, align: Literal["area", "li
     "area" takes from each step the share that overlaps, so no peak is missed. "linear" interpolates between the middles
     of the steps, as the paper does.
     """
-    return p_BP @ _alignment(of, on, align, p_BP.device)
+    return p_BP @ alignment(of, on, align, p_BP.device)
 
 
 @lru_cache(maxsize=64)
-def _alignment(of: TimeGrid, on: TimeGrid, align: str, device: torch.device) -> Tensor:
+def alignment(of: TimeGrid, on: TimeGrid, align: str, device: torch.device) -> Tensor:
     """Weights (P, Q) on the device: copied once, since every copy would make a step wait."""
     return (_overlaps if align == "area" else _interpolation)(of, on).to(device)
 
@@ -99,7 +99,7 @@ def _interpolation(of: TimeGrid, on: TimeGrid) -> Tensor:
 def heard_steps(shard: Shard, grid: TimeGrid, *, rate: int) -> Tensor:
     """Which steps have sound of their clip or of what it is mixed with, heard_BQ; all where none has."""
     clips, samples = shard.x_BT.shape
-    starts_Q, ends_Q = _bounds(grid, rate, samples, shard.x_BT.device)
+    starts_Q, ends_Q = step_bounds(grid, rate, samples, shard.x_BT.device)
     within_Q = ends_Q > starts_Q
     sounds = shard.sounds()
     if not sounds:
@@ -113,8 +113,8 @@ def heard_steps(shard: Shard, grid: TimeGrid, *, rate: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _bounds(grid: TimeGrid, rate: int, samples: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The samples with which steps begin, and before which they end, within a clip; on the device, as `_alignment`."""
+def step_bounds(grid: TimeGrid, rate: int, samples: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The samples with which steps begin, and before which they end, within a clip; on the device, as `alignment`."""
     bounds = (grid.first + grid.step * torch.arange(grid.count + 1, dtype=torch.float64)) * rate
     bounds = bounds.round().clamp(0, samples).long().to(device)
     return bounds[:-1], bounds[1:]

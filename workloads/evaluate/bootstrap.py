@@ -38,7 +38,7 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
     metric = primary(labels)
     taught = [score(pair.taught_NC, y_NC, labels) for pair in pairs]
     untaught = [score(pair.untaught_NC, y_NC, labels) for pair in pairs]
-    counts = _Resamples(len(y_NC), len(pairs))
+    counts = Resamples(len(y_NC), len(pairs))
     compared = {}
     for name, sign, resample in ((metric, 1, _SCORES[metric]), ("log_loss", -1, _log_losses)):
         differences_SB = np.stack(
@@ -65,7 +65,7 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
     }
 
 
-class _Resamples:
+class Resamples:
     """How often each clip and each seed is drawn in each resample; the same draws whenever it is made."""
 
     def __init__(self, num_clips: int, num_seeds: int) -> None:
@@ -90,7 +90,7 @@ class _Resamples:
         return float(low), float(high)
 
 
-def _log_losses(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
+def _log_losses(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: Resamples) -> Array:
     """The log loss of every resample, in nats."""
     known_N = (~y_NC.isnan()).sum(1).double().cpu()  # a clip counts by its known labels
     sums_N = (clip_losses(logits_NC, y_NC, labels).nan_to_num() * known_N).numpy()
@@ -98,22 +98,26 @@ def _log_losses(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples
         return np.concatenate([(w_BN @ sums_N) / (w_BN @ known_N.numpy()) for w_BN in counts.blocks()])
 
 
-def _accuracies(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
+def _accuracies(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: Resamples) -> Array:
     """The accuracy of every resample."""
     correct_N = (logits_NC.argmax(1) == y_NC.argmax(1)).double().cpu().numpy()
     return np.concatenate([w_BN @ correct_N / len(correct_N) for w_BN in counts.blocks()])
 
 
-def _mean_precisions(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: _Resamples) -> Array:
+def _mean_precisions(logits_NC: Tensor, y_NC: Tensor, labels: str, counts: Resamples) -> Array:
     """The mAP of every resample, over the tags with clips both with and without them; NaN where there are none."""
     z_CN, y_CN = (values_NC.detach().cpu().double().numpy().T for values_NC in (logits_NC, y_NC))
     means = []
     for w_BN in counts.blocks():
         by_tag = [average_precisions(z_N, y_N, w_BN) for z_N, y_N in zip(z_CN, y_CN, strict=True)]
-        precisions_CB = np.stack(by_tag)
-        scored_B = (~np.isnan(precisions_CB)).sum(0)
-        means.append(np.where(scored_B, np.nansum(precisions_CB, 0) / np.maximum(scored_B, 1), np.nan))
+        means.append(mean_over_tags(np.stack(by_tag)))
     return np.concatenate(means)
+
+
+def mean_over_tags(precisions_CB: Array) -> Array:
+    """The mean of each resample over its tags that can be scored, which are not NaN; NaN where there are none."""
+    scored_B = (~np.isnan(precisions_CB)).sum(0)
+    return np.where(scored_B, np.nansum(precisions_CB, 0) / np.maximum(scored_B, 1), np.nan)
 
 
 def average_precisions(scores_N: Array, y_N: Array, counts_BN: Array) -> Array:

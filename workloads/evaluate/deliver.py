@@ -4,16 +4,20 @@ The only code of a run that reads the test fold.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from workloads.config.recipe import Recipe
+from workloads.data.clips import Clip, Dataset
 from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
+from workloads.evaluate.frames import clips_with_frames, frame_targets, score_frames
 from workloads.evaluate.predict import predict_clips, raised_on_all
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
@@ -22,7 +26,9 @@ from workloads.runtime.precision import full_float32
 from workloads.runtime.session import Session
 
 VALIDATION_KEYS = ("train_folds", "val_share", "val_slice", "split_seed")  # settings that choose the validation clips
-TEST_PREDICTIONS = "test"  # the file of a published tagger with its test clips' logits_NC and y_NC
+# The file of a published tagger with its test clips' logits_NC and y_NC, and frames of it, labels and clips of these.
+TEST_PREDICTIONS = "test"
+MAX_COMPARED = 2**23  # logits of test frames that are kept to be compared with a control's
 
 
 def deliver_models(
@@ -70,22 +76,40 @@ def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, 
     }
     with full_float32(next(tagger.parameters()).device):  # as `antiphon evaluate` does, whatever the run trained in
         predictions = _predictions(tagger, recipe, prepared, placement.workers)
-    row |= _scores(predictions, recipe, prepared)
+    row |= _scores({part: found[:2] for part, found in predictions.items()}, recipe, prepared)
+    in_time = {part: clips_with_frames(tagger, getattr(prepared.splits, part)) for part in predictions}
+    for part, (_, _, frames) in predictions.items():
+        row[part] |= score_frames(frames, in_time[part], prepared.dataset)
     row["weights_sha256"] = digest
     tensors = {"weights": {key: tensor.detach().cpu() for key, tensor in tagger.state_dict().items()}}
     if "test" in predictions:
-        tensors[TEST_PREDICTIONS] = dict(zip(("logits_NC", "y_NC"), predictions["test"], strict=True))
+        logits_NC, y_NC, frames = predictions["test"]
+        tensors[TEST_PREDICTIONS] = {"logits_NC": logits_NC, "y_NC": y_NC}
+        tensors[TEST_PREDICTIONS] |= _frames_to_compare(frames, in_time["test"], prepared.dataset)
     pool.release(name)
     return _Scored(row, _tagger_state(name, tagger, recipe, prepared, row), tensors)
 
 
 def _predictions(
     tagger: Tagger, recipe: Recipe, prepared: PreparedData, workers: WorkerGroup
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """logits_NC and y_NC of the validation clips and, with `train.score_test`, of the test clips; of data without any
-    label, of none."""
+) -> dict[str, tuple[Tensor, Tensor, list[Tensor]]]:
+    """logits_NC, y_NC and frames of the validation clips and, with `train.score_test`, of the test clips; of data
+    without any label, of none."""
     parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
     return {part: predict_clips(tagger, clips, prepared, workers) for part, clips in parts.items() if clips}
+
+
+def _frames_to_compare(frames: Sequence[Tensor], clips: Sequence[Clip], dataset: Dataset) -> dict[str, Tensor]:
+    """What is published of test frames; nothing where there are none, or too many."""
+    if not frames or sum(own.numel() for own in frames) > MAX_COMPARED:
+        return {}
+    return {
+        "frames_XC": torch.cat(list(frames)),
+        "frame_y_XC": torch.from_numpy(frame_targets(frames, clips, dataset)).half(),
+        "frame_clip_X": torch.arange(len(clips), dtype=torch.int32).repeat_interleave(
+            torch.tensor([len(own) for own in frames])
+        ),
+    }
 
 
 def _scores(predictions: dict[str, tuple[Tensor, Tensor]], recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Does not depend on training.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,9 @@ from workloads.data.batches import evaluation_batches, window_starts
 from workloads.data.clips import Clip
 from workloads.data.decode import cut_or_pad
 from workloads.data.prepare import PreparedData
+from workloads.data.shard import Shard
 from workloads.evaluate import metrics
+from workloads.evaluate.frames import clips_with_frames, join_windows, on_frames, score_frames
 from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.front_end import build_front_end
@@ -58,41 +60,68 @@ def predict_clips(
     workers: WorkerGroup | None = None,
     *,
     autocast: Autocast = nullcontext,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """logits_NC and y_NC of clips, in their order; of clips longer than a window as `data.long_clips` says.
+
+    And from the same forwards logits_FC in fp16 of each of `clips_with_frames(tagger, clips)`.
 
     With `workers` it is a collective call of theirs: they share the batches, and all of them get the whole. The tagger
     keeps its training or eval mode. `autocast` opens the context of a forward, that of training where its precision is
     wanted. Raises BadNumbers where a logit is not finite.
     """
+    in_time = clips_with_frames(tagger, clips)
     was_training = tagger.training
-    own: dict[int, Tensor] = {}  # this worker's logits by batch
+    own: dict[int, tuple[Tensor, list[Tensor]]] = {}  # this worker's logits and frames by batch
     size = prepared.recipe.train.shard_size
     batches = [clips[start : start + size] for start in range(0, len(clips), size)]
     workers = workers or WorkerGroup()
+    decoded = prepared.cache.decoded() if in_time else {}
+    samples = {clip.clip_id: decoded[clip.clip_id].samples for clip in in_time}
     tagger.eval()
     for number in range(workers.rank, len(batches), workers.size):
-        own[number] = _predict(tagger, batches[number], prepared, autocast)
+        own[number] = _predict(tagger, batches[number], prepared, autocast, samples)
     tagger.train(was_training)
-    by_batch = {number: logits for worker in workers.gather(own) for number, logits in worker.items()}
-    logits_NC = torch.cat([by_batch[number] for number in sorted(by_batch)])
+    by_batch = {number: found for worker in workers.gather(own) for number, found in worker.items()}
+    logits_NC = torch.cat([by_batch[number][0] for number in sorted(by_batch)])
     _require_finite(clips, logits_NC)
-    return logits_NC, torch.from_numpy(prepared.dataset.targets(clips))
+    frames = [logits_FC for number in sorted(by_batch) for logits_FC in by_batch[number][1]]
+    return logits_NC, torch.from_numpy(prepared.dataset.targets(clips)), frames
 
 
-def _predict(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, autocast: Autocast) -> Tensor:
-    """logits_NC of a few clips; the tagger is in eval mode."""
+def _predict(
+    tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, autocast: Autocast, samples: Mapping[str, int]
+) -> tuple[Tensor, list[Tensor]]:
+    """logits_NC of a few clips, and frames of those whose length in `samples` is given; the tagger is in eval mode."""
     device = next(tagger.parameters()).device
     windows: list[list[Tensor]] = [[] for _ in clips]
-    dataset, recipe = prepared.dataset, prepared.recipe
-    batches = evaluation_batches(clips, dataset, prepared.cache, recipe.data, at_once=recipe.train.shard_size)
+    in_time: list[list[Tensor]] = [[] for _ in clips]
+    dataset, data = prepared.dataset, prepared.recipe.data
+    batches = evaluation_batches(clips, dataset, prepared.cache, data, at_once=prepared.recipe.train.shard_size)
     for rows, shard in batches:
         with torch.no_grad(), autocast():
             shard = shard.to(device)
-            logits_BC = tagger.tag(shard.x_BT, shard.sound(tagger.front_end)).float().cpu()
-        for row, logits_C in zip(rows, logits_BC, strict=True):
-            windows[row].append(logits_C)
-    return torch.stack([merge_windows(torch.stack(own), dataset.labels) for own in windows])
+            logits_BC, frames_BWC = _logits_and_frames(tagger, shard, with_frames=bool(samples))
+        for number, row in enumerate(rows):
+            windows[row].append(logits_BC[number])
+            in_time[row] += [] if frames_BWC is None else [frames_BWC[number]]
+    logits_NC = torch.stack([merge_windows(torch.stack(own), dataset.labels) for own in windows])
+    about: dict[str, Any] = {"rate": prepared.cache.rate, "seconds": data.clip_seconds, "long_clips": data.long_clips}
+    frames = [
+        join_windows(own, samples[clip.clip_id], **about)
+        for clip, own in zip(clips, in_time, strict=True)
+        if clip.clip_id in samples
+    ]
+    return logits_NC, frames
+
+
+def _logits_and_frames(tagger: Tagger, shard: Shard, *, with_frames: bool) -> tuple[Tensor, Tensor | None]:
+    """logits_BC of windows, and if asked for frames_BWC, on the CPU; a compiled network is used where it gives all."""
+    sound_BT = shard.sound(tagger.front_end)
+    if not with_frames:
+        return tagger.tag(shard.x_BT, sound_BT).float().cpu(), None
+    outputs = tagger.outputs(tagger.front_end(shard.x_BT, sound_BT))
+    assert outputs.frames_BPC is not None, "only taggers with frames are asked"
+    return outputs.logits_BC.float().cpu(), on_frames(tagger, outputs.frames_BPC).cpu()
 
 
 def _require_finite(clips: Sequence[Clip], logits_NC: Tensor) -> None:
@@ -112,9 +141,11 @@ def score_clips(
     *,
     autocast: Autocast = nullcontext,
 ) -> dict[str, float]:
-    """A tagger's scores on clips (`metrics.score`), from `predict_clips`; a collective call."""
-    logits_NC, y_NC = predict_clips(tagger, clips, prepared, workers, autocast=autocast)
-    return metrics.score(logits_NC, y_NC, prepared.dataset.labels)
+    """A tagger's scores on clips (`metrics.score`), and in time where it has frames and the clips have events
+    (`evaluate/frames.py`); a collective call."""
+    logits_NC, y_NC, frames = predict_clips(tagger, clips, prepared, workers, autocast=autocast)
+    scores = metrics.score(logits_NC, y_NC, prepared.dataset.labels)
+    return scores | score_frames(frames, clips_with_frames(tagger, clips), prepared.dataset)
 
 
 def load_tagger(folder: Path, uri: str = "") -> tuple[Tagger, dict[str, Any]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from workloads.config.architectures import CED, MN, DyMN, EfficientNet, OnDevice
+from workloads.config.architectures import CED, MN, DyMN, EfficientNet, FrameMN, OnDevice
 from workloads.models.tagger import Tagger
 from workloads.runtime.json_files import json_text
 
@@ -61,7 +61,7 @@ def takes_any_length(tagger: Tagger) -> bool:
         return arch.variant == "tc_resnet"  # the others are recurrent: torch.export fixes the number of their steps
     if isinstance(arch, CED):  # a file holds a fixed number of windows, that of the example clip
         return tagger.num_frames <= _ced_window()
-    return isinstance(arch, DyMN | EfficientNet) or (isinstance(arch, MN) and "t" not in arch.se_axes)
+    return isinstance(arch, DyMN | EfficientNet | FrameMN) or (isinstance(arch, MN) and "t" not in arch.se_axes)
 
 
 def max_length(tagger: Tagger, *, front_end_inside: bool) -> int | None:

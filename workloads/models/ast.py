@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from workloads.config.architectures import AST
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
+from workloads.models.frame_pooling import with_frames
 from workloads.models.patches import GRID, StridedPatches, adapt_patches, first_patch, mean_over_mel, require_patch_fits
 
 PATCH, DEPTH = 16, 12
@@ -50,11 +51,14 @@ class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ign
             embed_layer=partial(StridedPatches, stride=arch.stride),
         )
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+        self.frame_pool = arch.frame_pool
         self.register_buffer(GRID, torch.tensor(self.patch_embed.grid_size, dtype=torch.float32))
 
     @property
     def token_layout(self) -> TokenLayout:
-        return TokenLayout(2, self.patch_embed.grid_size[0], slice(0, 2))
+        return TokenLayout(
+            2, self.patch_embed.grid_size[0], slice(0, 2) if self.frame_pool == "none" else slice(2, None)
+        )
 
     def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
         return first_patch(self.patch_embed.proj)
@@ -63,7 +67,8 @@ class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ign
         tokens_BLD = self.forward_features(mel_BMF)
         embedding_BD = tokens_BLD[:, :2].mean(1)
         sequence_BPD = mean_over_mel(tokens_BLD[:, 2:], self.patch_embed.grid_size)
-        return Outputs(self.mlp_head(embedding_BD), embedding_BD, sequence_BPD)
+        outputs = Outputs(self.mlp_head(embedding_BD), embedding_BD, sequence_BPD)
+        return with_frames(outputs, self.mlp_head, self.frame_pool)
 
 
 def build(arch: AST, *, bands: int, frames: int, num_classes: int) -> SpectrogramTransformer:

@@ -16,6 +16,7 @@ class Outputs(NamedTuple):
     logits_BC: Tensor
     embedding_BD: Tensor  # the input of the head, suitable for a linear probe
     sequence_BPD: Tensor  # the deepest map that still has time, for temporal distillation (reference/tkd.md section 3)
+    frames_BPC: Tensor | None = None  # one logit per tag and step, of networks that have them (`gives_frames`)
 
 
 class TokenLayout(NamedTuple):

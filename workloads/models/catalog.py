@@ -1,6 +1,6 @@
 """The published models by name: architecture, and the front end each was published with. Imports nothing heavy."""
 
-from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, OnDevice
+from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, FrameMN, OnDevice
 from workloads.config.recipe import FrontEnd, Model
 
 SECONDS, CLASSES = 10.0, 527  # of AudioSet's clips and tags, for which published sizes are given
@@ -17,6 +17,10 @@ CATALOG: dict[str, Model] = {
     **{
         f"dymn{round(10 * width):02}": Model(arch=DyMN(family="dymn", width=width), front_end=_efficientat)
         for width in (0.4, 1.0, 2.0)
+    },
+    **{
+        f"frame_mn{round(10 * width):02}": Model(arch=FrameMN(family="frame_mn", width=width), front_end=_efficientat)
+        for width in (0.6, 1.0)
     },
     "efficientnet_b0": Model(arch=EfficientNet(family="efficientnet", variant="b0"), front_end=_kaldi),
     "efficientnet_b2": Model(arch=EfficientNet(family="efficientnet", variant="b2"), front_end=_kaldi),

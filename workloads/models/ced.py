@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from workloads.config.architectures import CED
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
+from workloads.models.frame_pooling import with_frames
 from workloads.models.patches import mean_over_mel, require_patch_fits
 
 PATCH, DEPTH = 16, 12
@@ -61,7 +62,7 @@ class ConsistentTransformer(Backbone):
                 for rate in torch.linspace(0, arch.drop_path, DEPTH, device="cpu").tolist()
             )
         )
-        self.norm = norm(dim)
+        self.norm, self.frame_pool = norm(dim), arch.frame_pool
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -81,14 +82,15 @@ class ConsistentTransformer(Backbone):
         mel_BMF = self.norm_mel(mel_BMF)
         num_windows = max(1, -(-frames // WINDOW))
         if num_windows == 1:
-            return self._window(mel_BMF)
+            return with_frames(self._window(mel_BMF), self.head, self.frame_pool)
         padded_BMF = F.pad(mel_BMF, (0, num_windows * WINDOW - frames))
-        stacked = self._window(torch.cat(padded_BMF.split(WINDOW, dim=2)))
+        stacked = self._window(torch.cat(padded_BMF.split(WINDOW, dim=2)))[:3]
         # the windows first: (num_windows, B, ...)
         logits, embedding, sequence = (part.unflatten(0, (num_windows, -1)) for part in stacked)
         sequence_BPD = torch.cat(sequence.unbind(0), dim=1)
         steps = (num_windows - 1) * self.time.shape[3] + -(-(frames - (num_windows - 1) * WINDOW) // PATCH)
-        return Outputs(logits.mean(0), embedding.mean(0), sequence_BPD[:, :steps])
+        outputs = Outputs(logits.mean(0), embedding.mean(0), sequence_BPD[:, :steps])
+        return with_frames(outputs, self.head, self.frame_pool)
 
     def _window(self, mel_BMF: Tensor) -> Outputs:
         """Outputs of at most one window of batch-normalised spectra; an incomplete patch at its end is left out."""

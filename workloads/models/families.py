@@ -13,7 +13,7 @@ from torch import Tensor
 from workloads.config.architectures import Arch
 from workloads.models.backbone import Backbone
 
-FAMILIES = ("mn", "dymn", "efficientnet", "vit", "ast", "ced", "ondevice")
+FAMILIES = ("mn", "dymn", "frame_mn", "efficientnet", "vit", "ast", "ced", "ondevice")
 
 
 def build_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:

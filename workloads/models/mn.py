@@ -120,12 +120,12 @@ class MobileNet(Backbone):
             dropout=arch.dropout,
         )
         self.head, self.features = arch.head, net.features
-        self.features[0][0] = _one_channel(self.features[0][0])
+        self.features[0][0] = one_channel(self.features[0][0])
         if arch.se_axes != ("c",):
             self._gate_axes(arch, rows, bands, frames)
         self.classifier = _head(arch.head, net, 6 * rows[-1].out_channels, num_classes)
         for module in self.modules():
-            _init_like_linear(module)
+            init_like_linear(module)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # trains faster: `make bench`
 
     def _gate_axes(self, arch: MN, rows: list[InvertedResidualConfig], bands: int, frames: int) -> None:
@@ -141,14 +141,15 @@ class MobileNet(Backbone):
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         x_BDMF = self.features(mel_BMF.unsqueeze(1))
-        embedding_BD = x_BDMF.mean((2, 3))
+        embedding_BD, frames_BPC = x_BDMF.mean((2, 3)), None
         if self.head == "mlp":
             logits_BC = self.classifier(embedding_BD)
         elif self.head == "attention":
             logits_BC = self.classifier(x_BDMF)
         else:
-            logits_BC = self.classifier(x_BDMF).mean((2, 3))
-        return Outputs(logits_BC, embedding_BD, x_BDMF.mean(2).transpose(1, 2))
+            logits_BCMF = self.classifier(x_BDMF)
+            logits_BC, frames_BPC = logits_BCMF.mean((2, 3)), logits_BCMF.mean(2).transpose(1, 2)
+        return Outputs(logits_BC, embedding_BD, x_BDMF.mean(2).transpose(1, 2), frames_BPC)
 
 
 def build(arch: MN, *, bands: int, frames: int, num_classes: int) -> MobileNet:
@@ -179,14 +180,14 @@ def _head(kind: str, net: MobileNetV3, inputs: int, num_classes: int) -> nn.Modu
     return net.classifier
 
 
-def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
+def one_channel(stem: nn.Conv2d) -> nn.Conv2d:
     """The same convolution over one channel; torchvision's has three."""
     conv = nn.Conv2d(1, stem.out_channels, kernel_size=3, stride=2, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out")
     return conv
 
 
-def _init_like_linear(module: nn.Module) -> None:
+def init_like_linear(module: nn.Module) -> None:
     """EfficientAT draws Linear weights from N(0, 0.01), also the gates', which are 1x1 convolutions in torchvision."""
     if isinstance(module, SqueezeExcitation):
         layers = [module.fc1, module.fc2]

@@ -32,10 +32,13 @@ class TimeGrid:
     count: int
 
 
-def time_grid(tagger: Tagger, steps: int) -> TimeGrid:
-    """Where the `steps` steps of a tagger's sequence are; frame k of its front end lasts from k to k + 1 hops."""
+def time_grid(tagger: Tagger, steps: int, *, frames: int | None = None) -> TimeGrid:
+    """Where the `steps` steps of a tagger's sequence are; frame k of its front end lasts from k to k + 1 hops.
+
+    `frames` of its front end make so many steps; None: those of its own clips.
+    """
     hop_s = tagger.front_end.hop / tagger.front_end.rate
-    first, step = tagger.backbone.time_steps(tagger.num_frames, steps)
+    first, step = tagger.backbone.time_steps(frames or tagger.num_frames, steps)
     return TimeGrid(first * hop_s, step * hop_s, steps)
 
 

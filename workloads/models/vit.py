@@ -15,6 +15,7 @@ from torch import Tensor
 from workloads.config.architectures import ViT
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
+from workloads.models.frame_pooling import with_frames
 from workloads.models.patches import GRID, StridedPatches, adapt_patches, first_patch, mean_over_mel, require_patch_fits
 
 DISTILLED = "dist_token"
@@ -48,13 +49,15 @@ class AudioTransformer(Backbone, VisionTransformer):  # type: ignore[misc]  # ou
             drop_path_rate=arch.drop_path,
             embed_layer=partial(StridedPatches, stride=arch.stride),
         )
+        self.frame_pool = arch.frame_pool
         # floats: code that increments integer buffers or averages running statistics leaves this one unchanged
         self.register_buffer(GRID, torch.tensor(self.patch_embed.grid_size, dtype=torch.float32))
 
     @property
     def token_layout(self) -> TokenLayout:
         special = self.num_prefix_tokens
-        read = slice(0, 1) if self.global_pool == "token" else slice(special, None)
+        reads_token = self.global_pool == "token" and self.frame_pool == "none"
+        read = slice(0, 1) if reads_token else slice(special, None)
         return TokenLayout(special, self.patch_embed.grid_size[0], read)
 
     def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
@@ -64,7 +67,7 @@ class AudioTransformer(Backbone, VisionTransformer):  # type: ignore[misc]  # ou
         tokens_BLD = self.forward_features(mel_BMF)
         embedding_BD = self.forward_head(tokens_BLD, pre_logits=True)
         sequence_BPD = mean_over_mel(tokens_BLD[:, self.num_prefix_tokens :], self.patch_embed.grid_size)
-        return Outputs(self.head(embedding_BD), embedding_BD, sequence_BPD)
+        return with_frames(Outputs(self.head(embedding_BD), embedding_BD, sequence_BPD), self.head, self.frame_pool)
 
 
 def build(arch: ViT, *, bands: int, frames: int, num_classes: int) -> AudioTransformer:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.config.teach import TeachRecipe
+from workloads.config.teach import Teach, TeachRecipe
 from workloads.data.augment import VIEW_VERSION, View, clean_view, roll_and_amplify, sound_of_view
 from workloads.data.clip_store import ClipStore, Entry, damaged_clip
 from workloads.data.loading import CropReader, ShardRequest
@@ -62,7 +62,8 @@ class Ensemble:
         key = ViewKey("silence", 0, 0)
         shard = self._shard((key,), torch.zeros(1, self._length), [self._length], [clean_view()], size=1)
         # not checked for NaN: a teacher may divide by the level of a clip
-        widths = {name: values.shape[1] for name, values in self._combine(self._hear(shard)).items()}
+        heard = self._hear(shard)
+        widths = {name: values.shape[1] for name, values in self._combine(heard).items()}
         about: Any = {
             "teachers": [teacher.about for teacher in self.teachers],
             "tags": list(self.tags),
@@ -74,28 +75,33 @@ class Ensemble:
                 "rate": self.rate,
                 "count": self.recipe.teach.views,
             },
-            "columns": {name: self._column(name, width) for name, width in widths.items()},
+            "columns": {name: self._column(name, width, heard) for name, width in widths.items()},
         }
         return about
 
-    def _column(self, name: str, width: int) -> dict[str, Any]:
-        """The column of this name, `outputs`, `embedding`, or one of these and a teacher's name."""
+    def _column(self, name: str, width: int, heard: Mapping[str, Heard]) -> dict[str, Any]:
+        """The column of this name, `outputs`, `embedding`, `frames`, or one of these and a teacher's name."""
         teach, (what, _, own) = self.recipe.teach, name.partition(".")
         teachers = [own] if own else [teacher.name for teacher in self.teachers]
-        is_topk = what == "outputs" and teach.k > 0
+        k = {"outputs": teach.k, "frames": teach.frames_k}.get(what, 0)
+        in_time: dict[str, Any] = {}
+        if what == "frames" and (grid := heard[teachers[0]].grid):
+            middle = grid.first + grid.step / 2
+            in_time = {"frames": {"count": grid.count, "hop_seconds": grid.step, "first_seconds": middle}}
         return {
-            "holds": "embedding" if what == "embedding" else teach.holds,
+            "holds": {"embedding": "embedding", "frames": "logits"}.get(what, teach.holds),
             "teachers": teachers,
             **({"mean_of": teach.mean_of or "logits"} if len(teachers) > 1 else {}),
-            **({"layout": "topk", "k": teach.k} if is_topk else {"layout": "dense"}),
+            **({"layout": "topk", "k": k} if k else {"layout": "dense"}),
             "width": width,
-            "dtype": "float16",
+            **in_time,
+            "dtype": teach.frames_dtype if what == "frames" else "float16",
         }
 
     def rows(
         self, clips: Sequence[Entry], store: ClipStore, partners: Partners | None = None
     ) -> dict[str, NDArray[np.float32]]:
-        """For each column the values of these clips in all views, values_NVC, from their sounds in the store.
+        """For each column the values of these clips in all views, values_NVC, of frames NVCP, from their sounds.
 
         With `partners`, by clip_id and view, of their mixtures with these.
         Raises ValueError, naming teacher, clip and view, for an output that is not finite, and for a clip of a pack
@@ -116,10 +122,10 @@ class Ensemble:
                 shard = self._shard(keys, torch.from_numpy(crops_BT), read.samples, read.views, size=len(batch))
                 heard = self._hear(shard)
                 for name, outputs in heard.items():
-                    _require_finite(name, outputs, shard, with_embedding=teach.embedding)
+                    _require_finite(name, outputs, shard, teach)
                 for name, values in self._combine(heard).items():
                     if name not in found:
-                        found[name] = np.empty((len(clips), teach.views, values.shape[1]), np.float32)
+                        found[name] = np.empty((len(clips), teach.views, *values.shape[1:]), np.float32)
                     found[name][start : start + len(batch), view] = values.numpy()
         return found
 
@@ -162,6 +168,10 @@ class Ensemble:
         for name, outputs in heard.items() if teach.embedding else ():
             assert outputs.embedding_BD is not None, "the recipe refuses embeddings of ONNX files"
             found["embedding" if len(heard) == 1 else f"embedding.{name}"] = outputs.embedding_BD
+        for (name, outputs), order in zip(heard.items(), self._orders, strict=True) if teach.frames else ():
+            if outputs.frames_BPC is None:
+                raise ValueError(f"teach.frames = True: teachers.{name} has no logits in time; set it to false")
+            found["frames" if len(heard) == 1 else f"frames.{name}"] = outputs.frames_BPC[..., order].transpose(1, 2)
         return found
 
 
@@ -188,10 +198,14 @@ def require_different_views(recipe: TeachRecipe, seconds: Sequence[float]) -> No
         )
 
 
-def _require_finite(name: str, outputs: Heard, shard: Shard, *, with_embedding: bool) -> None:
-    checked = {"logits": outputs.logits_BC, "embedding": outputs.embedding_BD if with_embedding else None}
+def _require_finite(name: str, outputs: Heard, shard: Shard, teach: Teach) -> None:
+    checked = {
+        "logits": outputs.logits_BC,
+        "embedding": outputs.embedding_BD if teach.embedding else None,
+        "logits in time": outputs.frames_BPC if teach.frames else None,
+    }
     for what, values in checked.items():
-        bad = [] if values is None else torch.nonzero(~values.isfinite().all(dim=1)).flatten().tolist()
+        bad = [] if values is None else torch.nonzero(~values.isfinite().flatten(1).all(dim=1)).flatten().tolist()
         if bad:
             key = shard.keys[bad[0]]
             raise ValueError(

@@ -22,6 +22,7 @@ from workloads.evaluate.predict import load_tagger
 from workloads.export.export import max_length, takes_any_length
 from workloads.models.catalog import CATALOG
 from workloads.models.front_end import LogMel, build_front_end
+from workloads.models.profiles import TimeGrid, time_grid
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime.checkpoint import file_digest, weights_digest
 from workloads.runtime.opener import Opener
@@ -34,6 +35,8 @@ class Heard(NamedTuple):
 
     logits_BC: Tensor
     embedding_BD: Tensor | None
+    frames_BPC: Tensor | None = None  # of teachers that have logits in time
+    grid: TimeGrid | None = None  # where the P steps of these are
 
 
 class TeacherModel(ABC):
@@ -79,8 +82,14 @@ class TaggerTeacher(TeacherModel):
 
     @torch.no_grad()
     def hear(self, shard: Shard) -> Heard:
-        outputs = self._tagger.outputs(shard.mel(self._tagger.front_end))
-        return Heard(outputs.logits_BC.float().cpu(), outputs.embedding_BD.float().cpu())
+        mel_BMF = shard.mel(self._tagger.front_end)
+        outputs = self._tagger.outputs(mel_BMF)
+        heard = Heard(outputs.logits_BC.float().cpu(), outputs.embedding_BD.float().cpu())
+        if outputs.frames_BPC is None:
+            return heard
+        frames = self._tagger.model.front_end.frames or mel_BMF.shape[2]
+        grid = time_grid(self._tagger, outputs.frames_BPC.shape[1], frames=frames)
+        return heard._replace(frames_BPC=outputs.frames_BPC.float().cpu(), grid=grid)
 
 
 def _takes(tagger: Tagger, clip_seconds: float) -> bool:

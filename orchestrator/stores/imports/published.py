@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.stores.imports.ced import open_ced
 from orchestrator.stores.imports.efficientat import open_efficientat
-from orchestrator.stores.imports.pretrainedsed import open_pretrainedsed
+from orchestrator.stores.imports.pretrainedsed import open_dcase24, open_pretrainedsed
 from orchestrator.stores.imports.source import NAMES, ImportRequest, Source
 from workloads.config.data import MAX_CLIP_SECONDS
 from workloads.config.recipe import FRONT_ENDS, MODEL_NAME
@@ -33,6 +33,7 @@ class Format:
 FORMATS = {
     "efficientat": Format(open_efficientat, "efficientat128", 32_000),
     "ced": Format(open_ced, "ced64", 16_000),
+    "dcase24": Format(open_dcase24, WAVEFORM, 16_000),
     "pretrainedsed": Format(open_pretrainedsed, WAVEFORM, 16_000),  # of five models, each with a front end of its own
 }
 
@@ -65,7 +66,7 @@ def describe(request: ImportRequest, source: Source, tags: Sequence[str]) -> Abo
         column |= {"layout": "topk", "k": k}
     column |= {"width": len(tags), "dtype": "float16"}
     if source.num_frames:
-        hop = seconds / source.num_frames
+        hop = source.hop or seconds / source.num_frames
         column |= {"frames": {"count": source.num_frames, "hop_seconds": hop, "first_seconds": hop / 2}}
     about: Any = {
         "teachers": [

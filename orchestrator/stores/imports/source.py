@@ -49,6 +49,7 @@ class Source:
     width: int | None = None  # tags; None: the files do not say how many
     k: int = 0  # values of a row, where it has the largest ones only
     num_frames: int = 0
+    hop: float = 0.0  # seconds of a frame; 0: the frames share the clip equally
     augment: dict[str, Any] = field(default_factory=dict)  # what is known of the views
 
 

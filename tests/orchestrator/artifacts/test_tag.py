@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from workloads.config.architectures import ViT
+from workloads.config.architectures import FrameMN, ViT
 from workloads.config.recipe import Model
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
@@ -114,3 +114,40 @@ def test_any_name_that_a_disk_allows_is_shown(files, tmp_path, antiphon, name, s
     assert done.out.splitlines()[0] == shown
     assert {line.split()[1] for line in done.out.splitlines()[1:]} == {"[bold]dog", "\\x1b[2Jrain"}
     assert done.err == f"{shown}?: not found\n"
+
+
+def frame_tagger() -> Tagger:
+    """It hears the first tag all the time and the second never."""
+    model = Model(arch=FrameMN(family="frame_mn", width=0.1))
+    about = {"tags": ("dog", "rain"), "labels": "multi", "clip_seconds": 1.0, "clip_rate": RATE}
+    tagger = build_tagger(model, name="vit", seed=0, **about).eval()
+    with torch.no_grad():
+        tagger.backbone.head.bias.copy_(torch.tensor([5.0, -5.0]))
+    return tagger
+
+
+def test_events_are_printed_with_onset_and_offset(files, tmp_path, antiphon):
+    noise_T = 0.1 * np.random.default_rng(1).standard_normal(round(2.3 * RATE))
+    soundfile.write("long.wav", noise_T, RATE)
+    tagger = publish(frame_tagger(), tmp_path / "frames")
+    done = antiphon("tag", tagger, "a.wav", "long.wav", "--events", "--top", "1")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0] == "a.wav"
+    assert lines[1].endswith("  dog")
+    assert lines[2].startswith("     0.00 to    1.00 s")
+    assert lines[5].startswith("     0.00 to    2.30 s"), "one event over three windows"
+    found = json.loads(antiphon("tag", tagger, "long.wav", "--events", "--json").out)["events"]["long.wav"]
+    assert [(event["tag"], event["onset"], event["offset"]) for event in found] == [("dog", 0.0, 2.3)]
+    assert "events" not in json.loads(antiphon("tag", tagger, "a.wav", "--json").out)
+    quiet = antiphon("tag", tagger, "a.wav", "--events", "--threshold", "0.999")
+    assert "to" not in quiet.out
+
+
+def test_events_of_a_tagger_without_logits_in_time_are_refused(files, tmp_path, antiphon):
+    tagger = publish(tiny_tagger(), tmp_path / "vit")
+    done = antiphon("tag", tagger, "a.wav", "--events")
+    assert (done.code, done.out) == (2, "")
+    assert "(vit, labels multi) does not say when tags sound; use one with logits in time" in done.err
+    done = antiphon("tag", tagger, "a.wav", "--events", "--threshold", "1.5")
+    assert "--threshold 1.5: must be between 0 and 1" in done.err

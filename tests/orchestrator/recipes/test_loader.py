@@ -90,7 +90,7 @@ def test_flattening_keeps_every_value_under_its_path():
         ("train.seed=x", "train.seed = 'x': input should be a valid integer"),
         (
             "models.cnn.arch.family=foo",
-            "models.cnn.arch.family = 'foo': must be one of 'mn', 'dymn', 'efficientnet', 'vit', 'ast', 'ced'",
+            "models.cnn.arch.family = 'foo': must be one of 'mn', 'dymn', 'frame_mn', 'efficientnet', 'vit', 'ast'",
         ),
         ("models.cnn.arch.width=-1", "models.cnn.arch.width = -1.0: must be above 0"),
         ("models.cnn.arch.widht=1", "models.cnn.arch.widht: unknown key"),

@@ -366,7 +366,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
 def test_a_missing_data_set_and_an_unknown_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"esc50.csv: no such file; check data.root"):
         read_dataset(Data(format="esc50", root=str(tmp_path)), LocalFiles())
-    with pytest.raises(ValueError, match=r"clips.json.*must end in .csv or .parquet"):
+    with pytest.raises(ValueError, match=r"clips.json.*must end in .csv, .tsv or .parquet"):
         read_dataset(Data(format="manifest", manifest="clips.json"), LocalFiles())
 
 

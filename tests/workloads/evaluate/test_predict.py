@@ -147,7 +147,7 @@ def test_scoring_hears_what_tag_hears_of_longer_clips(tagger, esc10, tmp_path, l
     train = Train(shard_size=2)
     recipe = Recipe(name="test", data=data, models={"one": tagger.model}, schedule=schedule, train=train)
     prepared = PreparedData(recipe, Dataset(clips, TAGS, "multi"), Splits((), (), ()), cache, ())
-    logits_NC, _ = predict_clips(tagger, clips, prepared)
+    logits_NC, *_ = predict_clips(tagger, clips, prepared)
     for clip, logits_C in zip(clips, logits_NC, strict=True):
         heard = tag_samples(tagger, cache.load(clip.clip_id), long_clips=long_clips)
         assert logits_C.sigmoid().tolist() == pytest.approx(heard, abs=1e-6)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.official import keyed_state, waveform
-from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, OnDevice, ViT
+from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, FrameMN, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model
 from workloads.export.export import METADATA_KEY, ExportMismatch, check, export, max_length, open_file, takes_any_length
 from workloads.export.quantise import quantise
@@ -21,6 +21,7 @@ from workloads.models.tagger import Tagger, build_tagger
 CASES: dict[str, tuple[Arch, str]] = {
     "mn": (MN(family="mn", width=0.1), "efficientat128"),
     "mn_attention": (MN(family="mn", width=0.1, head="attention", se_axes=("c", "f")), "efficientat128"),
+    "frame_mn": (FrameMN(family="frame_mn", width=0.1), "efficientat128"),
     "vit": (ViT(family="vit", dim=32, depth=2, heads=2, pool="avg"), "logmel64"),
     "ced": (CED(family="ced", size="tiny"), "ced64"),
     "ast": (AST(family="ast", size="tiny", stride=16), "kaldi128"),
@@ -76,7 +77,7 @@ def waveform_and_logits(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]
         ("vit", "pt2"),
         *(
             pytest.param(name, "onnx", marks=pytest.mark.slow)
-            for name in ("mn_attention", "efficientnet", "dymn", *RECURRENT)
+            for name in ("mn_attention", "frame_mn", "efficientnet", "dymn", *RECURRENT)
         ),
         *(pytest.param(name, "pt2", marks=pytest.mark.slow) for name in ("mn", "ced", "ast", "dymn", *RECURRENT)),
     ],

@@ -38,7 +38,7 @@ def test_the_fully_convolutional_head_has_the_reference_s_size(strides: tuple[in
 def test_every_head_gives_logits_an_embedding_and_a_sequence(head: str) -> None:
     model = build_mn(head=head).eval()
     with torch.no_grad():
-        logits, embedding, sequence = model.outputs(torch.randn(2, 128, 100))
+        logits, embedding, sequence, _ = model.outputs(torch.randn(2, 128, 100))
     assert (logits.shape, embedding.shape, sequence.shape) == ((2, 5), (2, 96), (2, 4, 96))
     assert torch.allclose(sequence.mean(1), embedding, atol=1e-6)
 

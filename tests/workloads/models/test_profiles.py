@@ -65,7 +65,7 @@ def test_the_folded_rollout_is_that_of_whole_matrices(arch: Any, steps: int) -> 
     assert p_BP.shape == (2, steps) == outputs.sequence_BPD.shape[:2]
     assert p_BP.std() > 1e-3, "not even: the comparison says something"
     torch.testing.assert_close(p_BP, by_matrices(tagger, mel_BMF), rtol=0, atol=1e-5)
-    assert all(torch.equal(mine, other) for mine, other in zip(outputs, plain, strict=True)), "it only listens"
+    assert all(torch.equal(mine, other) for mine, other in zip(outputs[:3], plain[:3], strict=True)), "it only listens"
 
 
 def test_the_profile_of_a_training_forward_is_that_of_the_forward_which_trains() -> None:

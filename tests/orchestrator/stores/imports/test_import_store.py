@@ -128,7 +128,7 @@ def test_only_the_wanted_clips_and_the_largest_values_are_stored(tmp_path, make)
             {"values": np.where(np.arange(8)[:, None] == 7, np.nan, logits(8, 527))},
             "1 clips have .* NaN.*: __2MwJ2uHu0;",
         ),
-        ({"format": "sat"}, r"^--from 'sat': must be one of efficientat, ced, pretrainedsed"),
+        ({"format": "sat"}, r"^--from 'sat': must be one of efficientat, ced, dcase24, pretrainedsed"),
         ({"names": "guess"}, r"^--names 'guess': must be audioset or exact"),
         ({"teacher": "PaSST"}, r"^--teacher 'PaSST': a name is a small letter"),
         ({"front_end": "mel"}, r"^--front-end 'mel': must be one of logmel64, .*, waveform"),
@@ -286,6 +286,26 @@ def test_pretrainedsed_s_frames_are_what_the_file_holds(tmp_path, make, monkeypa
         file["filenames"] = np.array(names[:-1], "S12")
     with pytest.raises(ValueError, match=r"6 filenames, and strong_logits of shape \(7, 6, 25\)"):
         make("pretrainedsed", tmp_path / "ensemble.hdf5")
+
+
+def test_dcase_s_rows_are_time_major_and_its_names_exact(tmp_path, make):
+    """(N, 156, 27) fp32 in the file; the store has a row of tags, each over frames of 64 ms."""
+    names = ["Y1_00_mp3", "maestro-a.3", "3"]
+    values = logits(3, 156, 27).astype(np.float32) + np.float32(1e-4)
+    with h5py.File(tmp_path / "strong_train.hdf5", "w") as file:
+        file.create_dataset("strong_logits", data=values)
+        file.create_dataset("filenames", data=names)
+    (tmp_path / "tags.txt").write_text("".join(f"t{number}\n" for number in range(27)))
+    reader, done = make("dcase24", tmp_path / "strong_train.hdf5", tags=str(tmp_path / "tags.txt"))
+    assert (done["rows"], done["views"]) == (3, 1)
+    found = reader.read("frames", names, 0).values
+    assert found.shape == (3, 27, 156)
+    assert np.array_equal(found, values.swapaxes(1, 2).astype(np.float16))
+    described = reader.store.description
+    assert described["columns"]["frames"]["frames"] == {"count": 156, "hop_seconds": 0.064, "first_seconds": 0.032}
+    assert described["views"]["augment"] == {"drawn_by": "cpjku_dcase24"}
+    with pytest.raises(ValueError, match=r"a file of cpjku_dcase24 holds the clips' names itself; leave it out"):
+        make("dcase24", tmp_path / "strong_train.hdf5", index=str(tmp_path / "tags.txt"))
 
 
 def test_the_command_line_imports_what_a_table_names(tmp_path, antiphon):

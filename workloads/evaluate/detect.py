@@ -1,0 +1,78 @@
+"""Events of a sound: which tag begins and ends when, from a tagger's logits in time.
+
+Axes: F frames of 40 ms, C tags.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import median_filter
+from torch import Tensor
+
+from workloads.data.batches import window_starts
+from workloads.data.decode import cut_or_pad
+from workloads.evaluate.frames import FRAME_SECONDS, join_windows, on_frames
+from workloads.models.tagger import Tagger
+
+MEDIAN_SECONDS = 0.36  # nine frames, as in reference/frames.md section 4
+THRESHOLD = 0.5
+WINDOWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A tag from its onset to its offset, in seconds, and the largest probability of its frames."""
+
+    tag: str
+    onset: float
+    offset: float
+    probability: float
+
+
+def frames_of_sound(tagger: Tagger, state: dict[str, Any], x_T: Tensor) -> Tensor:
+    """logits_FC of the sound of one file, at the tagger's rate; heard as `tag_sound` hears it."""
+    rate, length = state["clip_rate"], round(state["clip_seconds"] * state["clip_rate"])
+    starts = window_starts(len(x_T), length, state["long_clips"])
+    sound_BT = (torch.arange(length) < len(x_T)).unsqueeze(0) if len(x_T) < length else None
+    windows: list[Tensor] = []
+    for first in range(0, len(starts), WINDOWS_AT_ONCE):
+        x_BT = torch.stack([cut_or_pad(x_T, length, offset=start) for start in starts[first : first + WINDOWS_AT_ONCE]])
+        with torch.no_grad():
+            frames_BPC = tagger.outputs(tagger.front_end(x_BT, sound_BT)).frames_BPC
+        assert frames_BPC is not None, "only taggers with frames are asked"
+        windows += on_frames(tagger, frames_BPC)
+    return join_windows(windows, len(x_T), rate=rate, seconds=state["clip_seconds"], long_clips=state["long_clips"])
+
+
+def smooth(logits_FC: Tensor, seconds: float) -> NDArray[np.float32]:
+    """p_FC of frames after a median filter over an odd number of frames, the nearest to `seconds`; 0 leaves them."""
+    p_FC: NDArray[np.float32] = logits_FC.float().sigmoid().numpy()
+    half = round((seconds / FRAME_SECONDS - 1) / 2)
+    return p_FC if half < 1 else median_filter(p_FC, size=(2 * half + 1, 1), mode="nearest")
+
+
+def detect(
+    logits_FC: Tensor,
+    tags: tuple[str, ...],
+    *,
+    seconds: float,
+    threshold: float = THRESHOLD,
+    median_seconds: float = MEDIAN_SECONDS,
+) -> list[Detection]:
+    """Where the smoothed probability of a tag is at least the threshold, by onset, then by tag.
+
+    The sound lasts `seconds`: its last frame may go on after it.
+    """
+    p_FC = smooth(logits_FC, median_seconds)
+    found = []
+    for column, tag in enumerate(tags):
+        active_F = np.concatenate([[False], p_FC[:, column] >= threshold, [False]])
+        changes = np.flatnonzero(active_F[1:] != active_F[:-1])
+        for first, end in zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True):
+            largest = float(p_FC[first:end, column].max())
+            offset = min(end * FRAME_SECONDS, seconds)
+            found.append(Detection(tag, round(first * FRAME_SECONDS, 3), round(offset, 3), largest))
+    return sorted(found, key=lambda event: (event.onset, event.tag))
