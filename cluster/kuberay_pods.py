@@ -4,6 +4,7 @@ from typing import Any
 
 from cluster.spec import Cache, Spec
 from cluster.spec_nodes import Node, Workers, secret_reference
+from cluster.work_command import PROGRAM
 
 LABEL = "antiphon"  # of all pods of a spec; its value is the spec's name
 USER = 1000  # of cluster/Dockerfile, and of Ray's own images
@@ -15,6 +16,10 @@ SPOT_NODES = {
     "karpenter.sh/capacity-type": "spot",
     "kubernetes.azure.com/scalesetpriority": "spot",
 }
+# Before SIGTERM, which reaches Ray alone: drivers and workers save (`orchestrator/jobs/leave_node.py`). What is left
+# GRACE_S after Kubernetes has begun that is killed.
+LEAVE = [*PROGRAM, "cluster", "leave", "--seconds", "25"]
+GRACE_S = 30
 RAYLET_HEALTH = "http://localhost:52365/api/local_raylet_healthz"
 GCS_HEALTH = "http://localhost:8265/api/gcs_healthz"
 
@@ -55,6 +60,7 @@ def _pod(spec: Spec, node: Node, container: dict[str, Any], **further: Any) -> d
     return {
         "metadata": {"labels": {LABEL: spec.name}},
         "spec": {
+            "terminationGracePeriodSeconds": GRACE_S,
             "restartPolicy": "Never",  # KubeRay replaces the pod; Ray's autoscaler v2 allows nothing else
             "securityContext": _pod_security(),
             **further,
@@ -80,6 +86,7 @@ def _ray_container(
         # a training process may keep all CPUs busy for long: a node counts as dead after ten minutes without an answer
         "readinessProbe": _probe(probed, initialDelaySeconds=10, failureThreshold=10),
         "livenessProbe": _probe(probed, initialDelaySeconds=60, failureThreshold=60),
+        "lifecycle": {"preStop": {"exec": {"command": LEAVE}}},
         "securityContext": _container_security(),
         "volumeMounts": _mounts(spec.cache),
     }

@@ -46,6 +46,18 @@ class Node:
         psutil.wait_procs(processes, timeout=30)
         self.process.wait()
 
+    def freeze(self) -> None:
+        """SIGSTOP for all processes in the node's namespace, as a machine that hangs: connections stay open."""
+        for pid in _pids(self.namespace):
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).suspend()
+
+    def process_of(self, name: str) -> psutil.Process:
+        """The only process of the node with this in its command line."""
+        found = [psutil.Process(pid) for pid in _pids(self.namespace) if psutil.pid_exists(pid)]
+        (process,) = [process for process in found if name in " ".join(process.cmdline())]
+        return process
+
     def cut(self) -> None:
         """Take the node's network away, without a word to the others."""
         _ip("-n", self.namespace, "link", "set", "eth0", "down")

@@ -51,11 +51,10 @@ class S3User:
         return killed.start(arguments, self.home / "out", env={**self.env, **(env or {})})
 
     def start_on_ray(self, *more: str, env: dict[str, str] | None = None, tracking: str = "none") -> Any:
-        """The same on Ray, with the installed program."""
-        antiphon = str(Path(sys.executable).with_name("antiphon"))
+        """The same on Ray, with the program as jobs of a cluster have it."""
         with (self.home / "out").open("wb") as out, (self.home / "out.err").open("wb") as errors:
             return subprocess.Popen(
-                [antiphon, *self._arguments(*more, tracking=tracking)],
+                [sys.executable, "-m", "orchestrator.cli.app", *self._arguments(*more, tracking=tracking)],
                 env={**os.environ, **self.env, **(env or {})},
                 stdout=out,
                 stderr=errors,

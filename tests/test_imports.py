@@ -27,7 +27,7 @@ OWNERS = {
     # pyfunc_model.py is code inside a registered model: it runs where there is no orchestrator
     "fsspec": {"orchestrator/storage/object_store.py", "orchestrator/tracking/pyfunc_model.py"},
     "ray.tune": {"orchestrator/search/tune_runner.py", "orchestrator/search/schedulers.py"},
-    "ray.train": {f"orchestrator/training/ray_{part}.py" for part in ("trainer", "worker", "network")},
+    "ray.train": {f"orchestrator/training/ray_{part}.py" for part in ("trainer", "worker", "network", "elastic")},
     "ray.job_submission": {"orchestrator/jobs/client.py"},
     "optuna": {"orchestrator/search/samplers.py", "orchestrator/reports/search/importance.py"},
     "plotly": {"orchestrator/reports/"},

@@ -5,6 +5,7 @@ process, or a store, server or cluster that does not answer. Commands import hea
 `antiphon --help` stays below a second.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -98,6 +99,22 @@ def main() -> None:
             raise _exit_for(error, "failed", FAILED) from None
 
 
+def program() -> None:
+    """The command line as a process of its own, which ends at once where it is preempted.
+
+    Tearing an interpreter with torch and Ray down takes a second of CPU time, on a busy machine ten of the thirty that
+    Kubernetes gives. All files are closed by then.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != PREEMPTED:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(PREEMPTED)
+
+
 def _is_stores(error: Exception) -> bool:
     """Whether the client of an object store raised it: no credentials, a wrong profile, no region."""
     return type(error).__module__.split(".")[0] in ("botocore", "aiobotocore")
@@ -114,4 +131,4 @@ def _exit_for(error: Exception, label: str, code: int) -> SystemExit:
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -99,6 +99,19 @@ def status(folder: FolderOption = FOLDER, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def leave(
+    seconds: Annotated[
+        float, typer.Option(help="How long that may take; Kubernetes kills a pod 30 seconds after it says so.")
+    ] = 25.0,
+) -> None:
+    """Before this node is taken away: have drivers here save and end, and workers move to other nodes."""
+    from orchestrator.jobs.leave_node import leave_node
+
+    if not leave_node(seconds=seconds, say=print_note):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
 def render(
     context: typer.Context,
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A .toml file, or `example`: the shipped one.")],

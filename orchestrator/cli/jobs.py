@@ -59,6 +59,7 @@ def submit(
         command.arguments,
         command.name,
         command.storage,
+        command.teacher_runs,
         env=env or (),
         python=python,
         installed=installed,

@@ -18,6 +18,17 @@ FAILED, MISTAKE, PREEMPTED = 1, 2, 75
 EXIT_CODES = {"done": 0, "failed": FAILED, "preempted": PREEMPTED}  # of the status of a run's or a search's outcome
 STORAGE = "runs"  # the default of --storage
 
+
+def _number_or_range(text: str) -> str:
+    from orchestrator.training.worker_count import parse_workers
+
+    try:
+        parse_workers(text)
+    except ValueError as mistake:
+        raise typer.BadParameter(str(mistake)) from None
+    return text
+
+
 RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
 CheckpointArg = Annotated[str, typer.Argument(help="A published tagger: the folder or URI RUN/models/NAME.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
@@ -35,9 +46,16 @@ AddressOption = Annotated[
 WaitOption = Annotated[
     float, typer.Option("--wait", metavar="SECONDS", help="How long to wait for a cluster that scales up.")
 ]
-WorkersOption = Annotated[
-    int, typer.Option(help="Data-parallel workers of a run, or of each trial of a search; must divide train.shards.")
+RunWorkersOption = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        metavar="N|MIN-MAX",
+        callback=_number_or_range,
+        help="Data-parallel workers; must divide train.shards. A range: as many as the cluster holds.",
+    ),
 ]
+WorkersOption = Annotated[int, typer.Option(help="Data-parallel workers of each trial; must divide train.shards.")]
 RunIdOption = Annotated[
     str, typer.Option("--run-id", help="The new run's name, or with --resume auto that of one to create or continue.")
 ]

@@ -56,12 +56,13 @@ def plan(
         from orchestrator.recipes.loader import load_recipe
         from orchestrator.storage.object_store import FsspecFiles
         from orchestrator.training.request import RunRequest, check_request
+        from orchestrator.training.worker_count import WorkerCount
 
         loaded = _colocated(load_recipe(recipe, settings), cluster)
         files, measured, scale = FsspecFiles(), None, None
         _check_devices(loaded, devices)
         target = plan_scale.target(loaded, cluster, group=group, workers=workers, clip_kb=clip_kb, tflops=tflops)
-        phases = check_request(RunRequest(loaded, "antiphon plan", workers=devices))
+        phases = check_request(RunRequest(loaded, "antiphon plan", workers=WorkerCount(devices, devices)))
         _check_options(tflops, clips, steps, phases[-1].end)
         counted = count_clips(loaded, files, clips=clips, tags=tags)
         sizes = model_sizes(loaded, tags=counted.tags)

@@ -10,6 +10,7 @@ from cluster.work_command import option_words
 from orchestrator.cli.submitted_command import parsed_command, submitted_command
 from orchestrator.planning.nodes import ray_node
 from orchestrator.recipes.loader import load_recipe
+from orchestrator.training.worker_count import parse_workers
 from orchestrator.training.worker_resources import Node, beside_workers, room_beside, worker_needs
 from workloads.runtime.redaction import require_no_secret
 
@@ -39,16 +40,19 @@ def _require_room(spec: Spec, work: Work, parameters: Mapping[str, Any]) -> None
     """ValueError where the workers of a run, or of one trial of a search, do not fit into the spec's nodes."""
     if work.command == "teach":  # what its workers take depends on its teachers, which are elsewhere
         return
-    recipe, workers = load_recipe(parameters["recipe"], parameters["settings"]), parameters["workers"]
+    recipe, workers = (
+        load_recipe(parameters["recipe"], parameters["settings"]),
+        parse_workers(str(parameters["workers"])),
+    )
     needs, beside = worker_needs(recipe), beside_workers(recipe)
     nodes = [_nodes(spec, "min"), _nodes(spec, "max")]
     always, most = [needs.count(room_beside(each, *beside) if beside else each) for each in nodes]
-    if most < workers:
+    if most < workers.least:
         raise ValueError(
             f"work.arguments: --workers {workers}: the groups' max nodes hold {most} of {needs} each at once; raise "
             "cpus, gpus or max of a group, or ask for fewer"
         )
-    if always < workers and not parameters["wait"]:
+    if always < workers.least and not parameters["wait"]:
         raise ValueError(
             f"work.arguments: --workers {workers}: the groups' min nodes hold {always} of {needs} each at once; raise "
             "min of a group, or add --wait SECONDS, for which the cluster scales up"

@@ -16,12 +16,12 @@ from orchestrator.cli.options import (
     RecipeArg,
     ResumeRunOption,
     RunIdOption,
+    RunWorkersOption,
     SeedsOption,
     SetOption,
     StorageOption,
     TrackingOption,
     WaitOption,
-    WorkersOption,
     cluster_address,
     command_line,
     only_json,
@@ -39,7 +39,7 @@ console = Console(stderr=True)
 def run(
     recipe: RecipeArg,
     settings: SetOption = None,
-    workers: WorkersOption = 1,
+    workers: RunWorkersOption = "1",
     storage: StorageOption = STORAGE,
     tracking: TrackingOption = "",
     address: AddressOption = "",
@@ -57,6 +57,7 @@ def run(
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.training.request import RunRequest, check_request
     from orchestrator.training.seeds import run_seeds
+    from orchestrator.training.worker_count import parse_workers
 
     if compare is not None:
         settings = [*(settings or []), f"compare={str(compare).lower()}"]
@@ -65,7 +66,7 @@ def run(
         command_line(),
         storage=storage,
         tracking=tracking,
-        workers=workers,
+        workers=parse_workers(workers),
         address=cluster_address(address, local=local),
         local=local,
         run_id=run_id,

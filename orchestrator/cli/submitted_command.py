@@ -11,7 +11,7 @@ from orchestrator.runs.resume import generated_id
 from orchestrator.tracking.uri import VARIABLE
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
 from orchestrator.training.request import with_absolute_paths
-from workloads.config.data_ranks import num_data_ranks
+from orchestrator.training.worker_count import parse_workers, require_workers_divide
 from workloads.config.teach import TeachRecipe
 from workloads.runtime.redaction import redacted, require_no_secret
 
@@ -36,6 +36,7 @@ class SubmittedCommand:
     arguments: Sequence[str]
     name: str
     storage: str
+    teacher_runs: Sequence[str] = ()  # URIs of the runs that `teach` trains first
 
 
 def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequence[str]) -> SubmittedCommand:
@@ -48,18 +49,23 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     command, values, given = parsed_command(context, kind, words)
     recipe = _checked_recipe(kind, values)
     if kind == "run":
-        num_data_ranks(recipe, values["workers"])
+        require_workers_divide(recipe, parse_workers(values["workers"]))
     storage = "out" if kind == "teach" else "storage"
     name = name or (_name_of_store(recipe, values["out"]) if kind == "teach" else generated_id(recipe))
     location_of(".", name, "none")  # refuses what can be no name
     require_no_secret(values["storage"], "--storage")
     require_no_secret(values[storage], f"--{storage}")
     require_lasting_storage(values[storage], f"--{storage}", job=name)
+    teacher_runs: list[str] = []
     if kind == "teach" and any(teacher.of_run for teacher in recipe.teachers.values()):
+        from orchestrator.teaching.teacher_runs import run_uris
+
         require_lasting_storage(values["storage"], "--storage", job=name)
+        teacher_runs = run_uris(recipe, values["storage"])
     if kind != "teach" and not _in_environment(env):
         require_lasting_tracking(values["tracking"], job=name)
-    return SubmittedCommand(kind, asdict(recipe), _arguments(command, values, given, env), name, values[storage])
+    words = _arguments(command, values, given, env)
+    return SubmittedCommand(kind, asdict(recipe), words, name, values[storage], teacher_runs)
 
 
 def _name_of_store(recipe: TeachRecipe, out: str) -> str:

@@ -5,6 +5,7 @@ job of a name is NAME-2: each goes on with what the one before has left.
 """
 
 import itertools
+import json
 import math
 import shlex
 import tempfile
@@ -32,6 +33,7 @@ LOST_S = 60.0  # how long a dashboard may be away while a job is followed
 ASK_AGAIN_S = 15.0  # a driver looks for the request every ten
 KILLED_S = 30.0  # Ray kills a job that does not end by itself after three
 STOP = "stop"  # the command of a job that asks another one to stop; `antiphon jobs` leaves it out
+NOTHING_TO_STOP = 2  # the exit code of `antiphon stop` where none works on a run or search
 TRY_AGAIN = 75  # the exit code of a job that another one may go on with
 WORDS = {"antiphon": "command", "uri": "place", "recipe": "recipe"}  # of what the metadata say
 
@@ -123,17 +125,20 @@ def stop(jobs: Jobs, name: str, *, patience_s: float, say: Callable[[str], Any])
 
     What it works on is asked to stop by a file in its storage, which a second job writes, since this machine may have
     no credentials; asked again until it ends, since a driver that has just begun does not know of it. Ray itself gives
-    a job three seconds between SIGTERM and SIGKILL.
+    a job three seconds between SIGTERM and SIGKILL: enough for `teach` while it fills its store, which loses the shards
+    that are computed, and not for the runs of teachers that it trains before.
     """
     job = jobs_named(jobs, name)[0]
     if job.ended:
         say(f"job {job.id} has ended: {job.status.lower()}")
         return True
-    if job.metadata.get("antiphon") in ID_OPTIONS:
-        deadline = time.monotonic() + patience_s
-        while not _has_ended(jobs, job.id, within_s=0) and time.monotonic() < deadline:
-            _ask_to_stop(jobs, job, say, within_s=deadline - time.monotonic())
-            _has_ended(jobs, job.id, within_s=min(ASK_AGAIN_S, deadline - time.monotonic()))
+    uris = _can_be_asked(job)
+    deadline = time.monotonic() + patience_s
+    while uris and not _has_ended(jobs, job.id, within_s=0) and time.monotonic() < deadline:
+        code = _ask_to_stop(jobs, job, uris, say, within_s=deadline - time.monotonic())
+        if code == NOTHING_TO_STOP and job.metadata["antiphon"] not in ID_OPTIONS:
+            break  # no teacher is in training
+        _has_ended(jobs, job.id, within_s=min(ASK_AGAIN_S, deadline - time.monotonic()))
     if _has_ended(jobs, job.id, within_s=0):
         say(f"job {job.id} has ended")
         return True
@@ -141,6 +146,14 @@ def stop(jobs: Jobs, name: str, *, patience_s: float, say: Callable[[str], Any])
     jobs.stop(job.id)
     _has_ended(jobs, job.id, within_s=KILLED_S)
     return False
+
+
+def _can_be_asked(job: JobState) -> list[str]:
+    """The URIs of the runs or the search of a job, which look for a request to stop."""
+    if job.metadata.get("antiphon") in ID_OPTIONS:
+        return [job.metadata["uri"]]
+    runs: list[str] = json.loads(job.metadata.get("teacher_runs", "[]"))
+    return runs
 
 
 def _has_ended(jobs: Jobs, job_id: str, *, within_s: float) -> bool:
@@ -152,16 +165,26 @@ def _has_ended(jobs: Jobs, job_id: str, *, within_s: float) -> bool:
     return True
 
 
-def _ask_to_stop(jobs: Jobs, job: JobState, say: Callable[[str], Any], *, within_s: float) -> None:
-    """Run `antiphon stop NAME --storage URI` on the cluster, in the job's own environment."""
-    storage, _, name = job.metadata["uri"].rpartition("/")
-    words = [job.metadata["python"], *MODULE, "stop", name, "--storage", storage]
+def _ask_to_stop(
+    jobs: Jobs, job: JobState, uris: list[str], say: Callable[[str], Any], *, within_s: float
+) -> int | None:
+    """Run `antiphon stop NAME --storage URI` on the cluster for each, in the job's own environment.
+
+    Returns 0 where one of them was asked, else the last one's exit code; None where that is not known in time.
+    """
+    commands = []
+    for uri in uris:
+        storage, _, name = uri.rpartition("/")
+        commands.append(shlex.join([job.metadata["python"], *MODULE, "stop", name, "--storage", storage]))
     helper = f"{job.id}-stop-{time.time_ns()}"
-    jobs.submit(helper, shlex.join(words), runtime_env=job.runtime_env, metadata={"antiphon": STOP})
+    jobs.submit(helper, " || ".join(commands), runtime_env=job.runtime_env, metadata={"antiphon": STOP})
     if not _has_ended(jobs, helper, within_s=within_s):
         say(f"job {helper}, which is to ask job {job.id} to stop, has not ended within {within_s:.0f} s")
-    elif exit_code(jobs.state(helper)):
+        return None
+    code = exit_code(jobs.state(helper))
+    if code:
         said = jobs.log(helper).strip().splitlines()
         say(f"job {job.id} could not be asked to stop: {said[-1] if said else 'no reason is given'}")
     else:
         say(f"job {job.id} is asked to save and stop")
+    return code

@@ -36,6 +36,7 @@ class Submission:
     arguments: Sequence[str]  # of the command, after its recipe
     name: str  # of the job; also the id of its run or search
     storage: str  # the URI below which that is, or the store of `teach`
+    teacher_runs: Sequence[str] = ()  # URIs of the runs that `teach` trains before it fills the store
     env: Sequence[str] = ()  # NAME: must be set on the nodes; NAME=VALUE: set for the job
     python: str = ""  # of the nodes; empty: `python`, or this one for the cluster of `antiphon cluster up`
     installed: bool = False  # whether the nodes have antiphon; else its code is sent
@@ -84,7 +85,8 @@ def metadata(submission: Submission) -> dict[str, str]:
     python = submission.python or PYTHON
     recipe = hashlib.sha256(json_text(submission.recipe).encode()).hexdigest()[:16]
     what = {"antiphon": submission.kind, "name": submission.name, "uri": submission.uri, "recipe": recipe}
-    return what | {"python": python}
+    runs = {"teacher_runs": json_text(list(submission.teacher_runs))} if submission.teacher_runs else {}
+    return what | runs | {"python": python}
 
 
 def pack_folder(submission: Submission, folder: Path) -> int:

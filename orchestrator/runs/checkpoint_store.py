@@ -94,22 +94,34 @@ class CheckpointStore:
     Each call waits up to `patience_s` seconds for a store that is unavailable, then raises OSError; calls that change
     something raise Superseded if a newer attempt exists. A kill leaves a folder without its marker, which counts as
     absent and is removed by `collect_garbage` of a later attempt. With `start`, a checkpoint's URI, possibly another
-    trial's, it resumes from that one instead of its own newest.
+    trial's, it resumes from that one instead of its own newest. While `hurried`, checkpoints are committed and none is
+    removed: who preempts a run soon kills it. The next attempt removes them.
     """
 
-    def __init__(self, claim: Attempt, *, retention: Retention, patience_s: float, start: str = "") -> None:
+    def __init__(
+        self,
+        claim: Attempt,
+        *,
+        retention: Retention,
+        patience_s: float,
+        start: str = "",
+        hurried: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.attempt = claim.number
         self.newest_uri = ""  # of the checkpoint committed last by this store
         self._claim, self._retention, self._patience_s, self._start = claim, retention, patience_s, start
+        self._hurried = hurried
         self._checkpoints = object_store.join(claim.run_uri, "checkpoints")
         self._scores_of: dict[str, dict[str, float]] = {}  # read once: a committed checkpoint never changes
 
     def publish(self, folder: Path) -> None:
-        """Commit a checkpoint if the retention wants it, then remove those that it needs no longer."""
+        """Commit a checkpoint if the retention wants it, then remove those that it needs no longer, unless hurried."""
         if not self._retention.commits(folder.name):
             shutil.rmtree(folder)
             return
         self.newest_uri = self._put(folder, object_store.join(self._checkpoints, folder.name))
+        if self._hurried():
+            return
         for name in self._retention.removable(self._own_names(), self._scores):
             self.remove(name)
 

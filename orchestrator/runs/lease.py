@@ -32,6 +32,7 @@ BEAT_S = 10.0
 # Without a new heartbeat for so long a driver on another host counts as dead: longer than one request to a store that
 # hangs can take (botocore gives up after 60 s) and the time to the next heartbeat.
 SILENCE_S = 100.0
+REQUEST_S = 2.0  # how long the end of a driver waits for a heartbeat that is being written
 
 
 class _ClaimLost(AlreadyDriven):
@@ -204,7 +205,7 @@ def beating(run_uri: str, driver: Driver) -> Iterator[None]:
                     os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        with in_background(beat, name="heartbeat"):
+        with in_background(beat, name="heartbeat", wait_s=REQUEST_S):
             yield
     finally:
         with suppress(Exception):  # without the note, another process waits until the heartbeat counts as silent

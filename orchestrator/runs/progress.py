@@ -20,7 +20,7 @@ class RunProgress:
     step: int = 0
     total: int = 0
     roles: str = "starting"
-    workers: int | None = None  # of the newest driver; None: its record is not among these
+    workers: int | None = None  # the newest number; None: its record is not among these
     losses: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> model -> value
     scored: bool = True  # whether there are validation clips
@@ -34,6 +34,8 @@ class RunProgress:
         kind = record["kind"]
         if kind == "run" and record.get("tags", {}).get("workers", "").isdigit():
             self.workers = int(record["tags"]["workers"])
+        if kind == "workers":
+            self.workers = record["count"]
         if kind == "start":
             self.began, self.step, self.last_ms = (record["t"], record["step"]), record["step"], record["t"]
         if kind == "data":
@@ -126,6 +128,9 @@ def messages(record: dict[str, Any]) -> list[str]:
     if record["kind"] == "leaving":
         nodes = "a node is" if record["nodes"] == 1 else f"{record['nodes']} nodes are"
         return [f"step {record['step']}: saved, since {nodes} to be taken away; the workers start again on others"]
+    if record["kind"] == "resizing":
+        workers = "1 worker" if record["workers"] == 1 else f"{record['workers']} workers"
+        return [f"step {record['step']}: saved by {workers}; the cluster holds another number, which start again"]
     if record["kind"] == "bad":
         return [f"step {record['step']}: numbers of {', '.join(record['models'])} are not finite"]
     if record["kind"] != "start":

@@ -65,7 +65,7 @@ def _missing_from(known: list[dict[str, Any]], records: list[dict[str, Any]]) ->
     return [record for record in records if json.dumps(record) not in lines]
 
 
-def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: int, options: str) -> dict[str, Any]:
+def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: str, options: str) -> dict[str, Any]:
     """The record that an event log begins with, and that each attempt adds again.
 
     `options` are those of a command that repeats the run from its recipe.json.
@@ -83,7 +83,7 @@ def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: 
             "options": options,
             "storage": location.uri,
             "tracking": redacted(location.tracking),
-            "workers": str(workers),
+            "workers": workers,
         },
     }
 

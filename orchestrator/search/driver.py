@@ -114,8 +114,10 @@ def _run_on_ray(job: _Job, interrupts: Interrupts) -> dict[str, Any]:
     try:
         interrupts.install()  # once more: Ray has set its own handler
         interrupts.check()
-        wanted = workers * max(1, job.request.slots)
-        connection = connection.wait_for_room(ray, needs, wanted, wait_s=job.request.wait_s, check=interrupts.check)
+        wanted = max(1, job.request.slots)
+        connection = connection.wait_for_room(
+            ray, needs, workers, groups=wanted, wait_s=job.request.wait_s, check=interrupts.check
+        )
         slots = count_slots(connection.nodes, needs, job.request.slots, workers=workers)
         connection.require_visible(ray, object_store.join(job.store.uri, DEFINITION))
         trials = num_trials(job.plan.search, job.budget.trials)

@@ -61,7 +61,7 @@ class SearchRequest:
 
     def repeat_options(self, uri: str) -> str:
         """The options of a command that repeats this search, stored at `uri`, beside it; for a shell."""
-        options = placement_options(uri, tracking=self.tracking, address=self.address, workers=self.workers)
+        options = placement_options(uri, tracking=self.tracking, address=self.address, workers=str(self.workers))
         options += ["--slots", str(self.slots)] if self.slots else []
         options += ["--budget", self.budget] if self.budget else []
         options += [] if self.finals else ["--no-finals"]

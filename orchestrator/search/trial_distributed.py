@@ -25,6 +25,7 @@ from orchestrator.search.trial_spec import SearchPlan, Task, build_task_recipe
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_trainer import fit
+from orchestrator.training.worker_count import WorkerCount
 from workloads.config.recipe import Recipe
 from workloads.config.search import Search
 from workloads.runtime.event_log import EventLog, read_event_log
@@ -110,7 +111,12 @@ def _train_until(run: _SliceRun, until: int | None, *, workers: int) -> None:
     records = read_event_log(run.location.event_log)
     if until is not None and any(record["kind"] == "metrics" and record["step"] >= until for record in records):
         return
-    options: dict[str, Any] = {"workers": workers, "patience_s": PATIENCE_S, "until": until, "label": run.label}
+    options: dict[str, Any] = {
+        "workers": WorkerCount(workers, workers),
+        "patience_s": PATIENCE_S,
+        "until": until,
+        "label": run.label,
+    }
     end = fit(run.recipe, run.location, run.attempt, **options)
     if end["status"] != ("done" if until is None else "preempted"):
         raise (ValueError if end["mistake"] else RuntimeError)(end["error"] or end["status"])

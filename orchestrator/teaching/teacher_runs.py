@@ -54,6 +54,11 @@ def train_teachers(
     return replace(request, recipe=with_finished_runs(request.recipe, request.storage)), "done"
 
 
+def run_uris(recipe: TeachRecipe, storage: str) -> list[str]:
+    """Where the runs of which a recipe's teachers are models are, or will be; ValueError for a model that one lacks."""
+    return [object_store.join(storage, run.name) for run in _runs(recipe).values()]
+
+
 def with_finished_runs(recipe: TeachRecipe, storage: str) -> TeachRecipe:
     """The recipe with the folders of its teachers that are models of runs; ValueError for a run that is not done."""
     runs = _runs(recipe)

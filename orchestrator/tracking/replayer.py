@@ -13,7 +13,10 @@ import os
 import select
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -36,10 +39,17 @@ MLFLOW_ENVIRONMENT = {
 }
 
 
+ASK_S = 1.0
+
+
+def _never() -> bool:
+    return False
+
+
 class NullTracking:
     """Stands for a replayer where nothing is tracked, with the same interface."""
 
-    def wait_started(self, *, timeout_s: float = 120.0) -> str:
+    def wait_started(self, *, timeout_s: float = 120.0, stopped: Callable[[], bool] = _never) -> str:
         """Return an empty id: there is no MLflow run."""
         return ""
 
@@ -59,14 +69,20 @@ class Replayer:
         self.process = process
         self.log = log
 
-    def wait_started(self, *, timeout_s: float = 120.0) -> str:
+    def wait_started(self, *, timeout_s: float = 120.0, stopped: Callable[[], bool] = _never) -> str:
         """Wait until the MLflow run exists and return its id; call it once.
 
         If the process ends or does not answer in time, it is killed, and Unavailable or, where MLflow has refused,
-        RuntimeError is raised with the reason.
+        RuntimeError is raised with the reason. Unavailable too once `stopped` says so, which is asked every second:
+        then the process goes on.
         """
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        ready: list[Any] = []
+        deadline = time.monotonic() + timeout_s
+        while not ready and time.monotonic() < deadline:
+            if stopped():
+                raise Unavailable("stopped before tracking had answered")
+            ready, _, _ = select.select([self.process.stdout], [], [], min(ASK_S, timeout_s))
         answer = self.process.stdout.readline().decode().split() if ready else []
         if len(answer) == 2 and answer[0] == STARTED:
             return answer[1]

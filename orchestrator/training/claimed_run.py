@@ -1,5 +1,6 @@
 """A run that its driver has claimed and begun to record: what both ways to train it are given."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,3 +21,4 @@ class ClaimedRun:
     event_log: EventLog
     replayer: Any  # a Replayer, or NullTracking where nothing is tracked
     stop: StopSignals
+    at_end: ExitStack  # closed once the outcome is written

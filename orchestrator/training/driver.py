@@ -8,7 +8,7 @@ process; training itself happens in this process (`local_run.py`) or in Ray Trai
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,8 +84,8 @@ def run(request: RunRequest, *, show_progress: Progress, warn: Callable[[str], N
     if opened.outcome is not None:  # the run is done already
         return RunResult(opened.outcome, location, published=False)
     assert opened.attempt is not None
-    with StopSignals() as stop, beating(location.uri, driver):
-        replayer = _record_and_train(request, location, opened.attempt, show_progress, stop)
+    with StopSignals() as stop, ExitStack() as at_end, beating(location.uri, driver):
+        replayer = _record_and_train(request, location, opened.attempt, show_progress, stop, at_end)
 
         def publish() -> RunResult:
             newest = is_driven_by(location.uri, driver)  # else another driver has resumed the run
@@ -124,7 +124,12 @@ def check_recipe_data(recipe: Recipe) -> list[str]:
 
 
 def _record_and_train(
-    request: RunRequest, location: RunLocation, attempt: Attempt, show_progress: Progress, stop: StopSignals
+    request: RunRequest,
+    location: RunLocation,
+    attempt: Attempt,
+    show_progress: Progress,
+    stop: StopSignals,
+    at_end: ExitStack,
 ) -> Any:
     """Train, and record how that ended; returns the replayer.
 
@@ -137,7 +142,7 @@ def _record_and_train(
             request.recipe,
             location,
             command=request.command,
-            workers=request.workers,
+            workers=str(request.workers),
             options=request.repeat_options(location.uri),
         )
         continue_event_log(event_log, location, own_record)
@@ -146,7 +151,7 @@ def _record_and_train(
         train = run_in_process if request.local else run_on_ray
         try:
             with show_progress(location), sampling(event_log):
-                end = train(ClaimedRun(request, location, attempt, event_log, replayer, stop))
+                end = train(ClaimedRun(request, location, attempt, event_log, replayer, stop, at_end))
             if end["status"] == "done" and request.recipe.compare and request.recipe.train.score_test:
                 event_log.append(
                     comparison_record(request.recipe, location, request.seed_runs, patience_s=request.patience_s)

@@ -18,9 +18,11 @@ def run_in_process(claimed: ClaimedRun) -> dict[str, Any]:
 
     request, recipe = claimed.request, claimed.request.recipe
     require_gpu(recipe)
-    claimed.replayer.wait_started()
+    claimed.replayer.wait_started(stopped=claimed.stop.requested)
     retention = NewestAndBest(recipe.train.keep_last)
-    store = CheckpointStore(claimed.attempt, retention=retention, patience_s=request.patience_s)
+    store = CheckpointStore(
+        claimed.attempt, retention=retention, patience_s=request.patience_s, hurried=claimed.stop.requested
+    )
     store.collect_garbage()
     with scratch_folder() as scratch, BackgroundUploads(store) as background:
         session = LocalSession(

@@ -56,11 +56,13 @@ class RayConnection:
         *,
         wait_s: float,
         check: Callable[[], None],
+        groups: int = 1,
         beside: tuple[WorkerNeeds, int] | None = None,
     ) -> "RayConnection":
-        """This connection once its nodes hold so many workers, and so many others `beside`; at once without `wait_s`.
+        """This connection once its nodes hold so many groups of so many workers, and so many others `beside`; at once
+        without `wait_s`.
 
-        Meanwhile a placement group that cannot be placed yet tells the autoscaler what is missing. `check` is called
+        Meanwhile placement groups that cannot be placed yet tell the autoscaler what is missing. `check` is called
         every second, and may raise. Raises Unavailable where the nodes do not come in time.
         """
         if self.own or not wait_s:
@@ -70,11 +72,15 @@ class RayConnection:
         all_needs = [needs] * workers + ([beside[0]] * beside[1] if beside else [])
         selectors = [dict(each.labels) for each in all_needs] if any(each.labels for each in all_needs) else None
         bundles = [dict(each.resources) for each in all_needs]
-        demand = placement_group(bundles, strategy=needs.placement, bundle_label_selector=selectors)
+        demands = [
+            placement_group(bundles, strategy=needs.placement, bundle_label_selector=selectors) for _ in range(groups)
+        ]
         deadline, said = time.monotonic() + wait_s, ""
         try:
-            while (most := needs.count(_room(nodes := _alive(ray), beside))) < workers:
-                waiting = f"{len(nodes)} nodes hold {most} of {workers} workers of {needs} each"
+            while (held := needs.count_groups(room := _room(nodes := _alive(ray), beside), workers)) < groups:
+                waiting = f"{len(nodes)} nodes hold {needs.count(room)} of {workers} workers of {needs} each"
+                if groups > 1:
+                    waiting = f"{len(nodes)} nodes hold {held} of {groups} trials of {workers} workers of {needs} each"
                 if time.monotonic() > deadline:
                     raise Unavailable(f"--wait {wait_s:g}: {waiting}; repeat the command, or ask for fewer")
                 check()
@@ -83,7 +89,8 @@ class RayConnection:
                     said = waiting
                 time.sleep(WAIT_POLL_S)
         finally:
-            remove_placement_group(demand)  # the workers take its place
+            for demand in demands:
+                remove_placement_group(demand)  # the workers take its place
         return replace(self, nodes=nodes)
 
 

@@ -8,8 +8,9 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from orchestrator.recipes.loader import resolve
@@ -21,6 +22,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, retry_while_unavailable
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.ray_cluster import connect, prepare_environment
+from orchestrator.training.worker_count import WorkerCount
 from orchestrator.training.worker_resources import ACCELERATOR, beside_workers, require_room, worker_needs
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import read_event_log
@@ -31,6 +33,12 @@ PEER_TIMEOUT_S = 1800  # workers wait so long for one another, and for what rank
 # over NCCL they would wait for the GPU's work. Gradients and sums lie on the GPU.
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 RETRIES = 3  # worker failures after which Ray starts the group again
+BEGUN_S = 5.0  # after a stop is requested: the records of workers that have begun are there by then
+GIVE_UP_POLL_S = 0.2
+LOOK_S = 10.0  # how often it is seen whether the cluster holds another number of workers
+# How long an attempt to start workers may take: images are pulled, and nodes that take the place of lost ones start,
+# before workers do. A number that follows the cluster is counted anew before each attempt, so these are shorter.
+START_S, ELASTIC_START_S, START_ALTOGETHER_S = 300, 60, 1200
 
 
 def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
@@ -40,18 +48,25 @@ def run_on_ray(claimed: ClaimedRun) -> dict[str, Any]:
     import ray
 
     _connect(ray, claimed, address, see=object_store.join(location.uri, RECIPE))
+    claimed.at_end.callback(ray.shutdown)  # which takes seconds, while who preempts a run waits for its outcome
 
     def ask_workers() -> None:
         retry_while_unavailable(
             lambda: request_stop(location.uri, attempt.driver), what=location.uri, patience_s=request.patience_s
         )
 
-    try:
-        with claimed.stop.relayed(ask_workers):
-            claimed.replayer.wait_started()
-            return fit(request.recipe, location, attempt, workers=request.workers, patience_s=request.patience_s)
-    finally:
-        ray.shutdown()
+    with claimed.stop.relayed(ask_workers):
+        claimed.replayer.wait_started(stopped=claimed.stop.requested)
+        if claimed.stop.requested():
+            raise Unavailable("stopped before the workers were started")
+        return fit(
+            request.recipe,
+            location,
+            attempt,
+            workers=request.workers,
+            patience_s=request.patience_s,
+            stopped_for=claimed.stop.requested_for,
+        )
 
 
 def fit(
@@ -59,15 +74,17 @@ def fit(
     location: RunLocation,
     attempt: Attempt,
     *,
-    workers: int,
+    workers: WorkerCount,
     patience_s: float,
     until: int | None = None,
     label: str = "",
+    stopped_for: Callable[[], float] = lambda: 0.0,
 ) -> dict[str, Any]:
     """Train on the connected Ray and return the end record that the workers reported.
 
     With `until` the workers save and end after that many steps, as "preempted"; another call continues. `label` is the
-    label `run_id` of their metrics, where the run's id alone does not say which run it is.
+    label `run_id` of their metrics, where the run's id alone does not say which run it is. `stopped_for` says for how
+    many seconds a stop has been requested: Unavailable where by then no workers train that could save.
     """
     num_records_before = len(read_event_log(location.event_log))
     config = {
@@ -81,8 +98,11 @@ def fit(
     trainer = _trainer(recipe, location, config, workers=workers, patience_s=patience_s)
     from ray.train import ControllerError, WorkerGroupError
 
+    def given_up() -> bool:
+        return stopped_for() > BEGUN_S and not _training(read_event_log(location.event_log)[num_records_before:])
+
     try:
-        _in_a_thread(trainer.fit)
+        _in_a_thread(trainer.fit, given_up)
     except ControllerError as error:
         if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
             reason = one_line(error.controller_failure)
@@ -100,20 +120,23 @@ def fit(
     return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
 
 
-def _trainer(recipe: Recipe, location: RunLocation, config: dict[str, Any], *, workers: int, patience_s: float) -> Any:
+def _trainer(
+    recipe: Recipe, location: RunLocation, config: dict[str, Any], *, workers: WorkerCount, patience_s: float
+) -> Any:
     """Ray Train's trainer of a run, whose workers get `config`; the environment of its controller is set first."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often the controller fetches reports
-    # images are pulled, and nodes that take the place of lost ones start, before workers do
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    start_s = ELASTIC_START_S if workers.elastic else START_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_s))
+    # a worker that does not answer: its process hangs, or its machine; Ray's ten minutes are long for the other workers
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "180")
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # how often it looks whether a node is to leave
     from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
 
     from orchestrator.training.ray_network import TorchOverNodeNetwork
     from orchestrator.training.ray_worker import EventLogCallback, train_worker
 
     # The type checker sees the first generation of these classes, the interpreter the second.
-    return TorchTrainer(
+    return _trainer_class(recipe, workers)(
         train_worker,
         train_loop_config=config,
         torch_config=TorchOverNodeNetwork(
@@ -122,20 +145,34 @@ def _trainer(recipe: Recipe, location: RunLocation, config: dict[str, Any], *, w
         scaling_config=_scaling(recipe, workers),
         run_config=RunConfig(
             name=location.run_id,
-            failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=RETRIES),  # type: ignore[call-arg]
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=RETRIES, controller_failure_limit=START_ALTOGETHER_S // start_s - 1
+            ),
             callbacks=[EventLogCallback(str(location.event_log))],  # type: ignore[list-item]
             **ray_storage(location.uri.removesuffix(f"/{location.run_id}"), patience_s=patience_s),
         ),
     )
 
 
-def _scaling(recipe: Recipe, workers: int) -> Any:
+def _trainer_class(recipe: Recipe, workers: WorkerCount) -> Any:
+    """Ray Train's own, or the one whose number of workers follows the cluster."""
+    if not workers.elastic:
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    from orchestrator.training.ray_elastic import ElasticTorchTrainer
+
+    return partial(ElasticTorchTrainer, needs=worker_needs(recipe), sizes=workers.sizes(recipe.train.shards))
+
+
+def _scaling(recipe: Recipe, workers: WorkerCount) -> Any:
     """How many workers there are, and what Ray reserves for each."""
     from ray.train import ScalingConfig
 
-    needs = worker_needs(recipe)
+    needs, bounds = worker_needs(recipe), workers.bounds(recipe.train.shards)
     return ScalingConfig(
-        num_workers=workers,
+        num_workers=bounds if workers.elastic else workers.least,  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=LOOK_S,
         use_gpu="GPU" in needs.resources,
         resources_per_worker={what: amount for what, amount in needs.resources.items() if ACCELERATOR not in what},
         accelerator_type=recipe.resources.accelerator or None,
@@ -144,8 +181,19 @@ def _scaling(recipe: Recipe, workers: int) -> Any:
     )
 
 
-def _in_a_thread(call: Callable[[], Any]) -> None:
-    """Call it in another thread and wait: in the main thread Ray Train would take Ctrl-C and abort the workers."""
+def _training(records: list[dict[str, Any]]) -> bool:
+    """Whether workers are training, by what they and Ray's controller have recorded so far."""
+    steps = [
+        record["kind"] for record in records if record["kind"] in ("start", "worker-failed", "leaving", "resizing")
+    ]
+    return steps[-1:] == ["start"]
+
+
+def _in_a_thread(call: Callable[[], Any], given_up: Callable[[], bool]) -> None:
+    """Call it in another thread and wait: in the main thread Ray Train would take Ctrl-C and abort the workers.
+
+    Raises Unavailable once `given_up` says so; the other thread is left behind.
+    """
     done: Future[Any] = Future()
 
     def work() -> None:
@@ -155,6 +203,9 @@ def _in_a_thread(call: Callable[[], Any]) -> None:
             done.set_exception(error)
 
     threading.Thread(target=work, daemon=True, name="ray-train").start()
+    while not wait([done], timeout=GIVE_UP_POLL_S).done:
+        if given_up():
+            raise Unavailable("stopped before the workers had begun, or begun again")
     done.result()
 
 
@@ -175,8 +226,9 @@ def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
     """
     request = claimed.request
     needs, workers = worker_needs(request.recipe), request.workers
+    least, most = workers.bounds(request.recipe.train.shards)
     beside = beside_workers(request.recipe)
-    cpus = workers * needs.resources["CPU"] + (beside[1] * beside[0].resources["CPU"] if beside else 0)
+    cpus = most * needs.resources["CPU"] + (beside[1] * beside[0].resources["CPU"] if beside else 0)
     connection = connect(ray, address, at_least=math.ceil(cpus) + 1)
     claimed.stop.install()  # once more: Ray has set its own handler for SIGTERM
 
@@ -186,7 +238,7 @@ def _connect(ray: Any, claimed: ClaimedRun, address: str, *, see: str) -> None:
 
     try:
         connection = connection.wait_for_room(
-            ray, needs, workers, wait_s=request.wait_s, check=require_not_stopped, beside=beside
+            ray, needs, least, wait_s=request.wait_s, check=require_not_stopped, beside=beside
         )
         fix = "set train.threads, train.loaders or resources, or another train.device"
         require_room(connection.nodes, needs, workers, address, fix=fix, beside=beside)

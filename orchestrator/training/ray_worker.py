@@ -16,6 +16,7 @@ from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStor
 from orchestrator.runs.lease import Driver, stop_requested, take_next
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.training.ray_elastic import RESIZE_REQUEST, SAVED
 from orchestrator.training.ray_metrics import RunMetrics
 from orchestrator.training.ray_teachers import RayTeachers
 from workloads.config.recipe import Recipe
@@ -33,6 +34,7 @@ STOP_EVERY = 5  # calls of should_stop between two exchanges with rank 0, where 
 SHORT_STEP_S = 0.2
 LEFT = 75  # the exit code of a worker whose node is to be taken away, once all is saved
 POLL_S = 1.0  # rank 0 reads the storage for a stop request at most this often
+RESIZE_S = 300.0  # how long workers that have saved wait to be started again as more or fewer
 REPORT_S = 1.0  # Ray takes one report per poll of its controller; more of them would queue up
 
 
@@ -53,6 +55,7 @@ class RaySession:
         self._calls_to_exchange, self._stop = STOP_EVERY, False
         self._exchanged_at, self._stop_every = time.monotonic(), STOP_EVERY
         self.leaving: frozenset[str] = frozenset()  # ids of nodes that are to be taken away
+        self.resizing = False  # whether the workers are to start again as more or fewer
         self._polled_at = self._reported_at = time.monotonic()
         self._unreported: list[dict[str, Any]] = []
         self.metrics = RunMetrics(label, self.rank, self.device)
@@ -75,8 +78,12 @@ class RaySession:
         if isinstance(answer, Superseded):
             raise answer
         self.attempt = answer.number
+        if self.rank == 0:
+            self._unreported.append(timestamped("workers", count=self.world_size))
         retention = NewestAndBest(recipe.train.keep_last)
-        store = CheckpointStore(answer, retention=retention, patience_s=patience_s)
+        store = CheckpointStore(
+            answer, retention=retention, patience_s=patience_s, hurried=lambda: self._stop or bool(self.leaving)
+        )
         if self.rank == 0:
             store.collect_garbage()
         self.uploads = BackgroundUploads(store)
@@ -110,7 +117,8 @@ class RaySession:
         return self.uploads.fetch(name, self.work_dir)
 
     def should_stop(self) -> bool:
-        """Whether the driver has asked to stop, or a node of these workers is to be taken away (`leaving`).
+        """Whether the driver has asked to stop, a node of these workers is to be taken away (`leaving`), or the cluster
+        holds another number of them (`resizing`).
 
         Rank 0 finds out about once a second, or after every step where steps take longer, and all workers get the same
         answer.
@@ -123,8 +131,14 @@ class RaySession:
             self._exchanged_at, self._calls_to_exchange = now, self._stop_every
             if due:
                 self._polled_at = now
-                self._stop = gather(self, self.rank == 0 and self._stop_requested())[0] or self._must_leave()
+                asked, resize = gather(self, self._requests())[0]
+                self._stop = asked or self._must_leave() or resize
+                self.resizing = resize and not asked and not self.leaving
         return self._stop
+
+    def _requests(self) -> tuple[bool, bool]:
+        """Whether a stop and another number of workers are asked for, as far as rank 0 knows."""
+        return (self._stop_requested(), RESIZE_REQUEST.made()) if self.rank == 0 else (False, False)
 
     def _stop_requested(self) -> bool:
         try:
@@ -145,10 +159,27 @@ class RaySession:
         """
         records = [timestamped("leaving", step=step, nodes=len(self.leaving))] if self.rank == 0 else []
         ray.train.report({"records": [*self._unreported, *records]})
-        ray.train.report({"records": []})  # returns once Ray's controller has taken the one before
+        for _ in range(2):
+            # each returns once the one before is taken; when the second is, the answer that took the first has arrived
+            ray.train.report({"records": []})
+        gather(self, None)  # that of all workers, without which Ray's controller passes on none
         if ray.get_runtime_context().get_node_id() in self.leaving:
             os._exit(LEFT)
         raise NodesAreLeaving("the workers start again on other nodes")
+
+    def wait_to_be_resized(self, step: int) -> None:
+        """Say that all is saved, and wait for Ray's controller to end these workers and to start others.
+
+        Called by all of them. Returns where the driver asks to stop meanwhile.
+        """
+        records = [timestamped("resizing", step=step, workers=self.world_size)] if self.rank == 0 else []
+        unreported, self._unreported = self._unreported, []
+        ray.train.report({"records": [*unreported, *records], SAVED: True})
+        deadline = time.monotonic() + RESIZE_S
+        while not self._stop_requested():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"another number of workers was not started within {RESIZE_S:.0f} s")
+            time.sleep(POLL_S)
 
     def close(self, status: str, error: str = "", *, mistake: bool = False) -> None:
         """Report how the workers ended; a report without ASYNC waits for the records before it."""
@@ -169,12 +200,17 @@ class EventLogCallback(UserCallback):
     def __init__(self, path: str) -> None:
         self._path = path
         self._event_log: EventLog | None = None  # opened in the controller's process, not where this is pickled
+        self._leaving = False  # whether the workers' last words were that they end because nodes are taken away
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        self._append(metrics[0]["records"])
+        records = metrics[0]["records"]
+        self._leaving = self._leaving if not records else records[-1]["kind"] == "leaving"
+        self._append(records)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Ray calls this before it starts the workers again, or gives up."""
+        if self._leaving:
+            return
         self._append(
             [
                 timestamped("worker-failed", rank=rank, error=redacted(one_line(error)))
@@ -209,6 +245,8 @@ def train_worker(config: dict[str, Any]) -> None:
             status, step = _train(recipe, session, until=config["until"])
         if session.leaving and status["status"] == "preempted":
             session.leave(step)
+        if session.resizing and status["status"] == "preempted":
+            session.wait_to_be_resized(step)
         session.close(**status)
 
 

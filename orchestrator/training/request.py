@@ -7,7 +7,7 @@ from orchestrator.runs.resume import AUTO
 from orchestrator.storage import object_store
 from orchestrator.tracking.uri import absolute_uri
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
-from workloads.config.data_ranks import num_data_ranks
+from orchestrator.training.worker_count import ONE_WORKER, WorkerCount, require_workers_divide
 from workloads.config.edge import STORE
 from workloads.config.recipe import PRETRAINED, Recipe
 from workloads.distill.schedule import Phase, plan_phases
@@ -23,7 +23,7 @@ class RunRequest:
     storage: str = "runs"
     # MLflow URI, the one that may hold a password; empty: SQLite beside the runs, "none": no tracking
     tracking: str = field(default="", repr=False)
-    workers: int = 1
+    workers: WorkerCount = ONE_WORKER
     address: str = ""  # of a Ray cluster; empty: a local one for this run
     local: bool = False  # in this process, without Ray
     run_id: str = ""  # of a new run; empty: a generated one
@@ -34,17 +34,17 @@ class RunRequest:
 
     def repeat_options(self, uri: str) -> str:
         """The options of a command that repeats this run, stored at `uri`, beside it; for a shell."""
-        options = placement_options(uri, tracking=self.tracking, address=self.address, workers=self.workers)
+        options = placement_options(uri, tracking=self.tracking, address=self.address, workers=str(self.workers))
         return shlex.join([*options, *(["--local"] if self.local else [])])
 
 
-def placement_options(uri: str, *, tracking: str, address: str, workers: int) -> list[str]:
+def placement_options(uri: str, *, tracking: str, address: str, workers: str) -> list[str]:
     """The options that place the same run or search again, beside the one at `uri`, without those at their defaults.
 
     A tracking URI with a secret is left out, because it must not be stored: MLFLOW_TRACKING_URI gives it.
     """
     options = ["--storage", uri.rpartition("/")[0]]
-    options += ["--workers", str(workers)] if workers > 1 else []
+    options += ["--workers", workers] if workers != "1" else []
     options += ["--tracking", absolute_uri(tracking)] if tracking and redacted(tracking) == tracking else []
     return options + (["--address", address] if address else [])
 
@@ -55,8 +55,6 @@ def check_request(request: RunRequest) -> tuple[Phase, ...]:
     require_no_secret(request.storage, "--storage")
     require_lasting_storage(request.storage, "--storage")
     require_lasting_tracking(request.tracking)
-    if request.workers < 1:
-        raise ValueError(f"--workers {request.workers}: must be 1 or more")
     if request.run_id and request.resume not in ("", AUTO):
         raise ValueError(
             f"--run-id {request.run_id!r}: names a new run, --resume an old one; leave one of the two out, or give "
@@ -65,13 +63,13 @@ def check_request(request: RunRequest) -> tuple[Phase, ...]:
     if request.patience_s < 0:
         raise ValueError(f"--patience {request.patience_s:g}: must be 0 seconds or more")
     refuse_wait(request.wait_s, request.address)
-    require_gpu_of_its_own(request.recipe, request.workers)
-    if request.local and request.workers > 1:
+    require_gpu_of_its_own(request.recipe, request.workers.most)
+    if request.local and request.workers.most > 1:
         raise ValueError(f"--workers {request.workers}: --local runs in this process alone; leave one of the two out")
     if request.local and request.address:
         raise ValueError(f"--address {request.address!r}: --local runs without Ray; leave one of the two out")
     require_workers_of_its_own(request.recipe, local=request.local)
-    num_data_ranks(request.recipe, request.workers)
+    require_workers_divide(request.recipe, request.workers)
     phases = plan_phases(request.recipe)
     _require_buildable(request.recipe)
     return phases

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,8 +48,14 @@ class StopSignals(_Handlers):
     A second Ctrl-C raises KeyboardInterrupt: what is committed stays, and the run can be resumed.
     """
 
+    _first_at = 0.0
+
     def requested(self) -> bool:
         return self._requested.is_set()
+
+    def requested_for(self) -> float:
+        """Seconds since the first signal; 0 where there was none."""
+        return time.monotonic() - self._first_at if self._requested.is_set() else 0.0
 
     @contextmanager
     def relayed(self, action: Callable[[], Any]) -> Iterator[None]:
@@ -60,13 +67,14 @@ class StopSignals(_Handlers):
                     action()
                     return
 
-        with in_background(relay, name="stop"):
+        with in_background(relay, name="stop", wait_s=0.0):  # a store that does not answer must not keep the end
             yield
 
     def _handle(self, which: int, _: FrameType | None) -> None:
         if self._requested.is_set() and which == signal.SIGINT:
             raise KeyboardInterrupt
         if not self._requested.is_set():
+            self._first_at = time.monotonic()
             os.write(2, STOPPING)
         self._requested.set()
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.training.worker_count import WorkerCount
 from workloads.config.recipe import Recipe
 from workloads.config.resources import Resources, selects
 
@@ -34,11 +35,15 @@ class WorkerNeeds:
         return min(int(node.resources.get(what, 0.0) / amount + 1e-9) for what, amount in self.resources.items())
 
     def count(self, nodes: Sequence[Node]) -> int:
-        """How many of them the nodes hold at once; each is on one node."""
+        """How many of them the nodes hold at once, as one group; each is on one node."""
         fits = [self.fit(node) for node in nodes]
         if self.placement == "STRICT_PACK":
             return max(fits, default=0)
         return sum(min(fit, 1) for fit in fits) if self.placement == "STRICT_SPREAD" else sum(fits)
+
+    def count_groups(self, nodes: Sequence[Node], workers: int) -> int:
+        """How many groups of so many of them the nodes hold at once; groups may share a node."""
+        return count_groups([self.fit(node) for node in nodes], workers, self.placement)
 
     def __str__(self) -> str:
         """For messages: `2 CPU, 1 GPU, market-type !spot`."""
@@ -49,6 +54,22 @@ class WorkerNeeds:
         ]
         kinds = [what.removeprefix(ACCELERATOR) for what in self.resources if what.startswith(ACCELERATOR)]
         return ", ".join([*amounts, *kinds, *(f"{label} {selector}" for label, selector in self.labels.items())])
+
+
+def count_groups(fits: Sequence[int], workers: int, placement: str) -> int:
+    """How many groups of so many workers each are placed at once on nodes that hold `fits` workers; groups may share a
+    node.
+
+    With STRICT_SPREAD g groups of w workers need the sum of min(fit, g) over the nodes to be g w at least, which is
+    enough, too (Gale and Ryser).
+    """
+    if placement == "STRICT_PACK":
+        return sum(fit // workers for fit in fits)
+    groups = sum(fits) // workers
+    if placement == "STRICT_SPREAD":
+        while sum(min(fit, groups) for fit in fits) < groups * workers:
+            groups -= 1
+    return groups
 
 
 def worker_needs(recipe: Recipe) -> WorkerNeeds:
@@ -98,18 +119,19 @@ def needs_of(cpus: int, device: str) -> WorkerNeeds:
 def require_room(
     nodes: Sequence[Node],
     needs: WorkerNeeds,
-    workers: int,
+    workers: int | WorkerCount,
     address: str,
     *,
     fix: str,
     beside: tuple[WorkerNeeds, int] | None = None,
 ) -> None:
-    """ValueError where the nodes of the Ray at `address` (empty: a local one) do not hold all workers at once.
+    """ValueError where the nodes of the Ray at `address` (empty: a local one) do not hold all workers at once, or of a
+    range not the least number.
 
     `beside` is what else must fit, and how often: actors that serve teachers.
     """
     most = needs.count(room_beside(nodes, *beside) if beside else nodes)
-    if most < workers:
+    if most < (workers.least if isinstance(workers, WorkerCount) else workers):
         where = f"the cluster at {address}" if address else "this machine"
         wait = ", or, where the cluster scales up, give --wait SECONDS" if address else ""
         others = f" beside service.actors = {beside[1]} of {beside[0]} each" if beside else ""

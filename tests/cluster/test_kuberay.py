@@ -102,6 +102,15 @@ def test_every_container_gets_what_it_asks_for_and_no_rights() -> None:
         assert pod["metadata"]["labels"] == {"antiphon": "nightly"}
 
 
+def test_pods_save_before_they_stop_within_the_time_that_kubernetes_gives_them() -> None:
+    cluster = main(make_spec(**FULL))["spec"]["rayClusterSpec"]
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[:5] == ["python", "-m", "orchestrator.cli.app", "cluster", "leave"]
+        assert float(command[6]) < pod["terminationGracePeriodSeconds"]
+
+
 def test_groups_scale_and_the_head_takes_no_tasks_and_no_spot_node() -> None:
     cluster = main(make_spec(**FULL))["spec"]["rayClusterSpec"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from cluster import stack
 from tests.integration.test_run_ended import wait_for_record
-from tests.small import SIZES, TWO_MODELS
+from tests.small import MN, SIZES, TWO_MODELS, VIT
 from tests.tiny_search import ANTIPHON, sets
+from workloads.runtime.event_log import read_event_log
 
 pytestmark = pytest.mark.slow
 # a minute of training: a stop takes some 15 s to arrive
@@ -97,6 +99,57 @@ def test_a_job_is_found_again_stopped_and_gone_on_with(antiphon, home, tmp_path)
     table, log = job_table(home), antiphon("logs", "nightly").stdout
     assert '"submission_id": "nightly-2"' in table
     assert "not-for-jobs" not in table + log
+
+
+TEACHERS = f"""
+name = "short"
+extends = "demo-teachers"
+[data]
+synthetic_clips = 100
+clip_seconds = 1.0
+[models]
+cnn = {{ arch = {MN} }}
+small = {{ arch = {VIT} }}
+[schedule]
+steps = 1000
+[train]
+threads = 1
+shard_size = 8
+log_every = 1
+checkpoint_every = 100000
+"""
+
+
+def test_a_store_whose_teachers_train_is_stopped_after_they_have_saved(antiphon, tmp_path):
+    """Ray's three seconds are not enough for that: the teachers' run is asked, in the storage where it is."""
+    (tmp_path / "short.toml").write_text(TEACHERS)
+    uris = [f"teachers.{name}.uri=run:{tmp_path}/short.toml/{name}" for name in ("cnn", "small")]
+    values = sets("data.synthetic_clips=100", "data.clip_seconds=1.0", "teach.views=1", *uris)
+    where = ["--out", f"{tmp_path}/store", "--storage", f"{tmp_path}/runs"]
+    submit = ["submit", "teach", "teach-demo", "--id", "store", *where, *values]
+    assert antiphon(*submit, "--detach").returncode == 0
+    event_log = tmp_path / "runs" / "short" / "events.jsonl"
+    deadline = time.monotonic() + 300
+    while '"kind":"metrics"' not in (event_log.read_text() if event_log.exists() else "").replace(" ", ""):
+        assert time.monotonic() < deadline, antiphon("logs", "store").stdout
+        time.sleep(0.5)
+    stopped = antiphon("stop", "store")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "job store is asked to save and stop" in stopped.stderr
+    assert "terminated" not in stopped.stderr
+    first = [record for record in read_event_log(event_log) if record["kind"] in ("checkpoint", "end")]
+    assert [record["kind"] for record in first] == ["checkpoint", "end"]
+    assert (first[1]["status"], 0 < first[0]["step"] < 1000) == ("preempted", True)
+    second = antiphon(*submit)
+    assert second.returncode == 0, second.stdout[-3000:]
+    steps = [record["step"] for record in read_event_log(event_log) if record["kind"] == "start"]
+    assert steps == [0, first[0]["step"]]
+    assert (tmp_path / "store" / "manifest.json").is_file()
+    listed = json.loads(antiphon("jobs", "--json").stdout)["jobs"]
+    assert [(job["job"], job["exit_code"]) for job in listed if job["name"] == "store"] == [
+        ("store-2", 0),
+        ("store", 75),
+    ]
 
 
 def test_the_end_of_a_job_is_the_commands_own(antiphon, tmp_path):

@@ -2,7 +2,8 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,43 @@ def test_workers_of_a_node_that_is_to_be_taken_away_save_and_move_to_another(nod
     assert f"step {leaving['step']}: saved, since a node is to be taken away" in err
     alone = run(nodes, tmp_path, *long, "--local")
     assert {name: row["weights_sha256"] for name, row in json.loads(out)["models"].items()} == weights(alone)
+
+
+def test_the_number_of_workers_follows_the_nodes_while_the_run_trains(tmp_path):
+    """A node comes: two workers instead of one; it is to go: one again. No step is repeated, the same is learned."""
+    long = sets("schedule.burn_in=3000", "train.checkpoint_every=100000", "train.log_every=20", "train.eval_every=1000")
+    with ray_nodes(1) as cluster:
+        words = command(cluster, tmp_path, *long, "--workers", "1-2", "--address", cluster.address, "--run-id", "a")
+        with subprocess.Popen(
+            words, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            wait_for_record(tmp_path / "runs", process, kind="metrics")
+            joined = cluster.add(1)
+            wait_for_record(tmp_path / "runs", process, kind="resizing")
+            wait_for(lambda: any("RayTrainWorker" in name for name in cluster.programs(joined)), process)
+            wait_for(lambda: len(starts(tmp_path)) == 2, process)
+            cluster.drain(joined, deadline_s=120)
+            out, err = process.communicate()
+        assert process.returncode == 0, err[-3000:]
+        alone = run(cluster, tmp_path, *long, "--local")
+    records = read_event_log(tmp_path / "runs" / "a" / "events.jsonl")
+    assert [record["count"] for record in records if record["kind"] == "workers"] == [1, 2, 1]
+    (resizing,) = [record for record in records if record["kind"] == "resizing"]
+    (leaving,) = [record for record in records if record["kind"] == "leaving"]
+    assert [record["step"] for record in starts(tmp_path)] == [0, resizing["step"], leaving["step"]]
+    assert f"step {resizing['step']}: saved by 1 worker; the cluster holds another number" in err
+    assert not [record for record in records if record["kind"] == "worker-failed"]
+    assert {name: row["weights_sha256"] for name, row in json.loads(out)["models"].items()} == weights(alone)
+
+
+def starts(tmp_path: Path) -> list[dict]:
+    return [record for record in read_event_log(tmp_path / "runs" / "a" / "events.jsonl") if record["kind"] == "start"]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Return once the condition holds; fail where the command has ended before, or after five minutes."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

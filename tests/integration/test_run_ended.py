@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +131,31 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(home, tmp_pa
     saved = [record for record in read_event_log(event_log) if record["kind"] == "checkpoint"]
     assert saved[-1]["step"] == outcome["steps_run"] > 0
     assert (event_log.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
+
+
+def test_sigterm_ends_a_run_that_waits_for_a_tracking_server_that_does_not_answer(home, tmp_path):
+    """A server that takes connections and is silent: nothing has begun, and the outcome says so."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracking = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        where = ["--tracking", tracking, "--storage", f"{tmp_path}/cut", "--run-id", "a"]
+        words = [ANTIPHON, "run", "demo", "--local", "--json", *where]
+        process = subprocess.Popen(
+            [*words, *settings([*SMALL, f"data.cache={home}/clips"])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            silent.accept()  # by the replayer
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 75, err[-2000:]
+    outcome = json.loads(out)
+    assert (outcome["status"], outcome["steps_run"]) == ("preempted", 0)
+    assert outcome["error"] == "stopped before tracking had answered"
+    assert json.loads((tmp_path / "cut" / "a" / "outcome.json").read_text()) == outcome
 
 
 def wait_for_record(folder: Path, process, *, kind: str = "metrics") -> Path:

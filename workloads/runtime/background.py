@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def in_background(work: Callable[[threading.Event], None], *, name: str) -> Iterator[None]:
-    """Run `work(ended)` in a thread of this name; the context's end sets `ended` and waits until `work` returns.
+def in_background(work: Callable[[threading.Event], None], *, name: str, wait_s: float | None = None) -> Iterator[None]:
+    """Run `work(ended)` in a thread of this name; the context's end sets `ended` and waits until `work` returns, or for
+    `wait_s` seconds.
 
     A daemon thread: a process that is killed, or exits without leaving the context, does not wait for it.
     """
@@ -18,4 +19,4 @@ def in_background(work: Callable[[threading.Event], None], *, name: str) -> Iter
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(wait_s)

@@ -69,6 +69,15 @@ def test_a_clip_that_was_replaced_is_a_warning(tmp_path):
     )
 
 
+def test_workers_that_save_for_another_number_say_so(tmp_path):
+    records = [{"kind": "workers", "count": 1}, {"kind": "resizing", "step": 40, "workers": 1}]
+    records += [{"kind": "workers", "count": 4}, {"kind": "resizing", "step": 80, "workers": 4}]
+    assert shown(tmp_path, records, width=80).splitlines() == [
+        "step 40: saved by 1 worker; the cluster holds another number, which start again",
+        "step 80: saved by 4 workers; the cluster holds another number, which start again",
+    ]
+
+
 def test_warnings_about_the_data_are_printed_once(tmp_path):
     data = {"kind": "data", "clips": {"val": 1}, "warnings": ["said before the start", "at [8000] Hz"]}
     lines = shown(tmp_path, [data, data], warned=["said before the start"], width=80)

@@ -13,6 +13,7 @@ from orchestrator.cli import status as status_command
 from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import location_of
+from orchestrator.runs.progress import RunProgress
 from orchestrator.storage import object_store
 from tests import searches
 from tests.drivers import driver_on_another_host, ended_process
@@ -201,3 +202,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path, antiphon: Callable[..., Any])
     empty = antiphon("runs", "--storage", tmp_path)
     assert (empty.code, empty.out) == (0, "")
     assert "there are no runs or searches" in empty.err
+
+
+def test_the_number_of_workers_is_that_of_the_last_start() -> None:
+    """Of a range the run's record knows no number."""
+    progress = RunProgress()
+    progress.update({"kind": "run", "tags": {"workers": "1-4"}})
+    assert progress.workers is None
+    for count in (1, 4):
+        progress.update({"kind": "workers", "count": count})
+        assert progress.workers == count

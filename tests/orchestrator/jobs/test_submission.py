@@ -11,7 +11,8 @@ import pytest
 from orchestrator.jobs.client import DASHBOARD, IdTaken, JobState
 from orchestrator.jobs.control import exit_code, submit
 from orchestrator.jobs.submission import Submission, check_environment, entrypoint, metadata, pack_folder, runtime_env
-from orchestrator.recipes.loader import load_recipe, resolve
+from orchestrator.recipes.loader import load_recipe, load_teach_recipe, resolve
+from orchestrator.teaching.teacher_runs import run_uris
 from tests.tiny_search import ANTIPHON
 
 
@@ -28,6 +29,15 @@ def test_the_command_goes_on_with_the_run_of_the_jobs_name():
     store = submission(kind="teach", storage="s3://bucket/store", arguments=["--out", "s3://bucket/store"])
     assert entrypoint(store) == "exec python -m orchestrator.cli.app teach recipe.json --out s3://bucket/store"
     assert metadata(store)["uri"] == "s3://bucket/store"
+    assert "teacher_runs" not in metadata(store)
+
+
+def test_a_job_that_trains_teachers_tells_where_their_runs_are():
+    """For `antiphon stop`, which asks those."""
+    uris = run_uris(load_teach_recipe("teach-demo"), "s3://bucket/runs")
+    assert uris == ["s3://bucket/runs/demo-teachers"]
+    store = submission(kind="teach", storage="s3://bucket/store", teacher_runs=uris)
+    assert json.loads(metadata(store)["teacher_runs"]) == uris
 
 
 def test_a_variable_that_the_node_lacks_ends_the_job_before_it_begins(monkeypatch):

@@ -50,6 +50,20 @@ def test_the_newest_and_each_models_best_are_kept(first, tmp_path):
     assert not (tmp_path / "made" / "step-00000006-attempt-2").exists()  # publishing removes the local copy
 
 
+def test_a_stop_leaves_the_removal_of_older_ones_to_the_next_attempt(first, driver, tmp_path):
+    """Who preempts a run soon kills it: what is not needed to go on comes later."""
+    stopped = []
+    retention = NewestAndBest(1)
+    checkpoints = CheckpointStore(first, retention=retention, patience_s=0, hurried=lambda: bool(stopped))
+    for step in (1, 2, 3):
+        stopped += ["SIGTERM"] * (step == 3)
+        checkpoints.publish(saved(tmp_path, f"step-{step:08d}-attempt-2"))
+    assert checkpoints.names() == ["step-00000003-attempt-2", "step-00000002-attempt-2"]
+    second = CheckpointStore(take_next(first.run_uri, driver), retention=retention, patience_s=0)
+    second.publish(saved(tmp_path, "step-00000004-attempt-3"))
+    assert second.names() == ["step-00000004-attempt-3"]
+
+
 def test_checkpoints_of_the_newest_attempt_come_first(first, driver, tmp_path):
     """Attempt 3 resumed from step 10; its step 15 has precedence over step 20, which attempt 2 committed meanwhile."""
     store(first).publish(saved(tmp_path, "step-00000010-attempt-2"))

@@ -63,6 +63,41 @@ def test_the_workers_of_a_trial_may_be_on_several_nodes_each_of_them_on_one() ->
         count_slots(cluster({"CPU": 2.0}), WorkerNeeds({"CPU": 1.0}), 0, workers=2)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "workers", "slots"),
+    [
+        ((4.5, 4.5, 2.5), 2, {"PACK": 5, "STRICT_PACK": 5, "STRICT_SPREAD": 5}),
+        ((3.5, 3.5, 3.5), 2, {"PACK": 4, "STRICT_PACK": 3, "STRICT_SPREAD": 4}),
+        ((6.5, 1.5), 2, {"PACK": 3, "STRICT_PACK": 3, "STRICT_SPREAD": 1}),
+        ((5.5, 2.5, 2.5, 1.5), 3, {"PACK": 3, "STRICT_PACK": 1, "STRICT_SPREAD": 2}),
+        ((2.5, 2.5), 3, {"PACK": 1, "STRICT_PACK": 0, "STRICT_SPREAD": 0}),
+    ],
+)
+def test_slots_are_counted_as_the_workers_of_each_trial_are_placed(
+    cpus: tuple[float, ...], workers: int, slots: dict[str, int]
+) -> None:
+    """A trial's workers together on one node, or each on another; different trials share nodes."""
+    nodes = cluster(*({"CPU": count} for count in cpus))
+    for placement, most in slots.items():
+        needs = WorkerNeeds({"CPU": 1.0}, placement=placement)
+        if most:
+            assert count_slots(nodes, needs, 0, workers=workers) == most
+        else:
+            with pytest.raises(
+                ValueError, match=f"holds 0 trials of 3 workers of 1 CPU each(, placed by {placement},|) at"
+            ):
+                count_slots(nodes, needs, 0, workers=workers)
+
+
+def test_a_trial_that_waits_for_its_workers_takes_the_place_of_one_where_no_cpu_is_left() -> None:
+    whole = WorkerNeeds({"CPU": 4.0}, placement="STRICT_PACK")
+    assert count_slots(cluster({"CPU": 16.0}, {"CPU": 8.0}), whole, 0, workers=2) == 2
+    assert count_slots(cluster({"CPU": 16.0}, {"CPU": 8.0}, {"CPU": 0.02}), whole, 0, workers=2) == 2
+    assert count_slots(cluster({"CPU": 16.0}, {"CPU": 8.0}, {"CPU": 0.03}), whole, 0, workers=2) == 3
+    apart = WorkerNeeds({"CPU": 4.0}, placement="STRICT_SPREAD")
+    assert count_slots(cluster({"CPU": 8.0}, {"CPU": 8.0}, {"CPU": 4.0}), apart, 0, workers=2) == 2
+
+
 @pytest.mark.parametrize("wanted", [0, 3])
 def test_more_trials_than_the_nodes_hold_are_refused(wanted: int) -> None:
     nodes = cluster({"CPU": 3.0}, {"CPU": 3.0}) if wanted else cluster({"CPU": 1.0}, {"CPU": 1.0})
