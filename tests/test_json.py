@@ -21,6 +21,7 @@ REASONS = {
     "orchestrator/search/samplers.py": "a choice of a recipe, in memory",
     "workloads/data/cache.py": "hashed",
     "workloads/data/clips.py": "hashed",
+    "workloads/data/formats/events.py": "hashed",
     "workloads/models/initial_weights.py": "compared in memory, and part of a message",
     "workloads/models/official/timm.py": "part of a message",
     "workloads/runtime/json_files.py": "is json_text",

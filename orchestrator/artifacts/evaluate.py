@@ -1,6 +1,5 @@
 """Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.artifacts.predictions import check_out, write_predictions
 from orchestrator.storage import object_store
 from workloads.config.recipe import Recipe
+from workloads.runtime.json_files import json_text
 from workloads.runtime.opener import unreadable
 from workloads.runtime.scratch import scratch_folder
 
@@ -157,7 +157,7 @@ def _require_own_validation(state: dict[str, Any], prepared: "PreparedData", uri
         if isinstance(value, tuple):
             value = list(value)
         if value != own:
-            fix = f"data.{key}={json.dumps(own, separators=(',', ':'))}"
+            fix = f"data.{key}={json_text(own)}"
             raise ValueError(
                 f"data.{key} = {value}: the checkpoint {uri!r} was trained on clips of this validation slice; its own "
                 f"is --set {shlex.quote(fix)}"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from orchestrator.planning.checkpoints import planned_checkpoints, steps_by_phase, sum_of_largest, validations_in
 from workloads.config.edge import Edge
 from workloads.config.recipe import Recipe
-from workloads.data.clips import require_full_batch, split
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import require_full_batch, split
 from workloads.distill.schedule import Phase
 from workloads.distill.stores_of_run import check_stores
 from workloads.models.size import Size, model_size

@@ -48,7 +48,7 @@ import json, resource, sys, time
 from types import SimpleNamespace
 from orchestrator.recipes.loader import load_recipe
 from workloads.data.batches import Batches
-from workloads.data.clips import split
+from workloads.data.splits import split
 from workloads.data.manifest import read_dataset
 from workloads.runtime.opener import LocalFiles
 

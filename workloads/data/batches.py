@@ -24,13 +24,14 @@ from workloads.config.data import Data
 from workloads.config.recipe import Recipe
 from workloads.data.augment import StoredViews, View, clean_view, roll_and_amplify, shift_of_view, sound_of_view
 from workloads.data.clip_store import ClipStore
-from workloads.data.clips import Clip, Dataset, require_full_batch
+from workloads.data.clips import Clip, Dataset
 from workloads.data.decode import cut_or_pad
 from workloads.data.events import HeardEvents, heard_events
 from workloads.data.loading import CropLoader, CropReader, InProcesses, InThread, ShardRequest, require_memory
 from workloads.data.replacements import Replacements
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Mixture, Shard, ViewKey
+from workloads.data.splits import require_full_batch
 from workloads.data.stored_mixtures import StoredMixtures, mix_with_partners
 from workloads.runtime.rng import keyed_generator
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from workloads.config.recipe import Recipe, Train
 from workloads.data.cache import ClipCache
-from workloads.data.clips import Dataset, require_full_batch, require_labels, require_scorable, split
+from workloads.data.clips import Dataset
 from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import read_dataset
 from workloads.data.packed_clips import open_pack
+from workloads.data.splits import require_full_batch, require_labels, require_scorable, split
 from workloads.data.unscored import require_no_scores
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener

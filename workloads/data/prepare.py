@@ -8,10 +8,11 @@ from typing import Any
 from workloads.config.recipe import Recipe
 from workloads.data.cache import ClipCache, QuarantinedClip
 from workloads.data.clip_store import ClipStore
-from workloads.data.clips import Dataset, Splits, split
+from workloads.data.clips import Dataset
 from workloads.data.manifest import read_dataset
 from workloads.data.packed_clips import open_pack
 from workloads.data.quarantine import check_quarantined_share
+from workloads.data.splits import Splits, split
 from workloads.data.statistics import PARTS, durations, fold_numbers, part_folds, rates, tag_counts
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from workloads.data.clips import Clip, Dataset, Splits
+from workloads.data.clips import Clip, Dataset
 from workloads.data.decoded import DecodedClip
+from workloads.data.splits import Splits
 
 PARTS = ("train", "val", "test")
 

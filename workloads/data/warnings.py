@@ -9,9 +9,10 @@ from collections.abc import Collection
 
 from workloads.config.data import SEVERAL_TAGS
 from workloads.config.recipe import Recipe
-from workloads.data.clips import Dataset, Splits
+from workloads.data.clips import Dataset
 from workloads.data.decoded import DecodedClip
 from workloads.data.formats.rows import FOLDS
+from workloads.data.splits import Splits
 from workloads.data.statistics import PARTS, durations, rates, tag_counts
 from workloads.runtime.text import name_some
 

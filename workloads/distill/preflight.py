@@ -3,8 +3,8 @@
 import torch
 
 from workloads.config.recipe import Recipe
-from workloads.data.clips import require_events, require_labels, require_scorable
 from workloads.data.prepare import PreparedData, prepare
+from workloads.data.splits import require_events, require_labels, require_scorable
 from workloads.data.unscored import require_no_scores
 from workloads.distill.schedule import Phase, label_learners, own_steps
 from workloads.distill.stores_of_run import StoresOfRun, check_stores, open_stores

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from orchestrator.recipes.loader import load_recipe
-from workloads.data.clips import split
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import split
 from workloads.distill.schedule import plan_phases
 from workloads.runtime.opener import LocalFiles
 

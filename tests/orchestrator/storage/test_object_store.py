@@ -9,8 +9,8 @@ import torch
 
 from orchestrator.storage import object_store
 from workloads.config.data import Data
-from workloads.data.clips import split
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import split
 from workloads.data.table import NoSuchTable
 from workloads.runtime import checkpoint
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.datasets import make_dataset
 from workloads.config.data import Data
-from workloads.data.clips import Clip, require_scorable, split
+from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import require_scorable, split
 from workloads.runtime.opener import LocalFiles
 
 ROWS = "clip_id,path,tags,fold,source\nb,b.wav,dog;rain,1,s1\na,a.wav,rain,2,s2\n"

@@ -2,8 +2,9 @@
 
 import pytest
 
-from workloads.data.clips import Clip, Dataset, Splits
+from workloads.data.clips import Clip, Dataset
 from workloads.data.decoded import DecodedClip
+from workloads.data.splits import Splits
 from workloads.data.statistics import durations, part_folds, rates, tag_counts
 
 

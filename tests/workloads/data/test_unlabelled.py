@@ -12,8 +12,9 @@ import pytest
 
 from tests.datasets import make_dataset
 from workloads.config.data import Data
-from workloads.data.clips import Clip, Dataset, require_labels, split
+from workloads.data.clips import Clip, Dataset
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import require_labels, split
 from workloads.runtime.opener import LocalFiles
 
 LABELS = ["single", "multi"]

@@ -9,9 +9,10 @@ import pytest
 from orchestrator.recipes.loader import load_recipe
 from workloads.config.data import Data
 from workloads.config.recipe import Recipe
-from workloads.data.clips import Clip, Dataset, Splits
+from workloads.data.clips import Clip, Dataset
 from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import Splits
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import LocalFiles
 

@@ -16,9 +16,10 @@ from workloads.config.data import Data
 from workloads.config.recipe import FrontEnd, Model, Recipe, Train
 from workloads.config.schedules import Mutual
 from workloads.data.cache import ClipCache
-from workloads.data.clips import Dataset, Splits
+from workloads.data.clips import Dataset
 from workloads.data.manifest import read_dataset
 from workloads.data.prepare import PreparedData
+from workloads.data.splits import Splits
 from workloads.evaluate import predict
 from workloads.evaluate.predict import BadNumbers, load_tagger, predict_clips, tag_sound
 from workloads.models.tagger import Tagger, build_tagger

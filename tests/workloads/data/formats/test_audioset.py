@@ -7,8 +7,9 @@ import pytest
 
 from orchestrator.recipes.loader import load_recipe
 from workloads.config.data import Data
-from workloads.data.clips import Clip, split
+from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import split
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import LocalFiles
 

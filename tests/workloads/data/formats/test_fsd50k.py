@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from workloads.config.data import Data
-from workloads.data.clips import Clip, require_scorable, split
+from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import require_scorable, split
 from workloads.runtime.opener import LocalFiles
 
 DEV = """fname,labels,mids,split

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from workloads.config.data import Data
-from workloads.data.clips import Clip, split
+from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import split
 from workloads.runtime.opener import LocalFiles
 
 LABELS = """sample_key,instrument,relevance,num_responses

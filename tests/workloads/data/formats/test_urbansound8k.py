@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from workloads.config.data import Data
-from workloads.data.clips import Clip, split
+from workloads.data.clips import Clip
 from workloads.data.manifest import read_dataset
+from workloads.data.splits import split
 from workloads.runtime.opener import LocalFiles
 
 HEADER = "slice_file_name,fsID,start,end,salience,fold,classID,class\n"
