@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.writer import begin_store, finish_store, unwritten, write_shard
 from workloads.runtime.rng import keyed_generator
 from workloads.stores.reader import StoreReader

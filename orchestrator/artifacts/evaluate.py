@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts.predictions import check_out, write_predictions
-from orchestrator.storage import object_store
+from orchestrator.storage import published_folders
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import Recipe
 from workloads.runtime.json_files import json_text
 from workloads.runtime.opener import unreadable
@@ -49,7 +50,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
     if psds:
         require_package()
     with scratch_folder() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
+        tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
     torch.set_num_threads(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
     if not prepared.dataset.has_labels:
@@ -135,7 +136,7 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
         )
     decoded = {"clip_seconds": tagger.clip_seconds, "long_clips": state["long_clips"]}
     recipe = replace(recipe, data=replace(recipe.data, **decoded))
-    prepared = prepare(recipe, object_store.FsspecFiles(), rate=tagger.clip_rate, model_tags=tagger.tags)
+    prepared = prepare(recipe, FsspecFiles(), rate=tagger.clip_rate, model_tags=tagger.tags)
     trained_on = state.get("data", {})
     is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()
     if is_same and trained_on["test_fold"] != recipe.data.test_fold:
@@ -191,9 +192,9 @@ def tag_files(uri: str, files: list[str], *, top: int, events_above: float | Non
         raise ValueError(f"--top {top}: must be 1 or more")
     if events_above is not None and not 0 < events_above < 1:
         raise ValueError(f"--threshold {events_above:g}: must be between 0 and 1")
-    opener = object_store.FsspecFiles()
+    opener = FsspecFiles()
     with scratch_folder() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
+        tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
     if events_above is not None and not (gives_frames(tagger.model.arch) and tagger.labels == "multi"):
         raise ValueError(
             f"--events: the tagger {uri!r} ({tagger.model.arch.family}, labels {tagger.labels}) does not say when tags "

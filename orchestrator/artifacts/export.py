@@ -24,7 +24,7 @@ from torch import Tensor
 
 from orchestrator.artifacts.evaluate import prepare_for
 from orchestrator.artifacts.model_card import write_card
-from orchestrator.storage import object_store
+from orchestrator.storage import published_folders
 from workloads.config.architectures import DyMN
 from workloads.config.recipe import Recipe
 from workloads.data.batches import evaluation_batches
@@ -116,7 +116,7 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
     that it cannot be scored on (`prepare_for`).
     """
     with scratch_folder() as scratch:
-        tagger, state = load_tagger(object_store.fetch(uri, scratch), uri)
+        tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
     prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
     with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=".export-") as scratch:
         drafts = {path: Path(scratch) / path.name for path in target.paths}

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import MODEL_NAME
 from workloads.data.tag_names import tag_names
 from workloads.models.official import efficientat
@@ -103,7 +104,7 @@ def _require_new(out: str) -> None:
 
 def _read(uri: str, what: str) -> bytes:
     try:
-        with object_store.FsspecFiles().open(uri) as file:
+        with FsspecFiles().open(uri) as file:
             return read_weights_file(file, f"{what} {uri!r}")
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"{what} {uri!r}: no such file") from None
@@ -160,4 +161,4 @@ def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:
     }
     with scratch_folder() as scratch:
         folder = checkpoint.write(scratch / "tagger", tensors={"weights": tagger.state_dict()}, state=state)
-        return object_store.publish(folder, out)
+        return published_folders.publish(folder, out)

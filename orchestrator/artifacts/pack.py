@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.inside_job import require_lasting_storage
 from orchestrator.training.ray_pool import PoolWork, run_on_ray
@@ -86,7 +87,7 @@ class PackRequest:
 
     @property
     def packing(self) -> Packing:
-        return Packing(self.recipe.data, object_store.FsspecFiles(), self.form, self.rate)
+        return Packing(self.recipe.data, FsspecFiles(), self.form, self.rate)
 
 
 def pack(request: PackRequest, progress: Progress) -> Manifest:
@@ -97,7 +98,7 @@ def pack(request: PackRequest, progress: Progress) -> Manifest:
     workers of an archive die again and again, and KeyboardInterrupt at Ctrl-C or SIGTERM: the same call goes on.
     """
     object_store.check_storage(request.out)
-    data, files = request.recipe.data, object_store.FsspecFiles()
+    data, files = request.recipe.data, FsspecFiles()
     dataset = read_dataset(data, files, tags_needed="of labelled")
     plan = _claim(request, dataset)
     manifest_uri = object_store.join(request.out, MANIFEST)
@@ -147,7 +148,7 @@ def _archive_sizes(request: PackRequest, clips: Sequence[Clip]) -> list[int]:
     sizes = [len(result[0]) for result in found if not isinstance(result, QuarantinedClip)]
     if not sizes:
         broken = [result for result in found if isinstance(result, QuarantinedClip)]
-        check_quarantined_share(broken, len(broken), request.recipe.data, object_store.FsspecFiles())
+        check_quarantined_share(broken, len(broken), request.recipe.data, FsspecFiles())
     each = max(1, int(request.archive_mb * 1e6 * len(sizes) / sum(sizes)))
     whole, rest = divmod(len(clips), each)
     return [each] * whole + [rest] * (rest > 0)

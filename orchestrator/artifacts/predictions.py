@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import retry_while_unavailable
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def tag_column(tag: str) -> str:
 
 
 def _read(uri: str) -> bytes:
-    with object_store.FsspecFiles().open(uri) as file:
+    with FsspecFiles().open(uri) as file:
         return file.read()
 
 

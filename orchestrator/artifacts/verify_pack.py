@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.data.formats.packed import read_pack
 from workloads.data.pack import Pack, archive_uri
 from workloads.runtime.opener import unreadable

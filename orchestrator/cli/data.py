@@ -77,7 +77,7 @@ def data_stats(recipe: RecipeArg, settings: SetOption = None, as_json: JsonOptio
 def _prepare(recipe: str, settings: list[str] | None, *, for_models: bool = False) -> "PreparedData":
     """A recipe's data set, decoded into the cache; `for_models`: ValueError where its models take no such clips."""
     from orchestrator.recipes.loader import load_recipe
-    from orchestrator.storage.object_store import FsspecFiles
+    from orchestrator.storage.fsspec_files import FsspecFiles
     from workloads.data.prepare import prepare
     from workloads.distill.stores_of_run import check_stores
     from workloads.models.buildable import require_buildable

@@ -54,7 +54,7 @@ def plan(
         from orchestrator.planning.cost import count_clips, model_sizes, plan_cost
         from orchestrator.planning.measure import measure
         from orchestrator.recipes.loader import load_recipe
-        from orchestrator.storage.object_store import FsspecFiles
+        from orchestrator.storage.fsspec_files import FsspecFiles
         from orchestrator.training.request import RunRequest, check_request
         from orchestrator.training.worker_count import WorkerCount
 

@@ -18,7 +18,7 @@ from typing import NotRequired, Protocol, Self, TypeVar
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.runs.lease import Attempt
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.retry import print_status, retry_while_unavailable
 
 Value = TypeVar("Value")
@@ -149,7 +149,7 @@ class CheckpointStore:
     def fetch(self, name: str, work_dir: Path) -> Path:
         """A committed checkpoint as a local folder."""
         uri = self._start or object_store.join(self._checkpoints, name)
-        return self._retry(lambda: object_store.fetch(uri, work_dir / "restored" / name), uri)
+        return self._retry(lambda: published_folders.fetch(uri, work_dir / "restored" / name), uri)
 
     def remove(self, name: str) -> None:
         """Remove one checkpoint."""
@@ -157,7 +157,7 @@ class CheckpointStore:
 
         def remove() -> None:
             self._claim.check_newest()
-            object_store.remove_folder(uri)
+            published_folders.remove_folder(uri)
 
         self._retry(remove, uri)
 
@@ -166,10 +166,10 @@ class CheckpointStore:
 
         def collect() -> None:
             self._claim.check_newest()
-            committed = object_store.list_committed(self._checkpoints)
+            committed = published_folders.list_committed(self._checkpoints)
             for name in object_store.list_names(self._checkpoints):
                 if name not in committed:
-                    object_store.remove_folder(object_store.join(self._checkpoints, name))
+                    published_folders.remove_folder(object_store.join(self._checkpoints, name))
             object_store.abort_stale_uploads(self._claim.run_uri)
 
         self._retry(collect, self._checkpoints)
@@ -177,14 +177,14 @@ class CheckpointStore:
     def _put(self, folder: Path, uri: str) -> str:
         def put() -> str:
             self._claim.check_newest()
-            return object_store.publish(folder, uri, before_commit=self._claim.check_newest)
+            return published_folders.publish(folder, uri, before_commit=self._claim.check_newest)
 
         published = self._retry(put, uri)
         shutil.rmtree(folder)
         return published
 
     def _own_names(self) -> list[str]:
-        return self._retry(lambda: resume_order(object_store.list_committed(self._checkpoints)), self._checkpoints)
+        return self._retry(lambda: resume_order(published_folders.list_committed(self._checkpoints)), self._checkpoints)
 
     def _scores(self, name: str) -> dict[str, float]:
         if name not in self._scores_of:

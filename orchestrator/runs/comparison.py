@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from orchestrator.runs.location import RunLocation
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.controls import controls_of
 from workloads.config.recipe import Recipe
@@ -53,7 +53,7 @@ def _delivered_before(uri: str) -> Rows:
 
 def _compare(student: str, control: str, of_seeds: list[Rows], recipe: Recipe) -> dict[str, Any]:
     sides = [
-        tuple([object_store.published_folder(rows[name]["checkpoint"])] for name in (student, control))
+        tuple([published_folders.published_folder(rows[name]["checkpoint"])] for name in (student, control))
         for rows in of_seeds
     ]
     return compare_folders(student, sides, recipe.data.labels)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.runs.comparison import compare_folders
 from orchestrator.runs.resume import RECIPE, finished_outcome
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 
 
 class Key(NamedTuple):
@@ -112,4 +112,4 @@ def _published(run: FinishedRun, name: str) -> str:
         raise ValueError(f"{run.uri}: no model {name}; the models are {', '.join(run.models)}")
     if not run.recipe["train"]["score_test"]:
         raise ValueError(f"{run.uri}: train.score_test was false, so there are no test logits; run it with true")
-    return object_store.published_folder(run.models[name]["checkpoint"])
+    return published_folders.published_folder(run.models[name]["checkpoint"])

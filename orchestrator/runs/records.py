@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.recipes.loader import flatten, resolve
 from orchestrator.runs.checkpoint_store import resume_order
 from orchestrator.runs.location import RunLocation
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 from workloads.config.recipe import Recipe
 from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.event_log import EVENT_LOG, EventLog, parse_event_log, read_event_log
@@ -21,7 +21,7 @@ from workloads.runtime.redaction import redacted
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
     """All records up to the run's last intact checkpoint, which carries them; the driver's own are not among them."""
     checkpoints = object_store.join(run_uri, "checkpoints")
-    for name in resume_order(object_store.list_committed(checkpoints)):
+    for name in resume_order(published_folders.list_committed(checkpoints)):
         try:
             marker, copy = (object_store.join(checkpoints, name, file) for file in (MARKER, EVENT_LOG))
             digest = parse_marker(object_store.get_bytes(marker), marker)[EVENT_LOG]

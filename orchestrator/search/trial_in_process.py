@@ -21,6 +21,7 @@ from orchestrator.search.rungs import (
 from orchestrator.search.store import PATIENCE_S, SearchStore
 from orchestrator.search.trial_spec import SearchPlan, Task, build_task_recipe, keeps_checkpoints
 from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.runtime.event_log import EVENT_LOG, EventLog
 
@@ -144,7 +145,7 @@ def _set_up_run(
         store=checkpoints,
         device=recipe.train.device,
     )
-    run = set_up(recipe, session, files=object_store.FsspecFiles())
+    run = set_up(recipe, session, files=FsspecFiles())
     if plan.search.searcher == "pbt":  # its settings change at rungs: a record of each value; all of them are numbers
         values = {SETTING_PREFIX + place: float(value) for place, value in task.settings_at(run.step).items()}
         run.record("metrics", step=run.step + 1, values=values)

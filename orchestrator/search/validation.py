@@ -16,7 +16,7 @@ from orchestrator.search.trial_spec import (
     slices_of,
     without_teachers,
 )
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import print_status
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
 from orchestrator.training.request import refuse_ray_client, refuse_wait, require_gpu_of_its_own
@@ -232,7 +232,7 @@ def check_search_data(recipe: Recipe, largest: Train) -> list[str]:
     `largest` are the training settings of the trial with the largest batch. Which models learn from labels may differ
     between trials: each checks that itself.
     """
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     return check_data(
         recipe,
         files,

@@ -1,19 +1,15 @@
 """Files on local disks and object stores, addressed by URI; the only module that uses fsspec and s3fs.
 
-Contract of a published folder: its parts are written first, then its marker by exclusive create, so a folder without
-marker is unfinished and readers ignore it, whatever a kill left in it. Any number of processes may call these functions
-at once; only `create_exclusively` decides between them. Only `FsspecFiles` retries: wrap other calls in
-`retry_while_unavailable`. Credentials and endpoints come from the process environment (AWS_*), never as arguments.
+Any number of processes may call these functions at once; only `create_exclusively` decides between them. None retries:
+wrap calls in `retry_while_unavailable`. Credentials and endpoints come from the process environment (AWS_*), never as
+arguments.
 """
 
-import errno
-import io
 import os
 import uuid
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import fsspec
 
@@ -22,13 +18,11 @@ from orchestrator.storage.retry import (
     describe_error,
     is_transient,
     print_status,
-    retry_while_unavailable,
     s3_error,
 )
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes, replacing
-from workloads.runtime.checkpoint_store import MARKER, newest_delivered
 from workloads.runtime.json_files import parse_json
-from workloads.runtime.opener import local_files_below, read_own_file, regular_file
+from workloads.runtime.opener import read_own_file
 from workloads.runtime.redaction import require_no_secret
 
 SCHEMES = ("file://", "s3://")
@@ -90,42 +84,6 @@ def local_path(uri: str) -> Path:
         return path.resolve()
     except RuntimeError:  # Python 3.11 and 3.12 raise no OSError here
         raise ValueError(f"URI {uri!r}: its links lead in a circle; give the file itself") from None
-
-
-class FsspecFiles:
-    """The `Opener` of `workloads.runtime.opener` over fsspec, for clips, manifests and initial weights at any URI."""
-
-    def open(self, uri: str) -> BinaryIO:
-        fs, path = filesystem(uri)
-        if is_local(uri):
-            return regular_file(Path(path)).open("rb")
-        return io.BytesIO(retry_while_unavailable(lambda: fs.cat_file(path), what=uri, patience_s=READ_RETRY_S))
-
-    def identity(self, uri: str) -> str:
-        fs, path = filesystem(uri)
-        if is_local(uri):
-            regular_file(Path(path))
-        info = retry_while_unavailable(lambda: fs.info(path), what=uri, patience_s=READ_RETRY_S)
-        stamp = info.get("ETag") or info.get("mtime") or info.get("LastModified")
-        return f"{info['size']}:{stamp}"
-
-    def files_below(self, uri: str) -> list[str]:
-        fs, path = filesystem(uri)
-        if is_local(uri):
-            return local_files_below(Path(path))
-        found = retry_while_unavailable(lambda: fs.find(path), what=uri, patience_s=READ_RETRY_S)
-        top = path.rstrip("/") + "/"
-        names = sorted(name.removeprefix(top) for name in found if name.startswith(top) and not name.endswith("/"))
-        if not names:
-            raise FileNotFoundError(errno.ENOENT, "nothing is below it", uri)
-        return names
-
-    def published_folder(self, uri: str) -> str:
-        return retry_while_unavailable(lambda: published_folder(uri), what=uri, patience_s=READ_RETRY_S)
-
-    def join(self, root: str, path: str) -> str:
-        absolute = "://" in path or path.startswith("/")
-        return path if absolute or not root else join(root, path)
 
 
 def create_exclusively(uri: str, data: bytes) -> bool:
@@ -192,29 +150,6 @@ def check_storage(uri: str) -> None:
         )
 
 
-def publish(folder: Path, uri: str, *, before_commit: Callable[[], None] = lambda: None) -> str:
-    """Copy a finished checkpoint folder to a URI, its marker last; returns the URI.
-
-    Safe to repeat: a folder that is published already with the same marker stays; with another one it is replaced. A
-    kill, or an exception of `before_commit`, which is called between the parts and the marker, leaves a folder without
-    marker. One process at a time may publish to a URI; `before_commit` is where the caller checks that.
-    """
-    fs, path = filesystem(uri)
-    marker = (folder / MARKER).read_bytes()
-    if fs.exists(join(path, MARKER)):
-        if fs.cat_file(join(path, MARKER)) == marker:
-            return uri
-        remove_folder(uri)
-    if is_local(uri):  # on S3, makedirs would create the bucket
-        fs.makedirs(path, exist_ok=True)
-    for part in sorted(folder.iterdir()):
-        if part.name != MARKER:
-            put_file(part, join(uri, part.name))
-    before_commit()
-    create_exclusively(join(uri, MARKER), marker)
-    return uri
-
-
 def put_file(source: Path, uri: str) -> None:
     """Copy a local file to a URI; readers see what was there before or the whole file."""
     fs, path = filesystem(uri)
@@ -276,34 +211,6 @@ def exists(uri: str) -> bool:
     return bool(fs.exists(path))
 
 
-def published_folder(uri: str) -> str:
-    """The URI of the published folder that `uri` stands for: itself, or the newest attempt's within `RUN/models/NAME`.
-
-    ValueError where there is none.
-    """
-    if exists(join(uri, MARKER)):
-        return uri
-    newest = newest_delivered(list_committed(uri))
-    if newest is None:
-        raise ValueError(f"checkpoint {uri!r}: no {MARKER} there, so it does not exist or was never finished")
-    return join(uri, newest)
-
-
-def fetch(uri: str, folder: Path) -> Path:
-    """Copy a published folder to `folder` and return that; a local URI is returned as a path, without a copy.
-
-    ValueError where there is none at the URI (`published_folder`).
-    """
-    uri = published_folder(uri)
-    fs, path = filesystem(uri)
-    if is_local(uri):
-        return local_path(uri)
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in fs.ls(path, detail=False):
-        fs.get_file(part, str(folder / part.rsplit("/", 1)[-1]))
-    return folder
-
-
 def list_names(uri: str) -> list[str]:
     """The names of the entries directly below a URI, sorted; empty if there is no such folder."""
     fs, path = filesystem(uri)
@@ -330,20 +237,6 @@ def file_sizes(uri: str) -> dict[str, int]:
     top = path.rstrip("/") + "/"
     found = fs.find(path, detail=True)
     return {name.removeprefix(top): int(info["size"]) for name, info in sorted(found.items()) if name.startswith(top)}
-
-
-def list_committed(uri: str) -> list[str]:
-    """The names of the folders directly below a URI that have their marker, sorted."""
-    return [name for name in list_names(uri) if exists(join(uri, name, MARKER))]
-
-
-def remove_folder(uri: str) -> None:
-    """Remove a folder, if it exists; its marker first, so that a kill in the middle leaves an unfinished folder."""
-    fs, path = filesystem(uri)
-    if fs.exists(join(path, MARKER)):
-        fs.rm_file(join(path, MARKER))
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
 
 
 def abort_stale_uploads(uri: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.runtime.atomic_files import replacing
 from workloads.runtime.json_files import json_text
 from workloads.stores.plan import ShardPlan

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.storage.object_store import READ_RETRY_S, FsspecFiles, file_sizes
+from orchestrator.storage.fsspec_files import FsspecFiles
+from orchestrator.storage.object_store import READ_RETRY_S, file_sizes
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.stores.description import CLIPS, DESCRIPTION, MANIFEST, SHARDS, Description, is_for_tags, shard_name
 from workloads.stores.store import Store, open_store

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_shard, unwritten
 from workloads.runtime.text import name_some
 from workloads.stores.description import DRAWN_ELSEWHERE, Manifest, require_compatible

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.data import Data
 from workloads.config.teach import TeachRecipe
 from workloads.data.augment import draw_partner
@@ -62,7 +62,7 @@ def partner_names(recipe: TeachRecipe, store_ids: Sequence[str], clip_ids: Seque
 
 def read_clips(recipe: TeachRecipe) -> Dataset:
     """The clips of the recipe's data; ValueError for metadata that cannot be read."""
-    return read_dataset(recipe.data, object_store.FsspecFiles(), tags_needed="never")
+    return read_dataset(recipe.data, FsspecFiles(), tags_needed="never")
 
 
 def open_clips(
@@ -73,7 +73,7 @@ def open_clips(
     Of a packed data set these are the clips that were left out of the pack. ValueError where its sound has another
     rate.
     """
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     if dataset.packed:
         pack = open_pack(dataset.packed, data, files, rate=rate)
         pack.require_decoder(clips)
@@ -91,7 +91,7 @@ def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
     data, dataset = recipe.data, read_clips(recipe)
     store, quarantined = open_clips(dataset, dataset.clips, data, rate=rate)
     if not dataset.packed:
-        check_quarantined_share(quarantined, len(dataset.clips), data, object_store.FsspecFiles())
+        check_quarantined_share(quarantined, len(dataset.clips), data, FsspecFiles())
     unusable = {clip.clip_id for clip in quarantined}
     require_different_views(recipe, [clip.seconds for clip in store.decoded().values()])
     clip_ids = tuple(clip.clip_id for clip in dataset.clips if clip.clip_id not in unusable)
@@ -124,7 +124,7 @@ def heard_here(store: ClipStore, clips: Sequence[Any], data: Data) -> dict[str, 
     here = {clip.clip_id: clip for clip in clips}
     if not isinstance(store, ClipCache) or all(clip.target.exists() for clip in clips):
         return here
-    if broken := store.prepare([clip.clip for clip in here.values()], data, object_store.FsspecFiles()):
+    if broken := store.prepare([clip.clip for clip in here.values()], data, FsspecFiles()):
         names = name_some([f"{clip.clip_id} ({clip.reason})" for clip in broken], 3)
         raise ValueError(
             f"clips that can be heard on the driver's machine and not on this worker's: {names}; give data.root as "

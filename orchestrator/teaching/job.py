@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.stores.writer import write_shard
 from orchestrator.teaching.clips import heard_here
@@ -102,13 +103,13 @@ def load_ensemble(recipe: TeachRecipe, device: str, *, patience_s: float) -> Ens
             for name, teacher in recipe.teachers.items()
             if not teacher.drawn
         }
-        return Ensemble(recipe, load_teachers(recipe, paths, object_store.FsspecFiles()), device)
+        return Ensemble(recipe, load_teachers(recipe, paths, FsspecFiles()), device)
 
 
 def _fetch(uri: str, folder: Path) -> Path:
     """The folder or file on this machine: itself, or a copy."""
     if not uri.endswith(".onnx"):
-        return object_store.fetch(uri, folder)
+        return published_folders.fetch(uri, folder)
     try:
         content = object_store.get_bytes(uri)
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.merge import OF_CLIPS
 from orchestrator.teaching.clips import open_clips, partner_names, read_clips
 from orchestrator.teaching.job import load_ensemble, with_absolute_paths
@@ -50,7 +50,7 @@ def hear_again(
     Allowed are one step of fp16, or half a step of uint8, and TOLERANCE together. Raises ValueError where the recipe is
     not the store's, with the first difference, and for clips that its data does not hold or that cannot be heard.
     """
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     store = open_store(uri, files)
     if store.description["views"]["version"] == DRAWN_ELSEWHERE:
         raise ValueError(

@@ -23,7 +23,7 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from numpy.typing import NDArray
 
 import workloads
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.retry import describe_error, retry_while_unavailable
 from orchestrator.tracking.log_reader import TrackingUnavailable, log_line
 from orchestrator.tracking.record_mapping import RUN_ID_TAG
@@ -170,9 +170,11 @@ def _read_tagger(uri: str) -> PublishedTagger:
     try:
         with scratch_folder() as scratch:
             # the attempt's own folder, which no later attempt replaces: a registered version refers to it
-            uri = retry_while_unavailable(lambda: object_store.published_folder(uri), what=uri, patience_s=READ_RETRY_S)
+            uri = retry_while_unavailable(
+                lambda: published_folders.published_folder(uri), what=uri, patience_s=READ_RETRY_S
+            )
             folder = retry_while_unavailable(
-                lambda: object_store.fetch(uri, scratch / "tagger"), what=uri, patience_s=READ_RETRY_S
+                lambda: published_folders.fetch(uri, scratch / "tagger"), what=uri, patience_s=READ_RETRY_S
             )
             digests = _checked_digests(uri, folder)
             state = parse_json((folder / "state.json").read_bytes(), f"checkpoint {uri}: state.json", TaggerState)

@@ -19,6 +19,7 @@ from orchestrator.runs.outcome import conclude, publish_event_log
 from orchestrator.runs.records import continue_event_log, end_record, run_record
 from orchestrator.runs.resume import open_run
 from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import Unavailable, print_status, retry_while_unavailable
 from orchestrator.tracking.replayer import start_replayer
 from orchestrator.training.claimed_run import ClaimedRun
@@ -104,7 +105,7 @@ def with_learnable_controls(recipe: Recipe, warn: Callable[[str], None]) -> Reci
     taught = without_controls(recipe)
     if not recipe.compare or label_learners(plan_phases(taught)):
         return recipe
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     if has_training_labels(recipe, files, store_tags=check_stores(recipe, files)):
         return recipe
     warn("compare = true: no label of a training clip is known, so there are no untaught controls to compare with")
@@ -118,7 +119,7 @@ def check_recipe_data(recipe: Recipe) -> list[str]:
     """
     slices, test = [recipe.data.val_slice], recipe.train.score_test
     learners = label_learners(plan_phases(without_controls(recipe)))
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     tags = check_stores(recipe, files)
     return check_data(recipe, files, slices=slices, test=test, train=recipe.train, learners=learners, store_tags=tags)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest
 from orchestrator.runs.records import end_record
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.training.claimed_run import ClaimedRun
 from orchestrator.training.request import require_gpu
 from workloads.runtime.scratch import scratch_folder
@@ -32,7 +32,7 @@ def run_in_process(claimed: ClaimedRun) -> dict[str, Any]:
             device=recipe.train.device,
             should_stop=claimed.stop.requested,
         )
-        run = set_up(recipe, session, files=object_store.FsspecFiles())
+        run = set_up(recipe, session, files=FsspecFiles())
         try:
             status = loop(run)
         except ValueError as error:  # once the loop runs, an error is not the user's mistake

@@ -13,7 +13,7 @@ import ray.exceptions
 import torch
 
 from orchestrator.recipes.loader import parse, resolve
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import Unavailable
 from orchestrator.training.worker_resources import teacher_needs
 from workloads.config.recipe import Recipe
@@ -28,7 +28,7 @@ class TeacherActor:
 
     def __init__(self, recipe: dict[str, Any]) -> None:
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._server = TeacherServer(parse(recipe), device, object_store.FsspecFiles())
+        self._server = TeacherServer(parse(recipe), device, FsspecFiles())
 
     def fingerprint(self) -> str:
         return self._server.fingerprint

@@ -14,7 +14,7 @@ from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
 from orchestrator.recipes.loader import parse
 from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest
 from orchestrator.runs.lease import Driver, stop_requested, take_next
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.training.ray_elastic import RESIZE_REQUEST, SAVED
 from orchestrator.training.ray_metrics import RunMetrics
@@ -255,7 +255,7 @@ def _train(recipe: Recipe, session: RaySession, *, until: int | None) -> tuple[d
     try:
         if recipe.placement == "service":
             session.teachers = RayTeachers(recipe, rank=session.rank, gather=partial(gather, session))
-        run = set_up(recipe, session, files=object_store.FsspecFiles())
+        run = set_up(recipe, session, files=FsspecFiles())
     except ValueError as mistake:
         return {"status": "failed", "error": str(mistake), "mistake": True}, 0
     try:

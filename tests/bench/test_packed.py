@@ -14,7 +14,7 @@ import torch
 from s3fs import S3FileSystem
 
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from tests.packs import pack_as
 from tests.proxy import Proxy
 from tests.servers import S3Server

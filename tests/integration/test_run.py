@@ -207,11 +207,11 @@ def test_workers_share_the_shards_and_storage_is_an_object_store(s3_server, home
 import sys
 import time
 from pathlib import Path
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 from workloads.runtime import checkpoint
 state = []
 for number, uri in enumerate(sys.argv[1:3]):
-    folder = object_store.fetch(uri, Path(sys.argv[3]) / str(number))
+    folder = published_folders.fetch(uri, Path(sys.argv[3]) / str(number))
     checkpoint.read_state(folder)
     state.append({name: checkpoint.read_tensors(folder, name) for name in ("cnn", "vit")})
 for name in ("cnn", "vit"):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.imports.published import FORMATS, check_request, describe
 from orchestrator.stores.imports.source import ABSENT, ImportRequest, Source
 from orchestrator.stores.writer import PATIENCE_S, Outputs, begin_store, finish_store, unwritten, write_shard
@@ -88,7 +89,7 @@ def _tags(request: ImportRequest, source: Source) -> tuple[str, ...]:
     if not request.tags:
         return tag_names(source.width, "these outputs")
     try:
-        with object_store.FsspecFiles().open(request.tags) as file:
+        with FsspecFiles().open(request.tags) as file:
             content = file.read()
     except OSError:
         raise ValueError(f"--tags {request.tags!r}: cannot be read; give a text or CSV file") from None

@@ -1,6 +1,6 @@
 """Which clips an import is wanted of: those of a table, or of a data set. Opens no audio."""
 
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.data import Data
 from workloads.data.manifest import read_dataset
 from workloads.data.table import read_table

@@ -20,7 +20,7 @@ from orchestrator.artifacts import pack as pack_module
 from orchestrator.artifacts.pack import PackRequest, check_left_out, pack
 from orchestrator.artifacts.verify_pack import verify_pack
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from tests.packs import damage_clip, pack_as, write_clips
 from workloads.config.recipe import Recipe
 from workloads.data.archive import ArchiveWriter
@@ -29,7 +29,7 @@ from workloads.data.pack import Manifest
 from workloads.data.prepare import prepare
 from workloads.runtime.background import in_background
 
-FILES = object_store.FsspecFiles()
+FILES = FsspecFiles()
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.storage.object_store import FsspecFiles, get_bytes, put_file, remove_file
+from orchestrator.storage.fsspec_files import FsspecFiles
+from orchestrator.storage.object_store import get_bytes, put_file, remove_file
 from tests.packs import pack_as, write_clips
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches

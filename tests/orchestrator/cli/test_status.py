@@ -14,7 +14,7 @@ from orchestrator.recipes.loader import resolve
 from orchestrator.runs.lease import Driver, beating, take_over
 from orchestrator.runs.location import location_of
 from orchestrator.runs.progress import RunProgress
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 from tests import searches
 from tests.drivers import driver_on_another_host, ended_process
 from workloads.config.recipe import Recipe
@@ -43,7 +43,7 @@ def killed(storage: str, start: Callable[..., Run], tiny: Callable[..., Recipe],
     lines = (folder / "events.jsonl").read_text() if object_store.is_local(storage) else ""
     object_store.put_text(object_store.join(uri, "events.jsonl"), json_text(first) + "\n" + lines)
     for checkpoint in (folder / "checkpoints").iterdir():
-        object_store.publish(checkpoint, object_store.join(uri, "checkpoints", checkpoint.name))
+        published_folders.publish(checkpoint, object_store.join(uri, "checkpoints", checkpoint.name))
     return uri
 
 

@@ -9,7 +9,8 @@ from s3fs import S3FileSystem
 
 from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest, NewestAt
 from orchestrator.runs.lease import Attempt, Driver, take_next, take_unconditionally
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.runtime import checkpoint
 from workloads.runtime.checkpoint_store import Superseded
 
@@ -69,7 +70,7 @@ def test_checkpoints_of_the_newest_attempt_come_first(first, driver, tmp_path):
     store(first).publish(saved(tmp_path, "step-00000010-attempt-2"))
     second = store(take_next(first.run_uri, driver))
     second.publish(saved(tmp_path, "step-00000015-attempt-3"))
-    object_store.publish(
+    published_folders.publish(
         saved(tmp_path, "step-00000020-attempt-2"),
         object_store.join(first.run_uri, "checkpoints", "step-00000020-attempt-2"),
     )
@@ -84,7 +85,7 @@ def test_an_older_attempt_never_commits(first, driver, tmp_path):
     with pytest.raises(Superseded):
         older.deliver(saved(tmp_path, "cnn"))
     assert older.names() == []
-    assert object_store.list_committed(object_store.join(first.run_uri, "models")) == []
+    assert published_folders.list_committed(object_store.join(first.run_uri, "models")) == []
 
 
 def test_an_attempt_that_is_taken_over_during_its_upload_does_not_commit(first, driver, tmp_path, monkeypatch):
@@ -117,7 +118,7 @@ def test_what_a_killed_save_left_is_removed(first, driver, tmp_path):
 def test_a_tagger_of_an_older_attempt_is_replaced_if_it_differs(first, driver, tmp_path):
     store(first).deliver(saved(tmp_path, "cnn", {"cnn": 0.1}))
     uri = store(take_next(first.run_uri, driver)).deliver(saved(tmp_path, "cnn", {"cnn": 0.2}))
-    folder = object_store.fetch(uri, tmp_path / "back")
+    folder = published_folders.fetch(uri, tmp_path / "back")
     assert checkpoint.read_state(folder)["best_for"] == {"cnn": 0.2}
 
 
@@ -224,19 +225,19 @@ def test_a_trial_that_keeps_no_checkpoint_has_none_to_resume_from(storage, drive
 
 def test_an_older_attempt_cannot_touch_what_a_newer_one_has_delivered(first, driver, tmp_path, monkeypatch):
     """It was the newest when it checked; before its next request another attempt claims the run and delivers."""
-    older, newer_tagger, original = store(first), saved(tmp_path, "cnn", {"cnn": 0.9}), object_store.publish
+    older, newer_tagger, original = store(first), saved(tmp_path, "cnn", {"cnn": 0.9}), published_folders.publish
 
     def newer_delivers_first(folder, uri, **options):
-        monkeypatch.setattr(object_store, "publish", original)
+        monkeypatch.setattr(published_folders, "publish", original)
         store(take_next(first.run_uri, driver)).deliver(newer_tagger)
         return original(folder, uri, **options)
 
-    monkeypatch.setattr(object_store, "publish", newer_delivers_first)
+    monkeypatch.setattr(published_folders, "publish", newer_delivers_first)
     older_tagger = checkpoint.write(
         tmp_path / "older" / "cnn", tensors={"cnn": {"w": torch.zeros(2)}}, state={"best_for": {"cnn": 0.1}}
     )
     with pytest.raises(Superseded):
         older.deliver(older_tagger)
     uri = object_store.join(first.run_uri, "models", "cnn")
-    assert checkpoint.read_state(object_store.fetch(uri, tmp_path / "back"))["best_for"] == {"cnn": 0.9}
-    assert object_store.FsspecFiles().published_folder(uri) == object_store.join(uri, "attempt-3")
+    assert checkpoint.read_state(published_folders.fetch(uri, tmp_path / "back"))["best_for"] == {"cnn": 0.9}
+    assert FsspecFiles().published_folder(uri) == object_store.join(uri, "attempt-3")

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.data import Data
 from workloads.data.manifest import read_dataset
 from workloads.data.splits import split
@@ -25,12 +26,14 @@ def folder(tmp_path, step: int):
 def test_a_published_folder_is_fetched_unchanged(storage, tmp_path):
     object_store.check_storage(storage)
     checkpoint_folder = folder(tmp_path, 7)
-    uri = object_store.publish(checkpoint_folder, object_store.join(storage, "checkpoints", checkpoint_folder.name))
-    back = object_store.fetch(uri, tmp_path / "back")
+    uri = published_folders.publish(
+        checkpoint_folder, object_store.join(storage, "checkpoints", checkpoint_folder.name)
+    )
+    back = published_folders.fetch(uri, tmp_path / "back")
     assert checkpoint.read_state(back) == {"step": 7}
     assert torch.equal(checkpoint.read_tensors(back, "cnn")["w"], torch.full((3,), 7))
-    assert object_store.list_committed(object_store.join(storage, "checkpoints")) == [checkpoint_folder.name]
-    assert object_store.publish(checkpoint_folder, uri) == uri  # publishing it again changes nothing
+    assert published_folders.list_committed(object_store.join(storage, "checkpoints")) == [checkpoint_folder.name]
+    assert published_folders.publish(checkpoint_folder, uri) == uri  # publishing it again changes nothing
 
 
 def test_a_folder_without_marker_is_unfinished(storage, tmp_path):
@@ -38,9 +41,9 @@ def test_a_folder_without_marker_is_unfinished(storage, tmp_path):
     checkpoint_folder = folder(tmp_path, 7)
     (checkpoint_folder / "COMMITTED.json").rename(tmp_path / "marker")
     object_store.put_text(object_store.join(storage, "checkpoints", checkpoint_folder.name, "cnn.safetensors"), "half")
-    assert object_store.list_committed(object_store.join(storage, "checkpoints")) == []
+    assert published_folders.list_committed(object_store.join(storage, "checkpoints")) == []
     with pytest.raises(ValueError, match="never finished"):
-        object_store.fetch(object_store.join(storage, "checkpoints", checkpoint_folder.name), tmp_path / "back")
+        published_folders.fetch(object_store.join(storage, "checkpoints", checkpoint_folder.name), tmp_path / "back")
 
 
 def test_the_second_exclusive_create_fails(storage):
@@ -68,7 +71,8 @@ def test_a_missing_bucket_is_an_error(s3_server):
 
 def test_a_server_that_does_not_answer_may_do_so_later():
     script = """
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import Unavailable
 try:
     object_store.check_storage("s3://bucket/x")
@@ -83,7 +87,7 @@ except Unavailable as error:
 def test_the_files_below_a_folder_are_listed_at_any_depth(storage):
     for path in ("set/b/c/2.wav", "set/b/1.wav", "set/a.csv", "set2/x.wav"):
         object_store.put_text(object_store.join(storage, path), "x")
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     assert files.files_below(object_store.join(storage, "set")) == ["a.csv", "b/1.wav", "b/c/2.wav"]
     assert files.files_below(object_store.join(storage, "set/")) == ["a.csv", "b/1.wav", "b/c/2.wav"]
     with pytest.raises(FileNotFoundError):
@@ -100,15 +104,15 @@ def test_a_data_set_is_found_where_it_is_stored(storage):
         object_store.put_text(object_store.join(storage, "words", path), text)
     root = object_store.join(storage, "words")
     data = Data(format="speechcommands", root=root)
-    splits = split(read_dataset(data, object_store.FsspecFiles()), data)
+    splits = split(read_dataset(data, FsspecFiles()), data)
     paths = [clip.path for part in (splits.train, splits.val, splits.test) for clip in part]
     assert paths == ["bed/a1_nohash_0.wav", "bed/a2_nohash_0.wav", "cat/a3_nohash_0.wav"]
     with pytest.raises(NoSuchTable, match="not found; give the data set's folder"):
-        read_dataset(Data(format="folders", root=root + "2"), object_store.FsspecFiles())
+        read_dataset(Data(format="folders", root=root + "2"), FsspecFiles())
 
 
 def test_the_identity_of_a_file_changes_with_its_content(tmp_path):
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     path = tmp_path / "a.wav"
     path.write_bytes(b"one")
     before = files.identity(str(path))
@@ -123,7 +127,7 @@ def test_the_identity_of_a_file_changes_with_its_content(tmp_path):
 def test_a_local_name_may_hold_what_looks_like_a_chain_of_uris(tmp_path, monkeypatch):
     (tmp_path / "artist::song.wav").write_bytes(b"one")
     monkeypatch.chdir(tmp_path)
-    files = object_store.FsspecFiles()
+    files = FsspecFiles()
     for uri in (f"{tmp_path}/artist::song.wav", f"file://{tmp_path}/artist::song.wav", "artist::song.wav"):
         assert files.open(uri).read() == b"one"
         assert files.identity(uri).startswith("3:")
@@ -143,6 +147,6 @@ def test_a_local_name_may_hold_what_looks_like_a_chain_of_uris(tmp_path, monkeyp
     ],
 )
 def test_no_other_storage_is_opened(uri):
-    for call in (object_store.filesystem, object_store.check_storage, object_store.FsspecFiles().open):
+    for call in (object_store.filesystem, object_store.check_storage, FsspecFiles().open):
         with pytest.raises(ValueError, match=r"no such storage; use a local path or s3://bucket/path"):
             call(uri)

@@ -12,6 +12,7 @@ import torch
 
 from orchestrator.recipes.loader import load_teach_recipe
 from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.merge import merge_stores
 from orchestrator.stores.writer import is_finished
 from orchestrator.teaching.fill import fill_store
@@ -256,7 +257,7 @@ def test_a_damaged_clip_of_a_pack_is_named_and_the_store_goes_on_once_it_is_rest
     pack_as(recipe, str(tmp_path / "packed"), "flac", archive_mb=0.1)
     of_pack = ["data.format=packed", f"data.root={tmp_path}/packed", "data.manifest=''", "data.labels=single"]
     data = replace(recipe.data, format="packed", root=f"{tmp_path}/packed", manifest="")
-    prepared = prepare(replace(recipe, data=data), object_store.FsspecFiles())
+    prepared = prepare(replace(recipe, data=data), FsspecFiles())
     clip_ids = [clip.clip_id for clip in prepared.dataset.clips]
     sampled = sampled_views(clip_ids, 3)
     for clip_id in (min(sampled), max(set(clip_ids) - set(sampled))):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.storage import object_store
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.merge import OF_CLIPS
 from orchestrator.stores.writer import begin_store, finish_store, write_shard
 from tests import stores
@@ -20,7 +20,7 @@ IMPORTED = {"version": 0, "augment": {}, "clip_seconds": 10.0, "rate": 32_000, "
 
 def changed_copy(store: str, out: str, column: str, change: Callable[[Any, Any], None]) -> None:
     """A store with the rows of another one, those of a column as `change` leaves values_VC and tags_VJ of CLIPS[3]."""
-    source = open_store(store, object_store.FsspecFiles())
+    source = open_store(store, FsspecFiles())
     about: Any = {key: value for key, value in source.description.items() if key not in OF_CLIPS}
     description, plan = begin_store(out, about, CLIPS, clips_per_shard=4)
     for shard in plan:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.runs.backfill import replay_run
-from orchestrator.storage import object_store
+from orchestrator.storage import published_folders
 from orchestrator.tracking.log_reader import TrackingUnavailable
 from orchestrator.tracking.model_registry import requirements
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
@@ -145,7 +145,7 @@ def test_weights_in_an_object_store_stay_there(
         monkeypatch.setenv(key, value)
     S3FileSystem.clear_instance_cache()  # cached clients keep the endpoint they were created with
     s3_server.client().create_bucket(Bucket="registry")
-    there = object_store.publish(published(), "s3://registry/runs/bucket-1/models/cnn")
+    there = published_folders.publish(published(), "s3://registry/runs/bucket-1/models/cnn")
     replay_run(str(_run(tmp_path, "bucket", "bucket-1", there, 0.5)), uri)
     S3FileSystem.clear_instance_cache()
     mlflow.set_tracking_uri(uri)

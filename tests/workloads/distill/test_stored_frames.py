@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.recipes.loader import load_recipe, load_teach_recipe
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.writer import begin_store, finish_store, unwritten, write_shard
 from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import TeachRequest

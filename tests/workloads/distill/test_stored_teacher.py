@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from orchestrator.storage.object_store import FsspecFiles
+from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.writer import begin_store, finish_store, unwritten, write_shard
 from tests import stores
 from workloads.config.edge import Edge

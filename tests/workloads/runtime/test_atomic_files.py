@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from orchestrator.reports.html_page import write_page
-from orchestrator.storage import object_store
+from orchestrator.storage import object_store, published_folders
 from workloads.runtime import checkpoint
 from workloads.runtime.atomic_files import replace_text, replacing
 
@@ -43,7 +43,7 @@ def test_a_published_part_follows_no_link(tmp_path, victim):
     folder = checkpoint.write(tmp_path / "tagger", tensors={"cnn": {"w": torch.ones(1)}}, state={"step": 7})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "state.json").symlink_to(victim)
-    object_store.publish(folder, str(tmp_path / "out"))
+    published_folders.publish(folder, str(tmp_path / "out"))
     assert victim.read_text() == "mine"
     assert checkpoint.read_state(tmp_path / "out") == {"step": 7}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
