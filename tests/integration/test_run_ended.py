@@ -146,9 +146,10 @@ def test_sigterm_ends_a_run_that_waits_for_a_tracking_server_that_does_not_answe
             text=True,
         )
         try:
-            silent.accept()  # by the replayer
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=120)
+            connection, _ = silent.accept()  # from the replayer; closed, it would be an answer
+            with connection:
+                process.send_signal(signal.SIGTERM)
+                out, err = process.communicate(timeout=120)
         finally:
             process.kill()
     assert process.returncode == 75, err[-2000:]
