@@ -139,7 +139,9 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
     prepared = prepare(recipe, FsspecFiles(), rate=tagger.clip_rate, model_tags=tagger.tags)
     trained_on = state.get("data", {})
     is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()
-    if is_same and trained_on["test_fold"] != recipe.data.test_fold:
+    learned_from = trained_on.get("validation", {}).get("train_folds")  # none named: all folds but the test fold
+    knows_fold = not learned_from or recipe.data.test_fold in learned_from
+    if is_same and trained_on["test_fold"] != recipe.data.test_fold and knows_fold:
         fix = f"data.test_fold={trained_on['test_fold']}"  # a foreign file's text
         raise ValueError(
             f"data.test_fold = {recipe.data.test_fold}: the checkpoint {uri!r} was trained on clips of this fold; its "
@@ -153,7 +155,8 @@ def _require_own_validation(state: dict[str, Any], prepared: "PreparedData", uri
     trained_on, data = state.get("data", {}), prepared.recipe.data
     if trained_on.get("fingerprint") != prepared.dataset.fingerprint():
         return
-    for key, own in trained_on.get("validation", {}).items():
+    chosen = trained_on.get("validation", {})
+    for key, own in ({"train_folds": []} | chosen if chosen else {}).items():
         value = getattr(data, key, own)
         if isinstance(value, tuple):
             value = list(value)

@@ -70,6 +70,8 @@ def compare_runs(taught: Sequence[str], controls: Sequence[str]) -> dict[str, An
     labels = first.recipe["data"]["labels"]
     compared = {}
     for student, control in pairs.items():
+        for other in others.values() if controls else ():
+            _require_untaught(other, control)
         of_seeds = [
             [
                 [_published(side[Key(fold, seed)], name) for fold in folds]
@@ -96,6 +98,8 @@ def _read(uri: str, option: str) -> FinishedRun:
     outcome = finished_outcome(uri)
     if outcome is None:
         raise ValueError(f"{option} {uri!r}: there is no run that is done; check the path, or finish it with --resume")
+    if not object_store.exists(object_store.join(uri, RECIPE)):
+        raise ValueError(f"{option} {uri!r}: it holds no {RECIPE}, so it is no training run; name a run")
     recipe: dict[str, Any] = object_store.read_json(object_store.join(uri, RECIPE))
     return FinishedRun(uri, recipe, outcome["models"])
 
@@ -107,9 +111,17 @@ def _require_same_labels(runs: Sequence[FinishedRun]) -> None:
             raise ValueError(f"{run.uri}: its data.labels is not that of {first.uri}")
 
 
+def _require_untaught(run: FinishedRun, name: str) -> None:
+    if any(edge["student"] == name for edge in run.recipe["edges"]):
+        raise ValueError(
+            f"--control {run.uri!r}: its model {name} is taught, so it is no control; name a run without edges into it "
+            "(--set 'edges=[]')"
+        )
+
+
 def _published(run: FinishedRun, name: str) -> str:
     if name not in run.models:
         raise ValueError(f"{run.uri}: no model {name}; the models are {', '.join(run.models)}")
     if not run.recipe["train"]["score_test"]:
         raise ValueError(f"{run.uri}: train.score_test was false, so there are no test logits; run it with true")
-    return published_folders.published_folder(run.models[name]["checkpoint"])
+    return published_folders.published_folder(object_store.join(run.uri, "models", name))

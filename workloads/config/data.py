@@ -63,6 +63,7 @@ class Data(Checked):
         self._require_at_most(MAX_CLIP_SECONDS, "clip_seconds")
         self._require_non_negative("rate")
         self._require_at_most(MAX_RATE, "rate")
+        object.__setattr__(self, "train_folds", tuple(sorted(self.train_folds)))  # their order means nothing
         self._require(len(set(self.train_folds)) == len(self.train_folds), "train_folds", "names a fold twice")
         rule = f"has the test fold {self.test_fold}, of which no model may learn; take it out"
         self._require(self.test_fold not in self.train_folds, "train_folds", rule)

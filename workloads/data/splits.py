@@ -132,6 +132,8 @@ def _used_clips(clips: tuple[Clip, ...], data: Data) -> tuple[Clip, ...]:
     folds = sorted({clip.fold for clip in clips})
     if unknown := sorted(set(data.train_folds) - set(folds)):
         raise ValueError(f"data.train_folds: no fold {unknown[0]}; the folds are {', '.join(map(str, folds))}")
+    if data.test_fold not in folds:
+        return clips  # the caller names it, and the folds that there are
     used = {data.test_fold, *data.train_folds}
     unused = {clip.source for clip in clips if clip.fold not in used}
     if shared := unused & {clip.source for clip in clips if clip.fold in data.train_folds}:

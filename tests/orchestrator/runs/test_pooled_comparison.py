@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +52,7 @@ def log_loss_of(folder, model):
     return json.loads((folder / "outcome.json").read_text())["models"][model]["test"]["log_loss"]
 
 
-def test_folds_are_one_test_set_and_seeds_repeat_it(compared, storage, antiphon):
+def test_folds_are_one_test_set_and_seeds_repeat_it(compared, storage, antiphon, tmp_path):
     done = antiphon("compare", *compared, "--json")
     assert done.code == 0, done.err
     result = json.loads(done.out)
@@ -61,6 +63,11 @@ def test_folds_are_one_test_set_and_seeds_repeat_it(compared, storage, antiphon)
         for side, name in (("taught", student), ("untaught", f"{student}_untaught")):
             losses = [log_loss_of(storage / f"compared-{fold}-{seed}", name) for fold in (1, 2) for seed in (0, 1)]
             assert row["log_loss"][side] == pytest.approx(sum(losses) / 4), "folds of equal size"
+    moved = [str(shutil.copytree(run, tmp_path / Path(run).name)) for run in compared]
+    shutil.rmtree(tmp_path / "compared-1-0" / "checkpoints", ignore_errors=True)
+    assert json.loads(antiphon("compare", *moved, "--json").out) == result, (
+        "runs that were moved are read where they are"
+    )
     assert "what teaching did, on 40 test clips, 2 seeds" in antiphon("compare", *compared).out
 
 
@@ -83,6 +90,7 @@ def test_runs_that_cannot_be_paired_are_refused(compared, alone, trained, antiph
     assert "test fold 1, seed 1: no control" in mistake(*compared[:2], "--control", alone[0])
     assert "there is no run that is done" in mistake("runs/nowhere")
     assert "no model of this run has a control; run the recipe with --compare" in mistake(alone[0])
+    assert "its model cnn is taught, so it is no control" in mistake(compared[0], "--control", compared[0])
     assert "its recipe has no edges" in mistake(alone[0], "--control", alone[0])
     silent = trained("silent", 1, 0, "compare=false", "edges=[]", "train.score_test=false")
     assert "train.score_test was false" in mistake(compared[0], "--control", silent)

@@ -78,6 +78,9 @@ def test_a_teacher_and_its_student_train_on_different_folds(esc10: Path) -> None
 
 def test_training_folds_that_cannot_be_are_refused() -> None:
     dataset = make_dataset(labels="single")
+    assert Data(train_folds=(3, 2)) == Data(train_folds=(2, 3))
+    with pytest.raises(ValueError, match=r"test_fold = 9: no such fold; the folds are 1, 2, 3, 4, 5"):
+        split(dataset, Data(test_fold=9, train_folds=(2, 3)))
     with pytest.raises(ValueError, match=r"data.train_folds: no fold 7; the folds are 1, 2, 3, 4, 5"):
         split(dataset, Data(train_folds=(2, 7)))
     shared = replace(dataset, clips=tuple(replace(c, source="s") if c.fold in (2, 3) else c for c in dataset.clips))
