@@ -38,9 +38,8 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
 
     from workloads.evaluate import metrics
     from workloads.evaluate.chance import chance_levels
-    from workloads.evaluate.frames import clips_with_frames, score_frames
-    from workloads.evaluate.predict import BadNumbers, load_tagger, predict_clips
-    from workloads.evaluate.psds import psds1, require_package
+    from workloads.evaluate.predict import load_tagger
+    from workloads.evaluate.psds import require_package
     from workloads.models.probabilities import probabilities
 
     if part not in ("train", "val", "test"):
@@ -61,17 +60,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
     dataset = prepared.dataset
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
-    try:
-        logits_NC, y_NC, frames = predict_clips(tagger, clips, prepared)
-    except BadNumbers as error:
-        raise ValueError(f"checkpoint {uri!r}: {error}") from None
-    in_time = clips_with_frames(tagger, clips)
-    scores = metrics.score(logits_NC, y_NC, tagger.labels) | score_frames(frames, in_time, dataset)
-    if psds:
-        if not in_time:
-            raise ValueError(f"--psds: the tagger {uri!r} has no logits in time, or it is not known when tags sound")
-        if (value := psds1(frames, in_time, tagger.tags)) is not None:
-            scores["psds1"] = value
+    logits_NC, y_NC, scores = _scored(tagger, clips, prepared, uri, psds=psds)
     p_NC = probabilities(logits_NC.double(), tagger.labels)
     if out:
         write_predictions(out, clips, p_NC, tagger.tags)
@@ -95,6 +84,29 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
         "most_wrong": _most_wrong(clips, metrics.clip_losses(logits_NC, y_NC, tagger.labels), p_NC, tagger.tags),
         "out": out or None,
     }
+
+
+def _scored(
+    tagger: "Tagger", clips: Sequence["Clip"], prepared: "PreparedData", uri: str, *, psds: bool
+) -> tuple["Tensor", "Tensor", dict[str, float]]:
+    """logits_NC and y_NC of some clips, and the scores; ValueError as in `evaluate_checkpoint`."""
+    from workloads.evaluate import metrics
+    from workloads.evaluate.frames import clips_with_frames, score_frames
+    from workloads.evaluate.predict import BadNumbers, predict_clips
+    from workloads.evaluate.psds import psds1
+
+    try:
+        logits_NC, y_NC, frames = predict_clips(tagger, clips, prepared)
+    except BadNumbers as error:
+        raise ValueError(f"checkpoint {uri!r}: {error}") from None
+    in_time = clips_with_frames(tagger, clips)
+    scores = metrics.score(logits_NC, y_NC, tagger.labels) | score_frames(frames, in_time, prepared.dataset)
+    if psds:
+        if not in_time:
+            raise ValueError(f"--psds: the tagger {uri!r} has no logits in time, or it is not known when tags sound")
+        if (value := psds1(frames, in_time, tagger.tags)) is not None:
+            scores["psds1"] = value
+    return logits_NC, y_NC, scores
 
 
 def _most_wrong(

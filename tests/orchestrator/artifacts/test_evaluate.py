@@ -82,6 +82,21 @@ def test_another_validation_slice_of_its_training_data_is_refused(published, ant
     assert f"was trained on clips of this validation slice; its own is --set {own}" in done.err
 
 
+def test_a_tagger_of_some_folds_is_scored_on_others_that_it_never_learned_from(tiny, start, antiphon):
+    settings = ("schedule.burn_in=2", "schedule.period=1", "schedule.turns=2", "data.train_folds=[1,3,5]")
+    recipe = tiny("demo", *settings, "data.test_fold=2")
+    run = start(recipe)
+    assert loop(run) == "done"
+    folder, clips = run.session.work_dir.parent / "models" / "cnn", ("synthetic_clips", "clip_seconds", "cache")
+    data = [word for name in clips for word in ("--set", f"data.{name}={getattr(recipe.data, name)}")]
+    done = antiphon("evaluate", folder, "--data", "demo", *data, "--set", "data.test_fold=4", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["clips"] == 20
+    done = antiphon("evaluate", folder, "--data", "demo", *data, "--set", "data.test_fold=3")
+    assert (done.code, done.out) == (2, "")
+    assert "was trained on clips of this fold; its test fold is --set data.test_fold=2" in done.err
+
+
 def test_another_data_set_may_have_any_test_fold(published, antiphon):
     folder, data = published
     done = antiphon("evaluate", folder, "--data", "demo", *data, "--set", "data.synthetic_seed=1", "--json")

@@ -1,7 +1,6 @@
 """Edges that carry frames, and labels in time: where they belong in a view, their losses, runs that learn from them."""
 
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from orchestrator.recipes.loader import load_recipe
 from tests.packs import write_clips
+from tests.trained_runs import grid, trained, values
 from workloads.config.edge import Edge
 from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.data.synthetic import events
@@ -42,21 +42,6 @@ FRAMES = Edge(teacher="vit", student="cnn", carries="frames", weight=0.9)
 
 def frames_recipe(tiny: Any, *settings: str, edges: str = f"edges=[{EDGE}]", schedule: str = ONE_WAY) -> Any:
     return tiny("demo", MULTI, CNN, VIT, edges, schedule, *settings)
-
-
-def values(run: Run) -> list[dict[str, float]]:
-    records = (run.session.work_dir / "events.jsonl").read_text().splitlines()
-    return [record["values"] for record in map(json.loads, records) if record["kind"] == "metrics"]
-
-
-def trained(run: Run, name: str = "cnn") -> dict[str, Tensor]:
-    for _ in advance(run):
-        pass
-    return {key: tensor.clone() for key, tensor in run.pool.train_state(name).tensors().items()}
-
-
-def grid(count: int, seconds: float = 1.0, first: float = 0.0) -> TimeGrid:
-    return TimeGrid(first, seconds / count, count)
 
 
 def shard_of(clips: int, samples: int = 100, **fields: Any) -> Shard:

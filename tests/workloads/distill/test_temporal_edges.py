@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from orchestrator.recipes.loader import load_recipe
 from tests.packs import write_clips
+from tests.trained_runs import grid, trained, values
 from workloads.config.edge import Edge
 from workloads.data.augment import sound_mask
 from workloads.data.shard import Shard
@@ -21,7 +21,6 @@ from workloads.distill.edges import edge_term, student_loss, temporal_term
 from workloads.distill.schedule import label_learners, plan_phases
 from workloads.distill.temporal import flatness, heard_steps, on_grid, target_profile, temporal_loss
 from workloads.models.profiles import TimeGrid, time_grid
-from workloads.run import Run
 from workloads.runtime.checkpoint import read_tensors
 from workloads.train import advance, loop
 from workloads.train_step import train_step
@@ -32,21 +31,6 @@ ONE_WAY = "schedule={kind='one_way', teachers=['vit'], teacher_steps=2, steps=4}
 KEY = "vit-to-cnn-temporal"
 PLAIN = ("models.cnn.optimizer.clip_norm=0.0", "models.cnn.arch.dropout=0.0")
 SPOTTER = "models.cnn={arch={family='ondevice', variant='att_rnn'}, front_end={kind='logmel40'}}"
-
-
-def values(run: Run) -> list[dict[str, float]]:
-    records = (run.session.work_dir / "events.jsonl").read_text().splitlines()
-    return [record["values"] for record in map(json.loads, records) if record["kind"] == "metrics"]
-
-
-def trained(run: Run, name: str = "cnn") -> dict[str, Tensor]:
-    for _ in advance(run):
-        pass
-    return {key: tensor.clone() for key, tensor in run.pool.train_state(name).tensors().items()}
-
-
-def grid(count: int, seconds: float = 1.0, first: float = 0.0) -> TimeGrid:
-    return TimeGrid(first, seconds / count, count)
 
 
 @pytest.mark.parametrize("align", ["area", "linear"])

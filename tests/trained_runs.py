@@ -1,0 +1,27 @@
+"""Runs that are trained in the test's process, and what is read of them."""
+
+import json
+
+from torch import Tensor
+
+from workloads.models.profiles import TimeGrid
+from workloads.run import Run
+from workloads.train import advance
+
+
+def values(run: Run) -> list[dict[str, float]]:
+    """The values of each record of metrics of a run in this process."""
+    records = (run.session.work_dir / "events.jsonl").read_text().splitlines()
+    return [record["values"] for record in map(json.loads, records) if record["kind"] == "metrics"]
+
+
+def trained(run: Run, name: str = "cnn") -> dict[str, Tensor]:
+    """All tensors of a model's training state after the run's steps."""
+    for _ in advance(run):
+        pass
+    return {key: tensor.clone() for key, tensor in run.pool.train_state(name).tensors().items()}
+
+
+def grid(count: int, seconds: float = 1.0, first: float = 0.0) -> TimeGrid:
+    """So many equal steps of a clip of so many seconds."""
+    return TimeGrid(first, seconds / count, count)
