@@ -103,7 +103,7 @@ def _child(arguments: list[str], out: str, kill: Kill | None, clock: float, env:
 def _install(kill: Kill) -> None:
     """Wrap the function that the run calls at the kill's point; calls before the kill do what the function does."""
     from orchestrator.runs.checkpoint_store import NewestAndBest
-    from orchestrator.storage import object_store
+    from orchestrator.storage import object_store, published_folders
     from workloads.distill.train_state import TrainState
     from workloads.evaluate.deliver import checkpoint
     from workloads.runtime.event_log import EventLog
@@ -112,25 +112,28 @@ def _install(kill: Kill) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if kill.point == "step":  # of one model: another may have taken its optimizer step already
-        _call_before(TrainState, "step", kill.count, die)
+        _call_before(TrainState, TrainState.step, kill.count, die)
     elif kill.point == "sigterm":
-        _call_before(TrainState, "step", kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        _call_before(TrainState, TrainState.step, kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     elif kill.point == "event-log":
-        _call_before(EventLog, "append", kill.count, _write_torn_line)
+        _call_before(EventLog, EventLog.append, kill.count, _write_torn_line)
     elif kill.point == "replace":
-        _call_before(os, "replace", kill.count, die)
+        _call_before(os, os.replace, kill.count, die)
     elif kill.point in ("part", "half-part"):
         from fsspec.implementations.local import LocalFileSystem
 
-        _call_before(LocalFileSystem, "put_file", kill.count, die if kill.point == "part" else _copy_half_file)
+        _call_before(
+            LocalFileSystem, LocalFileSystem.put_file, kill.count, die if kill.point == "part" else _copy_half_file
+        )
     elif kill.point == "before-marker":
-        _call_before(object_store, "create_exclusively", 2 + kill.count, die)  # the recipe and the attempt come first
+        count = 2 + kill.count  # the recipe and the attempt come first
+        _call_before(object_store, object_store.create_exclusively, count, die)
     elif kill.point == "after-marker":
-        _call_before(NewestAndBest, "removable", kill.count, die)
+        _call_before(NewestAndBest, NewestAndBest.removable, kill.count, die)
     elif kill.point == "remove":
-        _call_before(object_store, "remove_folder", kill.count, _remove_only_marker)
+        _call_before(published_folders, published_folders.remove_folder, kill.count, _remove_only_marker)
     elif kill.point == "finish":
-        _call_before(checkpoint, "weights_digest", kill.count, die)
+        _call_before(checkpoint, checkpoint.weights_digest, kill.count, die)
 
 
 def _make_clock_jump(name: str, by: float) -> None:
@@ -144,8 +147,9 @@ def _make_clock_jump(name: str, by: float) -> None:
     setattr(time, name, jumped)
 
 
-def _call_before(owner: Any, name: str, count: int, action: Callable[..., None]) -> None:
-    real, calls = getattr(owner, name), 0
+def _call_before(owner: Any, real: Callable[..., Any], count: int, action: Callable[..., None]) -> None:
+    """Replace the function `real` of a module or class by one that calls `action` first, the `count`-th time."""
+    calls = 0
 
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
@@ -154,7 +158,7 @@ def _call_before(owner: Any, name: str, count: int, action: Callable[..., None])
             action(*arguments, **named)
         return real(*arguments, **named)
 
-    setattr(owner, name, counted)
+    setattr(owner, real.__name__, counted)
 
 
 def _write_torn_line(event_log: Any, record: dict[str, Any]) -> None:
