@@ -5,6 +5,12 @@ from typing import Any
 from pydantic import ValidationError
 
 SELECTORS = ("kind", "family")  # keys that determine which other keys a table may have
+COLLECTIONS = {  # pydantic's type of mistake -> what is to be written instead, of a single value
+    "tuple_type": "must be a list, such as [{}]",
+    "list_type": "must be a list, such as [{}]",
+    "dict_type": "must be a table, {{ key = value, ... }}",
+    "dataclass_type": "must be a table, {{ key = value, ... }}",
+}
 MAX_SHOWN = 200  # characters of a wrong value that a message repeats
 
 
@@ -35,6 +41,8 @@ def _describe(mistake: Any, known_keys: str) -> str:
         return f"{path}: is missing; add it to the recipe or --set it"
     value = repr(mistake["input"])
     shown = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
+    if mistake["type"] in COLLECTIONS:
+        return f"{path} = {shown}: {COLLECTIONS[mistake['type']].format(shown)}"
     return f"{path} = {shown}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 

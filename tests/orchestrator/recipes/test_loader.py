@@ -163,7 +163,7 @@ def test_the_searches_in_the_documents_are_recipes_that_can_be_searched(tmp_path
         ("a.toml", b"a = " + b"9" * 5000, "not readable: Exceeds the limit (4300 digits)"),
         ("a.toml", b"#" * 2_000_000, "larger than 1048576 bytes; is it a recipe?"),
         ("a.toml", b'extends = "demo"\n[data]\nclip_seconds = inf', "data.clip_seconds = inf: must be a finite number"),
-        ("a.toml", b'extends = "demo"\nmodels = 3', "models = 3: input should be a valid dictionary"),
+        ("a.toml", b'extends = "demo"\nmodels = 3', "models = 3: must be a table, { key = value, ... }"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path, name, content, message):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from workloads.config.data import Data
 from workloads.config.recipe import Augment, Model, restore
 
 
@@ -19,6 +20,8 @@ from workloads.config.recipe import Augment, Model, restore
         (Model, {"arch": {"family": "mn", "width": -1.0}}, "arch.width = -1.0: must be above 0"),
         (Model, {"arch": {"family": "cnn"}}, "arch.family = 'cnn': must be one of 'mn', 'dymn', "),
         (Model, {}, "arch: is missing; "),
+        (Data, {"train_folds": 3}, "train_folds = 3: must be a list, such as [3]"),
+        (Model, {"arch": {"family": "mn"}, "optimizer": 3}, "optimizer = 3: must be a table, { key = value, ... }"),
     ],
 )
 def test_the_first_mistake_is_one_line(kind, values, message):
