@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.counted_progress import counted_progress
-from orchestrator.cli.options import FAILED, JsonOption, SetOption, only_json
+from orchestrator.cli.options import FAILED, STORAGE, JsonOption, SetOption, only_json
 from orchestrator.cli.printing import print_note, print_out, print_warning
 from workloads.runtime.text import name_some
 from workloads.stores.description import DRAWN_ELSEWHERE
@@ -71,13 +71,19 @@ def verify(
     clips: Annotated[
         int, typer.Option(show_default=False, help=f"With --hear: how many clips; default: {HEARD_CLIPS}.")
     ] = 0,
+    storage: Annotated[
+        str,
+        typer.Option(
+            show_default=False, help=f"With --hear: where the runs of teachers 'run:...' are; default: {STORAGE}."
+        ),
+    ] = "",
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every file of a store: checksums, finite values, every clip once. Exit code 1 where one is wrong."""
     from orchestrator.stores.inspect import verify_store
 
-    recipe = _teach_recipe(hear, clips, settings)
+    recipe = _teach_recipe(hear, clips, storage, settings)
     heard: HeardAgain | None = None
     with only_json(as_json) as emit:
         with counted_progress("shards checked") as on_shard:
@@ -85,7 +91,7 @@ def verify(
         if recipe and not found.damaged:
             from orchestrator.teaching.rehear import hear_again
 
-            heard = hear_again(recipe, store, clips=clips or HEARD_CLIPS)
+            heard = hear_again(recipe, store, clips=clips or HEARD_CLIPS, storage=storage or STORAGE)
         report = {"shards": found.shards, "rows": found.rows, "damaged": found.damaged, "foreign": found.foreign}
         emit(report | ({"heard": asdict(heard)} if heard else {}))
         if not as_json:
@@ -102,12 +108,12 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-def _teach_recipe(hear: str, clips: int, settings: list[str] | None) -> "TeachRecipe | None":
+def _teach_recipe(hear: str, clips: int, storage: str, settings: list[str] | None) -> "TeachRecipe | None":
     """The recipe of --hear, if there is one; ValueError for a mistake in these options, before anything is read."""
     from orchestrator.recipes.loader import load_teach_recipe
 
-    if (clips or settings) and not hear:
-        raise ValueError("--clips and --set belong to --hear RECIPE; leave them out")
+    if (clips or storage or settings) and not hear:
+        raise ValueError("--clips, --storage and --set belong to --hear RECIPE; leave them out")
     if clips < 0:
         raise ValueError(f"--clips {clips}: must be 1 or more")
     return load_teach_recipe(hear, settings) if hear else None

@@ -12,7 +12,6 @@ from orchestrator.cli.options import (
     AddressOption,
     JsonOption,
     SetOption,
-    StorageOption,
     WaitOption,
     cluster_address,
     command_line,
@@ -29,7 +28,9 @@ def teach(
     out: Annotated[str, typer.Option(help="The store: a new folder or s3://bucket/prefix, or one to go on with.")],
     settings: SetOption = None,
     workers: Annotated[int, typer.Option(help="Ray workers; each loads all teachers.")] = 1,
-    storage: StorageOption = STORAGE,
+    storage: Annotated[
+        str, typer.Option(help="Where the runs are whose models teach ('run:...'); the store itself goes to --out.")
+    ] = STORAGE,
     address: AddressOption = "",
     wait: WaitOption = 0.0,
     local: Annotated[bool, typer.Option("--local", help="In this process, without Ray.")] = False,

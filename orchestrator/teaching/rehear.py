@@ -41,9 +41,7 @@ class HeardAgain:
     differing: tuple[str, ...]
 
 
-def hear_again(
-    recipe: TeachRecipe, uri: str, *, clips: int, storage: str = "runs", patience_s: float = 300.0
-) -> HeardAgain:
+def hear_again(recipe: TeachRecipe, uri: str, *, clips: int, storage: str, patience_s: float = 300.0) -> HeardAgain:
     """Hear `clips` clips, 1 or more, of a store again in all views, the same ones at every call, and compare.
 
     Teachers that are models of runs come from the `storage`; none is trained.

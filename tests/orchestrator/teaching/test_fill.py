@@ -119,7 +119,7 @@ def test_rows_of_mixtures_are_what_the_teacher_says_of_them(folder, teach, tmp_p
         logits, _ = heard_by(folder, "vit", *keys[row], **mixture)
         np.testing.assert_allclose(found[row][order], logits, rtol=2**-9, atol=1e-4)
     recipe = load_teach_recipe(str(folder / "mine.toml"), own)
-    heard = hear_again(recipe, str(tmp_path / "store"), clips=4)
+    heard = hear_again(recipe, str(tmp_path / "store"), clips=4, storage="runs")
     assert (heard.rows, heard.differing) == (12, ())
     with pytest.raises(ValueError, match="its rows are of mixtures, whose partners follow from the list of all"):
         merge_stores([str(tmp_path / "store")] * 2, str(tmp_path / "merged"))
@@ -247,7 +247,7 @@ def test_a_packed_data_set_fills_the_store_of_the_plain_one(tiny, teach, folder,
     assert packed["rows"] == 3 * 14
     assert content(tmp_path / "of-plain") == content(tmp_path / "of-pack")
     recipe = load_teach_recipe(str(folder / "mine.toml"), [*of_pack, *mixed])
-    heard = hear_again(recipe, str(tmp_path / "of-pack"), clips=5)
+    heard = hear_again(recipe, str(tmp_path / "of-pack"), clips=5, storage="runs")
     assert (heard.clips, heard.differing) == (5, ())
 
 

@@ -1,5 +1,6 @@
 """`antiphon teach` with teachers that are models of a run: trained first, once, and gone on with after a stop."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,6 @@ import pytest
 from orchestrator.recipes.loader import load_recipe, load_teach_recipe
 from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import TeachRequest
-from orchestrator.teaching.rehear import hear_again
 from orchestrator.teaching.teacher_runs import with_finished_runs
 from orchestrator.training import driver
 from tests import small
@@ -30,14 +30,18 @@ checkpoint_every = 2
 """
 
 
+def settings_of(folder: Path) -> list[str]:
+    """Changes of `teach-demo`: few short clips, and teachers of the run of `folder`/short.toml."""
+    small = ["data.synthetic_clips=100", "data.clip_seconds=1.0", "teach.views=1"]
+    return small + [f"teachers.{name}.uri=run:{folder}/short.toml/{name}" for name in ("cnn", "small")]
+
+
 @pytest.fixture
 def request_of(tmp_path: Path):
     (tmp_path / "short.toml").write_text(RUN)
 
     def make(*settings: str) -> TeachRequest:
-        own = ["data.synthetic_clips=100", "data.clip_seconds=1.0", "teach.views=1"]
-        own += [f"teachers.{name}.uri=run:{tmp_path}/short.toml/{name}" for name in ("cnn", "small")]
-        recipe = load_teach_recipe("teach-demo", [*own, *settings])
+        recipe = load_teach_recipe("teach-demo", [*settings_of(tmp_path), *settings])
         return TeachRequest(recipe, str(tmp_path / "store"), local=True, storage=str(tmp_path / "runs"))
 
     return make
@@ -47,7 +51,7 @@ def fill_quietly(request: TeachRequest) -> dict:
     return fill_store(request, on_shard=lambda *_: None, warn=lambda line: None)
 
 
-def test_teachers_are_trained_once_and_gone_on_with_after_a_stop(request_of, tmp_path, monkeypatch):
+def test_teachers_are_trained_once_and_gone_on_with_after_a_stop(request_of, tmp_path, monkeypatch, antiphon):
     with pytest.raises(ValueError, match=r"there is no finished run at .*runs/short; `antiphon teach` trains it"):
         with_finished_runs(request_of().recipe, str(tmp_path / "runs"))
     with monkeypatch.context() as stopped:
@@ -60,8 +64,12 @@ def test_teachers_are_trained_once_and_gone_on_with_after_a_stop(request_of, tmp
     again = fill_quietly(request_of())
     assert (again["status"], again["shards_written"]) == ("done", 0)
     assert len(read_event_log(tmp_path / "runs/short/events.jsonl")) == len(records), "the run is not trained again"
-    heard = hear_again(request_of().recipe, str(tmp_path / "store"), clips=2, storage=str(tmp_path / "runs"))
-    assert (heard.clips, heard.differing) == (2, ())
+    words = [word for setting in settings_of(tmp_path) for word in ("--set", setting)]
+    verify = ["store", "verify", tmp_path / "store", "--json", "--hear", "teach-demo", *words, "--clips", 2]
+    heard = json.loads(antiphon(*verify, "--storage", tmp_path / "runs").out)["heard"]
+    assert (heard["clips"], heard["differing"]) == (2, [])
+    elsewhere = antiphon(*verify, "--storage", tmp_path)
+    assert (elsewhere.code, f"there is no finished run at {tmp_path}/short" in elsewhere.err) == (2, True)
 
 
 @pytest.mark.parametrize(

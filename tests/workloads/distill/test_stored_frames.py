@@ -191,7 +191,7 @@ def test_a_store_of_frames_is_heard_again(layout: tuple[str, ...], teachers: Pat
     """What the teachers say agrees with what is stored within the step of its numbers; another column would not."""
     uri = fill(tmp_path, teachers, "frames", settings=layout)
     recipe = teach_recipe(tmp_path, teachers, "frames", settings=layout)
-    found = hear_again(recipe, uri, clips=6)
+    found = hear_again(recipe, uri, clips=6, storage="runs")
     assert (found.rows, found.differing) == (6, ())
     assert found.largest["frames"] < (24 / 255 / 2 + 1e-2 if layout else 1e-2)
     reader = stores.reader(uri, tmp_path)
