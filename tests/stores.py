@@ -52,5 +52,18 @@ def fill(uri: str, describes: Any, clip_ids: Sequence[str], *, per_shard: int = 
         finish_store(uri, description, plan)
 
 
+def fill_rows(
+    uri: str, describes: Any, clip_ids: Sequence[str], rows: dict[str, NDArray[Any]], *, per_shard: int = 4
+) -> None:
+    """A whole store of these values_NVC, in the order of the sorted names."""
+    description, plan = begin_store(uri, describes, clip_ids, clips_per_shard=per_shard)
+    start = 0
+    for shard in plan:
+        stop = start + len(shard.clip_ids)
+        write_shard(uri, description, shard, {name: values[start:stop] for name, values in rows.items()})
+        start = stop
+    finish_store(uri, description, plan)
+
+
 def reader(uri: str, folder: Path, **options: Any) -> StoreReader:
     return StoreReader(uri, FsspecFiles(), copies=folder / "copies", **options)

@@ -22,7 +22,7 @@ from workloads.distill.sources import Outputs, TeacherSource
 from workloads.distill.temporal import heard_steps, on_grid
 from workloads.evaluate.predict import BadNumbers
 from workloads.evaluate.step_metrics import optimizer_metrics, shard_metrics, step_metrics
-from workloads.models.profiles import time_grid
+from workloads.models.profiles import TimeGrid, time_grid
 from workloads.run import Run, report
 from workloads.runtime.rng import keyed_seed
 
@@ -126,7 +126,20 @@ def _term(run: Run, edge: Edge, weight: float, teacher: Outputs, student: Output
     tagger = run.pool.states[edge.student].tagger
     grid = time_grid(tagger, scores_BQ.shape[1])
     a_BQ = on_grid(carried, run.pool.teacher_grid(edge, carried.shape[1]), grid, edge.align)
-    return temporal_term(edge, weight, scores_BQ, a_BQ, heard_steps(shard, grid, rate=tagger.clip_rate))
+    return temporal_term(edge, weight, scores_BQ, a_BQ, _steps_of_profile(edge, shard, grid, rate=tagger.clip_rate))
+
+
+def _steps_of_profile(edge: Edge, shard: Shard, grid: TimeGrid, *, rate: int) -> Tensor:
+    """Which steps of the student a profile is about: those that have sound.
+
+    A teacher that heard the clip without augmentation may listen to what the student's time mask covers: these steps
+    do not count, unless they are all.
+    """
+    heard_BQ = heard_steps(shard, grid, rate=rate)
+    if edge.view != "clean":
+        return heard_BQ
+    counted_BQ = counted_steps(shard, grid, rate=rate)
+    return torch.where(counted_BQ.any(1, keepdim=True), counted_BQ, heard_BQ)
 
 
 def _frame_term(run: Run, edge: Edge, weight: float, teacher_BPC: Tensor, frames_BQC: Tensor, shard: Shard) -> Term:

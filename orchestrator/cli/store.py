@@ -54,12 +54,18 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
         f"views of {view['clip_seconds']:g} s at {view['rate']} Hz, {drawn}: {augment}",
     ]
     for name, column in found["columns"].items():
-        kept = f"top {column['k']} of {column['width']}" if "k" in column else f"all {column['width']}"
         mean = f"; the mean of their {column['mean_of']}" if "mean_of" in column else ""
         teachers = ", ".join(column["teachers"])
-        frames = f" in {column['frames']['count']} frames" if "frames" in column else ""
-        lines.append(f"column {name}: {column['holds']}, {kept}{frames}, {column['dtype']}, of {teachers}{mean}")
+        lines.append(f"column {name}: {column['holds']}, {_shape_of(column)}, {column['dtype']}, of {teachers}{mean}")
     return lines
+
+
+def _shape_of(column: dict[str, Any]) -> str:
+    """What of a row is stored, in words."""
+    if column["holds"] == "profile":
+        return f"{column['frames']['count']} steps of {column['frames']['hop_seconds']:g} s"
+    kept = f"top {column['k']} of {column['width']}" if "k" in column else f"all {column['width']}"
+    return f"{kept} in {column['frames']['count']} frames" if "frames" in column else kept
 
 
 @app.command()

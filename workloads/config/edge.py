@@ -78,11 +78,13 @@ class Edge(Checked):
 
     def _check_temporal(self) -> None:
         self._require_non_negative("weight")
-        self._require(not self.store, "teacher", "a store cannot teach profiles so far; name a model")
         self._require(self.loss == "kl", "loss", "profiles have 'kl'")
-        self._require(self.view == "same", "view", "a teacher of profiles must hear what its student hears: 'same'")
+        if self.store:
+            self._require(self.view != "other", "view", "profiles of other views do not say when; 'same' or 'clean'")
+        else:
+            self._require(self.view == "same", "view", "a teacher of profiles must hear what its student hears: 'same'")
         self._require(self.gate in ("always", "entropy"), "gate", "is for logits; profiles have 'always' or 'entropy'")
-        for name in ("temperature", "tau_mode"):
+        for name in ("temperature", "tau_mode", "fill", "missing"):
             default = getattr(Edge, name)
             self._require(getattr(self, name) == default, name, "is for edges that carry logits; leave it out")
 

@@ -74,6 +74,7 @@ class Teach(Checked):
     apart: bool = False  # several teachers each in a column of their own
     embedding: bool = False  # store the teachers' embeddings too
     frames: bool = False  # store the teachers' logits of their steps in time too, each teacher's in a column of its own
+    temporal: bool = False  # store when the teachers listen too, each teacher's profile in a column of its own
     frames_k: int = 0  # tags kept of each row of frames, those of the largest maxima; 0: all
     frames_dtype: Literal["float16", "uint8"] = "float16"  # uint8: in 255 steps from -12 to 12
     clips_per_shard: int = 512  # of a file; it is computed as a whole, and again where a worker is killed
@@ -118,7 +119,7 @@ class TeachRecipe(Checked):
             if getattr(self.teach, key) and not several:
                 raise ValueError(f"teach.{key} = {getattr(self.teach, key)!r}: is for several teachers; leave it out")
         for name, teacher in self.teachers.items():
-            for key in ("embedding", "frames") if teacher.is_onnx else ():
+            for key in ("embedding", "frames", "temporal") if teacher.is_onnx else ():
                 if getattr(self.teach, key):
                     raise ValueError(
                         f"teach.{key} = True: teachers.{name} is an ONNX file, whose clips alone have logits; set it "

@@ -44,7 +44,12 @@ class StoredTeacher:
         return self._column["width"]
 
     def outputs(self, shard: Shard, student_outputs: Mapping[str, Outputs]) -> Outputs:
-        read = {"logits": self._logits, "embedding": self._embedding, "frames": self._frames}[self.edge.carries]
+        read = {
+            "logits": self._logits,
+            "embedding": self._embedding,
+            "frames": self._frames,
+            "temporal": self._profile,
+        }[self.edge.carries]
         return {self.edge.carries: read(shard)}
 
     @property
@@ -66,12 +71,20 @@ class StoredTeacher:
         rows = self.reader.read(self.column, shard.clip_ids, self._views(shard))
         logits_BPC = self._logits_of_clips(rows, shard.keys).to(shard.x_BT.device).transpose(1, 2)
         p_BPC = (logits_BPC / self.edge.temperature).sigmoid()
+        return self.edge.temperature * self._as_heard(p_BPC, shard).logit()
+
+    def _profile(self, shard: Shard) -> Tensor:
+        """Profiles p_BP, rolled and mixed as frames are; what the teacher of a mixture would say is not known."""
+        rows = self.reader.read(self.column, shard.clip_ids, self._views(shard))
+        p_BP1 = torch.from_numpy(rows.values.astype(np.float32)).to(shard.x_BT.device).transpose(1, 2)
+        return self._as_heard(p_BP1, shard)[..., 0]
+
+    def _as_heard(self, values_BPC: Tensor, shard: Shard) -> Tensor:
+        """Probabilities of frames, rolled as the clips of the shard are where their rows are of others, and mixed."""
         if self.edge.view != "same":
             seconds = self.reader.store.description["views"]["clip_seconds"]
-            p_BPC = rolled_frames(p_BPC, self.grid, shard, rate=round(shard.x_BT.shape[1] / seconds))
-        if shard.mixture is not None:
-            p_BPC = shard.mixture.of(p_BPC)
-        return self.edge.temperature * p_BPC.logit()
+            values_BPC = rolled_frames(values_BPC, self.grid, shard, rate=round(shard.x_BT.shape[1] / seconds))
+        return values_BPC if shard.mixture is None else shard.mixture.of(values_BPC)
 
     def _embedding(self, shard: Shard) -> Tensor:
         """Embedding_BD of the rows; of mixtures, the mixed ones: what the teacher would say of them is not known."""

@@ -36,8 +36,9 @@ WHAT_IS_CARRIED = {
     "logits": "logits or probabilities of whole clips",
     "embedding": "embeddings",
     "frames": "logits or probabilities of frames",
+    "temporal": "temporal profiles",
 }
-OF_TAGS = ("logits", "frames")
+OF_TAGS, IN_TIME = ("logits", "frames"), ("frames", "temporal")
 MIXING = {"mixup", "mixup_alpha", "mixup_on"}  # of [augment]: rows are of single clips, and mixed as the clips are
 
 
@@ -181,19 +182,24 @@ def _column(description: Description, edge: Edge) -> str:
             f"{place}: column = {edge.column!r}: must be one with {what}; of its columns {', '.join(columns)} these "
             f"are {', '.join(fitting) or 'none'}"
         )
+    if not fitting:
+        how = "" if edge.carries == "logits" else f" with teach.{edge.carries} = true"
+        raise ValueError(
+            f"{place}: none of its columns ({', '.join(columns)}) holds {what}, which carries = {edge.carries!r} "
+            f"needs; fill a store{how}, or name one that has them"
+        )
     if not edge.column and len(fitting) != 1:
         raise ValueError(
-            f"{place}: {len(fitting)} of its columns hold {what} "
-            f"({', '.join(fitting) or 'its columns are ' + ', '.join(columns)}); name one with column"
+            f"{place}: {len(fitting)} of its columns hold {what} ({', '.join(fitting)}); name one with column"
         )
     return edge.column or fitting[0]
 
 
 def _carries(column: Column) -> str:
-    """What an edge to this column carries; empty for profiles."""
+    """What an edge to this column carries."""
     if is_for_tags(column):
         return "frames" if "frames" in column else "logits"
-    return column["holds"] if column["holds"] == "embedding" else ""
+    return "temporal" if column["holds"] == "profile" else "embedding"
 
 
 def _require_same_tags(description: Description, edge: Edge, tags: tuple[str, ...]) -> None:
@@ -272,13 +278,13 @@ def _require_rows(reader: StoreReader, edge: Edge, train: Sequence[Clip], datase
 def _require_heard_whole(
     description: Description, edge: Edge, recipe: Recipe, train: Sequence[Clip], cache: ClipStore
 ) -> None:
-    """ValueError where frames of a store cannot be followed in time: another program says when they are.
+    """ValueError where frames or profiles of a store cannot be followed in time: another program says when they are.
 
     It heard clips from their beginning and did not roll them, as far as is known; a part of a longer clip is heard here
     anywhere in it.
     """
     views = description["views"]
-    if edge.carries != "frames" or (edge.view != "other" and views["version"] != DRAWN_ELSEWHERE):
+    if edge.carries not in IN_TIME or (edge.view != "other" and views["version"] != DRAWN_ELSEWHERE):
         return
     place = f"edges {edge.key}: store {edge.store!r}"
     if views["augment"].get("roll"):

@@ -65,14 +65,17 @@ class Frames(TypedDict):
 
 
 class Column(TypedDict):
-    """One output of every row; with `frames` one for each frame of the clip, else one for the clip."""
+    """One output of every row; with `frames` one for each frame of the clip, else one for the clip.
+
+    A profile is one number for each frame: a distribution over them.
+    """
 
     holds: Literal["logits", "probabilities", "embedding", "profile"]
     teachers: list[str]  # whose output it is; of several, their mean
     mean_of: NotRequired[Literal["logits", "probabilities"]]  # what the mean of several teachers was taken of
     layout: Literal["dense", "topk"]
     k: NotRequired[Width]  # topk: tags kept of each row, those of the largest values; of frames, of the largest maximum
-    width: Width  # of the whole row: tags, dimensions of an embedding, or bins of a temporal profile
+    width: Width  # of the whole row: tags, dimensions of an embedding, 1 of a temporal profile
     frames: NotRequired[Frames]
     dtype: Literal["float16", "uint8"]  # uint8: of frames, in equal steps (`columns.py::BOUNDS`), which is not exact
 
@@ -185,8 +188,8 @@ def _require_consistent_column(column: Column, place: str, key: str, teachers: l
         raise ValueError(f"{place}.width = {column['width']}: there are {num_tags} tags")
     if column.get("k", 1) > column["width"]:
         raise ValueError(f"{place}.k = {column['k']}: a row has {column['width']} values")
-    if column["holds"] == "profile" and "frames" in column:
-        raise ValueError(f"{place}.frames: a profile has bins instead")
+    if column["holds"] == "profile" and ("frames" not in column or column["width"] != 1):
+        raise ValueError(f"{place}.frames: a profile has frames, which say when its steps are, and a width of 1")
     if column["dtype"] == "uint8" and not ("frames" in column and is_of_tags):
         raise ValueError(f"{place}.dtype = 'uint8': belongs to logits or probabilities of frames; use 'float16'")
 

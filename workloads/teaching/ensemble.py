@@ -80,16 +80,16 @@ class Ensemble:
         return about
 
     def _column(self, name: str, width: int, heard: Mapping[str, Heard]) -> dict[str, Any]:
-        """The column of this name, `outputs`, `embedding`, `frames`, or one of these and a teacher's name."""
+        """The column of this name: `outputs`, `embedding`, `frames` or `temporal`, or one of these and a teacher."""
         teach, (what, _, own) = self.recipe.teach, name.partition(".")
         teachers = [own] if own else [teacher.name for teacher in self.teachers]
         k = {"outputs": teach.k, "frames": teach.frames_k}.get(what, 0)
         in_time: dict[str, Any] = {}
-        if what == "frames" and (grid := heard[teachers[0]].grid):
+        if what in ("frames", "temporal") and (grid := heard[teachers[0]].grid):
             middle = grid.first + grid.step / 2
             in_time = {"frames": {"count": grid.count, "hop_seconds": grid.step, "first_seconds": middle}}
         return {
-            "holds": {"embedding": "embedding", "frames": "logits"}.get(what, teach.holds),
+            "holds": {"embedding": "embedding", "frames": "logits", "temporal": "profile"}.get(what, teach.holds),
             "teachers": teachers,
             **({"mean_of": teach.mean_of or "logits"} if len(teachers) > 1 else {}),
             **({"layout": "topk", "k": k} if k else {"layout": "dense"}),
@@ -172,6 +172,9 @@ class Ensemble:
             if outputs.frames_BPC is None:
                 raise ValueError(f"teach.frames = True: teachers.{name} has no logits in time; set it to false")
             found["frames" if len(heard) == 1 else f"frames.{name}"] = outputs.frames_BPC[..., order].transpose(1, 2)
+        for name, outputs in heard.items() if teach.temporal else ():
+            assert outputs.profile_BP is not None, "the recipe refuses profiles of ONNX files"
+            found["temporal" if len(heard) == 1 else f"temporal.{name}"] = outputs.profile_BP.unsqueeze(1)
         return found
 
 
@@ -203,6 +206,7 @@ def _require_finite(name: str, outputs: Heard, shard: Shard, teach: Teach) -> No
         "logits": outputs.logits_BC,
         "embedding": outputs.embedding_BD if teach.embedding else None,
         "logits in time": outputs.frames_BPC if teach.frames else None,
+        "profile": outputs.profile_BP,
     }
     for what, values in checked.items():
         bad = [] if values is None else torch.nonzero(~values.isfinite().flatten(1).all(dim=1)).flatten().tolist()

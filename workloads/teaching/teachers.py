@@ -22,7 +22,7 @@ from workloads.evaluate.predict import load_tagger
 from workloads.export.export import max_length, takes_any_length
 from workloads.models.catalog import CATALOG
 from workloads.models.front_end import LogMel, build_front_end
-from workloads.models.profiles import TimeGrid, time_grid
+from workloads.models.profiles import TimeGrid, outputs_and_profile, time_grid
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime.checkpoint import file_digest, weights_digest
 from workloads.runtime.opener import Opener
@@ -36,7 +36,8 @@ class Heard(NamedTuple):
     logits_BC: Tensor
     embedding_BD: Tensor | None
     frames_BPC: Tensor | None = None  # of teachers that have logits in time
-    grid: TimeGrid | None = None  # where the P steps of these are
+    grid: TimeGrid | None = None  # where the P steps of these and of the profile are
+    profile_BP: Tensor | None = None  # when the teacher listens, where that is asked for
 
 
 class TeacherModel(ABC):
@@ -59,10 +60,10 @@ class TeacherModel(ABC):
 
 
 class TaggerTeacher(TeacherModel):
-    """A tagger: published, or of the catalog with drawn weights."""
+    """A tagger: published, or of the catalog with drawn weights. `temporal`: it also says when it listens."""
 
-    def __init__(self, name: str, tagger: Tagger) -> None:
-        self._tagger, settings = tagger, tagger.model.front_end
+    def __init__(self, name: str, tagger: Tagger, *, temporal: bool = False) -> None:
+        self._tagger, self._temporal, settings = tagger, temporal, tagger.model.front_end
         self.name, self.tags, self.labels, self.rate = name, tagger.tags, tagger.labels, tagger.clip_rate
         self.about = {
             **{"name": name, "weights_sha256": weights_digest(tagger.state_dict()), "front_end": settings.kind},
@@ -83,13 +84,19 @@ class TaggerTeacher(TeacherModel):
     @torch.no_grad()
     def hear(self, shard: Shard) -> Heard:
         mel_BMF = shard.mel(self._tagger.front_end)
-        outputs = self._tagger.outputs(mel_BMF)
-        heard = Heard(outputs.logits_BC.float().cpu(), outputs.embedding_BD.float().cpu())
-        if outputs.frames_BPC is None:
-            return heard
+        profile_BP: Tensor | None = None
+        if self._temporal:
+            outputs, profile_BP = outputs_and_profile(self._tagger, mel_BMF)
+        else:
+            outputs = self._tagger.outputs(mel_BMF)
         frames = self._tagger.model.front_end.frames or mel_BMF.shape[2]
-        grid = time_grid(self._tagger, outputs.frames_BPC.shape[1], frames=frames)
-        return heard._replace(frames_BPC=outputs.frames_BPC.float().cpu(), grid=grid)
+        return Heard(
+            outputs.logits_BC.float().cpu(),
+            outputs.embedding_BD.float().cpu(),
+            frames_BPC=None if outputs.frames_BPC is None else outputs.frames_BPC.float().cpu(),
+            grid=time_grid(self._tagger, outputs.sequence_BPD.shape[1], frames=frames),
+            profile_BP=None if profile_BP is None else profile_BP.cpu(),
+        )
 
 
 def _takes(tagger: Tagger, clip_seconds: float) -> bool:
@@ -168,9 +175,11 @@ def load_teachers(recipe: TeachRecipe, paths: dict[str, Path], files: Opener) ->
         if teacher.is_onnx:
             found.append(OnnxTeacher(name, teacher, paths[name], files, threads=recipe.teach.threads))
         elif teacher.drawn:
-            found.append(TaggerTeacher(name, _drawn_tagger(name, teacher, recipe.data.clip_seconds)))
+            drawn = _drawn_tagger(name, teacher, recipe.data.clip_seconds)
+            found.append(TaggerTeacher(name, drawn, temporal=recipe.teach.temporal))
         else:
-            found.append(TaggerTeacher(name, load_tagger(paths[name], teacher.uri)[0]))
+            published, _ = load_tagger(paths[name], teacher.uri)
+            found.append(TaggerTeacher(name, published, temporal=recipe.teach.temporal))
         if not found[-1].hears_masks and (recipe.augment.mask_time or recipe.augment.mask_mel):
             raise ValueError(
                 f"augment.mask_time, mask_mel: mask log-mels, and teachers.{name} takes waveforms; set both to 0"

@@ -268,7 +268,7 @@ def test_weights_of_profiles_take_nothing_from_labels() -> None:
         ({"gate": "switokd"}, "gate = 'switokd': is for logits; profiles have 'always' or 'entropy'"),
         ({"temperature": 2.0}, "temperature = 2.0: is for edges that carry logits"),
         ({"weight": -1.0}, "weight = -1.0: must be 0 or more"),
-        ({"teacher": "store:x"}, "teacher = 'store:x': a store cannot teach profiles so far"),
+        ({"teacher": "store:x", "view": "other"}, "view = 'other': profiles of other views do not say when"),
         ({"carries": "logits", "align": "linear"}, "align = 'linear': is for temporal edges"),
         ({"carries": "logits", "gate": "entropy"}, "gate = 'entropy': is for edges that carry profiles"),
     ],

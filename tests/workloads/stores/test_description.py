@@ -39,6 +39,7 @@ def test_a_description_is_read_as_it_was_written():
         ({"views.version": -1}, "views.version: input should be greater than or equal to 0"),
         ({"columns.outputs.dtype": "uint8"}, "dtype = 'uint8': belongs to logits or probabilities of frames"),
         ({"columns.outputs.frames": {"count": 5}}, "frames.hop_seconds: field required"),
+        ({"columns.outputs.holds": "profile"}, "frames: a profile has frames, .* and a width of 1"),
     ],
 )
 def test_contradictions_are_named(change, message):
