@@ -113,7 +113,8 @@ def pack(request: PackRequest, progress: Progress) -> Manifest:
     _put(object_store.join(request.out, INDEX), index)
     manifest = _manifest(request, usable, records, index)
     _publish(manifest_uri, manifest)
-    object_store.remove_unfinished(request.out)
+    for folder in (request.out, *(object_store.join(request.out, name) for name in (ARCHIVES, RECORDS))):
+        object_store.remove_unfinished(folder)
     return manifest
 
 

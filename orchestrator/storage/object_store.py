@@ -6,6 +6,7 @@ arguments.
 """
 
 import os
+import re
 import uuid
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from orchestrator.storage.retry import (
     print_status,
     s3_error,
 )
-from workloads.runtime.atomic_files import UNFINISHED, replace_bytes, replacing
+from workloads.runtime.atomic_files import UNFINISHED, replacing
 from workloads.runtime.json_files import parse_json
 from workloads.runtime.opener import read_own_file
 from workloads.runtime.redaction import require_no_secret
@@ -43,6 +44,7 @@ def filesystem(uri: str, *, patience_s: float = 0.0) -> tuple[Any, str]:
     such as Ray, which do not use `retry_while_unavailable`.
     """
     options: dict[str, Any] = {}
+    _require_named(uri)
     if is_local(uri) and "::" in uri:  # a file's name, which fsspec would take for a chain of URIs
         return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
     if not is_local(uri):
@@ -69,8 +71,14 @@ def _max_attempts(patience_s: float) -> int:
 
 
 def join(uri: str, *parts: str) -> str:
-    """The URI of a path below another URI."""
+    """The URI of a path below another URI; ValueError where that is empty."""
+    _require_named(uri)
     return "/".join([uri.rstrip("/"), *parts])
+
+
+def _require_named(uri: str) -> None:
+    if not uri:  # a variable that is not set; what lies below it would be in the root folder
+        raise ValueError("URI '': is empty; give a folder or s3://bucket/prefix")
 
 
 def is_local(uri: str) -> bool:
@@ -78,7 +86,8 @@ def is_local(uri: str) -> bool:
 
 
 def local_path(uri: str) -> Path:
-    """The absolute path of a local URI; ValueError where its links form a circle."""
+    """The absolute path of a local URI; ValueError where it is empty and where its links form a circle."""
+    _require_named(uri)
     path = Path(uri.removeprefix("file://")).expanduser()
     try:
         return path.resolve()
@@ -113,7 +122,7 @@ def _link_exclusively(data: bytes, path: str) -> None:
 
     A kill in the middle leaves at most the temporary file, which no reader looks at.
     """
-    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}")
+    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex}{UNFINISHED}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -130,8 +139,6 @@ def check_storage(uri: str) -> None:
     Raises Unavailable for a store that does not answer, and ValueError where it refuses: forbidden, no such bucket, or
     a store in which the second of two creates succeeds. Writes one small object and removes it.
     """
-    if not uri:  # a variable that is not set; below it would be the root folder
-        raise ValueError("storage '': is empty; give a folder or s3://bucket/prefix")
     fs, path = filesystem(uri)
     probe = join(uri, f".probe-{uuid.uuid4().hex}")
     try:
@@ -159,6 +166,7 @@ def put_file(source: Path, uri: str) -> None:
     fs.makedirs(os.path.dirname(path), exist_ok=True)
     with replacing(Path(path)) as file:
         fs.put_file(str(source), file.name)
+        os.fsync(file.fileno())  # whole also after a power cut, before anything says that it is there
 
 
 def size_of(uri: str) -> int | None:
@@ -182,7 +190,10 @@ def put_bytes(uri: str, content: bytes) -> None:
         fs.pipe_file(path, content)
         return
     fs.makedirs(os.path.dirname(path), exist_ok=True)
-    replace_bytes(Path(path), content)
+    with replacing(Path(path)) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def get_bytes(uri: str) -> bytes:
@@ -222,13 +233,14 @@ def list_names(uri: str) -> list[str]:
 
 
 def remove_unfinished(uri: str) -> None:
-    """Remove what killed processes have left half written below a local folder; on an object store nothing is.
+    """Remove what killed processes have left half written directly in a local folder; on an object store nothing is.
 
     Call it once nothing that counts is written there any more: the file of a running writer would be removed too.
     """
     if is_local(uri):
-        for left_over in local_path(uri).rglob(f".*{UNFINISHED}"):
-            left_over.unlink(missing_ok=True)
+        for left_over in local_path(uri).glob(f".*{UNFINISHED}"):
+            if re.fullmatch(rf"\.[0-9a-f]{{32}}{re.escape(UNFINISHED)}", left_over.name):  # not another program's
+                left_over.unlink(missing_ok=True)
 
 
 def file_sizes(uri: str) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.object_store import READ_RETRY_S, file_sizes
-from orchestrator.storage.retry import retry_while_unavailable
+from orchestrator.storage.retry import Unavailable, describe_error, retry_while_unavailable
 from workloads.stores.description import CLIPS, DESCRIPTION, MANIFEST, SHARDS, Description, is_for_tags, shard_name
 from workloads.stores.store import Store, open_store
 
@@ -63,33 +63,46 @@ class Verified:
 def verify_store(uri: str, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verified:
     """Read every file of a store and check it: SHA-256, shape, finite values, tags; every clip there, and once.
 
-    Raises ValueError where there is no finished store, or its clips or JSON files are damaged. `on_shard` is told the
-    number of shards that were checked, and of all.
+    Raises ValueError where there is no finished store, or its JSON files are damaged, and Unavailable for a storage
+    that does not answer. `on_shard` is told the number of shards that were checked, and of all.
     """
     store = open_store(uri, FsspecFiles())
-    damaged, total, rows = list[str](), len(store.manifest["shards"]), 0
-    previous = ""
+    damaged, total = _problems(lambda: _check_clips(store), CLIPS), len(store.manifest["shards"])
+    for number in range(total):
+        for column in store.codecs:
+            place = store.shard_uri(column, number)
+            damaged += _problems(lambda column=column, number=number: store.read_shard(column, number), place)  # type: ignore[misc]
+        on_shard(number + 1, total)
+    foreign = sorted(set(_sizes(uri)) - _own_files(store))
+    return Verified(total, store.manifest["rows"], tuple(damaged), tuple(foreign))
+
+
+def _check_clips(store: Store) -> None:
+    """ValueError where the list of clips is not that of the manifest, or has one twice."""
+    previous, rows = "", 0
     for shard in store.shards():
         for clip_id in shard.clip_ids:
             if clip_id <= previous:
-                raise ValueError(f"store {uri!r}: {CLIPS}: {clip_id!r} is there twice, or out of order")
+                raise ValueError(f"store {store.uri!r}: {CLIPS}: {clip_id!r} is there twice, or out of order")
             previous = clip_id
-        damaged += [problem for column in store.codecs if (problem := _problem(store, column, shard.number))]
         rows += shard.rows
-        on_shard(shard.number + 1, total)
     if rows != store.manifest["rows"]:
-        raise ValueError(f"store {uri!r}: {CLIPS} lists the clips of {rows} rows, {MANIFEST} {store.manifest['rows']}")
-    foreign = sorted(set(_sizes(uri)) - _own_files(store))
-    return Verified(total, rows, tuple(damaged), tuple(foreign))
+        raise ValueError(
+            f"store {store.uri!r}: {CLIPS} lists the clips of {rows} rows, {MANIFEST} {store.manifest['rows']}"
+        )
 
 
-def _problem(store: Store, column: str, number: int) -> str:
-    """What is wrong with a file of a store; empty where nothing is."""
+def _problems(check: Callable[[], object], place: str) -> list[str]:
+    """What is wrong with a file; empty where nothing is. A storage that does not answer is no fault of the file."""
     try:
-        store.read_shard(column, number)
+        check()
     except ValueError as problem:
-        return str(problem)
-    return ""
+        return [str(problem)]
+    except Unavailable:
+        raise
+    except OSError as problem:  # such as a sector that cannot be read, or a link to itself
+        return [f"{place}: {describe_error(problem)}"]
+    return []
 
 
 def _own_files(store: Store) -> set[str]:

@@ -3,11 +3,13 @@
 Contract: `begin_store` and `finish_store` are called by one process at a time, which may be killed at any moment and
 then calls them again; `write_shard` by any number of processes at once, also twice for the same shard. A shard's file
 appears complete or not at all, under a name with the SHA-256 of its content, so a process that was given up and
-writes on harms nothing. The same rows give the same files. Everything is on storage: nothing local is needed to go on.
+writes on harms nothing. A file of another size than its rows have, as a power cut may leave one, counts as missing. The
+same rows give the same files. Everything is on storage: nothing local is needed to go on.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from workloads.stores.description import (
     MANIFEST,
     SHARDS,
     About,
+    ClipList,
     Description,
     Manifest,
     ShardEntry,
@@ -45,7 +48,7 @@ from workloads.stores.description import (
     require_consistent,
     shard_name,
 )
-from workloads.stores.plan import ShardPlan, clips_sha256, encode_clips, plan_shards
+from workloads.stores.plan import ShardPlan, clips_sha256, decode_clips, encode_clips, plan_shards
 from workloads.stores.topk import TopK
 
 PATIENCE_S = 300.0  # how long an unavailable storage is waited for
@@ -57,7 +60,8 @@ def begin_store(
 ) -> tuple[Description, list[ShardPlan]]:
     """Describe a new store, or go on with one that was begun with the same description and clips.
 
-    Raises ValueError for a description that contradicts itself, and where another store was begun at the URI.
+    A list of clips that is damaged is written again. Raises ValueError for a description that contradicts itself, and
+    where another store was begun at the URI.
     """
     plan = plan_shards(clip_ids, about["views"]["count"], clips_per_shard)
     ids = [clip_id for shard in plan for clip_id in shard.clip_ids]
@@ -76,12 +80,24 @@ def begin_store(
         return parse_description(text, join(uri, DESCRIPTION))
 
     def put_clips() -> None:
-        if not exists(join(uri, CLIPS)):
+        if not _are_listed(join(uri, CLIPS), description["clips"]):
             put_bytes(join(uri, CLIPS), encode_clips(ids))
 
     begun = retry_while_unavailable(begin, what=uri, patience_s=patience_s)
     retry_while_unavailable(put_clips, what=uri, patience_s=patience_s)
     return begun, plan
+
+
+def _are_listed(place: str, clips: ClipList) -> bool:
+    """Whether a file lists just these clips."""
+    if not exists(place):
+        return False
+    try:
+        for _ in decode_clips(get_bytes(place), place, count=clips["count"], sha256=clips["sha256"]):
+            pass
+    except ValueError:
+        return False
+    return True
 
 
 def is_finished(uri: str, *, patience_s: float = PATIENCE_S) -> bool:
@@ -121,9 +137,9 @@ def put_shard(uri: str, shard: ShardPlan, files: Mapping[str, bytes], *, patienc
 def unwritten(
     uri: str, description: Description, plan: Sequence[ShardPlan], *, patience_s: float = PATIENCE_S
 ) -> list[ShardPlan]:
-    """The shards of which a file is missing."""
-    written = _shard_files(uri, patience_s)
-    return [shard for shard in plan if not all(written.get((name, shard.number)) for name in description["columns"])]
+    """The shards of which a file is missing: any whole one, or, of a finished store, the one that it names."""
+    files = _find_files(uri, description, plan, patience_s)
+    return [shard for shard in plan if len(files.of_shards[shard.number]) < len(description["columns"])]
 
 
 def finish_store(
@@ -131,41 +147,104 @@ def finish_store(
 ) -> Manifest:
     """Write the manifest, unless it is there; from now on the folder is a store. Safe to repeat.
 
-    Raises ValueError where a shard is missing. Of a shard that was written twice with different content, by devices
-    that do not repeat their results, one is kept.
+    Raises ValueError where a shard is missing, also where a lost one of a finished store was made again with other
+    bits. Of a shard that was written twice with different content, by devices that do not repeat their results, one is
+    kept.
     """
-    if missing := unwritten(uri, description, plan, patience_s=patience_s):
-        numbers = name_some([str(shard.number) for shard in missing])
-        raise ValueError(f"store {uri!r}: {len(missing)} shards are not written: {numbers}; run what fills it again")
-    written, entries = _shard_files(uri, patience_s), list[ShardEntry]()
-    for shard in plan:
-        files: dict[str, ShardFile] = {}
-        for column in description["columns"]:
-            sha256, size = min(written[column, shard.number].items())
-            files[column] = {"bytes": size, "sha256": sha256}
-        first, last = shard.clip_ids[0], shard.clip_ids[-1]
-        entries.append({"clips": len(shard.clip_ids), "first": first, "last": last, "files": files})
+    files = _find_files(uri, description, plan, patience_s)
+    if files.manifest is None:
+        _require_all(uri, description, plan, files)
+        _put_manifest(uri, description, plan, files, patience_s)
+        files = _find_files(uri, description, plan, patience_s)  # those of the manifest, which another may have put
+    for name in files.others:
+        remove_file(join(uri, SHARDS, name))
+    _require_all(uri, description, plan, files)
+    for folder in (uri, join(uri, SHARDS)):
+        remove_unfinished(folder)
+    assert files.manifest is not None, "it was written above"
+    return files.manifest
 
-    def finish() -> Manifest:
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a store's shards that are there and whole, column by column; the manifest, if there is one."""
+
+    manifest: Manifest | None
+    of_shards: list[dict[str, ShardFile]]
+    others: list[str]  # the names of files of shards that are none of these
+
+
+def _find_files(uri: str, description: Description, plan: Sequence[ShardPlan], patience_s: float) -> _Files:
+    """Of a finished store the files that its manifest names, else for each shard and column one of the right size."""
+    manifest, written = _read_manifest(uri, description, patience_s), _shard_files(uri, patience_s)
+    codecs = {name: RowCodec(name, column) for name, column in description["columns"].items()}
+    of_shards = [dict[str, ShardFile]() for _ in plan]
+    for shard in plan:
+        for column, codec in codecs.items():
+            there = written.get((column, shard.number), {})
+            named = {manifest["shards"][shard.number]["files"][column]["sha256"]} if manifest else {*there}
+            size = codec.file_size(views=shard.views, clips=len(shard.clip_ids))
+            if whole := [sha256 for sha256 in there if sha256 in named and there[sha256] == size]:
+                of_shards[shard.number][column] = {"bytes": size, "sha256": min(whole)}
+    kept = {(column, file["sha256"]) for files in of_shards for column, file in files.items()}
+    others = [
+        shard_name(column, number, sha256)
+        for (column, number), there in written.items()
+        for sha256 in there
+        if (column, sha256) not in kept
+    ]
+    return _Files(manifest, of_shards, others)
+
+
+def _require_all(uri: str, description: Description, plan: Sequence[ShardPlan], files: _Files) -> None:
+    missing = [str(shard.number) for shard in plan if len(files.of_shards[shard.number]) < len(description["columns"])]
+    if not missing:
+        return
+    if files.manifest and files.others:
+        raise ValueError(
+            f"store {uri!r}: shards {name_some(missing)} were lost, and what was made again has other bits than "
+            f"{MANIFEST} names, as other processors, threads or versions give; repair it where it was filled, or fill "
+            "a new store"
+        )
+    raise ValueError(
+        f"store {uri!r}: {len(missing)} shards are not written: {name_some(missing)}; run what fills it again"
+    )
+
+
+def _put_manifest(
+    uri: str, description: Description, plan: Sequence[ShardPlan], files: _Files, patience_s: float
+) -> None:
+    """Write the manifest of these files; where another process was faster, its stays."""
+    entries: list[ShardEntry] = [
+        {
+            "clips": len(shard.clip_ids),
+            "first": shard.clip_ids[0],
+            "last": shard.clip_ids[-1],
+            "files": {column: files.of_shards[shard.number][column] for column in description["columns"]},
+        }
+        for shard in plan
+    ]
+
+    def put() -> None:
         sha256 = hashlib.sha256(get_bytes(join(uri, DESCRIPTION))).hexdigest()
         rows = sum(shard.rows for shard in plan)
         text = json_text({"rows": rows, "description_sha256": sha256, "shards": entries})
-        place = join(uri, MANIFEST)
-        content = text.encode() if create_exclusively(place, text.encode()) else get_bytes(place)
-        return parse_manifest(content, place, description, sha256)
+        create_exclusively(join(uri, MANIFEST), text.encode())
 
-    manifest = retry_while_unavailable(finish, what=uri, patience_s=patience_s)
-    _remove_others(uri, manifest, written)
-    remove_unfinished(uri)
-    return manifest
+    retry_while_unavailable(put, what=uri, patience_s=patience_s)
 
 
-def _remove_others(uri: str, manifest: Manifest, written: Mapping[tuple[str, int], Mapping[str, int]]) -> None:
-    """Remove the files of shards that are not those of the manifest."""
-    for (column, number), files in written.items():
-        for sha256 in files:
-            if sha256 != manifest["shards"][number]["files"][column]["sha256"]:
-                remove_file(join(uri, SHARDS, shard_name(column, number, sha256)))
+def _read_manifest(uri: str, description: Description, patience_s: float) -> Manifest | None:
+    """The manifest of a finished store, checked; None where there is none."""
+    place = join(uri, MANIFEST)
+
+    def read() -> Manifest | None:
+        if not exists(place):
+            return None
+        sha256 = hashlib.sha256(get_bytes(join(uri, DESCRIPTION))).hexdigest()
+        return parse_manifest(get_bytes(place), place, description, sha256)
+
+    return retry_while_unavailable(read, what=uri, patience_s=patience_s)
 
 
 def _shard_files(uri: str, patience_s: float) -> dict[tuple[str, int], dict[str, int]]:

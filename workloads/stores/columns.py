@@ -136,6 +136,14 @@ class RowCodec:
         np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
         return buffer.getvalue()
 
+    def file_size(self, *, views: int, clips: int) -> int:
+        """The bytes of a shard's file with as many rows."""
+        dtype, shape = (self._row, ()) if self.tag_code else (self._number, self.shape)
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (views, clips, *shape)}
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(buffer, header)
+        return len(buffer.getvalue()) + views * clips * self.row_bytes
+
     def parse(self, content: bytes, name: str, *, views: int, clips: int, sha256: str) -> NDArray[np.uint8]:
         """The rows of a shard's file called `name`, as bytes_VNY.
 

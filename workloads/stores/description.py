@@ -151,6 +151,7 @@ def parse_shard_name(name: str) -> tuple[str, int, str] | None:
 
 def parse_description(content: str | bytes, name: str) -> Description:
     """The description in a file called `name`; ValueError where it has another shape or contradicts itself."""
+    _require_format(parse_json(content, name, dict[str, Any]), name)  # another version's may have another shape
     description: Description = parse_json(content, name, Description)
     require_consistent(description, name)
     return description
@@ -158,10 +159,7 @@ def parse_description(content: str | bytes, name: str) -> Description:
 
 def require_consistent(description: Description, name: str) -> None:
     """ValueError, naming the place, where a description contradicts itself."""
-    if description["format"] != FORMAT:
-        raise ValueError(
-            f"{name}: format = {description['format']}: only format {FORMAT} can be read; use the version that wrote it"
-        )
+    _require_format(description, name)
     teachers = [teacher["name"] for teacher in description["teachers"]]
     for key, names in (("teachers", teachers), ("tags", description["tags"])):
         if len(set(names)) < len(names) or not names:
@@ -172,6 +170,13 @@ def require_consistent(description: Description, name: str) -> None:
         raise ValueError(f"{name}: columns: needs at least one")
     for key, column in description["columns"].items():
         _require_consistent_column(column, f"{name}: columns.{key}", key, teachers, len(description["tags"]))
+
+
+def _require_format(description: Mapping[str, Any], name: str) -> None:
+    if description.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{name}: format = {description['format']}: only format {FORMAT} can be read; use the version that wrote it"
+        )
 
 
 def _require_consistent_column(column: Column, place: str, key: str, teachers: list[str], num_tags: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.stores.imports.hdf5 import find_data, open_hdf5
+from orchestrator.stores.imports.hdf5 import find_data, open_hdf5, read_data
 from orchestrator.stores.imports.source import ImportRequest, Source, number_clips, to_clip_ids
 from orchestrator.stores.writer import Outputs
 from workloads.runtime.scratch import scratch_folder
@@ -111,7 +111,8 @@ class _Copies:
                 values, tags = _data(file)
                 for first in range(0, rows, BLOCK):
                     part = copy[start + first : start + min(rows, first + BLOCK)]
-                    part["values"], part["tags"] = values[first : first + BLOCK], tags[first : first + BLOCK]
+                    rows_of_part = slice(first, first + BLOCK)
+                    part["values"], part["tags"] = read_data(values, rows_of_part), read_data(tags, rows_of_part)
             start += rows
         return copy
 

@@ -37,6 +37,11 @@ def open_efficientat(request: ImportRequest, source: Path, index: Path | None) -
             f"{index}: {len(wrong)} names have no row among the {len(logits_NC)} of {source.name}: "
             f"{name_some(wrong, 3)}; take both files of one release"
         )
+    if shared := _sharing_rows(row_of):
+        raise ValueError(
+            f"{index}: {len(shared)} names have the row of another one: {name_some(shared, 3)}; it is not the index of "
+            f"{source.name}"
+        )
     clip_ids, places_VN = number_clips([to_clip_ids(list(row_of), request.names, index)], index)
     rows_VN = np.fromiter(row_of.values(), np.int32, len(row_of))[places_VN]
 
@@ -44,6 +49,11 @@ def open_efficientat(request: ImportRequest, source: Path, index: Path | None) -
         return np.asarray(logits_NC[rows_N])
 
     yield Source((source, index), clip_ids, rows_VN, read, "logits", width=logits_NC.shape[1])
+
+
+def _sharing_rows(row_of: dict[str, int]) -> list[str]:
+    first: dict[int, str] = {}
+    return [name for name, row in row_of.items() if first.setdefault(row, name) != name]
 
 
 def _map(path: Path) -> Any:

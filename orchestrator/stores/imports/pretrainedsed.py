@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.stores.imports.hdf5 import find_data, open_hdf5
+from orchestrator.stores.imports.hdf5 import find_data, open_hdf5, read_data
 from orchestrator.stores.imports.source import ImportRequest, Source, number_clips, to_clip_ids
 from orchestrator.stores.writer import Outputs
 
@@ -50,13 +50,13 @@ def _open_frames(
         raise ValueError(f"--index {request.index}: a file of {project} holds the clips' names itself; leave it out")
     with open_hdf5(source) as file:
         logits = find_data(file, "strong_logits", kinds="f", axes=3)
-        filenames = [_text(name, source) for name in find_data(file, "filenames", kinds="OS", axes=1)[:]]
+        filenames = [_text(name, source) for name in read_data(find_data(file, "filenames", kinds="OS", axes=1), ...)]
         if len(filenames) != len(logits) or 0 in logits.shape:
             raise ValueError(f"{source}: {len(filenames)} filenames, and strong_logits of shape {logits.shape}")
         clip_ids, rows_VN = number_clips([to_clip_ids(filenames, names, source)], source)
 
         def read(view: int, rows_N: NDArray[np.int32]) -> Outputs:
-            rows = np.stack([logits[row] for row in rows_N.tolist()])
+            rows = np.stack([read_data(logits, row) for row in rows_N.tolist()])
             return rows.swapaxes(1, 2) if time_major else rows
 
         _, width, num_frames = logits.shape[:1] + (logits.shape[:0:-1] if time_major else logits.shape[1:])

@@ -306,7 +306,7 @@ def test_the_command_packs_and_prints_what_was_left_out(
         (["--as", "original", "--rate", "8000"], "--rate 8000"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
         (["--archive-mb", "inf"], "--archive-mb inf: must be a number above 0"),
-        (["--out", ""], "storage '': is empty; give a folder"),
+        (["--out", ""], "URI '': is empty; give a folder"),
         (["--address", "ray://head:10001"], "--address 'ray://head:10001': Ray Client connections break"),
     ):
         refused = antiphon(*packing[:-4], *wrong)

@@ -52,6 +52,20 @@ def test_verify_names_what_is_damaged(store, antiphon):
     assert "1 files are not of the store: shards/other.npy" in told.err
 
 
+def test_verify_goes_on_after_files_that_cannot_be_read(store, antiphon):
+    first = sorted((Path(store) / "shards").glob("outputs-*"))[0]
+    first.unlink()
+    first.symlink_to(first)
+    clips = Path(store) / "clips.parquet"
+    clips.write_bytes(clips.read_bytes()[:100])
+    found = antiphon("store", "verify", store, "--json")
+    report = json.loads(found.out)
+    assert (found.code, report["shards"], report["rows"]) == (1, 3, 22)
+    assert [name in problem for name, problem in zip((clips.name, first.name), report["damaged"], strict=True)] == [
+        True
+    ] * 2
+
+
 def test_an_unfinished_store_and_none_are_mistakes(store, tmp_path, antiphon):
     (Path(store) / "manifest.json").unlink()
     for command in ("info", "verify"):

@@ -58,7 +58,7 @@ def test_storage_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
         object_store.check_storage(str(tmp_path / "file" / "below"))
-    with pytest.raises(ValueError, match="storage '': is empty; give a folder"):  # else the root folder
+    with pytest.raises(ValueError, match="URI '': is empty; give a folder"):  # else the root folder
         object_store.check_storage("")
 
 

@@ -118,6 +118,50 @@ def test_a_shard_of_which_two_writers_had_different_bits_is_stored_once(store, t
     assert len(object_store.list_names(object_store.join(store, "shards"))) == 3
 
 
+def test_a_lost_shard_that_is_made_again_with_other_bits_is_refused(store, tmp_path):
+    """As on another processor: the store has said that it is done with the bits that are lost."""
+    stores.fill(store, stores.about(), CLIPS)
+    description, plan = begin_store(store, stores.about(), CLIPS, clips_per_shard=4)
+    names = object_store.list_names(object_store.join(store, "shards"))
+    lost = object_store.join(store, "shards", names[1])
+    whole = object_store.get_bytes(lost)
+    object_store.remove_file(lost)
+    assert unwritten(store, description, plan) == [plan[1]]
+    write_shard(store, description, plan[1], {"outputs": np.ones((4, 2, 10))})
+    assert unwritten(store, description, plan) == [plan[1]]
+    for message in ("shards 1 were lost, and what was made again has other bits", "1 shards are not written: 1"):
+        with pytest.raises(ValueError, match=message):
+            finish_store(store, description, plan)
+    object_store.put_bytes(lost, whole)
+    finish_store(store, description, plan)
+    assert object_store.list_names(object_store.join(store, "shards")) == names
+
+
+def test_a_shard_that_was_cut_short_is_made_again(any_store, tmp_path):
+    """Before the store was finished, by a power cut; after it, by a copy."""
+    stores.fill(any_store, stores.about(k=3), CLIPS)
+    whole = content_of(any_store)
+    (second,) = (name for name in whole if name.startswith("shards/outputs-000001-"))
+    for finished in (False, True):
+        object_store.put_bytes(object_store.join(any_store, second), whole[second][:200])
+        object_store.put_bytes(object_store.join(any_store, "clips.parquet"), whole["clips.parquet"][:-9])
+        if not finished:
+            object_store.remove_file(object_store.join(any_store, "manifest.json"))
+        stores.fill(any_store, stores.about(k=3), CLIPS)
+        assert content_of(any_store) == whole
+
+
+def test_finishing_removes_its_own_leftovers_only(store, tmp_path):
+    stores.fill(store, stores.about(), CLIPS, most=3)
+    others = [tmp_path / "store" / name for name in ("run/.download.part", ".download.part", f"run/.{'a' * 32}.part")]
+    own = [tmp_path / "store" / folder / f".{'a' * 32}.part" for folder in (".", "shards")]
+    for path in (*others, *own):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    stores.fill(store, stores.about(), CLIPS)
+    assert ([path.exists() for path in others], [path.exists() for path in own]) == ([True] * 3, [False] * 2)
+
+
 def test_missing_rows_are_named_or_marked(store, tmp_path):
     stores.fill(store, stores.about(k=3), CLIPS)
     asked = ["clip-05", "x", *CLIPS[:2], "a"]

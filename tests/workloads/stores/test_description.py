@@ -25,6 +25,7 @@ def test_a_description_is_read_as_it_was_written():
     ("change", "message"),
     [
         ({"format": 2}, r"format = 2: only format 1 can be read"),
+        ({"format": 2, "columns.outputs.dtype": "int4"}, r"format = 2: only format 1 can be read"),
         ({"tags": ["a", "a"]}, "tags: needs at least one, each once"),
         ({"labels": "some"}, "labels: "),
         ({"tags": ["a"]}, r"columns\.outputs\.width = 10: there are 1 tags"),

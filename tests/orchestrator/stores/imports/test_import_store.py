@@ -116,6 +116,7 @@ def test_only_the_wanted_clips_and_the_largest_values_are_stored(tmp_path, make)
             r"fname_to_index\.pkl: 1 names have no row among the 8 .*: --4gqARaEJE \(row 8\)",
         ),
         ({"rows": {"--4gqARaEJE": -1}}, r"1 names have no row among the 8 .*: --4gqARaEJE \(row -1\)"),
+        ({"rows": {"--4gqARaEJE": 1, "--BfvyPmVMo": 1}}, r"1 names have the row of another one: --BfvyPmVMo; it is not"),
         ({"rows": {"--4gqARaEJE": 1, "dog.wav": 2}}, r"1 of 2 names are not AudioSet's: dog\.wav; with --names exact"),
         ({"rows": {"Y--4gqARaEJE.mp3": 1, "--4gqARaEJE": 2}}, r"clips with several rows in view 0: --4gqARaEJE;"),
         ({"rows": {"--4gqARaEJE": os.system}}, r"fname_to_index\.pkl: would call posix\.system"),
@@ -286,6 +287,34 @@ def test_pretrainedsed_s_frames_are_what_the_file_holds(tmp_path, make, monkeypa
         file["filenames"] = np.array(names[:-1], "S12")
     with pytest.raises(ValueError, match=r"6 filenames, and strong_logits of shape \(7, 6, 25\)"):
         make("pretrainedsed", tmp_path / "ensemble.hdf5")
+
+
+def test_rows_that_hdf5_would_give_as_zeros_are_refused(tmp_path, make):
+    """In another file, never written, or damaged: HDF5 gives zeros for the first two, which would teach p = 0.5."""
+    source, names = tmp_path / "ensemble.hdf5", [f"Y{video}" for video in VIDEOS]
+    write_pretrainedsed(source, names, tags=6, frames=25)
+    virtual, started = tmp_path / "virtual.hdf5", tmp_path / "started.hdf5"
+    layout = h5py.VirtualLayout(shape=(7, 6, 25), dtype="f2")
+    layout[:] = h5py.VirtualSource(str(source), "strong_logits", shape=(7, 6, 25))
+    with h5py.File(virtual, "w") as file:
+        file["filenames"] = np.array(names, "S12")
+        file.create_virtual_dataset("strong_logits", layout)
+    with h5py.File(started, "w") as file:
+        file["filenames"] = np.array(names, "S12")
+        rows = file.create_dataset("strong_logits", (7, 6, 25), "f2", chunks=(1, 6, 25), compression="gzip")
+        rows[:3] = logits(3, 6, 25)
+    for file, message in ((virtual, "lies in other files"), (started, "parts of 'strong_logits' were never written")):
+        with pytest.raises(ValueError, match=rf"{file.name}: .*{message}"):
+            make("pretrainedsed", file)
+    with h5py.File(started, "a") as file:
+        file["strong_logits"][:] = logits(7, 6, 25)
+        place = file["strong_logits"].id.get_chunk_info(5).byte_offset
+    content = bytearray(started.read_bytes())
+    content[place : place + 20] = bytes(20)
+    started.write_bytes(content)
+    (tmp_path / "tags.txt").write_text("".join(f"t{number}\n" for number in range(6)))
+    with pytest.raises(ValueError, match=r"started\.hdf5: 'strong_logits' cannot be read .*; copy the file again"):
+        make("pretrainedsed", started, tags=str(tmp_path / "tags.txt"))
 
 
 def test_dcase_s_rows_are_time_major_and_its_names_exact(tmp_path, make):
