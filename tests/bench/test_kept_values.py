@@ -1,6 +1,7 @@
-"""What a smaller row costs in score: `make bench`. Students that are equal but for what their stores keep of a row.
+"""What a smaller row costs in score: `make bench`. Rows as they are, and students that are equal but for their stores.
 
-All students of a run hear the same clips in the same order. Prints test scores of two seeds and asserts none.
+All students of a run hear the same clips in the same order. Prints test scores, of students with two seeds, and asserts
+none. Axes: N clips, C tags, F steps of the teacher.
 """
 
 import json
@@ -9,7 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+from orchestrator.recipes.loader import load_teach_recipe
+from orchestrator.storage.fsspec_files import FsspecFiles
+from tests import stores
+from workloads.data.manifest import read_dataset
+from workloads.distill.frames import frames_on_grid
+from workloads.evaluate.frames import FRAME_SECONDS, score_frames
+from workloads.models.profiles import TimeGrid
 
 ANTIPHON = str(Path(sys.executable).with_name("antiphon"))
 SEEDS = (0, 1)
@@ -41,6 +52,26 @@ def antiphon(*words: object) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-2000:]
     outcome: dict[str, Any] = json.loads(done.stdout)
     return outcome
+
+
+def score_of_rows(recipe: Path, uri: Path, folder: Path) -> float:
+    """The frame mAP of what a store holds of the test clips; tags that it left out sound least."""
+    data = load_teach_recipe(str(recipe)).data
+    dataset = read_dataset(data, FsspecFiles())
+    clips = [clip for clip in dataset.clips if clip.fold == data.test_fold]
+    reader = stores.reader(str(uri), folder)
+    rows = reader.read("frames", [clip.clip_id for clip in clips], 0)
+    values_NCF = rows.values.astype(np.float32)
+    if rows.tags is not None:
+        kept, values_NCF = values_NCF, np.full((len(clips), len(dataset.tags), values_NCF.shape[2]), -99.0, np.float32)
+        np.put_along_axis(values_NCF, rows.tags[:, :, None], kept, axis=1)
+    order = [reader.store.description["tags"].index(tag) for tag in dataset.tags]
+    in_time = reader.store.description["columns"]["frames"]["frames"]
+    step = in_time["hop_seconds"]
+    own = TimeGrid(in_time["first_seconds"] - step / 2, step, in_time["count"])
+    of_score = TimeGrid(0.0, FRAME_SECONDS, round(data.clip_seconds / FRAME_SECONDS))
+    frames = frames_on_grid(torch.from_numpy(values_NCF[:, order]).transpose(1, 2), own, of_score)
+    return score_frames(list(frames), clips, dataset)["frame_mAP"]
 
 
 def edge(uri: Path, student: str, **values: object) -> str:
@@ -87,7 +118,10 @@ def test_what_less_of_a_row_costs_in_score(tmp_path, capsys):
         tmp_path / "of-clips",
         "mAP",
     )
+    rows = {name: score_of_rows(tmp_path / "frames.toml", tmp_path / name, tmp_path) for name in OF_FRAMES}
     with capsys.disabled():
+        for name, score in rows.items():
+            print(f"\nframe mAP of the rows themselves, {name}: {score:.4f}", end="")
         for title, names, rows in (("frame mAP", OF_FRAMES, of_frames), ("mAP", OF_CLIPS, of_clips)):
             for name, values in zip([*names, "untaught"], zip(*rows, strict=True), strict=True):
                 print(f"\n{title} of a student, {name}: {', '.join(f'{value:.3f}' for value in values)}", end="")
