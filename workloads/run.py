@@ -94,6 +94,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
     restore_run(run, prepared.dataset.fingerprint())
     summary = prepared.summary()
     summary["warnings"] += precision_warnings(recipe.train)  # of this worker's machine: the driver may have another
+    summary["warnings"] += stores.warnings()
     run.record("data", **summary, started_afresh=newly_initialised, stores=stores.summary())
     return run
 

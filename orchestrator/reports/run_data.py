@@ -5,6 +5,7 @@ Records of a run that ended early, or of another writer, may lack any of it: the
 
 from orchestrator.reports.formatting import format_count, format_duration, plural
 from orchestrator.reports.run_history import RunHistory
+from orchestrator.reports.run_shapes import StoreFields
 from workloads.evaluate.chance import chance_levels, chance_precision
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
@@ -66,15 +67,21 @@ def clip_counts(history: RunHistory) -> list[tuple[str, str]]:
 
 
 def stores(history: RunHistory) -> list[tuple[str, str]]:
-    """(edge, what the store that teaches along it holds and where it is)."""
-    return [
-        (
-            store["edge"],
-            f"column {store['column']} of {store['store']}: {plural(store['views'], 'view')} of "
-            f"{plural(store['clips'], 'clip')}",
-        )
-        for store in history.data.get("stores", [])
-    ]
+    """(edge, what the store that teaches along it holds, where it is, and whether waveforms were compared)."""
+    return [(store["edge"], _store(store)) for store in history.data.get("stores", [])]
+
+
+def _store(store: StoreFields) -> str:
+    holds = (
+        f"column {store['column']} of {store['store']}: {plural(store['views'], 'view')} of "
+        f"{plural(store['clips'], 'clip')}"
+    )
+    if compared := store.get("waveforms_compared"):
+        clips = plural(compared, "sampled clip")
+        return f"{holds}; the student gets the waveforms that its teachers got, compared bit for bit for {clips}"
+    if reason := store.get("not_compared"):
+        return f"{holds}; the student's waveforms were not compared with its teachers': {reason}"
+    return holds
 
 
 def facts(history: RunHistory) -> list[tuple[str, str]]:

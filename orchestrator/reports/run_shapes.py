@@ -58,6 +58,8 @@ class StoreFields(TypedDict):
     clips: int
     views: int
     without_rows: int
+    waveforms_compared: NotRequired[int]
+    not_compared: NotRequired[str]  # why; empty where some were
 
 
 class QuarantinedFields(TypedDict):

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_shard, unwritten
 from workloads.runtime.text import name_some
-from workloads.stores.description import DRAWN_ELSEWHERE, Manifest, require_compatible
-from workloads.stores.heard_sample import merged_heard
+from workloads.stores.checksum_sample import merged_checksums
+from workloads.stores.description import DRAWN_ELSEWHERE, OF_CLIPS, Manifest, require_compatible
 from workloads.stores.plan import ShardPlan
 from workloads.stores.store import Store, open_store
-
-OF_CLIPS = ("clips", "format", "heard")  # keys of a description that may differ between stores of different clips
 
 
 def merge_stores(
@@ -43,15 +41,18 @@ def merge_stores(
         )
     sources = [_Source(store) for store in stores]
     _require_disjoint(sources)
-    if heard := merged_heard(store.description.get("heard", {}) for store in stores):
-        about["heard"] = heard
+    if checksums := merged_checksums(store.description.get("heard", {}) for store in stores):
+        about["heard"] = checksums
+    of_shards = [entry.get("checksums", {}) for store in stores for entry in store.manifest["shards"]]
+    of_clips = {clip_id: checksum for shard in of_shards for clip_id, checksum in shard.items()}
     ids = [clip_id for source in sources for clip_id in source.clip_ids]
     per_shard = stores[0].description["clips"]["per_shard"]
     description, plan = begin_store(out, about, ids, clips_per_shard=per_shard, patience_s=patience_s)
     waiting = unwritten(out, description, plan, patience_s=patience_s)
     for done, shard in enumerate(waiting, 1 + len(plan) - len(waiting)):
         files = {name: codec.file(_collect(sources, name, shard)) for name, codec in stores[0].codecs.items()}
-        put_shard(out, shard, files, patience_s=patience_s)
+        own = {clip_id: of_clips[clip_id] for clip_id in shard.clip_ids if clip_id in of_clips}
+        put_shard(out, shard, files, own, patience_s=patience_s)
         on_shard(done, len(plan))
     return finish_store(out, description, plan, patience_s=patience_s)
 

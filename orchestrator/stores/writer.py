@@ -8,7 +8,7 @@ same rows give the same files. Everything is on storage: nothing local is needed
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,9 @@ from workloads.stores.description import (
     Manifest,
     ShardEntry,
     ShardFile,
+    ViewChecksum,
+    checksum_name,
+    parse_checksum_name,
     parse_description,
     parse_manifest,
     parse_shard_name,
@@ -53,6 +56,7 @@ from workloads.stores.topk import TopK
 
 PATIENCE_S = 300.0  # how long an unavailable storage is waited for
 Outputs = NDArray[np.floating] | TopK
+Checksums = Mapping[str, ViewChecksum]  # by clip_id
 
 
 def begin_store(
@@ -110,23 +114,35 @@ def write_shard(
     shard: ShardPlan,
     outputs: Mapping[str, Outputs],
     *,
+    checksums: Checksums | None = None,
     patience_s: float = PATIENCE_S,
 ) -> None:
     """Write the files of one shard: for each column outputs_NVC of its clips in their order, or a `TopK` of NVJ.
 
+    `checksums` are those of the waveforms of some of its clips.
     Raises ValueError, naming clips, before anything is written where a value cannot be stored (`RowCodec.rows`).
     """
     if set(outputs) != set(description["columns"]):
         raise ValueError(f"store {uri!r}: a shard needs the columns {', '.join(description['columns'])}")
     codecs = {name: RowCodec(name, column) for name, column in description["columns"].items()}
     rows = {name: codec.rows(outputs[name], shard.clip_ids, shard.views) for name, codec in codecs.items()}
-    put_shard(uri, shard, {name: codecs[name].file(raw) for name, raw in rows.items()}, patience_s=patience_s)
+    files = {name: codecs[name].file(raw) for name, raw in rows.items()}
+    put_shard(uri, shard, files, checksums or {}, patience_s=patience_s)
 
 
-def put_shard(uri: str, shard: ShardPlan, files: Mapping[str, bytes], *, patience_s: float = PATIENCE_S) -> None:
-    """Put the files of a shard, whose contents are given by column."""
+def put_shard(
+    uri: str, shard: ShardPlan, files: Mapping[str, bytes], checksums: Checksums, *, patience_s: float = PATIENCE_S
+) -> None:
+    """Put the files of a shard, whose contents are given by column; its checksums first, so that a shard that counts
+    as written has them."""
+    contents = {
+        checksum_name(shard.number, shard.clip_ids.index(clip_id), checksum): clip_id.encode()
+        for clip_id, checksum in checksums.items()
+    }
     for column, content in files.items():
-        place = join(uri, SHARDS, shard_name(column, shard.number, hashlib.sha256(content).hexdigest()))
+        contents[shard_name(column, shard.number, hashlib.sha256(content).hexdigest())] = content
+    for name, content in contents.items():
+        place = join(uri, SHARDS, name)
         retry_while_unavailable(
             lambda place=place, content=content: put_bytes(place, content),  # type: ignore[misc]
             what=place,
@@ -156,7 +172,7 @@ def finish_store(
         _require_all(uri, description, plan, files)
         _put_manifest(uri, description, plan, files, patience_s)
         files = _find_files(uri, description, plan, patience_s)  # those of the manifest, which another may have put
-    for name in files.others:
+    for name in (*files.others, *files.checksums):
         remove_file(join(uri, SHARDS, name))
     _require_all(uri, description, plan, files)
     for folder in (uri, join(uri, SHARDS)):
@@ -172,11 +188,13 @@ class _Files:
     manifest: Manifest | None
     of_shards: list[dict[str, ShardFile]]
     others: list[str]  # the names of files of shards that are none of these
+    checksums: list[str]  # the names of files that say checksums of waveforms: the manifest takes these up
 
 
 def _find_files(uri: str, description: Description, plan: Sequence[ShardPlan], patience_s: float) -> _Files:
     """Of a finished store the files that its manifest names, else for each shard and column one of the right size."""
-    manifest, written = _read_manifest(uri, description, patience_s), _shard_files(uri, patience_s)
+    manifest, sizes = _read_manifest(uri, description, patience_s), _list_shards(uri, patience_s)
+    written = _shard_files(sizes)
     codecs = {name: RowCodec(name, column) for name, column in description["columns"].items()}
     of_shards = [dict[str, ShardFile]() for _ in plan]
     for shard in plan:
@@ -193,7 +211,7 @@ def _find_files(uri: str, description: Description, plan: Sequence[ShardPlan], p
         for sha256 in there
         if (column, sha256) not in kept
     ]
-    return _Files(manifest, of_shards, others)
+    return _Files(manifest, of_shards, others, sorted(filter(parse_checksum_name, sizes)))
 
 
 def _require_all(uri: str, description: Description, plan: Sequence[ShardPlan], files: _Files) -> None:
@@ -225,6 +243,9 @@ def _put_manifest(
         for shard in plan
     ]
 
+    for number, checksums in _checksums(files.checksums, plan).items():
+        entries[number]["checksums"] = checksums
+
     def put() -> None:
         sha256 = hashlib.sha256(get_bytes(join(uri, DESCRIPTION))).hexdigest()
         rows = sum(shard.rows for shard in plan)
@@ -247,10 +268,28 @@ def _read_manifest(uri: str, description: Description, patience_s: float) -> Man
     return retry_while_unavailable(read, what=uri, patience_s=patience_s)
 
 
-def _shard_files(uri: str, patience_s: float) -> dict[tuple[str, int], dict[str, int]]:
-    """(column, number) -> SHA-256 -> size of the files that are there."""
-    where, found = join(uri, SHARDS), dict[tuple[str, int], dict[str, int]]()
-    sizes = retry_while_unavailable(lambda: file_sizes(where), what=where, patience_s=patience_s)
+def _checksums(names: Iterable[str], plan: Sequence[ShardPlan]) -> dict[int, dict[str, ViewChecksum]]:
+    """The checksums in sorted names of files, by number of the shard and clip_id, in the order of the clips.
+
+    Of two of one clip, by machines that decode it differently, the smaller one.
+    """
+    found: dict[int, dict[str, ViewChecksum]] = {}
+    for name in names:
+        number, place, checksum = parse_checksum_name(name) or (len(plan), 0, None)
+        if checksum and number < len(plan) and place < len(plan[number].clip_ids):
+            found.setdefault(number, {}).setdefault(plan[number].clip_ids[place], checksum)
+    return found
+
+
+def _list_shards(uri: str, patience_s: float) -> dict[str, int]:
+    """The sizes of the files in the folder of shards, by name."""
+    where = join(uri, SHARDS)
+    return retry_while_unavailable(lambda: file_sizes(where), what=where, patience_s=patience_s)
+
+
+def _shard_files(sizes: Mapping[str, int]) -> dict[tuple[str, int], dict[str, int]]:
+    """(column, number) -> SHA-256 -> size of the files of shards among these."""
+    found: dict[tuple[str, int], dict[str, int]] = {}
     for name, size in sizes.items():
         if parsed := parse_shard_name(name):
             column, number, sha256 = parsed

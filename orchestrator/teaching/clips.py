@@ -1,7 +1,7 @@
-"""The clips that teachers hear: all of a data set, plain or packed, their partners, and a sample's checksums."""
+"""The clips that teachers hear: all of a data set, plain or packed, their partners, and checksums of some."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from workloads.data.decode import BrokenClip
 from workloads.data.manifest import read_dataset
 from workloads.data.packed_clips import open_pack
 from workloads.data.quarantine import check_quarantined_share
-from workloads.data.view_checksum import heard_sha256
+from workloads.data.view_checksum import view_sha256
 from workloads.runtime.text import name_some
-from workloads.stores.description import HeardView
-from workloads.stores.heard_sample import sampled_views
+from workloads.stores.checksum_sample import sampled_views
+from workloads.stores.description import ViewChecksum
 from workloads.stores.plan import ShardPlan
 from workloads.teaching.ensemble import Partners, require_different_views
 
@@ -98,36 +98,51 @@ def prepare_clips(recipe: TeachRecipe, rate: int) -> TaughtClips:
     return TaughtClips(store, clip_ids, quarantined, dataset.warnings)
 
 
-def heard_views(recipe: TeachRecipe, clips: TaughtClips) -> dict[str, HeardView]:
-    """What the teachers hear of some clips: a student that is to hear the same can find out that it does not.
+def sample_checksums(recipe: TeachRecipe, clips: TaughtClips) -> dict[str, ViewChecksum]:
+    """Checksums of the waveforms of some clips of the whole store, by clip_id; raises as `view_checksums`."""
+    sample = sampled_views(clips.clip_ids, recipe.teach.views)
+    entries = {clip_id: clips.store.entry(clip_id) for clip_id in sample}
+    names = partner_names(recipe, clips.clip_ids, list(sample))
+    partners = {key: clips.store.entry(name) for key, name in names.items()}
+    return view_checksums(recipe, clips.store, sample, entries, partners)
 
-    ValueError for a clip of a pack that is damaged.
+
+def view_checksums(
+    recipe: TeachRecipe,
+    store: ClipStore,
+    sample: Mapping[str, int],
+    entries: Mapping[str, Entry],
+    partners: Partners | None,
+) -> dict[str, ViewChecksum]:
+    """The checksum of each of these clips in its view, with which a student compares its own waveform.
+
+    `sample` is a view by clip_id, `entries` says where the clips are. ValueError for a clip of a pack that is damaged.
     """
-    seconds, sample = recipe.data.clip_seconds, sampled_views(clips.clip_ids, recipe.teach.views)
-    partners, heard = partner_names(recipe, clips.clip_ids, list(sample)), {}
+    checksums, seconds = dict[str, ViewChecksum](), recipe.data.clip_seconds
     for clip_id, view in sample.items():
-        partner = partners.get((clip_id, view), "")
+        partner = partners[clip_id, view] if partners else None
+        clip = entries[clip_id]
         try:
-            sha256 = heard_sha256(clips.store, recipe.augment, clip_id, view, clip_seconds=seconds, partner=partner)
+            sha256 = view_sha256(store, recipe.augment, clip, view, clip_seconds=seconds, partner=partner)
         except BrokenClip as error:
             raise damaged_clip(clip_id, error) from None
-        heard[clip_id] = HeardView(view=view, sha256=sha256)
-    return heard
+        checksums[clip_id] = ViewChecksum(view=view, sha256=sha256)
+    return checksums
 
 
-def heard_here(store: ClipStore, clips: Sequence[Any], data: Data) -> dict[str, Any]:
+def entries_on_this_node(store: ClipStore, clips: Sequence[Any], data: Data) -> dict[str, Any]:
     """The entries of these clips on this machine, by clip_id.
 
     Of a cache those that were decoded on another node, or evicted since, are decoded again; ValueError where one cannot
     be.
     """
-    here = {clip.clip_id: clip for clip in clips}
+    entries = {clip.clip_id: clip for clip in clips}
     if not isinstance(store, ClipCache) or all(clip.target.exists() for clip in clips):
-        return here
-    if broken := store.prepare([clip.clip for clip in here.values()], data, FsspecFiles()):
+        return entries
+    if broken := store.prepare([clip.clip for clip in entries.values()], data, FsspecFiles()):
         names = name_some([f"{clip.clip_id} ({clip.reason})" for clip in broken], 3)
         raise ValueError(
             f"clips that can be heard on the driver's machine and not on this worker's: {names}; give data.root as "
             "a folder that all nodes share, or s3://bucket/prefix"
         )
-    return {clip_id: store.entry(clip_id) for clip_id in here}
+    return {clip_id: store.entry(clip_id) for clip_id in entries}

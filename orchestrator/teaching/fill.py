@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store
 from orchestrator.stores.writer import begin_store, finish_store, unwritten
-from orchestrator.teaching.clips import TaughtClips, heard_views, prepare_clips
+from orchestrator.teaching.clips import TaughtClips, prepare_clips, sample_checksums
 from orchestrator.teaching.job import (
     Job,
     ShardFiller,
@@ -97,7 +97,7 @@ def _fill(
     ensemble = load_ensemble(recipe, recipe.teach.device if request.local else "cpu", patience_s=patience_s)
     about = ensemble.describe()
     clips = prepare_clips(recipe, ensemble.rate)
-    about["heard"] = heard_views(recipe, clips)
+    about["heard"] = sample_checksums(recipe, clips)
     for warning in clips.warnings:
         warn(warning)
     if clips.quarantined:

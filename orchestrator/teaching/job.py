@@ -11,13 +11,14 @@ from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.stores.writer import write_shard
-from orchestrator.teaching.clips import heard_here
+from orchestrator.teaching.clips import entries_on_this_node, view_checksums
 from orchestrator.training.inside_job import require_lasting_storage
 from orchestrator.training.request import refuse_ray_client, refuse_wait
 from workloads.config.teach import TeachRecipe
 from workloads.data.clip_store import ClipStore, Entry
 from workloads.runtime.redaction import require_no_secret
 from workloads.runtime.scratch import scratch_folder
+from workloads.stores.checksum_sample import sampled_in_shard
 from workloads.stores.description import Description
 from workloads.stores.plan import ShardPlan
 from workloads.teaching.ensemble import Ensemble, Partners
@@ -132,8 +133,9 @@ class ShardFiller:
         ValueError where a teacher's output cannot be stored, or a clip cannot be heard here.
         """
         job = self._job
-        here = heard_here(job.store, [*clips, *(partners or {}).values()], job.recipe.data)
-        clips = [here[clip.clip_id] for clip in clips]
-        partners = partners and {key: here[clip.clip_id] for key, clip in partners.items()}
+        entries = entries_on_this_node(job.store, [*clips, *(partners or {}).values()], job.recipe.data)
+        clips = [entries[clip.clip_id] for clip in clips]
+        partners = partners and {key: entries[clip.clip_id] for key, clip in partners.items()}
         outputs = self._ensemble.rows(clips, job.store, partners)
-        write_shard(job.out, job.description, shard, outputs, patience_s=job.patience_s)
+        checksums = view_checksums(job.recipe, job.store, sampled_in_shard(shard), entries, partners)
+        write_shard(job.out, job.description, shard, outputs, checksums=checksums, patience_s=job.patience_s)

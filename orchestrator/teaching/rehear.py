@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.storage.fsspec_files import FsspecFiles
-from orchestrator.stores.merge import OF_CLIPS
 from orchestrator.teaching.clips import open_clips, partner_names, read_clips
 from orchestrator.teaching.job import load_ensemble, with_absolute_paths
 from orchestrator.teaching.teacher_runs import with_finished_runs
@@ -22,7 +21,7 @@ from workloads.runtime.rng import keyed_generator
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.text import name_some
 from workloads.stores.columns import BOUNDS
-from workloads.stores.description import DRAWN_ELSEWHERE, Column, require_compatible
+from workloads.stores.description import DRAWN_ELSEWHERE, OF_CLIPS, Column, require_compatible
 from workloads.stores.reader import Rows, StoreReader
 from workloads.stores.store import Store, open_store
 from workloads.teaching.ensemble import Ensemble

@@ -1,4 +1,4 @@
-"""What is heard in a view of a clip, as one number: so that a student can be shown to hear what a teacher heard.
+"""The waveform of a view as one number, so that a student's can be compared with that which its teachers got.
 
 Axes: B clips, here one, T samples.
 """
@@ -10,7 +10,7 @@ import torch
 
 from workloads.config.recipe import Augment
 from workloads.data.augment import roll_and_amplify
-from workloads.data.clip_store import ClipStore
+from workloads.data.clip_store import ClipStore, Entry
 from workloads.data.decode import BrokenClip
 from workloads.data.loading import CropReader, ShardRequest
 from workloads.data.samples import FULL_SCALE
@@ -18,20 +18,19 @@ from workloads.data.shard import ViewKey
 from workloads.data.stored_mixtures import mix_with_partners
 
 
-def heard_sha256(
-    cache: ClipStore, augment: Augment, clip_id: str, view: int, *, clip_seconds: float, partner: str = ""
+def view_sha256(
+    store: ClipStore, augment: Augment, clip: Entry, view: int, *, clip_seconds: float, partner: Entry | None = None
 ) -> str:
     """SHA-256 of the waveform in float32, cut, rolled, amplified and mixed with a `partner`, if there is one, and of
     where the masks are, in float64. Raises BrokenClip where the bytes of a clip are damaged."""
-    length = round(clip_seconds * cache.rate)
-    ids = (clip_id, partner) if partner else (clip_id,)
-    crops_BT = np.empty((len(ids), length), np.int16)
-    reader = CropReader(cache, augment, shard_size=len(ids), length=length)
-    keys = tuple(ViewKey(own_id, view, 0) for own_id in ids)
-    read = reader.read(ShardRequest(keys, tuple(cache.entry(own_id) for own_id in ids)), crops_BT)
+    length = round(clip_seconds * store.rate)
+    clips = (clip, partner) if partner is not None else (clip,)
+    crops_BT = np.empty((len(clips), length), np.int16)
+    reader = CropReader(store, augment, shard_size=len(clips), length=length)
+    read = reader.read(ShardRequest(tuple(ViewKey(own.clip_id, view, 0) for own in clips), clips), crops_BT)
     for reason in read.broken.values():
         raise BrokenClip(reason)
     x_BT = roll_and_amplify(torch.from_numpy(crops_BT), read.views, scale=1 / FULL_SCALE)
-    x_BT = mix_with_partners(x_BT, read.views) if partner else x_BT
+    x_BT = mix_with_partners(x_BT, read.views) if partner is not None else x_BT
     masks = np.array(read.views[0].masks, "<f8")
     return hashlib.sha256(x_BT.numpy().astype("<f4").tobytes() + masks.tobytes()).hexdigest()

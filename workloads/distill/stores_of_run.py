@@ -13,10 +13,9 @@ from workloads.config.recipe import Augment, Recipe, restore
 from workloads.data.augment import VIEW_VERSION, StoredViews
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset
-from workloads.data.decode import BrokenClip
 from workloads.data.stored_mixtures import StoredMixtures
-from workloads.data.view_checksum import heard_sha256
 from workloads.distill.stored_teacher import StoredTeacher
+from workloads.distill.waveform_comparison import WaveformComparison, compare_waveforms
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
 from workloads.stores.description import (
@@ -30,7 +29,6 @@ from workloads.stores.description import (
 from workloads.stores.reader import NotStored, StoreReader
 from workloads.stores.store import open_store
 
-MOST_HEARD = 8  # clips of a store that are heard before the first step, to compare them with what its teachers heard
 FRAME_SLACK = 0.1  # seconds by which a clip may be longer than what was heard of it: encoders add some
 WHAT_IS_CARRIED = {
     "logits": "logits or probabilities of whole clips",
@@ -44,9 +42,11 @@ MIXING = {"mixup", "mixup_alpha", "mixup_on"}  # of [augment]: rows are of singl
 
 @dataclass(frozen=True)
 class StoresOfRun:
-    """The teacher of each edge that a store teaches, by the edge's key; `mixtures` if the rows are of mixtures."""
+    """The teacher of each edge that a store teaches, and how its waveforms compare with the student's, by the edge's
+    key; `mixtures` if the rows are of mixtures."""
 
     teachers: Mapping[str, StoredTeacher]
+    comparisons: Mapping[str, WaveformComparison]
     mixtures: StoredMixtures | None = None
 
     @property
@@ -72,8 +72,19 @@ class StoresOfRun:
                 "clips": teacher.reader.store.num_clips,
                 "views": teacher.num_views,
                 "without_rows": len(teacher.reader.missing),
+                "waveforms_compared": self.comparisons[key].compared,
+                "not_compared": self.comparisons[key].reason,
             }
             for key, teacher in self.teachers.items()
+        ]
+
+    def warnings(self) -> list[str]:
+        """A line for each store of which nothing shows that the student gets the waveforms that its teachers got."""
+        return [
+            f"edges {key}: store {self.teachers[key].reader.store.uri!r}: nothing shows that the student gets the "
+            f"waveforms that its teachers got: {comparison.reason}; {comparison.fix}"
+            for key, comparison in self.comparisons.items()
+            if comparison.fix
         ]
 
 
@@ -129,9 +140,11 @@ def open_stores(
     for teacher in heard_here:
         teacher.num_views = min(other.reader.store.num_views for other in heard_here)
     mixtures = _mixtures(heard_here, recipe, clip_ids)
-    for teacher in teachers.values():
-        _require_heard(teacher.reader.store.description, teacher.edge, recipe, clip_ids, cache, mixtures)
-    return StoresOfRun(teachers, mixtures)
+    comparisons = {
+        key: compare_waveforms(teacher.reader.store, teacher.edge, clip_ids, cache, mixtures)
+        for key, teacher in teachers.items()
+    }
+    return StoresOfRun(teachers, comparisons, mixtures)
 
 
 def _mixtures(heard_here: Sequence[StoredTeacher], recipe: Recipe, clip_ids: Sequence[str]) -> StoredMixtures | None:
@@ -296,35 +309,3 @@ def _require_heard_whole(
             f"{place}: its frames are of the first {recipe.data.clip_seconds:g} s, and {len(longer)} training clips "
             f"are longer: {name_some(longer)}; cut them, or leave them out"
         )
-
-
-def _require_heard(
-    description: Description,
-    edge: Edge,
-    recipe: Recipe,
-    clip_ids: Sequence[str],
-    cache: ClipStore,
-    mixtures: StoredMixtures | None,
-) -> None:
-    """ValueError, naming the clip, where what is heard here of one that the store says it of is something else."""
-    views, heard = description["views"], description.get("heard", {})
-    if edge.view == "other" or views["rate"] != cache.rate:  # at another rate the samples differ, not the sound
-        return
-    augment = restore(Augment, views["augment"])
-    row_of = {clip_id: row for row, clip_id in enumerate(clip_ids) if clip_id in heard}
-    for clip_id in sorted(row_of)[:MOST_HEARD]:
-        view, sha256 = heard[clip_id]["view"], heard[clip_id]["sha256"]
-        row = mixtures.partner(row_of[clip_id], view) if mixtures else 0
-        if row < 0:  # mixed with a clip that is not decoded here
-            continue
-        partner = clip_ids[row] if mixtures else ""
-        try:
-            found = heard_sha256(cache, augment, clip_id, view, clip_seconds=views["clip_seconds"], partner=partner)
-        except BrokenClip:  # in training another clip takes its place
-            continue
-        if found != sha256:
-            raise ValueError(
-                f"edges {edge.key}: store {edge.store!r}: its teachers heard another sound than is heard here of clip "
-                f"{clip_id!r} in view {view}: the file was changed, or is decoded differently on this machine; make "
-                "the store again from these files"
-            )

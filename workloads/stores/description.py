@@ -16,6 +16,7 @@ from workloads.config.data import MAX_CLIP_SECONDS, MAX_RATE
 from workloads.runtime.json_files import parse_json
 
 DESCRIPTION, MANIFEST, CLIPS, SHARDS = "description.json", "manifest.json", "clips.parquet", "shards"
+OF_CLIPS = ("clips", "format", "heard")  # keys of a description that may differ between stores of different clips
 FORMAT = 1  # of the whole store: raise it when a reader of the old format would misread the new one
 MAX_TAGS = 2**16
 DRAWN_ELSEWHERE = 0  # version of views that another program drew: no code here can draw them again
@@ -88,8 +89,8 @@ class ClipList(TypedDict):
     sha256: str  # of their names (`stores/plan.py::clips_sha256`)
 
 
-class HeardView(TypedDict):
-    """What was heard of a clip in one view."""
+class ViewChecksum(TypedDict):
+    """SHA-256 of the waveform that the teachers got of a clip in one view (`workloads/data/view_checksum.py`)."""
 
     view: Annotated[int, Interval(ge=0, le=2**40)]
     sha256: str
@@ -103,8 +104,8 @@ class About(TypedDict):
     labels: Literal["single", "multi"]  # whether probabilities are softmax or sigmoid of logits
     views: ViewRecipe
     columns: dict[str, Column]
-    # of some clips, by name (`stores/heard_sample.py`); none: another program made the rows
-    heard: NotRequired[dict[str, HeardView]]
+    # of some clips, by name (`stores/checksum_sample.py`); none: another program made the rows
+    heard: NotRequired[dict[str, ViewChecksum]]
 
 
 class Description(About):
@@ -128,6 +129,7 @@ class ShardEntry(TypedDict):
     first: str
     last: str
     files: dict[str, ShardFile]
+    checksums: NotRequired[dict[str, ViewChecksum]]  # of some of its clips, by name; more than `heard` has
 
 
 class Manifest(TypedDict):
@@ -147,6 +149,18 @@ def parse_shard_name(name: str) -> tuple[str, int, str] | None:
     """Column, number and SHA-256 of a shard's file; None for another file."""
     found = re.fullmatch(r"([a-z][a-z0-9_.]*)-(\d{6,})-([0-9a-f]{64})\.npy", name)
     return (found[1], int(found[2]), found[3]) if found else None
+
+
+def checksum_name(number: int, place: int, checksum: ViewChecksum) -> str:
+    """The name of a file of an unfinished store, beside its shards, that says the checksum of the clip at this place of a
+    shard; its content does not matter."""
+    return f"{number:06d}-{place:06d}-{checksum['view']}-{checksum['sha256']}.checksum"
+
+
+def parse_checksum_name(name: str) -> tuple[int, int, ViewChecksum] | None:
+    """Number of the shard, place of the clip in it and its checksum; None for another file."""
+    found = re.fullmatch(r"(\d{6,})-(\d{6,})-(\d+)-([0-9a-f]{64})\.checksum", name)
+    return (int(found[1]), int(found[2]), ViewChecksum(view=int(found[3]), sha256=found[4])) if found else None
 
 
 def parse_description(content: str | bytes, name: str) -> Description:

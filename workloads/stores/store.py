@@ -24,6 +24,7 @@ from workloads.stores.description import (
     SHARDS,
     Description,
     Manifest,
+    ViewChecksum,
     parse_description,
     parse_manifest,
     shard_name,
@@ -52,6 +53,15 @@ class Store:
     def digest(self) -> str:
         """SHA-256 of the manifest, which holds those of the description and of every file."""
         return hashlib.sha256(json_text(self.manifest).encode()).hexdigest()
+
+    def checksums(self) -> dict[str, ViewChecksum]:
+        """Checksums of the waveforms of some clips, by clip_id; none where another program made the rows."""
+        of_shards = (entry.get("checksums", {}) for entry in self.manifest["shards"])
+        return {
+            clip_id: checksum
+            for part in (self.description.get("heard", {}), *of_shards)
+            for clip_id, checksum in part.items()
+        }
 
     @cached_property
     def codecs(self) -> dict[str, RowCodec]:

@@ -1,4 +1,4 @@
-"""Two teachers, clips that they hear, and the recipe of a store of both."""
+"""Two teachers, clips, and the recipe of a store of both; stores of a teacher of the demo's clips, and students."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from orchestrator.recipes.loader import load_teach_recipe
+from orchestrator.recipes.loader import load_recipe, load_teach_recipe
 from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import TeachRequest
+from tests import small
 from tests.orchestrator.artifacts.test_tag import publish
 from tests.teachers import CLIPS, RATE, SECONDS, TAGS
 from workloads.config.architectures import MN, ViT
-from workloads.config.recipe import FrontEnd, Model
+from workloads.config.recipe import FrontEnd, Model, Recipe, restore
+from workloads.data.synthetic import synthetic_clips
 from workloads.models.tagger import build_tagger
+
+VIEWS = 3
+AUGMENT = ["augment.roll=0.3", "augment.gain_db=6.0", "augment.mask_time=0.2", "augment.mask_mel=0.2"]
+STUDENT = ["schedule={kind='mutual', burn_in=0, steps=30}", f"models={{student={{arch={small.VIT}}}}}", *AUGMENT]
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +60,42 @@ def teach(folder: Path) -> Callable[..., dict[str, Any]]:
         return fill_store(request, on_shard=on_shard, warn=lambda line: None)
 
     return call
+
+
+@pytest.fixture
+def offline(tiny) -> Callable[..., Recipe]:
+    """A student of the demo's clips with these edges; an epoch has 8 steps, and there are four."""
+
+    def make(edges: str, *settings: str) -> Recipe:
+        return tiny("demo", *STUDENT, f"edges={edges}", *settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published CNN with drawn weights that knows the demo's tags."""
+    tags = tuple(sorted({tag for clip in synthetic_clips(load_recipe("demo").data) for tag in clip.tags}))
+    folder = tmp_path_factory.mktemp("teacher") / "cnn"
+    model = restore(Model, {"arch": {"family": "mn", "width": 0.1, "bn_momentum": 0.1}})
+    shape: dict[str, Any] = {"tags": tags, "labels": "multi", "clip_seconds": 1.0, "clip_rate": 16_000}
+    publish(build_tagger(model, name="cnn", seed=7, **shape).eval(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """What that teacher says of the demo's clips, in as many views; made once for each set of settings."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def fill(*settings: str) -> Path:
+        if settings not in made:
+            made[settings] = tmp_path_factory.mktemp("stores") / "store"
+            base = tmp_path_factory.getbasetemp()
+            own = ["data.synthetic_clips=100", "data.clip_seconds=1.0", f"data.cache={base}/clips"]
+            own += [f"teachers={{cnn={{uri='{teacher}'}}}}", f"teach.views={VIEWS}", *AUGMENT, *settings]
+            request = TeachRequest(load_teach_recipe("teach-demo", own), str(made[settings]), local=True)
+            assert fill_store(request, on_shard=lambda *_: None, warn=lambda line: None)["status"] == "done"
+        return made[settings]
+
+    return fill

@@ -27,7 +27,7 @@ from workloads.data.augment import draw_partner, draw_view, mask_mel, roll_and_a
 from workloads.data.decode import load_sound
 from workloads.data.prepare import prepare
 from workloads.evaluate.predict import load_tagger
-from workloads.stores.heard_sample import sampled_views
+from workloads.stores.checksum_sample import sampled_views
 
 AUGMENT = Augment(view_seed=3, roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.3)
 

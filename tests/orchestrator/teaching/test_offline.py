@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +12,14 @@ import torch
 
 from orchestrator.recipes.loader import load_recipe, load_teach_recipe
 from orchestrator.search.validation import check_search_data
-from orchestrator.teaching.fill import fill_store
-from orchestrator.teaching.job import TeachRequest
 from orchestrator.training.driver import check_recipe_data
 from tests import small, stores
-from tests.orchestrator.artifacts.test_tag import publish
-from workloads.config.recipe import Model, Recipe, restore
+from tests.orchestrator.teaching.conftest import AUGMENT, VIEWS
 from workloads.data.augment import VIEW_VERSION, StoredViews
 from workloads.data.batches import Batches
-from workloads.data.synthetic import synthetic_clips
 from workloads.evaluate.predict import load_tagger
-from workloads.models.tagger import build_tagger
 from workloads.run import Run
 from workloads.train import advance, loop
-
-VIEWS = 3
-AUGMENT = ["augment.roll=0.3", "augment.gain_db=6.0", "augment.mask_time=0.2", "augment.mask_mel=0.2"]
-STUDENT = ["schedule={kind='mutual', burn_in=0, steps=30}", f"models={{student={{arch={small.VIT}}}}}", *AUGMENT]
-
-
-@pytest.fixture
-def offline(tiny) -> Callable[..., Recipe]:
-    """A student of the demo's clips with these edges; an epoch has 8 steps, and there are four."""
-
-    def make(edges: str, *settings: str) -> Recipe:
-        return tiny("demo", *STUDENT, f"edges={edges}", *settings)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published CNN with drawn weights that knows the demo's tags."""
-    tags = tuple(sorted({tag for clip in synthetic_clips(load_recipe("demo").data) for tag in clip.tags}))
-    folder = tmp_path_factory.mktemp("teacher") / "cnn"
-    model = restore(Model, {"arch": {"family": "mn", "width": 0.1, "bn_momentum": 0.1}})
-    shape: dict[str, Any] = {"tags": tags, "labels": "multi", "clip_seconds": 1.0, "clip_rate": 16_000}
-    publish(build_tagger(model, name="cnn", seed=7, **shape).eval(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """What that teacher says of the demo's clips, in as many views; made once for each set of settings."""
-    made: dict[tuple[str, ...], Path] = {}
-
-    def fill(*settings: str) -> Path:
-        if settings not in made:
-            made[settings] = tmp_path_factory.mktemp("stores") / "store"
-            base = tmp_path_factory.getbasetemp()
-            own = ["data.synthetic_clips=100", "data.clip_seconds=1.0", f"data.cache={base}/clips"]
-            own += [f"teachers={{cnn={{uri='{teacher}'}}}}", f"teach.views={VIEWS}", *AUGMENT, *settings]
-            request = TeachRequest(load_teach_recipe("teach-demo", own), str(made[settings]), local=True)
-            assert fill_store(request, on_shard=lambda *_: None, warn=lambda line: None)["status"] == "done"
-        return made[settings]
-
-    return fill
 
 
 def run_records(run: Run) -> list[dict[str, Any]]:
@@ -135,7 +86,7 @@ def test_the_clean_view_of_a_teacher_for_augmented_students(offline, store, teac
         (["edges.0.view=clean"], "views.augment.roll is 0.3, expected 0.0"),
         (["edges.0.column=other"], "column = 'other': must be one with logits or probabilities of whole clips"),
         (["data.synthetic_clips=200"], "holds no rows of "),
-        (["data.synthetic_seed=1"], "its teachers heard another sound than is heard here of clip"),
+        (["data.synthetic_seed=1"], "its teachers got another waveform than the student does of clip"),
     ],
 )
 def test_a_store_that_does_not_fit_is_refused(settings, message, offline, store, start):

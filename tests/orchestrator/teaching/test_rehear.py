@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from orchestrator.storage.fsspec_files import FsspecFiles
-from orchestrator.stores.merge import OF_CLIPS
 from orchestrator.stores.writer import begin_store, finish_store, write_shard
 from tests import stores
 from tests.teachers import CLIPS
+from workloads.stores.description import OF_CLIPS
 from workloads.stores.store import open_store
 from workloads.stores.topk import TopK
 
