@@ -79,7 +79,7 @@ def _prepare(recipe: str, settings: list[str] | None, *, for_models: bool = Fals
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.storage.fsspec_files import FsspecFiles
     from workloads.data.prepare import prepare
-    from workloads.distill.stores_of_run import check_stores
+    from workloads.distill.store_checks import check_stores
     from workloads.models.buildable import require_buildable
 
     loaded, files = load_recipe(recipe, settings), FsspecFiles()

@@ -12,7 +12,7 @@ from workloads.config.recipe import Recipe
 from workloads.data.manifest import read_dataset
 from workloads.data.splits import require_full_batch, split
 from workloads.distill.schedule import Phase
-from workloads.distill.stores_of_run import check_stores
+from workloads.distill.store_checks import check_stores
 from workloads.models.size import Size, model_size
 from workloads.runtime.opener import Opener
 

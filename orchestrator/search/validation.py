@@ -24,7 +24,7 @@ from workloads.config.recipe import Recipe, Train
 from workloads.config.search import MAX_TRIALS, Choices, Range, Search
 from workloads.data.check import check_data
 from workloads.distill.schedule import own_steps, plan_phases
-from workloads.distill.stores_of_run import check_stores
+from workloads.distill.store_checks import check_stores
 from workloads.models.buildable import require_buildable
 from workloads.runtime.redaction import require_no_secret
 

@@ -32,7 +32,7 @@ from workloads.config.controls import without_controls
 from workloads.config.recipe import Recipe
 from workloads.data.check import check_data, has_training_labels
 from workloads.distill.schedule import label_learners, plan_phases
-from workloads.distill.stores_of_run import check_stores
+from workloads.distill.store_checks import check_stores
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.precision import precision_warnings

@@ -17,7 +17,7 @@ from orchestrator.storage.fsspec_files import FsspecFiles
 from orchestrator.storage.retry import Unavailable
 from orchestrator.training.worker_resources import teacher_needs
 from workloads.config.recipe import Recipe
-from workloads.distill.service import Said, ServedModel
+from workloads.distill.service import ServedModel, ServedOutputs
 from workloads.distill.teacher_server import TeacherServer
 
 START_S = 600.0  # how long the actors may take to be placed, and to prepare the data of the run
@@ -36,7 +36,7 @@ class TeacherActor:
     def teach(self, models: Sequence[ServedModel]) -> None:
         self._server.teach(models)
 
-    def answer(self, step: int, index: int) -> Said:
+    def answer(self, step: int, index: int) -> ServedOutputs:
         return self._server.answer(step, index)
 
 
@@ -46,9 +46,9 @@ class RayAnswer:
 
     reference: Any
 
-    def result(self) -> Said:
-        said: Said = ray.get(self.reference)
-        return said
+    def result(self) -> ServedOutputs:
+        outputs: ServedOutputs = ray.get(self.reference)
+        return outputs
 
 
 class RayTeachers:

@@ -24,7 +24,7 @@ from workloads.distill.output_sizes import OutputSizes
 from workloads.distill.projections import build_projections
 from workloads.distill.schedule import Phase, own_steps
 from workloads.distill.service import AnswersAhead, ServedModel, ServedTeacher
-from workloads.distill.sources import FrozenTeacher, Heard, TeacherSource, TrainingPeer, heard_by
+from workloads.distill.sources import FrozenTeacher, TeacherKey, TeacherSource, TrainingPeer, teacher_key
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.distill.train_state import TrainState
 from workloads.models.profiles import TimeGrid, time_grid
@@ -117,19 +117,19 @@ class ModelPool:
         """Give the servers the teachers of a phase, and begin to ask for the shards from `step` on; collective."""
         service, train = self._session.teachers, self._recipe.train
         if self._session.rank == 0:
-            models = dict.fromkeys(heard_by(edge) for edge in phase.edges if not edge.store)
-            weights = {heard: save(_on_cpu(self._weights(heard.teacher, heard.source))) for heard in models}
-            service.teach([ServedModel(heard, _carried(phase, heard), weights[heard]) for heard in models])
+            models = dict.fromkeys(teacher_key(edge) for edge in phase.edges if not edge.store)
+            weights = {key: save(_on_cpu(self._weights(key.teacher, key.source))) for key in models}
+            service.teach([ServedModel(key, _carried(phase, key), weights[key]) for key in models])
         self._placement.everyone.gather(None)  # nobody asks before
         shards = self._placement.shards(train.shards)
         places = ((number, index) for number in range(step, phase.end) for index in shards)
         return AnswersAhead(service, places, ahead=self._recipe.service.prefetch * len(shards))
 
     def _teacher_sources(self, phase: Phase) -> dict[str, TeacherSource]:
-        shared: dict[Heard, TeacherSource] = {}  # two edges of one teacher share its forward
+        shared: dict[TeacherKey, TeacherSource] = {}  # two edges of one teacher share its forward
         sources: dict[str, TeacherSource] = {}
         for edge in phase.edges:
-            key = heard_by(edge)
+            key = teacher_key(edge)
             if not self._placement.holds(edge.student) and not self._placement.holds(edge.teacher):
                 continue
             if edge.store:
@@ -277,9 +277,9 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def _carried(phase: Phase, key: Heard) -> frozenset[str]:
+def _carried(phase: Phase, key: TeacherKey) -> frozenset[str]:
     """What a teacher is asked for beside logits by the edges that share a forward."""
-    return frozenset(edge.carries for edge in phase.edges if heard_by(edge) == key and edge.carries != "logits")
+    return frozenset(edge.carries for edge in phase.edges if teacher_key(edge) == key and edge.carries != "logits")
 
 
 def _needs(phase: Phase, name: str, *, frames: bool) -> frozenset[str]:

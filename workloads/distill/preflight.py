@@ -7,7 +7,8 @@ from workloads.data.prepare import PreparedData, prepare
 from workloads.data.splits import require_events, require_labels, require_scorable
 from workloads.data.unscored import require_no_scores
 from workloads.distill.schedule import Phase, label_learners, own_steps
-from workloads.distill.stores_of_run import StoresOfRun, check_stores, open_stores
+from workloads.distill.store_checks import check_stores
+from workloads.distill.stores_of_run import StoresOfRun, open_stores
 from workloads.models.buildable import require_buildable
 from workloads.models.compiling import require_compiler
 from workloads.models.initial_weights import build_initial_tagger, require_ready_to_teach

@@ -14,29 +14,29 @@ import torch
 from torch import Tensor
 
 from workloads.data.shard import Shard, ViewKey
-from workloads.distill.sources import Heard, Outputs
+from workloads.distill.sources import Outputs, TeacherKey
 from workloads.runtime.placement import WorkerGroup
 
 
 class ServedModel(NamedTuple):
     """A frozen teacher for one phase."""
 
-    heard: Heard
+    key: TeacherKey
     needs: frozenset[str]  # beside logits
     weights: bytes  # its state dict as safetensors
 
 
-class Said(NamedTuple):
+class ServedOutputs(NamedTuple):
     """What the teachers of a phase say of one shard."""
 
     keys: tuple[ViewKey, ...]  # of the shard, after damaged clips were replaced
-    outputs: Mapping[Heard, Outputs]  # on the CPU
+    outputs: Mapping[TeacherKey, Outputs]  # on the CPU
 
 
 class Answer(Protocol):
     """An answer that is on its way."""
 
-    def result(self) -> Said:
+    def result(self) -> ServedOutputs:
         """Waits for it; raises what its server has raised."""
         ...
 
@@ -83,9 +83,9 @@ class AnswersAhead:
     ahead: int
     bytes_received: int = 0
     _asked: deque[Answer] = field(default_factory=deque)
-    _newest: Said | None = None
+    _newest: ServedOutputs | None = None
 
-    def of(self, shard: Shard) -> Said:
+    def of(self, shard: Shard) -> ServedOutputs:
         """What the teachers say of this shard, which is the next one, or the one of the call before."""
         if self._newest is None or self._newest.keys != shard.keys:
             missing = self.ahead + 1 - len(self._asked)
@@ -106,10 +106,10 @@ class AnswersAhead:
 class ServedTeacher:
     """A teacher in the servers."""
 
-    heard: Heard
+    key: TeacherKey
     answers: AnswersAhead
     device: torch.device
 
     def outputs(self, shard: Shard, student_outputs: Mapping[str, Outputs]) -> Outputs:
-        said: Mapping[str, Tensor] = self.answers.of(shard).outputs[self.heard]
-        return {kind: tensor.to(self.device) for kind, tensor in said.items()}
+        outputs: Mapping[str, Tensor] = self.answers.of(shard).outputs[self.key]
+        return {kind: tensor.to(self.device) for kind, tensor in outputs.items()}

@@ -20,16 +20,16 @@ from workloads.models.tagger import Tagger
 Outputs = Mapping[str, Tensor]
 
 
-class Heard(NamedTuple):
-    """What edges have in common that share one forward of their teacher."""
+class TeacherKey(NamedTuple):
+    """What edges have in common that share one forward of their teacher; outputs of teachers are kept by it."""
 
     teacher: str
     view: str
     source: str
 
 
-def heard_by(edge: Edge) -> Heard:
-    return Heard(edge.teacher, edge.view, edge.source)
+def teacher_key(edge: Edge) -> TeacherKey:
+    return TeacherKey(edge.teacher, edge.view, edge.source)
 
 
 class TeacherSource(Protocol):

@@ -1,4 +1,4 @@
-"""A store as a teacher: the rows of a shard's clips, in the views in which they are heard, as a teacher's outputs.
+"""A store as a teacher: the rows of a shard's clips, in the views of the shard, as a teacher's outputs.
 
 Axes: B clips of a shard, C tags of the run, J tags that top k kept, D features of an embedding, P frames; where a
 column has frames, they follow the tags: BJP.
@@ -28,7 +28,7 @@ class StoredTeacher:
     """The teacher of one edge; `place_C` says where in a row each tag of the run is, epochs go round the first
     `num_views` views.
 
-    `stores_of_run.py` makes it, after it has compared the store with the recipe.
+    `stores_of_run.py` makes it for a store that fits the recipe.
     """
 
     edge: Edge
@@ -148,7 +148,7 @@ class StoredTeacher:
         return p_BC / p_BC.sum(dim=1, keepdim=True) if self.labels == "single" else p_BC
 
     def _draws(self, keys: Sequence[ViewKey]) -> Tensor:
-        """Numbers in [0, 1), the same for a clip's view wherever and whenever it is heard."""
+        """Numbers in [0, 1), the same for a clip's view in every process and epoch."""
         views, tags = self.num_views, len(self.place_C)
         draws = [keyed_generator("fill", key.clip_id, stored_view(key, views)).random(tags) for key in keys]
         return torch.from_numpy(np.stack(draws)).float()

@@ -1,7 +1,7 @@
-"""The stores that teach a run: opened, and compared with the recipe and its data before the first step."""
+"""The stores that teach a run, opened for its training clips; `store_checks.py` says whether they fit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,35 +9,23 @@ from typing import Any
 import numpy as np
 
 from workloads.config.edge import Edge
-from workloads.config.recipe import Augment, Recipe, restore
-from workloads.data.augment import VIEW_VERSION, StoredViews
+from workloads.config.recipe import Recipe
+from workloads.data.augment import StoredViews
 from workloads.data.clip_store import ClipStore
 from workloads.data.clips import Clip, Dataset
 from workloads.data.stored_mixtures import StoredMixtures
+from workloads.distill.store_checks import (
+    OF_TAGS,
+    column_of,
+    is_of_mixtures,
+    require_frames_start_at_zero,
+    require_rows,
+)
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.distill.waveform_comparison import WaveformComparison, compare_waveforms
 from workloads.runtime.opener import Opener
 from workloads.runtime.text import name_some
-from workloads.stores.description import (
-    DRAWN_ELSEWHERE,
-    Column,
-    Description,
-    ViewRecipe,
-    is_for_tags,
-    require_compatible,
-)
-from workloads.stores.reader import NotStored, StoreReader
-from workloads.stores.store import open_store
-
-FRAME_SLACK = 0.1  # seconds by which a clip may be longer than what was heard of it: encoders add some
-WHAT_IS_CARRIED = {
-    "logits": "logits or probabilities of whole clips",
-    "embedding": "embeddings",
-    "frames": "logits or probabilities of frames",
-    "temporal": "temporal profiles",
-}
-OF_TAGS, IN_TIME = ("logits", "frames"), ("frames", "temporal")
-MIXING = {"mixup", "mixup_alpha", "mixup_on"}  # of [augment]: rows are of single clips, and mixed as the clips are
+from workloads.stores.reader import StoreReader
 
 
 @dataclass(frozen=True)
@@ -51,12 +39,12 @@ class StoresOfRun:
 
     @property
     def views(self) -> StoredViews | None:
-        """How clips must be heard so that their rows fit; None where no store's views are heard."""
-        heard_here = [teacher for teacher in self.teachers.values() if teacher.edge.view != "other"]
-        if not heard_here:
+        """The views in which clips must be drawn so that their rows fit; None where those of no store are drawn."""
+        teachers = _with_drawn_views(self.teachers)
+        if not teachers:
             return None
-        whole = any(teacher.edge.view == "same" for teacher in heard_here)
-        return StoredViews(heard_here[0].num_views, whole=whole)
+        whole = any(teacher.edge.view == "same" for teacher in teachers)
+        return StoredViews(teachers[0].num_views, whole=whole)
 
     def digests(self) -> dict[str, str]:
         """By edge a hash of what its store holds, by which a store that was replaced is noticed."""
@@ -88,58 +76,30 @@ class StoresOfRun:
         ]
 
 
-def check_stores(recipe: Recipe, files: Opener) -> tuple[str, ...]:
-    """Compare the stores of a recipe with it, before any clip is read; returns the tags of a run that they teach.
-
-    These are those of the first store that logits are taken of, in its order; empty where there is none. The data need
-    not have them all, or any. Raises ValueError, with the first difference, where a store cannot be read, or is of
-    other labels, views or tags than the run's.
-    """
-    tags: tuple[str, ...] = ()
-    descriptions = {edge.store: open_store(edge.store, files).description for edge in recipe.edges if edge.store}
-    _require_all_mixed(descriptions)
-    for edge in recipe.edges:
-        if not edge.store:
-            continue
-        description = descriptions[edge.store]
-        _column(description, edge)
-        _require_same_views(description, edge, recipe)
-        if edge.carries in OF_TAGS:
-            require_compatible(description, {"labels": recipe.data.labels}, edge.store)
-            tags = tags or tuple(description["tags"])
-            _require_same_tags(description, edge, tags)
-    return tags
-
-
 def open_stores(
     recipe: Recipe, dataset: Dataset, train: Sequence[Clip], cache: ClipStore, files: Opener
 ) -> StoresOfRun:
     """The stores of a recipe that `check_stores` has checked, for these training clips of a data set that has its tags.
 
-    Raises ValueError for a store of other sounds under the same names, and NotStored, which names them, for training
+    Raises ValueError for a store of other waveforms under the same names, and NotStored, which names them, for training
     clips without rows, unless the edge has missing = "labels".
     """
-    readers: dict[str, StoreReader] = {}
-    teachers, clip_ids = {}, [clip.clip_id for clip in train]
-    for edge in recipe.edges:
-        if not edge.store:
-            continue
-        if edge.store not in readers:
-            copies = Path(recipe.data.cache).expanduser().parent / "stores"
-            readers[edge.store] = StoreReader(edge.store, files, copies=copies, clip_ids=clip_ids)
-        reader = readers[edge.store]
-        description = reader.store.description
-        _require_rows(reader, edge, train, dataset)
-        _require_heard_whole(description, edge, recipe, train, cache)
-        place_of = {tag: place for place, tag in enumerate(description["tags"])}
-        place_C = np.array([place_of[tag] for tag in dataset.tags] if edge.carries in OF_TAGS else [])
-        column, num_views = _column(description, edge), reader.store.num_views
-        teachers[edge.key] = StoredTeacher(edge, reader, column, place_C, dataset.labels, num_views)
-    # A clip is heard in one view, so all stores whose views are heard go round as many: the fewest that one has.
-    heard_here = [teacher for teacher in teachers.values() if teacher.edge.view != "other"]
-    for teacher in heard_here:
-        teacher.num_views = min(other.reader.store.num_views for other in heard_here)
-    mixtures = _mixtures(heard_here, recipe, clip_ids)
+    copies = Path(recipe.data.cache).expanduser().parent / "stores"
+    edges, clip_ids = [edge for edge in recipe.edges if edge.store], [clip.clip_id for clip in train]
+    readers = {
+        uri: StoreReader(uri, files, copies=copies, clip_ids=clip_ids)
+        for uri in dict.fromkeys(edge.store for edge in edges)
+    }
+    views = {edge.key: readers[edge.store].store.num_views for edge in edges}
+    # A clip has one view in an epoch, so all stores whose views are drawn again go round the fewest that one has.
+    fewest = min((views[edge.key] for edge in edges if edge.view != "other"), default=0)
+    teachers: dict[str, StoredTeacher] = {}
+    for edge in edges:
+        reader, num_views = readers[edge.store], views[edge.key] if edge.view == "other" else fewest
+        require_rows(reader, edge, train, dataset)
+        require_frames_start_at_zero(reader.store.description, edge, recipe, train, cache)
+        teachers[edge.key] = _teacher(edge, reader, dataset, num_views)
+    mixtures = _mixtures(_with_drawn_views(teachers), recipe, clip_ids)
     comparisons = {
         key: compare_waveforms(teacher.reader.store, teacher.edge, clip_ids, cache, mixtures)
         for key, teacher in teachers.items()
@@ -147,14 +107,26 @@ def open_stores(
     return StoresOfRun(teachers, comparisons, mixtures)
 
 
-def _mixtures(heard_here: Sequence[StoredTeacher], recipe: Recipe, clip_ids: Sequence[str]) -> StoredMixtures | None:
-    """How training clips are mixed as the stores' teachers heard them; None for stores of single clips.
+def _teacher(edge: Edge, reader: StoreReader, dataset: Dataset, num_views: int) -> StoredTeacher:
+    description = reader.store.description
+    place_of = {tag: place for place, tag in enumerate(description["tags"])}
+    place_C = np.array([place_of[tag] for tag in dataset.tags] if edge.carries in OF_TAGS else [])
+    return StoredTeacher(edge, reader, column_of(description, edge), place_C, dataset.labels, num_views)
+
+
+def _with_drawn_views(teachers: Mapping[str, StoredTeacher]) -> list[StoredTeacher]:
+    """Those whose views the student draws again."""
+    return [teacher for teacher in teachers.values() if teacher.edge.view != "other"]
+
+
+def _mixtures(teachers: Sequence[StoredTeacher], recipe: Recipe, clip_ids: Sequence[str]) -> StoredMixtures | None:
+    """How training clips are mixed as they were for the stores' teachers; None for stores of single clips.
 
     ValueError for training clips that are mixed with others than training clips in all views.
     """
-    if not any(_is_of_mixtures(teacher.reader.store.description) for teacher in heard_here):
+    if not any(is_of_mixtures(teacher.reader.store.description) for teacher in teachers):
         return None
-    first = heard_here[0]
+    first = teachers[0]
     names = chain.from_iterable(first.reader.store.clip_ids())
     mixtures = StoredMixtures(recipe.augment, first.num_views, clip_ids, names)
     if lost := mixtures.without_views():
@@ -163,149 +135,3 @@ def _mixtures(heard_here: Sequence[StoredTeacher], recipe: Recipe, clip_ids: Seq
             f"clips are mixed with clips that do not train: {name_some(lost)}; make the store with more views"
         )
     return mixtures
-
-
-def _is_of_mixtures(description: Description) -> bool:
-    """Whether the teachers heard mixtures, in views that were drawn here: nobody knows the partners of others."""
-    views = description["views"]
-    return views["version"] != DRAWN_ELSEWHERE and bool(views["augment"].get("mixup"))
-
-
-def _require_all_mixed(descriptions: Mapping[str, Description]) -> None:
-    """ValueError where stores of mixtures and others shall teach one run, or mixtures with other partners: a clip is
-    heard in one way."""
-    lists = {uri: one["clips"]["sha256"] if _is_of_mixtures(one) else "" for uri, one in descriptions.items()}
-    if len({*lists.values()}) > 1:
-        mixed, other = sorted(lists, key=lists.__getitem__, reverse=True)[:2]
-        other = next(uri for uri in lists if lists[uri] != lists[mixed])
-        raise ValueError(
-            f"store {mixed!r}: its rows are of mixtures, and those of store {other!r} are not, or of mixtures of other "
-            "clips; stores of mixtures teach together only where they are of the same clips"
-        )
-
-
-def _column(description: Description, edge: Edge) -> str:
-    """The column that an edge names, or the only one with what it carries; ValueError where it is not clear which that
-    is."""
-    columns = description["columns"]
-    fitting = [name for name, column in columns.items() if _carries(column) == edge.carries]
-    place, what = f"edges {edge.key}: store {edge.store!r}", WHAT_IS_CARRIED[edge.carries]
-    if edge.column and edge.column not in fitting:
-        raise ValueError(
-            f"{place}: column = {edge.column!r}: must be one with {what}; of its columns {', '.join(columns)} these "
-            f"are {', '.join(fitting) or 'none'}"
-        )
-    if not fitting:
-        how = "" if edge.carries == "logits" else f" with teach.{edge.carries} = true"
-        raise ValueError(
-            f"{place}: none of its columns ({', '.join(columns)}) holds {what}, which carries = {edge.carries!r} "
-            f"needs; fill a store{how}, or name one that has them"
-        )
-    if not edge.column and len(fitting) != 1:
-        raise ValueError(
-            f"{place}: {len(fitting)} of its columns hold {what} ({', '.join(fitting)}); name one with column"
-        )
-    return edge.column or fitting[0]
-
-
-def _carries(column: Column) -> str:
-    """What an edge to this column carries."""
-    if is_for_tags(column):
-        return "frames" if "frames" in column else "logits"
-    return "temporal" if column["holds"] == "profile" else "embedding"
-
-
-def _require_same_tags(description: Description, edge: Edge, tags: tuple[str, ...]) -> None:
-    if strangers := sorted(set(tags) ^ set(description["tags"])):
-        where = "this store" if strangers[0] in description["tags"] else "the first store"
-        raise ValueError(
-            f"edges {edge.key}: store {edge.store!r}: only {where} has the tag {strangers[0]!r}; all stores of a run "
-            "have the same tags"
-        )
-
-
-def _require_same_views(description: Description, edge: Edge, recipe: Recipe) -> None:
-    """ValueError, with the first difference, where the views that a store holds are not those that the edge says."""
-    place, views = f"edges {edge.key}: store {edge.store!r}", description["views"]
-    expected: dict[str, Any] = {"clip_seconds": recipe.data.clip_seconds}
-    if _is_of_mixtures(description):
-        for key, value, only in (("view", edge.view, "same"), ("missing", edge.missing, "error")):
-            if value != only:
-                raise ValueError(
-                    f"{place}: its rows are of mixtures, so {key} = {value!r} cannot be; set it to {only!r}"
-                )
-    if edge.view == "other":
-        return
-    imported_clean = edge.view == "clean" and views["version"] == DRAWN_ELSEWHERE  # clean whoever heard it
-    if views["version"] != VIEW_VERSION and not imported_clean:
-        raise ValueError(
-            f"{place}: its views were drawn by {_drawn_by(views['version'])}, this is version {VIEW_VERSION}, so they "
-            "cannot be heard again here; make the store again, or set view = 'other' for rows of other views"
-        )
-    _require_known_augment(views, place)
-    mixed = _is_of_mixtures(description)
-    if edge.view == "same":
-        if views["rate"] != recipe.rate:
-            where = "here" if views["rate"] > recipe.rate else "where the store is filled"
-            raise ValueError(
-                f"{place}: its teachers heard clips at {views['rate']} Hz, here they are heard at {recipe.rate} Hz; "
-                f"set data.rate = {max(views['rate'], recipe.rate)} {where}"
-            )
-        expected |= {
-            "augment": {key: value for key, value in asdict(recipe.augment).items() if mixed or key not in MIXING}
-        }
-    else:
-        changed = {key: 0.0 for key, value in views["augment"].items() if value and key not in ("view_seed", *MIXING)}
-        expected |= {"augment": changed if imported_clean else changed | {"view_seed": recipe.augment.view_seed}}
-    require_compatible(description, {"views": expected}, edge.store)
-
-
-def _require_known_augment(views: ViewRecipe, place: str) -> None:
-    """ValueError where the code here cannot draw a store's views, though it has their version."""
-    if views["version"] != DRAWN_ELSEWHERE:
-        try:
-            restore(Augment, views["augment"])
-        except ValueError as mistake:
-            raise ValueError(f"{place}: views.augment.{mistake}; make the store again") from None
-
-
-def _drawn_by(version: int) -> str:
-    return "another program" if version == DRAWN_ELSEWHERE else f"version {version} of the code"
-
-
-def _require_rows(reader: StoreReader, edge: Edge, train: Sequence[Clip], dataset: Dataset) -> None:
-    """NotStored where training clips have no rows, or ValueError where labels shall teach these, and are not known."""
-    if not reader.missing:
-        return
-    if edge.missing == "error":
-        raise NotStored(edge.store, reader.missing)
-    missing = set(reader.missing)
-    unknown = [clip.clip_id for clip in train if clip.clip_id in missing and np.isnan(dataset.targets([clip])).any()]
-    if unknown:
-        raise ValueError(
-            f"edges {edge.key}: missing = 'labels': {len(unknown)} training clips have neither a row nor all labels: "
-            f"{name_some(unknown)}; leave them out, or make a store that has them"
-        )
-
-
-def _require_heard_whole(
-    description: Description, edge: Edge, recipe: Recipe, train: Sequence[Clip], cache: ClipStore
-) -> None:
-    """ValueError where frames or profiles of a store cannot be followed in time: another program says when they are.
-
-    It heard clips from their beginning and did not roll them, as far as is known; a part of a longer clip is heard here
-    anywhere in it.
-    """
-    views = description["views"]
-    if edge.carries not in IN_TIME or (edge.view != "other" and views["version"] != DRAWN_ELSEWHERE):
-        return
-    place = f"edges {edge.key}: store {edge.store!r}"
-    if views["augment"].get("roll"):
-        raise ValueError(f"{place}: its clips were rolled, so its frames do not say when; set view = 'same'")
-    most, decoded = recipe.data.clip_seconds + FRAME_SLACK, cache.decoded()
-    longer = [clip.clip_id for clip in train if decoded[clip.clip_id].seconds > most]
-    if longer:
-        raise ValueError(
-            f"{place}: its frames are of the first {recipe.data.clip_seconds:g} s, and {len(longer)} training clips "
-            f"are longer: {name_some(longer)}; cut them, or leave them out"
-        )

@@ -10,8 +10,8 @@ from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches
 from workloads.distill.preflight import prepare_run
 from workloads.distill.schedule import plan_phases
-from workloads.distill.service import Said, ServedModel
-from workloads.distill.sources import FrozenTeacher, Heard
+from workloads.distill.service import ServedModel, ServedOutputs
+from workloads.distill.sources import FrozenTeacher, TeacherKey
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime.opener import Opener
@@ -35,7 +35,7 @@ class TeacherServer:
         self._batches = Batches(
             prepared.splits.train, prepared.dataset, prepared.cache, recipe, stores.views, stores.mixtures
         )
-        self._teachers: dict[Heard, FrozenTeacher] = {}
+        self._teachers: dict[TeacherKey, FrozenTeacher] = {}
         self.fingerprint = prepared.dataset.fingerprint()
 
     def teach(self, models: Sequence[ServedModel]) -> None:
@@ -43,25 +43,25 @@ class TeacherServer:
         self._teachers = {}
         for model in models:
             tagger = self._tagger(model)
-            self._teachers[model.heard] = FrozenTeacher(
+            self._teachers[model.key] = FrozenTeacher(
                 lambda tagger=tagger: tagger,  # type: ignore[misc]
-                model.heard.view,
+                model.key.view,
                 lambda: training_autocast(self._recipe.train, self._device),
                 model.needs,
             )
 
     def _tagger(self, model: ServedModel) -> Tagger:
-        name = model.heard.teacher
+        name = model.key.teacher
         tagger = build_initial_tagger(self._recipe, name, tags=self._tags, files=self._files)
         tagger.load_own(parse_safetensors(model.weights, name), f"weights of {name}")
         return tagger.to(self._device).eval()
 
-    def answer(self, step: int, index: int) -> Said:
+    def answer(self, step: int, index: int) -> ServedOutputs:
         """What the teachers say of a shard, with the shard's keys."""
-        clean = any(heard.view == "clean" for heard in self._teachers)
+        clean = any(key.view == "clean" for key in self._teachers)
         shard = self._batches.shard(step, index, with_clean_view=clean, device=self._device)
-        outputs: dict[Heard, Mapping[str, Tensor]] = {}
-        for heard, teacher in self._teachers.items():
-            said: Mapping[str, Any] = teacher.outputs(shard, {})
-            outputs[heard] = {kind: tensor.cpu() for kind, tensor in said.items()}
-        return Said(shard.keys, outputs)
+        outputs: dict[TeacherKey, Mapping[str, Tensor]] = {}
+        for key, teacher in self._teachers.items():
+            own: Mapping[str, Any] = teacher.outputs(shard, {})
+            outputs[key] = {kind: tensor.cpu() for kind, tensor in own.items()}
+        return ServedOutputs(shard.keys, outputs)

@@ -152,8 +152,8 @@ def parse_shard_name(name: str) -> tuple[str, int, str] | None:
 
 
 def checksum_name(number: int, place: int, checksum: ViewChecksum) -> str:
-    """The name of a file of an unfinished store, beside its shards, that says the checksum of the clip at this place of a
-    shard; its content does not matter."""
+    """The name of a file, beside the shards of an unfinished store, that says the checksum of the clip at this place of
+    a shard; its content does not matter."""
     return f"{number:06d}-{place:06d}-{checksum['view']}-{checksum['sha256']}.checksum"
 
 

@@ -25,7 +25,7 @@ from workloads.data.stored_mixtures import mix_with_partners
 from workloads.models.probabilities import merge_windows, probabilities
 from workloads.runtime.precision import set_tf32
 from workloads.stores.description import About
-from workloads.teaching.teachers import Heard, TeacherModel
+from workloads.teaching.teachers import TeacherModel, TeacherOutputs
 
 Partners = Mapping[tuple[str, int], Entry]  # by clip_id and view; a clip that is not mixed is its own
 
@@ -79,7 +79,7 @@ class Ensemble:
         }
         return about
 
-    def _column(self, name: str, width: int, heard: Mapping[str, Heard]) -> dict[str, Any]:
+    def _column(self, name: str, width: int, heard: Mapping[str, TeacherOutputs]) -> dict[str, Any]:
         """The column of this name: `outputs`, `embedding`, `frames` or `temporal`, or one of these and a teacher."""
         teach, (what, _, own) = self.recipe.teach, name.partition(".")
         teachers = [own] if own else [teacher.name for teacher in self.teachers]
@@ -149,10 +149,10 @@ class Ensemble:
             partner_sound_B2=torch.tensor(sound[size:]) if padded and mixed else None,
         ).to(self._device)
 
-    def _hear(self, shard: Shard) -> dict[str, Heard]:
+    def _hear(self, shard: Shard) -> dict[str, TeacherOutputs]:
         return {teacher.name: teacher.hear(shard) for teacher in self.teachers}
 
-    def _combine(self, heard: Mapping[str, Heard]) -> dict[str, Tensor]:
+    def _combine(self, heard: Mapping[str, TeacherOutputs]) -> dict[str, Tensor]:
         """The columns of the store, values_BC by name, from what each teacher says."""
         teach, labels = self.recipe.teach, self.teachers[0].labels
         found: dict[str, Tensor] = {}
@@ -201,7 +201,7 @@ def require_different_views(recipe: TeachRecipe, seconds: Sequence[float]) -> No
         )
 
 
-def _require_finite(name: str, outputs: Heard, shard: Shard, teach: Teach) -> None:
+def _require_finite(name: str, outputs: TeacherOutputs, shard: Shard, teach: Teach) -> None:
     checked = {
         "logits": outputs.logits_BC,
         "embedding": outputs.embedding_BD if teach.embedding else None,

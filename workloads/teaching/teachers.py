@@ -30,8 +30,8 @@ from workloads.runtime.text import decode_text, name_some
 from workloads.teaching.onnx_file import OnnxFile
 
 
-class Heard(NamedTuple):
-    """What a teacher says of a shard, on the CPU."""
+class TeacherOutputs(NamedTuple):
+    """The outputs of a teacher for the clips of a shard, on the CPU."""
 
     logits_BC: Tensor
     embedding_BD: Tensor | None
@@ -55,7 +55,7 @@ class TeacherModel(ABC):
         """Hear clips of this length at this rate from now on; ValueError where the teacher cannot."""
 
     @abstractmethod
-    def hear(self, shard: Shard) -> Heard:
+    def hear(self, shard: Shard) -> TeacherOutputs:
         """What it says of each clip, without gradient and in float32."""
 
 
@@ -82,7 +82,7 @@ class TaggerTeacher(TeacherModel):
         tagger.to(device)
 
     @torch.no_grad()
-    def hear(self, shard: Shard) -> Heard:
+    def hear(self, shard: Shard) -> TeacherOutputs:
         mel_BMF = shard.mel(self._tagger.front_end)
         profile_BP: Tensor | None = None
         if self._temporal:
@@ -90,7 +90,7 @@ class TaggerTeacher(TeacherModel):
         else:
             outputs = self._tagger.outputs(mel_BMF)
         frames = self._tagger.model.front_end.frames or mel_BMF.shape[2]
-        return Heard(
+        return TeacherOutputs(
             outputs.logits_BC.float().cpu(),
             outputs.embedding_BD.float().cpu(),
             frames_BPC=None if outputs.frames_BPC is None else outputs.frames_BPC.float().cpu(),
@@ -147,7 +147,7 @@ class OnnxTeacher(TeacherModel):
             self._front_end = torchaudio.transforms.Resample(rate, self._own_rate).to(device)
 
     @torch.no_grad()
-    def hear(self, shard: Shard) -> Heard:
+    def hear(self, shard: Shard) -> TeacherOutputs:
         """Raises ValueError where the file does not take these clips, or gives another number of logits."""
         assert self._front_end is not None, "call set_input first"
         if isinstance(self._front_end, LogMel) and self._settings is not None:
@@ -161,7 +161,7 @@ class OnnxTeacher(TeacherModel):
                 f"teachers.{self.name}.tags: {len(self.tags)} tags, and the file gives {logits_BC.shape[1]} logits; "
                 "name the tags of the file"
             )
-        return Heard(torch.from_numpy(logits_BC), None)
+        return TeacherOutputs(torch.from_numpy(logits_BC), None)
 
 
 def load_teachers(recipe: TeachRecipe, paths: dict[str, Path], files: Opener) -> list[TeacherModel]:

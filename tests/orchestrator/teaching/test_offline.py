@@ -82,7 +82,7 @@ def test_the_clean_view_of_a_teacher_for_augmented_students(offline, store, teac
         (["augment.gain_db=3.0"], "views.augment.gain_db is 6.0, expected 3.0"),
         (["augment.view_seed=1"], "views.augment.view_seed is 0, expected 1"),
         (["data.clip_seconds=0.5"], "views.clip_seconds is 1.0, expected 0.5"),
-        (["models.student.front_end.kind=efficientat128"], "heard at 32000 Hz; set data.rate = 32000 where"),
+        (["models.student.front_end.kind=efficientat128"], "here they have 32000 Hz; set data.rate = 32000 where"),
         (["edges.0.view=clean"], "views.augment.roll is 0.3, expected 0.0"),
         (["edges.0.column=other"], "column = 'other': must be one with logits or probabilities of whole clips"),
         (["data.synthetic_clips=200"], "holds no rows of "),

@@ -11,7 +11,7 @@ from workloads.config.recipe import Recipe
 from workloads.distill.exchange import Exchange, Message, RemoteTeacher, ask_teachers
 from workloads.distill.output_sizes import OutputSizes
 from workloads.distill.schedule import Phase
-from workloads.distill.sources import Heard
+from workloads.distill.sources import TeacherKey
 from workloads.runtime.placement import Placement, WorkerGroup
 
 EDGES = (
@@ -37,8 +37,8 @@ def exchange_of(rank: int, *, workers: int = 6) -> Exchange:
 
 
 def test_each_kind_goes_once_to_each_worker_that_needs_it() -> None:
-    live, average = Heard("a", "same", "live"), Heard("a", "same", "ema")
-    of_b = Heard("b", "same", "live")
+    live, average = TeacherKey("a", "same", "live"), TeacherKey("a", "same", "ema")
+    of_b = TeacherKey("b", "same", "live")
     second = exchange_of(3)  # the second worker with a: its partners are 4 and 5
     assert second.outgoing == (
         Message(live, "logits", 4, 0),
@@ -54,11 +54,11 @@ def test_each_kind_goes_once_to_each_worker_that_needs_it() -> None:
             assert sent == expected
 
 
-def test_what_is_said_here_is_posted_before_anything_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_of_teachers_here_are_posted_before_anything_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     exchange = exchange_of(0)
-    monkeypatch.setattr(exchange, "post", lambda said: calls.append(f"post {sorted(said)}"))
-    monkeypatch.setattr(exchange, "collect", lambda heard: calls.append(f"collect {heard.teacher}") or {})
+    monkeypatch.setattr(exchange, "post", lambda outputs: calls.append(f"post {sorted(outputs)}"))
+    monkeypatch.setattr(exchange, "collect", lambda key: calls.append(f"collect {key.teacher}") or {})
 
     class Here:
         def outputs(self, shard, student_outputs):
@@ -66,10 +66,10 @@ def test_what_is_said_here_is_posted_before_anything_is_collected(monkeypatch: p
             return {}
 
     live = Here()
-    remote = RemoteTeacher(Heard("b", "same", "live"), exchange)
+    remote = RemoteTeacher(TeacherKey("b", "same", "live"), exchange)
     sources = {EDGES[4].key: remote, **{EDGES[number].key: live for number in (0, 1, 2)}}
     ask_teachers(sources, exchange.phase, exchange, None, {})  # type: ignore[arg-type]
-    assert calls == ["ask", f"post {[Heard('a', 'same', 'live')]}", "collect b"]
+    assert calls == ["ask", f"post {[TeacherKey('a', 'same', 'live')]}", "collect b"]
 
 
 def test_a_split_step_sends_logits_and_nothing_else(tiny: Callable[..., Recipe], tmp_path) -> None:

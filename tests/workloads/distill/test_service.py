@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from workloads.data.shard import ViewKey
-from workloads.distill.service import AnswersAhead, Said, ServedTeacher
-from workloads.distill.sources import Heard
+from workloads.distill.service import AnswersAhead, ServedOutputs, ServedTeacher
+from workloads.distill.sources import TeacherKey
 
-TEACHER = Heard("cnn", "same", "live")
+TEACHER = TeacherKey("cnn", "same", "live")
 
 
 def keys_of(step: int, index: int) -> tuple[ViewKey, ...]:
@@ -24,8 +24,8 @@ class Service:
 
     def ask(self, step: int, index: int) -> Any:
         self.asked.append((step, index))
-        said = Said(keys_of(step, index), {TEACHER: {"logits": torch.full((1, 2), float(step))}})
-        return SimpleNamespace(result=lambda: said)
+        served = ServedOutputs(keys_of(step, index), {TEACHER: {"logits": torch.full((1, 2), float(step))}})
+        return SimpleNamespace(result=lambda: served)
 
 
 def test_shards_are_asked_for_ahead_and_not_beyond_the_phase() -> None:
