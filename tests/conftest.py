@@ -14,7 +14,7 @@ from workloads.config.recipe import Recipe
 from workloads.run import Run, set_up
 from workloads.runtime.checkpoint_store import LocalCheckpointStore
 from workloads.runtime.event_log import EventLog
-from workloads.runtime.opener import LocalFiles
+from workloads.runtime.opener import LocalFiles, Opener
 from workloads.runtime.session import LocalSession
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -79,11 +79,11 @@ def start(tmp_path: Path) -> Callable[..., Run]:
     With `checkpoints_of` it has the checkpoints of another run, and so resumes it.
     """
 
-    def begin(recipe: Recipe, *, checkpoints_of: Run | None = None, **options: Any) -> Run:
+    def begin(recipe: Recipe, *, checkpoints_of: Run | None = None, files: Opener | None = None, **options: Any) -> Run:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         event_log = EventLog(folder / "events.jsonl")
         store = LocalCheckpointStore(checkpoints_of.session.work_dir.parent if checkpoints_of else folder)
         session = LocalSession(work_dir=folder / "scratch", event_log=event_log, store=store, **options)
-        return set_up(recipe, session, files=LocalFiles())
+        return set_up(recipe, session, files=files or LocalFiles())
 
     return begin

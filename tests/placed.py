@@ -120,7 +120,7 @@ class ServersHere:
         return [server.fingerprint for server in self.servers]
 
     def teach(self, models: Any) -> None:
-        self.taught.append([model.heard.teacher for model in models])
+        self.taught.append([model.key.teacher for model in models])
         for server in self.servers:
             server.teach(models)
 

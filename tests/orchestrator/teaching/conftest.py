@@ -85,17 +85,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """What that teacher says of the demo's clips, in as many views; made once for each set of settings."""
+    """What that teacher says of the demo's clips, in as many views; made once for each set of settings, or at `out`."""
     made: dict[tuple[str, ...], Path] = {}
 
-    def fill(*settings: str) -> Path:
-        if settings not in made:
-            made[settings] = tmp_path_factory.mktemp("stores") / "store"
-            base = tmp_path_factory.getbasetemp()
-            own = ["data.synthetic_clips=100", "data.clip_seconds=1.0", f"data.cache={base}/clips"]
-            own += [f"teachers={{cnn={{uri='{teacher}'}}}}", f"teach.views={VIEWS}", *AUGMENT, *settings]
-            request = TeachRequest(load_teach_recipe("teach-demo", own), str(made[settings]), local=True)
-            assert fill_store(request, on_shard=lambda *_: None, warn=lambda line: None)["status"] == "done"
-        return made[settings]
+    def fill(*settings: str, out: str = "") -> Path:
+        if settings in made and not out:
+            return made[settings]
+        base = tmp_path_factory.getbasetemp()
+        own = ["data.synthetic_clips=100", "data.clip_seconds=1.0", f"data.cache={base}/clips"]
+        own += [f"teachers={{cnn={{uri='{teacher}'}}}}", f"teach.views={VIEWS}", *AUGMENT, *settings]
+        place = out or str(tmp_path_factory.mktemp("stores") / "store")
+        request = TeachRequest(load_teach_recipe("teach-demo", own), place, local=True)
+        assert fill_store(request, on_shard=lambda *_: None, warn=lambda line: None)["status"] == "done"
+        return made.setdefault(settings, Path(place)) if not out else Path(out)
 
     return fill
