@@ -186,11 +186,11 @@ def _table(outcome: dict[str, Any]) -> Table:
     if any("frame_mAP" in row["test"] for row in rows.values()):
         shown.append(("test", "frame_mAP"))
     headers = (f"{part} {name.replace('_', ' ')}" for part, name in shown)
-    for column in ("model", "taught", "learned", *headers, "parameters"):
+    for column in ("model", "steps learned", "steps as teacher", *headers, "parameters"):
         table.add_column(column, overflow="fold", justify="left" if column == "model" else "right")
     for name, row in rows.items():
         scores = [f"{row[part][name]:.3f}" if name in row[part] else "-" for part, name in shown]
-        table.add_row(name, str(row["steps_taught"]), str(row["steps_learned"]), *scores, f"{row['params']:,}")
+        table.add_row(name, str(row["steps_learned"]), str(row["steps_taught"]), *scores, f"{row['params']:,}")
     return table
 
 

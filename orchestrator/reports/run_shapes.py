@@ -161,7 +161,7 @@ class ModelResult(TypedDict):
     """A model's row in the `result` record: sizes, steps, scores by metric, and what was delivered."""
 
     params: int
-    steps_taught: int
+    steps_taught: int  # in which it was the teacher
     steps_learned: int
     val: dict[str, float]
     test: dict[str, float]
