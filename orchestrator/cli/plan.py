@@ -11,13 +11,16 @@ from rich.table import Table
 
 from orchestrator.cli import plan_scale
 from orchestrator.cli.options import FAILED, JsonOption, RecipeArg, SetOption
-from orchestrator.cli.printing import cell, print_note
+from orchestrator.cli.printing import cell, print_note, print_out
 from workloads.runtime.json_files import json_text
 
 if TYPE_CHECKING:
     from orchestrator.planning.cost import Cost
     from orchestrator.planning.measure import Measured
+    from orchestrator.planning.stores import StoreCost
     from workloads.config.recipe import Recipe
+    from workloads.distill.schedule import Phase
+    from workloads.runtime.opener import Opener
 
 
 def plan(
@@ -67,17 +70,20 @@ def plan(
         counted = count_clips(loaded, files, clips=clips, tags=tags)
         sizes = model_sizes(loaded, tags=counted.tags)
         cost = plan_cost(loaded, phases, counted, sizes)
+        stores = _stores(loaded, phases, cost, files, known=clips is None)
         if target is not None:
-            scale = plan_scale.predict(target, loaded, phases, sizes, cost, files, known=clips is None)
+            scale = plan_scale.predict(target, loaded, phases, sizes, cost, files, known=clips is None, stores=stores)
         if steps is not None:
             measured = measure(loaded, plan_cost(loaded, phases, counted, sizes, until=steps), sizes, files=files)
     hours = None if tflops is None else cost.hours(tflops=tflops, devices=devices)
     if as_json:
         result = {"recipe": loaded.name, "devices": devices, "flops": cost.flops, "hours": hours, **asdict(cost)}
+        result["stores"] = [asdict(store) for store in stores]
         result["measured"] = None if measured is None else _measured_json(measured, cost)
         typer.echo(json_text(result | {"cluster": None if scale is None else plan_scale.as_json(scale)}))
     else:
         _print_cost(loaded, cost, known=clips is None)
+        _print_stores(stores)
         if hours is not None:
             typer.echo(f"hours        {hours:.3g} on {devices} x {tflops:g} TFLOP/s")
         if measured is not None:
@@ -86,6 +92,21 @@ def plan(
             plan_scale.print_scale(loaded, scale)
     if measured is not None and measured.wrong:
         raise typer.Exit(FAILED)
+
+
+def _stores(
+    recipe: "Recipe", phases: "tuple[Phase, ...]", cost: "Cost", files: "Opener", *, known: bool
+) -> "tuple[StoreCost, ...]":
+    """The cost of the stores that teach; where the data are not at hand (not `known`), they need not be either."""
+    from orchestrator.planning.stores import plan_stores
+
+    try:
+        return plan_stores(recipe, phases, cost, files)
+    except (ValueError, OSError) as error:
+        if known:
+            raise
+        print_note(f"note: not counted: {error}")
+        return ()
 
 
 def _colocated(recipe: "Recipe", cluster: str) -> "Recipe":
@@ -129,7 +150,7 @@ def _print_cost(recipe: "Recipe", cost: "Cost", *, known: bool) -> None:
     Console(width=140).print(_table(recipe.name, cost))
     scored = "1 to score" if known else "without scoring (--clips counts training clips)"
     typer.echo(f"FLOPs        of the networks alone, in forward passes per clip: 3 to learn, 1 to teach, {scored}")
-    typer.echo("store        teachers' logits in fp16, if stored: bytes of one view x the views that students get")
+    typer.echo("if stored    teachers' logits in fp16: bytes of one view x the views that students get")
     num_clips = cost.clips.train + cost.clips.val + cost.clips.test
     over = (
         f", more than data.cache_gb = {recipe.data.cache_gb:g}" if cost.cache_bytes > recipe.data.cache_gb * 1e9 else ""
@@ -143,9 +164,24 @@ def _print_cost(recipe: "Recipe", cost: "Cost", *, known: bool) -> None:
     typer.echo(f"written      {size_of(cost.bytes_written)} in total; at most {size_of(cost.bytes_kept)} at any time")
 
 
+def _print_stores(stores: "tuple[StoreCost, ...]") -> None:
+    """Whose outputs teach, and what reading them takes; nothing without stores."""
+    from workloads.stores.store import name_teachers
+
+    for store in stores:
+        print_out(f"store        {store.uri}: column {store.column} teaches {', '.join(store.edges)}")
+        print_out(f"             outputs of {name_teachers(store.teachers)}")
+        read = f"{size_of(store.step_bytes)} a step, {size_of(store.bytes_read)} in all"
+        typer.echo(f"             rows of {size_of(store.row_bytes)}: {read}")
+        typer.echo(f"             at most {size_of(store.memory_bytes)} in the memory of each worker")
+        once = "copied once to each node" if store.remote else "read where they are"
+        typer.echo(f"             {store.files:,} files of {size_of(store.file_bytes)}, {once}")
+
+
 def _table(name: str, cost: "Cost") -> Table:
     table = Table(title=cell(f"{name}: {cost.steps:,} steps, {cost.epochs:.3g} epochs of {cost.clips.train:,} clips"))
-    for column in ("model", "parameters", "MACs / clip", "learns", "teaches", "clips seen", "epochs", "FLOPs", "store"):
+    columns = ("model", "parameters", "MACs / clip", "learns", "teaches", "clips seen", "epochs", "FLOPs", "if stored")
+    for column in columns:
         table.add_column(column, justify="left" if column == "model" else "right")
     for model_name, model in cost.models.items():
         table.add_row(

@@ -14,6 +14,7 @@ from orchestrator.cli.printing import cell
 if TYPE_CHECKING:
     from orchestrator.planning.cost import Cost
     from orchestrator.planning.scale import Cluster, Row, ScaleModel
+    from orchestrator.planning.stores import StoreCost
     from workloads.config.recipe import Recipe
     from workloads.distill.schedule import Phase
     from workloads.models.size import Size
@@ -103,13 +104,14 @@ def predict(
     files: "Opener",
     *,
     known: bool,
+    stores: "tuple[StoreCost, ...]" = (),
 ) -> Scale:
     """The predictions for the target; `known`: the recipe's metadata were read, not only numbers of clips given."""
     from orchestrator.planning.fetching import source_of
     from orchestrator.planning.scale import ScaleModel
 
     source = source_of(recipe.data, cost, files, known=known, clip_kb=target.clip_kb)
-    model = ScaleModel(recipe, phases, sizes, cost, target.cluster, source)
+    model = ScaleModel(recipe, phases, sizes, cost, target.cluster, source, stores)
     return Scale(model, model.rows(target.workers))
 
 
@@ -127,7 +129,7 @@ def print_scale(recipe: "Recipe", scale: Scale) -> None:
     price, head = cluster.nodes.price_per_hour, cluster.head_price
     known = f"{price:g} for a node and hour, {head:g} for the head; none for requests and traffic"
     typer.echo(f"price        {known if price else f'workers.{cluster.group}.price_per_hour is not in the spec'}")
-    typer.echo("not counted  failures, nodes that are taken away, rows of teacher stores, time in a queue")
+    typer.echo("not counted  failures, nodes that are taken away, time in a queue")
 
 
 def _describe_source(scale: Scale) -> str:

@@ -28,7 +28,7 @@ from orchestrator.cli.options import (
     repeated_by,
     report_may_fail,
 )
-from orchestrator.cli.printing import cell, print_note, print_warning
+from orchestrator.cli.printing import cell, print_note, print_out, print_warning
 from workloads.config.edge import Edge, teacher_name
 from workloads.runtime.json_files import json_text
 
@@ -174,6 +174,17 @@ def _dry_run(recipe: Any, phases: Any, emit: Any, as_json: bool) -> None:
         edges = ", ".join(f"{_teacher(edge)} -> {edge.student} ({edge.weight:g})" for edge in phase.edges)
         table.add_row(str(number + 1), f"{phase.start}-{phase.end}", ", ".join(phase.trains), edges or "labels only")
     Console().print(table)
+    _print_stores(recipe)
+
+
+def _print_stores(recipe: Any) -> None:
+    """Whose outputs the stores hold that teach: a run refuses other teachers only where it is resumed."""
+    from orchestrator.planning.stores import stores_in
+    from orchestrator.storage.fsspec_files import FsspecFiles
+    from workloads.stores.store import name_teachers
+
+    for key, store, column in stores_in(recipe, FsspecFiles()):
+        print_out(f"{key}: column {column} of {store.uri}, outputs of {name_teachers(store.teachers(column))}")
 
 
 def _table(outcome: dict[str, Any]) -> Table:

@@ -7,18 +7,21 @@ and decodes what is missing. Of a pack, archives are copied whole when one of th
 an upper bound.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from cluster.spec_speed import Speed, StorageSpeed
 from orchestrator.planning.cost import Cost
 from orchestrator.planning.exchange import GBIT
+from orchestrator.planning.stores import StoreCost
 from orchestrator.storage.object_store import is_local
 from workloads.config.data import Data
 from workloads.data.archives import MAX_FETCHES
 from workloads.data.cache import DECODE_THREADS
 from workloads.data.pack import read_manifest
 from workloads.runtime.opener import Opener
+from workloads.stores.shard_files import THREADS
 
 ARCHIVE_BYTES = 128 * 10**6  # of a pack's archive that is not looked into: the default of `antiphon data pack`
 
@@ -87,6 +90,18 @@ def fetch_seconds(
     total = source.clips * (workers + caches)  # each worker asks for each file's date, each cache reads it
     one_after_the_other = source.clips * (ceil(workers / caches) + 1) / DECODE_THREADS
     return Fetch(_request_seconds(total, one_after_the_other, storage), download, decoding)
+
+
+def fetch_stores(
+    stores: Sequence[StoreCost], speed: Speed, storage: StorageSpeed, *, nodes: int, shared: bool
+) -> Fetch:
+    """Seconds until every node has the files of stores that lie in an object store: each file once, some at a time."""
+    remote, caches = [store for store in stores if store.remote], 1 if shared else nodes
+    if not remote:
+        return Fetch(0.0, 0.0, 0.0)
+    files, size = sum(store.files for store in remote), sum(store.file_bytes for store in remote)
+    requests = _request_seconds(files * caches, files / THREADS, storage)
+    return Fetch(requests, _transfer(size, speed, storage, caches=caches, remote=True), 0.0)
 
 
 def _fetch_archives(source: Source, speed: Speed, storage: StorageSpeed, *, caches: int, clips_read: int) -> Fetch:

@@ -7,8 +7,8 @@ Every term is a formula of numbers that the recipe (`cost.py`), the spec (`clust
     work = compute + teachers + optimizer + reading         with train.loaders = 0
     work = max(compute + teachers + optimizer, reading)     with loader processes, which read ahead
 
-Not counted: failures and nodes that are taken away, rows of teacher stores, front ends (a measured `tflops` has them),
-time in a queue.
+Stores of teacher outputs count in requests and download; reading their rows from memory does not. Not counted: failures
+and nodes that are taken away, front ends (a measured `tflops` has them), time in a queue.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ from cluster.spec_speed import StorageSpeed
 from orchestrator.planning.checkpoints import planned_checkpoints
 from orchestrator.planning.cost import Cost, learn_and_teach_flops
 from orchestrator.planning.exchange import GBIT, ring_bandwidth, step_traffic
-from orchestrator.planning.fetching import Source, fetch_seconds
+from orchestrator.planning.fetching import Source, fetch_seconds, fetch_stores
+from orchestrator.planning.stores import StoreCost
 from orchestrator.planning.stragglers import straggler_factors
 from workloads.config.recipe import Recipe
 from workloads.distill.schedule import Phase
@@ -32,7 +33,7 @@ TERMS = (  # what a run spends its time on
     "reading",  # clips from the node's disk
     "exchange",  # of gradients
     "stragglers",  # waiting for the slowest worker
-    "requests",  # to the store, for clips
+    "requests",  # to the storage, for clips and for rows of teacher stores
     "download",
     "decoding",
     "checkpoints",
@@ -78,6 +79,7 @@ class ScaleModel:
     cost: Cost
     cluster: Cluster
     source: Source
+    stores: Sequence[StoreCost] = ()
 
     def rows(self, workers: Sequence[int]) -> tuple[Row, ...]:
         """The predictions for these numbers of workers, in their order."""
@@ -103,8 +105,10 @@ class ScaleModel:
             shared=self.cluster.shared_cache,
             clips_read=self.cost.clips_read,
         )
+        shared, storage = self.cluster.shared_cache, self.cluster.storage
+        stores = fetch_stores(self.stores, speed, storage, nodes=nodes, shared=shared)
         once = {"start": speed.start_s, "checkpoints": self._checkpoints(per_step), **vars(fetch)}
-        return _total([(1, steps), (1, self._scoring(workers)), (1, once)]), per_step
+        return _total([(1, steps), (1, self._scoring(workers)), (1, once), (1, vars(stores))]), per_step
 
     def _row(self, workers: int, stragglers: float, alone: float) -> Row:
         nodes, shards = -(-workers // self.cluster.per_node), self.recipe.train.shards

@@ -7,6 +7,7 @@ from orchestrator.reports.formatting import format_count, format_duration, plura
 from orchestrator.reports.run_history import RunHistory
 from orchestrator.reports.run_shapes import StoreFields
 from workloads.evaluate.chance import chance_levels, chance_precision
+from workloads.stores.store import name_teachers
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 MAX_FOLDS = 20  # of more, only their number is printed
@@ -76,6 +77,8 @@ def _store(store: StoreFields) -> str:
         f"column {store['column']} of {store['store']}: {plural(store['views'], 'view')} of "
         f"{plural(store['clips'], 'clip')}"
     )
+    if teachers := store.get("teachers"):
+        holds += f", outputs of {name_teachers(teachers)}"
     if compared := store.get("waveforms_compared"):
         clips = plural(compared, "sampled clip")
         return f"{holds}; the student gets the waveforms that its teachers got, compared bit for bit for {clips}"

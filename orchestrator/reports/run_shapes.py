@@ -58,6 +58,7 @@ class StoreFields(TypedDict):
     clips: int
     views: int
     without_rows: int
+    teachers: NotRequired[dict[str, str]]  # SHA-256 of their weights, by name
     waveforms_compared: NotRequired[int]
     not_compared: NotRequired[str]  # why; empty where some were
 

@@ -51,12 +51,13 @@ class StoresOfRun:
         return {key: teacher.reader.store.digest for key, teacher in self.teachers.items()}
 
     def summary(self) -> list[dict[str, Any]]:
-        """For the event log: of each edge its store, how many views of how many clips, and clips without rows."""
+        """For the event log: of each edge its store, teachers, numbers of clips and views, and what is missing."""
         return [
             {
                 "edge": key,
                 "store": teacher.reader.store.uri,
                 "column": teacher.column,
+                "teachers": teacher.reader.store.teachers(teacher.column),
                 "clips": teacher.reader.store.num_clips,
                 "views": teacher.num_views,
                 "without_rows": len(teacher.reader.missing),

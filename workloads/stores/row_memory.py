@@ -12,6 +12,11 @@ from workloads.stores.store import Store
 NOWHERE = -1
 
 
+def num_planes(views: int, view_bytes: int, memory_bytes: int) -> int:
+    """How many of so many views, of so many bytes each, are kept in memory; 0: rows are read one by one."""
+    return min(views, memory_bytes // view_bytes)
+
+
 class RowMemory:
     """Gathers rows by clip number and view.
 
@@ -24,7 +29,7 @@ class RowMemory:
         self._files = files
         self._clips, self._per_shard = store.num_clips, store.description["clips"]["per_shard"]
         self._row_bytes = store.codec(column).row_bytes
-        planes = min(store.num_views, memory_bytes // (self._clips * self._row_bytes))
+        planes = num_planes(store.num_views, self._clips * self._row_bytes, memory_bytes)
         # Of memory that is only reserved, the system gives a page when it is first written. A row is one element, since
         # numpy copies single elements faster than rows of an array.
         self._rows = np.empty(planes * self._clips, f"V{self._row_bytes}")

@@ -5,7 +5,7 @@ whatever else it holds, and is refused here. Any number of processes may read at
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
@@ -62,6 +62,11 @@ class Store:
             for part in (self.description.get("heard", {}), *of_shards)
             for clip_id, checksum in part.items()
         }
+
+    def teachers(self, column: str) -> dict[str, str]:
+        """The SHA-256 of the weights of each teacher of a column, by its name."""
+        names = self.description["columns"][column]["teachers"]
+        return {one["name"]: one["weights_sha256"] for one in self.description["teachers"] if one["name"] in names}
 
     @cached_property
     def codecs(self) -> dict[str, RowCodec]:
@@ -133,6 +138,11 @@ def open_store(uri: str, opener: Opener) -> Store:
         ) from None
     sha256 = hashlib.sha256(content).hexdigest()
     return Store(uri, opener, description, parse_manifest(manifest, opener.join(uri, MANIFEST), description, sha256))
+
+
+def name_teachers(weights: Mapping[str, str]) -> str:
+    """Teachers with the first digits of their weights' SHA-256, to be printed: cnn 0123456789ab."""
+    return ", ".join(f"{name} {sha256[:12]}" for name, sha256 in weights.items())
 
 
 class NoSuchFile(ValueError):

@@ -236,6 +236,29 @@ def test_clips_without_labels_are_counted(tmp_path: Path) -> None:
     assert rows["unlabelled clips left out"] == "3"
 
 
+def test_stores_are_described_with_their_teachers_and_what_was_compared(tmp_path: Path) -> None:
+    records = run_records()
+    own = {"edge": "ced", "store": "s3://b/ced", "column": "outputs", "clips": 2000, "views": 10, "without_rows": 3}
+    own |= {"teachers": {"cnn": "ab" * 32, "vit": "cd" * 32}, "waveforms_compared": 8, "not_compared": ""}
+    other = {"edge": "far", "store": "/far", "column": "outputs", "clips": 5, "views": 1, "without_rows": 0}
+    other |= {"teachers": {"ast": "ef" * 32}, "waveforms_compared": 0, "not_compared": "the <rates> differ"}
+    older = {"edge": "old", "store": "/old", "column": "outputs", "clips": 5, "views": 1, "without_rows": 0}
+    next(record for record in records if record["kind"] == "data").update(stores=[own, other, older])
+    page = _page(records, tmp_path)
+    rows = dict(page.tables["data"])
+    assert rows["ced"] == (
+        "column outputs of s3://b/ced: 10 views of 2,000 clips, outputs of cnn abababababab, vit cdcdcdcdcdcd; the "
+        "student gets the waveforms that its teachers got, compared bit for bit for 8 sampled clips"
+    )
+    assert rows["far"].endswith(
+        "outputs of ast efefefefefef; the student's waveforms were not compared with its teachers': the <rates> differ"
+    )
+    assert rows["old"] == "column outputs of /old: 1 view of 5 clips", "a record of an older version"
+    assert rows["train clips without a row of ced"] == "3, taught by their labels"
+    assert "train clips without a row of far" not in rows
+    assert "what a store taught was in its students' own steps" in page.texts["reading"]
+
+
 def test_scores_stand_beside_those_without_a_model(page: Page, tmp_path: Path) -> None:
     row = page.tables["models"][-1]
     assert (row[0], row[4:6]) == ("without a model", ["0.4000", "0.4000"])

@@ -99,6 +99,8 @@ def test_a_student_of_few_clips_of_a_large_store_is_compared(whole, student, cli
     record = student(whole, few)
     (store,) = record["stores"]
     assert (store["waveforms_compared"], store["not_compared"]) == (3, "")
+    described = json.loads((whole / "description.json").read_text())["teachers"]
+    assert store["teachers"] == {"cnn": described[0]["weights_sha256"]}
     assert not [line for line in record["warnings"] if "waveforms" in line]
     shards = manifest_of(whole)["shards"]
     assert {name for shard in shards for name in shard.get("checksums", {})} == {*SAMPLED}

@@ -69,7 +69,8 @@ def test_a_student_is_trained_and_delivered_and_nothing_is_scored(settings, unla
     assert sum("store-to-student/agreement" in of_step for of_step in values) == 8
     page = Page((tmp_path / "one/report.html").read_text())
     assert "nothing was scored" in page.texts["unscored"]
-    assert page.tables["models"][0] == ["model", "family", "steps learned", "steps as teacher", "parameters", "checkpoint"]
+    steps = ["steps learned", "steps as teacher"]
+    assert page.tables["models"][0] == ["model", "family", *steps, "parameters", "checkpoint"]
     assert [cells[0] for cells in page.tables["models"][1:]] == ["student"]
     assert "meanings" not in page.tables
     data = [word for setting in settings if setting.startswith("data.") for word in ("--set", setting)]
