@@ -40,7 +40,7 @@ def compare_waveforms(
     rate, checksums = store.description["views"]["rate"], store.checksums()
     if not checksums:
         return WaveformComparison(
-            0, "it has no checksums, another program made its rows", "nothing can be done, but for a store of your own"
+            0, "it has no checksums, another program made its rows", "stores that `antiphon teach` fills have some"
         )
     if rate != cache.rate:  # the sound is the same, the samples are not
         return WaveformComparison(

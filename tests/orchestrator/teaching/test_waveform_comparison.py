@@ -14,7 +14,7 @@ from orchestrator.recipes.loader import load_teach_recipe
 from orchestrator.stores.merge import merge_stores
 from orchestrator.teaching.fill import fill_store
 from orchestrator.teaching.job import TeachRequest
-from tests import small
+from tests import small, stores
 from tests.orchestrator.artifacts.test_tag import publish
 from tests.orchestrator.teaching.test_fill import content
 from tests.packs import TAGS
@@ -22,6 +22,7 @@ from workloads.config.recipe import Model, restore
 from workloads.models.tagger import build_tagger
 from workloads.run import Run
 from workloads.stores.checksum_sample import sampled_in_shard, sampled_views
+from workloads.stores.description import DRAWN_ELSEWHERE
 from workloads.stores.plan import ShardPlan
 
 OTHERS = [f"other-{number:02}" for number in range(40)]
@@ -119,7 +120,7 @@ def test_at_most_eight_clips_are_compared(whole, student):
     assert store["waveforms_compared"] == 8
 
 
-def test_a_run_that_can_compare_nothing_says_so(whole, fill, student):
+def test_a_run_that_can_compare_nothing_says_so(whole, fill, student, tmp_path):
     none_common = "none of the 19 clips of which it has checksums can be compared here: 0 of them train"
     clean = fill(OTHERS, "augment={}", "teach.views=1")
     another_rate = fill(OTHERS, "augment={}", "teach.views=1", "data.rate=32000")
@@ -129,6 +130,11 @@ def test_a_run_that_can_compare_nothing_says_so(whole, fill, student):
             {"store": another_rate, "clip_ids": OTHERS, "edge": ", view='clean'"},
             "its teachers got clips at 32000 Hz, here they have 16000 Hz",
             "set data.rate = 32000 here",
+        ),
+        (
+            {"store": imported(tmp_path / "imported"), "clip_ids": OTHERS, "edge": ", view='clean'"},
+            "it has no checksums, another program made its rows",
+            "stores that `antiphon teach` fills have some",
         ),
     ):
         record = student(**arguments)
@@ -140,6 +146,14 @@ def test_a_run_that_can_compare_nothing_says_so(whole, fill, student):
     record = student(clean, OTHERS, edge=", view='other'")
     assert record["stores"][0]["not_compared"].startswith("view = 'other'")
     assert not [line for line in record["warnings"] if "waveforms" in line], "the recipe says it"
+
+
+def imported(folder: Path) -> Path:
+    """A store as an import makes it, of clean clips."""
+    views = {"version": DRAWN_ELSEWHERE, "augment": {}, "clip_seconds": 1.0, "rate": 16_000, "count": 1}
+    about = stores.about(tags=3, views=1) | {"views": views, "labels": "single", "tags": list(TAGS)}
+    stores.fill(str(folder), about, OTHERS)
+    return folder
 
 
 def test_a_merged_store_has_the_checksums_of_one_that_is_made_at_once(whole, fill, tmp_path):
