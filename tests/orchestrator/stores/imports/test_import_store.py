@@ -116,7 +116,10 @@ def test_only_the_wanted_clips_and_the_largest_values_are_stored(tmp_path, make)
             r"fname_to_index\.pkl: 1 names have no row among the 8 .*: --4gqARaEJE \(row 8\)",
         ),
         ({"rows": {"--4gqARaEJE": -1}}, r"1 names have no row among the 8 .*: --4gqARaEJE \(row -1\)"),
-        ({"rows": {"--4gqARaEJE": 1, "--BfvyPmVMo": 1}}, r"1 names have the row of another one: --BfvyPmVMo; it is not"),
+        (
+            {"rows": {"--4gqARaEJE": 1, "--BfvyPmVMo": 1}},
+            r"1 names have the row of another one: --BfvyPmVMo; it is not",
+        ),
         ({"rows": {"--4gqARaEJE": 1, "dog.wav": 2}}, r"1 of 2 names are not AudioSet's: dog\.wav; with --names exact"),
         ({"rows": {"Y--4gqARaEJE.mp3": 1, "--4gqARaEJE": 2}}, r"clips with several rows in view 0: --4gqARaEJE;"),
         ({"rows": {"--4gqARaEJE": os.system}}, r"fname_to_index\.pkl: would call posix\.system"),
