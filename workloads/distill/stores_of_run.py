@@ -43,8 +43,8 @@ class StoresOfRun:
         teachers = _with_drawn_views(self.teachers)
         if not teachers:
             return None
-        whole = any(teacher.edge.view == "same" for teacher in teachers)
-        return StoredViews(teachers[0].num_views, whole=whole)
+        whole = [teacher for teacher in teachers if teacher.edge.view == "same"]
+        return StoredViews((whole or teachers)[0].num_views, whole=bool(whole))
 
     def digests(self) -> dict[str, str]:
         """By edge a hash of what its store holds, by which a store that was replaced is noticed."""
@@ -91,21 +91,37 @@ def open_stores(
         uri: StoreReader(uri, files, copies=copies, clip_ids=clip_ids)
         for uri in dict.fromkeys(edge.store for edge in edges)
     }
-    views = {edge.key: readers[edge.store].store.num_views for edge in edges}
-    # A clip has one view in an epoch, so all stores whose views are drawn again go round the fewest that one has.
-    fewest = min((views[edge.key] for edge in edges if edge.view != "other"), default=0)
+    num_views = _num_views(edges, readers, cut=_are_cut(recipe, train, cache))
     teachers: dict[str, StoredTeacher] = {}
     for edge in edges:
-        reader, num_views = readers[edge.store], views[edge.key] if edge.view == "other" else fewest
+        reader = readers[edge.store]
         require_rows(reader, edge, train, dataset)
         require_frames_start_at_zero(reader.store.description, edge, recipe, train, cache)
-        teachers[edge.key] = _teacher(edge, reader, dataset, num_views)
+        teachers[edge.key] = _teacher(edge, reader, dataset, num_views[edge.key])
     mixtures = _mixtures(_with_drawn_views(teachers), recipe, clip_ids)
     comparisons = {
         key: compare_waveforms(teacher.reader.store, teacher.edge, clip_ids, cache, mixtures)
         for key, teacher in teachers.items()
     }
     return StoresOfRun(teachers, comparisons, mixtures)
+
+
+def _num_views(edges: Sequence[Edge], readers: Mapping[str, StoreReader], *, cut: bool) -> dict[str, int]:
+    """Round how many views of its store each edge goes.
+
+    A clip has one view in an epoch, so all stores whose views are drawn again go round the fewest that one of them has.
+    Rows of views that nobody draws, and of clips that are neither augmented nor cut, belong to any view.
+    """
+    views = {edge.key: readers[edge.store].store.num_views for edge in edges}
+    drawn = [edge.key for edge in edges if edge.view == "same" or (edge.view == "clean" and cut)]
+    fewest = min((views[key] for key in drawn), default=0)
+    return views | dict.fromkeys(drawn, fewest)
+
+
+def _are_cut(recipe: Recipe, train: Sequence[Clip], cache: ClipStore) -> bool:
+    """Whether a training clip is longer than what is taken of it, so that views are of other parts."""
+    decoded = cache.decoded()
+    return any(decoded[clip.clip_id].seconds > recipe.data.clip_seconds for clip in train)
 
 
 def _teacher(edge: Edge, reader: StoreReader, dataset: Dataset, num_views: int) -> StoredTeacher:

@@ -209,6 +209,19 @@ def test_all_stores_whose_views_are_heard_go_round_as_many(offline, store, start
     assert alone.stores.views is None
 
 
+def test_a_store_of_whole_clean_clips_leaves_the_others_all_their_views(offline, store, start):
+    one = store("teach.views=1", "augment={}")
+    edges = [f"{{teacher='store:{one}', student='student', weight=0.2, name='one', view='clean'}}"]
+    edges.append(f"{{teacher='store:{store()}', student='student', weight=0.2}}")
+    run = start(offline(f"[{', '.join(edges)}]"))
+    assert {key: teacher.num_views for key, teacher in run.stores.teachers.items()} == {
+        "one": 1,
+        "store-to-student": VIEWS,
+    }
+    assert run.stores.views == StoredViews(VIEWS, whole=True)
+    assert loop(run) == "done"
+
+
 MIXED = ["augment.mixup=0.7", "augment.mixup_alpha=2.0"]
 
 

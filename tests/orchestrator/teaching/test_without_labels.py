@@ -52,6 +52,22 @@ def settings(unlabelled: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(("seconds", "views"), [(1.0, {"two": 2, "three": 3}), (0.5, {"two": 2, "three": 2})])
+def test_stores_of_clean_clips_go_round_as_many_views_where_clips_are_cut(seconds, views, settings, start, tmp_path):
+    """A row of a part of a clip belongs to the view that is cut so; rows of whole clips are of all views."""
+    edges = []
+    for name, count in (("two", 2), ("three", 3)):
+        about = {"version": VIEW_VERSION, "augment": {"view_seed": 0}, "clip_seconds": seconds, "rate": 16_000}
+        described = stores.about(tags=5, views=count) | {"views": about | {"count": count}}
+        stores.fill(str(tmp_path / name), described, [f"c{number:02}" for number in range(CLIPS)])
+        edges.append(
+            f"{{teacher='store:{tmp_path}/{name}', student='student', weight=0.5, view='clean', name='{name}'}}"
+        )
+    own = [f"edges=[{', '.join(edges)}]", f"data.clip_seconds={seconds}"]
+    run = start(load_recipe("demo", [*settings, *own]))
+    assert {key: teacher.num_views for key, teacher in run.stores.teachers.items()} == views
+
+
 def test_a_student_is_trained_and_delivered_and_nothing_is_scored(settings, unlabelled, antiphon, tmp_path):
     words = [word for setting in settings for word in ("--set", setting)]
     where = ["--storage", tmp_path, "--run-id", "one", "--json"]
