@@ -204,6 +204,7 @@ def _write_on_ray(
         needs=needs_of(1, "cpu"),
         visible={"--out": out} | ({"data.root": root} if root else {}),
         fix="or add nodes",
+        waits_s=3 * PATIENCE_S,  # for its record, twice, and its archive
     )
     workers = request.workers or 1
     run_on_ray(

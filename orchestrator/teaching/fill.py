@@ -158,4 +158,5 @@ def _ray_work(job: Job, clips: TaughtClips) -> PoolWork[ShardPlan]:
             },
         },
         fix="or set teach.threads or teach.device",
+        waits_s=job.patience_s * max(len(job.description["columns"]), len(job.recipe.teachers)),
     )

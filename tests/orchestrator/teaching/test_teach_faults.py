@@ -1,6 +1,7 @@
 """Faults while a store is filled: the same command goes on, and the store has the bytes of an undisturbed one."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from orchestrator.training import ray_pool
 from tests import killed
 from tests.integration.test_s3_faults import quota
 from tests.killed import Kill
@@ -95,6 +97,36 @@ def test_a_driver_on_ray_is_killed(folder, undisturbed, tmp_path, fault_table, w
     assert content(store) == undisturbed
     seen = "nothing; the same command goes on"
     fault_table(fault=f"teach on Ray: {which} killed", seen=seen, seconds=seconds, equal=True)
+
+
+def test_a_worker_that_hangs_is_killed_and_its_shard_given_to_another(
+    folder, undisturbed, teach, tmp_path, monkeypatch, capfd, fault_table
+):
+    """Stopped by SIGSTOP, it lives and answers nothing."""
+    monkeypatch.setattr(ray_pool, "LEAST_S", 5.0)
+    monkeypatch.setattr(ray_pool, "TIMES_SLOWEST", 3.0)
+    stopped: list[psutil.Process] = []
+
+    def stop_a_worker(done: int, total: int) -> None:
+        if done == 2 and not stopped:
+            stopped.append(next(process for process in psutil.Process().children(recursive=True) if fills(process)))
+            stopped[0].suspend()
+
+    done = teach(tmp_path / "store", *SETTINGS, local=False, workers=2, on_shard=stop_a_worker)
+    assert (done["status"], done["shards_written"]) == ("done", len(CLIPS))
+    assert content(tmp_path / "store") == undisturbed
+    assert not stopped[0].is_running()
+    said = re.search(r"shard \d+: its worker has not ended within \d+ s; another one gets it", capfd.readouterr().err)
+    assert said
+    seen = "shard N: its worker has not ended within M s; another one gets it"
+    fault_table(fault="teach on Ray: a worker hangs (SIGSTOP)", seen=seen, repeated=1, equal=True)
+
+
+def fills(process: psutil.Process) -> bool:
+    try:
+        return "ShardFiller" in " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 @pytest.fixture(scope="module")
