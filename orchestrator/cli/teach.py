@@ -69,6 +69,11 @@ def teach(
         emit(result)
         if result["status"] == "done" and not as_json:
             print_out(f"{result['rows']:,} rows of {result['clips']:,} clips in {result['views']} views: {out}")
+            if result["shards_written"]:
+                print_out(
+                    f"workers together: teachers heard clips for {result['seconds_heard']:.1f} s, waited "
+                    f"{result['seconds_waited']:.1f} s for them, and {result['seconds_wrote']:.1f} s were writing"
+                )
     if result["status"] == "preempted":
         print_note(f"stopped: the shards that are written stay; the same command goes on: {command_line()}")
     raise typer.Exit(EXIT_CODES[result["status"]])

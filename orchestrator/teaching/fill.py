@@ -17,6 +17,7 @@ from orchestrator.teaching.clips import TaughtClips, prepare_clips, sample_check
 from orchestrator.teaching.job import (
     Job,
     ShardFiller,
+    ShardTimes,
     TeachRequest,
     check_request,
     load_ensemble,
@@ -49,13 +50,15 @@ class _Progress:
     plan: Sequence[ShardPlan] = ()
     before: int = 0  # shards that earlier commands have written
     written: list[ShardPlan] = field(default_factory=list)
+    times: ShardTimes = field(default_factory=ShardTimes)  # of those, of all workers together
 
     def start(self, plan: Sequence[ShardPlan], waiting: Sequence[ShardPlan]) -> None:
         self.plan, self.before = plan, len(plan) - len(waiting)
         self.on_shard(self.before, len(plan))
 
-    def add(self, shard: ShardPlan) -> None:
+    def add(self, shard: ShardPlan, times: ShardTimes) -> None:
         self.written.append(shard)
+        self.times = self.times.plus(times)
         self.on_shard(self.before + len(self.written), len(self.plan))
 
 
@@ -86,6 +89,9 @@ def fill_store(
         "shards": len(progress.plan),
         "shards_written": len(progress.written),
         "seconds": round(time.monotonic() - began, 3),
+        "seconds_waited": round(progress.times.waited_s, 3),
+        "seconds_heard": round(progress.times.heard_s, 3),
+        "seconds_wrote": round(progress.times.wrote_s, 3),
     }
 
 
@@ -115,7 +121,7 @@ def _fill(
         run_on_ray(
             _ray_work(job, clips),
             waiting,
-            lambda shard, _: progress.add(shard),
+            progress.add,
             workers=request.workers,
             address=request.address,
             wait_s=request.wait_s,
@@ -135,12 +141,11 @@ def _fill_here(
 ) -> None:
     filler = ShardFiller(job, ensemble)
     for shard in waiting:
-        filler.fill(shard, clips.entries(shard), clips.partners(job.recipe, shard))
-        progress.add(shard)
+        progress.add(shard, filler.fill(shard, clips.entries(shard), clips.partners(job.recipe, shard)))
 
 
 def _ray_work(job: Job, clips: TaughtClips) -> PoolWork[ShardPlan]:
-    """What Ray's workers do: each loads the teachers once and fills one shard at a time."""
+    """What Ray's workers do: each loads the teachers once and fills one shard after the other."""
     teach = job.recipe.teach
     return PoolWork(
         actor=ShardFiller,

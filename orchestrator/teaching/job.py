@@ -3,9 +3,11 @@
 What a process needs to fill shards is a `Job`, which can be sent to any; knows no Ray.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
@@ -120,6 +122,17 @@ def _fetch(uri: str, folder: Path) -> Path:
     return folder / "teacher.onnx"
 
 
+class ShardTimes(NamedTuple):
+    """Seconds that a worker spent on a shard, or several on several."""
+
+    waited_s: float = 0.0  # for clips to be read
+    heard_s: float = 0.0  # while the teachers heard them
+    wrote_s: float = 0.0  # while checksums were made and files written
+
+    def plus(self, other: "ShardTimes") -> "ShardTimes":
+        return ShardTimes(*(one + more for one, more in zip(self, other, strict=True)))
+
+
 class ShardFiller:
     """Fills shards of a store, in one process; its teachers are loaded once."""
 
@@ -127,15 +140,20 @@ class ShardFiller:
         self._job, device = job, job.recipe.teach.device
         self._ensemble = ensemble or load_ensemble(job.recipe, device, patience_s=job.patience_s)
 
-    def fill(self, shard: ShardPlan, clips: Sequence[Entry], partners: Partners | None) -> None:
-        """Compute the rows of a shard and write its files.
+    def fill(self, shard: ShardPlan, clips: Sequence[Entry], partners: Partners | None) -> ShardTimes:
+        """Compute the rows of a shard and write its files; returns what that took.
 
         ValueError where a teacher's output cannot be stored, or a clip cannot be heard here.
         """
-        job = self._job
+        job, ensemble = self._job, self._ensemble
+        began, waited_s, heard_s = time.perf_counter(), ensemble.waited_s, ensemble.heard_s
         entries = entries_on_this_node(job.store, [*clips, *(partners or {}).values()], job.recipe.data)
         clips = [entries[clip.clip_id] for clip in clips]
         partners = partners and {key: entries[clip.clip_id] for key, clip in partners.items()}
-        outputs = self._ensemble.rows(clips, job.store, partners)
+        waited_s -= time.perf_counter() - began  # what another node decoded is decoded here again
+        outputs = ensemble.rows(clips, job.store, partners)
+        began = time.perf_counter()
         checksums = view_checksums(job.recipe, job.store, sampled_in_shard(shard), entries, partners)
         write_shard(job.out, job.description, shard, outputs, checksums=checksums, patience_s=job.patience_s)
+        wrote_s = time.perf_counter() - began
+        return ShardTimes(ensemble.waited_s - waited_s, ensemble.heard_s - heard_s, wrote_s)

@@ -1,10 +1,13 @@
-"""Work in pieces on a pool of Ray actors, each of which has one piece at a time. Does not depend on what the work is.
+"""Work in pieces on a pool of Ray actors, each of which works on one at a time. Does not depend on what the work is.
 
 Contract: the driver gives a piece to an actor and, where that dies or hangs, to a new one, up to `RETRIES` times.
 Actors write their results themselves, and a piece may be worked on twice, also at once: the same bytes must come out.
 
 An actor hangs that has had a piece for `TIMES_SLOWEST` times as long as the slowest piece took that has ended, and for
 `LEAST_S` at least. (A process that is stopped, or whose GPU or disk does not answer, does not die of itself.)
+
+An actor has its next piece, too, so that it does not wait for the driver; but the last pieces, as many as there are
+actors, are given to actors that have nothing to do, so that no piece waits behind another one.
 
 Not by Ray's own `ActorPool`, which does not replace actors that have died, nor by Ray Data, which decides itself which
 rows form a file, and names files by the run.
@@ -24,6 +27,7 @@ from orchestrator.training.worker_resources import WorkerNeeds, require_room
 from workloads.runtime.text import one_line
 
 Piece = TypeVar("Piece")
+AHEAD = 1  # pieces that an actor has beside the one on which it works
 RETRIES = 3  # of a piece, after its actor has died
 POLL_S = 0.5  # how long a stop waits at most
 TIMES_SLOWEST, LEAST_S = 10.0, 600.0
@@ -101,7 +105,7 @@ class _Worker(Generic[Piece]):
 
 
 class _Pool(Generic[Piece]):
-    """Actors, of which each that is busy has one piece; new ones take the place of those that died or hang."""
+    """Actors with their pieces; new ones take the place of those that died or hang."""
 
     def __init__(self, ray: Any, work: PoolWork[Piece], *, workers: int) -> None:
         self._ray, self._work, self._most = ray, work, workers
@@ -116,7 +120,7 @@ class _Pool(Generic[Piece]):
 
     def run(self, queue: deque[Piece], on_done: Callable[[Piece, Any], None], interrupts: Interrupts) -> None:
         while queue or any(worker.pieces for worker in self._workers):
-            while queue and (worker := self._next_worker()):
+            while queue and (worker := self._next_worker(len(queue))):
                 piece = queue.popleft()
                 worker.give(self._work.start(worker.actor, piece), piece)
             if not queue:  # an actor in the place of a dead one may wait for the resources that idle ones hold
@@ -128,14 +132,15 @@ class _Pool(Generic[Piece]):
                 self._finish(awaited[reference], queue, on_done)
             self._give_up_hanging(queue)
 
-    def _next_worker(self) -> _Worker[Piece] | None:
-        """The one that gets the next piece; None where all have enough."""
-        if idle := next((worker for worker in self._workers if not worker.pieces), None):
-            return idle
+    def _next_worker(self, left: int) -> _Worker[Piece] | None:
+        """The one that gets the next of so many pieces; None where all have enough."""
+        freest = min(self._workers, key=lambda worker: len(worker.pieces), default=None)
+        if freest is not None and not freest.pieces:
+            return freest
         if len(self._workers) < self._most:
             self._workers.append(_Worker(self._actor_class.remote(*self._arguments)))
             return self._workers[-1]
-        return None
+        return freest if freest and len(freest.pieces) <= AHEAD and left >= self._most else None
 
     def _drop_idle(self) -> None:
         """Let go of the actors without a piece, which ends them."""

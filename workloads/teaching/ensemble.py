@@ -6,7 +6,8 @@ threads is fixed. So it does not matter which process computes it.
 Axes: N clips of a shard, V views, B clips of a batch, A teachers, T samples, C tags or features.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor
 from workloads.config.teach import Teach, TeachRecipe
 from workloads.data.augment import VIEW_VERSION, View, clean_view, roll_and_amplify, sound_of_view
 from workloads.data.clip_store import ClipStore, Entry, damaged_clip
-from workloads.data.loading import CropReader, ShardRequest
+from workloads.data.loading import CropReader, Crops, ShardRequest
+from workloads.data.read_ahead import read_ahead
 from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Shard, ViewKey
 from workloads.data.stored_mixtures import mix_with_partners
@@ -26,6 +28,8 @@ from workloads.models.probabilities import merge_windows, probabilities
 from workloads.runtime.precision import set_tf32
 from workloads.stores.description import About
 from workloads.teaching.teachers import TeacherModel, TeacherOutputs
+
+AHEAD = 2  # batches that are read while the teachers hear another one
 
 Partners = Mapping[tuple[str, int], Entry]  # by clip_id and view; a clip that is not mixed is its own
 
@@ -52,6 +56,7 @@ class Ensemble:
         self._length = round(recipe.data.clip_seconds * self.rate)
         for teacher in teachers:
             teacher.set_input(rate=self.rate, clip_seconds=recipe.data.clip_seconds, device=self._device)
+        self.waited_s = self.heard_s = 0.0  # in total: for clips to be read, and while the teachers heard them
         self._orders = [torch.tensor([teacher.tags.index(tag) for tag in self.tags]) for teacher in teachers]
 
     def describe(self) -> About:
@@ -108,26 +113,37 @@ class Ensemble:
         that was damaged since.
         """
         teach, found = self.recipe.teach, dict[str, NDArray[np.float32]]()
-        reader = CropReader(store, self.recipe.augment, shard_size=teach.batch_size, length=self._length)
-        for start in range(0, len(clips), teach.batch_size):
-            batch = tuple(clips[start : start + teach.batch_size])
-            for view in range(teach.views):
-                others = tuple(partners[clip.clip_id, view] for clip in batch) if partners is not None else ()
-                read_clips = (*batch, *others)
-                keys = tuple(ViewKey(clip.clip_id, view, 0) for clip in read_clips)
-                crops_BT = np.empty((len(keys), self._length), np.int16)
-                read = reader.read(ShardRequest(keys, read_clips), crops_BT)
-                for row, reason in read.broken.items():
-                    raise damaged_clip(keys[row].clip_id, reason)
-                shard = self._shard(keys, torch.from_numpy(crops_BT), read.samples, read.views, size=len(batch))
-                heard = self._hear(shard)
-                for name, outputs in heard.items():
-                    _require_finite(name, outputs, shard, teach)
-                for name, values in self._combine(heard).items():
-                    if name not in found:
-                        found[name] = np.empty((len(clips), teach.views, *values.shape[1:]), np.float32)
-                    found[name][start : start + len(batch), view] = values.numpy()
+        for start, request, crops in self._read(clips, store, partners):
+            began, view = time.perf_counter(), request.keys[0].view
+            for row, reason in crops.read.broken.items():
+                raise damaged_clip(request.keys[row].clip_id, reason)
+            size = min(teach.batch_size, len(clips) - start)
+            shard = self._shard(request.keys, crops.x_BT, crops.read.samples, crops.read.views, size=size)
+            heard = self._hear(shard)
+            for name, outputs in heard.items():
+                _require_finite(name, outputs, shard, teach)
+            for name, values in self._combine(heard).items():
+                if name not in found:
+                    found[name] = np.empty((len(clips), teach.views, *values.shape[1:]), np.float32)
+                found[name][start : start + size, view] = values.numpy()
+            self.heard_s += time.perf_counter() - began
         return found
+
+    def _read(
+        self, clips: Sequence[Entry], store: ClipStore, partners: Partners | None
+    ) -> Iterator[tuple[int, ShardRequest, Crops]]:
+        """Batches of these clips in each view, with their partners behind them: the place of the first clip, the
+        request, and its crops, which are read ahead."""
+        size, views = self.recipe.teach.batch_size, range(self.recipe.teach.views)
+        places = [(start, view) for start in range(0, len(clips), size) for view in views]
+        requests = [_request(clips[start : start + size], view, partners) for start, view in places]
+        reader = CropReader(store, self.recipe.augment, shard_size=size, length=self._length)
+        all_crops = read_ahead(reader, requests, ahead=AHEAD, threads=self.recipe.teach.threads)
+        for (start, _), request in zip(places, requests, strict=True):
+            began = time.perf_counter()
+            crops = next(all_crops)
+            self.waited_s += time.perf_counter() - began
+            yield start, request, crops
 
     def _shard(
         self, keys: tuple[ViewKey, ...], crops_BT: Tensor, samples: Sequence[int], views: Sequence[View], *, size: int
@@ -176,6 +192,14 @@ class Ensemble:
             assert outputs.profile_BP is not None, "the recipe refuses profiles of ONNX files"
             found["temporal" if len(heard) == 1 else f"temporal.{name}"] = outputs.profile_BP.unsqueeze(1)
         return found
+
+
+def _request(clips: Sequence[Entry], view: int, partners: Partners | None) -> ShardRequest:
+    """These clips in a view, and behind them the clips with which they are mixed."""
+    heard = tuple(clips)
+    if partners is not None:
+        heard += tuple(partners[clip.clip_id, view] for clip in clips)
+    return ShardRequest(tuple(ViewKey(clip.clip_id, view, 0) for clip in heard), heard)
 
 
 def mean_of_teachers(logits_ABC: Tensor, labels: str, *, mean_of: str, holds: str) -> Tensor:

@@ -129,10 +129,10 @@ def test_a_stopped_store_goes_on_and_has_the_same_bytes(folder, teach, tmp_path,
     teach(tmp_path / "undisturbed", "teach.k=2")
     real, out = ShardFiller.fill, tmp_path / "store"
 
-    def interrupted(filler: ShardFiller, shard: Any, clips: Any, partners: Any) -> None:
+    def interrupted(filler: ShardFiller, shard: Any, clips: Any, partners: Any) -> Any:
         if shard.number == 1:
             raise KeyboardInterrupt
-        real(filler, shard, clips, partners)
+        return real(filler, shard, clips, partners)
 
     monkeypatch.setattr(ShardFiller, "fill", interrupted)
     words = ["teach", folder / "mine.toml", "--out", out, "--local", "--set", "teach.k=2", "--json"]
@@ -146,7 +146,10 @@ def test_a_stopped_store_goes_on_and_has_the_same_bytes(folder, teach, tmp_path,
     assert not is_finished(str(out))
     monkeypatch.setattr(ShardFiller, "fill", real)
     done = antiphon(*words)
-    assert (done.code, json.loads(done.out)["shards_written"]) == (0, 2), done.err
+    result = json.loads(done.out)
+    assert (done.code, result["shards_written"]) == (0, 2), done.err
+    assert all(result[f"seconds_{what}"] > 0 for what in ("waited", "heard", "wrote"))
+    assert result["seconds_waited"] + result["seconds_heard"] + result["seconds_wrote"] < result["seconds"]
     assert content(out) == content(tmp_path / "undisturbed")
     assert "1 clips cannot be heard and have no rows: broken (" in done.err
     lost = next((out / "shards").glob("outputs-000001-*"))
