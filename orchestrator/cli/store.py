@@ -44,7 +44,7 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['rows']:,} rows: {found['clips']:,} clips in {found['views']} views, {found['shards']} shards",
         f"{found['bytes']:,} bytes, {found['bytes_per_row']} a row",
-        f"{found['tags']} tags ({found['labels']})",
+        f"{found['tags']} tags ({found['labels']})" if found["tags"] else "no tags",
         *(
             f"teacher {name}: imported from files of {found['imported_from'][name]}, {sha256}"
             if found["imported_from"].get(name)

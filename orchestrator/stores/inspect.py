@@ -14,7 +14,8 @@ from workloads.stores.store import Store, open_store
 def describe_store(uri: str) -> dict[str, Any]:
     """Counts, teachers, and `bytes_per_row`: all bytes below the URI over the rows. ValueError where there is no store.
 
-    `kind` and `k` (None: dense) are those of the first column with a value for each tag.
+    `kind` and `k` (None: dense) are those of the first column with a value for each tag; without one both are None, and
+    so is `labels` where there are no tags.
     """
     store = open_store(uri, FsspecFiles())
     description, rows = store.description, store.manifest["rows"]
@@ -29,7 +30,7 @@ def describe_store(uri: str) -> dict[str, Any]:
         "kind": column and description["columns"][column]["holds"],
         "k": column and description["columns"][column].get("k"),
         "tags": len(description["tags"]),
-        "labels": description["labels"],
+        "labels": description.get("labels"),
         "bytes": size,
         "bytes_per_row": round(size / rows, 2),
         "teachers": [teacher["name"] for teacher in description["teachers"]],

@@ -18,7 +18,7 @@ RUN = "run:"
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher(Checked):
-    """One teacher: a published tagger, or an ONNX file with waveforms or log-mels in and logits out.
+    """One teacher: a published tagger, or an ONNX file with waveforms or log-mels in and logits or an embedding out.
 
     All keys but `uri` are for ONNX files; `antiphon export` writes files that say these things themselves.
     """
@@ -34,6 +34,7 @@ class Teacher(Checked):
     labels: Literal["single", "multi"] | None = None
     tags: str = ""  # a text file with the tags in the order of the logits, one a line
     output: str = ""  # which of the file's outputs are the logits, where it has several
+    embedding: str = ""  # which of them is the embedding
 
     def __post_init__(self) -> None:
         self._require(bool(self.uri), "uri", "must be the folder of a tagger, RUN/models/NAME, or FILE.onnx")
@@ -41,7 +42,11 @@ class Teacher(Checked):
             self._require(all(self.of_run or ("",)), "uri", f"must be {RUN}RECIPE/MODEL: a recipe and a model of it")
         self._require(0 <= self.rate <= MAX_RATE, "rate", f"must be 1 to {MAX_RATE:,} Hz")
         if not self.is_onnx:
-            given = [name for name in ("input", "rate", "front_end", "labels", "tags", "output") if getattr(self, name)]
+            given = [
+                name
+                for name in ("input", "rate", "front_end", "labels", "tags", "output", "embedding")
+                if getattr(self, name)
+            ]
             if given:
                 raise ValueError(f"{given[0]}: is for ONNX files; {self.uri!r} does not end in {ONNX}, leave it out")
 
@@ -71,6 +76,7 @@ class Teach(Checked):
     k: int = 0  # largest values kept of each row; 0: all
     holds: Literal["logits", "probabilities"] = "logits"
     mean_of: Literal["logits", "probabilities"] | None = None  # of several teachers; None: of their logits
+    logits: bool = True  # false: the embeddings only, so that teachers need no tags
     apart: bool = False  # several teachers each in a column of their own
     embedding: bool = False  # store the teachers' embeddings too
     frames: bool = False  # store the teachers' logits of their steps in time too, each teacher's in a column of its own
@@ -89,6 +95,14 @@ class Teach(Checked):
             self._require(getattr(self, name) == getattr(Teach, name), name, "is for frames = true; leave it out")
         self._require_at_most(MAX_BATCH, "views", "clips_per_shard", "batch_size")
         self._require_at_most(MAX_THREADS, "threads")
+        if not self.logits:
+            self._require(
+                self.embedding and not self.frames and not self.temporal,
+                "logits",
+                "false stores embeddings only: needs embedding = true, frames and temporal = false",
+            )
+            for name in ("k", "holds", "mean_of", "apart"):
+                self._require(getattr(self, name) == getattr(Teach, name), name, "is for logits = true; leave it out")
         self._require(not (self.apart and self.mean_of), "mean_of", "with apart = true there is no mean; leave one out")
 
 
@@ -119,9 +133,27 @@ class TeachRecipe(Checked):
             if getattr(self.teach, key) and not several:
                 raise ValueError(f"teach.{key} = {getattr(self.teach, key)!r}: is for several teachers; leave it out")
         for name, teacher in self.teachers.items():
-            for key in ("embedding", "frames", "temporal") if teacher.is_onnx else ():
-                if getattr(self.teach, key):
-                    raise ValueError(
-                        f"teach.{key} = True: teachers.{name} is an ONNX file, whose clips alone have logits; set it "
-                        "to false"
-                    )
+            if teacher.is_onnx:
+                self._require_outputs(name, teacher)
+
+    def _require_outputs(self, name: str, teacher: Teacher) -> None:
+        """ValueError where an ONNX file does not give what is stored of it, or keys say more than that."""
+        place = f"teachers.{name}"
+        for key, what in (("frames", "has no logits in time"), ("temporal", "does not say when it listens")):
+            if getattr(self.teach, key):
+                raise ValueError(f"teach.{key} = True: {place} is an ONNX file, which {what}; set it to false")
+        if self.teach.embedding and not teacher.embedding:
+            raise ValueError(
+                f"teach.embedding = True: {place}.embedding is missing: name the output of the file that is its "
+                "embedding, or set teach.embedding to false"
+            )
+        if teacher.embedding and not self.teach.embedding:
+            raise ValueError(
+                f"{place}.embedding = {teacher.embedding!r}: no embedding is stored; set teach.embedding to true, or "
+                "leave it out"
+            )
+        for key in () if self.teach.logits else ("output", "tags", "labels"):
+            if getattr(teacher, key):
+                raise ValueError(
+                    f"{place}.{key}: is of logits, and teach.logits = False stores none; leave one of the two out"
+                )

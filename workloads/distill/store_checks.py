@@ -74,9 +74,13 @@ def column_of(description: Description, edge: Edge) -> str:
         )
     if not fitting:
         how = "" if edge.carries == "logits" else f" with teach.{edge.carries} = true"
+        has_embeddings = any(column["holds"] == "embedding" for column in columns.values())
+        other = (
+            "; its embeddings teach with carries = 'embedding' and loss = 'cosine' or 'mse'" if has_embeddings else ""
+        )
         raise ValueError(
             f"{place}: none of its columns ({', '.join(columns)}) holds {what}, which carries = {edge.carries!r} "
-            f"needs; fill a store{how}, or name one that has them"
+            f"needs; fill a store{how}, or name one that has them{other}"
         )
     if not edge.column and len(fitting) != 1:
         raise ValueError(

@@ -100,8 +100,8 @@ class About(TypedDict):
     """What its maker says of a store; the names in `teachers` of columns are those of `teachers` here."""
 
     teachers: list[StoredTeacher]
-    tags: list[str]  # in the order of the outputs
-    labels: Literal["single", "multi"]  # whether probabilities are softmax or sigmoid of logits
+    tags: list[str]  # in the order of the outputs; none where no column has a value for each tag
+    labels: NotRequired[Literal["single", "multi"]]  # with tags: whether probabilities are softmax or sigmoid of logits
     views: ViewRecipe
     columns: dict[str, Column]
     # of some clips, by name (`stores/checksum_sample.py`); none: another program made the rows
@@ -175,9 +175,12 @@ def require_consistent(description: Description, name: str) -> None:
     """ValueError, naming the place, where a description contradicts itself."""
     _require_format(description, name)
     teachers = [teacher["name"] for teacher in description["teachers"]]
-    for key, names in (("teachers", teachers), ("tags", description["tags"])):
-        if len(set(names)) < len(names) or not names:
+    of_tags = any(map(is_for_tags, description["columns"].values()))
+    for key, names, least in (("teachers", teachers, 1), ("tags", description["tags"], int(of_tags))):
+        if len(set(names)) < len(names) or len(names) < least:
             raise ValueError(f"{name}: {key}: needs at least one, each once")
+    if bool(description["tags"]) != ("labels" in description):
+        raise ValueError(f"{name}: labels: belongs to a store with tags, and to no other")
     if len(description["tags"]) > MAX_TAGS:
         raise ValueError(f"{name}: tags: {len(description['tags'])} of them; at most {MAX_TAGS} are possible")
     if not description["columns"]:

@@ -52,7 +52,7 @@ class Ensemble:
                 f"data.rate = {recipe.data.rate}: teachers.{name} hears {self.rate} Hz, and a lower rate has no "
                 "effect; leave it out, or set a higher one"
             )
-        self.tags = teachers[0].tags
+        self.tags = teachers[0].tags if recipe.teach.logits else ()
         self._length = round(recipe.data.clip_seconds * self.rate)
         for teacher in teachers:
             teacher.set_input(rate=self.rate, clip_seconds=recipe.data.clip_seconds, device=self._device)
@@ -72,7 +72,7 @@ class Ensemble:
         about: Any = {
             "teachers": [teacher.about for teacher in self.teachers],
             "tags": list(self.tags),
-            "labels": self.teachers[0].labels,
+            **({"labels": self.teachers[0].labels} if self.tags else {}),
             "views": {
                 "version": VIEW_VERSION,
                 "augment": asdict(self.recipe.augment),
@@ -170,19 +170,10 @@ class Ensemble:
 
     def _combine(self, heard: Mapping[str, TeacherOutputs]) -> dict[str, Tensor]:
         """The columns of the store, values_BC by name, from what each teacher says."""
-        teach, labels = self.recipe.teach, self.teachers[0].labels
-        found: dict[str, Tensor] = {}
-        logits_ABC = torch.stack(
-            [outputs.logits_BC[:, order] for outputs, order in zip(heard.values(), self._orders, strict=True)]
-        )
-        if teach.apart:
-            for name, logits_BC in zip(heard, logits_ABC, strict=True):
-                found[f"outputs.{name}"] = logits_BC if teach.holds == "logits" else probabilities(logits_BC, labels)
-        else:
-            mean_of = teach.mean_of or "logits"
-            found["outputs"] = mean_of_teachers(logits_ABC, labels, mean_of=mean_of, holds=teach.holds)
+        teach = self.recipe.teach
+        found = self._outputs(heard) if teach.logits else {}
         for name, outputs in heard.items() if teach.embedding else ():
-            assert outputs.embedding_BD is not None, "the recipe refuses embeddings of ONNX files"
+            assert outputs.embedding_BD is not None, "the recipe names the embeddings of ONNX files"
             found["embedding" if len(heard) == 1 else f"embedding.{name}"] = outputs.embedding_BD
         for (name, outputs), order in zip(heard.items(), self._orders, strict=True) if teach.frames else ():
             if outputs.frames_BPC is None:
@@ -192,6 +183,20 @@ class Ensemble:
             assert outputs.profile_BP is not None, "the recipe refuses profiles of ONNX files"
             found["temporal" if len(heard) == 1 else f"temporal.{name}"] = outputs.profile_BP.unsqueeze(1)
         return found
+
+    def _outputs(self, heard: Mapping[str, TeacherOutputs]) -> dict[str, Tensor]:
+        """The columns of logits or probabilities, values_BC by name."""
+        teach, labels = self.recipe.teach, self.teachers[0].labels
+        logits = [outputs.logits_BC for outputs in heard.values() if outputs.logits_BC is not None]
+        assert labels is not None, "teachers have labels where logits are stored"
+        logits_ABC = torch.stack([logits_BC[:, order] for logits_BC, order in zip(logits, self._orders, strict=True)])
+        if teach.apart:
+            return {
+                f"outputs.{name}": logits_BC if teach.holds == "logits" else probabilities(logits_BC, labels)
+                for name, logits_BC in zip(heard, logits_ABC, strict=True)
+            }
+        mean_of = teach.mean_of or "logits"
+        return {"outputs": mean_of_teachers(logits_ABC, labels, mean_of=mean_of, holds=teach.holds)}
 
 
 def _request(clips: Sequence[Entry], view: int, partners: Partners | None) -> ShardRequest:
@@ -227,7 +232,7 @@ def require_different_views(recipe: TeachRecipe, seconds: Sequence[float]) -> No
 
 def _require_finite(name: str, outputs: TeacherOutputs, shard: Shard, teach: Teach) -> None:
     checked = {
-        "logits": outputs.logits_BC,
+        "logits": outputs.logits_BC if teach.logits else None,
         "embedding": outputs.embedding_BD if teach.embedding else None,
         "logits in time": outputs.frames_BPC if teach.frames else None,
         "profile": outputs.profile_BP,

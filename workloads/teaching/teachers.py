@@ -1,4 +1,4 @@
-"""Teachers of a store: published taggers and ONNX files, each from a shard of clips to logits and an embedding.
+"""Teachers of a store: published taggers and ONNX files, each from a shard of clips to logits, an embedding, or both.
 
 Does not depend on what is stored of them, nor on where they come from: their files are on this machine.
 
@@ -15,7 +15,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from workloads.config.recipe import FRONT_ENDS, FrontEnd
-from workloads.config.teach import Teacher, TeachRecipe
+from workloads.config.teach import Teach, Teacher, TeachRecipe
 from workloads.data.shard import Shard
 from workloads.data.tag_names import tag_names
 from workloads.evaluate.predict import load_tagger
@@ -33,7 +33,7 @@ from workloads.teaching.onnx_file import OnnxFile
 class TeacherOutputs(NamedTuple):
     """The outputs of a teacher for the clips of a shard, on the CPU."""
 
-    logits_BC: Tensor
+    logits_BC: Tensor | None  # of teachers without tags none
     embedding_BD: Tensor | None
     frames_BPC: Tensor | None = None  # of teachers that have logits in time
     grid: TimeGrid | None = None  # where the P steps of these and of the profile are
@@ -44,8 +44,8 @@ class TeacherModel(ABC):
     """A teacher in eval mode. `about` is what a store says of it, `rate` the lowest at which it should hear clips."""
 
     name: str
-    tags: tuple[str, ...]
-    labels: Literal["single", "multi"]
+    tags: tuple[str, ...]  # of an ONNX file whose logits are not stored none
+    labels: Literal["single", "multi"] | None
     rate: int
     about: dict[str, Any]
     hears_masks = True  # of log-mels
@@ -110,20 +110,25 @@ def _takes(tagger: Tagger, clip_seconds: float) -> bool:
 class OnnxTeacher(TeacherModel):
     """An ONNX file; what the recipe does not say of it, the file does, if `antiphon export` wrote it."""
 
-    def __init__(self, name: str, teacher: Teacher, path: Path, files: Opener, *, threads: int) -> None:
+    def __init__(self, name: str, teacher: Teacher, path: Path, files: Opener, *, teach: Teach) -> None:
         place = f"teachers.{name}"
-        self._file = OnnxFile(path, place=place, output=teacher.output, threads=threads)
+        outputs = {"output": teacher.output} if teach.logits else {}
+        outputs |= {"embedding": teacher.embedding} if teach.embedding else {}
+        self._file = OnnxFile(path, place=place, outputs=outputs, threads=teach.threads)
         self.name, facts = name, self._file.metadata
-        self.tags = _read_tags(teacher.tags, files) if teacher.tags else tuple(facts.get("tags", ()))
-        self.labels = teacher.labels or facts.get("labels")  # type: ignore[assignment]
+        of_tags = facts if teach.logits else {}
+        self.tags = _read_tags(teacher.tags, files) if teacher.tags else tuple(of_tags.get("tags", ()))
+        self.labels = teacher.labels or of_tags.get("labels")
         own = facts.get("input", {})
         takes = teacher.input or {"waveform": "waveform", "log-mel": "logmel"}.get(own.get("kind"))
         own_kind = own.get("front_end")
         self._settings = teacher.front_end or (FrontEnd(kind=own_kind) if own_kind in FRONT_ENDS else None)
         self._own_rate = teacher.rate or int(facts.get("rate", 0))
         self.hears_masks = takes == "logmel"
-        needed: list[tuple[str, Any, str]] = [("tags", self.tags, "a text file with a tag a line")]
-        needed += [("labels", self.labels, "single or multi"), ("input", takes, "waveform or logmel")]
+        needed: list[tuple[str, Any, str]] = []
+        if teach.logits:
+            needed += [("tags", self.tags, "a text file with a tag a line"), ("labels", self.labels, "single or multi")]
+        needed += [("input", takes, "waveform or logmel")]
         needed += [("front_end", self._settings, f"with its kind, one of {', '.join(FRONT_ENDS)}")] * self.hears_masks
         needed += [("rate", self._own_rate, "that of the waveforms in Hz")] * (not self.hears_masks)
         for key, value, which in needed:
@@ -155,25 +160,29 @@ class OnnxTeacher(TeacherModel):
             clips = (mel_BMF - self._mean) / self._std
         else:
             clips = self._front_end(shard.x_BT)
-        logits_BC = self._file(np.ascontiguousarray(clips.cpu().numpy()))
-        if logits_BC.shape[1] != len(self.tags):
+        found = {
+            key: torch.from_numpy(values)
+            for key, values in self._file(np.ascontiguousarray(clips.cpu().numpy())).items()
+        }
+        logits_BC = found.get("output")
+        if logits_BC is not None and logits_BC.shape[1] != len(self.tags):
             raise ValueError(
                 f"teachers.{self.name}.tags: {len(self.tags)} tags, and the file gives {logits_BC.shape[1]} logits; "
                 "name the tags of the file"
             )
-        return TeacherOutputs(torch.from_numpy(logits_BC), None)
+        return TeacherOutputs(logits_BC, found.get("embedding"))
 
 
 def load_teachers(recipe: TeachRecipe, paths: dict[str, Path], files: Opener) -> list[TeacherModel]:
     """The teachers of a recipe, in its order, from their folders or files on this machine.
 
-    Raises ValueError for a teacher that cannot be loaded, for one whose tags or labels are not those of the first, and
-    for one that takes waveforms where log-mels are masked.
+    Raises ValueError for a teacher that cannot be loaded, where logits are stored for one whose tags or labels are not
+    those of the first, and for one that takes waveforms where log-mels are masked.
     """
     found: list[TeacherModel] = []
     for name, teacher in recipe.teachers.items():
         if teacher.is_onnx:
-            found.append(OnnxTeacher(name, teacher, paths[name], files, threads=recipe.teach.threads))
+            found.append(OnnxTeacher(name, teacher, paths[name], files, teach=recipe.teach))
         elif teacher.drawn:
             drawn = _drawn_tagger(name, teacher, recipe.data.clip_seconds)
             found.append(TaggerTeacher(name, drawn, temporal=recipe.teach.temporal))
@@ -184,7 +193,8 @@ def load_teachers(recipe: TeachRecipe, paths: dict[str, Path], files: Opener) ->
             raise ValueError(
                 f"augment.mask_time, mask_mel: mask log-mels, and teachers.{name} takes waveforms; set both to 0"
             )
-        _require_same_tags(found[0], found[-1])
+        if recipe.teach.logits:
+            _require_same_tags(found[0], found[-1])
     return found
 
 

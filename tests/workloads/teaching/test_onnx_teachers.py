@@ -9,7 +9,7 @@ import torch
 import torchaudio
 
 from workloads.config.recipe import Augment, FrontEnd
-from workloads.config.teach import Teacher, TeachRecipe
+from workloads.config.teach import Teach, Teacher, TeachRecipe
 from workloads.data.shard import Shard, ViewKey
 from workloads.models.front_end import build_front_end
 from workloads.runtime.opener import LocalFiles
@@ -48,9 +48,9 @@ def tag_file(folder: Path, count: int) -> str:
     return str(folder / "tags.txt")
 
 
-def load(path: Path, augment: Augment | None = None, **settings: Any) -> Any:
+def load(path: Path, augment: Augment | None = None, teach: Teach | None = None, **settings: Any) -> Any:
     teacher = Teacher(uri=str(path), **settings)
-    recipe = TeachRecipe(name="x", teachers={"file": teacher}, augment=augment or Augment())
+    recipe = TeachRecipe(name="x", teachers={"file": teacher}, augment=augment or Augment(), teach=teach or Teach())
     (model,) = load_teachers(recipe, {"file": path}, LocalFiles())
     return model
 
@@ -95,6 +95,42 @@ def test_a_file_of_export_says_itself_what_it_takes(tmp_path):
     )
     model = load(write(tmp_path / "a.onnx", ["clips", 64, "frames"], axis=2, facts=facts))
     assert (model.tags, model.labels, model.rate, model.about["front_end"]) == (("a", "b"), "single", 32_000, "ced64")
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_a_file_gives_the_embedding_that_is_named_with_logits_or_without_tags(tmp_path, logits):
+    outputs = ("logits", "vector") if logits else ("vector",)
+    path = write(tmp_path / "a.onnx", ["clips", 1, "samples"], axis=1, outputs=outputs)
+    own: dict[str, Any] = {"input": "waveform", "rate": 16_000, "embedding": "vector"}
+    own |= {"labels": "multi", "tags": tag_file(tmp_path, 800)} if logits else {}
+    model = load(path, teach=Teach(embedding=True, logits=logits), **own)
+    model.set_input(rate=16_000, clip_seconds=0.05, device=CPU)
+    x_BT = torch.randn(3, 800, generator=torch.Generator().manual_seed(0))
+    heard = model.hear(shard_of(x_BT))
+    assert torch.equal(heard.embedding_BD, x_BT)
+    assert (heard.logits_BC is not None, len(model.tags)) == ((True, 800) if logits else (False, 0))
+
+
+@pytest.mark.parametrize(
+    ("teach", "own", "message"),
+    [
+        ({"embedding": True}, {}, r"teach\.embedding = True: teachers\.file\.embedding is missing: name the output"),
+        ({}, {"embedding": "vector"}, r"teachers\.file\.embedding = 'vector': no embedding is stored; set teach\.emb"),
+        ({"frames": True}, {}, r"teach\.frames = True: teachers\.file is an ONNX file, which has no logits in time"),
+        ({"logits": False}, {}, r"logits = False: false stores embeddings only: needs embedding = true"),
+        ({"logits": False, "embedding": True, "k": 3}, {}, r"k = 3: is for logits = true; leave it out"),
+        (
+            {"logits": False, "embedding": True},
+            {"embedding": "vector", "labels": "multi"},
+            r"teachers\.file\.labels: is of logits, and teach\.logits = False stores none",
+        ),
+        ({"embedding": True}, {"embedding": "x", "output": "first"}, r"embedding = 'x': must be .*: first, second"),
+    ],
+)
+def test_embeddings_that_cannot_be_stored_are_refused(tmp_path, teach, own, message):
+    path = write(tmp_path / "a.onnx", ["clips", 64, "frames"], axis=2, outputs=("first", "second"))
+    with pytest.raises(ValueError, match=message):
+        load(path, teach=Teach(**teach), **own)
 
 
 @pytest.mark.parametrize(
