@@ -1,16 +1,18 @@
 """Writing a store: described first, then its shards in any order from any number of processes, its manifest last.
 
-Contract: `begin_store` and `finish_store` are called by one process at a time, which may be killed at any moment and
-then calls them again; `write_shard` by any number of processes at once, also twice for the same shard. A shard's file
-appears complete or not at all, under a name with the SHA-256 of its content, so a process that was given up and
-writes on harms nothing. A file of another size than its rows have, as a power cut may leave one, counts as missing. The
-same rows give the same files. Everything is on storage: nothing local is needed to go on.
+Contract: any number of processes may fill one store at once, and each may be killed at any moment and begin again: the
+description and the manifest are created exclusively, and whoever comes later goes on with those or is refused. A
+shard's file appears complete or not at all, under a name with the SHA-256 of its content, so a process that was given
+up and writes on harms nothing. A file of another size than its rows have, as a power cut may leave one, counts as
+missing. The same rows give the same files. Where two processes have written a shard with different content, the
+manifest names one file, and each process that finishes removes what it does not name. Everything is on storage: nothing
+local is needed to go on.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +57,7 @@ from workloads.stores.plan import ShardPlan, clips_sha256, decode_clips, encode_
 from workloads.stores.topk import TopK
 
 PATIENCE_S = 300.0  # how long an unavailable storage is waited for
+Written = TypeVar("Written")
 Outputs = NDArray[np.floating] | TopK
 Checksums = Mapping[str, ViewChecksum]  # by clip_id
 
@@ -76,7 +79,7 @@ def begin_store(
     text = json_text(description)
 
     def begin() -> Description:
-        if not create_exclusively(join(uri, DESCRIPTION), text.encode()):
+        if not _write(lambda: create_exclusively(join(uri, DESCRIPTION), text.encode())):
             found = parse_description(get_bytes(join(uri, DESCRIPTION)), join(uri, DESCRIPTION))
             own = parse_description(text, "the store's description")
             require_compatible(found, own, uri, exactly=True)
@@ -85,7 +88,7 @@ def begin_store(
 
     def put_clips() -> None:
         if not _are_listed(join(uri, CLIPS), description["clips"]):
-            put_bytes(join(uri, CLIPS), encode_clips(ids))
+            _write(lambda: put_bytes(join(uri, CLIPS), encode_clips(ids)))
 
     begun = retry_while_unavailable(begin, what=uri, patience_s=patience_s)
     retry_while_unavailable(put_clips, what=uri, patience_s=patience_s)
@@ -144,10 +147,19 @@ def put_shard(
     for name, content in contents.items():
         place = join(uri, SHARDS, name)
         retry_while_unavailable(
-            lambda place=place, content=content: put_bytes(place, content),  # type: ignore[misc]
+            lambda place=place, content=content: _write(lambda: put_bytes(place, content)),  # type: ignore[misc]
             what=place,
             patience_s=patience_s,
         )
+
+
+def _write(write: Callable[[], Written]) -> Written:
+    """What `write` returns; it is called again where another process has just finished the store, and removed its
+    half-written file as left over."""
+    try:
+        return write()
+    except FileNotFoundError:
+        return write()
 
 
 def unwritten(
@@ -250,7 +262,7 @@ def _put_manifest(
         sha256 = hashlib.sha256(get_bytes(join(uri, DESCRIPTION))).hexdigest()
         rows = sum(shard.rows for shard in plan)
         text = json_text({"rows": rows, "description_sha256": sha256, "shards": entries})
-        create_exclusively(join(uri, MANIFEST), text.encode())
+        _write(lambda: create_exclusively(join(uri, MANIFEST), text.encode()))
 
     retry_while_unavailable(put, what=uri, patience_s=patience_s)
 

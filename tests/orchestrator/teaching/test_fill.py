@@ -1,6 +1,7 @@
 """`antiphon teach`: rows equal what the teachers say, whoever computes them and however often it was stopped."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,23 @@ def test_a_stopped_store_goes_on_and_has_the_same_bytes(folder, teach, tmp_path,
     assert content(out) == content(tmp_path / "undisturbed")
     with pytest.raises(ValueError, match=r"columns\.outputs\.k is 2, expected 3; choose a store"):
         teach(out, "teach.k=3")
+
+
+def test_two_commands_at_once_leave_the_bytes_of_one(teach, tmp_path, monkeypatch):
+    """The other one comes when a shard's file is written and has no name yet, and ends before it gets it."""
+    teach(tmp_path / "alone")
+    out, real, others = tmp_path / "store", os.replace, []
+
+    def replace_after_another(source: Any, target: Any) -> None:
+        if "/shards/" in str(target) and not others:
+            others.append("begun")
+            others.append(teach(out))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_after_another)
+    done = teach(out)
+    assert [(one["status"], one["shards_written"]) for one in (done, others[1])] == [("done", 3), ("done", 3)]
+    assert content(out) == content(tmp_path / "alone")
 
 
 def test_ray_writes_the_same_bytes_also_where_a_worker_is_killed(teach, tmp_path):
