@@ -77,15 +77,20 @@ def test_the_command_is_killed_before_every_file_gets_its_name(folder, undisturb
     )
 
 
-def test_two_commands_at_once(folder, undisturbed, tmp_path, fault_table):
-    store, outs = tmp_path / "store", [tmp_path / "one", tmp_path / "two"]
-    both = [killed.start(command(folder, store, "--local"), out) for out in outs]
+def test_two_commands_at_once(folder, teach, tmp_path, fault_table):
+    few, store, outs = (
+        ("teach.views=20", "teach.clips_per_shard=1"),
+        tmp_path / "store",
+        [tmp_path / "1", tmp_path / "2"],
+    )
+    teach(tmp_path / "alone", *few)
+    both = [killed.start(command(folder, store, "--local", *sets(*few)), out) for out in outs]
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0], [Path(f"{out}.err").read_text()[-3000:] for out in outs]
-    assert {killed.outcome(out)["rows"] for out in outs} == {400 * len(CLIPS)}
-    assert content(store) == undisturbed
-    fault_table(fault="teach: two commands with one --out at once", seen="nothing; both end with 0", equal=True)
+    assert {killed.outcome(out)["rows"] for out in outs} == {20 * len(CLIPS)}
+    assert content(store) == content(tmp_path / "alone")
+    fault_table(fault="teach: two commands with one `--out` at once", seen="nothing; both end with 0", equal=True)
 
 
 @pytest.mark.parametrize("which", ["the driver", "the driver and all of Ray"])
