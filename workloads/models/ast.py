@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from workloads.config.architectures import AST
+from workloads.models.attention import OnBlock, hook_timm_blocks
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
 from workloads.models.frame_pooling import with_frames
@@ -59,6 +61,9 @@ class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ign
         return TokenLayout(
             2, self.patch_embed.grid_size[0], slice(0, 2) if self.frame_pool == "none" else slice(2, None)
         )
+
+    def hook_attention(self, on_block: OnBlock) -> list[RemovableHandle]:
+        return hook_timm_blocks(self, on_block)
 
     def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
         return first_patch(self.patch_embed.proj)

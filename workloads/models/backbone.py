@@ -8,6 +8,9 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from workloads.models.attention import OnBlock
 
 
 class Outputs(NamedTuple):
@@ -20,7 +23,10 @@ class Outputs(NamedTuple):
 
 
 class TokenLayout(NamedTuple):
-    """How a Transformer's tokens lie: special ones first, then patches, in rows of equal mel; L tokens in all."""
+    """How a Transformer's tokens lie: special ones first, then patches, in rows of equal mel; L tokens in all.
+
+    Tokens of a waveform are one row.
+    """
 
     special: int
     rows: int
@@ -28,12 +34,18 @@ class TokenLayout(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """A family's network; subclasses define `outputs`, Transformers `token_layout`."""
+    """A family's network; subclasses define `outputs`, Transformers `token_layout` and `hook_attention`."""
 
     @property
     def token_layout(self) -> TokenLayout | None:
-        """How the tokens lie; None where the network is no Transformer over patches."""
+        """How the tokens lie; None where the network is no Transformer."""
         return None
+
+    def hook_attention(self, on_block: OnBlock) -> list[RemovableHandle]:
+        """Tell `on_block` of each block of a Transformer that runs, in their order, until the hooks are removed."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has a token_layout and does not say what its blocks attend to"
+        )
 
     def log_attention(self, sequence_BPD: Tensor) -> Tensor | None:
         """Logarithms of the weights a_BP with which the network itself sums up its sequence; None: it has none."""

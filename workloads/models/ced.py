@@ -16,8 +16,10 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from workloads.config.architectures import CED
+from workloads.models.attention import OnBlock, hook_timm_blocks
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
 from workloads.models.frame_pooling import with_frames
@@ -72,6 +74,9 @@ class ConsistentTransformer(Backbone):
     @property
     def token_layout(self) -> TokenLayout:
         return TokenLayout(0, self.bands.shape[2], slice(None))
+
+    def hook_attention(self, on_block: OnBlock) -> list[RemovableHandle]:
+        return hook_timm_blocks(self, on_block)
 
     def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
         """Of several windows the frames that fill no patch at the end of each are shared out among its steps."""

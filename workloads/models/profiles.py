@@ -9,13 +9,13 @@ step, P steps in time.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from workloads.models.attention import Attended
 from workloads.models.backbone import Outputs, TokenLayout
 from workloads.models.tagger import Tagger
 
@@ -69,23 +69,26 @@ class _Rollout:
     """The rollout of the blocks that have run so far, times the matrix that sums tokens by their step in time.
 
     With A the mean of a block's attention over heads, the rollout R is multiplied by (A + I) / 2 at every block. Only
-    R S is needed, S being 1 where a token belongs to a step: L x P numbers. Blocks that drop path leaves out count too.
+    R S is needed, S being 1 where a token belongs to a step: L x P numbers. A block that stochastic depth leaves out
+    for a clip changes nothing of its R.
     """
 
     def __init__(self, layout: TokenLayout) -> None:
         self._layout = layout
         self._mass_BLP: Tensor | None = None
 
-    def fold(self, layer: Any, qkv_BLX: Tensor) -> None:
-        """Add one block: timm's attention layer, and what it has computed as queries, keys and values."""
-        batch, tokens, _ = qkv_BLX.shape
-        qkv = qkv_BLX.detach().float().reshape(batch, tokens, 3, layer.num_heads, layer.head_dim)
-        query_BHLE, key_BHLE, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def fold(self, block: Attended) -> None:
+        """Add one block, the next that has run."""
+        batch, _, tokens, _ = block.query_BHLE.shape
+        device = block.query_BHLE.device
         if self._mass_BLP is None:
-            self._mass_BLP = self._steps_of_tokens(tokens, qkv.device).expand(batch, -1, -1)
-        with torch.no_grad(), torch.autocast(qkv.device.type, enabled=False):
-            attended = _attended(layer.q_norm(query_BHLE), layer.k_norm(key_BHLE), self._mass_BLP, scale=layer.scale)
-        self._mass_BLP = (attended + self._mass_BLP) / 2
+            self._mass_BLP = self._steps_of_tokens(tokens, device).expand(batch, -1, -1)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            attended_BLP = _attended(block.query_BHLE, block.key_BHLE, self._mass_BLP, scale=block.scale)
+            folded_BLP = (attended_BLP + self._mass_BLP) / 2
+        if block.kept_B is not None:
+            folded_BLP = torch.where(block.kept_B[:, None, None], folded_BLP, self._mass_BLP)
+        self._mass_BLP = folded_BLP
 
     def profile(self, clips: int) -> Tensor:
         """Proportions p_BP: the mean over the tokens that the head reads; a clip's windows one after the other."""
@@ -112,15 +115,10 @@ def _attended(query_BHLE: Tensor, key_BHLE: Tensor, values_BLP: Tensor, *, scale
 @contextmanager
 def _rollout(tagger: Tagger, layout: TokenLayout) -> Iterator[_Rollout]:
     """The rollout of the one forward within this context."""
-    from timm.layers.attention import Attention  # a Transformer is there, so it is imported already
-
     rollout = _Rollout(layout)
-    with ExitStack() as stack:
-        for layer in tagger.backbone.modules():
-            if isinstance(layer, Attention):
-
-                def fold(_: Any, __: Any, qkv_BLX: Tensor, layer: Any = layer) -> None:
-                    rollout.fold(layer, qkv_BLX)
-
-                stack.callback(layer.qkv.register_forward_hook(fold).remove)
+    hooks = tagger.backbone.hook_attention(rollout.fold)
+    try:
         yield rollout
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from workloads.config.architectures import ViT
+from workloads.models.attention import OnBlock, hook_timm_blocks
 from workloads.models.backbone import Backbone, Outputs, TokenLayout
 from workloads.models.fit import fit_head
 from workloads.models.frame_pooling import with_frames
@@ -59,6 +61,9 @@ class AudioTransformer(Backbone, VisionTransformer):  # type: ignore[misc]  # ou
         reads_token = self.global_pool == "token" and self.frame_pool == "none"
         read = slice(0, 1) if reads_token else slice(special, None)
         return TokenLayout(special, self.patch_embed.grid_size[0], read)
+
+    def hook_attention(self, on_block: OnBlock) -> list[RemovableHandle]:
+        return hook_timm_blocks(self, on_block)
 
     def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
         return first_patch(self.patch_embed.proj)

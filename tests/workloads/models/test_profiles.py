@@ -82,6 +82,31 @@ def test_the_profile_of_a_training_forward_is_that_of_the_forward_which_trains()
     assert (p_BP - expected).abs().max() > 1e-3, "dropout is in it"
 
 
+def test_a_block_that_stochastic_depth_leaves_out_changes_nothing_for_its_clips() -> None:
+    """In a training forward, by the matrices of the blocks that each clip kept; the others are the identity."""
+    tagger = with_strong_attention(tagger_of(ViT(**VIT | {"depth": 4}, pool="avg", drop_path=0.8))).train()
+    mel_BMF, maps, kept = mel_of(tagger, 8), list[Tensor](), list[Tensor]()
+    blocks: Any = tagger.backbone.blocks
+    for block in blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _, __, weights_BHLL: maps.append(weights_BHLL.mean(1)))
+        block.drop_path1.register_forward_hook(lambda _, __, x_BLD: kept.append(x_BLD.abs().amax((1, 2)) > 0))
+    torch.manual_seed(4)
+    with torch.no_grad():
+        _, p_BP = outputs_and_profile(tagger, mel_BMF)
+    kept_NB = torch.stack(kept)
+    assert [0 < int(kept_B.sum()) < 8 for kept_B in kept_NB] == [False, True, True, True]
+    same_LL = torch.eye(maps[0].shape[1], dtype=torch.float64)
+    rollout_BLL = same_LL
+    for attention_BLL, kept_B in zip(maps, kept_NB, strict=True):
+        factor_BLL = torch.where(kept_B[:, None, None], (attention_BLL.double() + same_LL) / 2, same_LL)
+        rollout_BLL = factor_BLL @ rollout_BLL
+    expected_BP = rollout_BLL[:, 1:, 1:].mean(1).unflatten(1, (tagger.backbone.token_layout.rows, -1)).sum(1)
+    expected_BP = expected_BP / expected_BP.sum(1, keepdim=True) + EPSILON
+    torch.testing.assert_close(p_BP, (expected_BP / expected_BP.sum(1, keepdim=True)).float(), rtol=0, atol=1e-5)
+    assert (p_BP - p_BP.mean(1, keepdim=True)).abs().max() > 1e-3
+
+
 def test_even_attention_is_an_even_profile() -> None:
     tagger = tagger_of(MEAN)
     for name, parameter in tagger.backbone.named_parameters():
