@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, Literal
 
+from orchestrator.artifacts.import_encoder import check_encoder_options, import_encoder
 from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file
 from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
@@ -40,12 +41,17 @@ def import_weights(
 ) -> dict[str, Any]:
     """Write the published weights in `file` as a tagger at `out`, a new folder or URI; returns a summary of it.
 
+    Of a family whose networks know no tags, `out` is a file of initial weights (`import_encoder.py`).
     `tags` is a file with one tag per line, or a CSV with a column display_name; 527 classes need none. Raises
     ValueError for files that are damaged, hold more than tensors or numbers that are not finite, for weights that do
     not fit `family`, for another number of tags than classes, and where `out` exists.
     """
     checked_labels = None if labels is None else _checked_labels(labels)
     source = source_of(family)
+    if not source.knows_tags:
+        check_encoder_options(family, out, tags=tags, name=name, strides=strides, labels=labels)
+        _require_new(out)
+        return import_encoder(_read(file, "weights"), file, out, family=family, source=source)
     base = file.rstrip("/").rsplit("/", 1)[-1]
     name = _checked_name(name, base, family)
     checked_strides = _checked_strides(strides, base, family)

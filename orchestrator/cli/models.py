@@ -68,7 +68,10 @@ def import_(
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="Published weights: .pt, .pth, .bin, .ckpt or .safetensors.")
     ],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The tagger's new folder or URI.")],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="The tagger's new folder or URI; of wav2vec2 FILE.safetensors, for init."),
+    ],
     family: Annotated[str, typer.Option(help=f"The network's family: {', '.join(SOURCES)}.")],
     tags: Annotated[
         str, typer.Option(help="One tag per line, or a CSV with display_name; AudioSet's 527 need none.")
@@ -89,8 +92,10 @@ def import_(
     tagger = import_weights(file, out, family=family, **options)
     if as_json:
         typer.echo(json_text(tagger))
-    else:
+    elif "checkpoint" in tagger:
         _print_imported(tagger)
+    else:
+        _print_encoder(tagger)
 
 
 def _print_imported(tagger: dict[str, Any]) -> None:
@@ -105,3 +110,12 @@ def _print_imported(tagger: dict[str, Any]) -> None:
     if dropped:
         print_out(f"left out, {len(dropped)}: {', '.join(dropped[:4])}{' ...' * (len(dropped) > 4)}")
     print_out(f"checkpoint  {tagger['checkpoint']}")
+
+
+def _print_encoder(imported: dict[str, Any]) -> None:
+    from orchestrator.artifacts.import_encoder import settings_of
+
+    print_out(f"{imported['params']:,} parameters, licence {imported['origin']['licence']}; no tags: it is no tagger")
+    if dropped := imported["dropped"]:
+        print_out(f"left out, {len(dropped)}: {', '.join(dropped[:4])}{' ...' * (len(dropped) > 4)}")
+    print_out(f"in a recipe's model  {settings_of(imported)}")

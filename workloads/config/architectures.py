@@ -1,9 +1,11 @@
 """The model architectures: one frozen value per family, checked when it is built. Imports nothing heavy.
 
 Sources of the sizes: reference/efficientat.md (MN, DyMN), ced.md, cmkd.md section 2 (EfficientNet, AST), tkd.md
-section 5 (the on-device models), frames.md section 5 (FrameMN). `workloads/models/` builds the networks.
+sections 2 and 5 (wav2vec 2.0, the on-device models), frames.md section 5 (FrameMN). `workloads/models/` builds the
+networks.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +14,8 @@ from workloads.config.checked import Checked
 MAX_WIDTH = 16  # of a MobileNet: about a billion parameters
 MAX_DEPTH = 1000  # blocks of a Transformer
 MAX_BLOCK_PARAMETERS = 2_000_000_000  # of all of a Transformer's blocks
+MAX_CHANNELS = 8192  # of wav2vec 2.0's convolutions
+POSITION_GROUPS = 16  # of wav2vec 2.0's convolution over positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +114,7 @@ class ViT(TransformerArch):
         self._require_positive("depth", "heads")
         self._require(self.dim > 0 and self.dim % self.heads == 0, "dim", f"must be a multiple of heads = {self.heads}")
         self._require_at_most(MAX_DEPTH, "depth")
-        parameters = 12 * self.dim**2 * self.depth
-        must = f"makes {parameters:,} parameters in depth = {self.depth} blocks; must make at most"
-        self._require(parameters <= MAX_BLOCK_PARAMETERS, "dim", f"{must} {MAX_BLOCK_PARAMETERS:,}")
+        _require_block_size(self)
         self._require(0 < self.stride <= self.patch, "stride", f"must be 1 to patch = {self.patch}")
 
 
@@ -145,7 +147,34 @@ class OnDevice(Checked):
         self._require_below_1("dropout")
 
 
-Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | CED | OnDevice
+@dataclass(frozen=True, kw_only=True)
+class Wav2Vec2(Checked):
+    """wav2vec 2.0, which hears samples and is classified from its first context vector (reference/tkd.md 2 and 5)."""
+
+    family: Literal["wav2vec2"]
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    # group: one group norm in the convolutions, layer norms after each part of a block (base and large of
+    # LibriSpeech); layer: layer norms in all convolutions, and before each part of a block (LV-60K, XLSR)
+    norm: Literal["group", "layer"] = "group"
+    channels: int = 512  # of the convolutions
+    dropout: float = 0.1
+    freeze_features: bool = True  # the convolutions keep their weights, as is usual where pretrained ones are tuned
+
+    def __post_init__(self) -> None:
+        self._require_positive("depth", "heads", "channels")
+        self._require_at_most(MAX_DEPTH, "depth")
+        self._require_at_most(MAX_CHANNELS, "channels")
+        multiple = math.lcm(self.heads, POSITION_GROUPS)
+        must = f"must be a multiple of heads = {self.heads} and of {POSITION_GROUPS}"
+        self._require(self.dim > 0 and self.dim % multiple == 0, "dim", must)
+        _require_block_size(self)
+        self._require_below_1("dropout")
+
+
+Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | CED | OnDevice | Wav2Vec2
+WAVEFORM_FAMILIES = ("wav2vec2",)  # they hear samples; all others hear log-mels
 
 
 def gives_frames(arch: Arch) -> bool:
@@ -153,6 +182,12 @@ def gives_frames(arch: Arch) -> bool:
     if isinstance(arch, MN):
         return arch.head == "fully_convolutional"
     return isinstance(arch, FrameMN) or (isinstance(arch, TransformerArch) and arch.frame_pool != "none")
+
+
+def _require_block_size(arch: ViT | Wav2Vec2) -> None:
+    parameters = 12 * arch.dim**2 * arch.depth
+    must = f"makes {parameters:,} parameters in depth = {arch.depth} blocks; must make at most"
+    arch._require(parameters <= MAX_BLOCK_PARAMETERS, "dim", f"{must} {MAX_BLOCK_PARAMETERS:,}")
 
 
 def _require_mobile(arch: MN | DyMN) -> None:

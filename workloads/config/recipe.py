@@ -18,7 +18,7 @@ from workloads.config.resources import Resources
 from workloads.config.schedules import Schedule
 from workloads.config.search import Search
 
-MAX_FRAMES = 400_000  # of log-mels: an hour has 360 000
+MAX_FRAMES = 400_000  # of log-mels: an hour has 360 000; of waveforms samples
 MAX_BATCH = 2**24  # clips of a shard, shards of a batch
 MAX_LOADERS = 256
 MAX_THREADS = 1024  # what torch and OpenMP take without failing
@@ -29,7 +29,11 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "efficientat128": 32_000,
     "ced64": 16_000,
     "logmel40": 16_000,
+    "waveform16k": 16_000,
+    "waveform16k_norm": 16_000,
 }
+WAVEFORMS = ("waveform16k", "waveform16k_norm")  # kinds that are no log-mels but the samples
+LOG_MELS = tuple(kind for kind in FRONT_ENDS if kind not in WAVEFORMS)
 MAX_NAME = 150  # characters of a recipe's name; a run's id adds date, time and seed
 PRETRAINED = "pretrained:"  # what an `init` begins with that names installed weights, no file
 Value = TypeVar("Value")
@@ -62,9 +66,11 @@ class Augment(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEnd(Checked):
-    """The waveform's transform to log-mels and their normalisation; without mean and std those of the kind are used."""
+    """The waveform's transform to what the network hears, and its normalisation: by default the kind's mean and std."""
 
-    kind: Literal["logmel64", "kaldi128", "efficientat128", "ced64", "logmel40"] = "logmel64"
+    kind: Literal["logmel64", "kaldi128", "efficientat128", "ced64", "logmel40", "waveform16k", "waveform16k_norm"] = (
+        "logmel64"
+    )
     mean: float | None = None
     std: float | None = None
     frames: int = 0  # cut or pad to this number, as AST does (1024 for a clip of 10 s); 0: as many as the clip has

@@ -156,7 +156,10 @@ def sound_mask(sound_B2: Tensor, length: int) -> Tensor:
 
 
 def mask_mel(mel_BMF: Tensor, masks_B4: Tensor, *, value: float) -> Tensor:
-    """A copy in which the cells with their centre in the clip's time or mel mask are set to `value`."""
+    """A copy in which the cells with their centre in the clip's time or mel mask are set to `value`.
+
+    A single band is a waveform, which has no mel scale: only the time mask applies.
+    """
     _, bands, frames = mel_BMF.shape
 
     def covered(cells: int, first: int) -> Tensor:
@@ -165,4 +168,6 @@ def mask_mel(mel_BMF: Tensor, masks_B4: Tensor, *, value: float) -> Tensor:
         start_B1, width_B1 = masks_B4[:, first : first + 1], masks_B4[:, first + 1 : first + 2]
         return (centres >= start_B1) & (centres < start_B1 + width_B1)
 
+    if bands == 1:
+        return mel_BMF.masked_fill(covered(frames, 0)[:, None, :], value)
     return mel_BMF.masked_fill(covered(frames, 0)[:, None, :] | covered(bands, 2)[:, :, None], value)

@@ -1,6 +1,8 @@
 """The published models by name: architecture, and the front end each was published with. Imports nothing heavy."""
 
-from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, FrameMN, OnDevice
+from typing import Any
+
+from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, FrameMN, OnDevice, Wav2Vec2
 from workloads.config.recipe import FrontEnd, Model
 
 SECONDS, CLASSES = 10.0, 527  # of AudioSet's clips and tags, for which published sizes are given
@@ -8,6 +10,9 @@ MN_WIDTHS = (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 3.0, 4.0)
 
 _efficientat, _ced, _kaldi = FrontEnd(kind="efficientat128"), FrontEnd(kind="ced64"), FrontEnd(kind="kaldi128")
 _ast, _ondevice = FrontEnd(kind="kaldi128", frames=1024), FrontEnd(kind="logmel40")
+
+_waveform, _normalised = FrontEnd(kind="waveform16k"), FrontEnd(kind="waveform16k_norm")
+_large: Any = {"dim": 1024, "depth": 24, "heads": 16}
 
 CATALOG: dict[str, Model] = {
     **{
@@ -36,4 +41,8 @@ CATALOG: dict[str, Model] = {
     "crnn": Model(arch=OnDevice(family="ondevice", variant="crnn"), front_end=_ondevice),
     "att_rnn": Model(arch=OnDevice(family="ondevice", variant="att_rnn"), front_end=_ondevice),
     "mhatt_rnn": Model(arch=OnDevice(family="ondevice", variant="mhatt_rnn"), front_end=_ondevice),
+    "wav2vec2_base": Model(arch=Wav2Vec2(family="wav2vec2"), front_end=_waveform),
+    "wav2vec2_large": Model(arch=Wav2Vec2(family="wav2vec2", **_large), front_end=_waveform),
+    # XLSR-53; LV-60K and XLS-R of 0.3 billion parameters are the same network
+    "wav2vec2_xlsr53": Model(arch=Wav2Vec2(family="wav2vec2", **_large, norm="layer"), front_end=_normalised),
 }

@@ -1,7 +1,8 @@
 """The model families, each built by the file of its name.
 
-A backbone maps a normalised log-mel to logits; it does not depend on front ends, tags or training. A family's file is
-imported on demand, because torchvision and timm take seconds to import. Each offers `build` and `adapt_weights`.
+A backbone maps a normalised log-mel, or a waveform, to logits; it does not depend on front ends, tags or training. A
+family's file is imported on demand, because torchvision and timm take seconds to import. Each offers `build` and
+`adapt_weights`.
 """
 
 from importlib import import_module
@@ -10,14 +11,22 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from workloads.config.architectures import Arch
+from workloads.config.architectures import WAVEFORM_FAMILIES, Arch
+from workloads.config.recipe import LOG_MELS, WAVEFORMS
 from workloads.models.backbone import Backbone
 
-FAMILIES = ("mn", "dymn", "frame_mn", "efficientnet", "vit", "ast", "ced", "ondevice")
+FAMILIES = ("mn", "dymn", "frame_mn", "efficientnet", "vit", "ast", "ced", "ondevice", "wav2vec2")
 
 
 def build_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:
-    """Build the family's network for mel_BMF of `bands` x `frames`; its logits_BC have C = `num_classes`."""
+    """Build the family's network for mel_BMF of `bands` x `frames`; its logits_BC have C = `num_classes`.
+
+    Raises ValueError where log-mels shall be heard by a family that hears waveforms, which are one band, or these by
+    another one.
+    """
+    if (bands == 1) != (arch.family in WAVEFORM_FAMILIES):
+        hears, kinds = ("log-mels", LOG_MELS) if bands == 1 else ("waveforms", WAVEFORMS)
+        raise ValueError(f"{arch.family} hears {hears}; set front_end.kind to one of {', '.join(kinds)}")
     return _family(arch.family).build(arch, bands=bands, frames=frames, num_classes=num_classes)
 
 

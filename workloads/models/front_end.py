@@ -1,4 +1,5 @@
-"""The front ends: from waveforms to log-mels. Does not depend on clips, augmentation or networks.
+"""The front ends: from waveforms to log-mels, or to the waveforms that some networks hear. Does not depend on clips,
+augmentation or networks.
 
 A clip may be shorter than the waveforms of its batch, which are padded with zeros. How a family hears the padding is as
 its authors do: most front ends as silence, Kaldi's not at all. `sound_BT` tells sound (True) from padding; None: no
@@ -104,6 +105,11 @@ class LogMel(nn.Module, ABC):
     def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
         """x_BT at `rate`; sound_BT still at `clip_rate`."""
 
+    def _at_rate(self, sound_BT: Tensor, length: int) -> Tensor:
+        """Which samples at `rate` are sound, from which are at `clip_rate`."""
+        index_T = torch.arange(length, device=sound_BT.device) * self.clip_rate // self.rate
+        return sound_BT[:, index_T.clamp(max=sound_BT.shape[1] - 1)]
+
     def _keep_out_of_state(self) -> None:
         """Remove every buffer, torchaudio's too, from the state dict, because constants are not weights."""
         for module in self.modules():
@@ -196,11 +202,6 @@ class Kaldi128(KaldiLogMel):
         without_padding_BF = sound_BT.unfold(1, self.window, self.hop).all(dim=2)
         return self._fbank(x_BT - mean_B1).masked_fill(~without_padding_BF[:, None], self.PADDING)
 
-    def _at_rate(self, sound_BT: Tensor, length: int) -> Tensor:
-        """Which samples at `rate` are sound, from which are at `clip_rate`."""
-        index_T = torch.arange(length, device=sound_BT.device) * self.clip_rate // self.rate
-        return sound_BT[:, index_T.clamp(max=sound_BT.shape[1] - 1)]
-
     def _fbank(self, x_BT: Tensor) -> Tensor:
         # The mean above is in float64, because the last bit of a float32 one depends on the number of clips in a batch.
         frames_BFW = x_BT.unfold(1, self.window, self.hop)
@@ -254,7 +255,47 @@ class CED64(LogMel):
         return self.decibel(self.mel(x_BT).unsqueeze(1)).squeeze(1)  # with four axes the floor is per clip
 
 
-KINDS: dict[str, type[LogMel]] = {cls.kind: cls for cls in (LogMel64, Kaldi128, EfficientAT128, CED64, LogMel40)}
+class Waveform(LogMel):
+    """No log-mel, but the samples themselves as one band, for networks that hear waveforms (wav2vec 2.0).
+
+    A time mask is silence; there is no mel scale for the other masks.
+    """
+
+    kind, bands, hop = "waveform16k", 1, 1
+    mean, std, mask_value = 0.0, 1.0, 0.0
+
+    def __init__(self, *, clip_rate: int) -> None:
+        super().__init__(clip_rate=clip_rate)
+        self._keep_out_of_state()
+
+    def _frames(self, length: int) -> int:
+        return length
+
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
+        return x_BT.unsqueeze(1)
+
+
+class NormalisedWaveform(Waveform):
+    """Each clip with mean 0 and variance 1, as wav2vec 2.0 of LV-60K and XLSR hear it: (x - mean) / sqrt(var + 1e-5).
+
+    Both are of its sound; padding is 0.
+    """
+
+    kind, hears_padding = "waveform16k_norm", False
+    EPSILON = 1e-5
+
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
+        sound_BT = torch.ones_like(x_BT) if sound_BT is None else self._at_rate(sound_BT, x_BT.shape[1]).float()
+        samples_B1 = sound_BT.sum(dim=1, keepdim=True).clamp(min=1)
+        mean_B1 = (x_BT * sound_BT).sum(dim=1, keepdim=True, dtype=torch.float64) / samples_B1
+        centred_BT = (x_BT - mean_B1.float()) * sound_BT
+        variance_B1 = centred_BT.square().sum(dim=1, keepdim=True, dtype=torch.float64) / samples_B1
+        return (centred_BT * (variance_B1 + self.EPSILON).rsqrt().float()).unsqueeze(1)
+
+
+KINDS: dict[str, type[LogMel]] = {
+    cls.kind: cls for cls in (LogMel64, Kaldi128, EfficientAT128, CED64, LogMel40, Waveform, NormalisedWaveform)
+}
 
 
 def build_front_end(kind: str, *, clip_rate: int) -> LogMel:

@@ -20,7 +20,8 @@ from workloads.runtime import checkpoint
 from workloads.runtime.json_files import TaggerState, require_shape
 from workloads.runtime.opener import Opener
 
-TRAINING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "temperature")  # the last is in the weights
+# the temperature is in the weights
+TRAINING_ONLY = ("dropout", "drop_path", "bn_momentum", "cooled_after", "freeze_features", "temperature")
 
 
 def build_initial_tagger(recipe: Recipe, name: str, *, tags: tuple[str, ...], files: Opener) -> Tagger:

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workloads.config.recipe import Model
 from workloads.models.backbone import Backbone
+from workloads.models.families import empty_backbone
+from workloads.models.front_end import build_front_end
 from workloads.models.tagger import Tagger
 
 
@@ -34,13 +36,17 @@ def model_size(model: Model, *, num_classes: int, clip_seconds: float, clip_rate
     Multiply-adds are those of convolutions and matrix products, attention's included, as torch's counter counts them.
     Raises ValueError where the network cannot be built for such clips.
     """
-    tagger = _untrained_tagger(model, num_classes, clip_seconds, clip_rate)
-    parameters = list(tagger.parameters())
+    front_end = build_front_end(model.front_end.kind, clip_rate=clip_rate)
+    bands, frames = front_end.bands, front_end.input_frames(model.front_end, clip_seconds)
+    # Of its numbers nothing depends, so none is drawn: a network of 300 million weights would take seconds.
+    backbone = empty_backbone(model.arch, bands=bands, frames=frames, num_classes=num_classes).to_empty(device="cpu")
+    parameters = list(backbone.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     return Size(
-        params=tagger.num_parameters,
-        macs=_count_macs(tagger.backbone, bands=tagger.front_end.bands, frames=tagger.num_frames),
-        weight_bytes=sum(tensor.nbytes for tensor in tagger.state_dict().values()),
-        optimizer_bytes=sum(2 * parameter.nbytes + 4 for parameter in parameters),  # the counter is one float32
+        params=sum(parameter.numel() for parameter in parameters),
+        macs=_count_macs(backbone.eval(), bands=bands, frames=frames),
+        weight_bytes=sum(tensor.nbytes for tensor in backbone.state_dict().values()),
+        optimizer_bytes=sum(2 * parameter.nbytes + 4 for parameter in trained),  # the counter is one float32
     )
 
 

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from torchaudio.compliance.kaldi import fbank, get_mel_banks
 
-from workloads.config.recipe import FRONT_ENDS
+from workloads.config.recipe import FRONT_ENDS, LOG_MELS
 from workloads.data.decode import BrokenClip, cut_or_pad, decode, resample
 from workloads.models.front_end import build_front_end
 
@@ -163,7 +163,7 @@ def test_five_seconds_have_the_known_number_of_frames(kind: str, frames: int) ->
     assert build_front_end(kind, clip_rate=32_000).frames(5.0) == frames
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(LOG_MELS))
 def test_a_tones_loudest_band_is_the_same_at_any_clip_rate_and_its_power_follows_its_amplitude(kind: str) -> None:
     loudest = set()
     for clip_rate in (16_000, 32_000):
@@ -232,7 +232,7 @@ def test_kaldi128_pads_short_clips_in_the_spectrogram_as_ast_does(samples: int, 
     torch.testing.assert_close(whole_MF, front_end(x_BT[1:])[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "kaldi128"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("kaldi128", "waveform16k_norm")])
 def test_the_other_front_ends_hear_padding_as_silence(kind: str) -> None:
     front_end, x_BT = build_front_end(kind, clip_rate=16_000), noise(1, 16_000)
     x_BT[:, 9000:] = 0

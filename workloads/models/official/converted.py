@@ -18,6 +18,14 @@ class Converted(NamedTuple):
     labels: Literal["single", "multi"] = "multi"  # exactly one tag per clip (softmax), or any number (sigmoid)
 
 
+class ConvertedEncoder(NamedTuple):
+    """A pretrained network that knows no tags, in our terms."""
+
+    model: Model  # arch and front end
+    weights: dict[str, Tensor]  # in the backbone's key names, all but the head's
+    dropped: tuple[str, ...]  # names left out on purpose
+
+
 def rows_or_one(state: dict[str, Tensor], name: str) -> int:
     """The number of classes, from the rows of the head's tensor `name`.
 

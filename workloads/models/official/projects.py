@@ -16,6 +16,7 @@ class Source(NamedTuple):
     project: str
     module: str
     licence: str
+    knows_tags: bool = True  # else `convert` gives a `ConvertedEncoder`: initial weights, no tagger
 
 
 SOURCES: dict[str, Source] = {
@@ -24,6 +25,9 @@ SOURCES: dict[str, Source] = {
     "ced": Source("RicherMans/CED", "ced", "GPL-3.0 (its model cards say Apache-2.0)"),
     "ast": Source("YuanGongND/ast", "ast", "BSD-3-Clause"),
     "timm": Source("huggingface/pytorch-image-models", "timm", "as the model's card says"),
+    "wav2vec2": Source(
+        "facebookresearch/fairseq", "wav2vec2", "MIT (of others' copies: as their cards say)", knows_tags=False
+    ),
 }
 
 
