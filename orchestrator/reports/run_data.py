@@ -11,6 +11,7 @@ from workloads.stores.store import name_teachers
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 MAX_FOLDS = 20  # of more, only their number is printed
+EVEN = 0.98  # flatness of profiles above which they say hardly when (reference/tkd.md 9.2, point 4)
 
 MEANINGS = {
     "accuracy": "share of clips whose most likely tag is the true one, 0 to 1, more is better; without a model: always "
@@ -136,6 +137,18 @@ def balance(history: RunHistory) -> str:
         f"The commonest tag, {most}, is on {plural(counts[most], 'training clip')}, the rarest, {fewest}, on "
         f"{format_count(counts[fewest])}."
     )
+
+
+def even_profiles(history: RunHistory) -> list[str]:
+    """A sentence for each edge whose profiles are even: they do not say when. Of the last steps that were logged."""
+    recent = {edge: history.curves[f"{edge}/flatness"][-10:] for edge in history.edges_with("flatness")}
+    means = {edge: sum(value for _, value in points) / len(points) for edge, points in recent.items()}
+    return [
+        f"{edge}: the profiles have a mean flatness of {mean:.3f} over the last {plural(len(recent[edge]), 'record')}: "
+        "they hardly say when. gate = 'entropy' takes most of their weight; a teacher with fewer blocks may say more."
+        for edge, mean in means.items()
+        if mean > EVEN
+    ]
 
 
 def described_metrics(history: RunHistory) -> list[tuple[str, str]]:

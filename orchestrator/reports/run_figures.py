@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from orchestrator.reports.figure_style import LEGEND_ABOVE, add_blocks, apply_style, new_figure, palette
 from orchestrator.reports.formatting import escape_label
-from orchestrator.reports.run_data import PARTS, chance, chance_by_tag
+from orchestrator.reports.run_data import EVEN, PARTS, chance, chance_by_tag
 from orchestrator.reports.run_history import BOTH, TEACHING, TRAINING, Phase, RunHistory
 from workloads.config.edge import teacher_name
 
@@ -190,6 +190,20 @@ def edge_curves(history: RunHistory) -> go.Figure:
         figure.update_yaxes(range=[0, 1.06 * top], row=panel // 2 + 1, col=panel % 2 + 1)
     figure.update_xaxes(range=_step_range(history))
     figure.update_xaxes(title="step", row=2)
+    return figure
+
+
+def flatness_curves(history: RunHistory) -> go.Figure:
+    """A line for every edge that carries profiles: how even they are, and a mark from which on they say little."""
+    figure = new_figure(height=300)
+    for colour, edge in zip(palette(), history.edges_with("flatness"), strict=False):
+        points = history.split_by_activity(edge, history.curves[f"{edge}/flatness"])
+        figure.add_trace(_line(points, edge.replace("-to-", " → "), colour))
+    line = {"dash": "dot", "width": 1, "color": CHANCE_COLOUR}
+    figure.add_shape(type="line", x0=0, x1=1, xref="x domain", y0=EVEN, y1=EVEN, line=line)
+    figure.update_layout(legend=LEGEND_ABOVE, showlegend=True)
+    figure.update_yaxes(title="flatness (0 to 1)", range=[0, 1.03])
+    figure.update_xaxes(title="step", range=_step_range(history))
     return figure
 
 

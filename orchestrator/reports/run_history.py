@@ -92,6 +92,10 @@ class RunHistory:
         """The keys of the recipe's edges: their names, or `teacher-to-student`."""
         return [_edge_key(edge) for edge in self.recipe["edges"]]
 
+    def edges_with(self, metric: str) -> list[str]:
+        """The keys of the edges of which a metric was logged."""
+        return [edge for edge in self.edges if f"{edge}/{metric}" in self.curves]
+
     def teachers_of(self, model: str) -> dict[str, str]:
         """The edges that lead to a model: by key the teacher's name."""
         edges = [edge for edge in self.recipe["edges"] if edge["student"] == model]

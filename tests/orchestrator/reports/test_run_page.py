@@ -368,6 +368,33 @@ def test_every_edge_has_its_four_curves(page: Page) -> None:
     assert weights == {"vit → cnn": {0.2}, "cnn → vit": {0.5}}
 
 
+def test_profiles_have_a_panel_and_even_ones_a_sentence(tmp_path: Path, page: Page) -> None:
+    """A run whose edges carry profiles alone; the page of logits has neither."""
+    assert "flatness" not in page.figures
+    of = {
+        f"{one}-to-{other}-temporal": (level, carries)
+        for one, other, level, carries in (("vit", "cnn", 0.99, "temporal"), ("cnn", "vit", 0.4, "temporal"))
+    }
+    records = [record for record in run_records() if record["kind"] not in ("phase", "result", "end")]
+    for record in records:
+        if record["kind"] == "metrics":
+            record["values"] |= {f"{key}/flatness": level + record["step"] / 1e6 for key, (level, _) in of.items()}
+    edges = [{"teacher": key.split("-")[0], "student": key.split("-")[2], "carries": "temporal"} for key in of]
+    (tmp_path / "page").mkdir()
+    out = tmp_path / "page" / "report.html"
+    write_report(records, recipe("single") | {"edges": edges}, run_id="r", uri="r", out=out)
+    found = Page(out.read_text(encoding="utf-8"))
+    traces = found.figures["flatness"]["data"]
+    steps = [record["step"] for record in records if record["kind"] == "metrics"]
+    assert {trace["name"]: trace["y"][0] for trace in traces} == {
+        "vit → cnn-temporal": pytest.approx(0.99 + steps[0] / 1e6),
+        "cnn → vit-temporal": pytest.approx(0.4 + steps[0] / 1e6),
+    }
+    text = " ".join(found.texts["even-profiles"].split())
+    assert "vit-to-cnn-temporal: the profiles have a mean flatness of 0.990 over the last 10 records" in text
+    assert "cnn-to-vit-temporal: the profiles" not in text
+
+
 def test_tags_and_confusion_are_the_results(page: Page) -> None:
     result = RunHistory(run_records(), recipe("single")).results
     for trace in page.figures["tags"]["data"]:
