@@ -25,6 +25,13 @@ FRAMES = (
     "models.cnn.frame_labels=true",
     "edges=[{teacher='cnn', student='vit', carries='frames'}, {teacher='vit', student='cnn', carries='frames'}]",
 )
+IN_TIME = (  # what a frozen teacher says in time, of the view that the student hears and of clips that nobody rolled
+    *FRAMES[:3],
+    "edges=[{teacher='cnn', student='vit', carries='frames', view='clean'},"
+    " {teacher='cnn', student='vit', carries='temporal', gate='entropy', weight=1.0}]",
+    "schedule={kind='one_way', teachers=['cnn'], teacher_steps=3, steps=6}",
+    "augment.roll=0.3",
+)
 CLEAN = ("edges.0.view=clean", "augment.roll=0.2", "train.loaders=1", "train.log_every=2")
 SNAPSHOTS = ("edges.0.source=snapshot", "schedule.exchange=2", "train.checkpoint_every=2")
 
@@ -43,6 +50,7 @@ OWN_SETTINGS = {  # of a case: the shipped recipe and what differs from it
     "one-way": ("one-way", CLEAN),
     "mutual": ("mutual", ALL_KINDS),
     "frames": ("mutual", FRAMES),
+    "in-time": ("one-way", IN_TIME),
     "snapshots": ("mutual", SNAPSHOTS),
     "controls": ("demo", ("compare=true", "edges.1.gate=better_on_clip")),
 }
@@ -150,6 +158,7 @@ SERVED = {  # frozen teachers: of phases in which they do not train, or copies
     "one-way": (),
     "alternate": (),
     "generations": (),
+    "in-time": (),
     "snapshots": ("edges.1.source=snapshot",),
     "controls": (),
 }
@@ -157,7 +166,10 @@ SERVED = {  # frozen teachers: of phases in which they do not train, or copies
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("alternate", "snapshots") else pytest.param(name, marks=pytest.mark.slow) for name in SERVED],
+    [
+        name if name in ("alternate", "snapshots", "in-time") else pytest.param(name, marks=pytest.mark.slow)
+        for name in SERVED
+    ],
 )
 def test_served_teachers_are_those_in_the_worker_bit_for_bit(tiny, colocated, folder, name):
     recipe = case(tiny, name, *SERVED[name])
@@ -168,7 +180,7 @@ def test_served_teachers_are_those_in_the_worker_bit_for_bit(tiny, colocated, fo
     servers, own = placed.ServersHere(served), folder / "served" / name
     run = placed.run_here(served, own, 0, 1, LocalFiles(), teachers=servers)
     taught = [phase for phase in run.phases if phase.teachers]
-    assert servers.taught == [list(phase.teachers) for phase in taught]
+    assert [list(dict.fromkeys(names)) for names in servers.taught] == [list(phase.teachers) for phase in taught]
     assert servers.asked == [(step, 0) for phase in taught for step in range(phase.start, phase.end)]
     assert placed.records(own) == placed.records(whole)
     assert placed.tensor_files(own) == placed.tensor_files(whole)
