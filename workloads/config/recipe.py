@@ -27,6 +27,7 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "logmel64": 16_000,
     "kaldi128": 16_000,
     "efficientat128": 32_000,
+    "pretrainedsed128": 16_000,
     "ced64": 16_000,
     "logmel40": 16_000,
     "waveform16k": 16_000,
@@ -68,9 +69,16 @@ class Augment(Checked):
 class FrontEnd(Checked):
     """The waveform's transform to what the network hears, and its normalisation: by default the kind's mean and std."""
 
-    kind: Literal["logmel64", "kaldi128", "efficientat128", "ced64", "logmel40", "waveform16k", "waveform16k_norm"] = (
-        "logmel64"
-    )
+    kind: Literal[
+        "logmel64",
+        "kaldi128",
+        "efficientat128",
+        "ced64",
+        "logmel40",
+        "pretrainedsed128",
+        "waveform16k",
+        "waveform16k_norm",
+    ] = "logmel64"
     mean: float | None = None
     std: float | None = None
     frames: int = 0  # cut or pad to this number, as AST does (1024 for a clip of 10 s); 0: as many as the clip has

@@ -11,6 +11,7 @@ MN_WIDTHS = (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 3.0, 4.0)
 _efficientat, _ced, _kaldi = FrontEnd(kind="efficientat128"), FrontEnd(kind="ced64"), FrontEnd(kind="kaldi128")
 _ast, _ondevice = FrontEnd(kind="kaldi128", frames=1024), FrontEnd(kind="logmel40")
 
+_sed = FrontEnd(kind="pretrainedsed128")
 _waveform, _normalised = FrontEnd(kind="waveform16k"), FrontEnd(kind="waveform16k_norm")
 _large: Any = {"dim": 1024, "depth": 24, "heads": 16}
 
@@ -24,7 +25,7 @@ CATALOG: dict[str, Model] = {
         for width in (0.4, 1.0, 2.0)
     },
     **{
-        f"frame_mn{round(10 * width):02}": Model(arch=FrameMN(family="frame_mn", width=width), front_end=_efficientat)
+        f"frame_mn{round(10 * width):02}": Model(arch=FrameMN(family="frame_mn", width=width), front_end=_sed)
         for width in (0.6, 1.0)
     },
     "efficientnet_b0": Model(arch=EfficientNet(family="efficientnet", variant="b0"), front_end=_kaldi),

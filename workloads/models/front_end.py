@@ -174,6 +174,14 @@ class KaldiLogMel(LogMel):
         self.register_buffer("banks_MK", nn.functional.pad(banks_MK, (0, 1)))  # the last bin, Nyquist, is in no band
         self._keep_out_of_state()
 
+    def _emphasised_power(self, x_BT: Tensor) -> Tensor:
+        """The power power_BMF of the bands after a pre-emphasis by 0.97; frames are centred on multiples of the hop."""
+        emphasised_BT = x_BT[:, 1:] - 0.97 * x_BT[:, :-1]
+        spectrum_BKF = torch.stft(
+            emphasised_BT, self.n_fft, self.hop, self.window, self.hann_W, center=True, return_complex=True
+        )
+        return self.banks_MK @ spectrum_BKF.abs().square()
+
 
 class Kaldi128(KaldiLogMel):
     """AST's and PSLA's front end: `torchaudio.compliance.kaldi.fbank`, for a batch (reference/cmkd.md 2.3).
@@ -224,11 +232,21 @@ class EfficientAT128(KaldiLogMel):
         return 1 + (length - 1) // self.hop  # pre-emphasis takes one sample
 
     def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
-        emphasised_BT = x_BT[:, 1:] - 0.97 * x_BT[:, :-1]
-        spectrum_BKF = torch.stft(
-            emphasised_BT, self.n_fft, self.hop, self.window, self.hann_W, center=True, return_complex=True
-        )
-        return torch.log(self.banks_MK @ spectrum_BKF.abs().square() + 1e-5)
+        return torch.log(self._emphasised_power(x_BT) + 1e-5)
+
+
+class PretrainedSED128(KaldiLogMel):
+    """PretrainedSED's front end of FrameMN and fPaSST, its evaluation filterbank (reference/frames.md section 4)."""
+
+    kind, bands, hop = "pretrainedsed128", 128, 160
+    n_fft, window, low, high = 512, 400, 0.0, 7_000.0
+    mean, std, mask_value = -4.5, 5.0, 0.0
+
+    def _frames(self, length: int) -> int:
+        return 1 + (length - 1) // self.hop  # pre-emphasis takes one sample
+
+    def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
+        return torch.log(self._emphasised_power(x_BT).clamp(min=1e-7))
 
 
 class CED64(LogMel):
@@ -294,7 +312,8 @@ class NormalisedWaveform(Waveform):
 
 
 KINDS: dict[str, type[LogMel]] = {
-    cls.kind: cls for cls in (LogMel64, Kaldi128, EfficientAT128, CED64, LogMel40, Waveform, NormalisedWaveform)
+    cls.kind: cls
+    for cls in (LogMel64, Kaldi128, EfficientAT128, PretrainedSED128, CED64, LogMel40, Waveform, NormalisedWaveform)
 }
 
 

@@ -392,7 +392,7 @@ def test_an_init_that_is_no_tagger_yet_points_to_the_import(tmp_path, tiny, star
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--family", "mm"], "--family 'mm': no such family; known are mn, dymn, ced, ast, timm, wav2vec2"),
+        (["--family", "mm"], "--family 'mm': no such family; known are mn, dymn, frame_mn, ced, ast, timm, wav2vec2"),
         (["--family", "dymn"], "is a network of the family mn"),
         (
             ["--family", "ced"],
@@ -506,3 +506,24 @@ def test_it_is_written_to_an_object_store_too(antiphon, weights, s3_server, monk
     assert tagged.code == 0, tagged.err
     again = antiphon("models", "import", "--family", "mn", weights, "s3://taggers/ours/mn04")
     assert "exists already" in mistake(again)
+
+
+def test_an_imported_frame_mn_knows_when(tmp_path, antiphon):
+    """PretrainedSED's file with 447 tags becomes a tagger with their logits in time, sorted by name; the rest is
+    named."""
+    torch.save(case("frame_mn06").state, tmp_path / "frame_mn06_strong_1.pt")
+    tags = [f"tag {number}" for number in range(447)]
+    (tmp_path / "tags.txt").write_text("\n".join(tags))
+    without = antiphon("models", "import", tmp_path / "frame_mn06_strong_1.pt", tmp_path / "a", "--family", "frame_mn")
+    assert without.code == 2
+    options = ("--family", "frame_mn", "--tags", tmp_path / "tags.txt", "--json")
+    done = antiphon("models", "import", tmp_path / "frame_mn06_strong_1.pt", tmp_path / "sed", *options)
+    found = json.loads(done.out)
+    assert found["dropped"] == ["weak_head.weight", "weak_head.bias"]
+    assert found["model"]["front_end"]["kind"] == "pretrainedsed128"
+    tagger, _ = load_tagger(tmp_path / "sed")
+    with torch.no_grad():
+        frames_BPC = tagger.outputs(tagger.front_end(waveform(10, 16_000))).frames_BPC
+    expected_BCP = case("frame_mn06").logits_BC
+    places = [tagger.tags.index(tag) for tag in tags[:5]]
+    torch.testing.assert_close(frames_BPC[:, ::10, places].transpose(1, 2), expected_BCP, rtol=0, atol=2e-5)

@@ -157,7 +157,14 @@ def test_frames_is_the_length_of_the_mel(kind: str, seconds: float, clip_rate: i
 
 @pytest.mark.parametrize(
     ("kind", "frames"),
-    [("logmel64", 500), ("kaldi128", 498), ("efficientat128", 500), ("ced64", 501), ("logmel40", 250)],
+    [
+        ("logmel64", 500),
+        ("kaldi128", 498),
+        ("efficientat128", 500),
+        ("ced64", 501),
+        ("logmel40", 250),
+        ("pretrainedsed128", 500),
+    ],
 )
 def test_five_seconds_have_the_known_number_of_frames(kind: str, frames: int) -> None:
     assert build_front_end(kind, clip_rate=32_000).frames(5.0) == frames

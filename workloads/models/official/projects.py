@@ -22,6 +22,7 @@ class Source(NamedTuple):
 SOURCES: dict[str, Source] = {
     "mn": Source("fschmid56/EfficientAT", "efficientat", "MIT"),
     "dymn": Source("fschmid56/EfficientAT", "efficientat", "MIT"),
+    "frame_mn": Source("fschmid56/PretrainedSED", "pretrainedsed", "MIT"),
     "ced": Source("RicherMans/CED", "ced", "GPL-3.0 (its model cards say Apache-2.0)"),
     "ast": Source("YuanGongND/ast", "ast", "BSD-3-Clause"),
     "timm": Source("huggingface/pytorch-image-models", "timm", "as the model's card says"),
