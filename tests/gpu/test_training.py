@@ -23,6 +23,10 @@ FAMILIES = {
     "vit": ('{family="vit", dim=16, depth=1, heads=2}', "logmel64"),
     "ast": ('{family="ast", size="tiny"}', "kaldi128"),
     "ced": ('{family="ced", size="tiny"}', "ced64"),
+    "wav2vec2": (
+        '{family="wav2vec2", dim=32, depth=2, heads=2, channels=16, dropout=0.0, freeze_features=false}',
+        "waveform16k_norm",
+    ),
     **{
         variant: (f'{{family="ondevice", variant="{variant}"}}', "logmel40")
         for variant in ("lstm_p", "tc_resnet", "crnn", "att_rnn", "mhatt_rnn")

@@ -1,6 +1,7 @@
 """A store of profiles as a teacher: a student learns when to listen from it as from the teacher that filled it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from tests import stores
 from tests.orchestrator.artifacts.test_tag import publish
 from tests.packs import TAGS, write_clips
 from tests.trained_runs import grid, trained, values
-from workloads.config.architectures import MN, ViT
+from workloads.config.architectures import MN, ViT, Wav2Vec2
 from workloads.config.edge import Edge
-from workloads.config.recipe import Model
+from workloads.config.recipe import FrontEnd, Model
 from workloads.data.shard import Mixture, Shard, ViewKey
 from workloads.distill.stored_teacher import StoredTeacher
 from workloads.models.profiles import EPSILON, time_grid
@@ -28,9 +29,13 @@ from workloads.models.tagger import build_tagger
 
 VIEWS = "augment={roll=0.5, gain_db=6.0, mask_time=0.3, mask_mel=0.2}"
 STEPS = 6  # of the first epoch, whose view the store holds
-TEACHERS: dict[str, Any] = {
-    "vit": ViT(family="vit", dim=16, depth=2, heads=2, patch=8, stride=8),
-    "cnn": MN(family="mn", width=0.1),
+TEACHERS = {
+    "vit": Model(arch=ViT(family="vit", dim=16, depth=2, heads=2, patch=8, stride=8)),
+    "cnn": Model(arch=MN(family="mn", width=0.1)),
+    "speech": Model(
+        arch=Wav2Vec2(family="wav2vec2", dim=32, depth=2, heads=2, channels=16),
+        front_end=FrontEnd(kind="waveform16k_norm"),
+    ),
 }
 
 
@@ -44,11 +49,11 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Published taggers with drawn weights, a Transformer and a CNN, for the clips' tags; attention is not even."""
     folder = tmp_path_factory.mktemp("teachers")
     about: dict[str, Any] = {"tags": tuple(sorted(TAGS)), "labels": "single", "clip_seconds": 1.0, "clip_rate": 16_000}
-    for name, arch in TEACHERS.items():
-        tagger = build_tagger(Model(arch=arch), name=name, seed=7, **about).eval()
+    for name, model in TEACHERS.items():
+        tagger = build_tagger(model, name=name, seed=7, **about).eval()
         torch.manual_seed(2)
         for key, parameter in tagger.backbone.named_parameters():
-            if key.endswith("qkv.weight"):
+            if key.endswith(("qkv.weight", "q_proj.weight", "k_proj.weight")):
                 torch.nn.init.normal_(parameter, std=1.0)
         publish(tagger, folder / name)
     return folder
@@ -79,7 +84,10 @@ def losses(run: Any, key: str) -> list[float]:
 
 
 @pytest.mark.parametrize("view", ["same", "clean"])
-@pytest.mark.parametrize(("name", "settings"), [("vit", "gate='always'"), ("cnn", "gate='entropy', align='linear'")])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("vit", "gate='always'"), ("cnn", "gate='entropy', align='linear'"), ("speech", "gate='always'")],
+)
 def test_the_loss_of_a_stored_teacher_is_that_of_the_live_one(
     name: str, settings: str, view: str, audio: list[str], teachers: Path, tmp_path: Path, tiny: Any, start: Any
 ) -> None:
@@ -88,12 +96,13 @@ def test_the_loss_of_a_stored_teacher_is_that_of_the_live_one(
     views = VIEWS if view == "same" else "augment={}"
     uri = fill(teach_recipe(tmp_path, teachers, name, audio=audio, settings=(views,)), tmp_path / "store")
     edge = f"student='student', carries='temporal', weight=3.0, {settings}"
-    of_vit = "{family='vit', dim=16, depth=2, heads=2, patch=8, stride=8}"
-    arch = of_vit if name == "vit" else "{family='mn', width=0.1}"
+    arch, kind = TEACHERS[name].arch, TEACHERS[name].front_end.kind
+    values = ", ".join(f"{key}={json.dumps(value)}" for key, value in asdict(arch).items())
+    teacher = f"{{arch={{{values}}}, front_end={{kind='{kind}'}}, init='{teachers}/{name}'}}"
     live = student_recipe(
         tiny,
         *(tmp_path, audio, views),
-        f"models.teacher={{arch={arch}, init='{teachers}/{name}'}}",
+        f"models.teacher={teacher}",
         f"schedule={{kind='one_way', teachers=['teacher'], teacher_steps=0, steps={STEPS}}}",
         f"edges=[{{teacher='teacher', {edge}}}]",
     )
@@ -117,9 +126,9 @@ def test_rows_are_profiles_on_the_steps_that_the_store_names(audio: list[str], t
     reader = stores.reader(uri, tmp_path)
     columns = reader.store.description["columns"]
     assert set(columns) == {"outputs", "temporal.vit", "temporal.cnn"}
-    for name, arch in TEACHERS.items():
+    for name in ("vit", "cnn"):
         about: dict[str, Any] = {"tags": ("a",), "labels": "single", "clip_seconds": 1.0, "clip_rate": 16_000}
-        tagger = build_tagger(Model(arch=arch), name=name, seed=0, **about)
+        tagger = build_tagger(TEACHERS[name], name=name, seed=0, **about)
         column = columns[f"temporal.{name}"]
         steps = time_grid(tagger, column["frames"]["count"])
         middle = pytest.approx(steps.first + steps.step / 2)
