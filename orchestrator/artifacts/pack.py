@@ -22,7 +22,7 @@ from orchestrator.training.ray_pool import PoolWork, run_on_ray
 from orchestrator.training.request import refuse_ray_client, refuse_wait, with_absolute_paths
 from orchestrator.training.signals import Interrupts
 from orchestrator.training.worker_resources import needs_of
-from workloads.config.data import MAX_RATE
+from workloads.config.data import COMPUTED, MAX_RATE
 from workloads.config.recipe import Recipe
 from workloads.data.cache import FORMAT, QuarantinedClip
 from workloads.data.clips import Clip, Dataset
@@ -73,8 +73,8 @@ class PackRequest:
         format = self.recipe.data.format
         if format == "packed":
             raise ValueError("data.format = 'packed': is packed already; give the plain data set")
-        if format == "synthetic" and self.form == "original":
-            raise ValueError("--as original: synthetic clips have no files; choose flac or int16")
+        if format in COMPUTED and self.form == "original":
+            raise ValueError(f"--as original: {format} clips have no files; choose flac or int16")
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise ValueError(f"--rate {self.rate}: must be {MIN_RATE} to {MAX_RATE} Hz")
         if self.workers is not None and self.workers < 1:

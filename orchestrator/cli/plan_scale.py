@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.printing import cell
+from workloads.config.data import COMPUTED
 
 if TYPE_CHECKING:
     from orchestrator.planning.cost import Cost
@@ -135,7 +136,7 @@ def print_scale(recipe: "Recipe", scale: Scale) -> None:
 def _describe_source(scale: Scale) -> str:
     """Where the clips come from, and how often."""
     source = scale.model.source
-    if scale.model.recipe.data.format == "synthetic":
+    if scale.model.recipe.data.format in COMPUTED:
         return f"{source.clips:,}, generated on every node"
     where = "a store" if source.remote else "a disk of each node"
     if source.archives:

@@ -16,7 +16,7 @@ from orchestrator.planning.cost import Cost
 from orchestrator.planning.exchange import GBIT
 from orchestrator.planning.stores import StoreCost
 from orchestrator.storage.object_store import is_local
-from workloads.config.data import Data
+from workloads.config.data import COMPUTED, Data
 from workloads.data.archives import MAX_FETCHES
 from workloads.data.cache import DECODE_THREADS
 from workloads.data.pack import read_manifest
@@ -57,7 +57,7 @@ def source_of(data: Data, cost: Cost, files: Opener, *, known: bool, clip_kb: fl
     size = round(clips * (cost.clip_bytes if clip_kb is None else 1000 * clip_kb))
     cache_bytes = data.cache_gb * 1e9
     if data.format != "packed":
-        size = 0 if data.format == "synthetic" else size
+        size = 0 if data.format in COMPUTED else size
         return Source(clips=clips, num_bytes=size, cache_bytes=cache_bytes, remote=remote)
     if not known:
         archives = ceil(size / ARCHIVE_BYTES)

@@ -9,6 +9,9 @@ MAX_CLIP_SECONDS = 3600
 MAX_RATE = 192_000  # Hz
 MAX_SLICES = 1000  # of the training folds
 MAX_SYNTHETIC_CLIPS = 100_000
+MAX_SNR_DB = 100.0
+COMPUTED = ("synthetic", "keywords")  # formats whose clips are computed when they are needed: no file holds one
+KEYWORD_SECONDS = 1.0  # of a recorded or spoken keyword, as Speech Commands has them
 # Data formats whose published split is used: each names its test clips (fold 1), some their validation clips too.
 OWN_TEST = ("audioset", "fsd50k", "openmic", "speechcommands")
 OWN_VALIDATION = ("fsd50k", "speechcommands")
@@ -27,6 +30,7 @@ class Data(Checked):
         "audioset",
         "esc50",
         "fsd50k",
+        "keywords",
         "openmic",
         "speechcommands",
         "urbansound8k",
@@ -55,8 +59,13 @@ class Data(Checked):
     max_broken_share: float = 0.05  # more quarantined clips than this stops the run
     cache: str = "~/.cache/antiphon/clips"  # local folder of decoded clips or fetched archives, for all runs of a node
     cache_gb: float = 20.0
-    synthetic_clips: int = 400
+    synthetic_clips: int = 400  # of the computed formats; of recorded keywords so many are taken
     synthetic_seed: int = 0
+    # format = "keywords": each clip is one keyword in clip_seconds of noise (docs/data.md)
+    keywords: Literal["formant", "espeak", "folder"] = "formant"  # synthesised, spoken by espeak-ng, below data.root
+    words: tuple[str, ...] = ()  # none named: ten of Speech Commands; of a folder all that it has
+    noise: Literal["coloured", "recorded"] = "coloured"  # recorded: data.root/_background_noise_
+    snr_db: tuple[float, float] = (-5.0, 10.0)  # the range from which each clip draws its ratio, over the keyword
 
     def __post_init__(self) -> None:
         self._require(self.clip_seconds > 0, "clip_seconds", "must be above 0 seconds")
@@ -77,16 +86,31 @@ class Data(Checked):
         self._require_positive("cache_gb")
         self._require(0 <= self.split_seed < 2**32, "split_seed", "must be 0 to 2^32 - 1")  # scikit-learn's rule
         self._require(
-            not self.events or self.format != "synthetic", "events", "the embedded soundscapes know when they sound"
+            not self.events or self.format not in COMPUTED, "events", f"clips of {self.format} know when they sound"
         )
-        if self.format == "synthetic":
+        if self.format in COMPUTED:
             self._require(self.synthetic_clips >= 50, "synthetic_clips", "must be at least 50, ten per fold")
             self._require_at_most(MAX_SYNTHETIC_CLIPS, "synthetic_clips")
+        if self.format == "keywords":
+            self._check_keywords()
         elif self.format == "manifest":
             self._require(bool(self.manifest), "manifest", "format manifest needs --set data.manifest=FILE")
-        else:
+        elif self.format != "synthetic":
             needs = f"format {self.format} needs the data set's folder: --set data.root=DIR"
             self._require(bool(self.root), "root", needs)
+
+    def _check_keywords(self) -> None:
+        """The settings of format "keywords"; whether the words are known is seen when they are looked up."""
+        self._require(self.labels == "single", "labels", "a clip of keywords has one: --set data.labels=single")
+        rule = f"a keyword of {KEYWORD_SECONDS:g} second must fit into the clip"
+        self._require(self.clip_seconds >= KEYWORD_SECONDS, "clip_seconds", rule)
+        self._require(len(set(self.words)) == len(self.words), "words", "names a word twice")
+        low, high = self.snr_db
+        rule = f"must be a range of decibels, the lower end first, within -{MAX_SNR_DB:g} to {MAX_SNR_DB:g}"
+        self._require(-MAX_SNR_DB <= low <= high <= MAX_SNR_DB, "snr_db", rule)
+        needs_root = self.keywords == "folder" or self.noise == "recorded"
+        what = "keywords = 'folder'" if self.keywords == "folder" else "noise = 'recorded'"
+        self._require(bool(self.root) or not needs_root, "root", f"{what} needs a folder: --set data.root=DIR")
 
     def check_own_split(self, format: str) -> None:
         """Where a data set of this format says which clips test or validate, no setting says it too."""

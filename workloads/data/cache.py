@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from workloads.config.data import Data
+from workloads.config.data import COMPUTED, Data
 from workloads.data.clip_store import MendedClip
 from workloads.data.clips import Clip
+from workloads.data.computed import compute, files_of
 from workloads.data.decode import BrokenClip, NotReadHere, Sound, load_sound
 from workloads.data.decoded import DecodedClip, DecodedIndex
 from workloads.data.samples import read_part, read_whole, to_file
-from workloads.data.synthetic import render
 from workloads.runtime.atomic_files import UNFINISHED, replace_bytes
 from workloads.runtime.json_files import json_text, parse_json
 from workloads.runtime.opener import Opener, is_fault_of_the_file, unreadable
@@ -191,16 +191,15 @@ class ClipCache:
 
     def _make_entry(self, clip: Clip, data: Data, opener: Opener) -> CachedClip | QuarantinedClip:
         """The entry of one clip; the name of its file changes with the content of the audio, the rate and FORMAT."""
-        if data.format == "synthetic":
-            uri, identity = clip.path, ""  # the path holds everything that the sound depends on
-        else:
-            uri = opener.join(data.root, clip.path)
-            try:
-                identity = opener.identity(uri)
-            except OSError as error:
-                if not is_fault_of_the_file(error):
-                    raise _named(error, uri) from error
-                return QuarantinedClip(clip.clip_id, clip.path, unreadable(error))
+        files = files_of(clip, data, opener)
+        # of a computed clip the path holds everything that the sound depends on, beside these files
+        uri = clip.path if data.format in COMPUTED else files[0]
+        try:
+            identity = "\n".join(map(opener.identity, files))
+        except OSError as error:
+            if not is_fault_of_the_file(error):
+                raise _named(error, " and ".join(files)) from error
+            return QuarantinedClip(clip.clip_id, clip.path, unreadable(error))
         key = hashlib.sha256(json.dumps([uri, identity, self.rate, FORMAT]).encode()).hexdigest()
         return CachedClip(clip, uri, self.folder / f"{key}.npy", data, opener)
 
@@ -237,8 +236,8 @@ class ClipCache:
         return entry
 
     def _decode(self, entry: CachedClip) -> Sound:
-        if entry.data.format == "synthetic":
-            return Sound(render(entry.clip.clip_id, entry.data, self.rate), self.rate)
+        if entry.data.format in COMPUTED:
+            return compute(entry.clip, entry.data, self.rate, entry.opener)
         with entry.opener.open(entry.uri) as file:
             return load_sound(file, rate=self.rate)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from workloads.config.data import COMPUTED
 from workloads.config.recipe import Recipe, Train
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Dataset
@@ -67,7 +68,7 @@ def _decoded_before(dataset: Dataset, recipe: Recipe, files: Opener) -> Mapping[
     data = recipe.data
     if dataset.packed:
         return open_pack(dataset.packed, data, files, rate=recipe.rate).decoded()
-    if "://" in data.root or data.format == "synthetic":
+    if "://" in data.root or data.format in COMPUTED:
         return {}
     cache = ClipCache(Path(data.cache).expanduser(), rate=recipe.rate, limit_gb=data.cache_gb)
     return cache.decoded_before(dataset.clips, data, files)

@@ -13,6 +13,7 @@ from workloads.data.formats.esc50 import read_esc50
 from workloads.data.formats.events import with_events
 from workloads.data.formats.folders import read_folders
 from workloads.data.formats.fsd50k import read_fsd50k
+from workloads.data.formats.keywords import read_keywords
 from workloads.data.formats.manifest import read_manifest
 from workloads.data.formats.openmic import read_openmic
 from workloads.data.formats.packed import read_packed
@@ -31,6 +32,7 @@ READERS: dict[str, Callable[[Data, Opener], Metadata]] = {
     "audioset": read_audioset,
     "esc50": read_esc50,
     "fsd50k": read_fsd50k,
+    "keywords": read_keywords,
     "openmic": read_openmic,
     "speechcommands": read_speechcommands,
     "urbansound8k": read_urbansound8k,

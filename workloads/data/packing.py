@@ -13,14 +13,14 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from workloads.config.data import Data
+from workloads.config.data import COMPUTED, Data
 from workloads.data.archive import ArchiveWriter, member_name
 from workloads.data.cache import QuarantinedClip
 from workloads.data.clips import Clip
+from workloads.data.computed import compute
 from workloads.data.decode import MAX_FILE_BYTES, BrokenClip, Sound, load_sound
 from workloads.data.pack import ENDINGS, NUMBERS, ArchiveFields, ArchiveRecord, BrokenFields, Form, Member
 from workloads.data.samples import to_integers
-from workloads.data.synthetic import render
 from workloads.runtime.opener import Opener, is_fault_of_the_file, read_bounded, unreadable
 
 
@@ -39,8 +39,8 @@ class Packing:
         Also the bytes of an original are decoded: a file that cannot be heard is to be found before it is trained on.
         Raises BrokenClip and OSError as `load_sound`.
         """
-        if self.data.format == "synthetic":
-            sound, content = Sound(render(clip.clip_id, self.data, self.rate), self.rate), b""
+        if self.data.format in COMPUTED:
+            sound, content = compute(clip, self.data, self.rate, self.opener), b""
         else:
             with self.opener.open(self.opener.join(self.data.root, clip.path)) as file:
                 read = read_bounded(file, MAX_FILE_BYTES)

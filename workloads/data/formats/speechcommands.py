@@ -21,7 +21,7 @@ def read_speechcommands(data: Data, opener: Opener) -> Metadata:
 
     Raises ValueError where a list is missing or names a path that is none of a word, and for names without a speaker.
     """
-    listed = {path: fold for name, fold in LISTS.items() for path in _listed(name, data, opener)}
+    listed = published_split(data, opener)
     found = [path for path in list_files(data, opener) if _is_clip(path)]
     if not found:
         raise ValueError(f"data.root = {data.root!r}: holds no WORD/SPEAKER_nohash_N.wav; give Speech Commands' folder")
@@ -32,6 +32,11 @@ def read_speechcommands(data: Data, opener: Opener) -> Metadata:
         Clip(path, path, (_word(path),), listed.get(path, TRAIN), source=_speaker(path, data.root)) for path in paths
     ]
     return Metadata(clips, val_fold=VALIDATION, warnings=_without_folder(left_out, data))
+
+
+def published_split(data: Data, opener: Opener) -> dict[str, int]:
+    """The fold of each path on the two lists; ValueError where one is missing or names what is no clip of a word."""
+    return {path: fold for name, fold in LISTS.items() for path in _listed(name, data, opener)}
 
 
 def _listed(name: str, data: Data, opener: Opener) -> list[str]:

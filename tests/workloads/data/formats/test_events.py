@@ -86,7 +86,7 @@ def test_a_file_s_name_that_two_clips_have_does_not_say_whose_an_event_is(tmp_pa
         read(tmp_path, events, clips=clips)
     with pytest.raises(ValueError, match=r"data.events = '.*events.json': must end in .csv, .tsv or .parquet"):
         read(tmp_path, events, name="events.json")
-    with pytest.raises(ValueError, match="the embedded soundscapes know when they sound"):
+    with pytest.raises(ValueError, match="clips of synthetic know when they sound"):
         Data(events="x.csv")
 
 
