@@ -37,7 +37,6 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
     import torch
 
     from workloads.evaluate import metrics
-    from workloads.evaluate.chance import chance_levels
     from workloads.evaluate.predict import load_tagger
     from workloads.evaluate.psds import require_package
     from workloads.models.probabilities import probabilities
@@ -73,7 +72,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
         "clips": len(clips),
         "quarantined": len(prepared.quarantined),
         "scores": scores,
-        "chance": chance_levels(*dataset.clips_per_tag(clips), tagger.labels),
+        "chance": _chance(clips, prepared),
         "tags": len(tagger.tags),
         "tags_scored": sum(scores.average_precision is not None for scores in per_tag.values()),
         "tags_not_in_data": list(dataset.not_in_data),
@@ -91,6 +90,7 @@ def _scored(
 ) -> tuple["Tensor", "Tensor", dict[str, float]]:
     """logits_NC and y_NC of some clips, and the scores; ValueError as in `evaluate_checkpoint`."""
     from workloads.evaluate import metrics
+    from workloads.evaluate.attention_mass import attention_masses, holds_keywords
     from workloads.evaluate.frames import clips_with_frames, score_frames
     from workloads.evaluate.predict import BadNumbers, predict_clips
     from workloads.evaluate.psds import psds1
@@ -101,12 +101,25 @@ def _scored(
         raise ValueError(f"checkpoint {uri!r}: {error}") from None
     in_time = clips_with_frames(tagger, clips)
     scores = metrics.score(logits_NC, y_NC, tagger.labels) | score_frames(frames, in_time, prepared.dataset)
+    if holds_keywords(prepared):
+        scores["attention_mass"] = attention_masses(tagger, clips, prepared).mean().item()
     if psds:
         if not in_time:
             raise ValueError(f"--psds: the tagger {uri!r} has no logits in time, or it is not known when tags sound")
         if (value := psds1(frames, in_time, tagger.tags)) is not None:
             scores["psds1"] = value
     return logits_NC, y_NC, scores
+
+
+def _chance(clips: Sequence["Clip"], prepared: "PreparedData") -> dict[str, float]:
+    """The scores that need no model, by name."""
+    from workloads.evaluate.attention_mass import holds_keywords, mass_of_flat_profiles
+    from workloads.evaluate.chance import chance_levels
+
+    levels = chance_levels(*prepared.dataset.clips_per_tag(clips), prepared.dataset.labels)
+    if holds_keywords(prepared):
+        levels["attention_mass"] = mass_of_flat_profiles(clips, seconds=prepared.recipe.data.clip_seconds)
+    return levels
 
 
 def _most_wrong(

@@ -6,10 +6,12 @@ from rich.table import Table
 
 from orchestrator.cli.printing import cell
 
+OTHERS = {"frame_mAP": "frame mAP", "attention_mass": "attention mass"}  # compared where models and clips have them
+
 
 def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
-    """Two rows for each student: the score by which models are compared, and the log loss; a third one of students with
-    frames. Fits into 80 columns."""
+    """Two rows for each student: the score by which models are compared, and the log loss; more where there are frames,
+    and of keywords. Fits into 80 columns."""
     first = next(iter(compare.values()))
     seeds = f", {first['seeds']} seeds" if first["seeds"] > 1 else ""
     table = Table(
@@ -20,7 +22,7 @@ def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column in ("model", "score") else "right")
     for student, compared in compare.items():
         scores = [(compared["metric"], compared), ("log loss", compared["log_loss"])]
-        scores += [("frame mAP", compared["frame_mAP"])] if "frame_mAP" in compared else []
+        scores += [(name, compared[key]) for key, name in OTHERS.items() if key in compared]
         for name, row in scores:
             numbers = [f"{row[side]:.3f}" for side in ("taught", "untaught")]
             table.add_row(cell(student), name, *numbers, difference_text(row))

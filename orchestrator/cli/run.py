@@ -194,8 +194,8 @@ def _table(outcome: dict[str, Any]) -> Table:
     table = Table(title=cell(f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s"))
     parts = ("val", "test") if any(row["val"] for row in rows.values()) else ()  # no scores of data without labels
     shown = [(part, metric) for part in parts]
-    if any("frame_mAP" in row["test"] for row in rows.values()):
-        shown.append(("test", "frame_mAP"))
+    others = ("frame_mAP", "attention_mass")
+    shown += [("test", name) for name in others if any(name in row["test"] for row in rows.values())]
     headers = (f"{part} {name.replace('_', ' ')}" for part, name in shown)
     for column in ("model", "steps learned", "steps as teacher", *headers, "parameters"):
         table.add_column(column, overflow="fold", justify="left" if column == "model" else "right")

@@ -23,7 +23,8 @@ def _word(row: dict[str, Any]) -> str:
 
 
 def rows(history: RunHistory) -> list[dict[str, str]]:
-    """Two rows for each student: the score by which models are compared, and the log loss; of frames a third."""
+    """Two rows for each student: the score by which models are compared, and the log loss; more where there are frames,
+    and of keywords."""
     return [
         {
             "model": student,
@@ -48,8 +49,11 @@ def sample(history: RunHistory) -> str:
 
 
 def _scores(compared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    frames = [("frame mAP", compared["frame_mAP"])] if "frame_mAP" in compared else []
-    return [(compared["metric"], compared), ("log loss", compared["log_loss"]), *frames]
+    names = {"log_loss": "log loss", "frame_mAP": "frame mAP", "attention_mass": "attention mass"}
+    return [
+        (compared["metric"], compared),
+        *((name, compared[key]) for key, name in names.items() if key in compared),
+    ]
 
 
 def _difference(row: dict[str, Any]) -> str:

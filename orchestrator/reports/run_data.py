@@ -21,6 +21,8 @@ MEANINGS = {
     "random order",
     "frame_mAP": "the same of frames of 40 ms instead of clips, where it is known when tags sound: does the model say "
     "when, 0 to 1, more is better",
+    "attention_mass": "share of the energy of a network's sequence that lies inside the keyword, 0 to 1, more is "
+    "better: does the model listen when the keyword is said; of a flat profile the share of the clip that it lasts",
     "auc": "share of the pairs of a clip with the tag and one without it of which the first gets the higher "
     "probability, the mean over tags, 0 to 1, more is better; without a model: 0.5",
     "d_prime": "the auc on a scale without an upper end (in standard deviations), more is better; without a model: 0",

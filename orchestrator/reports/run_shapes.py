@@ -190,13 +190,15 @@ class ComparedScore(TypedDict):
 
 
 class ComparedModel(ComparedScore):
-    """A student's comparison with its control: of the primary score, of the log loss, and of frames if it has them."""
+    """A student's comparison with its control: of the primary score, of the log loss, of frames if it has them, and of
+    attention to keywords."""
 
     metric: str
     seeds: int
     clips: int
     log_loss: ComparedScore
     frame_mAP: NotRequired[ComparedScore]
+    attention_mass: NotRequired[ComparedScore]
 
 
 class ComparisonRecord(TimedRecord):

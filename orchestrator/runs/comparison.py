@@ -64,10 +64,10 @@ def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], l
     for each test fold, whose clips are joined. ValueError where the clips are not the same for all."""
     import torch  # seconds to import, and every driver imports this module
 
-    from workloads.evaluate.bootstrap import Pair, what_teaching_did
+    from workloads.evaluate.bootstrap import Pair, compare_means, what_teaching_did
     from workloads.evaluate.frame_bootstrap import what_teaching_did_in_time
 
-    pairs, in_time, targets, targets_in_time, data = [], [], [], [], set()
+    pairs, in_time, masses, targets, targets_in_time, data = [], [], [], [], [], set()
     for sides in of_seeds:
         predictions = [_joined([_test_predictions(folder) for folder in side]) for side in sides]
         pairs.append(Pair(*(side["logits_NC"] for side in predictions)))
@@ -75,6 +75,8 @@ def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], l
         if all("frames_XC" in side for side in predictions):
             in_time.append(Pair(*(side["frames_XC"] for side in predictions)))
             targets_in_time += [side["frame_y_XC"] for side in predictions]
+        if all("attention_mass_N" in side for side in predictions):
+            masses.append((predictions[0]["attention_mass_N"], predictions[1]["attention_mass_N"]))
         data |= {_fingerprint(folder) for side in sides for folder in side}
 
     def alike(tensors: list[torch.Tensor]) -> bool:
@@ -86,6 +88,8 @@ def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], l
     if len(in_time) == len(pairs):
         y_XC, clip_X = targets_in_time[0], predictions[0]["frame_clip_X"]
         compared["frame_mAP"] = what_teaching_did_in_time(in_time, y_XC, clip_X)
+    if len(masses) == len(pairs):
+        compared["attention_mass"] = compare_means(masses)
     return compared
 
 

@@ -13,7 +13,8 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
-OF_COMPARISON = ("log_loss", "frame_mAP")  # what is compared beside the primary score; frames of models that have them
+# What is compared beside the primary score: frames of models that have them, attention on keywords.
+OF_COMPARISON = ("log_loss", "frame_mAP", "attention_mass")
 RUN_ID_TAG = "antiphon.run_id"  # a run is looked up by this tag
 
 

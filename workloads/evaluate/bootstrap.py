@@ -65,6 +65,22 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
     }
 
 
+def compare_means(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """A value of each clip, value_N taught and untaught by seed: means, their difference and its 95 % interval."""
+    sides = np.array([[value_N.double().numpy() for value_N in pair] for pair in pairs])
+    taught, untaught = sides.mean((0, 2))
+    counts = Resamples(sides.shape[2], len(pairs))
+    gained_SN = sides[:, 0] - sides[:, 1]
+    differences_SB = np.concatenate([gained_SN @ w_BN.T / len(w_BN.T) for w_BN in counts.blocks()], axis=1)
+    low, high = counts.interval(differences_SB)
+    return {
+        "taught": float(taught),
+        "untaught": float(untaught),
+        "difference": float(taught - untaught),
+        "interval": [low, high],
+    }
+
+
 class Resamples:
     """How often each clip and each seed is drawn in each resample; the same draws whenever it is made."""
 

@@ -17,6 +17,7 @@ from workloads.data.clips import Clip, Dataset
 from workloads.data.prepare import PreparedData
 from workloads.distill.pool import ModelPool
 from workloads.evaluate import metrics
+from workloads.evaluate.attention_mass import attention_masses, holds_keywords
 from workloads.evaluate.frames import clips_with_frames, frame_targets, score_frames
 from workloads.evaluate.predict import predict_clips, raised_on_all
 from workloads.models.tagger import Tagger
@@ -26,7 +27,8 @@ from workloads.runtime.precision import full_float32
 from workloads.runtime.session import Session
 
 VALIDATION_KEYS = ("train_folds", "val_share", "val_slice", "split_seed")  # settings that choose the validation clips
-# The file of a published tagger with its test clips' logits_NC and y_NC, and frames of it, labels and clips of these.
+# The file of a published tagger with its test clips' logits_NC and y_NC, and frames of it, labels and clips of these;
+# of keywords with their attention_mass_N.
 TEST_PREDICTIONS = "test"
 MAX_COMPARED = 2**23  # logits of test frames that are kept to be compared with a control's
 
@@ -76,16 +78,19 @@ def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, 
     }
     with full_float32(next(tagger.parameters()).device):  # as `antiphon evaluate` does, whatever the run trained in
         predictions = _predictions(tagger, recipe, prepared, placement.workers)
+        masses = _attention_masses(tagger, list(predictions), prepared, placement.workers)
     row |= _scores({part: found[:2] for part, found in predictions.items()}, recipe, prepared)
     in_time = {part: clips_with_frames(tagger, getattr(prepared.splits, part)) for part in predictions}
     for part, (_, _, frames) in predictions.items():
         row[part] |= score_frames(frames, in_time[part], prepared.dataset)
+        row[part] |= {"attention_mass": masses[part].mean().item()} if part in masses else {}
     row["weights_sha256"] = digest
     tensors = {"weights": {key: tensor.detach().cpu() for key, tensor in tagger.state_dict().items()}}
     if "test" in predictions:
         logits_NC, y_NC, frames = predictions["test"]
         tensors[TEST_PREDICTIONS] = {"logits_NC": logits_NC, "y_NC": y_NC}
         tensors[TEST_PREDICTIONS] |= _frames_to_compare(frames, in_time["test"], prepared.dataset)
+        tensors[TEST_PREDICTIONS] |= {"attention_mass_N": masses["test"]} if "test" in masses else {}
     pool.release(name)
     return _Scored(row, _tagger_state(name, tagger, recipe, prepared, row), tensors)
 
@@ -97,6 +102,15 @@ def _predictions(
     without any label, of none."""
     parts = {"val": prepared.splits.val} | ({"test": prepared.splits.test} if recipe.train.score_test else {})
     return {part: predict_clips(tagger, clips, prepared, workers) for part, clips in parts.items() if clips}
+
+
+def _attention_masses(
+    tagger: Tagger, parts: Sequence[str], prepared: PreparedData, workers: WorkerGroup
+) -> dict[str, Tensor]:
+    """mass_N of the clips of each part; empty where they are no keywords."""
+    if not holds_keywords(prepared):
+        return {}
+    return {part: attention_masses(tagger, getattr(prepared.splits, part), prepared, workers) for part in parts}
 
 
 def _frames_to_compare(frames: Sequence[Tensor], clips: Sequence[Clip], dataset: Dataset) -> dict[str, Tensor]:

@@ -53,10 +53,14 @@ def outputs_and_profile(tagger: Tagger, mel_BMF: Tensor) -> tuple[Outputs, Tenso
             outputs = tagger.outputs(mel_BMF)
         return outputs, _normalised(rollout.profile(len(mel_BMF))[:, : outputs.sequence_BPD.shape[1]])
     outputs = tagger.outputs(mel_BMF)
-    sequence_BPD = outputs.sequence_BPD.detach().float()
     with torch.no_grad():
-        log_BP = tagger.backbone.log_attention(sequence_BPD)
-    return outputs, _normalised(sequence_BPD.square().mean(2) if log_BP is None else log_BP.exp())
+        log_BP = tagger.backbone.log_attention(outputs.sequence_BPD.detach().float())
+    return outputs, energy_profile(outputs.sequence_BPD) if log_BP is None else _normalised(log_BP.exp())
+
+
+def energy_profile(sequence_BPD: Tensor) -> Tensor:
+    """The energy of each step of a sequence, as a distribution p_BP in fp32 without gradient."""
+    return _normalised(sequence_BPD.detach().float().square().mean(2))
 
 
 def _normalised(p_BP: Tensor) -> Tensor:

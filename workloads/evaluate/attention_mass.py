@@ -1,0 +1,82 @@
+"""How much of a tagger's profile over time lies inside the keyword, for clips that hold one at a known place.
+
+The profile is the energy of the sequence for every network: it needs no head, no query and no attention, so models that
+were taught when to listen and models that were not are measured alike (reference/tkd.md sections 6 and 9.2). Does not
+depend on training.
+
+Axes: N clips of a set, B windows of a batch, P steps in time.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workloads.data.batches import evaluation_batches
+from workloads.data.clips import Clip
+from workloads.data.events import Event
+from workloads.data.prepare import PreparedData
+from workloads.models.profiles import TimeGrid, energy_profile, time_grid
+from workloads.models.tagger import Tagger
+from workloads.runtime.placement import WorkerGroup
+
+
+def holds_keywords(prepared: PreparedData) -> bool:
+    """Whether each clip of the data set is one keyword in noise, and nothing else is to be heard."""
+    return prepared.recipe.data.format == "keywords"
+
+
+def attention_masses(
+    tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData, workers: WorkerGroup | None = None
+) -> Tensor:
+    """mass_N float64, 0 to 1: the share of the energy of the tagger's sequence between onset and offset of the keyword.
+
+    In eval mode; the tagger's mode is as before. With `workers` it is a collective call of theirs: they share the
+    batches, and all of them get the whole.
+    """
+    was_training, device = tagger.training, next(tagger.parameters()).device
+    size, workers = prepared.recipe.train.shard_size, workers or WorkerGroup()
+    own: dict[int, Tensor] = {}  # by the number of the batch
+    tagger.eval()
+    for number in range(workers.rank, -(-len(clips) // size), workers.size):
+        batch = clips[number * size : (number + 1) * size]
+        ((rows, shard),) = evaluation_batches(
+            batch, prepared.dataset, prepared.cache, prepared.recipe.data, at_once=size
+        )
+        assert rows == list(range(len(batch))), "a clip is one window"
+        with torch.no_grad():
+            shard = shard.to(device)
+            mel_BMF = tagger.front_end(shard.x_BT, shard.sound(tagger.front_end))
+            p_BP = energy_profile(tagger.outputs(mel_BMF).sequence_BPD).cpu()
+        grid = time_grid(tagger, p_BP.shape[1])
+        own[number] = mass_within(p_BP, grid, [keyword_of(clip) for clip in batch], seconds=tagger.clip_seconds)
+    tagger.train(was_training)
+    by_batch = {number: found for worker in workers.gather(own) for number, found in worker.items()}
+    return torch.cat([by_batch[number] for number in sorted(by_batch)])
+
+
+def mass_within(p_BP: Tensor, grid: TimeGrid, events: Sequence[Event], *, seconds: float) -> Tensor:
+    """mass_B float64: the share of each profile inside its event; of a step that it meets in part, that part.
+
+    Of a step that reaches beyond the clip of so many seconds the part within counts as the whole.
+    """
+    onset_B1, offset_B1 = torch.tensor([(event.onset, event.offset) for event in events], dtype=torch.float64).T[
+        ..., None
+    ]
+    bounds = (grid.first + grid.step * torch.arange(grid.count + 1, dtype=torch.float64)).clamp(0, seconds)
+    starts_P, ends_P = bounds[:-1], bounds[1:]
+    inside_BP = (torch.minimum(ends_P, offset_B1) - torch.maximum(starts_P, onset_B1)).clamp(min=0)
+    tiny = torch.finfo(torch.float64).tiny
+    return (p_BP.double() * inside_BP / (ends_P - starts_P).clamp(min=tiny)).sum(1)
+
+
+def mass_of_flat_profiles(clips: Sequence[Clip], *, seconds: float) -> float:
+    """The mean mass of a profile that is the same at all times: the share of the clips that keywords last."""
+    events = [keyword_of(clip) for clip in clips]
+    return sum(event.offset - event.onset for event in events) / (len(events) * seconds)
+
+
+def keyword_of(clip: Clip) -> Event:
+    assert clip.events is not None, "clips of keywords know when they sound"
+    (event,) = clip.events
+    return event
