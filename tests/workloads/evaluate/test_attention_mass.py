@@ -1,6 +1,7 @@
 """The share of a profile inside the keyword: exact on profiles that are written down, and by hand on a network's."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_the_energy_of_a_network_is_measured_whatever_attention_it_has(tiny: Any
             bounds = [min(max(steps.first + steps.step * k, 0.0), 2.0) for k in range(len(energy_P) + 1)]
             covered = [
                 max(0.0, min(end, event.offset) - max(begin, event.onset)) / max(end - begin, 1e-9)
-                for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+                for begin, end in pairwise(bounds)
             ]
             by_hand = float((energy_P / energy_P.sum() * torch.tensor(covered, dtype=torch.float64)).sum())
             assert found == pytest.approx(by_hand, abs=1e-3), "EPSILON is added to every step"
