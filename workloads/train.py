@@ -17,6 +17,7 @@ from workloads.distill.sources import TeacherSource
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
 from workloads.evaluate.predict import raised_on_all, score_clips
+from workloads.evaluate.shown_profiles import shown_clips, spectrograms
 from workloads.evaluate.step_metrics import mean_times
 from workloads.run import Run, report, save
 from workloads.runtime import checkpoint
@@ -34,7 +35,10 @@ def loop(run: Run, *, until: int | None = None) -> str:
         pass
     if run.step < run.phases[-1].end:
         return "preempted"
-    models = deliver_models(run.recipe, run.pool, run.prepared, run.placement, run.session)
+    models, profiles = deliver_models(run.recipe, run.pool, run.prepared, run.placement, run.session)
+    if profiles:
+        shown, seconds = spectrograms(shown_clips(run.prepared), run.prepared), run.recipe.data.clip_seconds
+        run.record("profiles", step=run.step, seconds=seconds, clips=shown, models=profiles)
     run.record("result", steps=run.step, resumed_from_step=resumed_from, models=models)
     report(run)
     return "done"

@@ -88,6 +88,11 @@ class RunHistory:
         return models
 
     @property
+    def profiles(self) -> dict[str, Any]:
+        """When each model listens, in a few test clips; empty for a run without keywords, or that has not ended."""
+        return self._last("profiles")
+
+    @property
     def edges(self) -> list[str]:
         """The keys of the recipe's edges: their names, or `teacher-to-student`."""
         return [_edge_key(edge) for edge in self.recipe["edges"]]

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from orchestrator.reports import run_comparison, run_data, run_figures
+from orchestrator.reports import profile_figures, run_comparison, run_data, run_figures
 from orchestrator.reports.formatting import (
     NOT_AVAILABLE,
     format_count,
@@ -155,6 +155,7 @@ def _figures(history: RunHistory) -> dict[str, Any]:
         "curves": {model: figure_json(run_figures.learning_curves(history, model)) for model in with_curves},
         "edges": _json_or_none(run_figures.edge_curves(history) if has_edges else None),
         "flatness": _json_or_none(run_figures.flatness_curves(history) if history.edges_with("flatness") else None),
+        "profiles": _json_or_none(profile_figures.profiles(history)),
         "tags": _json_or_none(run_figures.tag_scores(history) if has_tags else None),
         "balance": _json_or_none(run_figures.clips_per_tag(history) if run_data.has_tags(history) else None),
         "matrices": {model: figure_json(figure) for model, figure in matrices.items() if figure is not None},

@@ -173,6 +173,33 @@ class ModelResult(TypedDict):
     weights_sha256: str
 
 
+class ShownClip(TypedDict):
+    """A test clip that a report draws: its keyword, where that is in seconds, its log-mel as bands of frames."""
+
+    clip_id: str
+    tag: str
+    onset: float
+    offset: float
+    mel: Annotated[list[list[int]], Len(1)]
+
+
+class ShownProfiles(TypedDict):
+    """When a model listens in these clips: where its steps are in seconds, the share of each step, by clip."""
+
+    profile: str
+    first: float
+    step: float
+    clips: list[Annotated[list[Annotated[float, Interval(gt=0)]], Len(1)]]
+
+
+class ProfilesRecord(TimedRecord):
+    """A line of an event log: when the models of a run on keywords listen, in a few test clips."""
+
+    seconds: Annotated[float, Interval(gt=0)]
+    clips: list[ShownClip]
+    models: dict[str, ShownProfiles]
+
+
 class ResultRecord(TimedRecord):
     """A line of an event log: the run is trained, scored and delivered."""
 
@@ -223,6 +250,7 @@ RECORDS = {
     "bad": BadRecord,
     "worker-failed": WorkerFailedRecord,
     "checkpoint": CheckpointRecord,
+    "profiles": ProfilesRecord,
     "result": ResultRecord,
     "comparison": ComparisonRecord,
     "end": EndRecord,

@@ -85,6 +85,13 @@ def _require_readable(record: dict[str, Any], name: str) -> None:
     """ValueError where a record, which any program may have written, is not what the report reads."""
     require_shape(record, name, TimedRecord)
     require_shape(record, name, RECORDS.get(record["kind"], TimedRecord))
+    if record["kind"] == "profiles":
+        for model, heard in record["models"].items():
+            if len(heard["clips"]) != len(record["clips"]):
+                raise ValueError(
+                    f"{name}: models.{model}: profiles of {len(heard['clips'])} clips, and {len(record['clips'])} are "
+                    "shown; it was damaged or written by something else"
+                )
     if record["kind"] != "data":
         return
     for key in ("clips_per_tag", "known_per_tag"):

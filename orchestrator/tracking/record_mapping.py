@@ -166,6 +166,7 @@ _ADD = {
     "worker-failed": lambda record, to: None,  # where the run goes on, its numbers say nothing of it
     "leaving": lambda record, to: None,
     "resizing": lambda record, to: None,
+    "profiles": lambda record, to: None,  # a picture of the report
     "workers": lambda record, to: None,  # the run's tag says how many were asked for
     "closed": lambda record, to: None,  # the worker's last record; the driver's `end` repeats its content
     "end": _add_end,

@@ -20,6 +20,7 @@ from workloads.evaluate import metrics
 from workloads.evaluate.attention_mass import attention_masses, holds_keywords
 from workloads.evaluate.frames import clips_with_frames, frame_targets, score_frames
 from workloads.evaluate.predict import predict_clips, raised_on_all
+from workloads.evaluate.shown_profiles import profiles_of, shown_clips
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.placement import Placement, WorkerGroup
@@ -35,8 +36,9 @@ MAX_COMPARED = 2**23  # logits of test frames that are kept to be compared with 
 
 def deliver_models(
     recipe: Recipe, pool: ModelPool, prepared: PreparedData, placement: Placement, session: Session
-) -> dict[str, dict[str, Any]]:
-    """Score, publish and release every model; returns the result table's rows by name, on rank 0.
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Score, publish and release every model; returns the result table's rows by name, on rank 0, and of a run on
+    keywords each model's profiles of the clips that a report shows.
 
     Called once per attempt by every worker; those that hold a model score it, rank 0 publishes. A kill in the middle
     leaves some models published: the next attempt publishes all of them again. `weights_sha256` is of the last trained
@@ -44,6 +46,7 @@ def deliver_models(
     its control, and with models of other runs (`evaluate/bootstrap.py`). Raises BadNumbers on all workers.
     """
     rows: dict[str, dict[str, Any]] = {}
+    profiles: dict[str, dict[str, Any]] = {}
     for name in recipe.models:
         own = raised_on_all(placement.everyone, partial(_scored, name, recipe, pool, prepared, placement))
         scored = placement.bring(name, own)
@@ -51,7 +54,8 @@ def deliver_models(
             folder = session.work_dir / "models" / name
             checkpoint.write(folder, tensors=scored.tensors, state=scored.state)
             rows[name] = scored.row | {"checkpoint": session.deliver(folder)}
-    return rows
+            profiles |= {name: scored.profiles} if scored.profiles else {}
+    return rows, profiles
 
 
 class _Scored(NamedTuple):
@@ -60,6 +64,7 @@ class _Scored(NamedTuple):
     row: dict[str, Any]
     state: dict[str, Any]  # of the published tagger
     tensors: dict[str, dict[str, Tensor]]  # by file, on the CPU
+    profiles: dict[str, Any]  # of the clips that a report shows; empty where it shows none
 
 
 def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, placement: Placement) -> _Scored | None:
@@ -91,8 +96,10 @@ def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, 
         tensors[TEST_PREDICTIONS] = {"logits_NC": logits_NC, "y_NC": y_NC}
         tensors[TEST_PREDICTIONS] |= _frames_to_compare(frames, in_time["test"], prepared.dataset)
         tensors[TEST_PREDICTIONS] |= {"attention_mass_N": masses["test"]} if "test" in masses else {}
+    shown = shown_clips(prepared) if "test" in predictions else []
+    profiles = profiles_of(tagger, shown, prepared) if shown else {}
     pool.release(name)
-    return _Scored(row, _tagger_state(name, tagger, recipe, prepared, row), tensors)
+    return _Scored(row, _tagger_state(name, tagger, recipe, prepared, row), tensors, profiles)
 
 
 def _predictions(

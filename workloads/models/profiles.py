@@ -11,6 +11,7 @@ step, P steps in time.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +57,14 @@ def outputs_and_profile(tagger: Tagger, mel_BMF: Tensor) -> tuple[Outputs, Tenso
     with torch.no_grad():
         log_BP = tagger.backbone.log_attention(outputs.sequence_BPD.detach().float())
     return outputs, energy_profile(outputs.sequence_BPD) if log_BP is None else _normalised(log_BP.exp())
+
+
+def profile_kind(tagger: Tagger, outputs: Outputs) -> Literal["rollout", "attention", "energy"]:
+    """What the profile of a tagger is made of; of the same outputs as `outputs_and_profile` returned."""
+    if tagger.backbone.token_layout is not None:
+        return "rollout"
+    with torch.no_grad():
+        return "energy" if tagger.backbone.log_attention(outputs.sequence_BPD) is None else "attention"
 
 
 def energy_profile(sequence_BPD: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """The share of a profile inside the keyword: exact on profiles that are written down, and by hand on a network's."""
 
-import json
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
+from tests.commands import event_records
 from tests.trained_runs import grid
 from workloads.data.events import Event
 from workloads.evaluate.attention_mass import attention_masses, keyword_of, mass_of_flat_profiles, mass_within
 from workloads.evaluate.bootstrap import compare_means
 from workloads.models.profiles import time_grid
+from workloads.run import Run
 from workloads.train import loop
 
 KEYWORDS = ("data.format=keywords", "data.labels=single", "data.clip_seconds=2.0", "data.val_share=0.2")
@@ -70,13 +71,36 @@ def test_a_run_scores_the_attention_of_every_model_to_keywords_and_no_other_run_
     for settings, scored in ((KEYWORDS, True), ((), False)):
         run = start(tiny("one-way", *settings, schedule, edges, "compare=true"))
         assert loop(run) == "done"
-        records = map(json.loads, (run.session.work_dir / "events.jsonl").read_text().splitlines())
-        models = next(record["models"] for record in records if record["kind"] == "result")
+        records = {record["kind"]: record for record in event_records(run)}
+        models = records["result"]["models"]
         assert set(models) == {"cnn", "vit", "cnn_untaught"}
         for row in models.values():
             for part in ("val", "test"):
                 assert ("attention_mass" in row[part]) == scored
                 assert 0 < row[part].get("attention_mass", 0.5) < 1
+        assert ("profiles" in records) == scored
+        if scored:
+            _require_profiles(records["profiles"], run)
+
+
+def _require_profiles(record: dict[str, Any], run: Run) -> None:
+    """Three test clips with their keywords, and each model's distribution over its own steps."""
+    assert record["seconds"] == 2.0
+    test = {clip.clip_id: clip for clip in run.prepared.splits.test}
+    assert [clip["clip_id"] for clip in record["clips"]] == [list(test)[len(test) * k // 3] for k in range(3)]
+    for clip in record["clips"]:
+        event = keyword_of(test[clip["clip_id"]])
+        assert (clip["tag"], clip["onset"]) == (event.tag, pytest.approx(event.onset, abs=1e-5))
+        mel_MF = torch.tensor(clip["mel"])
+        assert mel_MF.shape == (40, 100)
+        assert (int(mel_MF.min()), int(mel_MF.max())) == (0, 99)
+    kinds = {name: heard["profile"] for name, heard in record["models"].items()}
+    assert kinds == {"cnn": "energy", "vit": "rollout", "cnn_untaught": "energy"}
+    for heard in record["models"].values():
+        assert len(heard["clips"]) == 3
+        for shares in heard["clips"]:
+            assert sum(shares) == pytest.approx(1, abs=1e-4)
+            assert heard["first"] + heard["step"] * len(shares) >= 1.7
 
 
 def test_the_difference_of_means_has_the_interval_of_a_paired_bootstrap() -> None:
