@@ -35,7 +35,7 @@ def profiles(history: RunHistory) -> go.Figure | None:
     apply_style(figure, height=100 + ROW_HEIGHT * len(clips))
     figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.06}, margin={"t": 80})
     figure.update_yaxes(title="mel band", showgrid=False, secondary_y=False)
-    figure.update_yaxes(title="profile", range=[0, 1.05], showgrid=False, secondary_y=True)
+    figure.update_yaxes(title="profile", range=[0, 1.05], tickvals=[0, 0.5, 1], showgrid=False, secondary_y=True)
     figure.update_xaxes(range=[0, seconds], showgrid=False)
     figure.update_xaxes(title="seconds", row=len(clips))
     return figure

@@ -108,9 +108,9 @@ class Data(Checked):
         low, high = self.snr_db
         rule = f"must be a range of decibels, the lower end first, within -{MAX_SNR_DB:g} to {MAX_SNR_DB:g}"
         self._require(-MAX_SNR_DB <= low <= high <= MAX_SNR_DB, "snr_db", rule)
-        needs_root = self.keywords == "folder" or self.noise == "recorded"
         what = "keywords = 'folder'" if self.keywords == "folder" else "noise = 'recorded'"
-        self._require(bool(self.root) or not needs_root, "root", f"{what} needs a folder: --set data.root=DIR")
+        rule = f"{what} needs a folder: --set data.root=DIR"
+        self._require(bool(self.root) or not self.has_recordings, "root", rule)
 
     def check_own_split(self, format: str) -> None:
         """Where a data set of this format says which clips test or validate, no setting says it too."""
@@ -127,6 +127,11 @@ class Data(Checked):
             self._require(
                 self.labels == "multi", "labels", f"clips of {format} have several tags: --set data.labels=multi"
             )
+
+    @property
+    def has_recordings(self) -> bool:
+        """Whether clips of keywords are made of files below the root."""
+        return self.keywords == "folder" or self.noise == "recorded"
 
     @property
     def num_val_slices(self) -> int:

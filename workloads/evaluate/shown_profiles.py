@@ -26,9 +26,11 @@ DARKEST, BRIGHTEST = 0.05, 0.995  # quantiles of a spectrogram that are drawn as
 
 
 def shown_clips(prepared: PreparedData) -> list[Clip]:
-    """Some test clips, spread over the set; none where they are no keywords."""
-    clips = prepared.splits.test if holds_keywords(prepared) else ()
-    return [clips[len(clips) * number // SHOWN] for number in range(min(SHOWN, len(clips)))]
+    """The first test clips of some words; none where they are no keywords."""
+    first: dict[tuple[str, ...], Clip] = {}
+    for clip in prepared.splits.test if holds_keywords(prepared) else ():
+        first.setdefault(clip.tags, clip)
+    return list(first.values())[:SHOWN]
 
 
 def profiles_of(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> dict[str, Any]:

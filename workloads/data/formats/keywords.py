@@ -37,7 +37,7 @@ def read_keywords(data: Data, opener: Opener) -> Metadata:
     speaker. Raises ValueError for words that are not known, where espeak-ng is not installed, and for a folder without
     recordings, or without noise that is asked for.
     """
-    files = list_files(data, opener) if data.root else []
+    files = list_files(data, opener) if data.has_recordings else []
     noises = _noises(files, data)
     if data.keywords == "folder":
         has_lists = _has_lists(files, data)
