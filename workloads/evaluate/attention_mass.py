@@ -66,8 +66,8 @@ def mass_within(p_BP: Tensor, grid: TimeGrid, events: Sequence[Event], *, second
     bounds = (grid.first + grid.step * torch.arange(grid.count + 1, dtype=torch.float64)).clamp(0, seconds)
     starts_P, ends_P = bounds[:-1], bounds[1:]
     inside_BP = (torch.minimum(ends_P, offset_B1) - torch.maximum(starts_P, onset_B1)).clamp(min=0)
-    tiny = torch.finfo(torch.float64).tiny
-    return (p_BP.double() * inside_BP / (ends_P - starts_P).clamp(min=tiny)).sum(1)
+    covered_BP = inside_BP / (ends_P - starts_P).clamp(min=torch.finfo(torch.float64).tiny)
+    return (p_BP.double() * covered_BP).sum(1) / p_BP.double().sum(1)
 
 
 def mass_of_flat_profiles(clips: Sequence[Clip], *, seconds: float) -> float:
