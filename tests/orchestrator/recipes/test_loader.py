@@ -11,7 +11,7 @@ from orchestrator.search.request import SearchRequest
 from orchestrator.search.validation import check
 
 ROOT = Path(__file__).parents[3]
-OURS = ("tkd-demo",)  # on data that no paper has
+OURS = ("tkd-demo", "tkd-kws", "tkd-kws-25", "tkd-kws-two")  # on data that no paper has
 PAPERS = [
     name
     for name in shipped_names()
