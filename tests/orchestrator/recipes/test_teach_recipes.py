@@ -49,7 +49,7 @@ def test_a_recipe_is_read_extended_and_set(recipe, tmp_path):
             r"teach\.mean_of = 'logits': with apart = true there is no mean",
         ),
         (["augment.mixup=0.5", "augment.mixup_on=mel"], r"augment\.mixup_on = 'mel': the mixtures of a store are of"),
-        (["teach.embedding=true"], r"teach\.embedding = True: teachers\.file is an ONNX file"),
+        (["teach.embedding=true"], r"teach\.embedding = True: teachers\.file\.embedding is missing: name the output"),
         (["teachers.cnn.rate=8000"], r"teachers\.cnn\.rate: is for ONNX files; 'runs/demo-1/models/cnn' does not end"),
         (["teachers.Cnn.uri=x"], r"teachers\.Cnn: a name is a small letter"),
         (["teachers.cnn.uri="], r"teachers\.cnn\.uri = '': must be the folder of a tagger"),
