@@ -59,13 +59,15 @@ ARROWS = {
     "orchestrator/artifacts": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/planning": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/search": {"training", "runs", "tracking", "storage", "recipes"},
+    "orchestrator/study": {"search", "training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/jobs": {"runs", "storage"},
     "orchestrator/doctor": {"training", "tracking", "storage"},
-    "orchestrator/reports": {"search", "artifacts", "planning", "runs", "tracking", "storage", "recipes"},
+    "orchestrator/reports": {"study", "search", "artifacts", "planning", "runs", "tracking", "storage", "recipes"},
     "orchestrator/cli": {
         *(
             "reports",
             "search",
+            "study",
             "artifacts",
             "doctor",
             "jobs",

@@ -22,6 +22,7 @@ from workloads.distill.schedule import Phase, plan_phases
 from workloads.distill.service import require_same_data
 from workloads.distill.stores_of_run import StoresOfRun
 from workloads.models.initial_weights import build_initial_tagger
+from workloads.runtime.cost import CostMeter, cost_of_workers
 from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
 from workloads.runtime.opener import Opener
 from workloads.runtime.placement import Placement, place
@@ -54,6 +55,7 @@ class Run:
     validated: dict[str, tuple[int, float]] = field(default_factory=dict)  # model -> its own step, its primary score
     unreported_records: list[dict[str, Any]] = field(default_factory=list)
     teachers_s: float = 0.0  # in total, spent in asking teachers
+    cost: CostMeter = field(default_factory=CostMeter)  # of this worker, since the last record of it
     times: list[StepTimes] = field(default_factory=list)  # of this worker's steps since they were last recorded
     history: EventLog = field(init=False)  # all records of the run so far; copied into each checkpoint
 
@@ -134,6 +136,7 @@ def save(run: Run) -> None:
     """Write a checkpoint on rank 0 and pass it to the session together with the records up to here."""
     folder = None
     _record_replaced(run)  # before the records are copied into the checkpoint
+    record_cost(run, "training")
     run.pool.bring_to_rank_0()
     if run.session.rank == 0:
         began = time.perf_counter()
@@ -165,6 +168,15 @@ def report(run: Run, folder: Path | None = None) -> None:
     _record_replaced(run)
     run.session.report(run.unreported_records if run.session.rank == 0 else [], folder)
     run.unreported_records = []
+
+
+def record_cost(run: Run, part: str) -> None:
+    """Record what was spent since the last such record, or since this attempt began; called on every worker.
+
+    Of training these records travel with the checkpoints: steps that a killed attempt took in vain are not among them.
+    """
+    spent = cost_of_workers(run.placement.everyone.gather(run.cost.take()), run.recipe.train.device)
+    run.record("cost", step=run.step, part=part, **spent)
 
 
 def _record_replaced(run: Run) -> None:

@@ -19,7 +19,7 @@ from workloads.evaluate.deliver import deliver_models
 from workloads.evaluate.predict import raised_on_all, score_clips
 from workloads.evaluate.shown_profiles import shown_clips, spectrograms
 from workloads.evaluate.step_metrics import mean_times
-from workloads.run import Run, report, save
+from workloads.run import Run, record_cost, report, save
 from workloads.runtime import checkpoint
 from workloads.runtime.session import StepTimes
 from workloads.train_step import train_step
@@ -39,6 +39,7 @@ def loop(run: Run, *, until: int | None = None) -> str:
     if profiles:
         shown, seconds = spectrograms(shown_clips(run.prepared), run.prepared), run.recipe.data.clip_seconds
         run.record("profiles", step=run.step, seconds=seconds, clips=shown, models=profiles)
+    record_cost(run, "scoring")
     run.record("result", steps=run.step, resumed_from_step=resumed_from, models=models)
     report(run)
     return "done"

@@ -29,6 +29,7 @@ from orchestrator.cli.runs import runs
 from orchestrator.cli.search import search
 from orchestrator.cli.status import status
 from orchestrator.cli.store_import import store_import
+from orchestrator.cli.study import study
 from orchestrator.cli.taggers import evaluate, tag
 from orchestrator.cli.teach import teach
 from workloads.runtime.checkpoint_store import AlreadyDriven
@@ -45,7 +46,7 @@ app = typer.Typer(
     help="Audio taggers that teach each other, on Ray.",
 )
 commands: tuple[Callable[..., None], ...] = (
-    *(run, recipes, evaluate, tag, report, plan, search, dashboard, export, teach),
+    *(run, recipes, evaluate, tag, report, plan, search, study, dashboard, export, teach),
     *(runs, compare, status, jobs, logs, stop, doctor),
 )
 for command in commands:

@@ -29,9 +29,9 @@ data_app = typer.Typer(no_args_is_help=True, help="Check and describe a data set
 
 def recipes(as_json: JsonOption = False) -> None:
     """List the shipped recipes with their commands and results."""
-    from orchestrator.recipes.loader import header, shipped_names, shipped_teach_names
+    from orchestrator.recipes.loader import header, shipped_names, shipped_study_names, shipped_teach_names
 
-    names = shipped_names() + shipped_teach_names()
+    names = shipped_names() + shipped_teach_names() + shipped_study_names()
     with only_json(as_json) as emit:
         emit({"recipes": [{"name": name, "header": header(name)} for name in names]})
         if not as_json:

@@ -8,10 +8,12 @@ from orchestrator.cli.printing import print_out
 
 
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's or a search's folder or URI: STORAGE/ID.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's, a search's or a study's folder or URI: STORAGE/ID.")
+    ],
     out: Annotated[str, typer.Option(help="The file to write; default: ./RUN_ID.html.")] = "",
 ) -> None:
-    """Write the report of a run or a search again from its records, finished or not."""
+    """Write the report of a run, a search or a study again from its records, finished or not."""
     from orchestrator.reports.write import rewrite_report
 
     print_out(rewrite_report(run, out))

@@ -1,4 +1,4 @@
-"""Recipe files: reads TOML or JSON into a checked `Recipe`, or a `TeachRecipe`, and writes a recipe as JSON.
+"""Recipe files: reads TOML or JSON into a checked `Recipe`, `TeachRecipe` or `Study`, and writes a recipe as JSON.
 
 Imports nothing heavy.
 
@@ -10,6 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -23,6 +24,7 @@ from orchestrator.recipes.merge import merge
 from workloads.config.data import Data
 from workloads.config.mistakes import MAX_SHOWN, first_mistake, path_of
 from workloads.config.recipe import Recipe
+from workloads.config.study import Study
 from workloads.config.teach import TeachRecipe
 from workloads.runtime.opener import read_bounded
 from workloads.runtime.redaction import require_no_secret
@@ -34,25 +36,39 @@ MAX_DEPTH = 100  # of a recipe's nested tables, of which it has about six
 KNOWN_KEYS = {  # kind of recipe -> where its keys are found
     Recipe: "`antiphon run ... --dry-run` prints those that exist",
     TeachRecipe: "docs/stores.md lists those that exist",
+    Study: "docs/studies.md lists those that exist",
 }
-Loaded = TypeVar("Loaded", Recipe, TeachRecipe)
+RUN, TEACH, STUDY = "run", "teach", "study"  # what a file is for
+Loaded = TypeVar("Loaded", Recipe, TeachRecipe, Study)
 
 
 def shipped_names() -> list[str]:
     """The names of the recipes of runs and searches that come with Antiphon."""
-    return [name for name, teaches in _shipped().items() if not teaches]
+    return [name for name, purpose in _shipped().items() if purpose == RUN]
 
 
 def shipped_teach_names() -> list[str]:
     """The names of the recipes of stores that come with Antiphon."""
-    return [name for name, teaches in _shipped().items() if teaches]
+    return [name for name, purpose in _shipped().items() if purpose == TEACH]
+
+
+def shipped_study_names() -> list[str]:
+    """The names of the studies that come with Antiphon."""
+    return [name for name, purpose in _shipped().items() if purpose == STUDY]
 
 
 @cache
-def _shipped() -> dict[str, bool]:
-    """Name -> whether it is the recipe of a store, which alone has teachers."""
+def _shipped() -> dict[str, str]:
+    """Name -> what it is for."""
     names = sorted(entry.name.removesuffix(".toml") for entry in SHIPPED.iterdir() if entry.name.endswith(".toml"))
-    return {name: "teachers" in tomllib.loads((SHIPPED / f"{name}.toml").read_text()) for name in names}
+    return {name: _purpose(tomllib.loads((SHIPPED / f"{name}.toml").read_text())) for name in names}
+
+
+def _purpose(values: dict[str, Any]) -> str:
+    """Only the recipe of a store has teachers, only a study has folds and builds on a recipe that it names."""
+    if "teachers" in values:
+        return TEACH
+    return STUDY if {"recipe", "folds"} & values.keys() else RUN
 
 
 def header(name: str) -> list[str]:
@@ -62,17 +78,24 @@ def header(name: str) -> list[str]:
     return [line.lstrip("# ") for line in lines[:end]]
 
 
-def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Recipe:
-    """Load a shipped recipe or a file and apply `a.b=value` settings in order.
+def load_recipe(
+    name_or_path: str, settings: list[str] | None = None, *, tables: dict[str, Any] | None = None
+) -> Recipe:
+    """Load a shipped recipe or a file, merge `tables` into it, and apply `a.b=value` settings in order.
 
     Raises ValueError, one line long, with the value, the rule and the fix.
     """
-    return _load(name_or_path, settings, Recipe)
+    return _load(name_or_path, settings, Recipe, tables)
 
 
 def load_teach_recipe(name_or_path: str, settings: list[str] | None = None) -> TeachRecipe:
     """The same for the recipe of a store."""
     return _load(name_or_path, settings, TeachRecipe)
+
+
+def load_study(name_or_path: str) -> Study:
+    """Load a shipped study or a file; raises as `load_recipe`."""
+    return _load(name_or_path, None, Study)
 
 
 def load_data(name_or_path: str, settings: list[str] | None = None) -> Data:
@@ -81,9 +104,12 @@ def load_data(name_or_path: str, settings: list[str] | None = None) -> Data:
     return (load_teach_recipe if is_of_store else load_recipe)(name_or_path, settings).data
 
 
-def _load(name_or_path: str, settings: list[str] | None, kind: type[Loaded]) -> Loaded:
+def _load(
+    name_or_path: str, settings: list[str] | None, kind: type[Loaded], tables: dict[str, Any] | None = None
+) -> Loaded:
     values = _read(name_or_path, seen=())
     _require_kind(values, name_or_path, kind)
+    values = merge(values, deepcopy(tables or {}))  # settings are applied in place
     texts = dict(_apply_setting(values, setting) for setting in settings or [])
     try:
         return _validate(values, kind)
@@ -96,10 +122,14 @@ def _load(name_or_path: str, settings: list[str] | None, kind: type[Loaded]) -> 
 
 
 def _require_kind(values: dict[str, Any], name_or_path: str, kind: type[Any]) -> None:
-    """ValueError for the recipe of a store where one of a run is wanted, and the other way round."""
-    if kind is Recipe and "teachers" in values:
+    """ValueError for the recipe of a store where one of a run is wanted, or a study, and the other way round."""
+    wanted = {Recipe: RUN, TeachRecipe: TEACH, Study: STUDY}[kind]
+    purpose = _purpose(values)
+    if wanted == RUN and purpose == TEACH:
         raise ValueError(f"recipe {name_or_path!r}: has teachers, so it fills a store: use `antiphon teach`")
-    if kind is TeachRecipe and "models" in values:
+    if wanted == RUN and purpose == STUDY:
+        raise ValueError(f"recipe {name_or_path!r}: has folds of its own, so it is a study: use `antiphon study`")
+    if wanted != RUN and "models" in values:
         raise ValueError(f"recipe {name_or_path!r}: has models, so it is a run's: use `antiphon run` or `search`")
 
 

@@ -49,11 +49,30 @@ def write_search_page(location: RunLocation) -> None:
     upload_beside(location.uri, out)
 
 
-def rewrite_report(uri: str, out: str) -> str:
-    """Write the report of a run or a search, finished or not, from what its folder or URI holds; returns the path.
+def write_study_report(location: RunLocation, outcome: dict[str, Any]) -> str:
+    """Write the page of a study that this process has driven: beside its files, and to its storage; returns its URI."""
+    from orchestrator.reports.study_page import write_study_page
 
-    `out` is empty for ./ID.html. Raises ValueError where there is neither a run with records nor a search.
+    out = location.folder / REPORT
+    location.folder.mkdir(parents=True, exist_ok=True)
+    write_study_page(outcome, out)
+    upload_beside(location.uri, out)
+    return object_store.join(location.uri, REPORT)
+
+
+def rewrite_report(uri: str, out: str) -> str:
+    """Write the report of a run, a search or a study, finished or not, from what its folder or URI holds; returns the
+    path.
+
+    `out` is empty for ./ID.html. Raises ValueError where there is no run with records, no search and no study.
     """
+    if object_store.exists(object_store.join(uri, "study.json")):
+        from orchestrator.reports.study_page import write_study_page
+        from orchestrator.study.results import outcome_so_far
+
+        target = Path(out or f"{_folder_name(uri)}.html")
+        write_study_page(outcome_so_far(_absolute(uri)), target)
+        return str(target.resolve())
     if object_store.exists(object_store.join(uri, "search.json")):
         from orchestrator.reports.search.page import write_search_report
         from orchestrator.reports.search.snapshot import read_search
@@ -101,6 +120,10 @@ def _require_readable(record: dict[str, Any], name: str) -> None:
                     f"{name}: {key}.{part}: {len(counts)} counts for {len(record['tags'])} tags; it was damaged or "
                     "written by something else"
                 )
+
+
+def _absolute(uri: str) -> str:
+    return str(object_store.local_path(uri)) if object_store.is_local(uri) else uri
 
 
 def _folder_name(uri: str) -> str:

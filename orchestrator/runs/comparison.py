@@ -17,6 +17,7 @@ from workloads.runtime.event_log import read_event_log
 from workloads.runtime.json_files import TaggerState
 
 Rows = dict[str, dict[str, Any]]  # model -> its row in the result
+Predictions = dict[str, Any]  # tensors by name (`workloads/evaluate/deliver.py`)
 
 
 def comparison_record(
@@ -62,14 +63,22 @@ def _compare(student: str, control: str, of_seeds: list[Rows], recipe: Recipe) -
 def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], labels: str) -> dict[str, Any]:
     """What teaching did to a student: for each seed the folders of the taught models and those of their controls, one
     for each test fold, whose clips are joined. ValueError where the clips are not the same for all."""
+    data = {fingerprint(folder) for sides in of_seeds for folders in sides for folder in folders}
+    if len(data) > 1:
+        raise _other_clips(student)
+    sides = [tuple(joined_predictions(folders) for folders in each) for each in of_seeds]
+    return compare_predictions(student, sides, labels)
+
+
+def compare_predictions(student: str, of_seeds: Sequence[Sequence[Predictions]], labels: str) -> dict[str, Any]:
+    """The same of test predictions: for each seed those of the taught model and those of its control."""
     import torch  # seconds to import, and every driver imports this module
 
     from workloads.evaluate.bootstrap import Pair, compare_means, what_teaching_did
     from workloads.evaluate.frame_bootstrap import what_teaching_did_in_time
 
-    pairs, in_time, masses, targets, targets_in_time, data = [], [], [], [], [], set()
-    for sides in of_seeds:
-        predictions = [_joined([_test_predictions(folder) for folder in side]) for side in sides]
+    pairs, in_time, masses, targets, targets_in_time = [], [], [], [], []
+    for predictions in of_seeds:
         pairs.append(Pair(*(side["logits_NC"] for side in predictions)))
         targets += [side["y_NC"] for side in predictions]
         if all("frames_XC" in side for side in predictions):
@@ -77,20 +86,28 @@ def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], l
             targets_in_time += [side["frame_y_XC"] for side in predictions]
         if all("attention_mass_N" in side for side in predictions):
             masses.append((predictions[0]["attention_mass_N"], predictions[1]["attention_mass_N"]))
-        data |= {_fingerprint(folder) for side in sides for folder in side}
 
     def alike(tensors: list[torch.Tensor]) -> bool:
         return all(torch.equal(tensor.nan_to_num(-1), tensors[0].nan_to_num(-1)) for tensor in tensors)
 
-    if len(data) > 1 or not alike(targets) or not alike(targets_in_time):
-        raise ValueError(f"models.{student}: the seeds were trained on other clips; give every run the same data")
+    if not alike(targets) or not alike(targets_in_time):
+        raise _other_clips(student)
     compared = what_teaching_did(pairs, targets[0], labels)
     if len(in_time) == len(pairs):
-        y_XC, clip_X = targets_in_time[0], predictions[0]["frame_clip_X"]
+        y_XC, clip_X = targets_in_time[0], of_seeds[-1][-1]["frame_clip_X"]
         compared["frame_mAP"] = what_teaching_did_in_time(in_time, y_XC, clip_X)
     if len(masses) == len(pairs):
         compared["attention_mass"] = compare_means(masses)
     return compared
+
+
+def _other_clips(student: str) -> ValueError:
+    return ValueError(f"models.{student}: the seeds were trained on other clips; give every run the same data")
+
+
+def joined_predictions(folders: Sequence[str]) -> Predictions:
+    """The test predictions of published taggers, one for each test fold, as those of one test set."""
+    return _joined([_test_predictions(folder) for folder in folders])
 
 
 def _joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,6 +132,7 @@ def _test_predictions(folder: str) -> dict[str, Any]:
     return parse_safetensors(object_store.get_bytes(uri), uri)
 
 
-def _fingerprint(folder: str) -> str:
+def fingerprint(folder: str) -> str:
+    """Which clips, with which labels, a published tagger was trained and scored on."""
     state = object_store.read_json(object_store.join(folder, "state.json"), TaggerState)
     return str(state["data"]["fingerprint"])

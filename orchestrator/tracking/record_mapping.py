@@ -157,6 +157,7 @@ _ADD = {
     "phase": _add_phase,
     "metrics": _add_metrics,
     "timings": _add_metrics,
+    "cost": lambda record, to: None,  # summed by the study that the run belongs to
     "machine": _add_metrics,  # its step is a time, so samples of two attempts have different steps
     "bad": _add_bad,
     "checkpoint": _add_checkpoint,

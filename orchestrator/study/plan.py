@@ -1,0 +1,176 @@
+"""What a study consists of, fixed before its first run: each method's recipe, and a run for each fold and seed.
+
+Trains nothing and reads no results. `plan_study` builds a plan from a study; `driver.py` stores it, and a plan that was
+stored is read again by `plan_of`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+
+from orchestrator.recipes.loader import load_recipe, parse, resolve
+from orchestrator.recipes.merge import merge
+from orchestrator.runs.resume import differences
+from orchestrator.study.methods import Values, control_values, standard_values
+from workloads.config.recipe import Recipe, restore
+from workloads.config.study import CONTROL, Method, Study
+from workloads.distill.schedule import own_steps, plan_phases
+
+
+@dataclass(frozen=True)
+class PlannedMethod:
+    """A method of a study: its recipe, without fold and seed, and the models that it teaches."""
+
+    name: str
+    recipe: Recipe
+    students: tuple[str, ...]  # models of the control that an edge of the method leads to
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study."""
+
+    method: str
+    fold: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study with its methods, the control first; those of its methods that are left out, with the reason."""
+
+    study: Study
+    methods: dict[str, PlannedMethod]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def members(self) -> list[Member]:
+        """All runs in the order in which they begin: every method on every fold before the next seed."""
+        return [
+            Member(method, fold, seed)
+            for seed in self.study.seeds
+            for fold in self.study.folds
+            for method in self.methods
+        ]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the control, which methods teach."""
+        return tuple(self.methods[CONTROL].recipe.models)
+
+    @property
+    def labels(self) -> str:
+        return self.methods[CONTROL].recipe.data.labels
+
+    def recipe(self, member: Member) -> Recipe:
+        """What a run trains; ValueError where the recipe cannot have its fold."""
+        recipe = self.methods[member.method].recipe
+        data, train = replace(recipe.data, test_fold=member.fold), replace(recipe.train, seed=member.seed)
+        return replace(recipe, data=data, train=train)
+
+    def stopping_rule(self) -> str:
+        """How many runs there will be, and what ends the study, in one sentence."""
+        study, folds, seeds = self.study, len(self.study.folds), len(self.study.seeds)
+        return (
+            f"{len(self.methods)} methods x {folds} test folds ({_listed(study.folds)}) x {seeds} seeds "
+            f"({_listed(study.seeds)}) = {len(self.members)} runs, {study.steps:,} own steps of each model in every "
+            "method; the study ends when all have ended, and no score stops it, adds a run or leaves one out"
+        )
+
+    def as_json(self) -> Values:
+        """The plan as values that JSON can hold; `plan_of` is the inverse."""
+        methods = {
+            name: {"students": list(method.students), "recipe": resolve(method.recipe)}
+            for name, method in self.methods.items()
+        }
+        return {"study": asdict(self.study), "methods": methods, "left_out": self.left_out}
+
+
+def run_id(study_id: str, member: Member) -> str:
+    """The id of a run of a study, which follows from the study."""
+    return f"{study_id}-{member.method}-fold{member.fold}-seed{member.seed}"
+
+
+def plan_of(values: Values) -> StudyPlan:
+    """The plan that `as_json` described; ValueError where the values are none."""
+    methods = {
+        name: PlannedMethod(name, parse(method["recipe"]), tuple(method["students"]))
+        for name, method in values["methods"].items()
+    }
+    return StudyPlan(restore(Study, values["study"]), methods, values["left_out"])
+
+
+def plan_study(study: Study, settings: list[str] | None = None) -> StudyPlan:
+    """The plan of a study; `settings` (`a.b=value`) change its recipe for all methods.
+
+    A standard method that the recipe's models cannot make is left out, with the reason. Raises ValueError for a recipe
+    or a method of the study's own that is none, and where a model's own steps would not be those of the control.
+    """
+    base = resolve(load_recipe(study.recipe, settings, tables=study.settings))
+    values, left_out = {CONTROL: control_values(study, base)}, dict[str, str]()
+    for standard in study.standard:
+        try:
+            values |= dict(standard_values(standard, study, base))
+        except ValueError as error:
+            left_out[standard] = str(error)
+    for name, method in study.methods.items():
+        if (start := values.get(method.like)) is None:
+            _require_standard(name, method, values, left_out)
+            left_out[name] = f"like = {method.like!r}: is left out"
+            continue
+        about = {"about": method.about or f"{method.like}, with settings of the study's own"}
+        values[name] = merge(start, method.settings) | about
+    methods = dict[str, PlannedMethod]()
+    for name, own in values.items():
+        try:
+            methods[name] = _planned(study, name, own, judged=tuple(values[CONTROL]["models"]))
+        except ValueError as error:
+            if name in study.methods or name == CONTROL:
+                raise ValueError(f"methods.{name}: {error}") from None
+            left_out[name] = str(error)
+    return StudyPlan(study, methods, left_out)
+
+
+def _require_standard(name: str, method: Method, values: dict[str, Values], left_out: dict[str, str]) -> None:
+    """ValueError for a method that begins from one which the study does not have, also not left out."""
+    if not any(method.like == other or method.like.startswith(f"{other}-") for other in left_out):
+        raise ValueError(
+            f"methods.{name}.like = {method.like!r}: must be a method named before it: {', '.join(values)}"
+        )
+
+
+def _planned(study: Study, name: str, values: Values, *, judged: tuple[str, ...]) -> PlannedMethod:
+    recipe = parse(values | {"name": f"{study.name}-{name}"})
+    steps = own_steps(plan_phases(recipe))
+    taught = {edge.student for edge in recipe.edges}
+    students = tuple(model for model in judged if model in taught)
+    for model in judged if name == CONTROL else students:
+        if steps[model] != study.steps:
+            raise ValueError(
+                f"models.{model} takes {steps[model]:,} own steps, and the study has steps = {study.steps:,} for each "
+                "model of each method; change the method's schedule"
+            )
+    return PlannedMethod(name, recipe, students)
+
+
+def without(plan: StudyPlan, reasons: dict[str, str]) -> StudyPlan:
+    """The plan without methods for which there is a reason to leave them out."""
+    methods = {name: method for name, method in plan.methods.items() if name not in reasons}
+    return replace(plan, methods=methods, left_out=plan.left_out | reasons)
+
+
+def changed(plan: StudyPlan, stored: StudyPlan) -> Iterator[str]:
+    """How a plan differs from the one that a study was started with: `what: was, now`. Where the data lies may."""
+    for key in ("folds", "seeds", "steps"):
+        was, now = getattr(stored.study, key), getattr(plan.study, key)
+        if was != now:
+            yield f"{key}: {was}, now {now}"
+    if list(plan.methods) != list(stored.methods):
+        yield f"methods: {', '.join(stored.methods)}, now {', '.join(plan.methods)}"
+        return
+    for name, method in plan.methods.items():
+        for key, was, now in differences(method.recipe, resolve(stored.methods[name].recipe)):
+            yield f"{key} of {name}: {was}, now {now}"
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
