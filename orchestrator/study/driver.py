@@ -7,6 +7,7 @@ and one, or some, that the same command continues. At most one driver works on a
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from orchestrator.runs.lease import Driver, beating, take_over
@@ -70,10 +71,8 @@ def unfinished(plan: StudyPlan, request: StudyRequest) -> Iterator[tuple[Member,
     for member in plan.members:
         name = run_id(request.id, member)
         uri = object_store.join(request.storage, name)
-        if (
-            retry_while_unavailable(lambda uri=uri: finished_outcome(uri), what=uri, patience_s=request.patience_s)
-            is None
-        ):
+        outcome = retry_while_unavailable(partial(finished_outcome, uri), what=uri, patience_s=request.patience_s)
+        if outcome is None:
             yield member, name
 
 

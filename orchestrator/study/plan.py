@@ -69,11 +69,11 @@ class StudyPlan:
 
     def stopping_rule(self) -> str:
         """How many runs there will be, and what ends the study, in one sentence."""
-        study, folds, seeds = self.study, len(self.study.folds), len(self.study.seeds)
+        study = self.study
         return (
-            f"{len(self.methods)} methods x {folds} test folds ({_listed(study.folds)}) x {seeds} seeds "
-            f"({_listed(study.seeds)}) = {len(self.members)} runs, {study.steps:,} own steps of each model in every "
-            "method; the study ends when all have ended, and no score stops it, adds a run or leaves one out"
+            f"{len(self.methods)} methods x {_counted(study.folds, 'test fold')} x {_counted(study.seeds, 'seed')} = "
+            f"{len(self.members)} runs, {study.steps:,} own steps of each model in every method; the study ends when "
+            "all have ended, and no score stops it, adds a run or leaves one out"
         )
 
     def as_json(self) -> Values:
@@ -172,5 +172,6 @@ def changed(plan: StudyPlan, stored: StudyPlan) -> Iterator[str]:
             yield f"{key} of {name}: {was}, now {now}"
 
 
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, numbers))
+def _counted(numbers: tuple[int, ...], noun: str) -> str:
+    """2 seeds (0, 1)"""
+    return f"{len(numbers)} {noun}{'' if len(numbers) == 1 else 's'} ({', '.join(map(str, numbers))})"
