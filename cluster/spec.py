@@ -13,7 +13,8 @@ from cluster.spec_nodes import LABEL, Head, Workers, require_reference
 from cluster.spec_speed import StorageSpeed
 from cluster.spec_table import Table
 
-ID_OPTIONS = {"run": "--run-id", "search": "--search-id"}  # the commands whose work has an id of its own
+# the commands whose work has an id of its own
+ID_OPTIONS = {"run": "--run-id", "search": "--search-id", "study": "--study-id"}
 # options that fields of the spec stand for, and those that a job cannot have
 OWN_OPTIONS = (
     "--run-id",

@@ -28,7 +28,9 @@ def submit(
     context: typer.Context,
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="[run|search|teach] RECIPE [OPTION]", help="What the job does; `run` if not said."),
+        typer.Argument(
+            metavar="[run|search|teach|study] RECIPE [OPTION]", help="What the job does; `run` if not said."
+        ),
     ],
     name: Annotated[
         str, typer.Option("--id", help="The name of the job and of its run or search; default: from recipe and time.")

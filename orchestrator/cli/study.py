@@ -21,7 +21,9 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.printing import print_note, print_warning
 
-StudyArg = Annotated[str, typer.Argument(help="A shipped study's name (`antiphon recipes`) or a .toml/.json file.")]
+StudyArg = Annotated[
+    str, typer.Argument(help="A shipped study's name (`antiphon recipes`), a .toml/.json file, or STUDY_ID/study.json.")
+]
 StudyIdOption = Annotated[
     str,
     typer.Option("--study-id", help="The study's name in the storage, with which its runs' begin; default: its own."),
@@ -44,12 +46,11 @@ def study(
 ) -> None:
     """Compare ways of teaching over folds and seeds with a control without teachers; again: go on with what is left."""
     from orchestrator.cli.study_table import print_plan, print_results
-    from orchestrator.recipes.loader import load_study
-    from orchestrator.study.plan import plan_study
+    from orchestrator.study.plan import load_plan
     from orchestrator.study.request import StudyRequest, check
 
     request = StudyRequest(
-        plan_study(load_study(study), settings),
+        load_plan(study, settings),
         command_line(),
         storage=storage,
         tracking=tracking,

@@ -15,11 +15,12 @@ from orchestrator.training.worker_count import parse_workers, require_workers_di
 from workloads.config.teach import TeachRecipe
 from workloads.runtime.redaction import redacted, require_no_secret
 
-KINDS = ("run", "search", "teach")
+KINDS = ("run", "search", "teach", "study")
 # parameters of the commands that a job cannot have, and why
 REFUSED = {
     "run_id": "--run-id: the job's run has the job's name; give --id to submit",
     "search_id": "--search-id: the job's search has the job's name; give --id to submit",
+    "study_id": "--study-id: the job's study has the job's name; give --id to submit",
     "resume": "--resume: a job goes on with the run or search of its name; give --id to submit",
     "address": "--address: a job works on the cluster that it is submitted to",
     "local": "--local: a job on a cluster runs on Ray; leave it out",
@@ -32,7 +33,7 @@ class SubmittedCommand:
     """What a job is to do: a command, its recipe, and its other arguments; its run or search has the job's name."""
 
     kind: str
-    recipe: Mapping[str, Any]  # resolved: settings are in it
+    recipe: Mapping[str, Any]  # resolved: settings are in it; of a study its plan
     arguments: Sequence[str]
     name: str
     storage: str
@@ -48,10 +49,11 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     kind, words = (words[0], words[1:]) if words[0] in KINDS else ("run", words)
     command, values, given = parsed_command(context, kind, words)
     recipe = _checked_recipe(kind, values)
+    sent = recipe.as_json() if kind == "study" else asdict(recipe)
     if kind == "run":
         require_workers_divide(recipe, parse_workers(values["workers"]))
     storage = "out" if kind == "teach" else "storage"
-    name = name or (_name_of_store(recipe, values["out"]) if kind == "teach" else generated_id(recipe))
+    name = name or _default_name(kind, recipe, values)
     location_of(".", name, "none")  # refuses what can be no name
     require_no_secret(values["storage"], "--storage")
     require_no_secret(values[storage], f"--{storage}")
@@ -65,7 +67,14 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     if kind != "teach" and not _in_environment(env):
         require_lasting_tracking(values["tracking"], job=name)
     words = _arguments(command, values, given, env)
-    return SubmittedCommand(kind, asdict(recipe), words, name, values[storage], teacher_runs)
+    return SubmittedCommand(kind, sent, words, name, values[storage], teacher_runs)
+
+
+def _default_name(kind: str, recipe: Any, values: Mapping[str, Any]) -> str:
+    """A study has a name of its own, with which the same command goes on; so has a store by its address."""
+    if kind == "study":
+        return str(recipe.study.name)
+    return _name_of_store(recipe, values["out"]) if kind == "teach" else generated_id(recipe)
 
 
 def _name_of_store(recipe: TeachRecipe, out: str) -> str:
@@ -99,13 +108,20 @@ def _given(parsed: Any) -> dict[str, str]:
 
 
 def _checked_recipe(kind: str, values: Mapping[str, Any]) -> Any:
-    """The recipe with its settings; ValueError for paths in it that mean something else on another machine."""
+    """The recipe with its settings, of a study its plan; ValueError for paths that mean something else elsewhere."""
     if kind == "teach":
         from orchestrator.teaching.job import with_absolute_paths as absolute_teach
 
         teach = load_teach_recipe(values["teach_recipe"], values["settings"])
         _require_no_relative_path(asdict(teach), asdict(absolute_teach(teach)))
         return teach
+    if kind == "study":
+        from orchestrator.study.plan import load_plan
+
+        plan = load_plan(values["study"], values["settings"])
+        for method in plan.methods.values():
+            _require_no_relative_path(asdict(method.recipe), asdict(with_absolute_paths(method.recipe)))
+        return plan
     recipe = load_recipe(values["recipe"], values["settings"])
     _require_no_relative_path(asdict(recipe), asdict(with_absolute_paths(recipe)))
     return recipe

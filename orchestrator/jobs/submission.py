@@ -31,8 +31,8 @@ SHIPPED_RECIPE = "recipe.json"  # in the job's working folder
 class Submission:
     """One `antiphon submit`, as the user typed it."""
 
-    kind: str  # the command that the job runs: run, search or teach
-    recipe: Mapping[str, Any]  # resolved
+    kind: str  # the command that the job runs: run, search, teach or study
+    recipe: Mapping[str, Any]  # resolved; of a study its plan, with all recipes
     arguments: Sequence[str]  # of the command, after its recipe
     name: str  # of the job; also the id of its run or search
     storage: str  # the URI below which that is, or the store of `teach`
@@ -63,14 +63,14 @@ def check_environment(env: Sequence[str]) -> None:
 def entrypoint(submission: Submission) -> str:
     """The job's shell command: it ends with an error where a variable is not set, and else becomes the command.
 
-    It names what it works on, so that repeated it goes on with that: see `--resume auto`.
+    It names what it works on, so that repeated it goes on with that: see `--resume auto`, which a study does not need.
     """
     needed = [
         f': "${{{given}:?must be set on the nodes of the cluster}}"; ' for given in submission.env if "=" not in given
     ]
     words = [submission.python or PYTHON, *MODULE, submission.kind, SHIPPED_RECIPE]
     if option := ID_OPTIONS.get(submission.kind):
-        words += [option, submission.name, "--resume", "auto"]
+        words += [option, submission.name, *([] if submission.kind == "study" else ["--resume", "auto"])]
     return f"{''.join(needed)}exec {shlex.join([*words, *submission.arguments])}"
 
 

@@ -182,6 +182,14 @@ def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
     return parse(values)
 
 
+def with_options(recipe: Recipe, settings: list[str]) -> Recipe:
+    """A copy of the recipe with `a.b=value` settings applied in order; ValueError if the result is invalid."""
+    values = resolve(recipe)
+    for setting in settings:
+        _apply_setting(values, setting)
+    return parse(values)
+
+
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:
     """Nested values as `a.b.c` -> text: the parameters that are sent to MLflow."""
     if isinstance(values, dict) and values:

@@ -1,19 +1,24 @@
 """What a study consists of, fixed before its first run: each method's recipe, and a run for each fold and seed.
 
-Trains nothing and reads no results. `plan_study` builds a plan from a study; `driver.py` stores it, and a plan that was
-stored is read again by `plan_of`.
+Trains nothing and reads no results. `plan_study` builds a plan from a study; `store.py` stores it, and `plan_of` reads
+it again. A plan holds whole recipes: it can be run where the files are not that the study was built from.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from orchestrator.recipes.loader import load_recipe, parse, resolve
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from orchestrator.recipes.loader import load_recipe, load_study, parse, resolve, with_options
 from orchestrator.recipes.merge import merge
 from orchestrator.runs.resume import differences
 from orchestrator.study.methods import Values, control_values, standard_values
 from workloads.config.recipe import Recipe, restore
 from workloads.config.study import CONTROL, Method, Study
 from workloads.distill.schedule import own_steps, plan_phases
+from workloads.runtime.json_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,9 @@ class StudyPlan:
             "all have ended, and no score stops it, adds a run or leaves one out"
         )
 
-    def as_json(self) -> Values:
+    def as_json(self) -> "StoredPlan":
         """The plan as values that JSON can hold; `plan_of` is the inverse."""
-        methods = {
+        methods: dict[str, StoredMethod] = {
             name: {"students": list(method.students), "recipe": resolve(method.recipe)}
             for name, method in self.methods.items()
         }
@@ -90,7 +95,37 @@ def run_id(study_id: str, member: Member) -> str:
     return f"{study_id}-{member.method}-fold{member.fold}-seed{member.seed}"
 
 
-def plan_of(values: Values) -> StudyPlan:
+class StoredMethod(TypedDict):
+    """A method of a stored plan."""
+
+    students: list[str]
+    recipe: dict[str, Any]
+
+
+class StoredPlan(TypedDict):
+    """A plan as `as_json` describes it; study.json has more keys."""
+
+    study: dict[str, Any]
+    methods: dict[str, StoredMethod]
+    left_out: dict[str, str]
+
+
+def load_plan(name_or_path: str, settings: list[str] | None = None) -> StudyPlan:
+    """The plan of a shipped study or a file, or the stored plan in a .json file; `settings` change all its recipes."""
+    path = Path(name_or_path)
+    if path.suffix == ".json" and path.is_file():
+        content = path.read_bytes()
+        if "study" in parse_json(content, name_or_path, dict[str, Any]):
+            plan = plan_of(parse_json(content, name_or_path, StoredPlan))
+            changed_methods = {
+                name: replace(method, recipe=with_options(method.recipe, settings or []))
+                for name, method in plan.methods.items()
+            }
+            return replace(plan, methods=changed_methods)
+    return plan_study(load_study(name_or_path), settings)
+
+
+def plan_of(values: StoredPlan) -> StudyPlan:
     """The plan that `as_json` described; ValueError where the values are none."""
     methods = {
         name: PlannedMethod(name, parse(method["recipe"]), tuple(method["students"]))

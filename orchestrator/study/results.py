@@ -53,7 +53,7 @@ def study_results(plan: StudyPlan, storage: str, study_id: str) -> Row:
 def outcome_so_far(uri: str) -> Row:
     """The outcome of the study at a URI, STORAGE/STUDY_ID, by the runs that are done now; also while it runs."""
     store = StudyStore(uri)
-    plan, _ = store.read()
+    plan = store.read_plan()
     results = study_results(plan, store.storage, store.study_id)
     failed = {
         run: error

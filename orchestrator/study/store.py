@@ -11,31 +11,19 @@ The driver of the study alone writes here. A kill leaves study.json, from which 
 from dataclasses import dataclass
 from typing import Any
 
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
-
 from orchestrator.storage import object_store
-from orchestrator.study.plan import StudyPlan, changed, plan_of
+from orchestrator.study.plan import StoredPlan, StudyPlan, changed, plan_of
 from workloads.runtime.json_files import json_text
 
 DEFINITION, OUTCOME = "study.json", "outcome.json"
 
 
-class _Method(TypedDict):
-    """A method in study.json."""
-
-    students: list[str]
-    recipe: dict[str, Any]
-
-
-class _Definition(TypedDict):
+class Definition(StoredPlan):
     """study.json."""
 
     study_id: str
     created: float
     command: str
-    study: dict[str, Any]
-    methods: dict[str, _Method]
-    left_out: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,11 +45,16 @@ class StudyStore:
 
         ValueError where it was started with another: what is compared is fixed before the first run.
         """
-        definition = {"study_id": self.study_id, "created": created, "command": command} | plan.as_json()
+        definition: Definition = {
+            "study_id": self.study_id,
+            "created": created,
+            "command": command,
+            **plan.as_json(),
+        }
         text = json_text(definition, indent=1)
         if object_store.create_exclusively(object_store.join(self.uri, DEFINITION), text.encode()):
             return plan
-        stored, _ = self.read()
+        stored = self.read_plan()
         if difference := next(changed(plan, stored), ""):
             raise ValueError(
                 f"study {self.study_id!r}: was started with other {difference}; a study keeps its plan: repeat the "
@@ -69,13 +62,12 @@ class StudyStore:
             )
         return plan  # where its data lies may have changed
 
-    def read(self) -> tuple[StudyPlan, dict[str, Any]]:
-        """The study's plan, and study.json as a whole; ValueError where there is none."""
+    def read_plan(self) -> StudyPlan:
+        """The plan that the study was started with; ValueError where there is none."""
         uri = object_store.join(self.uri, DEFINITION)
         if not object_store.exists(uri):
             raise ValueError(f"study {self.uri!r}: no {DEFINITION} there; give STORAGE/STUDY_ID")
-        definition: dict[str, Any] = object_store.read_json(uri, _Definition)
-        return plan_of(definition), definition
+        return plan_of(object_store.read_json(uri, Definition))
 
     def write_outcome(self, outcome: dict[str, Any]) -> None:
         object_store.put_text(object_store.join(self.uri, OUTCOME), json_text(outcome, indent=1))

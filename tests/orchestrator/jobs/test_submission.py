@@ -30,6 +30,11 @@ def test_the_command_goes_on_with_the_run_of_the_jobs_name():
     assert entrypoint(store) == "exec python -m orchestrator.cli.app teach recipe.json --out s3://bucket/store"
     assert metadata(store)["uri"] == "s3://bucket/store"
     assert "teacher_runs" not in metadata(store)
+    study = submission(kind="study", name="side-by-side", arguments=["--slots", "4"])
+    assert entrypoint(study) == (
+        "exec python -m orchestrator.cli.app study recipe.json --study-id side-by-side --slots 4"
+    )
+    assert metadata(study)["uri"] == "s3://bucket/runs/side-by-side"
 
 
 def test_a_job_that_trains_teachers_tells_where_their_runs_are():
@@ -144,6 +149,13 @@ WHERE = ("--storage", "s3://b/p", "--tracking", "http://mlflow")
         (("demo", *WHERE, "--set", "data.cache=clips"), "data.cache = 'clips': is a folder of this machine"),
         (("demo", *WHERE, "--set", "train.steeps=1"), "train.steeps: unknown key"),
         (("demo", "--storage", "s3://b/p", "--tracking", "http://u:p@h"), "a secret must not travel with a job"),
+        (
+            ("study", "study-demo", *WHERE, "--study-id", "a"),
+            "--study-id: the job's study has the job's name; give --id",
+        ),
+        (("study", "study-demo", *WHERE, "--local"), "--local: a job on a cluster runs on Ray"),
+        (("study", "study-esc10", *WHERE, "--set", "data.root=D"), "data.root = 'D': is a folder of this machine"),
+        (("study", "study-demo", *WHERE, "--slots", "2"), "no cluster is named"),
         (("teach", "teach-bytes", "--out", "store"), "--out 'store': within Ray job n"),
         (("teach", "teach-demo", "--out", "s3://b/store"), "--storage 'runs': within Ray job n"),
         (("demo", *WHERE), "no cluster is named; give --address with the URL of a Ray dashboard"),

@@ -1,11 +1,12 @@
 """A study's plan: which methods there are, equal own steps, what is left out, what is refused. Trains nothing."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from orchestrator.recipes.loader import load_study
-from orchestrator.study.plan import Member, changed, plan_of, plan_study, run_id
+from orchestrator.study.plan import Member, changed, load_plan, plan_of, plan_study, run_id
 from workloads.config.study import Method, Study
 from workloads.distill.schedule import own_steps, plan_phases
 
@@ -134,6 +135,19 @@ def test_a_stored_plan_is_read_as_it_was_and_differences_are_named():
     assert next(changed(other, plan)) == "data.val_share of plain: 0.1, now 0.2"
     moved = plan_study(study(settings={"data": {"cache": "/elsewhere"}}))
     assert list(changed(moved, plan)) == [], "where the clips lie may change"
+
+
+def test_a_stored_plan_is_run_from_its_file_alone(tmp_path):
+    """As a job does, where the recipe that the study names is not."""
+    plan, file = plan_study(study()), tmp_path / "study.json"
+    file.write_text(json.dumps({"study_id": "s", **plan.as_json()}))
+    assert load_plan(str(file)) == plan
+    moved = load_plan(str(file), ["data.cache=/elsewhere"])
+    assert {method.recipe.data.cache for method in moved.methods.values()} == {"/elsewhere"}
+    assert load_plan("study-demo") == plan_study(load_study("study-demo"))
+    file.write_text('{"study": 1}')
+    with pytest.raises(ValueError, match=r"study.json: study"):
+        load_plan(str(file))
 
 
 @pytest.mark.parametrize("name", ["study-demo", "study-esc10"])
