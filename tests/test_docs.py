@@ -17,7 +17,14 @@ import typer
 
 from orchestrator.cli.app import app
 from orchestrator.cli.submitted_command import KINDS
-from orchestrator.recipes.loader import load_recipe, load_teach_recipe, shipped_names, shipped_teach_names
+from orchestrator.recipes.loader import (
+    load_recipe,
+    load_teach_recipe,
+    shipped_names,
+    shipped_study_names,
+    shipped_teach_names,
+)
+from orchestrator.study.plan import StudyPlan, load_plan
 from tests.test_imports import ARROWS, PACKAGES
 from workloads.config.recipe import Recipe
 from workloads.config.teach import TeachRecipe
@@ -26,7 +33,11 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 README_LINES = 150
 TOP = ("workloads", "orchestrator", "cluster", "tests", "docs", ".ci")
-RECIPE_PARAMETERS = ("recipe", "data", "int8", "teach_recipe")  # parameters of commands that name a recipe
+RECIPE_PARAMETERS = ("recipe", "data", "int8", "teach_recipe", "study")  # parameters of commands that name a recipe
+LOADERS: dict[str, tuple[Any, Any]] = {  # how a parameter's recipe is loaded, and which are shipped; others: a run's
+    "teach_recipe": (load_teach_recipe, shipped_teach_names),
+    "study": (load_plan, shipped_study_names),
+}
 PROGRAMS = ("antiphon", "make", "pytest")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -208,11 +219,11 @@ def wrong_recipe(values: dict[str, Any]) -> str:
         name = values.get(parameter) or ""
         if not name or name.isupper() or name.endswith((".toml", ".json")):
             continue
-        fills_a_store = parameter == "teach_recipe"
-        if name not in (shipped_teach_names() if fills_a_store else shipped_names()):
+        load, shipped = LOADERS.get(parameter, (load_recipe, shipped_names))
+        if name not in shipped():
             return f"{name}: no such recipe"
         try:
-            (load_teach_recipe if fills_a_store else load_recipe)(name, values.get("settings"))
+            load(name, values.get("settings"))
         except ValueError as error:
             return f"{name}: {error}"
     return ""
@@ -259,10 +270,13 @@ def wrong_toml(content: str, folder: Path) -> str:
     return ""
 
 
-def load_block(content: str, folder: Path, *settings: str) -> Recipe | TeachRecipe:
-    file = folder / "block.toml"
+def load_block(content: str, folder: Path, *settings: str) -> Recipe | TeachRecipe | StudyPlan:
+    """What a block describes; a study with a folder of data, without which there is none of real audio."""
+    file, values = folder / "block.toml", tomllib.loads(content)
     file.write_text(content)
-    load: Any = load_teach_recipe if "teachers" in tomllib.loads(content) else load_recipe
+    if "folds" in values:
+        return load_plan(str(file), [*settings, "data.root=DIR"])
+    load: Any = load_teach_recipe if "teachers" in values else load_recipe
     return load(str(file), list(settings))
 
 
@@ -299,7 +313,7 @@ def test_the_readme_is_short_and_nothing_is_left_out() -> None:
     shown = {words[1] for path in DOCUMENTS for words, complete in commands(document(path)) if complete and words[1:]}
     tree: Any = typer.main.get_command(app)
     assert set(tree.commands) - shown == set()
-    shipped = {*shipped_names(), *shipped_teach_names()}
+    shipped = {*shipped_names(), *shipped_teach_names(), *shipped_study_names()}
     assert shipped - set(document("docs/recipes.md").spans) == set()
 
 
@@ -364,6 +378,8 @@ def test_the_checkers_let_what_is_right_pass(check: Callable[[Document], list[st
         "antiphon run demo esc10",
         "antiphon run dmeo",
         "antiphon run demo --set train.no_such_key=1",
+        "antiphon study demo",
+        "antiphon study study-demo --set train.no_such_key=1",
         "antiphon evaluate RUN/models/cnn --data dmeo",
         'eval "$(antiphon cluster upp)"',
         "make no-such-target",

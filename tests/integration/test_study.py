@@ -70,3 +70,31 @@ def test_the_same_command_goes_on_from_the_newest_checkpoint(command, tmp_path, 
     assert 10 <= starts[-1] < STEPS, "not from the beginning"
     spent = {record["step"] for record in read_event_log(first / "events.jsonl") if record["kind"] == "cost"}
     assert {*range(10, STEPS + 1, 10)} <= spent, "each part of the training is paid for"
+
+
+@pytest.mark.slow
+def test_every_method_of_the_shipped_study_teaches(tmp_path, tmp_path_factory):
+    """Of the smallest models, over four steps, on one fold with one seed."""
+    lines = ['extends = "study-demo"', "folds = [1]", "seeds = [0]", "steps = 4", "burn_in = 2", "periods = [1, 2]"]
+    file, cache = tmp_path / "few.toml", tmp_path_factory.getbasetemp() / "clips"
+    file.write_text("\n".join(lines))
+    settings = sets(*small.SIZES, *small.TWO_MODELS, f"data.cache={cache}")
+    words = [
+        ANTIPHON,
+        "study",
+        str(file),
+        "--storage",
+        str(tmp_path / "runs"),
+        "--tracking",
+        "none",
+        "--local",
+        "--json",
+    ]
+    done = subprocess.run([*words, *settings], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout)
+    assert outcome["left_out"] == {}
+    assert (outcome["runs"], outcome["failed"]) == (11, {})
+    taught = {name: [*row["students"]] for name, row in outcome["methods"].items()}
+    assert taught["embedding"] == taught["temporal"] == taught["one_way-cnn-to-vit"] == ["vit"]
+    assert taught["generations"] == taught["alternate-1"] == taught["ensemble"] == ["cnn", "vit"]
