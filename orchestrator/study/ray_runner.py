@@ -17,6 +17,7 @@ from orchestrator.study.member import Tally, no_progress, run_member
 from orchestrator.study.plan import Member, StudyPlan
 from orchestrator.study.request import StudyRequest
 from orchestrator.study.store import DEFINITION
+from orchestrator.tracking.uri import absolute_uri
 from orchestrator.training.ray_cluster import RayConnection, connect, prepare_environment
 from orchestrator.training.signals import Interrupts
 from orchestrator.training.worker_resources import WorkerNeeds, worker_needs
@@ -41,7 +42,7 @@ def run_on_ray(plan: StudyPlan, request: StudyRequest, left: list[tuple[Member, 
             interrupts.install()  # once more: Ray has set its own handler
             interrupts.check()
             slots = _slots(ray, connection, needs, request, interrupts)
-            _run_all(ray, _remote(ray, needs), replace_storage(request), plan, left, tally, slots)
+            _run_all(ray, _remote(ray, needs), for_other_processes(request), plan, left, tally, slots)
         except KeyboardInterrupt:
             return "preempted"
         finally:
@@ -49,12 +50,11 @@ def run_on_ray(plan: StudyPlan, request: StudyRequest, left: list[tuple[Member, 
     return "done"
 
 
-def replace_storage(request: StudyRequest) -> StudyRequest:
-    """The request for other processes, whose working folder is another one."""
+def for_other_processes(request: StudyRequest) -> StudyRequest:
+    """The request with absolute paths: the working folder of Ray's processes may be another one."""
     storage = request.storage
-    return replace(
-        request, storage=str(object_store.local_path(storage)) if object_store.is_local(storage) else storage
-    )
+    storage = str(object_store.local_path(storage)) if object_store.is_local(storage) else storage
+    return replace(request, storage=storage, tracking=absolute_uri(request.tracking))
 
 
 def _slots(

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from orchestrator.storage.object_store import is_local
 from orchestrator.study.plan import PlannedMethod, StudyPlan, without
+from orchestrator.tracking.uri import NONE
 from orchestrator.training.driver import check_recipe_data
 from orchestrator.training.request import RunRequest, check_request, refuse_ray_client, refuse_wait, with_absolute_paths
 from workloads.config.recipe import Recipe
 from workloads.config.study import CONTROL
 from workloads.runtime.precision import precision_warnings
+from workloads.runtime.redaction import redacted
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,7 @@ def check(request: StudyRequest, *, warn: Callable[[str], None]) -> StudyRequest
     Without the methods that its models or data cannot do. `warn` gets warnings about precision and data. Raises
     ValueError for options that contradict each other, and where the control itself cannot be run.
     """
-    refuse_ray_client(request.address)
-    refuse_wait(request.wait_s, request.address)
-    if request.slots < 0:
-        raise ValueError(f"--slots {request.slots}: must be 1 or more")
-    if request.local and (request.slots or request.address):
-        option = "--slots" if request.slots else "--address"
-        raise ValueError(f"{option}: --local trains one run after another without Ray; leave one of the two out")
+    _check_options(request)
     plan = request.plan
     plan = replace(plan, methods={name: _absolute(method) for name, method in plan.methods.items()})
     for warning in _check_control(replace(request, plan=plan)):
@@ -72,6 +69,23 @@ def check(request: StudyRequest, *, warn: Callable[[str], None]) -> StudyRequest
         reason = next(iter(plan.left_out.values()), "name some in standard or methods")
         raise ValueError(f"study {plan.study.name}: no method is left to compare with the control: {reason}")
     return replace(request, plan=plan)
+
+
+def _check_options(request: StudyRequest) -> None:
+    refuse_ray_client(request.address)
+    refuse_wait(request.wait_s, request.address)
+    if request.slots < 0:
+        raise ValueError(f"--slots {request.slots}: must be 1 or more")
+    if request.local and (request.slots or request.address):
+        option = "--slots" if request.slots else "--address"
+        raise ValueError(f"{option}: --local trains one run after another without Ray; leave one of the two out")
+    tracking, on_disk = request.tracking, request.tracking.startswith("sqlite:") or is_local(request.tracking)
+    if request.address and tracking != NONE and (not tracking or on_disk):
+        raise ValueError(
+            f"--tracking {redacted(tracking) or 'sqlite (the default)'}: on a cluster every run of a study "
+            "would write to a database on its own node; give the address of an MLflow server (or MLFLOW_TRACKING_URI), "
+            f"or {NONE}"
+        )
 
 
 def _absolute(method: PlannedMethod) -> PlannedMethod:

@@ -25,7 +25,7 @@ from orchestrator.tracking.record_mapping import (
     truncate,
     update_for,
 )
-from orchestrator.tracking.uri import artifact_folder, split_credentials
+from orchestrator.tracking.uri import artifact_folder, creation_lock, split_credentials
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.json_files import parse_json
 from workloads.runtime.redaction import redacted
@@ -47,8 +47,9 @@ class MlflowRun:
 
             from orchestrator.tracking.model_registry import ModelRegistry
 
-            self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
-            experiment = self._experiment(run_record["experiment"], artifact_folder(uri))
+            with creation_lock(uri):
+                self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
+                experiment = self._experiment(run_record["experiment"], artifact_folder(uri))
             run = self._find(experiment, run_record["run_id"]) or self._create(experiment, run_record)
             self.run_id: str = run.info.run_id
             self.registry = ModelRegistry(self.client, run, run_record)

@@ -7,13 +7,18 @@ records again gets the URI from an option or from the environment.
 import os
 import shlex
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from filelock import FileLock
 
 from workloads.runtime.redaction import REDACTED, redacted
 
 NONE = "none"
 VARIABLE = "MLFLOW_TRACKING_URI"
+CREATED_S = 60.0  # how long the creation of a database by another process is waited for
 
 
 def sqlite_uri(folder: Path) -> str:
@@ -58,6 +63,18 @@ def split_credentials(uri: str) -> tuple[str, dict[str, str]]:
     user, _, password = user_info.partition(":")
     credentials = {"MLFLOW_TRACKING_USERNAME": unquote(user), "MLFLOW_TRACKING_PASSWORD": unquote(password)}
     return urlunsplit(parts._replace(netloc=host)), {name: value for name, value in credentials.items() if value}
+
+
+def creation_lock(uri: str) -> AbstractContextManager[Any]:
+    """Held while a SQLite database may be created: MLflow does that table by table, and fails where two processes do.
+
+    Raises TimeoutError where another process holds it for `CREATED_S` seconds. Of a server nothing is locked.
+    """
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    if not uri.startswith("sqlite:///") or not path or path == ":memory:":
+        return nullcontext()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{path}.lock", timeout=CREATED_S)
 
 
 def ui_command(uri: str) -> str:

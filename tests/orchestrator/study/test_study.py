@@ -202,6 +202,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(study_file, antiphon, tm
     ("options", "message"),
     [
         (("--local", "--slots", "2"), "--slots: --local trains one run after another without Ray"),
+        (("--address", "h:1", "--tracking", "sqlite:///m.db"), "--tracking sqlite:///m.db: on a cluster every run"),
         (("--local", "--set", "data.format=esc50"), "format esc50 needs the data set's folder"),
         (("--local", "--set", "data.train_folds=[2,3]"), "train_folds = (2, 3): has the test fold 2"),
     ],

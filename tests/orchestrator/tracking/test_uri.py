@@ -1,8 +1,9 @@
 """Tracking URIs: what MLflow and records get of one that holds a password."""
 
 import pytest
+from filelock import FileLock, Timeout
 
-from orchestrator.tracking.uri import split_credentials, ui_command, with_secret
+from orchestrator.tracking.uri import creation_lock, split_credentials, ui_command, with_secret
 
 
 def test_mlflow_gets_user_and_password_by_its_environment():
@@ -38,3 +39,11 @@ def test_a_recorded_uri_without_its_secret_needs_the_same_uri_again(monkeypatch)
         assert with_secret("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://u:p@h/db")
     assert with_secret(recorded) == "postgresql://u:p@h/db"
+
+
+def test_one_process_at_a_time_creates_a_database(tmp_path):
+    other = FileLock(tmp_path / "new" / "mlflow.db.lock", timeout=0)
+    with creation_lock(f"sqlite:///{tmp_path}/new/mlflow.db?timeout=9"), pytest.raises(Timeout):
+        other.acquire()
+    with other, creation_lock("http://host"):
+        assert [path.name for path in tmp_path.iterdir()] == ["new"]
