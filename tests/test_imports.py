@@ -59,7 +59,7 @@ ARROWS = {
     "orchestrator/artifacts": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/planning": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/search": {"training", "runs", "tracking", "storage", "recipes"},
-    "orchestrator/study": {"search", "training", "runs", "tracking", "storage", "recipes"},
+    "orchestrator/study": {"training", "runs", "tracking", "storage", "recipes"},
     "orchestrator/jobs": {"runs", "storage"},
     "orchestrator/doctor": {"training", "tracking", "storage"},
     "orchestrator/reports": {"study", "search", "artifacts", "planning", "runs", "tracking", "storage", "recipes"},

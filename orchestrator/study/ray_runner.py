@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.runs.lease import request_stop_of_newest
-from orchestrator.search.trial_slots import count_slots
 from orchestrator.storage import object_store
 from orchestrator.study.member import Tally, no_progress, run_member
 from orchestrator.study.plan import Member, StudyPlan
@@ -60,12 +59,17 @@ def for_other_processes(request: StudyRequest) -> StudyRequest:
 def _slots(
     ray: Any, connection: RayConnection, needs: WorkerNeeds, request: StudyRequest, interrupts: Interrupts
 ) -> int:
-    """How many runs the cluster holds at once, or as many as are wanted; ValueError where it holds none."""
-    connection = connection.wait_for_room(
-        ray, needs, 1, groups=max(1, request.slots), wait_s=request.wait_s, check=interrupts.check
-    )
+    """How many runs the cluster holds at once, or as many as are wanted; ValueError where it does not hold these."""
+    wanted = max(1, request.slots)
+    connection = connection.wait_for_room(ray, needs, 1, groups=wanted, wait_s=request.wait_s, check=interrupts.check)
     connection.require_visible(ray, object_store.join(request.storage, request.id, DEFINITION))
-    return count_slots(connection.nodes, needs, request.slots)
+    held = sum(needs.fit(node) for node in connection.nodes)
+    if held < wanted:
+        raise ValueError(
+            f"--slots {wanted}: the cluster holds {held} runs of {needs} each at once; ask for fewer, or set "
+            "train.threads, train.loaders or resources"
+        )
+    return request.slots or held
 
 
 def _remote(ray: Any, needs: WorkerNeeds) -> Any:

@@ -8,6 +8,7 @@ from orchestrator.study.plan import PlannedMethod, StudyPlan, without
 from orchestrator.tracking.uri import NONE
 from orchestrator.training.driver import check_recipe_data
 from orchestrator.training.request import RunRequest, check_request, refuse_ray_client, refuse_wait, with_absolute_paths
+from orchestrator.training.worker_resources import worker_needs
 from workloads.config.recipe import Recipe
 from workloads.config.study import CONTROL
 from workloads.runtime.precision import precision_warnings
@@ -55,6 +56,7 @@ def check(request: StudyRequest, *, warn: Callable[[str], None]) -> StudyRequest
     """
     _check_options(request)
     plan = request.plan
+    _require_same_worker(plan)
     plan = replace(plan, methods={name: _absolute(method) for name, method in plan.methods.items()})
     for warning in _check_control(replace(request, plan=plan)):
         warn(warning)
@@ -86,6 +88,17 @@ def _check_options(request: StudyRequest) -> None:
             "would write to a database on its own node; give the address of an MLflow server (or MLFLOW_TRACKING_URI), "
             f"or {NONE}"
         )
+
+
+def _require_same_worker(plan: StudyPlan) -> None:
+    """ValueError where a method needs another place on a cluster than the control, by which places are counted."""
+    of_control = worker_needs(plan.methods[CONTROL].recipe)
+    for name, method in plan.methods.items():
+        if (own := worker_needs(method.recipe)) != of_control:
+            raise ValueError(
+                f"methods.{name}: a run of it takes {own}, and one of {CONTROL} {of_control}; leave train.device, "
+                "train.threads, train.loaders and resources to the study's settings"
+            )
 
 
 def _absolute(method: PlannedMethod) -> PlannedMethod:

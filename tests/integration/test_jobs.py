@@ -168,3 +168,41 @@ def test_a_cluster_that_wants_a_token_says_so(antiphon, home, tmp_path):
         done = antiphon("jobs", "--address", stack.dashboard(service), HOME=str(tmp_path), **env)
         assert done.returncode == 2
         assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file" in done.stderr
+
+
+STUDY = """
+name = "side-by-side"
+recipe = "demo"
+folds = [1]
+seeds = [0]
+steps = 400
+standard = ["mutual"]
+"""
+
+
+def test_a_study_of_a_job_is_stopped_and_gone_on_with(antiphon, tmp_path):
+    """Its file stays here: the job gets the plan, and its runs are tasks of the cluster."""
+    (tmp_path / "study.toml").write_text(STUDY)
+    sizes = sets(
+        *SIZES, *TWO_MODELS, f"data.cache={tmp_path}/clips", "train.eval_every=200", "train.checkpoint_every=20"
+    )
+    where = ["--storage", f"{tmp_path}/runs", "--tracking", "none"]
+    submit = ["submit", "study", "study.toml", *sizes, *where, "--slots", "2"]
+    begun = antiphon(*submit, "--detach", "--json")
+    assert begun.returncode == 0, begun.stderr
+    assert json.loads(begun.stdout)["uri"] == f"{tmp_path}/runs/side-by-side"
+    runs = [tmp_path / "runs" / f"side-by-side-{method}-fold1-seed0" for method in ("plain", "mutual")]
+    deadline = time.monotonic() + 300
+    while not all(list(run.glob("checkpoints/*/COMMITTED.json")) for run in runs):
+        assert time.monotonic() < deadline, antiphon("logs", "side-by-side").stdout
+        time.sleep(0.5)
+    stopped = antiphon("stop", "side-by-side")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "terminated" not in stopped.stderr
+    assert "stopped with 2 runs left; repeat the command to go on" in antiphon("logs", "side-by-side").stdout
+    second = antiphon(*submit)
+    assert second.returncode == 0, second.stdout[-3000:]
+    assert "2 of 2 runs are done" in second.stdout
+    for run in runs:
+        steps = [record["step"] for record in read_event_log(run / "events.jsonl") if record["kind"] == "start"]
+        assert steps[0] == 0 < steps[-1] < 400

@@ -212,3 +212,9 @@ def test_mistakes(study_file, antiphon, options, message, tmp_path):
     assert done.code == 2
     assert message in done.err
     assert not (tmp_path / "runs" / "tiny").exists()
+
+
+def test_a_method_that_needs_another_place_on_a_cluster_is_refused(study_file, antiphon):
+    done = antiphon(*study_file("[methods.wide]", 'like = "mutual"', "settings.train.threads = 2"), "--local")
+    assert done.code == 2
+    assert "methods.wide: a run of it takes 2 CPU, and one of plain 1 CPU; leave train.device" in done.err
