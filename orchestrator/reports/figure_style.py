@@ -5,7 +5,12 @@ from itertools import cycle
 from typing import Any
 
 import plotly.graph_objects as go
+import plotly.io
 
+# Without Plotly's theme; small numbers as powers of ten, where Plotly would write micro and milli.
+TEMPLATE = go.layout.Template(plotly.io.templates["none"]).update(
+    layout={axis: {"exponentformat": "power"} for axis in ("xaxis", "yaxis")}
+)
 PALETTE = ("#3b82f6", "#ec4899", "#14b8a6", "#f97316", "#8b5cf6", "#84cc16", "#06b6d4", "#a3a3a3")
 LEGEND_ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 OUTLINE = {"width": 1, "color": "rgba(128,128,128,.6)"}
@@ -20,7 +25,7 @@ def new_figure(*, height: int) -> go.Figure:
 def apply_style(figure: go.Figure, *, height: int) -> go.Figure:
     """Transparent, without Plotly's theme: text and grid take the page's colours, light or dark."""
     transparent = "rgba(0,0,0,0)"
-    figure.update_layout(template="none", height=height, paper_bgcolor=transparent, plot_bgcolor=transparent)
+    figure.update_layout(template=TEMPLATE, height=height, paper_bgcolor=transparent, plot_bgcolor=transparent)
     return figure.update_layout(margin={"l": 70, "r": 20, "t": 40, "b": 50}, hovermode="closest")
 
 
