@@ -8,6 +8,20 @@ import typer
 from orchestrator.cli.options import FAILED, CheckpointArg, JsonOption, SetOption, only_json
 from orchestrator.cli.printing import print_note, print_out
 from orchestrator.cli.score_tables import print_scores
+from orchestrator.cli.tag_stream import (
+    CarryOption,
+    ChannelsOption,
+    HopOption,
+    MergeGapOption,
+    MinDurationOption,
+    OffOption,
+    PcmOption,
+    RateOption,
+    StreamOption,
+    tag_stream,
+)
+
+TOP = 5
 
 
 def evaluate(
@@ -42,19 +56,46 @@ def evaluate(
 
 def tag(
     checkpoint: CheckpointArg,
-    files: Annotated[list[str], typer.Argument(help="Audio files: wav, flac, ogg, opus, mp3; local or URIs.")],
-    top: Annotated[int, typer.Option(help="Number of tags per file.")] = 5,
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Audio files: wav, flac, ogg, opus, mp3; local or URIs.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help=f"Number of tags per file; default: {TOP}.")] = None,
     events: Annotated[
         bool, typer.Option("--events", help="Print when tags sound, too: onset and offset in seconds.")
     ] = False,
-    threshold: Annotated[float, typer.Option(help="With --events: the least probability of an event.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option(help="With --events and --stream: the probability at which an event begins.")
+    ] = 0.5,
+    stream: StreamOption = "",
+    off: OffOption = None,
+    min_duration: MinDurationOption = None,
+    merge_gap: MergeGapOption = None,
+    hop: HopOption = None,
+    carry: CarryOption = None,
+    pcm: PcmOption = None,
+    rate: RateOption = None,
+    channels: ChannelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the most probable tags of audio files."""
+    """Print the most probable tags of audio files, or with --stream the events of one sound as they come."""
     from orchestrator.artifacts.evaluate import tag_files
 
+    of_streams = {
+        **{"off": off, "min_duration": min_duration, "merge_gap": merge_gap, "hop": hop, "carry": carry},
+        **{"pcm": pcm, "rate": rate, "channels": channels},
+    }
+    if stream:
+        if files or events or top is not None:
+            raise ValueError(f"--stream {stream}: prints the events of one sound; leave out files, --events and --top")
+        return tag_stream(checkpoint, stream, threshold=threshold, as_json=as_json, **of_streams)
+    if given := [name for name, value in of_streams.items() if value is not None]:
+        raise ValueError(f"--{given[0].replace('_', '-')}: is an option of --stream; give that, or leave it out")
+    if not files:
+        raise ValueError("no file to tag: name audio files, or one sound with --stream")
     with only_json(as_json) as emit:
-        found = tag_files(checkpoint, files, top=top, events_above=threshold if events else None)
+        found = tag_files(
+            checkpoint, files, top=TOP if top is None else top, events_above=threshold if events else None
+        )
         in_time = {name: [asdict(event) for event in own] for name, own in found.events.items()}
         emit(
             {

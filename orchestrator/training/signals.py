@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C mean to a driver while a run or a search is in progress."""
+"""What SIGTERM and Ctrl-C mean to a command while a run, a search or a stream is in progress."""
 
 import os
 import signal
@@ -43,12 +43,16 @@ class _Handlers(ABC):
 
 
 class StopSignals(_Handlers):
-    """For runs: a signal is a request to save and stop; its handler only sets a flag.
+    """For runs and streams: a signal is a request to save and stop; its handler only sets a flag and says so.
 
-    A second Ctrl-C raises KeyboardInterrupt: what is committed stays, and the run can be resumed.
+    A second Ctrl-C raises KeyboardInterrupt: what is committed stays, and a run can be resumed.
     """
 
     _first_at = 0.0
+
+    def __init__(self, message: bytes = STOPPING) -> None:
+        super().__init__()
+        self._message = message
 
     def requested(self) -> bool:
         return self._requested.is_set()
@@ -75,7 +79,7 @@ class StopSignals(_Handlers):
             raise KeyboardInterrupt
         if not self._requested.is_set():
             self._first_at = time.monotonic()
-            os.write(2, STOPPING)
+            os.write(2, self._message)
         self._requested.set()
 
 

@@ -149,7 +149,7 @@ def _decode_container(content: bytes, name: str) -> tuple[Tensor, int]:
         raise NotReadHere(str(error)) from None
     except ContainerError as error:
         raise BrokenClip(str(error)) from error
-    _check_rate(rate)
+    check_rate(rate)
     return x_T, rate
 
 
@@ -157,9 +157,10 @@ def _decode_plain(content: bytes) -> tuple[Tensor, int]:
     """The samples of a file that libsndfile reads, or of MPEG audio."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as sound:
-            _check_rate(sound.samplerate)
-            declared = _declared_samples(sound, content)
+            check_rate(sound.samplerate)
+            declared = declared_samples(sound)
             if sound.format == "MP3":
+                declared = declared if _xing_header(content) is not None else 0
                 x_T, rate = _decode_mpeg(content)
             elif sound.frames >= NO_LENGTH:  # libsndfile cannot read on without a length
                 x_T, rate = _samples_and_rate(miniaudio.flac_read_f32(content))
@@ -176,7 +177,8 @@ def _decode_plain(content: bytes) -> tuple[Tensor, int]:
     return x_T, rate
 
 
-def _check_rate(rate: int) -> None:
+def check_rate(rate: int) -> None:
+    """BrokenClip for a sample rate that only a damaged header declares."""
     if not MIN_RATE <= rate <= MAX_RATE:
         raise BrokenClip(f"declares a sample rate of {rate} Hz, outside {MIN_RATE} to {MAX_RATE}: a damaged header")
 
@@ -215,7 +217,7 @@ def _read_mpeg(content: bytes) -> miniaudio.DecodedSoundFile:
 
 
 def _samples_and_rate(sound: miniaudio.DecodedSoundFile) -> tuple[Tensor, int]:
-    _check_rate(sound.sample_rate)
+    check_rate(sound.sample_rate)
     if sound.num_frames > MAX_SAMPLES:
         raise BrokenClip(f"more than {MAX_SAMPLES} samples; cut it into parts")
     x_TD = np.frombuffer(sound.samples, dtype=np.float32).reshape(-1, sound.nchannels)
@@ -255,17 +257,15 @@ def _riff_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         start += 8 + size + size % 2
 
 
-def _declared_samples(sound: soundfile.SoundFile, content: bytes) -> int:
+def declared_samples(sound: soundfile.SoundFile) -> int:
     """The number of samples declared in the header; 0 where it declares none.
 
     For WAV libsndfile silently corrects the number to the samples present and leaves both byte counts in its log. For
-    MPEG without a Xing header it estimates.
+    MPEG without a Xing header this is libsndfile's estimate.
     """
     match = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     if match:
         return round(sound.frames * int(match[1]) / max(1, int(match[2])))
-    if sound.format == "MP3" and _xing_header(content) is None:
-        return 0
     return sound.frames if sound.frames < NO_LENGTH else 0
 
 

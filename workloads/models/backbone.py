@@ -33,6 +33,21 @@ class TokenLayout(NamedTuple):
     read: slice  # the tokens whose mean the head reads
 
 
+class NetworkStream(ABC):
+    """A network that hears one sound piece by piece and carries its state from each to the next; for inference.
+
+    Not thread-safe: one object for each sound. `look_ahead` counts the frames after the end of a step that must be
+    known before its logits are. With `begins_with_clip` the first piece should be as long as a clip.
+    """
+
+    look_ahead: int
+    begins_with_clip = False
+
+    @abstractmethod
+    def push(self, mel_BMF: Tensor, *, last: bool) -> Tensor:
+        """Logits_BPC of the steps that this piece completes, in order, maybe none; after the `last` piece of all."""
+
+
 class Backbone(nn.Module, ABC):
     """A family's network; subclasses define `outputs`, Transformers `token_layout` and `hook_attention`."""
 
@@ -59,6 +74,10 @@ class Backbone(nn.Module, ABC):
         """
         stride = 2 ** math.ceil(math.log2(frames / steps))
         return (1 - stride) / 2, stride
+
+    def stream(self, clip_frames: int) -> NetworkStream | None:
+        """A new stream through this network, trained on clips of `clip_frames`; None: it needs a clip as a whole."""
+        return None
 
     @abstractmethod
     def outputs(self, mel_BMF: Tensor) -> Outputs:

@@ -14,7 +14,8 @@ from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualCon
 from torchvision.ops import SqueezeExcitation
 
 from workloads.config.architectures import FrameMN
-from workloads.models.backbone import Backbone, Outputs
+from workloads.models.backbone import Backbone, NetworkStream, Outputs
+from workloads.models.convolution_stream import ConvolutionStream
 from workloads.models.fit import fit_head
 from workloads.models.frame_pooling import pool_frames
 from workloads.models.mn import BLOCKS, init_like_linear, one_channel
@@ -62,6 +63,12 @@ class FrameMobileNet(Backbone):
         own_head = self.frame_pool == "own_head"
         logits_BC = self.clip_head(embedding_BD) if own_head else pool_frames(frames_BPC, self.frame_pool)
         return Outputs(logits_BC, embedding_BD, sequence_BPD, frames_BPC)
+
+    def stream(self, clip_frames: int) -> NetworkStream:
+        """Frame logits; the gates, which in a clip see all of it, see the last `clip_frames`."""
+        return ConvolutionStream(
+            self.features, lambda x_BDMF: self.head(x_BDMF.mean(2).transpose(1, 2)), clip_frames=clip_frames
+        )
 
 
 def build(arch: FrameMN, *, bands: int, frames: int, num_classes: int) -> FrameMobileNet:

@@ -38,6 +38,7 @@ class LogMel(nn.Module, ABC):
     std: float
     mask_value: float
     hears_padding = True  # of a short clip, as silence; else its frames are computed without it
+    reach: tuple[int, int] | None  # samples at `rate` before and after f x hop that frame f depends on; None: on all
 
     def __init__(self, *, clip_rate: int) -> None:
         super().__init__()
@@ -127,6 +128,7 @@ class PlainLogMel(LogMel):
 
     def __init__(self, *, clip_rate: int) -> None:
         super().__init__(clip_rate=clip_rate)
+        self.reach = (self.n_fft // 2, self.n_fft // 2)
         sizes = {"n_fft": self.n_fft, "win_length": self.window, "hop_length": self.hop}
         self.mel = torchaudio.transforms.MelSpectrogram(
             self.rate, **sizes, f_min=self.low, f_max=self.high, n_mels=self.bands
@@ -193,6 +195,7 @@ class Kaldi128(KaldiLogMel):
 
     PADDING = 0.0  # of the log-mel before normalisation
     hears_padding = False
+    reach = (0, 400)  # a frame's own mean is removed, so that of the waveform does not matter
 
     kind, bands, hop = "kaldi128", 128, 160
     n_fft, window, low, high = 512, 400, 20.0, 0.0
@@ -224,6 +227,7 @@ class Kaldi128(KaldiLogMel):
 class EfficientAT128(KaldiLogMel):
     """EfficientAT's and PaSST's front end, its evaluation filterbank (reference/efficientat.md section 3)."""
 
+    reach = (512, 513)  # pre-emphasis takes one sample
     kind, bands, hop = "efficientat128", 128, 320
     n_fft, window, low, high = 1024, 800, 0.0, 15_000.0
     mean, std, mask_value = -4.5, 5.0, 0.0
@@ -255,6 +259,7 @@ class CED64(LogMel):
     The floor is computed per clip. CED computes it per batch, so that a clip's spectrum depends on its neighbours.
     """
 
+    reach = None  # the loudest cell may be anywhere
     kind, bands, hop = "ced64", 64, 160
     mean, std, mask_value = 0.0, 1.0, 0.0
 

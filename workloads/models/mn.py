@@ -16,7 +16,8 @@ from torchvision.models.mobilenetv3 import InvertedResidual, InvertedResidualCon
 from torchvision.ops import SqueezeExcitation
 
 from workloads.config.architectures import MN
-from workloads.models.backbone import Backbone, Outputs
+from workloads.models.backbone import Backbone, NetworkStream, Outputs
+from workloads.models.convolution_stream import ConvolutionStream
 from workloads.models.fit import fit_head
 
 HEADS = {  # tensors whose shape depends on the classes; the rows of the first are a multiple of their number
@@ -119,7 +120,7 @@ class MobileNet(Backbone):
             norm_layer=partial(nn.BatchNorm2d, eps=1e-3, momentum=arch.bn_momentum),
             dropout=arch.dropout,
         )
-        self.head, self.features = arch.head, net.features
+        self.head, self.features, self.se_axes = arch.head, net.features, arch.se_axes
         self.features[0][0] = one_channel(self.features[0][0])
         if arch.se_axes != ("c",):
             self._gate_axes(arch, rows, bands, frames)
@@ -150,6 +151,14 @@ class MobileNet(Backbone):
             logits_BCMF = self.classifier(x_BDMF)
             logits_BC, frames_BPC = logits_BCMF.mean((2, 3)), logits_BCMF.mean(2).transpose(1, 2)
         return Outputs(logits_BC, embedding_BD, x_BDMF.mean(2).transpose(1, 2), frames_BPC)
+
+    def stream(self, clip_frames: int) -> NetworkStream | None:
+        """Frame logits, of the head that has them; gates over channels see the last `clip_frames`, others need all."""
+        if self.head != "fully_convolutional" or not set(self.se_axes) <= {"c"}:
+            return None
+        return ConvolutionStream(
+            self.features, lambda x_BDMF: self.classifier(x_BDMF).mean(2).transpose(1, 2), clip_frames=clip_frames
+        )
 
 
 def build(arch: MN, *, bands: int, frames: int, num_classes: int) -> MobileNet:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torchaudio.functional import create_dct
 
 from workloads.config.architectures import OnDevice
-from workloads.models.backbone import Backbone, Outputs
+from workloads.models.backbone import Backbone, NetworkStream, Outputs
 from workloads.models.fit import fit_head
+from workloads.models.recurrent_stream import RecurrentStream, State
 
 HEAD = ("head.weight", "head.bias")
 COEFFICIENTS, TC_COEFFICIENTS = 20, 40  # of the recurrent networks, of TC-ResNet
@@ -60,8 +61,14 @@ class PeepholeLSTM(nn.Module):
         self.project = nn.Linear(units, projected, bias=False)
 
     def forward(self, x_BPD: Tensor) -> Tensor:
-        state_BD = x_BPD.new_zeros(x_BPD.shape[0], self.project.out_features)
-        cell_BU = x_BPD.new_zeros(x_BPD.shape[0], self.project.in_features)
+        return self.carry_on(x_BPD)[0]
+
+    def carry_on(self, x_BPD: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """States_BPD of these steps, and the state after them: state_BD and cell_BU; None: zeros, as at the start."""
+        state_BD, cell_BU = state or (
+            x_BPD.new_zeros(x_BPD.shape[0], self.project.out_features),
+            x_BPD.new_zeros(x_BPD.shape[0], self.project.in_features),
+        )
         peephole_i_U, peephole_f_U, peephole_o_U = self.peepholes
         states = []
         for projected_input in self.inputs(x_BPD).unbind(1):  # computed for all steps at once
@@ -70,7 +77,7 @@ class PeepholeLSTM(nn.Module):
             cell_BU = f_BU * cell_BU + i_BU * g_BU.tanh()
             state_BD = self.project((o_BU + peephole_o_U * cell_BU).sigmoid() * cell_BU.tanh())
             states.append(state_BD)
-        return torch.stack(states, dim=1)
+        return torch.stack(states, dim=1), (state_BD, cell_BU)
 
 
 class ProjectedLSTM(Backbone):
@@ -91,16 +98,25 @@ class ProjectedLSTM(Backbone):
         embedding_BD = sequence_BPD[:, -1]
         return Outputs(self.head(self.drop(embedding_BD)), embedding_BD, sequence_BPD)
 
+    def stream(self, clip_frames: int) -> NetworkStream:
+        """Logits of a step are those of a clip that ends with it."""
+        return RecurrentStream(self._carry_on, frames_of_first_step=1, look_ahead=0)
 
-def states(gru: nn.GRU, x_BPD: Tensor) -> Tensor:
-    """The GRU's states_BPD at all steps, in float32 also inside autocast.
+    def _carry_on(self, mel_BMF: Tensor, state: State | None) -> tuple[Tensor, State]:
+        sequence_BPD, state = self.lstm.carry_on(self.cepstrum(mel_BMF), state)
+        return self.head(self.drop(sequence_BPD)), state
+
+
+def states(gru: nn.GRU, x_BPD: Tensor, state_1BU: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The GRU's states_BPD at all steps, and its last state, in float32 also inside autocast.
 
     On CUDA autocast runs cuDNN's recurrent layers in fp16, also where it is to cast to bf16 (ATen/cudnn/
     AutocastRNN.cpp), and fp16 gradients vanish unless the loss is scaled. `PeepholeLSTM` is of linear layers and no
     such case.
     """
     with torch.autocast(x_BPD.device.type, enabled=False):
-        return gru(x_BPD.float())[0]
+        all_BPD, last_1BU = gru(x_BPD.float(), state_1BU)
+    return all_BPD, last_1BU
 
 
 class ConvGRU(Backbone):
@@ -119,13 +135,24 @@ class ConvGRU(Backbone):
         self.head = nn.Linear(256, num_classes)
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
-        x_BDFQ = self.convs(self.cepstrum(mel_BMF).unsqueeze(1))
-        sequence_BPD = states(self.gru, x_BDFQ.transpose(1, 2).flatten(2))
+        sequence_BPD, _ = states(self.gru, self._convolved(mel_BMF))
         embedding_BD = self.dense(self.drop(sequence_BPD[:, -1]))
         return Outputs(self.head(embedding_BD), embedding_BD, sequence_BPD)
 
+    def _convolved(self, mel_BMF: Tensor) -> Tensor:
+        """The GRU's input x_BPD."""
+        return self.convs(self.cepstrum(mel_BMF).unsqueeze(1)).transpose(1, 2).flatten(2)
+
     def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
         return 3.0, 1.0  # two unpadded convolutions: step k has heard frames k to k + 6
+
+    def stream(self, clip_frames: int) -> NetworkStream:
+        """Logits of a step are those of a clip that ends with the last frame it has heard."""
+        return RecurrentStream(self._carry_on, frames_of_first_step=MIN_CRNN_FRAMES, look_ahead=MIN_CRNN_FRAMES // 2)
+
+    def _carry_on(self, mel_BMF: Tensor, state: State | None) -> tuple[Tensor, State]:
+        sequence_BPD, last_1BU = states(self.gru, self._convolved(mel_BMF), state[0] if state else None)
+        return self.head(self.dense(self.drop(sequence_BPD))), (last_1BU,)
 
 
 class AttentiveRNN(Backbone):
@@ -174,7 +201,7 @@ class AttentiveRNN(Backbone):
 
     def _encode(self, mel_BMF: Tensor) -> Tensor:
         x_BFQ = self.convs(self.cepstrum(mel_BMF).unsqueeze(1)).squeeze(1)
-        return states(self.gru, x_BFQ)
+        return states(self.gru, x_BFQ)[0]
 
 
 class TemporalBlock(nn.Module):

@@ -1,0 +1,51 @@
+"""Reads a live sound in a thread, so that the sound is read on while a network computes, and a wait can be ended.
+
+Axes: T samples.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import Tensor
+
+from workloads.runtime.background import in_background
+
+LOOK_EVERY_S = 0.1  # for a request to stop
+
+
+def read_live(blocks: Iterable[Tensor], *, stopped: Callable[[], bool], most: int) -> Iterator[Tensor]:
+    """The blocks, of which up to `most` are read before they are asked for; ends early where `stopped()` is true.
+
+    `blocks` is iterated in a daemon thread, which a read that never returns keeps; what it raises is raised here.
+    """
+    waiting: queue.Queue[Tensor | BaseException | None] = queue.Queue(most)
+
+    def put(item: Tensor | BaseException | None, ended: threading.Event) -> None:
+        while not ended.is_set():
+            try:
+                return waiting.put(item, timeout=LOOK_EVERY_S)
+            except queue.Full:
+                continue
+
+    def read(ended: threading.Event) -> None:
+        try:
+            for x_T in blocks:
+                put(x_T, ended)
+                if ended.is_set():
+                    return
+        except BaseException as error:  # raised in the thread that asks
+            put(error, ended)
+        put(None, ended)
+
+    with in_background(read, name="sound", wait_s=0.0):
+        while not stopped():
+            try:
+                item = waiting.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
