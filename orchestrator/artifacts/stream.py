@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PIPE, MICROPHONE = "-", "mic"
 READ_AHEAD = 600  # blocks of a live sound: a minute
-ENDED, STOPPED = "the sound ended", "stopped"
+ENDED, STOPPED, BROKEN = "the sound ended", "stopped", "it could not go on"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class StreamSession:
     """
 
     def __init__(self, uri: str, request: StreamRequest) -> None:
+        import torch
+
         from workloads.evaluate.event_tracker import EventTracker
         from workloads.evaluate.predict import load_tagger
         from workloads.evaluate.stream import CarriedStream, open_stream, why_not_carried
@@ -103,6 +105,8 @@ class StreamSession:
         self._stream = open_stream(fold_batch_norm(tagger), hop=request.hop, carry=request.carry)
         self._tracker = EventTracker(tagger.tags, self.rules)
         self.carried, self.ended_by, self.error = isinstance(self._stream, CarriedStream), "", ""
+        if self.carried:
+            torch.set_num_threads(1)  # pieces are too short to share
         self.facts: dict[str, Any] = {
             "source": request.name,
             "model": tagger.model.arch.family,
@@ -148,7 +152,7 @@ class StreamSession:
                     break
         except (BrokenClip, BadNumbers, OSError) as error:
             self.error = unreadable(error)
-        self.ended_by = STOPPED if stopped() else ENDED
+        self.ended_by = BROKEN if self.error else STOPPED if stopped() else ENDED
         yield self._finish()
 
     def report(self) -> dict[str, Any]:
@@ -187,8 +191,8 @@ class StreamSession:
             events += self._heard(self._stream.push(rest_T)).events
             events += self._tracker.update(self._stream.finish())
         except (ValueError, BadNumbers) as error:
-            if self.ended_by != STOPPED:
-                self.error = self.error or str(error)
+            if self.ended_by == ENDED:
+                self.ended_by, self.error = BROKEN, str(error)
         return Heard(self._stream.seconds, events + self._tracker.finish(), [])
 
 
