@@ -32,6 +32,8 @@ OWNERS = {
     "optuna": {"orchestrator/search/samplers.py", "orchestrator/reports/search/importance.py"},
     "plotly": {"orchestrator/reports/"},
     "sed_scores_eval": {"workloads/evaluate/psds.py"},
+    "ruptures": {"workloads/evaluate/boxes.py"},
+    "sounddevice": {"workloads/data/microphone.py"},
 }
 # A folder, or a file outside of folders, -> the folders of its package whose files it may import. What a folder of this
 # list imports may never come back to it: the test below draws the arrows and looks for circles too.

@@ -26,19 +26,21 @@ MOST_WRONG = 10  # clips that are listed as heard most wrongly
 NUM_LIKELIEST = 3  # of these clips, the most likely tags that are listed
 
 
-def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", psds: bool = False) -> dict[str, Any]:
+def evaluate_checkpoint(
+    uri: str, recipe: Recipe, part: str, *, out: str = "", psds: bool = False, by_boxes: bool = False
+) -> dict[str, Any]:
     """Score a published tagger on the train, val or test part of a recipe's data set; values for JSON, without NaN.
 
     `out` is a file for the prediction of every scored clip, empty for none; unlabelled clips are not scored. With
-    `psds` PSDS1 is among the scores, for which a package must be installed. Raises ValueError for an unknown part, a
-    file that cannot be written, a folder that holds no tagger, weights that give no numbers, and data that the tagger
-    cannot be scored on (`prepare_for`).
+    `psds` PSDS1 is among the scores, with `by_boxes` of change-point boxes. Raises ValueError for an unknown part, a
+    file that cannot be written, a package that is not installed, a folder that holds no tagger, weights that give no
+    numbers, and data that the tagger cannot be scored on (`prepare_for`).
     """
     import torch
 
     from workloads.evaluate import metrics
     from workloads.evaluate.predict import load_tagger
-    from workloads.evaluate.psds import require_package
+    from workloads.evaluate.psds import require_packages
     from workloads.models.probabilities import probabilities
 
     if part not in ("train", "val", "test"):
@@ -46,7 +48,9 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
     if out:
         check_out(out)
     if psds:
-        require_package()
+        require_packages(by_boxes=by_boxes)
+    elif by_boxes:
+        raise ValueError("--boxes: is for PSDS; give --psds too, or leave it out")
     with scratch_folder() as scratch:
         tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
     torch.set_num_threads(recipe.train.threads)
@@ -59,7 +63,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
     dataset = prepared.dataset
     if not clips:
         raise ValueError(f"--part {part!r}: this data set has no such clips; choose another part or data.test_fold")
-    logits_NC, y_NC, scores = _scored(tagger, clips, prepared, uri, psds=psds)
+    logits_NC, y_NC, scores = _scored(tagger, clips, prepared, uri, psds=psds, by_boxes=by_boxes)
     p_NC = probabilities(logits_NC.double(), tagger.labels)
     if out:
         write_predictions(out, clips, p_NC, tagger.tags)
@@ -86,7 +90,7 @@ def evaluate_checkpoint(uri: str, recipe: Recipe, part: str, *, out: str = "", p
 
 
 def _scored(
-    tagger: "Tagger", clips: Sequence["Clip"], prepared: "PreparedData", uri: str, *, psds: bool
+    tagger: "Tagger", clips: Sequence["Clip"], prepared: "PreparedData", uri: str, *, psds: bool, by_boxes: bool
 ) -> tuple["Tensor", "Tensor", dict[str, float]]:
     """logits_NC and y_NC of some clips, and the scores; ValueError as in `evaluate_checkpoint`."""
     from workloads.evaluate import metrics
@@ -106,7 +110,7 @@ def _scored(
     if psds:
         if not in_time:
             raise ValueError(f"--psds: the tagger {uri!r} has no logits in time, or it is not known when tags sound")
-        if (value := psds1(frames, in_time, tagger.tags)) is not None:
+        if (value := psds1(frames, in_time, tagger.tags, by_boxes=by_boxes)) is not None:
             scores["psds1"] = value
     return logits_NC, y_NC, scores
 
@@ -204,14 +208,18 @@ class TaggedFiles:
     broken: dict[str, str]
 
 
-def tag_files(uri: str, files: list[str], *, top: int, events_above: float | None = None) -> TaggedFiles:
+def tag_files(
+    uri: str, files: list[str], *, top: int, events_above: float | None = None, by_boxes: bool = False
+) -> TaggedFiles:
     """The `top` most likely tags of each file. A file that cannot be read or heard does not end the others.
 
-    With `events_above` also when each tag is at least that probable. Raises ValueError for `top` below 1, a probability
-    that is none, and where events are asked of a tagger without logits in time.
+    With `events_above` also when each tag is at least that probable, with `by_boxes` in change-point boxes. Raises
+    ValueError for `top` below 1, a probability that is none, where events are asked of a tagger without logits in time,
+    and where a package is not installed.
     """
     from workloads.config.architectures import gives_frames
     from workloads.data.decode import load_sound
+    from workloads.evaluate.boxes import require_package
     from workloads.evaluate.detect import detect, frames_of_sound
     from workloads.evaluate.predict import BadNumbers, load_tagger, tag_sound
     from workloads.export.fold import fold_batch_norm
@@ -220,6 +228,8 @@ def tag_files(uri: str, files: list[str], *, top: int, events_above: float | Non
         raise ValueError(f"--top {top}: must be 1 or more")
     if events_above is not None and not 0 < events_above < 1:
         raise ValueError(f"--threshold {events_above:g}: must be between 0 and 1")
+    if by_boxes:
+        require_package()
     opener = FsspecFiles()
     with scratch_folder() as scratch:
         tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
@@ -243,8 +253,9 @@ def tag_files(uri: str, files: list[str], *, top: int, events_above: float | Non
             continue
         if events_above is not None:
             logits_FC = frames_of_sound(tagger, state, sound.x_T)
+            seconds = len(sound.x_T) / state["clip_rate"]
             found.events[name] = detect(
-                logits_FC, tagger.tags, seconds=len(sound.x_T) / state["clip_rate"], threshold=events_above
+                logits_FC, tagger.tags, seconds=seconds, threshold=events_above, by_boxes=by_boxes
             )
         if sound.notes:
             found.notes[name] = sound.notes

@@ -35,6 +35,9 @@ def evaluate(
     psds: Annotated[
         bool, typer.Option("--psds", help="Also PSDS1, of taggers that say when tags sound; needs antiphon[psds].")
     ] = False,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="With --psds: of change-point boxes; needs antiphon[boxes].")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a tagger on a part of a recipe's data set: in all, by tag, and the clips heard most wrongly."""
@@ -43,7 +46,7 @@ def evaluate(
 
     loaded = load_recipe(data, settings)
     with only_json(as_json) as emit:
-        result = evaluate_checkpoint(checkpoint, loaded, part, out=out, psds=psds)
+        result = evaluate_checkpoint(checkpoint, loaded, part, out=out, psds=psds, by_boxes=boxes)
         emit(result)
         if not as_json:
             print_scores(result)
@@ -66,6 +69,9 @@ def tag(
     threshold: Annotated[
         float, typer.Option(help="With --events and --stream: the probability at which an event begins.")
     ] = 0.5,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="With --events: between change points, by antiphon[boxes].")
+    ] = False,
     stream: StreamOption = "",
     off: OffOption = None,
     min_duration: MinDurationOption = None,
@@ -85,16 +91,23 @@ def tag(
         **{"pcm": pcm, "rate": rate, "channels": channels},
     }
     if stream:
-        if files or events or top is not None:
-            raise ValueError(f"--stream {stream}: prints the events of one sound; leave out files, --events and --top")
+        if files or events or boxes or top is not None:
+            no = "files, --events, --boxes and --top"
+            raise ValueError(f"--stream {stream}: prints the events of one sound; leave out {no}")
         return tag_stream(checkpoint, stream, threshold=threshold, as_json=as_json, **of_streams)
     if given := [name for name, value in of_streams.items() if value is not None]:
         raise ValueError(f"--{given[0].replace('_', '-')}: is an option of --stream; give that, or leave it out")
+    if boxes and not events:
+        raise ValueError("--boxes: is for events; give --events too, or leave it out")
     if not files:
         raise ValueError("no file to tag: name audio files, or one sound with --stream")
     with only_json(as_json) as emit:
         found = tag_files(
-            checkpoint, files, top=TOP if top is None else top, events_above=threshold if events else None
+            checkpoint,
+            files,
+            top=TOP if top is None else top,
+            events_above=threshold if events else None,
+            by_boxes=boxes,
         )
         in_time = {name: [asdict(event) for event in own] for name, own in found.events.items()}
         emit(

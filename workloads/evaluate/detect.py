@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workloads.data.batches import window_starts
 from workloads.data.decode import cut_or_pad
+from workloads.evaluate.boxes import boxes
 from workloads.evaluate.frames import FRAME_SECONDS, join_windows, on_frames
 from workloads.models.tagger import Tagger
 
@@ -61,12 +62,14 @@ def detect(
     seconds: float,
     threshold: float = THRESHOLD,
     median_seconds: float = MEDIAN_SECONDS,
+    by_boxes: bool = False,
 ) -> list[Detection]:
     """Where the smoothed probability of a tag is at least the threshold, by onset, then by tag.
 
-    The sound lasts `seconds`: its last frame may go on after it.
+    The sound lasts `seconds`: its last frame may go on after it. `by_boxes`: smoothed by `boxes` instead of a median
+    filter; ValueError where its package is not installed.
     """
-    p_FC = smooth(logits_FC, median_seconds)
+    p_FC = boxes(logits_FC) if by_boxes else smooth(logits_FC, median_seconds)
     found = []
     for column, tag in enumerate(tags):
         active_F = np.concatenate([[False], p_FC[:, column] >= threshold, [False]])

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from workloads.data.clips import Clip
+from workloads.evaluate import boxes
 from workloads.evaluate.detect import MEDIAN_SECONDS, smooth
 from workloads.evaluate.frames import FRAME_SECONDS
 
@@ -22,19 +23,23 @@ PACKAGE = "sed_scores_eval"
 TOLERANCE = 0.7  # dtc and gtc: the share of a detection, and of an event, that must meet
 
 
-def require_package() -> None:
-    """ValueError where the optional package is not installed."""
+def require_packages(*, by_boxes: bool) -> None:
+    """ValueError where an optional package is not installed, that of `boxes` with `by_boxes`."""
+    if by_boxes:
+        boxes.require_package()
     if find_spec(PACKAGE) is None:
         raise ValueError(f"PSDS needs the package {PACKAGE}, which is not installed: pip install 'antiphon[psds]'")
 
 
-def psds1(frames: Sequence[Tensor], clips: Sequence[Clip], tags: tuple[str, ...]) -> float | None:
+def psds1(
+    frames: Sequence[Tensor], clips: Sequence[Clip], tags: tuple[str, ...], *, by_boxes: bool = False
+) -> float | None:
     """The mean over tags of PSDS with dtc = gtc = 0.7 and without cross triggers; None where no clip has an event.
 
-    `frames` are logits_FC of 40 ms, which a median filter of 0.36 s smooths first. Tags without events, and clips
-    without any, are left out. Raises ValueError where the package is not installed.
+    `frames` are logits_FC of 40 ms, which a median filter of 0.36 s smooths first, or `boxes` with `by_boxes`. Tags
+    without events, and clips without any, are left out. Raises ValueError where a package is not installed.
     """
-    require_package()
+    require_packages(by_boxes=by_boxes)
     from sed_scores_eval import intersection_based
 
     chosen = [(own, clip) for own, clip in zip(frames, clips, strict=True) if clip.events]
@@ -42,7 +47,7 @@ def psds1(frames: Sequence[Tensor], clips: Sequence[Clip], tags: tuple[str, ...]
     if not names:
         return None
     columns = [tags.index(name) for name in names]
-    scores = {clip.clip_id: _scores(own[:, columns], names) for own, clip in chosen}
+    scores = {clip.clip_id: _scores(own[:, columns], names, by_boxes=by_boxes) for own, clip in chosen}
     _, by_tag, *_ = intersection_based.psds(
         scores,
         {clip.clip_id: _merged(clip) for _, clip in chosen},
@@ -70,7 +75,7 @@ def _merged(clip: Clip) -> list[tuple[float, float, str]]:
     return merged
 
 
-def _scores(logits_FC: Tensor, names: Sequence[str]) -> Any:
+def _scores(logits_FC: Tensor, names: Sequence[str], *, by_boxes: bool) -> Any:
     """A data frame of probabilities, a row for each frame with its onset and offset."""
     import pandas
 
@@ -85,6 +90,6 @@ def _scores(logits_FC: Tensor, names: Sequence[str]) -> Any:
             return super().to_numpy(copy=True)
 
     onsets = np.round(np.arange(len(logits_FC)) * FRAME_SECONDS, 6)
-    p_FC = smooth(logits_FC, MEDIAN_SECONDS)
+    p_FC = boxes.boxes(logits_FC) if by_boxes else smooth(logits_FC, MEDIAN_SECONDS)
     columns = {"onset": onsets, "offset": np.round(onsets + FRAME_SECONDS, 6)}
     return Writable(columns | {name: p_FC[:, column] for column, name in enumerate(names)})

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,20 @@ def test_events_are_printed_with_onset_and_offset(files, tmp_path, antiphon):
     assert "events" not in json.loads(antiphon("tag", tagger, "a.wav", "--json").out)
     quiet = antiphon("tag", tagger, "a.wav", "--events", "--threshold", "0.999")
     assert "to" not in quiet.out
+
+
+def test_boxes_are_events_between_change_points(files, tmp_path, antiphon):
+    tagger = publish(frame_tagger(), tmp_path / "frames")
+    done = antiphon("tag", tagger, "a.wav", "--boxes")
+    assert (done.code, done.out) == (2, "")
+    assert "--boxes: is for events; give --events too, or leave it out" in done.err
+    done = antiphon("tag", tagger, "a.wav", "--events", "--boxes", "--json")
+    if find_spec("ruptures") is None:
+        assert done.code == 2
+        assert "--boxes needs the package ruptures, which is not installed: pip install 'antiphon[boxes]'" in done.err
+    else:
+        (event,) = json.loads(done.out)["events"]["a.wav"]
+        assert (event["tag"], event["onset"], event["offset"]) == ("dog", 0.0, 1.0)
 
 
 def test_events_of_a_tagger_without_logits_in_time_are_refused(files, tmp_path, antiphon):

@@ -232,8 +232,8 @@ def test_a_wav_file_on_standard_input_is_heard_and_named_where_it_is_cut_short(l
         (["good.wav", "--min-duration", "-1"], "min_duration = -1: must be 0 s or more"),
         (["good.wav", "--hop", "3"], "hop = 3: must be 0.02 to 1 s, the length of its clips"),
         (["good.wav", "other.wav"], "--stream good.wav: prints the events of one sound; leave out files"),
-        (["good.wav", "--events"], "leave out files, --events and --top"),
-        (["good.wav", "--top", "3"], "leave out files, --events and --top"),
+        (["good.wav", "--events"], "leave out files, --events, --boxes and --top"),
+        (["good.wav", "--top", "3"], "leave out files, --events, --boxes and --top"),
     ],
 )
 def test_mistakes_are_named_with_the_fix(lstm, antiphon, arguments, message):

@@ -15,6 +15,7 @@ from workloads.config.architectures import FrameMN
 from workloads.config.recipe import Model
 from workloads.data.clips import Clip, Dataset
 from workloads.data.events import Event
+from workloads.evaluate.boxes import boxes
 from workloads.evaluate.detect import Detection, detect, smooth
 from workloads.evaluate.frames import (
     clips_with_frames,
@@ -24,7 +25,7 @@ from workloads.evaluate.frames import (
     score_frames,
 )
 from workloads.evaluate.predict import predict_clips, score_clips
-from workloads.evaluate.psds import psds1, require_package
+from workloads.evaluate.psds import psds1, require_packages
 from workloads.models.tagger import build_tagger
 from workloads.runtime.placement import WorkerGroup
 from workloads.train import loop
@@ -165,4 +166,54 @@ def test_psds_counts_whole_events() -> None:
 @pytest.mark.skipif(find_spec("sed_scores_eval") is not None, reason="the package is installed")
 def test_without_the_package_psds_names_the_extra() -> None:
     with pytest.raises(ValueError, match=r"sed_scores_eval, which is not installed: pip install 'antiphon\[psds\]'"):
-        require_package()
+        require_packages(by_boxes=False)
+
+
+@pytest.mark.skipif(find_spec("ruptures") is not None, reason="the package is installed")
+def test_without_the_package_boxes_name_the_extra() -> None:
+    with pytest.raises(ValueError, match=r"ruptures, which is not installed: pip install 'antiphon\[boxes\]'"):
+        boxes(torch.zeros(3, 1))
+
+
+def probable(p_FC: Any) -> Tensor:
+    return torch.logit(torch.as_tensor(p_FC, dtype=torch.float64))
+
+
+def test_boxes_are_constant_between_changes_and_keep_the_mean() -> None:
+    pytest.importorskip("ruptures")
+    p_FC = np.full((250, 3), 0.1)
+    p_FC[100:140, 0] = np.tile([0.9, 0.5], 20)  # a threshold of 0.6 finds twenty events in it
+    p_FC[30:34, 1] = p_FC[200:, 1] = 0.8
+    p_FC[60, 2] = 0.35
+    found_FC = boxes(probable(p_FC))
+    assert found_FC[:, 0] == pytest.approx(np.where((np.arange(250) >= 100) & (np.arange(250) < 140), 0.7, 0.1))
+    assert found_FC[:, 1] == pytest.approx(p_FC[:, 1])
+    assert found_FC[:, 2] == pytest.approx(np.full(250, p_FC[:, 2].mean())), "too little to pay for a box"
+
+    found = detect(probable(p_FC), TAGS, seconds=10.0, threshold=0.6, by_boxes=True)
+    assert [(event.tag, event.onset, event.offset) for event in found] == [
+        *(("b", 1.2, 1.36), ("a", 4.0, 5.6), ("b", 8.0, 10.0))
+    ]
+    assert found[1].probability == pytest.approx(0.7)
+    plain = detect(probable(p_FC), TAGS, seconds=10.0, threshold=0.6, median_seconds=0.0)
+    assert sum(event.tag == "a" for event in plain) == 20
+
+
+def test_boxes_of_a_long_sound_are_found_block_by_block() -> None:
+    pytest.importorskip("ruptures")
+    p_FC = np.full((2_300, 1), 0.05)
+    p_FC[980:1_100], p_FC[2_050:2_060] = 0.9, 0.7
+    p_FC[2_299] = 0.6
+    found_FC = boxes(probable(p_FC))
+    assert found_FC[:2_298] == pytest.approx(p_FC[:2_298], abs=1e-6)
+    assert boxes(probable(p_FC[:1])) == pytest.approx(p_FC[:1])
+    detected = detect(probable(p_FC), TAGS[:1], seconds=92.0, by_boxes=True)
+    assert [(event.onset, event.offset) for event in detected] == [(39.2, 44.0), (82.0, 82.4)]
+
+
+def test_psds_of_boxes_needs_no_threshold_that_suits_every_frame() -> None:
+    pytest.importorskip("ruptures")
+    pytest.importorskip("sed_scores_eval")
+    clips = [clip_of("x", ("a", 1.0, 3.0)), clip_of("y", ("a", 5.0, 8.0))]
+    found = [own + torch.tensor([2.0, -2.0]).repeat(125)[:, None] for own in perfect(*clips)]
+    assert psds1(found, clips, TAGS, by_boxes=True) == pytest.approx(1.0)
