@@ -4,6 +4,8 @@ Does not depend on recipes or data sets: only on the model's settings, the lengt
 """
 
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from timeit import Timer
 
@@ -61,12 +63,22 @@ def macs_of_forward(tagger: Tagger, mel_BMF: Tensor) -> int:
 
 def seconds_per_clip(model: Model, *, num_classes: int, clip_seconds: float, clip_rate: int, repeats: int = 7) -> float:
     """Median seconds from the waveform of one clip to its logits, on one thread of this CPU, front end included."""
-    tagger, threads = _untrained_tagger(model, num_classes, clip_seconds, clip_rate), torch.get_num_threads()
+    tagger = _untrained_tagger(model, num_classes, clip_seconds, clip_rate)
     x_BT = torch.zeros(1, round(clip_seconds * clip_rate)).uniform_(-0.1, 0.1)
+    return median_seconds(lambda: tagger.tag(x_BT), repeats=repeats)
+
+
+def median_seconds(
+    call: Callable[[], object], *, repeats: int = 7, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Median seconds of a call without gradients, on one thread of this CPU, after one that warms up.
+
+    With `clock` = time.process_time it is the time that this process gets of a CPU, also beside other work.
+    """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        timer = Timer("tag(x_BT)", globals={"tag": torch.no_grad()(tagger.tag), "x_BT": x_BT})
-        return statistics.median(timer.repeat(1 + repeats, number=1)[1:])  # the first run warms up
+        return statistics.median(Timer(torch.no_grad()(call), timer=clock).repeat(1 + repeats, number=1)[1:])
     finally:
         torch.set_num_threads(threads)
 
