@@ -212,7 +212,7 @@ def why_not_carried(tagger: Tagger) -> str:
     if front_end.frames:
         return f"its clips are padded or cut to {front_end.frames} frames"
     if tagger.front_end.reach is None:
-        return f"its front end, {front_end.kind}, sets a floor by the loudest sound of the clip"
+        return f"its front end, {front_end.kind}, depends on the whole clip: on its loudest sound"
     return ""
 
 

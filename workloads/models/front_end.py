@@ -38,7 +38,7 @@ class LogMel(nn.Module, ABC):
     std: float
     mask_value: float
     hears_padding = True  # of a short clip, as silence; else its frames are computed without it
-    reach: tuple[int, int] | None  # samples at `rate` before and after f x hop that frame f depends on; None: on all
+    reach: tuple[int, int] | None = None  # samples at `rate` before and after f x hop that frame f needs; None: all
 
     def __init__(self, *, clip_rate: int) -> None:
         super().__init__()
@@ -242,6 +242,7 @@ class EfficientAT128(KaldiLogMel):
 class PretrainedSED128(KaldiLogMel):
     """PretrainedSED's front end of FrameMN and fPaSST, its evaluation filterbank (reference/frames.md section 4)."""
 
+    reach = (256, 257)  # pre-emphasis takes one sample
     kind, bands, hop = "pretrainedsed128", 128, 160
     n_fft, window, low, high = 512, 400, 0.0, 7_000.0
     mean, std, mask_value = -4.5, 5.0, 0.0

@@ -130,7 +130,7 @@ def test_networks_that_need_a_clip_as_a_whole_have_no_stream(arch):
 def test_a_front_end_gives_the_frames_of_the_whole_sound(kind, rate, size):
     front_end = build_front_end(kind, clip_rate=rate)
     if front_end.reach is None:
-        assert kind == "ced64"
+        assert kind in ("ced64", "waveform16k", "waveform16k_norm")
         return
     x_T = 0.1 * torch.randn(round(1.37 * rate), generator=torch.Generator().manual_seed(0))
     stream, parts = FrontEndStream(front_end), x_T.split(size)
