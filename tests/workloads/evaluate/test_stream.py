@@ -186,7 +186,7 @@ def test_state_is_carried_where_a_tagger_can_and_else_it_hears_windows():
         (tagger_of(OnDevice(family="ondevice", variant="att_rnn")), "att_rnn hears a clip as a whole"),
         (tagger_of(MN(family="mn", width=0.1)), "mn hears a clip as a whole"),
         (tagger_of(FRAME_MN, labels="single"), "frame_mn with labels 'single' has probabilities of clips only"),
-        (tagger_of(LSTM, front_end=FrontEnd(kind="ced64")), "its front end, ced64, depends on the whole clip: on its loudest sound"),
+        (tagger_of(LSTM, front_end=FrontEnd(kind="ced64")), "its front end, ced64, depends on the whole clip"),
         (tagger_of(LSTM, front_end=FrontEnd(kind="logmel40", frames=60)), "its clips are padded or cut to 60 frames"),
     ],
 )
