@@ -152,7 +152,7 @@ class _Pool(Generic[Piece]):
             result = self._ray.get(worker.awaited)
         except self._ray.exceptions.RayTaskError as failed:
             raise failed.cause from None
-        except self._ray.exceptions.RayActorError as died:
+        except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as died:
             self._count_lost(worker, f"the worker that had it died ({one_line(died)})")
             self._remove(worker, queue)
             self._drop_idle()  # they may have died with it, on the same node
