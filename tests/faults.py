@@ -1,6 +1,7 @@
 """The table of injected faults and their effects; a plugin: `pytest_plugins` in tests/conftest.py."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,11 @@ def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
 
 
 def recovery(event_log: Path) -> dict[str, float | int]:
-    """A run's last interruption: seconds from the last metrics before it to the first after it, and steps repeated."""
+    """A run's last interruption of its training: seconds from the last metrics before it to the first after it, and
+    steps repeated."""
     records = [record for record in read_event_log(event_log) if record["kind"] in ("start", "metrics")]
-    restart = max(number for number, record in enumerate(records) if record["kind"] == "start")
+    kinds = [record["kind"] for record in records]
+    restart = max(number for number, pair in enumerate(pairwise(kinds)) if pair == ("start", "metrics"))
     start, next_step = records[restart], records[restart + 1]
     before = max(
         (record for record in records[:restart] if record["kind"] == "metrics"), key=lambda record: record["t"]

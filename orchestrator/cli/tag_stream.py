@@ -89,7 +89,10 @@ def tag_stream(checkpoint: str, source: str, *, threshold: float, as_json: bool,
                 _drop_stdout()
         report = session.report()
         if as_json and session.ended_by != UNREAD:
-            emit({"kind": "end", **report})
+            try:
+                emit({"kind": "end", **report})
+            except BrokenPipeError:
+                _drop_stdout()
         _print_report(report)
         if session.error:
             raise ValueError(f"--stream {request.name}: {session.error}")

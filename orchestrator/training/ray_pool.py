@@ -143,7 +143,10 @@ class _Pool(Generic[Piece]):
         return freest if freest and len(freest.pieces) <= AHEAD and left >= self._most else None
 
     def _drop_idle(self) -> None:
-        """Let go of the actors without a piece, which ends them."""
+        """End the actors without a piece: to let go of them is not enough while a variable still holds a handle."""
+        for worker in self._workers:
+            if not worker.pieces:
+                self._ray.kill(worker.actor)
         self._workers = [worker for worker in self._workers if worker.pieces]
 
     def _finish(self, worker: _Worker[Piece], queue: deque[Piece], on_done: Callable[[Piece, Any], None]) -> None:

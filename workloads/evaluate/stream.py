@@ -183,7 +183,8 @@ class WindowStream(TaggerStream):
         """The new frames of a window that can be known."""
         end = self._heard / self._tagger.clip_rate
         until = math.ceil(end / FRAME_SECONDS - 1e-6) if last else int((end - self._look_ahead) / FRAME_SECONDS + 1e-6)
-        first = round((end - len(self._window_T) / self._tagger.clip_rate) / FRAME_SECONDS)
+        # rounded as `until` is: of windows that begin between frames, each frame belongs to just one
+        first = int((end - len(self._window_T) / self._tagger.clip_rate) / FRAME_SECONDS + 1e-6)
         new_PC = logits_WC[max(0, self._known - first) : until - first]
         missing = until - max(self._known, first) - len(new_PC)  # the window begins between frames
         new_PC = torch.cat([new_PC, logits_WC[-1:].expand(max(0, missing), -1)])

@@ -12,6 +12,7 @@ from orchestrator.recipes.loader import load_recipe
 from tests.workloads.models.test_wav2vec2 import of_fairseq, of_torchaudio, waveforms
 from workloads.config.architectures import Wav2Vec2
 from workloads.models.initial_weights import build_initial_tagger
+from workloads.models.official.wav2vec2 import convert
 from workloads.runtime.opener import LocalFiles
 
 
@@ -55,6 +56,18 @@ def test_the_printed_settings_start_a_model_from_the_imported_file(
     torch.testing.assert_close(found_BPD, expected_BPD, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dim", "heads"), [(768, 12), (1024, 16), (1280, 16)])
+def test_the_number_of_heads_follows_from_the_width(dim: int, heads: int) -> None:
+    """torchaudio's pipelines: XLS-R of 1 billion parameters has heads 80 wide."""
+    state = of_torchaudio("layer", dim=dim).state_dict()
+    found = convert(state).model.arch
+    assert isinstance(found, Wav2Vec2)
+    assert (found.dim, found.heads) == (dim, heads)
+    wider = state | {"encoder.feature_projection.projection.weight": torch.zeros(1088, 16)}
+    with pytest.raises(ValueError, match="is 1088 wide: no published network is"):
+        convert(wider)
+
+
 def test_what_is_left_out_is_named(theirs: Any, tmp_path: Path, antiphon: Any) -> None:
     file, out = published(theirs, "fairseq", tmp_path), tmp_path / "xlsr.safetensors"
     done = antiphon("models", "import", file, out, "--family", "wav2vec2", "--json")
@@ -83,7 +96,7 @@ def test_what_belongs_to_taggers_is_refused(
 def test_weights_of_another_network_are_refused(tmp_path: Path, antiphon: Any) -> None:
     torch.save(of_torchaudio("group").state_dict(), tmp_path / "narrow.pt")
     torch.save({"a.weight": torch.ones(2)}, tmp_path / "other.pt")
-    for file, message in (("narrow.pt", "is 32 wide: published networks"), ("other.pt", "no tensor is named")):
+    for file, message in (("narrow.pt", "is 32 wide: no published network is"), ("other.pt", "no tensor is named")):
         done = antiphon("models", "import", tmp_path / file, tmp_path / "x.safetensors", "--family", "wav2vec2")
         assert done.code == 2
         assert message in " ".join(done.err.split())

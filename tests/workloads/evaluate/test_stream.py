@@ -169,6 +169,13 @@ def test_the_median_filter_of_a_stream_is_that_of_the_whole(step, sizes):
     np.testing.assert_array_equal(np.concatenate(found), median_filter(p_PC, size=(size, 1), mode="nearest"))
 
 
+@pytest.mark.parametrize("hop", [0.5, 0.55, 0.75, 0.9, 0.99])
+def test_windows_that_begin_between_frames_lose_no_frame(hop):
+    steps = heard(WindowStream(tagger_of(FRAME_VIT), hop=hop), sound(20.0))
+    assert len(steps.p_PC) == 500
+    assert float(steps.ends_P[-1]) == pytest.approx(20.0)
+
+
 def test_state_is_carried_where_a_tagger_can_and_else_it_hears_windows():
     for arch, kind in [(LSTM, CarriedStream), (FRAME_MN, CarriedStream), (VIT, WindowStream)]:
         assert type(open_stream(tagger_of(arch))) is kind

@@ -1,7 +1,7 @@
 """Pretrained wav2vec 2.0 in our terms, from files of fairseq, torchaudio or Hugging Face's transformers.
 
 These networks know no tags: they become the initial weights of a recipe's model, no tagger. Names and shapes show all
-but the number of attention heads, which is the width over 64 in every published one, and whether the network hears
+but the number of attention heads, which is the width over 64 but for XLS-R's two largest, and whether the network hears
 waveforms of variance 1: fairseq's settings do so for those with layer norms in the convolutions. Does not depend on
 files.
 """
@@ -25,7 +25,7 @@ MARKS = (
     "encoder.pos_conv_embed.conv.bias",
 )
 PROJECTION, FIRST = "encoder.feature_projection.projection.weight", "feature_extractor.conv_layers.0.conv.weight"
-HEAD_WIDTH = 64
+HEAD_WIDTH, HEADS = 64, {1280: 16, 1920: 16}  # by width: XLS-R of 1 and 2 billion parameters
 SECOND = 16_000  # samples
 
 
@@ -44,8 +44,10 @@ def _arch(weights: dict[str, Tensor]) -> Wav2Vec2:
         if name not in weights or weights[name].ndim != axes:
             raise ValueError(f"{name} is missing or has not {axes} axes, which it has in wav2vec 2.0")
     dim, channels = weights[PROJECTION].shape
-    if dim % HEAD_WIDTH:
-        raise ValueError(f"{PROJECTION} is {dim} wide: published networks have a head for every {HEAD_WIDTH}")
+    if dim % HEAD_WIDTH or (dim > 1024 and dim not in HEADS):
+        raise ValueError(f"{PROJECTION} is {dim} wide: no published network is, so its number of heads is not known")
     layers = {found[1] for name in weights if (found := re.match(r"encoder\.transformer\.layers\.(\d+)\.", name))}
-    arch = Wav2Vec2(family="wav2vec2", dim=dim, depth=len(layers), heads=dim // HEAD_WIDTH, channels=channels)
+    arch = Wav2Vec2(
+        family="wav2vec2", dim=dim, depth=len(layers), heads=HEADS.get(dim, dim // HEAD_WIDTH), channels=channels
+    )
     return replace(arch, norm="layer") if "feature_extractor.conv_layers.1.layer_norm.weight" in weights else arch
