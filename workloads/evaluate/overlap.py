@@ -26,6 +26,10 @@ def overlap_factor(num_folds: int, train_clips: float, test_clips: float) -> flo
 
 
 def widened(difference: float, interval: tuple[float, float], factor: float) -> tuple[float, float]:
-    """The interval with both of its arms, seen from the difference, `factor` times as long."""
+    """The interval with both of its arms, seen from the difference, `factor` times as long.
+
+    No end moves inward: a percentile interval need not hold the difference itself (2000 resamples of a skewed score),
+    and the end that the difference lies beyond stays where it is.
+    """
     low, high = interval
-    return difference - factor * (difference - low), difference + factor * (high - difference)
+    return min(low, difference - factor * (difference - low)), max(high, difference + factor * (high - difference))

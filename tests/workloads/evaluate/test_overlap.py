@@ -42,6 +42,11 @@ def test_both_arms_are_widened_from_the_difference():
     assert widened(-0.1, (-0.1, 0.1), 2.0) == pytest.approx((-0.1, 0.3))
 
 
+def test_no_end_moves_inward_where_the_interval_does_not_hold_the_difference():
+    assert widened(0.010, (0.012, 0.05), 1.5) == pytest.approx((0.012, 0.07))
+    assert widened(0.010, (-0.03, 0.008), 1.5) == pytest.approx((-0.05, 0.008))
+
+
 def test_no_training_clips_are_refused():
     with pytest.raises(ValueError, match="2 folds with 0 training clips: both must be above 0"):
         overlap_factor(2, 0, 10)
