@@ -16,13 +16,13 @@ Row = dict[str, Any]
 
 
 def print_plan(plan: StudyPlan) -> None:
-    """Print the methods with their schedules and students, what is left out, and the stopping rule."""
+    """Print the methods with their schedules and the models compared, what is left out, and the stopping rule."""
     table = Table(title=cell(f"{plan.study.name}: {len(plan.members)} runs"))
-    for column in ("method", "schedule", "teaches", "about"):
+    for column in ("method", "schedule", "compared", "about"):
         table.add_column(column, overflow="fold")
     for name, method in plan.methods.items():
         about = method.recipe.about
-        table.add_row(*map(cell, (name, method.recipe.schedule.kind, ", ".join(method.students) or "nobody", about)))
+        table.add_row(*map(cell, (name, method.recipe.schedule.kind, ", ".join(method.students), about)))
     Console().print(table)
     _print_left_out(plan.left_out)
     typer.echo(plan.stopping_rule())

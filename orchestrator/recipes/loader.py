@@ -190,6 +190,14 @@ def with_options(recipe: Recipe, settings: list[str]) -> Recipe:
     return parse(values)
 
 
+def tables_of(settings: list[str]) -> dict[str, Any]:
+    """`a.b=value` settings as tables of their own, to see what they change; ValueError for one that is none."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        _apply_setting(values, setting)
+    return values
+
+
 def flatten(values: Any, prefix: str = "") -> dict[str, str]:
     """Nested values as `a.b.c` -> text: the parameters that are sent to MLflow."""
     if isinstance(values, dict) and values:

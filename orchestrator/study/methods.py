@@ -24,14 +24,18 @@ def control_values(study: Study, base: Values) -> Values:
     return base | kept | {"train": train, "schedule": _live("mutual", study.steps, burn_in=0)}
 
 
+def lacking_models(study: Study, base: Values) -> str:
+    """Why the recipe's models can make no standard method; empty where they can."""
+    several = len(control_values(study, base)["models"]) > 1
+    return "" if several else f"needs two models that learn; recipe {study.recipe!r} has one"
+
+
 def standard_values(method: Standard, study: Study, base: Values) -> Variants:
     """The variants of a standard method, each by its name: `mutual`, `alternate-60`, `one_way-cnn-to-vit`.
 
-    Raises ValueError where the recipe's models, or the study's steps, cannot make it.
+    Raises ValueError for a mistake in the study's keys: periods that do not divide, generations of unknown models.
     """
     control = control_values(study, base)
-    if len(control["models"]) < 2:
-        raise ValueError(f"needs two models that learn; recipe {study.recipe!r} has one")
     for name, own in VARIANTS[method](study, base, list(control["models"])):
         yield name, control | own
 
@@ -61,7 +65,10 @@ def _generations(study: Study, base: Values, models: list[str]) -> Variants:
         raise ValueError(f"generations = {order}: no model named {unknown[0]!r}; the models are {', '.join(models)}")
     names = [_generation(order, at) for at in range(len(order))]
     if len(set(names)) < len(names) or set(names) - set(order) & set(models):
-        raise ValueError(f"generations = {order}: a model of the recipe has the name of an earlier generation")
+        raise ValueError(
+            f"generations = {order}: a model of the recipe has the name of an earlier generation; rename it, or leave "
+            "generations out of standard"
+        )
     edges = [
         _edge(study, base, order[at], order[at + 1]) | {"teacher": teacher, "student": student, "name": ""}
         for at, (teacher, student) in enumerate(pairwise(names))
@@ -90,7 +97,8 @@ def _alternate(study: Study, base: Values, models: list[str]) -> Variants:
         if taught % period:
             raise ValueError(
                 f"periods: {period} does not divide the {taught} steps that each model is taught (steps = "
-                f"{study.steps} without burn_in = {study.burn_in}), so own steps would not be equal"
+                f"{study.steps} without burn_in = {study.burn_in}), so own steps would not be equal; name "
+                "periods that do"
             )
         turns = {"period": period, "turns": taught // period * len(models), "order": order or models}
         yield (

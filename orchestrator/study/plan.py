@@ -11,23 +11,23 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from orchestrator.recipes.loader import load_recipe, load_study, parse, resolve, with_options
+from orchestrator.recipes.loader import load_recipe, load_study, parse, resolve, tables_of, with_options
 from orchestrator.recipes.merge import merge
 from orchestrator.runs.resume import differences
-from orchestrator.study.methods import Values, control_values, standard_values
+from orchestrator.study.fixed import compared_models, refuse_fixed, require_own_steps
+from orchestrator.study.methods import Values, control_values, lacking_models, standard_values
 from workloads.config.recipe import Recipe, restore
-from workloads.config.study import CONTROL, Method, Study
-from workloads.distill.schedule import own_steps, plan_phases
+from workloads.config.study import CONTROL, MAX_RUNS, Method, Study
 from workloads.runtime.json_files import parse_json
 
 
 @dataclass(frozen=True)
 class PlannedMethod:
-    """A method of a study: its recipe, without fold and seed, and the models that it teaches."""
+    """A method of a study: its recipe, without fold and seed, and the models in which it is compared."""
 
     name: str
     recipe: Recipe
-    students: tuple[str, ...]  # models of the control that an edge of the method leads to
+    students: tuple[str, ...]  # models of the control that it teaches; all where it teaches nobody; none of the control
 
 
 @dataclass(frozen=True)
@@ -116,38 +116,54 @@ def load_plan(name_or_path: str, settings: list[str] | None = None) -> StudyPlan
     if path.suffix == ".json" and path.is_file():
         content = path.read_bytes()
         if "study" in parse_json(content, name_or_path, dict[str, Any]):
+            refuse_fixed(tables_of(settings or []), "--set")
             plan = plan_of(parse_json(content, name_or_path, StoredPlan))
-            changed_methods = {
-                name: replace(method, recipe=with_options(method.recipe, settings or []))
-                for name, method in plan.methods.items()
-            }
-            return replace(plan, methods=changed_methods)
+            recipes = {name: with_options(method.recipe, settings or []) for name, method in plan.methods.items()}
+            return _plan_of_recipes(plan.study, recipes, plan.left_out)
     return plan_study(load_study(name_or_path), settings)
 
 
 def plan_of(values: StoredPlan) -> StudyPlan:
-    """The plan that `as_json` described; ValueError where the values are none."""
-    methods = {
-        name: PlannedMethod(name, parse(method["recipe"]), tuple(method["students"]))
-        for name, method in values["methods"].items()
-    }
-    return StudyPlan(restore(Study, values["study"]), methods, values["left_out"])
+    """The plan that `as_json` described; ValueError where the values are none, also of a file that was edited.
+
+    `students`, which follow from the recipes, are stored for readers.
+    """
+    recipes = {name: parse(method["recipe"]) for name, method in values["methods"].items()}
+    return _plan_of_recipes(restore(Study, values["study"]), recipes, values["left_out"])
+
+
+def _plan_of_recipes(study: Study, recipes: dict[str, Recipe], left_out: dict[str, str]) -> StudyPlan:
+    if CONTROL not in recipes:
+        raise ValueError(f"methods: must have {CONTROL}, with which all others are compared")
+    judged, methods = tuple(recipes[CONTROL].models), dict[str, PlannedMethod]()
+    for name, recipe in recipes.items():
+        try:
+            methods[name] = _planned(study, name, recipe, judged)
+        except ValueError as error:
+            raise ValueError(f"methods.{name}: {error}") from None
+    return StudyPlan(study, methods, left_out)
 
 
 def plan_study(study: Study, settings: list[str] | None = None) -> StudyPlan:
     """The plan of a study; `settings` (`a.b=value`) change its recipe for all methods.
 
     A standard method that the recipe's models cannot make is left out, with the reason. Raises ValueError for a recipe
-    or a method of the study's own that is none, and where a model's own steps would not be those of the control.
+    or a method of the study's own that is none, for a mistake in the study's keys or settings, and where a model's own
+    steps would not be those of the control.
     """
+    refuse_fixed(study.settings, "settings:")
+    refuse_fixed(tables_of(settings or []), "--set")
     base = resolve(load_recipe(study.recipe, settings, tables=study.settings))
     values, left_out = {CONTROL: control_values(study, base)}, dict[str, str]()
     for standard in study.standard:
-        try:
+        if reason := lacking_models(study, base):
+            left_out[standard] = reason
+        else:
             values |= dict(standard_values(standard, study, base))
-        except ValueError as error:
-            left_out[standard] = str(error)
     for name, method in study.methods.items():
+        if name in values or name in left_out:
+            raise ValueError(f"methods.{name}: is the name of a standard method of this study; choose another")
+        refuse_fixed(method.settings, f"methods.{name}.settings:", may_schedule=True)
         if (start := values.get(method.like)) is None:
             _require_standard(name, method, values, left_out)
             left_out[name] = f"like = {method.like!r}: is left out"
@@ -157,11 +173,15 @@ def plan_study(study: Study, settings: list[str] | None = None) -> StudyPlan:
     methods = dict[str, PlannedMethod]()
     for name, own in values.items():
         try:
-            methods[name] = _planned(study, name, own, judged=tuple(values[CONTROL]["models"]))
+            recipe = parse(own | {"name": f"{study.name}-{name}"})
+            methods[name] = _planned(study, name, recipe, judged=tuple(values[CONTROL]["models"]))
         except ValueError as error:
             if name in study.methods or name == CONTROL:
                 raise ValueError(f"methods.{name}: {error}") from None
             left_out[name] = str(error)
+    runs = len(methods) * len(study.folds) * len(study.seeds)
+    if runs > MAX_RUNS:
+        raise ValueError(f"study {study.name}: {len(methods)} methods make {runs:,} runs; at most {MAX_RUNS:,}")
     return StudyPlan(study, methods, left_out)
 
 
@@ -173,17 +193,9 @@ def _require_standard(name: str, method: Method, values: dict[str, Values], left
         )
 
 
-def _planned(study: Study, name: str, values: Values, *, judged: tuple[str, ...]) -> PlannedMethod:
-    recipe = parse(values | {"name": f"{study.name}-{name}"})
-    steps = own_steps(plan_phases(recipe))
-    taught = {edge.student for edge in recipe.edges}
-    students = tuple(model for model in judged if model in taught)
-    for model in judged if name == CONTROL else students:
-        if steps[model] != study.steps:
-            raise ValueError(
-                f"models.{model} takes {steps[model]:,} own steps, and the study has steps = {study.steps:,} for each "
-                "model of each method; change the method's schedule"
-            )
+def _planned(study: Study, name: str, recipe: Recipe, judged: tuple[str, ...]) -> PlannedMethod:
+    students = compared_models(name, recipe, judged)
+    require_own_steps(study, recipe, judged if name == CONTROL else students)
     return PlannedMethod(name, recipe, students)
 
 

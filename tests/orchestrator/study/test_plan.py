@@ -65,12 +65,53 @@ def test_what_the_models_cannot_make_is_left_out_with_the_reason():
     alone = plan_study(study(recipe="offline-demo", standard=("mutual", "one_way")))
     reason = "needs two models that learn; recipe 'offline-demo' has one"
     assert alone.left_out == {"mutual": reason, "one_way": reason}
-    uneven = plan_study(study(periods=(3,)))
-    assert uneven.left_out["alternate"].startswith("periods: 3 does not divide the 8 steps")
-    unknown = plan_study(study(generations=("cnn", "ast")))
-    assert "no model named 'ast'; the models are cnn, vit" in unknown.left_out["generations"]
-    like = plan_study(study(periods=(3,), methods={"a": Method(like="alternate-3")}))
+    like = plan_study(study(recipe="offline-demo", methods={"a": Method(like="alternate-3")}))
     assert like.left_out["a"] == "like = 'alternate-3': is left out"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"periods": (2, 3)}, "periods: 3 does not divide the 8 steps .*; name periods that do"),
+        ({"generations": ("cnn", "ast")}, "no model named 'ast'; the models are cnn, vit"),
+        ({"methods": {"mutual": Method()}}, "methods.mutual: is the name of a standard method of this study"),
+        ({"seeds": tuple(range(1000))}, "study s: 8 methods make 16,000 runs; at most 10,000"),
+        ({"settings": {"train": {"seed": 3}}}, "settings: train.seed: is not of the recipe .* has `seeds`"),
+        ({"settings": {"schedule": {"burn_in": 3}}}, "settings: schedule.burn_in: .* has `steps`, `burn_in`"),
+        ({"methods": {"a": Method(settings={"data": {"test_fold": 3}})}}, "methods.a.settings: data.test_fold: "),
+        ({"methods": {"a": Method(settings={"schedule": {"steps": 999}})}}, "methods.a: models.cnn takes 999 own"),
+    ],
+)
+def test_mistakes_in_a_study_s_keys_leave_nothing_out(fields, message):
+    with pytest.raises(ValueError, match=message):
+        plan_study(study(**fields))
+
+
+@pytest.mark.parametrize("setting", ["train.seed=1", "data.test_fold=2", "data={test_fold=2}", "schedule.steps=9"])
+def test_what_the_study_fixes_cannot_be_set(setting, tmp_path):
+    stored = tmp_path / "study.json"
+    stored.write_text(json.dumps({"study_id": "s", **plan_study(study()).as_json()}))
+    for load in (lambda: plan_study(study(), [setting]), lambda: load_plan(str(stored), [setting])):
+        with pytest.raises(ValueError, match=r"--set [a-z_.]+: is not of the recipe but of the study: "):
+            load()
+
+
+def test_a_method_that_teaches_nobody_is_compared_in_all_its_models():
+    own = Method(settings={"train": {"tf32": False}})
+    method = plan_study(study(methods={"no_tf32": own})).methods["no_tf32"]
+    assert method.students == ("cnn", "vit")
+
+
+def test_a_stored_plan_that_was_edited_is_checked_again():
+    values = plan_study(study(standard=("mutual",))).as_json()
+    values["methods"]["mutual"]["recipe"]["schedule"]["steps"] = 9
+    with pytest.raises(
+        ValueError, match=r"methods.mutual: models.cnn takes 13 own steps, and the study has steps = 12"
+    ):
+        plan_of(values)
+    del values["methods"]["plain"]
+    with pytest.raises(ValueError, match="methods: must have plain"):
+        plan_of(values)
 
 
 def test_a_method_of_the_study_s_own_merges_into_another_one():
@@ -115,7 +156,9 @@ def test_mistakes_in_a_study(fields, message):
 
 
 def test_settings_change_the_recipe_of_all_methods_the_command_s_last():
-    plan = plan_study(study(settings={"data": {"synthetic_clips": 100}, "train": {"seed": 3}}), ["train.shard_size=4"])
+    plan = plan_study(
+        study(settings={"data": {"synthetic_clips": 100}, "train": {"log_every": 3}}), ["train.shard_size=4"]
+    )
     for method in plan.methods.values():
         assert (method.recipe.data.synthetic_clips, method.recipe.train.shard_size) == (100, 4)
     recipe = plan.recipe(Member("mutual", 2, 7))
