@@ -60,10 +60,21 @@ def run_study(request: StudyRequest, *, show_progress: Progress) -> StudyResult:
             from orchestrator.study.ray_runner import run_on_ray
 
             status = run_on_ray(plan, request, left, tally)
-        outcome = {"study_id": request.id, "status": "failed" if tally.failed and status == "done" else status}
-        outcome |= study_results(plan, request.storage, request.id) | {"failed": tally.failed}
-        retry_while_unavailable(lambda: store.write_outcome(outcome), what=location.uri, patience_s=request.patience_s)
+        ended = {"study_id": request.id, "status": "failed" if tally.failed and status == "done" else status}
+        outcome = _conclude(plan, request, store, ended, tally.failed)
     return StudyResult(outcome, location)
+
+
+def _conclude(
+    plan: StudyPlan, request: StudyRequest, store: StudyStore, ended: dict[str, Any], failed: dict[str, str]
+) -> dict[str, Any]:
+    """Write and return the outcome; why runs failed, which only this process knows, is written before results are
+    computed, which may take minutes or be impossible."""
+    retried = partial(retry_while_unavailable, what=store.uri, patience_s=request.patience_s)
+    retried(lambda: store.write_outcome(ended | {"failed": failed}))
+    outcome = ended | retried(lambda: study_results(plan, request.storage, request.id)) | {"failed": failed}
+    retried(lambda: store.write_outcome(outcome))
+    return outcome
 
 
 def unfinished(plan: StudyPlan, request: StudyRequest) -> Iterator[tuple[Member, str]]:
@@ -83,13 +94,17 @@ def _run_here(
     tally: Tally,
     show_progress: Progress,
 ) -> str:
-    """Train one run after another; returns "preempted" where the user stops it, else "done"."""
-    with StopSignals() as stop:  # between runs; a run handles signals itself
+    """Train one run after another; returns "preempted" where the user stops it, else "done".
+
+    A run that is preempted by itself, since a store is unavailable, counts as failed with its error, as on Ray.
+    """
+    with StopSignals() as stop:  # a run has its own within, which pass a request on to these
         for member, name in left:
             if stop.requested():
                 return "preempted"
             ended = run_member(request, plan, member, show_progress)
-            if ended["status"] == "preempted":
+            if ended["status"] == "preempted" and stop.requested():
+                print_status(f"study: stopped; {name} is preempted{': ' if ended['error'] else ''}{ended['error']}")
                 return "preempted"
             tally.count(name, ended["status"], ended["error"])
     return "done"

@@ -96,8 +96,10 @@ def complete_block(cells: Iterable[Cell]) -> tuple[tuple[int, ...], tuple[int, .
     for fold, seed in cells:
         seeds_of.setdefault(fold, set()).add(seed)
     best: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    shared = [frozenset(own & other) for own in seeds_of.values() for other in seeds_of.values()]
-    for seeds in sorted({*shared}, key=sorted):
+    shared = set[frozenset[int]]()  # what any number of folds have in common
+    for own in {frozenset(own) for own in seeds_of.values()}:
+        shared |= {own} | {own & other for other in shared}
+    for seeds in sorted(shared, key=sorted):
         folds = tuple(sorted(fold for fold, own in seeds_of.items() if seeds <= own))
         if seeds and len(folds) * len(seeds) > len(best[0]) * len(best[1]):
             best = folds, tuple(sorted(seeds))

@@ -1,6 +1,7 @@
 """One run of a study in the process that trains it, and the driver's count of all of them. Imports no Ray."""
 
 import time
+import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from orchestrator.study.plan import Member, StudyPlan, run_id
 from orchestrator.study.request import StudyRequest
 from orchestrator.training import driver
 from orchestrator.training.driver import Progress
+from workloads.runtime.checkpoint_store import AlreadyDriven
 from workloads.runtime.text import one_line
 
 
@@ -32,7 +34,7 @@ class Tally:
         if status == "done":
             self.done += 1
         else:
-            self.failed[run] = error or status
+            self.failed[run] = error or f"{status}; the same command goes on"
         ended = self.done + len(self.failed)
         each = (time.monotonic() - self._began) / max(ended - self._at_first, 1)
         left = f"; about {each * (self.total - ended) / 60:.0f} min left" if ended < self.total else ""
@@ -41,14 +43,20 @@ class Tally:
 
 
 def run_member(request: StudyRequest, plan: StudyPlan, member: Member, show_progress: Progress) -> dict[str, str]:
-    """Train one run in this process, in its main thread; returns its status and error. An error that is the user's is
-    that run's failure: the others go on."""
+    """Train one run in this process, in its main thread; returns its status and error.
+
+    What it raises is its own failure, here as in a process of Ray's, and the others go on: a mistake of the user's,
+    another process that drives it (AlreadyDriven), a disk or store that fails. Of anything else the traceback is
+    printed.
+    """
     name = run_id(request.id, member)
     try:
         run = request.run_request(plan.recipe(member), name)
         outcome = driver.run(run, show_progress=show_progress, warn=_ignore).outcome
-    except ValueError as mistake:
-        return {"status": "failed", "error": one_line(mistake)}
+    except Exception as error:
+        if not isinstance(error, ValueError | AlreadyDriven | OSError):
+            traceback.print_exc()
+        return {"status": "failed", "error": one_line(error)}
     return {"status": outcome["status"], "error": outcome["error"]}
 
 

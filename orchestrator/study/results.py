@@ -26,8 +26,8 @@ def study_results(plan: StudyPlan, storage: str, study_id: str) -> Row:
     A method has `runs` that are done, mean `seconds`, `cpu_seconds` and `gpu_seconds` of one, the `agreement` of the
     models that it shares with the control, and by student what `what_teaching_did` says, with intervals that are
     widened for training sets that overlap (`overlap_factor`), the `folds` and `seeds` on which it rests, and `ece`.
-    Of the control `students` have scores alone. A method without a finished run that can be compared has no students.
-    Raises ValueError where runs were trained on other clips.
+    Of the control `students` have scores alone. A method without a finished run that can be compared has no students,
+    and one whose runs were trained on other clips neither: `not_compared` says so, else it is empty.
     """
     runs = FinishedRuns(plan, storage, study_id)
     methods = {name: _method(plan, runs, name) for name in plan.methods}
@@ -71,26 +71,33 @@ def _method(plan: StudyPlan, runs: FinishedRuns, name: str) -> Row:
     mean = {cost: round(sum(each[cost] for each in costs) / len(costs), 2) for cost in COSTS} if costs else {}
     folds, seeds = complete_block(own.keys() & runs.of_method(CONTROL).keys())
     judged = method.students or plan.models if name == CONTROL else method.students
+    reason = _other_clips(runs, name, judged, [(fold, seed) for fold in folds for seed in seeds])
     students = dict[str, Row]()
-    if folds:
+    if folds and not reason:
         students = {model: _student(plan, runs, name, model, folds, seeds) for model in judged}
-    agreement = _agreement(plan, runs, name, folds, seeds) if folds else None
+    agreement = _agreement(plan, runs, name, folds, seeds) if students else None
     return {
         "about": method.recipe.about,
         "runs": len(own),
         "total": len(plan.study.folds) * len(plan.study.seeds),
         **(mean or dict.fromkeys(COSTS)),
         "agreement": agreement,
+        "not_compared": reason,
         "students": students,
     }
+
+
+def _other_clips(runs: FinishedRuns, name: str, models: tuple[str, ...], cells: list[tuple[int, int]]) -> str:
+    """Why a method cannot be compared with the control: data that has changed meanwhile; empty where it can be."""
+    for model in models:
+        if len(runs.fingerprints(name, model, cells) | runs.fingerprints(CONTROL, model, cells)) > 1:
+            return f"its runs of {model} and those of {CONTROL} were not all trained on the same clips"
+    return ""
 
 
 def _student(
     plan: StudyPlan, runs: FinishedRuns, name: str, model: str, folds: tuple[int, ...], seeds: tuple[int, ...]
 ) -> Row:
-    cells = [(fold, seed) for fold in folds for seed in seeds]
-    if len(runs.fingerprints(name, model, cells) | runs.fingerprints(CONTROL, model, cells)) > 1:
-        raise ValueError(f"methods.{name}: its runs were trained on other clips than the control; give all the same")
     taught = [runs.predictions(name, model, folds, seed) for seed in seeds]
     if name == CONTROL:
         return _scores(taught, plan.labels) | {"folds": list(folds), "seeds": list(seeds)}
@@ -151,7 +158,7 @@ def _agreement(
 def _ensemble(plan: StudyPlan, runs: FinishedRuns, control: Row) -> Row | None:
     """The models of the control together, their probabilities averaged, against each of them alone; costs as much."""
     folds, seeds = complete_block(runs.of_method(CONTROL))
-    if len(plan.models) < 2 or not folds:
+    if len(plan.models) < 2 or not folds or control["not_compared"]:
         return None
     both = [_together(plan, runs, folds, seed) for seed in seeds]
     students = {model: _compared(plan, runs, model, both, folds, seeds) for model in plan.models}

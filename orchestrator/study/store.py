@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.storage import object_store
-from orchestrator.study.plan import StoredPlan, StudyPlan, changed, plan_of
+from orchestrator.study.plan import StoredPlan, StudyPlan, changed, plan_of, without
 from workloads.runtime.json_files import json_text
 
 DEFINITION, OUTCOME = "study.json", "outcome.json"
@@ -41,7 +41,8 @@ class StudyStore:
         return self.uri.rstrip("/").rpartition("/")[0] or "."
 
     def open(self, plan: StudyPlan, *, command: str, created: float) -> StudyPlan:
-        """Create the study, or continue it; returns its plan, which is the one that it was started with.
+        """Create the study, or continue it; returns its plan, which is the one that it was started with: a method that
+        was left out then stays so, also where its store has appeared since.
 
         ValueError where it was started with another: what is compared is fixed before the first run.
         """
@@ -55,6 +56,7 @@ class StudyStore:
         if object_store.create_exclusively(object_store.join(self.uri, DEFINITION), text.encode()):
             return plan
         stored = self.read_plan()
+        plan = without(plan, stored.left_out)
         if difference := next(changed(plan, stored), ""):
             raise ValueError(
                 f"study {self.study_id!r}: was started with other {difference}; a study keeps its plan: repeat the "

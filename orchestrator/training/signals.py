@@ -45,7 +45,9 @@ class _Handlers(ABC):
 class StopSignals(_Handlers):
     """For runs and streams: a signal is a request to save and stop; its handler only sets a flag and says so.
 
-    A second Ctrl-C raises KeyboardInterrupt: what is committed stays, and a run can be resumed.
+    A second Ctrl-C raises KeyboardInterrupt: what is committed stays, and a run can be resumed. Within another such
+    context, as a run of a study is, a request holds for both: what came before is requested here from the beginning,
+    and what comes here is requested there when this one ends.
     """
 
     _first_at = 0.0
@@ -53,6 +55,28 @@ class StopSignals(_Handlers):
     def __init__(self, message: bytes = STOPPING) -> None:
         super().__init__()
         self._message = message
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        for outer in self._outer():
+            self._inherit(outer)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        super().__exit__(*details)
+        for outer in self._outer():
+            outer._inherit(self)
+
+    def _outer(self) -> Iterator["StopSignals"]:
+        """The context whose handlers were there before these, if any."""
+        handler = getattr(self._before.get(signal.SIGTERM), "__self__", None)
+        if isinstance(handler, StopSignals):
+            yield handler
+
+    def _inherit(self, other: "StopSignals") -> None:
+        if other.requested() and not self.requested():
+            self._first_at = other._first_at
+            self._requested.set()
 
     def requested(self) -> bool:
         return self._requested.is_set()

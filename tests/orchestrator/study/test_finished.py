@@ -15,6 +15,10 @@ from orchestrator.study.finished import FinishedRun, complete_block
         ([(1, 0), (2, 0), (3, 0), (1, 1)], ((1, 2, 3), (0,))),
         ([(1, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 2)], ((1, 2), (1, 2))),
         ([(1, 0), (2, 1)], ((1,), (0,))),
+        (  # three folds share 0 to 2, two of them always one more: 3 x 3 cells, and 2 x 4
+            [(fold, seed) for fold, own in enumerate(("01234", "01235", "01245"), 1) for seed in map(int, own)],
+            ((1, 2, 3), (0, 1, 2)),
+        ),
     ],
 )
 def test_the_largest_block_in_which_every_fold_has_every_seed(cells, block):

@@ -2,18 +2,26 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 
 from orchestrator.runs.pooled_comparison import compare_runs
+from orchestrator.storage.retry import Unavailable
 from orchestrator.study import member
 from orchestrator.study.finished import COSTS
+from orchestrator.study.plan import plan_study, without
+from orchestrator.study.results import outcome_so_far
+from orchestrator.study.store import StudyStore
+from orchestrator.training import driver as training_driver
 from tests.orchestrator.study.conftest import read_outcome
 from tests.pages import Page
+from workloads.config.study import Study
 from workloads.evaluate import metrics
 from workloads.evaluate.overlap import overlap_factor, widened
+from workloads.runtime.checkpoint_store import AlreadyDriven
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.tensor_files import parse_safetensors
 
@@ -162,7 +170,7 @@ def test_a_study_that_is_stopped_reports_what_it_has_and_the_same_command_goes_o
     def stopped_at_the_third(request, **options):
         begun.append(request.run_id)
         if len(begun) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)  # between two runs; the third one has not installed its handlers
+            os.kill(os.getpid(), signal.SIGTERM)  # before the third one has installed its own handlers
         return run(request, **options)
 
     monkeypatch.setattr(member.driver, "run", stopped_at_the_third)
@@ -170,16 +178,80 @@ def test_a_study_that_is_stopped_reports_what_it_has_and_the_same_command_goes_o
     assert stopped.code == 75
     assert begun == [f"tiny-{method}-fold{fold}-seed5" for method, fold in (("plain", 1), ("mutual", 1), ("plain", 2))]
     outcome = read_outcome(stopped.out)
-    assert (outcome["status"], outcome["runs"], outcome["total"]) == ("preempted", 3, 4)
+    assert (outcome["status"], outcome["runs"], outcome["total"]) == ("preempted", 2, 4)
+    assert outcome["failed"] == {}, "a run that the user stops has not failed"
     assert outcome["methods"]["mutual"]["students"]["vit"]["folds"] == [1]
-    assert outcome["methods"]["plain"]["students"]["vit"]["folds"] == [1, 2]
-    assert "stopped with 1 runs left; repeat the command to go on" in stopped.err
+    assert "study: stopped; tiny-plain-fold2-seed5 is preempted" in stopped.err
+    assert "stopped with 2 runs left; repeat the command to go on" in stopped.err
     page = Page((tmp_path / "runs" / "tiny" / "report.html").read_text())
-    assert "Unfinished: 3 of 4 runs are done" in page.texts["status"]
+    assert "Unfinished: 2 of 4 runs are done" in page.texts["status"]
 
     done = antiphon(*words, "--local", "--json")
-    assert (done.code, begun[3:]) == (0, ["tiny-mutual-fold2-seed5"])
+    assert (done.code, begun[3:]) == (0, ["tiny-plain-fold2-seed5", "tiny-mutual-fold2-seed5"])
     assert read_outcome(done.out)["methods"]["mutual"]["students"]["vit"]["folds"] == [1, 2]
+
+
+def test_a_stop_during_the_end_of_a_run_lets_it_end_and_stops_the_study(study_file, antiphon, tmp_path, monkeypatch):
+    words = study_file()
+    file = tmp_path / "tiny.toml"
+    file.write_text(file.read_text().replace("seeds = [0, 1]", "seeds = [7]"))
+    conclude = training_driver.conclude
+
+    def stopped(location, **options):
+        os.kill(os.getpid(), signal.SIGTERM)  # the run's own handlers are there, and nothing looks at them any more
+        return conclude(location, **options)
+
+    monkeypatch.setattr(training_driver, "conclude", stopped)
+    done = antiphon(*words, "--local", "--json")
+    outcome = read_outcome(done.out)
+    assert (done.code, outcome["status"], outcome["runs"], outcome["failed"]) == (75, "preempted", 1, {})
+
+
+def test_a_run_that_another_process_drives_or_that_is_preempted_alone_fails_and_the_others_go_on(
+    study_file, antiphon, tmp_path, monkeypatch
+):
+    words = study_file()
+    file = tmp_path / "tiny.toml"
+    file.write_text(file.read_text().replace("seeds = [0, 1]", "seeds = [8]"))
+    run, errors = (
+        member.driver.run,
+        {"mutual-fold1": AlreadyDriven("is driven"), "mutual-fold2": Unavailable("is gone")},
+    )
+
+    def unlucky(request, **options):
+        for name, error in errors.items():
+            if name in request.run_id:
+                raise error
+        return run(request, **options)
+
+    monkeypatch.setattr(member.driver, "run", unlucky)
+    done = antiphon(*words, "--local", "--json")
+    outcome = read_outcome(done.out)
+    assert (done.code, outcome["status"], outcome["runs"]) == (1, "failed", 2)
+    assert outcome["failed"] == {"tiny-mutual-fold1-seed8": "is driven", "tiny-mutual-fold2-seed8": "is gone"}
+
+
+def test_a_method_that_was_left_out_stays_so_when_its_store_has_appeared(tmp_path):
+    plan = plan_study(Study(name="s", recipe="demo", folds=(1,), seeds=(0,), steps=4, standard=("mutual", "gated")))
+    began, store = without(plan, {"gated": "no store there"}), StudyStore(str(tmp_path / "s"))
+    store.open(began, command="", created=0.0)
+    assert store.open(plan, command="", created=1.0) == began
+    with pytest.raises(ValueError, match="was started with other methods: plain, mutual, now plain"):
+        store.open(without(plan, {"mutual": "gone"}), command="", created=1.0)
+
+
+def test_a_method_of_other_clips_says_so_in_its_row(finished, tmp_path):
+    _, _, storage = finished
+    shutil.copytree(storage, tmp_path / "runs")
+    for file in (tmp_path / "runs").glob("tiny-mutual-fold2-seed1/models/vit/*/state.json"):
+        state = json.loads(file.read_text())
+        state["data"]["fingerprint"] = "of other clips"
+        file.write_text(json.dumps(state))
+    outcome = outcome_so_far(str(tmp_path / "runs" / "tiny"))
+    row = outcome["methods"]["mutual"]
+    assert row["not_compared"] == "its runs of vit and those of plain were not all trained on the same clips"
+    assert row["students"] == {}
+    assert {*outcome["methods"]["ensemble"]["students"]} == {"cnn", "vit"}
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(study_file, antiphon, tmp_path):
