@@ -9,6 +9,7 @@ from rich.table import Table
 from orchestrator.cli.comparison_table import difference_text
 from orchestrator.cli.printing import cell, print_out
 from orchestrator.study.plan import StudyPlan
+from orchestrator.study.results import folds_and_seeds
 from workloads.config.study import CONTROL
 
 NOT_THERE = "-"
@@ -35,29 +36,33 @@ def print_results(outcome: Row) -> None:
         Console().print(_student_table(outcome, student))
     Console().print(_cost_table(outcome))
     _print_left_out(outcome["left_out"])
+    for name, row in outcome["methods"].items():
+        if row["not_compared"]:
+            print_out(f"not compared: {name}: {row['not_compared']}")
 
 
 def _student_table(outcome: Row, student: str) -> Table:
-    """Each method's scores of a student and their differences to the control, with intervals."""
+    """Each method's scores of a student beside the control's on the same folds and seeds, with their differences."""
     rows = {name: row["students"][student] for name, row in outcome["methods"].items() if student in row["students"]}
     control = rows[CONTROL]
     metric = control["metric"]
     table = Table(
         title=cell(f"{student}: {metric}, and log loss in nats"),
-        caption="differences to plain with their 95 % intervals; above 0 the method is better, in either score",
+        caption="of the method / of plain on the same folds and seeds; differences with their 95 % intervals, above 0 "
+        "the method is better, in either score",
     )
-    for column in ("method", metric, "difference", "log loss", "difference"):
+    for column in ("method", metric, "difference", "log loss", "difference", "folds x seeds"):
         table.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
     scores = (f"{control['score']:.3f}", "", f"{control['log_loss']['score']:.3f}", "")
-    table.add_row(CONTROL, *scores)
+    table.add_row(CONTROL, *scores, folds_and_seeds(control))
     for name, row in rows.items():
         if name != CONTROL:
-            table.add_row(cell(name), *_scores(row), *_scores(row["log_loss"]))
+            table.add_row(cell(name), *_scores(row), *_scores(row["log_loss"]), folds_and_seeds(row))
     return table
 
 
 def _scores(row: Row) -> tuple[str, str]:
-    return f"{row['taught']:.3f}", difference_text(row)
+    return f"{row['taught']:.3f} / {row['untaught']:.3f}", difference_text(row)
 
 
 def _cost_table(outcome: Row) -> Table:

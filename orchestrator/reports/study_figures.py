@@ -21,11 +21,12 @@ def compared(outcome: Row, student: str) -> dict[str, Row]:
 def forest(outcome: Row, student: str, score: str) -> go.Figure:
     """A row for each method: its difference to the control in a score ("" is the primary one), and the interval.
 
+    Without methods that do not have the score: the ensemble has no frames.
     Green lies above 0, red below, grey on both sides of it.
     """
     rows = compared(outcome, student)
-    scores = {name: row[score] if score else row for name, row in rows.items()}
-    figure = new_figure(height=110 + 34 * len(rows))
+    scores = {name: row[score] if score else row for name, row in rows.items() if not score or score in row}
+    figure = new_figure(height=110 + 34 * len(scores))
     for name, colour in (("better", BETTER), ("no difference shown", NOT_SHOWN), ("worse", WORSE)):
         own = {method: row for method, row in scores.items() if verdict(row) == name}
         if own:
@@ -40,7 +41,7 @@ def forest(outcome: Row, student: str, score: str) -> go.Figure:
                 hoverinfo="text",
             )
     _mark_zero(figure, axis="x")
-    order = [escape_label(method) for method in rows]
+    order = [escape_label(method) for method in scores]
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order[::-1], automargin=True)
     label = score.replace("_", " ") or next(iter(rows.values()))["metric"]
     figure.update_xaxes(title=f"{label}: difference to {CONTROL}, above 0 is better")

@@ -6,6 +6,7 @@ from typing import Any
 from orchestrator.reports import study_figures
 from orchestrator.reports.formatting import NOT_AVAILABLE, format_duration, format_score
 from orchestrator.reports.html_page import figure_json, plotly_script, render, write_page
+from orchestrator.study.results import folds_and_seeds
 from workloads.config.study import CONTROL
 
 SCORES = {"": "", "log_loss": "log loss", "frame_mAP": "frame mAP"}  # key of a row -> its label; "" is the primary one
@@ -35,7 +36,7 @@ def write_study_page(outcome: Row, out: Path) -> None:
 def _student(outcome: Row, student: str) -> Row:
     """A student's section: its table, and its figures as JSON."""
     rows = study_figures.compared(outcome, student)
-    scores = [key for key in SCORES if rows and all(not key or key in row for row in rows.values())]
+    scores = [key for key in SCORES if any(not key or key in row for row in rows.values())]
     return {
         "name": student,
         "rows": [*_control_rows(outcome, student), *_rows(rows)],
@@ -48,9 +49,10 @@ def _student(outcome: Row, student: str) -> Row:
 def _control_rows(outcome: Row, student: str) -> list[dict[str, str]]:
     row = outcome["methods"][CONTROL]["students"][student]
     scores = {row["metric"]: row["score"], "log loss": row["log_loss"]["score"]}
-    nothing = dict.fromkeys(("difference", "interval", "verdict", "sample"), "")
+    nothing = dict.fromkeys(("difference", "interval", "verdict", "untaught"), "")
     return [
-        {"method": CONTROL, "score": name, "value": format_score(value), **nothing} for name, value in scores.items()
+        {"method": CONTROL, "score": name, "value": format_score(value), "sample": folds_and_seeds(row), **nothing}
+        for name, value in scores.items()
     ]
 
 
@@ -61,10 +63,11 @@ def _rows(rows: dict[str, Row]) -> list[dict[str, str]]:
             "method": name,
             "score": label or row["metric"],
             "value": format_score(own["taught"]),
+            "untaught": format_score(own["untaught"]),
             "difference": f"{own['difference']:+.4f}",
             "interval": "{:+.4f} to {:+.4f}".format(*own["interval"]),
             "verdict": study_figures.verdict(own),
-            "sample": f"{len(row['folds'])} x {len(row['seeds'])}",
+            "sample": folds_and_seeds(row),
         }
         for name, row in rows.items()
         for key, label in SCORES.items()

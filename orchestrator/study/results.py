@@ -50,6 +50,11 @@ def study_results(plan: StudyPlan, storage: str, study_id: str) -> Row:
     }
 
 
+def folds_and_seeds(row: Row) -> str:
+    """Of which runs a student's row is: 1, 2 x 0, 1, 2."""
+    return " x ".join(", ".join(map(str, row[key])) for key in ("folds", "seeds"))
+
+
 def outcome_so_far(uri: str) -> Row:
     """The outcome of the study at a URI, STORAGE/STUDY_ID, by the runs that are done now; also while it runs."""
     store = StudyStore(uri)

@@ -1,7 +1,9 @@
 """What training costs: wall time of a worker, and processor time of its process with all threads.
 
-Does not depend on torch. Not counted: processes that load clips ahead, the driver, and what comes before the first step
-(data, weights), which depends on what an earlier run has left in the cache.
+Does not depend on torch. Not counted: processes that load clips ahead or send records to MLflow, and what comes before
+the first step (data, weights), which depends on what an earlier run has left in the cache. The driver's threads
+(heartbeat, uploads, samples of the machine) are counted where it trains in its own process: with `--local`, and in all
+runs of a study; with Ray Train's workers they are not.
 """
 
 import time

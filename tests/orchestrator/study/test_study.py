@@ -118,6 +118,8 @@ def test_the_stopping_rule_is_printed_before_the_first_run_and_the_table_at_the_
     assert "2 methods x 2 test folds (1, 2) x 2 seeds (0, 1) = 8 runs, 4 own steps of each model" in again.err
     assert "8 of 8 runs are done" in again.out
     assert "vit: mAP, and log loss in nats" in again.out
+    assert "folds x" in again.out
+    assert f"{outcome['methods']['mutual']['students']['vit']['untaught']:.3f}" in again.out
     assert {path: path.stat().st_mtime_ns for path in storage.glob("tiny-*/outcome.json")} == written, "none ran again"
     assert json.loads((storage / "tiny" / "outcome.json").read_text()) == outcome
 
@@ -135,7 +137,8 @@ def test_the_page_shows_what_the_outcome_says(finished, antiphon, tmp_path):
     low, high = row["interval"]
     value, difference = f"{row['taught']:.4f}", f"{row['difference']:+.4f}"
     shown = next(cells for cells in page.tables["scores-vit"] if cells[:2] == ["mutual", "mAP"])
-    assert shown[2:5] == [value, difference, f"{low:+.4f} to {high:+.4f}"]
+    assert shown[2:6] == [value, f"{row['untaught']:.4f}", difference, f"{low:+.4f} to {high:+.4f}"]
+    assert shown[-1] == "1, 2 x 0, 1"
     assert [cells[0] for cells in page.tables["methods"][1:]] == ["plain", "mutual", "ensemble"]
     points = {
         method: (x, x - minus, x + plus)

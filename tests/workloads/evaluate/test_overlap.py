@@ -11,7 +11,9 @@ from workloads.evaluate.overlap import overlap_factor, widened
 @pytest.mark.parametrize(
     ("folds", "train", "test", "factor"),
     [
-        (5, 1600, 400, 1.5),  # ESC-50, all folds
+        (5, 1600, 400, 1.5),  # ESC-50, all folds, without validation clips
+        (5, 1440, 400, math.sqrt(43 / 18)),  # with a tenth for validation: 1.55
+        (2, 1440, 400, math.sqrt(14 / 9)),  # 1.25
         (2, 1600, 400, math.sqrt(1.5)),
         (1, 900, 100, math.sqrt(10 / 9)),  # one split: other training clips would give another difference too
         (10, 900, 100, math.sqrt(19 / 9)),
