@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 REASONS = {
     "cluster/ceph.py": "the stack's own keys, in a folder of its owner",
     "cluster/process_registry.py": "the stack's own keys, in a folder of its owner",
+    "orchestrator/artifacts/import_encoder.py": "shown to the user: the settings of a recipe",
     "orchestrator/artifacts/model_card.py": "the whole card is redacted",
     "orchestrator/cli/cluster.py": "gives the user the stack's own keys",
     "orchestrator/recipes/loader.py": "a value in memory, refused if it holds a secret",
@@ -21,6 +22,7 @@ REASONS = {
     "orchestrator/search/samplers.py": "a choice of a recipe, in memory",
     "workloads/data/cache.py": "hashed",
     "workloads/data/clips.py": "hashed",
+    "workloads/data/keywords.py": "the path of a computed clip, read back as it is",
     "workloads/data/formats/events.py": "hashed",
     "workloads/models/initial_weights.py": "compared in memory, and part of a message",
     "workloads/models/official/timm.py": "part of a message",
