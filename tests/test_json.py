@@ -9,7 +9,6 @@ ROOT = Path(__file__).parents[1]
 REASONS = {
     "cluster/ceph.py": "the stack's own keys, in a folder of its owner",
     "cluster/process_registry.py": "the stack's own keys, in a folder of its owner",
-    "orchestrator/artifacts/import_encoder.py": "shown to the user: the settings of a recipe",
     "orchestrator/artifacts/model_card.py": "the whole card is redacted",
     "orchestrator/cli/cluster.py": "gives the user the stack's own keys",
     "orchestrator/recipes/loader.py": "a value in memory, refused if it holds a secret",

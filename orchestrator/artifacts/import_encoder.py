@@ -4,7 +4,6 @@ Does not depend on a project's names of tensors (`workloads/models/official`).
 """
 
 import hashlib
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +13,7 @@ from orchestrator.artifacts.weights_file import find_weights, load_weights_file
 from orchestrator.storage import object_store
 from workloads.models.official.converted import ConvertedEncoder
 from workloads.models.official.projects import Source, converter
+from workloads.runtime.json_files import json_text
 from workloads.runtime.text import name_some
 
 ENDING = ".safetensors"
@@ -63,6 +63,6 @@ def import_encoder(data: bytes, file: str, out: str, *, family: str, source: Sou
 
 def settings_of(imported: dict[str, Any]) -> str:
     """The values of a recipe's model that starts from imported weights, in TOML."""
-    arch = ", ".join(f"{key} = {json.dumps(value)}" for key, value in imported["model"]["arch"].items())
-    kind = json.dumps(imported["model"]["front_end"]["kind"])
-    return f"init = {json.dumps(imported['weights'])}, front_end = {{ kind = {kind} }}, arch = {{ {arch} }}"
+    arch = ", ".join(f"{key} = {json_text(value)}" for key, value in imported["model"]["arch"].items())
+    kind = json_text(imported["model"]["front_end"]["kind"])
+    return f"init = {json_text(imported['weights'])}, front_end = {{ kind = {kind} }}, arch = {{ {arch} }}"

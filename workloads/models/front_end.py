@@ -239,16 +239,12 @@ class EfficientAT128(KaldiLogMel):
         return torch.log(self._emphasised_power(x_BT) + 1e-5)
 
 
-class PretrainedSED128(KaldiLogMel):
+class PretrainedSED128(EfficientAT128):
     """PretrainedSED's front end of FrameMN and fPaSST, its evaluation filterbank (reference/frames.md section 4)."""
 
     reach = (256, 257)  # pre-emphasis takes one sample
-    kind, bands, hop = "pretrainedsed128", 128, 160
-    n_fft, window, low, high = 512, 400, 0.0, 7_000.0
-    mean, std, mask_value = -4.5, 5.0, 0.0
-
-    def _frames(self, length: int) -> int:
-        return 1 + (length - 1) // self.hop  # pre-emphasis takes one sample
+    kind, hop = "pretrainedsed128", 160
+    n_fft, window, high = 512, 400, 7_000.0
 
     def _log_mel(self, x_BT: Tensor, sound_BT: Tensor | None) -> Tensor:
         return torch.log(self._emphasised_power(x_BT).clamp(min=1e-7))
