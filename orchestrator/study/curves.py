@@ -1,6 +1,6 @@
 """Validation scores over a student's own steps, the mean of a method's finished runs. Reads nothing itself."""
 
-from orchestrator.study.finished import FinishedRun, FinishedRuns
+from orchestrator.study.finished import FinishedMember, FinishedRuns
 from orchestrator.study.plan import PlannedMethod, StudyPlan
 from workloads.config.study import CONTROL
 from workloads.distill.schedule import own_steps, plan_phases
@@ -20,7 +20,7 @@ def learning_curves(plan: StudyPlan, runs: FinishedRuns) -> dict[str, dict[str, 
     return curves
 
 
-def _mean_curve(method: PlannedMethod, runs: list[FinishedRun], model: str, metric: str) -> Curve:
+def _mean_curve(method: PlannedMethod, runs: list[FinishedMember], model: str, metric: str) -> Curve:
     """The mean over runs at the steps at which all of them were validated; while a model does not train it has no own
     steps, and its newest score counts."""
     of_runs = [run.validations(model, metric) for run in runs]

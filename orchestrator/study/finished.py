@@ -21,7 +21,7 @@ Cell = tuple[int, int]  # test fold, seed
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class FinishedMember:
     """A run of a study that is done."""
 
     uri: str
@@ -46,15 +46,15 @@ class FinishedRuns:
     """The runs of a study that are done, as they were when this was made."""
 
     def __init__(self, plan: StudyPlan, storage: str, study_id: str) -> None:
-        def read(member: Member) -> FinishedRun | None:
+        def read(member: Member) -> FinishedMember | None:
             uri = object_store.join(storage, run_id(study_id, member))
-            return None if finished_outcome(uri) is None else FinishedRun(uri, list(filter(_kept, records_of(uri))))
+            return None if finished_outcome(uri) is None else FinishedMember(uri, list(filter(_kept, records_of(uri))))
 
         with ThreadPoolExecutor(READERS) as readers:
             found = zip(plan.members, readers.map(read, plan.members), strict=True)
             self._runs = {member: run for member, run in found if run is not None}
 
-    def of_method(self, method: str) -> dict[Cell, FinishedRun]:
+    def of_method(self, method: str) -> dict[Cell, FinishedMember]:
         return {(member.fold, member.seed): run for member, run in self._runs.items() if member.method == method}
 
     def predictions(self, method: str, model: str, folds: Iterable[int], seed: int) -> Predictions:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.study.finished import FinishedRun, complete_block
+from orchestrator.study.finished import FinishedMember, complete_block
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def cost(step, seconds, part="training"):
 def test_the_cost_of_a_run_is_that_of_the_steps_that_count():
     """A killed attempt's checkpoint after step 20 was not committed: the next one trained from step 10 on."""
     records = [cost(10, 1.0), cost(20, 8.0), cost(20, 2.0), cost(30, 4.0), cost(30, 0.5, "scoring")]
-    assert FinishedRun("", records).cost() == {"seconds": 7.5, "cpu_seconds": 15.0, "gpu_seconds": 0.0}
+    assert FinishedMember("", records).cost() == {"seconds": 7.5, "cpu_seconds": 15.0, "gpu_seconds": 0.0}
 
 
 def test_validations_are_those_of_one_model_and_score():
     values = {"vit/val/mAP": 0.3, "vit/val/log_loss": 0.6, "cnn/val/mAP": 0.4}
     records = [{"kind": "metrics", "step": 5, "values": values}, {"kind": "metrics", "step": 9, "values": {}}]
-    assert FinishedRun("", records).validations("vit", "mAP") == {5: 0.3}
+    assert FinishedMember("", records).validations("vit", "mAP") == {5: 0.3}
