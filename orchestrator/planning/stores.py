@@ -30,7 +30,7 @@ class StoreCost:
     teachers: dict[str, str]  # SHA-256 of their weights, by name
     clips: int
     views: int
-    row_bytes: int
+    row_bytes: int  # in a file
     bytes_read: int  # rows of all steps in which the edges are open, by all workers
     step_bytes: int  # the most that a step reads
     memory_bytes: int  # of a worker, at most: whole views, and where each training clip's row is
@@ -61,8 +61,9 @@ def plan_stores(recipe: Recipe, phases: tuple[Phase, ...], cost: Cost, files: Op
 def _cost(
     recipe: Recipe, phases: tuple[Phase, ...], cost: Cost, store: Store, column: str, edges: tuple[str, ...]
 ) -> StoreCost:
-    row_bytes, sizes = store.codec(column).row_bytes, [entry["files"][column] for entry in store.manifest["shards"]]
-    batch_bytes, view_bytes = recipe.train.batch_size * row_bytes, store.num_clips * row_bytes
+    codec, sizes = store.codec(column), [entry["files"][column] for entry in store.manifest["shards"]]
+    row_bytes, view_bytes = codec.row_bytes, store.num_clips * codec.unpacked_bytes
+    batch_bytes = recipe.train.batch_size * row_bytes
     open_edges = [(phase.steps, sum(edge.key in edges for edge in phase.edges)) for phase in phases]
     planes = num_planes(min(store.num_views, ceil(cost.epochs)), view_bytes, MEMORY_BYTES)
     return StoreCost(

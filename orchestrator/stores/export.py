@@ -54,7 +54,7 @@ def _table(store: Store, shard: ShardPlan) -> Any:
     }
     for name, codec in store.codecs.items():
         raw = store.read_shard(name, shard.number).swapaxes(0, 1).reshape(shard.rows, codec.row_bytes)
-        values, tags = codec.values(raw)
+        values, tags = codec.values(codec.unpack(raw))
         numbers = values.reshape(*values.shape[:2], -1).astype(np.float32)  # of each tag, of each of its frames
         if tags is None:
             columns[name] = _lists(numbers.ravel(), numbers[0].size)

@@ -4,8 +4,8 @@ A shard's file of a column is a .npy file of shape (views, clips): view by view,
 every clip. A dense row is its values; a top-k row is a record of `tags` (`stores/topk.py`) and `values`. Nothing in a
 file depends on time, place or who wrote it.
 
-Axes: N clips, V views, B rows that are read, C values of a whole row, J kept tags of a row, Y bytes of a row; where the
-column has frames, F of them follow.
+Axes: N clips, V views, B rows that are read, C values of a whole row, J kept tags of a row, Y bytes of a packed row,
+Z of an unpacked one; where the column has frames, F of them follow.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ BOUNDS = {"logits": (-12.0, 12.0), "probabilities": (0.0, 1.0)}  # of uint8: 0 a
 class RowCodec:
     """What is specific to a column: the type of its rows, from outputs, and to values.
 
-    Values are fp16 and come back exactly; of dtype uint8 they come back in 255 equal steps between two bounds.
+    Values are fp16 and come back exactly; of dtype uint8 they come back in 255 equal steps between two bounds. Rows
+    have two forms: packed as in files, and unpacked as a reader keeps them in memory, where tags are integers.
     """
 
     def __init__(self, name: str, column: Column) -> None:
@@ -44,10 +45,17 @@ class RowCodec:
         if self.tag_code:
             fields = [("tags", "u1", (self.tag_code.size,)), ("values", self._number, self.shape)]
         self._row = np.dtype(fields)
+        self._tag = np.dtype("<i2" if self.width <= 2**15 else "<i4")
+        self._tag_bytes = self.k * self._tag.itemsize if self.k else 0  # of an unpacked row
 
     @property
     def row_bytes(self) -> int:
+        """Of a packed row."""
         return self._row.itemsize
+
+    @property
+    def unpacked_bytes(self) -> int:
+        return self.row_bytes - (self.tag_code.size if self.tag_code else 0) + self._tag_bytes
 
     def rows(self, outputs: NDArray[np.floating] | TopK, clip_ids: Sequence[str], views: int) -> NDArray[np.uint8]:
         """Rows bytes_VNY of the outputs of these clips: outputs_NVC, or of a column of top k also a TopK of NVJ.
@@ -113,12 +121,21 @@ class RowCodec:
     def _bytes(self, rows_VN: NDArray[Any]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(rows_VN).view(np.uint8).reshape(*rows_VN.shape[:2], self.row_bytes)
 
-    def values(self, raw_BY: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.int64] | None]:
-        """Values, values_BC or values_BJ, and tags_BJ of rows that are given as bytes."""
+    def unpack(self, raw_BY: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Unpacked rows bytes_BZ of packed ones; ValueError where the tags of one are no set of k."""
         if self.tag_code is None:
-            return self._restored(raw_BY), None
+            return raw_BY
         split = self.tag_code.size
-        return self._restored(np.ascontiguousarray(raw_BY[:, split:])), self.tag_code.decode(raw_BY[:, :split])
+        tags_BJ = self.tag_code.decode(raw_BY[:, :split]).astype(self._tag)
+        return np.concatenate([tags_BJ.view(np.uint8), raw_BY[:, split:]], axis=1)
+
+    def values(self, unpacked_BZ: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.int64] | None]:
+        """Values, values_BC or values_BJ, and tags_BJ of unpacked rows."""
+        if self.tag_code is None:
+            return self._restored(unpacked_BZ), None
+        split = self._tag_bytes
+        values = self._restored(np.ascontiguousarray(unpacked_BZ[:, split:]))
+        return values, unpacked_BZ[:, :split].view(self._tag).astype(np.int64)
 
     def _restored(self, stored: NDArray[np.uint8]) -> NDArray[np.float16]:
         numbers = stored.view(self._number).reshape(-1, *self.shape)

@@ -1,6 +1,6 @@
 """Random reads from a store: rows of clips and views, in any order, in a bounded amount of memory.
 
-Axes: B rows that are read, C values of a whole row, J kept tags of a row, F frames.
+Axes: B rows that are read, C values of a whole row, J kept tags of a row, F frames, Z bytes of an unpacked row.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from workloads.stores.row_memory import RowMemory
 from workloads.stores.shard_files import ShardFiles
 from workloads.stores.store import open_store
 
-MEMORY_BYTES = 256 * 2**20  # of a column: one view of four million clips with 20 tags each
+MEMORY_BYTES = 256 * 2**20  # of a column: one view of three million clips with 20 tags each
 
 
 class NotStored(ValueError):
@@ -100,22 +100,22 @@ class StoreReader:
         return Rows(values, tags, known)
 
     def _gather(self, column: str, numbers_B: NDArray[np.int32], views: int | Sequence[int]) -> NDArray[np.uint8]:
-        """The rows of clips by their numbers, as bytes (B, row_bytes)."""
+        """The unpacked rows of clips by their numbers, bytes_BZ."""
         memory = self._memory(column)
-        assert isinstance(views, int) or len(views) == len(numbers_B), "a view for each clip, or one for all"
-        different = {views} if isinstance(views, int) else set(views)
-        for view in different:
-            if not 0 <= view < self.store.num_views:
-                raise ValueError(
-                    f"store {self.store.uri!r}: view {view}: its views are 0 to {self.store.num_views - 1}"
-                )
-        if len(different) == 1:
-            return memory.read(numbers_B, *different)
+        if isinstance(views, int):
+            self._require_view(views)
+            return memory.read(numbers_B, views)
+        assert len(views) == len(numbers_B), "a view for each clip, or one for all"
         view_B = np.array(views, np.int64)
-        raw = np.empty((len(numbers_B), self.store.codec(column).row_bytes), np.uint8)
-        for view in sorted(different):
-            raw[view_B == view] = memory.read(numbers_B[view_B == view], view)
-        return raw
+        rows_BZ = np.empty((len(numbers_B), self.store.codec(column).unpacked_bytes), np.uint8)
+        for view in sorted(set(views)):
+            self._require_view(view)
+            rows_BZ[view_B == view] = memory.read(numbers_B[view_B == view], view)
+        return rows_BZ
+
+    def _require_view(self, view: int) -> None:
+        if not 0 <= view < self.store.num_views:
+            raise ValueError(f"store {self.store.uri!r}: view {view}: its views are 0 to {self.store.num_views - 1}")
 
     def _memory(self, column: str) -> RowMemory:
         if column not in self._columns:

@@ -1,6 +1,6 @@
-"""Rows of one column in a bounded amount of memory, whole views at a time.
+"""Unpacked rows of one column in a bounded amount of memory, whole views at a time.
 
-Axes: B rows that are read.
+Axes: B rows that are read, Z bytes of an unpacked row.
 """
 
 import numpy as np
@@ -28,11 +28,12 @@ class RowMemory:
     def __init__(self, store: Store, column: str, files: ShardFiles, memory_bytes: int) -> None:
         self._files = files
         self._clips, self._per_shard = store.num_clips, store.description["clips"]["per_shard"]
-        self._row_bytes = store.codec(column).row_bytes
-        planes = num_planes(store.num_views, self._clips * self._row_bytes, memory_bytes)
+        self._codec = store.codec(column)
+        size = self._codec.unpacked_bytes
+        planes = num_planes(store.num_views, self._clips * size, memory_bytes)
         # Of memory that is only reserved, the system gives a page when it is first written. A row is one element, since
         # numpy copies single elements faster than rows of an array.
-        self._rows = np.empty(planes * self._clips, f"V{self._row_bytes}")
+        self._rows = np.empty(planes * self._clips, f"V{size}")
         self._loaded = np.zeros((planes, len(store.manifest["shards"])), bool)
         self._is_full = [False] * planes
         self._plane_of: dict[int, int] = {}  # by view, the most recently read one last
@@ -43,14 +44,14 @@ class RowMemory:
         return len(self._loaded)
 
     def read(self, numbers_B: NDArray[np.int32], view: int) -> NDArray[np.uint8]:
-        """The rows of these clips in this view, as bytes (B, row_bytes)."""
+        """The rows of these clips in this view, bytes_BZ."""
         if not self.num_planes:
             return self._read_singly(numbers_B, view)
         plane = self._plane(view)
         if not self._is_full[plane]:
             self._load(numbers_B, view, plane)
         rows = self._rows[plane * self._clips : (plane + 1) * self._clips]
-        return rows.take(numbers_B).view(np.uint8).reshape(-1, self._row_bytes)
+        return rows.take(numbers_B).view(np.uint8).reshape(-1, self._codec.unpacked_bytes)
 
     def _plane(self, view: int) -> int:
         """The plane of this view; a new one, or that of the view that was not read for longest, where it has none."""
@@ -67,7 +68,7 @@ class RowMemory:
         new = shards[~self._loaded[plane, shards]].tolist()
         self._files.prepare(new)
         for shard in new:
-            rows = self._files.block(shard, view).view(self._rows.dtype)[:, 0]
+            rows = self._codec.unpack(self._files.block(shard, view)).view(self._rows.dtype)[:, 0]
             start = plane * self._clips + shard * self._per_shard
             self._rows[start : start + len(rows)] = rows
             self._loaded[plane, shard] = True
@@ -77,7 +78,7 @@ class RowMemory:
         places = [divmod(number, self._per_shard) for number in numbers_B.tolist()]
         self._files.prepare({shard for shard, _ in places})
         content = b"".join([self._files.row(shard, view, place) for shard, place in places])
-        return np.frombuffer(content, np.uint8).reshape(len(places), self._row_bytes)
+        return self._codec.unpack(np.frombuffer(content, np.uint8).reshape(len(places), self._codec.row_bytes))
 
     def close(self) -> None:
         self._files.close()

@@ -27,7 +27,7 @@ def changed_copy(store: str, out: str, column: str, change: Callable[[Any, Any],
         outputs: dict[str, Any] = {}
         for name, codec in source.codecs.items():
             raw = source.read_shard(name, shard.number)
-            values, tags = codec.values(raw.reshape(-1, codec.row_bytes))
+            values, tags = codec.values(codec.unpack(raw.reshape(-1, codec.row_bytes)))
             values_NVC = values.reshape(shard.views, len(shard.clip_ids), -1).swapaxes(0, 1).copy()
             tags_NVJ = (
                 None if tags is None else tags.reshape(shard.views, len(shard.clip_ids), -1).swapaxes(0, 1).copy()

@@ -27,7 +27,7 @@ def parsed(column: RowCodec, content: bytes) -> np.ndarray:
 
 def test_dense_rows_come_back_and_numpy_reads_the_file(tmp_path):
     content = codec().file(codec().rows(outputs(), CLIPS, 2))
-    values, tags = codec().values(parsed(codec(), content)[1])
+    values, tags = codec().values(codec().unpack(parsed(codec(), content)[1]))
     assert tags is None
     assert np.array_equal(values, outputs()[:, 1].astype(np.float16))
     (tmp_path / "x.npy").write_bytes(content)
@@ -37,7 +37,7 @@ def test_dense_rows_come_back_and_numpy_reads_the_file(tmp_path):
 def test_top_k_rows_come_back_whatever_their_order_was():
     column, rng = codec(k=4), np.random.default_rng(1)
     content = column.file(column.rows(outputs(), CLIPS, 2))
-    values, tags = column.values(parsed(column, content)[0])
+    values, tags = column.values(column.unpack(parsed(column, content)[0]))
     halves = outputs()[:, 0].astype(np.float16)
     assert tags is not None
     assert np.array_equal(tags, np.sort(np.argsort(-halves, axis=1)[:, :4], axis=1))
@@ -106,7 +106,7 @@ def test_frames_come_back():
 def test_of_frames_the_tags_with_the_largest_maximum_are_kept():
     column, halves = frame_codec(k=4), frame_outputs().astype(np.float16)[:, 0]
     content = column.file(column.rows(frame_outputs(), CLIPS, 2))
-    values, tags = column.values(parsed(column, content)[0])
+    values, tags = column.values(column.unpack(parsed(column, content)[0]))
     best = np.sort(np.argsort(-halves.max(axis=2), axis=1)[:, :4], axis=1)
     assert np.array_equal(tags, best)
     assert np.array_equal(values, np.take_along_axis(halves, best[..., None], axis=1))
@@ -120,7 +120,7 @@ def test_frames_in_one_byte_are_within_half_a_step_of_the_bounds(holds, low, hig
     outputs = np.random.default_rng(3).uniform(2 * low, 2 * high, (3, 2, 30, 5)).astype(np.float32)
     column = frame_codec(k=4, dtype="uint8", holds=holds)
     assert column.row_bytes == column.tag_code.size + 4 * 5
-    values, tags = column.values(parsed(column, column.file(column.rows(outputs, CLIPS, 2)))[0])
+    values, tags = column.values(column.unpack(parsed(column, column.file(column.rows(outputs, CLIPS, 2)))[0]))
     expected = np.take_along_axis(outputs[:, 0], tags[..., None], axis=1).clip(low, high)
     assert np.abs(values - expected).max() <= 0.51 * (high - low) / 255 + 2**-11 * high  # and what fp16 rounds
     assert values.max() == high
