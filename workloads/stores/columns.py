@@ -4,8 +4,8 @@ A shard's file of a column is a .npy file of shape (views, clips): view by view,
 every clip. A dense row is its values; a top-k row is a record of `tags` (`stores/topk.py`) and `values`. Nothing in a
 file depends on time, place or who wrote it.
 
-Axes: N clips, V views, B rows that are read, C values of a whole row, J kept tags of a row, Y bytes of a packed row,
-Z of an unpacked one; where the column has frames, F of them follow.
+Axes: N clips, V views, B rows that are read, C values of a whole row, J kept tags of a row, Y bytes of a row, packed
+or unpacked; where the column has frames, F of them follow.
 """
 
 import hashlib
@@ -122,20 +122,20 @@ class RowCodec:
         return np.ascontiguousarray(rows_VN).view(np.uint8).reshape(*rows_VN.shape[:2], self.row_bytes)
 
     def unpack(self, raw_BY: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Unpacked rows bytes_BZ of packed ones; ValueError where the tags of one are no set of k."""
+        """Unpacked rows bytes_BY of packed ones; ValueError where the tags of one are no set of k."""
         if self.tag_code is None:
             return raw_BY
         split = self.tag_code.size
         tags_BJ = self.tag_code.decode(raw_BY[:, :split]).astype(self._tag)
         return np.concatenate([tags_BJ.view(np.uint8), raw_BY[:, split:]], axis=1)
 
-    def values(self, unpacked_BZ: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.int64] | None]:
+    def values(self, unpacked_BY: NDArray[np.uint8]) -> tuple[NDArray[np.float16], NDArray[np.int64] | None]:
         """Values, values_BC or values_BJ, and tags_BJ of unpacked rows."""
         if self.tag_code is None:
-            return self._restored(unpacked_BZ), None
+            return self._restored(unpacked_BY), None
         split = self._tag_bytes
-        values = self._restored(np.ascontiguousarray(unpacked_BZ[:, split:]))
-        return values, unpacked_BZ[:, :split].view(self._tag).astype(np.int64)
+        values = self._restored(np.ascontiguousarray(unpacked_BY[:, split:]))
+        return values, unpacked_BY[:, :split].view(self._tag).astype(np.int64)
 
     def _restored(self, stored: NDArray[np.uint8]) -> NDArray[np.float16]:
         numbers = stored.view(self._number).reshape(-1, *self.shape)

@@ -1,6 +1,6 @@
 """Random reads from a store: rows of clips and views, in any order, in a bounded amount of memory.
 
-Axes: B rows that are read, C values of a whole row, J kept tags of a row, F frames, Z bytes of an unpacked row.
+Axes: B rows that are read, C values of a whole row, J kept tags of a row, F frames.
 """
 
 from collections.abc import Sequence
@@ -100,18 +100,18 @@ class StoreReader:
         return Rows(values, tags, known)
 
     def _gather(self, column: str, numbers_B: NDArray[np.int32], views: int | Sequence[int]) -> NDArray[np.uint8]:
-        """The unpacked rows of clips by their numbers, bytes_BZ."""
+        """The unpacked rows of clips by their numbers, bytes_BY."""
         memory = self._memory(column)
         if isinstance(views, int):
             self._require_view(views)
             return memory.read(numbers_B, views)
         assert len(views) == len(numbers_B), "a view for each clip, or one for all"
         view_B = np.array(views, np.int64)
-        rows_BZ = np.empty((len(numbers_B), self.store.codec(column).unpacked_bytes), np.uint8)
+        rows_BY = np.empty((len(numbers_B), self.store.codec(column).unpacked_bytes), np.uint8)
         for view in sorted(set(views)):
             self._require_view(view)
-            rows_BZ[view_B == view] = memory.read(numbers_B[view_B == view], view)
-        return rows_BZ
+            rows_BY[view_B == view] = memory.read(numbers_B[view_B == view], view)
+        return rows_BY
 
     def _require_view(self, view: int) -> None:
         if not 0 <= view < self.store.num_views:

@@ -1,6 +1,6 @@
 """Unpacked rows of one column in a bounded amount of memory, whole views at a time.
 
-Axes: B rows that are read, Z bytes of an unpacked row.
+Axes: B rows that are read.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ class RowMemory:
         return len(self._loaded)
 
     def read(self, numbers_B: NDArray[np.int32], view: int) -> NDArray[np.uint8]:
-        """The rows of these clips in this view, bytes_BZ."""
+        """The rows of these clips in this view, bytes_BY."""
         if not self.num_planes:
             return self._read_singly(numbers_B, view)
         plane = self._plane(view)
