@@ -5,7 +5,7 @@ A session runs in one thread, and for a live sound with one more, which reads.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -78,10 +78,10 @@ class _Timing:
 
 
 class StreamSession:
-    """One sound through one tagger; a context, which closes the sound.
+    """One sound through one tagger: made, it has loaded the tagger; `opened` it has a sound, which `hear` hears.
 
     Raises ValueError, before a network is built, for options that contradict each other, and for a tagger or a sound
-    that cannot be used. Entered, it waits for the header of a pipe.
+    that cannot be used.
     """
 
     def __init__(self, uri: str, request: StreamRequest) -> None:
@@ -117,24 +117,26 @@ class StreamSession:
             "first_after_s": tagger.clip_seconds if self._stream.begins_with_clip else 0.0,
         }
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def opened(self, stopped: Callable[[], bool]) -> Iterator[Self]:
+        """The session with its sound, which the end of the context closes. Waits for a pipe's header, or `stopped()`,
+        which ends the sound later too.
+        """
         from workloads.data.decode import BrokenClip
         from workloads.data.resampler import Resampler
 
         with ExitStack() as stack:
             try:
-                self._sound = _open(self._request, self._rate, stack)
+                self._sound = _open(self._request, self._rate, stack, stopped=stopped)
             except (BrokenClip, OSError) as error:
                 raise ValueError(f"--stream {self._request.name}: {unreadable(error)}") from None
-            self._resampler = Resampler(orig=self._sound.rate, new=self._rate)
-            self._timing, self._opened = _Timing(), stack.pop_all()
-        return self
+            if self._sound is not None:
+                self._resampler = Resampler(orig=self._sound.rate, new=self._rate)
+            self._timing, self._stopped = _Timing(), stopped
+            yield self
 
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def hear(self, stopped: Callable[[], bool]) -> Iterator[Heard]:
-        """Hear the sound to its end, or until `stopped()`; the last value closes what is open.
+    def hear(self) -> Iterator[Heard]:
+        """Hear the sound to its end, or until it is stopped; the last value closes what is open.
 
         Where the sound turns out to be unusable, what came before is heard, and `error` says why.
         """
@@ -142,17 +144,20 @@ class StreamSession:
         from workloads.data.live_sound import read_live
         from workloads.evaluate.predict import BadNumbers
 
+        if self._sound is None:  # stopped before its header came
+            self.ended_by = STOPPED
+            return
         blocks = iter(self._sound)
         if self._request.is_live:
-            blocks = read_live(self._sound, stopped=stopped, most=READ_AHEAD)
+            blocks = read_live(self._sound, stopped=self._stopped, most=READ_AHEAD)
         try:
             for x_T in blocks:
                 yield self._heard(self._stream.push(self._resampler.push(x_T, last=False)))
-                if stopped():
+                if self._stopped():
                     break
         except (BrokenClip, BadNumbers, OSError) as error:
             self.error = unreadable(error)
-        self.ended_by = BROKEN if self.error else STOPPED if stopped() else ENDED
+        self.ended_by = BROKEN if self.error else STOPPED if self._stopped() else ENDED
         yield self._finish()
 
     def report(self) -> dict[str, Any]:
@@ -169,7 +174,7 @@ class StreamSession:
             "largest_piece_ms": round(1000 * timing.largest_s, 2) if timing.pieces else None,
             "cpu_s_per_s": round(cpu_s / seconds, 5) if seconds else None,
             "wall_s": round(time.perf_counter() - timing.began, 2),
-            "notes": list(self._sound.notes),
+            "notes": list(self._sound.notes) if self._sound is not None else [],
             "error": self.error or None,
         }
 
@@ -189,7 +194,7 @@ class StreamSession:
         try:
             rest_T = self._resampler.push(torch.zeros(0), last=True)
             events += self._heard(self._stream.push(rest_T)).events
-            events += self._tracker.update(self._stream.finish())
+            events += self._heard(self._stream.finish() for _ in range(1)).events
         except (ValueError, BadNumbers) as error:
             if self.ended_by == ENDED:
                 self.ended_by, self.error = BROKEN, str(error)
@@ -227,18 +232,23 @@ def _check_source(request: StreamRequest) -> None:
         raise ValueError(f"--channels {request.channels}: must be 1 to {MAX_CHANNELS}")
 
 
-def _open(request: StreamRequest, rate: int, stack: ExitStack) -> "SoundStream":
-    """The sound of a request; `rate` is that of the tagger. Waits for a pipe's header."""
+def _open(request: StreamRequest, rate: int, stack: ExitStack, *, stopped: Callable[[], bool]) -> "SoundStream | None":
+    """The sound of a request; `rate` is that of the tagger. Waits for a pipe's header; None: stopped before it came."""
     from workloads.data import sound_stream
+    from workloads.data.live_sound import wait_for
     from workloads.data.microphone import open_microphone
 
     if request.is_microphone:
         return open_microphone(request.rate or rate, request.source[len(MICROPHONE) + 1 :])
+    # Waits in a thread: neither libsndfile, which reads the header, nor the opening of a named pipe ends at a signal.
     if request.pcm is None and request.source == PIPE:
-        return sound_stream.open_pipe(0)
-    file = stack.enter_context(
-        sound_stream.unbuffered(0) if request.source == PIPE else FsspecFiles().open(request.source)
-    )
+        return wait_for(lambda: sound_stream.open_pipe(0), stopped=stopped)
+    if request.source == PIPE:
+        file = stack.enter_context(sound_stream.unbuffered(0))
+    elif (found := wait_for(lambda: FsspecFiles().open(request.source), stopped=stopped)) is not None:
+        file = stack.enter_context(found)
+    else:
+        return None
     if request.pcm is None:
         return sound_stream.open_file(file)
     assert request.rate is not None, "_check_source asks for it"

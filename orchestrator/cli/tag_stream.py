@@ -77,12 +77,17 @@ def tag_stream(checkpoint: str, source: str, *, threshold: float, as_json: bool,
     from orchestrator.artifacts.stream import StreamRequest, StreamSession
 
     request = StreamRequest(source, threshold=threshold, **options)
-    with only_json(as_json) as emit, StreamSession(checkpoint, request) as session:
-        with StopSignals(STOPPING) as signals, _display(emit if as_json else None) as display:
+    with only_json(as_json) as emit:
+        session = StreamSession(checkpoint, request)
+        with (
+            StopSignals(STOPPING) as signals,
+            session.opened(signals.requested),
+            _display(emit if as_json else None) as display,
+        ):
             try:
                 if as_json:
                     emit({"kind": "start", **session.facts, **asdict(session.rules)})
-                for heard in session.hear(signals.requested):
+                for heard in session.hear():
                     display.show(heard)
             except BrokenPipeError:
                 session.ended_by = UNREAD

@@ -19,6 +19,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from workloads.data.containers import ContainerError, NoDecoder, container_of, decode_container
+from workloads.data.joined import joined_parts
 from workloads.runtime.opener import read_bounded
 
 MAX_FILE_BYTES = 4 * 2**30
@@ -29,8 +30,6 @@ MIN_SAMPLES_SHARE = 0.95  # of the number declared in the file's header; a file 
 BLOCK = 2**20  # samples decoded, and resampled, at a time
 NO_LENGTH = 2**62  # samples; libsndfile's number for a FLAC that does not declare its own is larger
 SINC_WIDTH = 8  # samples at the lower rate on either side that torchaudio's filter reaches, and one
-FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its name, then a STREAMINFO block of 34 bytes
-OGG_HEADER, OGG_BEGINS = 27, 2  # bytes of a page's header, whose last is the number of segments; a flag in its sixth
 XING_WITHIN = 200  # bytes from the beginning of the first frame
 XING_SLACK = 4 * 1152  # samples: the header's own frame and the encoder's delay and padding
 UNKNOWN_FROM = 2**31 - 2**16  # bytes; programs that stream into a pipe declare such counts, and recorders first write 0
@@ -83,32 +82,6 @@ def load_sound(file: BinaryIO, *, rate: int) -> Sound:
         raise
     except Exception as error:  # whatever a decoder or a header's numbers lead to is this file's fault
         raise BrokenClip(f"cannot be decoded ({type(error).__name__}: {error})") from error
-
-
-def joined_parts(content: bytes) -> list[bytes]:
-    """The files that were joined into this one: links of a chained Ogg file, FLAC files one after the other.
-
-    libsndfile reads the first alone. MPEG files are read frame by frame, whatever they were joined from.
-    """
-    if content[:4] == b"OggS":
-        starts = list(_ogg_links(content))
-    else:
-        starts = [match.start() for match in FLAC_BEGINS.finditer(content)] if content[:4] == b"fLaC" else []
-    starts = [0, *starts[1:]]
-    if len(starts) == 1:
-        return [content]
-    return [content[start:end] for start, end in zip(starts, [*starts[1:], len(content)], strict=True)]
-
-
-def _ogg_links(content: bytes) -> Iterator[int]:
-    """Where each link begins: at a page that begins a stream, after one that does not."""
-    start, begins = 0, False
-    while content[start : start + 4] == b"OggS" and start + OGG_HEADER <= len(content):
-        before, begins = begins, bool(content[start + 5] & OGG_BEGINS)
-        if begins and not before:
-            yield start
-        segments = content[start + OGG_HEADER : start + OGG_HEADER + content[start + OGG_HEADER - 1]]
-        start += OGG_HEADER + len(segments) + sum(segments)
 
 
 def _decode_parts(parts: list[bytes], *, rate: int) -> tuple[Tensor, int, bool]:

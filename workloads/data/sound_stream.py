@@ -30,6 +30,8 @@ from workloads.data.decode import (
     check_rate,
     declared_samples,
 )
+from workloads.data.joined import FilePart, open_parts
+from workloads.data.resampler import Resampler
 
 BLOCK_SECONDS = 0.1
 MAX_CHANNELS = 64
@@ -53,9 +55,9 @@ class SoundStream:
     For one thread. After the last block `samples` and `peak` are those of all of it, and `notes` what was odd.
     """
 
-    def __init__(self, rate: int, blocks: Iterator[Tensor], *, declared: int = 0) -> None:
+    def __init__(self, rate: int, blocks: Iterator[Tensor]) -> None:
         check_rate(rate)
-        self.rate, self._blocks, self._declared = rate, blocks, declared
+        self.rate, self._blocks = rate, blocks
         self.samples, self.peak = 0, 0.0
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -66,8 +68,6 @@ class SoundStream:
                 raise BrokenClip(f"holds samples that are NaN, infinite or beyond {MAX_PEAK:g} after {where}")
             self.samples, self.peak = self.samples + len(x_T), max(self.peak, peak)
             yield x_T
-        if self.samples < MIN_SAMPLES_SHARE * self._declared:
-            raise BrokenClip(f"cut short: {self.samples} of {self._declared} samples")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -80,20 +80,29 @@ class SoundStream:
 def open_file(file: BinaryIO) -> SoundStream:
     """The sound of an open file that can be sought: what libsndfile and minimp3 read.
 
-    Raises BrokenClip for other files, for one without samples, and for one that its header shows to be cut short.
+    Ogg or FLAC files that were joined into one are heard one after the other, at the rate of the first. Raises
+    BrokenClip for other files, for one without samples, and for one that its header shows to be cut short.
     """
     head = file.read(16)
     file.seek(0)
     if name := container_of(head):
         raise BrokenClip(f"its container ({name}) cannot be read block by block; {_through_a_pipe()}")
+    parts = open_parts(file)
     try:
-        sound = soundfile.SoundFile(file)
+        sound = soundfile.SoundFile(next(parts))
     except soundfile.SoundFileError as error:
         file.seek(0)
         return _open_mpeg(file, reason=_reason(error))
     if sound.format == "MP3":  # libsndfile ends where it guesses the end
         file.seek(0)
         return _open_mpeg(file, reason="")
+    _require_whole(sound)
+    return SoundStream(sound.samplerate, _blocks_of_parts(sound, parts))
+
+
+def _require_whole(sound: soundfile.SoundFile) -> None:
+    """BrokenClip where an open file shows that it holds no samples, or fewer than its header declares."""
+    check_rate(sound.samplerate)
     declared = _declared(sound)
     if sound.frames >= NO_LENGTH:
         raise BrokenClip(f"does not declare its length, without which it cannot be read; {_through_a_pipe()}")
@@ -101,7 +110,6 @@ def open_file(file: BinaryIO) -> SoundStream:
         raise BrokenClip("its header declares no samples")
     if sound.frames < MIN_SAMPLES_SHARE * declared:
         raise BrokenClip(f"cut short: {sound.frames} of {declared} samples; give what there is through a pipe, as -")
-    return SoundStream(sound.samplerate, _sndfile_blocks(sound), declared=declared)
 
 
 def open_pipe(descriptor: int) -> SoundStream:
@@ -116,7 +124,7 @@ def open_pipe(descriptor: int) -> SoundStream:
             f"nothing came, or no header that can be read from a pipe ({_reason(error)}); raw samples need --pcm and "
             f"--rate, other formats than WAV a file, or {_through_a_pipe()}"
         ) from error
-    return SoundStream(sound.samplerate, _sndfile_blocks(sound), declared=_declared(sound))
+    return SoundStream(sound.samplerate, _sndfile_blocks(sound))
 
 
 def open_pcm(file: BinaryIO, pcm: Pcm) -> SoundStream:
@@ -150,14 +158,40 @@ def _through_a_pipe() -> str:
     return "convert it on the way: ffmpeg -i FILE -f wav - | antiphon tag ... --stream -"
 
 
+def _blocks_of_parts(first: soundfile.SoundFile, others: Iterator[FilePart]) -> Iterator[Tensor]:
+    """The blocks of an open file and of those that were joined to it, at the first one's rate."""
+    yield from _sndfile_blocks(first)
+    for number, part in enumerate(others, start=2):
+        try:
+            sound = soundfile.SoundFile(part)
+            _require_whole(sound)
+            resampler = Resampler(orig=sound.samplerate, new=first.samplerate)
+            for x_T in _sndfile_blocks(sound):
+                yield from _unless_empty(resampler.push(x_T, last=False))
+            yield from _unless_empty(resampler.push(torch.zeros(0), last=True))
+        except soundfile.SoundFileError as error:
+            raise BrokenClip(f"part {number} of the files joined in it cannot be decoded ({_reason(error)})") from error
+        except BrokenClip as error:
+            raise BrokenClip(f"part {number} of the files joined in it: {error}") from error
+
+
+def _unless_empty(x_T: Tensor) -> Iterator[Tensor]:
+    if len(x_T):
+        yield x_T
+
+
 def _sndfile_blocks(sound: soundfile.SoundFile) -> Iterator[Tensor]:
-    size = _block(sound.samplerate)
+    """The blocks of an open file, which is closed; BrokenClip at the end where they are fewer than declared."""
+    size, samples, declared = _block(sound.samplerate), 0, _declared(sound)
     with sound:
         try:
             while len(block_TD := sound.read(size, dtype="float32", always_2d=True)):
+                samples += len(block_TD)
                 yield torch.from_numpy(block_TD).mean(dim=1)
         except soundfile.SoundFileError as error:
             raise BrokenClip(f"cannot be decoded further ({_reason(error)})") from error
+    if samples < MIN_SAMPLES_SHARE * declared:
+        raise BrokenClip(f"cut short: {samples} of {declared} samples")
 
 
 def _pcm_blocks(file: BinaryIO, pcm: Pcm) -> Iterator[Tensor]:

@@ -84,7 +84,10 @@ class EventTracker:
 
     def _step(self, begin: float, end: float, p_C: NDArray[np.float32]) -> list[StreamEvent]:
         rules = self._rules
-        self._active_C = p_C >= np.where(self._active_C, rules.off, rules.threshold)
+        least_C = np.where(self._active_C, rules.off, rules.threshold).astype(
+            np.float32
+        )  # 0.7 in fp32 is less than 0.7
+        self._active_C = p_C >= least_C
         new_C = self._active_C & ~self._begun_C
         self._onset_C[new_C], self._peak_C[new_C], self._number_C[new_C] = begin, 0.0, 0
         self._begun_C |= new_C

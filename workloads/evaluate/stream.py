@@ -46,7 +46,10 @@ class Steps:
 
 
 class TaggerStream(ABC):
-    """One sound through a tagger in eval mode; for one thread. Raises BadNumbers where a logit is not finite.
+    """One sound through a tagger in eval mode; for one thread.
+
+    Raises BadNumbers where a logit is not finite, from then on in every call: a network that carries its state would
+    give no other, and the steps after a gap would lie too early.
 
     The steps that `push` and `finish` give are consecutive from 0 to the end of the sound. `latency`: seconds at most
     from the end of a step until enough sound has come to know it, after the first clip where `begins_with_clip`.
@@ -60,6 +63,7 @@ class TaggerStream(ABC):
         self._waiting_T = torch.zeros(0)
         self._pieces, self._heard = 0, 0  # pieces and samples that the network has heard
         self._samples = 0  # that have come
+        self._broken = ""  # why it cannot go on
 
     @property
     def seconds(self) -> float:
@@ -68,7 +72,7 @@ class TaggerStream(ABC):
 
     @property
     def pieces(self) -> int:
-        """Pieces that the network has heard."""
+        """Pieces that the network has heard, with the last one, which may be shorter."""
         return self._pieces
 
     def push(self, x_T: Tensor) -> Iterator[Steps]:
@@ -89,7 +93,10 @@ class TaggerStream(ABC):
         return round((self._first_piece + self._pieces * self.hop) * self._tagger.clip_rate)
 
     def _next(self, piece_T: Tensor, *, last: bool) -> Steps:
-        self._pieces, self._heard = self._pieces + 1, self._heard + len(piece_T)
+        if self._broken:
+            raise BadNumbers(self._broken)
+        if len(piece_T):
+            self._pieces, self._heard = self._pieces + 1, self._heard + len(piece_T)
         with torch.no_grad():
             return self._hear(piece_T, last=last)
 
@@ -99,7 +106,8 @@ class TaggerStream(ABC):
 
     def _probabilities(self, logits_PC: Tensor) -> NDArray[np.float32]:
         if not bool(logits_PC.isfinite().all()):
-            raise BadNumbers("the model's logits of it are not finite: its weights are damaged or have diverged")
+            self._broken = "the model's logits of it are not finite: its weights are damaged or have diverged"
+            raise BadNumbers(self._broken)
         p_PC: NDArray[np.float32] = probabilities(logits_PC.float(), self._tagger.labels).numpy()
         return p_PC
 

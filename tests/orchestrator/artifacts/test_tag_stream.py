@@ -1,12 +1,15 @@
 """`antiphon tag --stream` as a command: files, pipes, a microphone, and all ways in which it ends."""
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ctypes.util import find_library
@@ -107,6 +110,14 @@ def test_each_event_of_a_file_opens_and_closes_once(lstm, antiphon):
     assert "s of CPU time a second of sound" in plain.err
 
 
+def test_what_is_left_at_the_end_is_a_piece_too(lstm, antiphon):
+    """Of 0.1 s, after 20 of 0.2 s; and after the first second 7 windows of half a second one of 0.1 s."""
+    soundfile.write("odd.wav", tones((2, 3), seconds=4.1), RATE)
+    for options, pieces in (((), 21), (("--no-carry", "--hop", "0.5"), 8)):
+        end = lines(antiphon("tag", lstm, "--stream", "odd.wav", "--json", *options).out)[-1]
+        assert (end["seconds"], end["pieces"]) == (4.1, pieces)
+
+
 def test_windows_of_the_same_file_tell_each_event_once_too(lstm, antiphon):
     soundfile.write("long.wav", tones((2, 4), seconds=8), RATE)
     done = antiphon("tag", lstm, "--stream", "long.wav", "--no-carry", "--hop", "0.5", "--json")
@@ -118,6 +129,17 @@ def test_windows_of_the_same_file_tell_each_event_once_too(lstm, antiphon):
         ("closed", 2.0, 4.0),
     ]
     assert end["pieces"] == 15
+
+
+def test_of_ogg_files_that_were_joined_all_are_heard(lstm, antiphon):
+    for number, spans in enumerate([[(0.5, 1)], [(0, 1), (1.5, 2)]]):
+        soundfile.write(f"{number}.ogg", tones(*spans, seconds=2), RATE, subtype="OPUS")
+    Path("both.ogg").write_bytes(Path("0.ogg").read_bytes() + Path("1.ogg").read_bytes())
+    *events, end = lines(antiphon("tag", lstm, "--stream", "both.ogg", "--json").out)
+    tone = [event for event in events if event.get("tag") == "tone" and event["kind"] == "closed"]
+    assert [event["onset"] for event in tone] == pytest.approx([0.5, 2, 3.5], abs=0.1)
+    assert [event["offset"] for event in tone] == pytest.approx([1, 3, 4], abs=0.1)
+    assert (end["seconds"], end["ended_by"]) == (4.0, "the sound ended")
 
 
 @contextmanager
@@ -154,6 +176,29 @@ def test_ctrl_c_closes_what_is_open_although_the_pipe_goes_on(lstm):
     assert found[-2]["offset"] == pytest.approx(found[-1]["seconds"], abs=0.2)
     assert found[-1]["ended_by"] == "stopped"
     assert b"Traceback" not in err
+
+
+def test_ctrl_c_ends_the_wait_for_a_header(lstm):
+    """Four bytes of it come and are read; the pipe stays open."""
+    with command(lstm, "--stream", "-", "--json") as process:
+        process.stdin.write(b"RIFF")
+        process.stdin.flush()
+        while unread(process.stdin):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        out, err = process.stdout.read(), process.stderr.read()
+        assert process.wait() == 0, err
+    start, end = lines(out.decode())
+    assert (start["kind"], end["kind"]) == ("start", "end")
+    assert (end["seconds"], end["events"], end["ended_by"], end["error"]) == (0.0, 0, "stopped", None)
+    assert b"0.0 s heard, 0 events; stopped" in err
+    assert b"Traceback" not in err
+
+
+def unread(file: Any) -> int:
+    """Bytes in a pipe that its reader has not taken."""
+    return int.from_bytes(fcntl.ioctl(file, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_a_reader_that_goes_away_ends_it_cleanly(lstm):

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from tests.workloads.data.test_decode import RATE, WITHOUT_HEADER, encoded
+from workloads.data import joined
 from workloads.data.decode import BrokenClip, load_sound, resample
 from workloads.data.live_sound import read_live
 from workloads.data.resampler import Resampler
@@ -71,6 +72,52 @@ def test_blocks_of_a_file_are_its_samples(container, subtype):
 def test_every_frame_of_an_mp3_is_heard_where_libsndfile_guesses_the_length():
     stream = open_file(io.BytesIO(WITHOUT_HEADER))
     assert len(heard(stream)) == pytest.approx(10 * RATE, abs=5000)
+
+
+@pytest.mark.parametrize(("container", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16")])
+@pytest.mark.parametrize("rate", [RATE, 8_000])
+def test_files_that_were_joined_are_heard_one_after_the_other(container, subtype, rate):
+    """As `load_sound` hears them, which has all at once; the last two have the same serial number, if any."""
+    tone_T = 0.3 * np.sin(np.arange(3 * rate) / 20).astype(np.float32)
+    parts = [
+        encoded(NOISE_TD, container, subtype=subtype),
+        *[encoded(tone_T, container, subtype=subtype, rate=rate)] * 2,
+    ]
+    content = b"".join(parts)
+    x_T = heard(open_file(io.BytesIO(content)))
+    whole_T = load_sound(io.BytesIO(content), rate=RATE).x_T
+    assert len(x_T) == len(whole_T) == 30_001 + 2 * 3 * RATE
+    torch.testing.assert_close(x_T, whole_T, rtol=0, atol=1e-4)
+    alone_T = load_sound(io.BytesIO(parts[1]), rate=RATE).x_T
+    torch.testing.assert_close(x_T[30_001 : 30_001 + 3 * RATE], alone_T, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("container", ["OGG", "FLAC"])
+def test_of_joined_files_the_broken_one_is_named_once_the_others_were_heard(container):
+    part = encoded(NOISE_TD[:, 0], container)
+    stream = open_file(io.BytesIO(part + part[: len(part) // 2]))
+    with pytest.raises(BrokenClip, match=r"part 2 of the files joined in it"):
+        list(stream)
+    assert stream.samples >= 30_001
+
+
+def test_the_next_flac_file_is_looked_for_from_where_the_decoder_has_read_to(monkeypatch):
+    """It reads some kilobytes beyond the end of its part: here 16 are allowed for, a megabyte otherwise."""
+    noise_T = 0.3 * np.random.default_rng(0).standard_normal(10 * RATE).astype(np.float32)
+    first, second = encoded(noise_T, "FLAC"), encoded(noise_T[:5_000], "FLAC")
+    monkeypatch.setattr(joined, "READ_AHEAD", 2**14)
+    searched, found = [], joined._next_flac
+    monkeypatch.setattr(joined, "_next_flac", lambda file, start: searched.append(start) or found(file, start))
+    assert len(heard(open_file(io.BytesIO(first + second)))) == len(noise_T) + 5_000
+    assert 10 * 2**14 < len(first) - 2**14 <= searched[0] <= len(first)
+
+
+def test_a_flac_file_that_follows_a_long_one_is_found_where_a_block_that_is_searched_ends(monkeypatch):
+    first, second = encoded(NOISE_TD, "FLAC"), encoded(NOISE_TD[:5_000], "FLAC")
+    for block in (len(first) - 3, len(first), 7, 8):
+        monkeypatch.setattr(joined, "BLOCK", block)
+        assert joined._next_flac(io.BytesIO(first + second), 1) == len(first)
+        assert joined._next_flac(io.BytesIO(first), 1) is None
 
 
 @pytest.mark.parametrize("content", [encoded(NOISE_TD, "WAV"), *map(declaring, UNKNOWN)])

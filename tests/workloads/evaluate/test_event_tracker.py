@@ -37,6 +37,17 @@ def test_an_event_opens_at_the_threshold_and_goes_on_above_off():
     assert found[1].probability == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize("level", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_a_probability_of_fp32_that_is_the_threshold_reaches_it(level):
+    """0.7 in fp32 is less than 0.7, 0.6 more; `detect` compares alike."""
+    found = tracked([0.0, level, 0.0], rules(threshold=level, off=level))
+    assert spans(found) == [(0.1, 0.2)]
+    logit_FC = torch.logit(torch.tensor([[level]]))
+    own = float(logit_FC.sigmoid())
+    assert len(detect(logit_FC, ("dog",), seconds=0.04, threshold=own, median_seconds=0.0)) == 1
+    assert spans(tracked([1.0, level, 0.0], rules(threshold=0.95, off=level))) == [(0.0, 0.2)]
+
+
 def test_a_short_pause_ends_no_event():
     p_P = [0.9, 0.0, 0.0, 0.9, 0.0, 0.0, 0.0, 0.9]
     assert spans(tracked(p_P, rules())) == [(0.0, 0.1), (0.3, 0.4), (0.7, 0.8)]

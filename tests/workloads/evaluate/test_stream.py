@@ -214,6 +214,27 @@ def test_too_short_a_sound_and_broken_weights_are_errors(arch, kind):
         heard(kind(broken), sound(2.0))
 
 
+@every_kind
+def test_after_a_logit_that_is_not_finite_no_step_comes_at_a_wrong_time(arch, kind):
+    """NaN in the third second; what is heard later has no steps, whether the network could hear on or not."""
+    stream, x_T = kind(tagger_of(arch)), sound(6.0)
+    x_T[2 * RATE + 100] = torch.nan
+    given: list[Steps] = []
+
+    def push_all() -> None:
+        for block_T in x_T[: 4 * RATE].split(1_600):
+            given.extend(steps for steps in stream.push(block_T) if len(steps))
+
+    with pytest.raises(BadNumbers, match="are not finite"):
+        push_all()
+    assert 1.0 <= max(steps.ends_P[-1] for steps in given) <= 2.0
+    for _ in range(2):
+        with pytest.raises(BadNumbers, match="are not finite"):
+            list(stream.push(x_T[4 * RATE :]))
+    with pytest.raises(BadNumbers, match="are not finite"):
+        stream.finish()
+
+
 def peak_mb(stream: TaggerStream, file: Path) -> float:
     """The largest resident memory while a stream hears a file, in MB, as Linux counts it."""
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far

@@ -1,0 +1,108 @@
+"""Files that were joined into one: links of a chained Ogg file, FLAC files one after the other.
+
+libsndfile reads the first alone. MPEG files are read frame by frame, whatever they were joined from. Decodes nothing.
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from itertools import chain, islice, pairwise
+from typing import BinaryIO
+
+FLAC, OGG = b"fLaC", b"OggS"
+FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its name, then a STREAMINFO block of 34 bytes
+FLAC_MARK = 8  # bytes of that
+OGG_HEADER, OGG_BEGINS = 27, 2  # bytes of a page's header, whose last is the number of segments; a flag in its sixth
+BLOCK = 2**20  # bytes that are searched at a time
+READ_AHEAD = 2**20  # bytes, and more than a decoder reads beyond the end of its part
+
+
+def joined_parts(content: bytes) -> list[bytes]:
+    """The files that were joined into this one."""
+    starts = [0]
+    if content.startswith(OGG):
+        starts += islice(ogg_links(io.BytesIO(content)), 1, None)
+    elif content.startswith(FLAC):
+        starts += [match.start() for match in FLAC_BEGINS.finditer(content, 1)]
+    return [content[start:end] for start, end in pairwise([*starts, len(content)])]
+
+
+def open_parts(file: BinaryIO) -> Iterator["FilePart"]:
+    """The files that were joined into this one, each after the one before has been read; in constant memory.
+
+    A FLAC part goes on to the end of the file: its header says how many of its samples are its own. An Ogg part ends
+    where it does, since libsndfile looks for its length there; so its pages are passed once before it is read.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    kind = file.read(4)
+    if kind == OGG:
+        for start, end in pairwise(chain([0], islice(ogg_links(file), 1, None), [size])):
+            yield FilePart(file, start, end)
+        return
+    begin: int | None = 0
+    while begin is not None:
+        part = FilePart(file, begin, size)
+        yield part
+        begin = _next_flac(file, max(begin + 1, part.reached - READ_AHEAD)) if kind == FLAC else None
+
+
+def ogg_links(file: BinaryIO) -> Iterator[int]:
+    """Where each link of a chained Ogg file begins: at a page that begins a stream, after one that does not."""
+    start, begins = 0, False
+    while True:
+        file.seek(start)
+        header = file.read(OGG_HEADER)
+        if len(header) < OGG_HEADER or not header.startswith(OGG):
+            return
+        segments = file.read(header[-1])
+        before, begins = begins, bool(header[5] & OGG_BEGINS)
+        if begins and not before:
+            yield start
+        start += OGG_HEADER + len(segments) + sum(segments)
+
+
+def _next_flac(file: BinaryIO, start: int) -> int | None:
+    """Where the next FLAC file begins, at `start` or after it; None: nowhere."""
+    file.seek(start)
+    kept = b""  # a mark may lie in two blocks
+    while block := file.read(BLOCK):
+        if match := FLAC_BEGINS.search(kept + block):
+            return start - len(kept) + match.start()
+        start += len(block)
+        kept = (kept + block)[-(FLAC_MARK - 1) :]
+    return None
+
+
+class FilePart(io.RawIOBase):
+    """The bytes of an open file from `start` up to `end`, as a file; `reached`: up to where of the whole it was read.
+
+    Moves the position of the file, and does not close it.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+        super().__init__()
+        self._file, self._start, self._end, self._at = file, start, end, 0
+        self.reached = start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end - self._start}
+        self._at = max(0, origins[whence] + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed: any writable buffer
+        self._file.seek(self._start + self._at)
+        content = self._file.read(max(0, min(len(buffer), self._end - self._start - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        self.reached = max(self.reached, self._start + self._at)
+        return len(content)
