@@ -20,6 +20,7 @@ PACKAGE = "ruptures"
 PENALTY = 0.1
 MIN_FRAMES = 2
 BLOCK = 1000  # frames fitted at a time, 40 s: the time grows with their square
+MARGIN = 250  # last frames of a block whose change points are left to the next block, which hears what comes after them
 
 
 def require_package() -> None:
@@ -36,19 +37,34 @@ def boxes(logits_FC: Tensor) -> NDArray[np.float32]:
     require_package()
     p_FC: NDArray[np.float32] = logits_FC.float().sigmoid().numpy()
     found = np.empty_like(p_FC)
-    for start in range(0, len(p_FC), BLOCK):
-        for column in range(p_FC.shape[1]):
-            found[start : start + BLOCK, column] = _constant_between_changes(p_FC[start : start + BLOCK, column])
+    for column, p_F in enumerate(p_FC.T.astype(np.float64)):
+        found[:, column] = np.concatenate([np.full(len(part), part.mean()) for part in np.split(p_F, _changes(p_F))])
     return found
 
 
-def _constant_between_changes(p_F: NDArray[np.float32]) -> NDArray[np.float64]:
+def _changes(p_F: NDArray[np.float64]) -> list[int]:
+    """The change points of a sound of any length, from overlapping blocks.
+
+    A block begins with the last change point that is sure, so that what goes on across the end of a block is fitted as
+    a whole; of what is constant for longer, with its newest part.
+    """
+    changes: list[int] = []
+    start = 0
+    while True:
+        end = start + BLOCK
+        found = [start + change for change in _changes_of_block(p_F[start:end])]
+        if end >= len(p_F):
+            return changes + found
+        sure = [change for change in found if change <= end - MARGIN]
+        changes += sure
+        start = max([end - 2 * MARGIN, *sure[-1:]])
+
+
+def _changes_of_block(p_F: NDArray[np.float64]) -> list[int]:
     from ruptures import KernelCPD
 
-    signal_F1 = p_F[:, None].astype(np.float64)
-    ends = [len(p_F)]
     # What varies less than the penalty has no change that pays: most tags of most sounds.
-    if len(p_F) >= 2 * MIN_FRAMES and np.square(signal_F1 - signal_F1.mean()).sum() > PENALTY:
-        ends = KernelCPD(kernel="linear", min_size=MIN_FRAMES).fit(signal_F1).predict(pen=PENALTY)
-    parts = np.split(signal_F1[:, 0], ends[:-1])
-    return np.concatenate([np.full(len(part), part.mean()) for part in parts])
+    if len(p_F) < 2 * MIN_FRAMES or np.square(p_F - p_F.mean()).sum() <= PENALTY:
+        return []
+    ends: list[int] = KernelCPD(kernel="linear", min_size=MIN_FRAMES).fit(p_F[:, None]).predict(pen=PENALTY)
+    return ends[:-1]

@@ -15,6 +15,7 @@ from workloads.config.architectures import FrameMN
 from workloads.config.recipe import Model
 from workloads.data.clips import Clip, Dataset
 from workloads.data.events import Event
+from workloads.evaluate import boxes as boxes_module
 from workloads.evaluate.boxes import boxes
 from workloads.evaluate.detect import Detection, detect, smooth
 from workloads.evaluate.frames import (
@@ -209,6 +210,33 @@ def test_boxes_of_a_long_sound_are_found_block_by_block() -> None:
     assert boxes(probable(p_FC[:1])) == pytest.approx(p_FC[:1])
     detected = detect(probable(p_FC), TAGS[:1], seconds=92.0, by_boxes=True)
     assert [(event.onset, event.offset) for event in detected] == [(39.2, 44.0), (82.0, 82.4)]
+
+
+@pytest.mark.parametrize("first", [960, 985, 999, 1000, 1001, 1490])
+def test_an_event_across_the_end_of_a_block_comes_out_once(first: int) -> None:
+    """Its second part is less probable, by too little to pay for a change: its box is what tells it."""
+    pytest.importorskip("ruptures")
+    p_FC = np.full((2_300, 1), 0.05)
+    p_FC[first : first + 15], p_FC[first + 15 : first + 30] = 0.555, 0.475
+    p_FC[300:400] = 0.9
+    detected = detect(probable(p_FC), TAGS[:1], seconds=92.0, by_boxes=True)
+    expected = [(12.0, 16.0), (round(first * 0.04, 3), round((first + 30) * 0.04, 3))]
+    assert [(event.onset, event.offset) for event in detected] == expected
+    assert detected[1].probability == pytest.approx(0.515)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_of_blocks_are_those_of_the_whole(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of 0.2 to 120 s in noise, by the same fit of all 4,000 frames at once."""
+    pytest.importorskip("ruptures")
+    rng = np.random.default_rng(seed)
+    lengths = rng.choice([5, 20, 60, 300, 1_100, 3_000], size=12, p=[0.2, 0.3, 0.2, 0.15, 0.1, 0.05])
+    p_F = np.repeat(rng.uniform(0.05, 0.95, 12), lengths)[:4_000]
+    p_FC = (p_F + rng.normal(0, 0.02, len(p_F)))[:, None].clip(0.01, 0.99)
+    found_FC = boxes(probable(p_FC))
+    monkeypatch.setattr(boxes_module, "BLOCK", len(p_F))
+    np.testing.assert_allclose(found_FC, boxes(probable(p_FC)), rtol=0, atol=1e-6)
+    assert len(np.unique(found_FC)) >= 3
 
 
 def test_psds_of_boxes_needs_no_threshold_that_suits_every_frame() -> None:
