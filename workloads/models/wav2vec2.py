@@ -23,7 +23,8 @@ KERNELS_AND_STRIDES = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 STEP, HEARD = 320, 400  # samples from one context vector to the next, and those that the convolutions of one hear
 POSITION_KERNEL = 128
 HEAD = ("head.weight", "head.bias")
-WRAPPER = re.compile(r"^(w2v_encoder\.)?w2v_model\.|^wav2vec2\.")  # around the network in fine-tuned ones
+# around the network in fine-tuned ones; fairseq's head for letters (CTC) lies in the outer one alone
+WRAPPER = re.compile(r"^(w2v_encoder\.(w2v_model\.)?|w2v_model\.|wav2vec2\.)")
 # Parts of training without labels, and the heads of other tasks: nothing here reads them.
 UNUSED = re.compile(
     r"(mask_emb|masked_spec_embed|quantizer|project_q|project_hid|final_proj|target_glu|aux|lm_head|proj|projector"
