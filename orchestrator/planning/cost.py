@@ -10,7 +10,7 @@ from orchestrator.planning.checkpoints import planned_checkpoints, steps_by_phas
 from workloads.config.edge import Edge
 from workloads.config.recipe import Recipe
 from workloads.data.manifest import read_dataset
-from workloads.data.splits import require_full_batch, split
+from workloads.data.splits import require_full_batch, require_two_tags, split
 from workloads.distill.schedule import Phase
 from workloads.distill.store_checks import check_stores
 from workloads.models.size import Size, model_size
@@ -93,6 +93,7 @@ def count_clips(recipe: Recipe, files: Opener, *, clips: int | None, tags: int |
         return Clips(train=clips, tags=tags)
     try:
         dataset = read_dataset(recipe.data, files, model_tags=check_stores(recipe, files), tags_of="store")
+        require_two_tags(dataset)
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}; or give the numbers: --clips N (to train on) --tags C") from None
     splits = split(dataset, recipe.data)

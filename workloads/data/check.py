@@ -11,7 +11,7 @@ from workloads.data.clips import Dataset
 from workloads.data.decoded import DecodedClip
 from workloads.data.manifest import read_dataset
 from workloads.data.packed_clips import open_pack
-from workloads.data.splits import require_full_batch, require_labels, require_scorable, split
+from workloads.data.splits import require_full_batch, require_labels, require_scorable, require_two_tags, split
 from workloads.data.unscored import require_no_scores
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
@@ -41,12 +41,14 @@ def check_data(
 ) -> list[str]:
     """Check the split for each of these validation slices, and the test part with `test`; returns warnings.
 
-    Raises ValueError for mistakes in the metadata, folds, parts that cannot be scored, too few training clips for a
-    batch of `train`, none with a label where `learners` are models that learn from labels, and no label of any clip
-    where the recipe, or a `search`, needs scores. `store_tags` are those of the stores that teach (`check_stores`).
-    Warnings about the sound are given only where its clips are decoded on this machine: nothing is decoded here.
+    Raises ValueError for mistakes in the metadata, single labels of one tag, folds, parts that cannot be scored, too
+    few training clips for a batch of `train`, none with a label where `learners` are models that learn from labels, and
+    no label of any clip where the recipe, or a `search`, needs scores. `store_tags` are those of the stores that teach
+    (`check_stores`). Warnings about the sound are given only where its clips are decoded on this machine: nothing is
+    decoded here.
     """
     data, dataset = recipe.data, read_dataset(recipe.data, files, model_tags=store_tags, tags_of="store")
+    require_two_tags(dataset)
     if not dataset.has_labels:
         require_no_scores(recipe, search=search)
     if dataset.val_fold is not None and any(slices):

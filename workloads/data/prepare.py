@@ -12,7 +12,7 @@ from workloads.data.clips import Dataset
 from workloads.data.manifest import read_dataset
 from workloads.data.packed_clips import open_pack
 from workloads.data.quarantine import check_quarantined_share
-from workloads.data.splits import Splits, split
+from workloads.data.splits import Splits, require_two_tags, split
 from workloads.data.statistics import PARTS, durations, fold_numbers, part_folds, rates, tag_counts
 from workloads.data.warnings import data_warnings
 from workloads.runtime.opener import Opener
@@ -72,10 +72,12 @@ def prepare(
     nothing is decoded.
 
     `model_tags` are those of a model that is scored on it, or of a store that teaches (`read_dataset`). Raises
-    ValueError for metadata that cannot be read, an unknown test fold, or too many quarantined clips.
+    ValueError for metadata that cannot be read, single labels of one tag, an unknown test fold, or too many quarantined
+    clips.
     """
     data = recipe.data
     dataset = read_dataset(data, files, model_tags=model_tags, tags_of=tags_of)
+    require_two_tags(dataset)
     if dataset.packed:
         store = open_pack(dataset.packed, data, files, rate=rate or recipe.rate)
         store.require_decoder(dataset.clips)

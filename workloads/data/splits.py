@@ -67,6 +67,19 @@ def split(dataset: Dataset, data: Data) -> Splits:
     )
 
 
+def require_two_tags(dataset: Dataset) -> None:
+    """Raise ValueError where each clip has the one tag that there is: its probability is 1, and nothing can be learned.
+
+    Called before anything is decoded or trained.
+    """
+    if dataset.labels == "single" and len(dataset.tags) < 2:
+        raise ValueError(
+            f"data.labels = 'single': one of the tags is each clip's, and there is only {name_some(dataset.tags)}: "
+            "nothing to tell apart; add clips with other tags, or set data.labels = 'multi', where clips without the "
+            "tag count too"
+        )
+
+
 def require_scorable(dataset: Dataset, splits: Splits, data: Data, *, test: bool) -> None:
     """Raise ValueError where the labels alone show that validation, or the test part if it is scored, has no score.
 

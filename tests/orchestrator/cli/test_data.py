@@ -1,6 +1,7 @@
 """`antiphon data check`, `data stats` and the dry run on a stranger's data: short clips, a low rate, no folds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 
 from orchestrator.recipes.loader import load_recipe
 from workloads.data.manifest import read_dataset
-from workloads.data.splits import split
+from workloads.data.splits import require_two_tags, split
 from workloads.distill.schedule import plan_phases
 from workloads.runtime.opener import LocalFiles
 
@@ -28,6 +29,34 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Path("words/clips.csv").write_text("\n".join(rows) + "\n")
     settings = {"format": "manifest", "manifest": "words/clips.csv", "labels": "single", "cache": "cache"}
     return [word for key, value in settings.items() for word in ("--set", f"data.{key}={value}")]
+
+
+def test_one_tag_alone_is_refused_before_anything_is_decoded(words: list[str], antiphon) -> None:
+    """Where each clip has one tag: whatever a model says, the tag's probability is 1. With several a clip none may be
+    there."""
+    table = Path("words/clips.csv")
+    table.write_text(table.read_text().replace(",no\n", ",yes\n").replace(",up\n", ",yes\n"))
+    data = [*words, "--set", "data.root=words"]
+    one_word = ["--set", "data.format=keywords", "--set", 'data.words=["yes"]', "--set", "data.labels=single"]
+    for command in (
+        ["data", "check", "demo", *data],
+        ["run", "demo", "--dry-run", *data],
+        ["run", "demo", "--local", "--tracking", "none", *data],
+        ["plan", "demo", "--tflops", "0.1", *data],
+        ["data", "check", "demo", *one_word],
+    ):
+        done = antiphon(*command)
+        assert (done.code, done.out) == (2, ""), command
+        assert (
+            "data.labels = 'single': one of the tags is each clip's, and there is only yes: nothing to tell apart; add "
+            "clips with other tags, or set data.labels = 'multi'"
+        ) in done.err
+    assert not Path("cache").exists()
+    dataset = read_dataset(load_recipe("demo", [word for word in data if word != "--set"]).data, LocalFiles())
+    with pytest.raises(ValueError, match="there is only yes"):
+        require_two_tags(dataset)
+    require_two_tags(replace(dataset, tags=("no", "yes")))  # those of a model, or of a store that teaches
+    require_two_tags(replace(dataset, labels="multi"))
 
 
 def test_each_message_leads_a_stranger_to_the_next_step(words: list[str], antiphon) -> None:
