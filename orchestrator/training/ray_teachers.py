@@ -21,6 +21,9 @@ from workloads.distill.service import ServedModel, ServedOutputs
 from workloads.distill.teacher_server import TeacherServer
 
 START_S = 600.0  # how long the actors may take to be placed, and to prepare the data of the run
+# How long an answer, or the loading of a phase's teachers, may take, behind the shards that were asked for before: far
+# more than any should, and less than workers wait for one another.
+ANSWER_S = 900.0
 
 
 class TeacherActor:
@@ -47,8 +50,22 @@ class RayAnswer:
     reference: Any
 
     def result(self) -> ServedOutputs:
-        outputs: ServedOutputs = ray.get(self.reference)
+        """Raises Unavailable where it does not come in time: Ray Train then starts workers and actors again."""
+        outputs: ServedOutputs = _wait_for(
+            self.reference, ANSWER_S, "one of the actors of the teachers has not answered"
+        )
         return outputs
+
+
+def _wait_for(references: Any, limit_s: float, what: str) -> Any:
+    """What actors return; Unavailable, which begins with `what`, where it takes longer than the limit."""
+    try:
+        return ray.get(references, timeout=limit_s)
+    except ray.exceptions.GetTimeoutError:
+        raise Unavailable(
+            f"{what} within {limit_s:g} s; repeat the command, or give the teachers more actors or other resources "
+            "(service.actors, service.resources)"
+        ) from None
 
 
 class RayTeachers:
@@ -61,17 +78,15 @@ class RayTeachers:
     def fingerprints(self) -> list[str]:
         """Raises Unavailable where the actors are not there in time."""
         asked = [actor.fingerprint.remote() for actor in self._actors]
-        try:
-            return ray.get(asked, timeout=START_S)
-        except ray.exceptions.GetTimeoutError:
-            raise Unavailable(
-                f"the cluster has not started the {len(asked)} actors of the teachers within {START_S:.0f} s; repeat "
-                "the command, or lower service.actors or service.resources"
-            ) from None
+        what = f"the cluster has not started the {len(asked)} actors of the teachers"
+        found: list[str] = _wait_for(asked, START_S, what)
+        return found
 
     def teach(self, models: Sequence[ServedModel]) -> None:
+        """Raises Unavailable where the actors do not load the models in time."""
         shared = ray.put(list(models))  # once for all actors
-        ray.get([actor.teach.remote(shared) for actor in self._actors])
+        asked = [actor.teach.remote(shared) for actor in self._actors]
+        _wait_for(asked, ANSWER_S, f"the {len(asked)} actors of the teachers have not loaded the weights of a phase")
 
     def ask(self, step: int, index: int) -> RayAnswer:
         actor = self._actors[(step * self._shards + index) % len(self._actors)]
