@@ -76,7 +76,7 @@ def evaluate_checkpoint(
         "clips": len(clips),
         "quarantined": len(prepared.quarantined),
         "scores": scores,
-        "chance": _chance(clips, prepared),
+        "chance": _chance(clips, prepared, scores),
         "tags": len(tagger.tags),
         "tags_scored": sum(scores.average_precision is not None for scores in per_tag.values()),
         "tags_not_in_data": list(dataset.not_in_data),
@@ -106,7 +106,8 @@ def _scored(
     in_time = clips_with_frames(tagger, clips)
     scores = metrics.score(logits_NC, y_NC, tagger.labels) | score_frames(frames, in_time, prepared.dataset)
     if holds_keywords(prepared):
-        scores["attention_mass"] = attention_masses(tagger, clips, prepared).mean().item()
+        masses = attention_masses(tagger, clips, prepared)
+        scores |= {score: mass_N.mean().item() for score, mass_N in masses.items()}
     if psds:
         if not in_time:
             raise ValueError(f"--psds: the tagger {uri!r} has no logits in time, or it is not known when tags sound")
@@ -115,14 +116,15 @@ def _scored(
     return logits_NC, y_NC, scores
 
 
-def _chance(clips: Sequence["Clip"], prepared: "PreparedData") -> dict[str, float]:
-    """The scores that need no model, by name."""
-    from workloads.evaluate.attention_mass import holds_keywords, mass_of_flat_profiles
+def _chance(clips: Sequence["Clip"], prepared: "PreparedData", scores: dict[str, float]) -> dict[str, float]:
+    """The scores that need no model, by name; masses of attention where the model has them."""
+    from workloads.evaluate.attention_mass import ENERGY, OWN, holds_keywords, mass_of_flat_profiles
     from workloads.evaluate.chance import chance_levels
 
     levels = chance_levels(*prepared.dataset.clips_per_tag(clips), prepared.dataset.labels)
     if holds_keywords(prepared):
-        levels["attention_mass"] = mass_of_flat_profiles(clips, seconds=prepared.recipe.data.clip_seconds)
+        flat = mass_of_flat_profiles(clips, seconds=prepared.recipe.data.clip_seconds)
+        levels |= {name: flat for name in (ENERGY, OWN) if name in scores}
     return levels
 
 

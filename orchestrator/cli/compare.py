@@ -18,7 +18,8 @@ def compare(
     """Pool finished runs of several test folds and seeds, and print what teaching did."""
     from rich.console import Console
 
-    from orchestrator.cli.comparison_table import comparison_table
+    from orchestrator.cli.comparison_table import comparison_table, scores_not_compared
+    from orchestrator.cli.printing import print_note
     from orchestrator.runs.pooled_comparison import compare_runs
 
     with only_json(as_json) as emit:
@@ -26,3 +27,5 @@ def compare(
         emit(result)
         if not as_json:
             Console().print(comparison_table(result["compare"]))
+        for line in scores_not_compared(result["compare"]):
+            print_note(line)

@@ -6,7 +6,11 @@ from rich.table import Table
 
 from orchestrator.cli.printing import cell
 
-OTHERS = {"frame_mAP": "frame mAP", "attention_mass": "attention mass"}  # compared where models and clips have them
+OTHERS = {  # compared where models and clips have them
+    "frame_mAP": "frame mAP",
+    "attention_mass": "attention mass",
+    "own_attention_mass": "own attention",
+}
 
 
 def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
@@ -27,6 +31,15 @@ def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
             numbers = [f"{row[side]:.3f}" for side in ("taught", "untaught")]
             table.add_row(cell(student), name, *numbers, difference_text(row))
     return table
+
+
+def scores_not_compared(compare: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each score that models have and the comparison has not, with the reason."""
+    return [
+        f"{student}: {name} is not compared: {reason}"
+        for student, compared in compare.items()
+        for name, reason in compared.get("not_compared", {}).items()
+    ]
 
 
 def difference_text(row: dict[str, Any]) -> str:

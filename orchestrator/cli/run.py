@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.comparison_table import comparison_table
+from orchestrator.cli.comparison_table import comparison_table, scores_not_compared
 from orchestrator.cli.options import (
     EXIT_CODES,
     STORAGE,
@@ -128,6 +128,8 @@ def _print_outcome(outcome: dict[str, Any], *, resume: str, resume_id: str) -> N
             print_note(f"model     {name}: {row['checkpoint']}")
     if outcome.get("compare"):
         console.print(comparison_table(outcome["compare"]))
+        for line in scores_not_compared(outcome["compare"]):
+            print_note(line)
     print_note(f"report    {outcome['report']}")
     if ui := ui_command(outcome["tracking"]):
         print_note(f"tracking  {ui}")
@@ -194,7 +196,7 @@ def _table(outcome: dict[str, Any]) -> Table:
     table = Table(title=cell(f"{outcome['run_id']}: {outcome['status']} in {outcome['seconds']:.0f} s"))
     parts = ("val", "test") if any(row["val"] for row in rows.values()) else ()  # no scores of data without labels
     shown = [(part, metric) for part in parts]
-    others = ("frame_mAP", "attention_mass")
+    others = ("frame_mAP", "attention_mass", "own_attention_mass")
     shown += [("test", name) for name in others if any(name in row["test"] for row in rows.values())]
     headers = (f"{part} {name.replace('_', ' ')}" for part, name in shown)
     for column in ("model", "steps learned", "steps as teacher", *headers, "parameters"):

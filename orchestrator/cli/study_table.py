@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.cli.comparison_table import difference_text
+from orchestrator.cli.comparison_table import difference_text, scores_not_compared
 from orchestrator.cli.printing import cell, print_out
 from orchestrator.study.plan import StudyPlan
 from orchestrator.study.results import folds_and_seeds
@@ -39,6 +39,8 @@ def print_results(outcome: Row) -> None:
     for name, row in outcome["methods"].items():
         if row["not_compared"]:
             print_out(f"not compared: {name}: {row['not_compared']}")
+        for line in scores_not_compared(row["students"]):
+            print_out(f"{name}: {line}")
 
 
 def _student_table(outcome: Row, student: str) -> Table:

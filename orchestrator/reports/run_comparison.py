@@ -39,6 +39,15 @@ def rows(history: RunHistory) -> list[dict[str, str]]:
     ]
 
 
+def not_compared(history: RunHistory) -> list[str]:
+    """A sentence for each test score that is not compared, with the reason."""
+    return [
+        f"{student}: {name} is not compared: {reason}."
+        for student, compared in history.comparison.items()
+        for name, reason in compared.get("not_compared", {}).items()
+    ]
+
+
 def sample(history: RunHistory) -> str:
     """On how many clips and seeds the comparison rests; empty without one."""
     first = next(iter(history.comparison.values()), None)
@@ -49,7 +58,12 @@ def sample(history: RunHistory) -> str:
 
 
 def _scores(compared: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    names = {"log_loss": "log loss", "frame_mAP": "frame mAP", "attention_mass": "attention mass"}
+    names = {
+        "log_loss": "log loss",
+        "frame_mAP": "frame mAP",
+        "attention_mass": "attention mass",
+        "own_attention_mass": "own attention mass",
+    }
     return [
         (compared["metric"], compared),
         *((name, compared[key]) for key, name in names.items() if key in compared),

@@ -23,6 +23,8 @@ MEANINGS = {
     "when, 0 to 1, more is better",
     "attention_mass": "share of the energy of a network's sequence that lies inside the keyword, 0 to 1, more is "
     "better: does the model listen when the keyword is said; of a flat profile the share of the clip that it lasts",
+    "own_attention_mass": "the same share of a network's own attention over time, which Att-RNN and MHAtt-RNN have and "
+    "a teacher of profiles teaches them",
     "auc": "share of the pairs of a clip with the tag and one without it of which the first gets the higher "
     "probability, the mean over tags, 0 to 1, more is better; without a model: 0.5",
     "d_prime": "the auc on a scale without an upper end (in standard deviations), more is better; without a model: 0",

@@ -171,25 +171,28 @@ def _step_range(history: RunHistory) -> list[float]:
 
 
 def edge_curves(history: RunHistory) -> go.Figure:
-    """Four panels over the steps; in each a line for every edge, with gaps where the edge is closed."""
+    """Panels over the steps, those of EDGE_PANELS for which some edge has values: edges that carry profiles have no
+    teacher entropy and no agreement. In each a line for every edge, with gaps where the edge is closed."""
+    panels = {metric: title for metric, title in EDGE_PANELS.items() if history.edges_with(metric)}
+    rows, cols = math.ceil(len(panels) / 2), min(2, len(panels))
     figure = make_subplots(
-        rows=2, cols=2, shared_xaxes=True, subplot_titles=list(EDGE_PANELS.values()), vertical_spacing=0.15
+        rows=rows, cols=cols, shared_xaxes=True, subplot_titles=list(panels.values()), vertical_spacing=0.15
     )
     for colour, edge in zip(palette(), history.edges, strict=False):
-        for panel, metric in enumerate(EDGE_PANELS):
+        for panel, metric in enumerate(panels):
             points = history.split_by_activity(edge, history.curves.get(f"{edge}/{metric}", []))
             line = _line(points, edge.replace("-to-", " → "), colour)
             line.update(legendgroup=edge, showlegend=panel == 0)
             figure.add_trace(line, row=panel // 2 + 1, col=panel % 2 + 1)
-    apply_style(figure, height=520)
-    figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.08}, margin={"t": 80})
-    for panel, metric in enumerate(EDGE_PANELS):
+    apply_style(figure, height=80 + 220 * rows)
+    figure.update_layout(legend=LEGEND_ABOVE | {"y": 1.08 if rows > 1 else 1.2}, margin={"t": 80})
+    for panel, metric in enumerate(panels):
         values = [value for edge in history.edges for _, value in history.curves.get(f"{edge}/{metric}", [])]
         top = max(filter(math.isfinite, values), default=1.0)
         top = max(top, 1.0) if metric in ("weight", "agreement") else top  # embeddings and profiles may weigh more
         figure.update_yaxes(range=[0, 1.06 * top], row=panel // 2 + 1, col=panel % 2 + 1)
     figure.update_xaxes(range=_step_range(history))
-    figure.update_xaxes(title="step", row=2)
+    figure.update_xaxes(title="step", row=rows)
     return figure
 
 

@@ -40,6 +40,7 @@ def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_i
         verdict=run_comparison.verdict(history),
         comparison=run_comparison.rows(history),
         compared_on=run_comparison.sample(history),
+        not_compared=run_comparison.not_compared(history),
         phases=_phase_rows(history),
         figures=_figures(history),
         recipe=json.dumps(recipe, indent=2, ensure_ascii=False),

@@ -218,7 +218,7 @@ class ComparedScore(TypedDict):
 
 class ComparedModel(ComparedScore):
     """A student's comparison with its control: of the primary score, of the log loss, of frames if it has them, and of
-    attention to keywords."""
+    attention to keywords; and why other scores are not compared."""
 
     metric: str
     seeds: int
@@ -226,6 +226,8 @@ class ComparedModel(ComparedScore):
     log_loss: ComparedScore
     frame_mAP: NotRequired[ComparedScore]
     attention_mass: NotRequired[ComparedScore]
+    own_attention_mass: NotRequired[ComparedScore]
+    not_compared: NotRequired[dict[str, str]]
 
 
 class ComparisonRecord(TimedRecord):

@@ -26,11 +26,22 @@ def write_study_page(outcome: Row, out: Path) -> None:
         students=[_student(outcome, student) for student in students],
         methods=[_method(name, row, students) for name, row in outcome["methods"].items()],
         names=students,
+        scores_not_compared=_scores_not_compared(outcome),
         on_gpu=any(row["gpu_seconds"] for row in outcome["methods"].values()),
         single=outcome["labels"] == "single",
         plotly=plotly_script(),
     )
     write_page(page, out)
+
+
+def _scores_not_compared(outcome: Row) -> list[str]:
+    """A line for each score that models have and a comparison has not."""
+    return [
+        f"{name}, {student}: {score} is not compared: {reason}"
+        for name, row in outcome["methods"].items()
+        for student, compared in row["students"].items()
+        for score, reason in compared.get("not_compared", {}).items()
+    ]
 
 
 def _student(outcome: Row, student: str) -> Row:

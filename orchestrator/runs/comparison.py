@@ -17,7 +17,11 @@ from workloads.runtime.event_log import read_event_log
 from workloads.runtime.json_files import TaggerState
 
 Rows = dict[str, dict[str, Any]]  # model -> its row in the result
-Predictions = dict[str, Any]  # tensors by name (`workloads/evaluate/deliver.py`)
+Predictions = dict[str, Any]  # tensors by name (`workloads/evaluate/deliver.py`), and the names that were `scored`
+MASSES = (
+    "attention_mass",
+    "own_attention_mass",
+)  # scores that are means over test clips (`evaluate/attention_mass.py`)
 
 
 def comparison_record(
@@ -62,7 +66,8 @@ def _compare(student: str, control: str, of_seeds: list[Rows], recipe: Recipe) -
 
 def compare_folders(student: str, of_seeds: Sequence[Sequence[Sequence[str]]], labels: str) -> dict[str, Any]:
     """What teaching did to a student: for each seed the folders of the taught models and those of their controls, one
-    for each test fold, whose clips are joined. ValueError where the clips are not the same for all."""
+    for each test fold, whose clips are joined; `not_compared` names scores that some of them lack. ValueError where the
+    clips are not the same for all."""
     data = {fingerprint(folder) for sides in of_seeds for folders in sides for folder in folders}
     if len(data) > 1:
         raise _other_clips(student)
@@ -77,15 +82,14 @@ def compare_predictions(student: str, of_seeds: Sequence[Sequence[Predictions]],
     from workloads.evaluate.bootstrap import Pair, compare_means, what_teaching_did
     from workloads.evaluate.frame_bootstrap import what_teaching_did_in_time
 
-    pairs, in_time, masses, targets, targets_in_time = [], [], [], [], []
+    pairs, targets = [], []
+    in_time, targets_in_time = [], []
     for predictions in of_seeds:
         pairs.append(Pair(*(side["logits_NC"] for side in predictions)))
         targets += [side["y_NC"] for side in predictions]
         if all("frames_XC" in side for side in predictions):
             in_time.append(Pair(*(side["frames_XC"] for side in predictions)))
             targets_in_time += [side["frame_y_XC"] for side in predictions]
-        if all("attention_mass_N" in side for side in predictions):
-            masses.append((predictions[0]["attention_mass_N"], predictions[1]["attention_mass_N"]))
 
     def alike(tensors: list[torch.Tensor]) -> bool:
         return all(torch.equal(tensor.nan_to_num(-1), tensors[0].nan_to_num(-1)) for tensor in tensors)
@@ -96,9 +100,28 @@ def compare_predictions(student: str, of_seeds: Sequence[Sequence[Predictions]],
     if len(in_time) == len(pairs):
         y_XC, clip_X = targets_in_time[0], of_seeds[-1][-1]["frame_clip_X"]
         compared["frame_mAP"] = what_teaching_did_in_time(in_time, y_XC, clip_X)
-    if len(masses) == len(pairs):
-        compared["attention_mass"] = compare_means(masses)
-    return compared
+    for score in MASSES:
+        if all(f"{score}_N" in side for predictions in of_seeds for side in predictions):
+            compared[score] = compare_means(
+                [(taught[f"{score}_N"], untaught[f"{score}_N"]) for taught, untaught in of_seeds]
+            )
+    missing = _not_compared(compared, [side for predictions in of_seeds for side in predictions])
+    return compared | ({"not_compared": missing} if missing else {})
+
+
+def _not_compared(compared: dict[str, Any], sides: Sequence[Predictions]) -> dict[str, str]:
+    """By name the test scores that some of the published models have and that are not compared, with the reason."""
+    from workloads.evaluate.deliver import MAX_COMPARED
+
+    if not all("scored" in side for side in sides):  # no published models, but what was made of several
+        return {}
+    reasons = {
+        "frame_mAP": "not all of these models were published with their test frames; of a model and a test fold up to "
+        f"{MAX_COMPARED:,} logits of frames are",
+        **dict.fromkeys(MASSES, "not all of these models were published with those of single test clips"),
+    }
+    scored = set[str]().union(*(side["scored"] for side in sides))
+    return {name: reason for name, reason in reasons.items() if name in scored and name not in compared}
 
 
 def _other_clips(student: str) -> ValueError:
@@ -114,25 +137,31 @@ def _joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
     """The test predictions of several folds as one; frames only where all have them, whose clips are numbered on."""
     import torch
 
-    names = set.intersection(*({*fold} for fold in folds))
-    joined = {name: torch.cat([fold[name] for fold in folds]) for name in names}
+    scored = set[str]().union(*(fold["scored"] for fold in folds))
+    names = set.intersection(*({*fold} for fold in folds)) - {"scored"}
+    joined: dict[str, Any] = {name: torch.cat([fold[name] for fold in folds]) for name in names}
     if "frame_clip_X" in names:
         before = list(accumulate((len(fold["y_NC"]) for fold in folds[:-1]), initial=0))
         joined["frame_clip_X"] = torch.cat(
             [fold["frame_clip_X"] + first for fold, first in zip(folds, before, strict=True)]
         )
-    return joined
+    return joined | {"scored": scored}
 
 
-def _test_predictions(folder: str) -> dict[str, Any]:
+def _test_predictions(folder: str) -> Predictions:
+    """The tensors that a tagger was published with, and as `scored` the names of its test scores."""
     from workloads.evaluate.deliver import TEST_PREDICTIONS
     from workloads.runtime.tensor_files import parse_safetensors
 
     uri = object_store.join(folder, f"{TEST_PREDICTIONS}.safetensors")
-    return parse_safetensors(object_store.get_bytes(uri), uri)
+    return {**parse_safetensors(object_store.get_bytes(uri), uri), "scored": {*_state(folder).get("test", {})}}
 
 
 def fingerprint(folder: str) -> str:
     """Which clips, with which labels, a published tagger was trained and scored on."""
-    state = object_store.read_json(object_store.join(folder, "state.json"), TaggerState)
-    return str(state["data"]["fingerprint"])
+    return str(_state(folder)["data"]["fingerprint"])
+
+
+def _state(folder: str) -> dict[str, Any]:
+    state: dict[str, Any] = object_store.read_json(object_store.join(folder, "state.json"), TaggerState)
+    return state

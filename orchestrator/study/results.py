@@ -6,7 +6,7 @@ Computed from what the finished runs have left; called by the driver at its end,
 from itertools import combinations
 from typing import Any
 
-from orchestrator.runs.comparison import Predictions, compare_predictions
+from orchestrator.runs.comparison import MASSES, Predictions, compare_predictions
 from orchestrator.runs.resume import finished_outcome
 from orchestrator.storage import object_store
 from orchestrator.study.curves import learning_curves
@@ -16,7 +16,7 @@ from orchestrator.study.store import StudyStore
 from workloads.config.study import CONTROL, ENSEMBLE
 from workloads.evaluate.overlap import overlap_factor, widened
 
-COMPARED = ("log_loss", "frame_mAP")  # beside the primary score; frames where models have them
+COMPARED = ("log_loss", "frame_mAP", *MASSES)  # beside the primary score, where models have them
 Row = dict[str, Any]
 
 

@@ -14,7 +14,7 @@ PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 # What is compared beside the primary score: frames of models that have them, attention on keywords.
-OF_COMPARISON = ("log_loss", "frame_mAP", "attention_mass")
+OF_COMPARISON = ("log_loss", "frame_mAP", "attention_mass", "own_attention_mass")
 RUN_ID_TAG = "antiphon.run_id"  # a run is looked up by this tag
 
 

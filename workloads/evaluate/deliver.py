@@ -29,7 +29,7 @@ from workloads.runtime.session import Session
 
 VALIDATION_KEYS = ("train_folds", "val_share", "val_slice", "split_seed")  # settings that choose the validation clips
 # The file of a published tagger with its test clips' logits_NC and y_NC, and frames of it, labels and clips of these;
-# of keywords with their attention_mass_N.
+# of keywords with their attention_mass_N, and own_attention_mass_N of networks with attention over time.
 TEST_PREDICTIONS = "test"
 MAX_COMPARED = 2**23  # logits of test frames that are kept to be compared with a control's
 
@@ -88,14 +88,14 @@ def _scored(name: str, recipe: Recipe, pool: ModelPool, prepared: PreparedData, 
     in_time = {part: clips_with_frames(tagger, getattr(prepared.splits, part)) for part in predictions}
     for part, (_, _, frames) in predictions.items():
         row[part] |= score_frames(frames, in_time[part], prepared.dataset)
-        row[part] |= {"attention_mass": masses[part].mean().item()} if part in masses else {}
+        row[part] |= {score: mass_N.mean().item() for score, mass_N in masses.get(part, {}).items()}
     row["weights_sha256"] = digest
     tensors = {"weights": {key: tensor.detach().cpu() for key, tensor in tagger.state_dict().items()}}
     if "test" in predictions:
         logits_NC, y_NC, frames = predictions["test"]
         tensors[TEST_PREDICTIONS] = {"logits_NC": logits_NC, "y_NC": y_NC}
         tensors[TEST_PREDICTIONS] |= _frames_to_compare(frames, in_time["test"], prepared.dataset)
-        tensors[TEST_PREDICTIONS] |= {"attention_mass_N": masses["test"]} if "test" in masses else {}
+        tensors[TEST_PREDICTIONS] |= {f"{score}_N": mass_N for score, mass_N in masses.get("test", {}).items()}
     shown = shown_clips(prepared) if "test" in predictions else []
     profiles = profiles_of(tagger, shown, prepared) if shown else {}
     pool.release(name)
@@ -113,8 +113,8 @@ def _predictions(
 
 def _attention_masses(
     tagger: Tagger, parts: Sequence[str], prepared: PreparedData, workers: WorkerGroup
-) -> dict[str, Tensor]:
-    """mass_N of the clips of each part; empty where they are no keywords."""
+) -> dict[str, dict[str, Tensor]]:
+    """mass_N of the clips of each part by score; empty where they are no keywords."""
     if not holds_keywords(prepared):
         return {}
     return {part: attention_masses(tagger, getattr(prepared.splits, part), prepared, workers) for part in parts}

@@ -173,6 +173,15 @@ def test_what_teaching_did_is_on_top_with_its_interval(tmp_path: Path) -> None:
     assert "curves-alone" not in page.figures
 
 
+def test_a_score_that_is_not_compared_is_named_with_the_reason(tmp_path: Path) -> None:
+    records, compared = compared_run()
+    records[-2]["models"]["vit"]["not_compared"] = {"frame_mAP": "its <frames> are not stored"}
+    out = tmp_path / "report.html"
+    write_report(records, compared, run_id="demo-1", uri="/runs/demo-1", out=out)
+    found = Page(out.read_text(encoding="utf-8"))
+    assert found.texts["not-compared"].strip() == "vit: frame_mAP is not compared: its <frames> are not stored."
+
+
 def test_a_run_without_a_comparison_says_how_to_get_one(page: Page) -> None:
     assert "teaching" not in page.texts
     assert "--compare" in page.texts["reading"]
@@ -366,6 +375,25 @@ def test_every_edge_has_its_four_curves(page: Page) -> None:
     assert len(traces) == 8
     weights = {trace["name"]: {y for y in trace["y"] if y is not None} for trace in traces if trace["xaxis"] == "x2"}
     assert weights == {"vit → cnn": {0.2}, "cnn → vit": {0.5}}
+
+
+def test_edges_of_profiles_have_no_panels_of_what_only_logits_have(tmp_path: Path, page: Page) -> None:
+    """Neither teacher entropy nor agreement; nor a word about them."""
+    of_logits = ("/teacher_entropy", "/agreement")
+    records = run_records()
+    for record in records:
+        if record["kind"] == "metrics":
+            record["values"] = {key: value for key, value in record["values"].items() if not key.endswith(of_logits)}
+    found = _page(records, tmp_path)
+    traces = found.figures["edges"]["data"]
+    assert {trace["xaxis"] for trace in traces} == {"x", "x2"}
+    assert len(traces) == 4
+    titles = [note["text"] for note in found.figures["edges"]["layout"]["annotations"]]
+    assert titles == ["distillation loss (nats)", "effective weight (share of the loss)"]
+    assert len(page.figures["edges"]["layout"]["annotations"]) == 4
+    for words in ("Teacher entropy is", "Agreement is"):
+        assert words in page.texts["edges-text"]
+        assert words not in found.texts["edges-text"]
 
 
 def test_profiles_have_a_panel_and_even_ones_a_sentence(tmp_path: Path, page: Page) -> None:

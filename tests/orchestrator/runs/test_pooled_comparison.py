@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.training import driver
 from orchestrator.training.request import RunRequest
+from workloads.evaluate import deliver
 
 TURNS = ("schedule.burn_in=1", "schedule.period=1", "schedule.turns=2")
 
@@ -69,6 +70,27 @@ def test_folds_are_one_test_set_and_seeds_repeat_it(compared, storage, antiphon,
         "runs that were moved are read where they are"
     )
     assert "what teaching did, on 40 test clips, 2 seeds" in antiphon("compare", *compared).out
+
+
+def test_frames_that_a_run_was_too_large_to_store_are_named(trained, storage, antiphon, monkeypatch):
+    """Of one fold the frames are compared, of two only where both have them."""
+    frames = ("data.labels='multi'", "models.cnn.arch={family='frame_mn', width=0.1, bn_momentum=0.1}")
+    first = trained("frames", 1, 0, "compare=true", *frames)
+    monkeypatch.setattr(deliver, "MAX_COMPARED", 10)
+    second = trained("frames", 2, 0, "compare=true", *frames)
+    reason = "not all of these models were published with their test frames; of a model and a test fold up to 10 logits"
+    whole, part, none = (antiphon("compare", *runs, "--json") for runs in ([first], [first, second], [second]))
+    assert "frame_mAP" in json.loads(whole.out)["compare"]["cnn"]
+    assert "not_compared" not in json.loads(whole.out)["compare"]["cnn"]
+    for done in (part, none):
+        assert done.code == 0
+        compared = json.loads(done.out)["compare"]
+        assert "frame_mAP" not in compared["cnn"]
+        assert compared["cnn"]["not_compared"]["frame_mAP"].startswith(reason)
+        assert "not_compared" not in compared["vit"], "it has no frames"
+        assert f"cnn: frame_mAP is not compared: {reason}" in done.err
+    outcome = json.loads((Path(second) / "outcome.json").read_text())
+    assert list(outcome["compare"]["cnn"]["not_compared"]) == ["frame_mAP"]
 
 
 def test_the_controls_may_be_models_of_other_runs(compared, alone, storage, antiphon):
