@@ -215,6 +215,23 @@ def test_a_teacher_without_logits_in_time_is_refused(teachers: Path, tmp_path: P
         fill(tmp_path, teachers, "vit", settings=("teach.frames=false", "teach.frames_k=3"))
 
 
+def test_training_clips_without_a_row_of_frames_are_named_before_the_first_step(
+    teachers: Path, tmp_path: Path, tiny: Any, start: Any
+) -> None:
+    """reference/frames.md 7.8: of the 110 clips the store has 100. Labels in their place are for logits of clips."""
+    uri = fill(tmp_path, teachers, "frames")
+    own = ("data.labels='multi'", f"data.cache={tmp_path}/clips", "data.synthetic_clips=110", "augment={}")
+    edge = f"{{teacher='store:{uri}', student='cnn', carries='frames', view='clean'%s}}"
+    model, schedule = (
+        "models={cnn={arch={family='frame_mn', width=0.1}}}",
+        "schedule={kind='mutual', burn_in=0, steps=2}",
+    )
+    with pytest.raises(ValueError, match=r"holds no rows of \d clips: synthetic-0001\d\d, .*make a store that does"):
+        start(tiny("demo", model, *own, schedule, f"edges=[{edge % ''}]"))
+    with pytest.raises(ValueError, match="missing = 'labels': is for edges that carry logits"):
+        tiny("demo", model, *own, schedule, "edges=[" + edge % ", missing='labels'" + "]")
+
+
 def test_a_store_that_does_not_say_when_is_refused(teachers: Path, tmp_path: Path, tiny: Any, start: Any) -> None:
     uri = fill(tmp_path, teachers, "vit", settings=("augment={roll=0.2}",))
 

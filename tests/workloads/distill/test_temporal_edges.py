@@ -63,6 +63,21 @@ def test_an_even_profile_stays_even_where_the_teacher_has_no_steps(align: Any) -
     torch.testing.assert_close(even_BQ / even_BQ.sum(), torch.full((1, 50), 0.02))
 
 
+@pytest.mark.parametrize("align", ["area", "linear"])
+@pytest.mark.parametrize("count", [3, 25, 60])
+def test_targets_sum_to_1_and_are_0_where_there_is_no_sound(count: int, align: Any) -> None:
+    """reference/tkd.md 9.6. Where all of a teacher's weight lies in padding every step with sound counts alike."""
+    p_BP = torch.rand(4, 25, generator=torch.Generator().manual_seed(0))
+    p_BP[3] = (torch.arange(25) == 24).float()
+    heard_BQ = torch.arange(count) < torch.tensor([[count], [count - 1], [1], [2]])
+    target_BQ = target_profile(on_grid(p_BP, grid(25), grid(count), align), heard_BQ)
+    torch.testing.assert_close(target_BQ.sum(1), torch.ones(4))
+    assert torch.equal(target_BQ > 0, heard_BQ)
+    assert target_BQ[2].tolist() == [1.0] + [0.0] * (count - 1)
+    if count > 3:
+        assert target_BQ[3, :2].tolist() == [0.5, 0.5]
+
+
 def test_the_loss_is_kl_over_the_steps_that_have_sound() -> None:
     heard_BQ = torch.tensor([[True, True, True, False], [True, True, True, True]])
     target_BQ = target_profile(torch.tensor([[0.5, 0.25, 0.0, 0.25], [1.0, 0.0, 0.0, 0.0]]), heard_BQ)

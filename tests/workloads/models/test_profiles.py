@@ -117,6 +117,60 @@ def test_even_attention_is_an_even_profile() -> None:
     torch.testing.assert_close(p_BP, torch.full((2, 6), 1 / 6))
 
 
+def attends_to_itself_alone(tagger: Tagger) -> Tagger:
+    """Queries and keys are the normalised tokens, all of one length, so each is nearest to itself: by far."""
+    for block in tagger.backbone.blocks:
+        nn.init.zeros_(block.attn.qkv.bias)
+        with torch.no_grad():
+            block.attn.qkv.weight[: 2 * VIT["dim"]] = 300 * torch.eye(VIT["dim"]).repeat(2, 1)
+    return tagger
+
+
+@pytest.mark.parametrize("token", [0, 4, 9, 23])
+def test_attention_of_a_token_to_itself_is_one_hot_on_its_step(token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """reference/tkd.md 9.6: of four rows of six patches token 9 is the fourth of the second row."""
+    tagger = attends_to_itself_alone(tagger_of(ViT(**VIT | {"heads": 1}, pool="avg")))
+    layout = tagger.backbone.token_layout
+    assert (layout.special, layout.rows) == (1, 4)
+    monkeypatch.setattr(
+        type(tagger.backbone), "token_layout", layout._replace(read=slice(1 + token, 2 + token)), raising=True
+    )
+    with torch.no_grad():
+        _, p_BP = outputs_and_profile(tagger, mel_of(tagger))
+    expected_P = (torch.arange(6) == token % 6).float() + EPSILON
+    torch.testing.assert_close(p_BP, (expected_P / expected_P.sum()).expand(2, 6), rtol=0, atol=1e-6)
+
+
+def test_a_class_token_that_attends_to_itself_alone_says_nothing_of_when() -> None:
+    tagger = attends_to_itself_alone(tagger_of(ViT(**VIT | {"heads": 1}, pool="token")))
+    with torch.no_grad():
+        _, p_BP = outputs_and_profile(tagger, mel_of(tagger))
+    torch.testing.assert_close(p_BP, torch.full((2, 6), 1 / 6))
+
+
+@pytest.mark.parametrize(
+    "rows", [(0.0, 0.0, 0.0, 0.0), (100.0, 0.0, 0.0, 0.0), (0.0, 0.0, 100.0, 0.0), (1.0, -2.0, 0.5, 3.0)]
+)
+def test_which_row_of_frequency_the_attention_is_in_does_not_change_the_profile(rows: tuple[float, ...]) -> None:
+    """reference/tkd.md 9.6. Every token has the scores a_t + b_row; after a block a step has (1/6 + softmax(a)_t) / 2.
+
+    100 on one row leaves nothing for the others.
+    """
+    share_P = torch.tensor([0.05, 0.1, 0.4, 0.2, 0.15, 0.1])
+    tagger = tagger_of(ViT(**VIT | {"heads": 1, "depth": 1}, pool="avg"))
+    net: Any = tagger.backbone
+    scores_RP = torch.tensor(rows)[:, None] + share_P.log()
+    for parameter in (*net.patch_embed.parameters(), *net.blocks[0].attn.parameters(), net.cls_token, net.pos_embed):
+        nn.init.zeros_(parameter)
+    net.blocks[0].norm1 = nn.Identity()
+    with torch.no_grad():
+        net.pos_embed[0, 1:, 0], net.pos_embed[0, 0, 0] = scores_RP.flatten(), -1e4
+        net.blocks[0].attn.qkv.bias[0] = 1 / net.blocks[0].attn.scale  # the query: it reads the first feature
+        net.blocks[0].attn.qkv.weight[VIT["dim"], 0] = 1.0  # of the key
+        _, p_BP = outputs_and_profile(tagger, mel_of(tagger))
+    torch.testing.assert_close(p_BP, ((1 / 6 + share_P) / 2).expand(2, 6), rtol=0, atol=1e-5)
+
+
 def test_windows_of_a_long_clip_follow_each_other() -> None:
     tagger = with_strong_attention(tagger_of(CED_TINY, seconds=20.24))
     mel_BMF = mel_of(tagger)

@@ -150,6 +150,8 @@ def test_weights_of_another_network_are_refused_by_name() -> None:
     model = build_backbone(arch(), bands=1, frames=16_000, num_classes=3)
     with pytest.raises(ValueError, match=r"unknown: feature_extractor.conv_layers.0.conv.bias"):
         adapt_weights(of_torchaudio("layer").state_dict(), model)
+    with pytest.raises(ValueError, match=r"unknown: other.weight"):
+        adapt_weights(of_torchaudio("group").state_dict() | {"w2v_encoder.other.weight": torch.ones(2)}, model)
     twice = {"post_extract_proj.bias": torch.ones(32), "feature_projection.projection.bias": torch.ones(32)}
     with pytest.raises(ValueError, match=r"two tensors are named for encoder.feature_projection.projection.bias"):
         our_names(twice)
@@ -197,6 +199,22 @@ def test_its_profile_is_row_1_of_the_rollout(norm: str) -> None:
     assert p_BP.shape == (2, 49)
     assert p_BP[:, 1:].std() > 1e-4, "not even"
     torch.testing.assert_close(p_BP, expected_BP, rtol=0, atol=1e-5)
+
+
+def test_a_first_context_vector_that_attends_to_itself_alone_is_one_hot() -> None:
+    """reference/tkd.md 9.6: queries and keys are the normalised vectors, all of one length, each nearest to itself."""
+    tagger, x_BT = tagger_of(norm="layer", heads=1), waveforms()
+    layers: Any = tagger.backbone.encoder.transformer.layers
+    with torch.no_grad():
+        for layer in layers:
+            layer.layer_norm.weight.fill_(1.0)
+            layer.layer_norm.bias.zero_()
+            for projection in (layer.attention.q_proj, layer.attention.k_proj):
+                projection.weight.copy_(1_000 * torch.eye(32))
+                projection.bias.zero_()
+        _, p_BP = outputs_and_profile(tagger, tagger.front_end(x_BT))
+    expected_P = (torch.arange(49) == 0).float() + EPSILON
+    torch.testing.assert_close(p_BP, (expected_P / expected_P.sum()).expand(2, 49), rtol=0, atol=1e-6)
 
 
 def test_steps_lie_around_what_their_convolutions_hear() -> None:
@@ -265,14 +283,14 @@ def test_it_learns_and_teaches_when_beside_networks_over_log_mels(tiny: Any, sta
     assert min(taught) > 0
 
 
-def test_a_recipe_starts_from_a_file_in_fairseq_s_names(tmp_path: Any) -> None:
+@pytest.mark.parametrize("head", ["w2v_encoder.proj", "w2v_encoder.w2v_model.final_proj"])
+def test_a_recipe_starts_from_a_file_in_fairseq_s_names(head: str, tmp_path: Any) -> None:
+    """Also where it was fine-tuned with CTC: its head for letters lies beside the network."""
     from safetensors.torch import save_file
 
     theirs = of_torchaudio("group")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in of_fairseq(theirs.state_dict()).items()},
-        tmp_path / "w.safetensors",
-    )
+    state = of_fairseq(theirs.state_dict()) | {f"{head}.weight": torch.ones(32, 32), f"{head}.bias": torch.ones(32)}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
     settings = f"models={{w={{arch={ARCH}, front_end={{kind='waveform16k'}}, init='{tmp_path}/w.safetensors'}}}}"
     recipe = load_recipe(
         "demo", [settings, "edges=[]", "compare=false", "schedule={kind='mutual', burn_in=0, steps=2}"]
