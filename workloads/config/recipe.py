@@ -30,6 +30,8 @@ FRONT_ENDS = {  # kind -> its sample rate in Hz
     "pretrainedsed128": 16_000,
     "ced64": 16_000,
     "logmel40": 16_000,
+    "logmel64_8k": 8_000,
+    "logmel40_8k": 8_000,
     "waveform16k": 16_000,
     "waveform16k_norm": 16_000,
 }
@@ -75,6 +77,8 @@ class FrontEnd(Checked):
         "efficientat128",
         "ced64",
         "logmel40",
+        "logmel64_8k",
+        "logmel40_8k",
         "pretrainedsed128",
         "waveform16k",
         "waveform16k_norm",

@@ -159,6 +159,23 @@ class LogMel40(PlainLogMel):
     mean, std, mask_value = -5.0, 4.0, -5.0
 
 
+class LogMel64At8k(LogMel64):
+    """`logmel64` for telephone speech and other sound at 8 kHz: 64 bands up to 4 kHz, 100 frames per second.
+
+    The spectrum is padded to 512 samples, as at 16 kHz: with 256 some of the lowest bands would lie between two bins.
+    """
+
+    kind, hop = "logmel64_8k", 80
+    window, high = 200, 4000.0
+
+
+class LogMel40At8k(LogMel40):
+    """`logmel40` for sound at 8 kHz: 40 bands up to 3.8 kHz every 20 ms from windows of 40 ms."""
+
+    kind, hop = "logmel40_8k", 160
+    n_fft, window, high = 512, 320, 3800.0
+
+
 class KaldiLogMel(LogMel):
     """A log-mel over Kaldi's 128 triangular bands between `low` and `high` Hz (`high` = 0: the Nyquist frequency)."""
 
@@ -315,7 +332,10 @@ class NormalisedWaveform(Waveform):
 
 KINDS: dict[str, type[LogMel]] = {
     cls.kind: cls
-    for cls in (LogMel64, Kaldi128, EfficientAT128, PretrainedSED128, CED64, LogMel40, Waveform, NormalisedWaveform)
+    for cls in (
+        *(LogMel64, Kaldi128, EfficientAT128, PretrainedSED128, CED64, LogMel40),
+        *(LogMel64At8k, LogMel40At8k, Waveform, NormalisedWaveform),
+    )
 }
 
 

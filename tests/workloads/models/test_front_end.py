@@ -163,6 +163,8 @@ def test_frames_is_the_length_of_the_mel(kind: str, seconds: float, clip_rate: i
         ("efficientat128", 500),
         ("ced64", 501),
         ("logmel40", 250),
+        ("logmel64_8k", 500),
+        ("logmel40_8k", 250),
         ("pretrainedsed128", 500),
     ],
 )
@@ -182,6 +184,16 @@ def test_a_tones_loudest_band_is_the_same_at_any_clip_rate_and_its_power_follows
         hundredfold = 20.0 if kind == "ced64" else math.log(100)  # CED uses decibels
         assert difference == pytest.approx(hundredfold, abs=0.01), "power falls by 100 when amplitude falls by 10"
     assert len(loudest) == 1
+
+
+@pytest.mark.parametrize("kind", ["logmel64_8k", "logmel40_8k"])
+def test_the_front_ends_at_8_khz_hear_all_of_the_telephone_band_and_leave_no_band_empty(kind: str) -> None:
+    front_end = build_front_end(kind, clip_rate=8_000)
+    assert front_end.rate == 8_000
+    assert (front_end.mel.mel_scale.fb > 0).any(dim=0).all(), "each band has a bin of the spectrum"
+    loudest = [int(front_end(tone(hertz, 8_000)[None])[0, :, 20].argmax()) for hertz in (300, 1000, 2000, 3400)]
+    assert loudest == sorted(set(loudest))
+    assert loudest[-1] >= 0.9 * front_end.bands
 
 
 @pytest.mark.parametrize("clip_rate", [16_000, 32_000])
