@@ -18,6 +18,7 @@ REASONS = {
     "orchestrator/reports/search/page.py": "the whole page is redacted",
     "orchestrator/runs/records.py": "compared in memory",
     "orchestrator/runs/resume.py": "hashed",
+    "orchestrator/scaffold/recipe_text.py": "a folder's path, read back as it is; loading refuses one with a secret",
     "orchestrator/search/samplers.py": "a choice of a recipe, in memory",
     "workloads/data/cache.py": "hashed",
     "workloads/data/clips.py": "hashed",

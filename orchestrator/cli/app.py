@@ -18,6 +18,7 @@ from orchestrator.cli.compare import compare
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.export import export
+from orchestrator.cli.init import init
 from orchestrator.cli.jobs import jobs, logs, stop, submit
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
 from orchestrator.cli.pack import data_pack, data_verify
@@ -46,7 +47,7 @@ app = typer.Typer(
     help="Audio taggers that teach each other, on Ray.",
 )
 commands: tuple[Callable[..., None], ...] = (
-    *(run, recipes, evaluate, tag, report, plan, search, study, dashboard, export, teach),
+    *(init, run, recipes, evaluate, tag, report, plan, search, study, dashboard, export, teach),
     *(runs, compare, status, jobs, logs, stop, doctor),
 )
 for command in commands:

@@ -1,0 +1,80 @@
+"""What the path of each sound says: the folders it lies in, and the parts of its name. Opens no file."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+COVERED = 0.8  # share of the sounds of which a part must say something
+PARTS_END = re.compile(r"[\W_]+")
+COUNTER = re.compile(r"[\W_]*\d+\W*$")
+TEST_WORDS = ("test", "testing", "eval", "evaluation")
+SPLIT_WORDS = (*TEST_WORDS, "train", "training", "dev", "development", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that is said of the sounds: a table's column, a level of folders, a part of the file names."""
+
+    key: str  # how --tags-from and --source-from name it
+    where: str  # for people
+    values: dict[str, str]  # path of a sound -> what is said of it; without those of which nothing is said
+    joined: bool = False  # several values of a sound are joined by semicolons
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(self.values.values())
+
+    @property
+    def groups(self) -> bool:
+        """Whether it has two values or more, and on average two sounds or more for each."""
+        return 2 <= len(self.counts) <= len(self.values) / 2
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it says which sounds train and which test."""
+        words = {text.casefold() for text in self.counts}
+        return len(words) > 1 and words <= {*SPLIT_WORDS} and bool(words & {*TEST_WORDS})
+
+    def example(self) -> str:
+        """Its most frequent values, for people."""
+        shown = ", ".join(text for text, _ in self.counts.most_common(3))
+        return f"{self.where}: {shown}{' ...' if len(self.counts) > 3 else ''} ({len(self.counts)} values)"
+
+
+def folder_parts(paths: Sequence[str]) -> list[Part]:
+    """A part for each level of folders that covers most sounds; the first level is 1."""
+    folders = {path: PurePosixPath(path).parent.parts for path in paths}
+    deepest = max(map(len, folders.values()), default=0)
+    found = []
+    for level in range(deepest):
+        values = {path: names[level] for path, names in folders.items() if len(names) > level}
+        if len(values) >= COVERED * len(paths):
+            found.append(Part(f"folder:{level + 1}", f"the folders of level {level + 1}", values))
+    return found
+
+
+def name_parts(paths: Sequence[str]) -> list[Part]:
+    """The parts of the file names, between dots, blanks, dashes and underscores, where all names have as many of them.
+
+    Else, and where they have only one, the names without the numbers at their ends: dog12 and dog_3 say dog.
+    """
+    stems = {path: PurePosixPath(path).stem for path in paths}
+    words = {path: [word for word in PARTS_END.split(stem) if word] for path, stem in stems.items()}
+    lengths = {len(found) for found in words.values()}
+    parts = []
+    if len(lengths) == 1 and min(lengths) > 1:
+        for place in range(min(lengths)):
+            values = {path: found[place] for path, found in words.items()}
+            parts.append(Part(f"name:{place + 1}", f"part {place + 1} of the file names", values))
+        return _without_counter(parts)
+    values = {path: text for path, stem in stems.items() if (text := COUNTER.sub("", stem))}
+    if len(values) >= COVERED * len(paths):
+        parts.append(Part("name", "the file names without their numbers", values))
+    return parts
+
+
+def _without_counter(parts: list[Part]) -> list[Part]:
+    """The parts without the last one, if that is a number: it counts the sounds of a group."""
+    return parts[:-1] if all(text.isdigit() for text in parts[-1].counts) else parts

@@ -1,0 +1,142 @@
+"""`antiphon init` on folders of each kind: what it writes runs, and it says what a run takes."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from orchestrator.recipes.loader import load_recipe
+from orchestrator.scaffold.cost import RunCost
+from orchestrator.scaffold.sizes import Machine
+
+SHORT = ["--set", "schedule.burn_in=2", "--set", "schedule.period=2", "--set", "train.threads=1", "--local"]
+
+
+def tones(root: Path, names: list[str], *, rate: int = 8000, seconds: float = 0.5) -> Path:
+    """A tone for each file, whose pitch is that of its first letter."""
+    generator = np.random.default_rng(0)
+    for name in names:
+        path, time = root / name, np.arange(round(seconds * rate)) / rate
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pitch = 300 + 40 * (ord(Path(name).name[0]) % 32)
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch * time) + generator.normal(0, 0.02, len(time)), rate)
+    return root
+
+
+def digits(root: Path) -> Path:
+    who = ("ann", "bob", "cy", "dee")
+    return tones(root, [f"{digit}_{name}_{take}.wav" for digit in range(4) for name in who for take in range(3)])
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """In a folder of its own, on a machine with one core: tests share theirs."""
+    monkeypatch.chdir(tmp_path)
+    machine = Machine(cores=1, memory=8 * 2**30, gpu=False)
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: machine))
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """Training a few steps takes seconds: once is enough."""
+    cost = RunCost(steps=700, train_minutes=90.0, decode_minutes=0.5, memory_bytes=10**9, cache_bytes=10**6)
+    monkeypatch.setattr("orchestrator.scaffold.first_recipe.run_cost", lambda *_, **__: cost)
+
+
+def test_digits_by_file_name_give_a_recipe_that_runs(antiphon, tmp_path):
+    root = digits(tmp_path / "Spoken digits")
+    done = antiphon(
+        "init", root, "--out", "first", "--tags-from", "name:1", "--source-from", "name:2", "--minutes", "600"
+    )
+    assert done.code == 0, done.err
+    assert "48 clips with 4 tags (single)" in done.out
+    assert "a run here takes about" in done.out
+    (memory,) = (line for line in done.out.splitlines() if line.startswith("memory of the process that trains"))
+    assert " MB" in memory or " GB" in memory
+    assert "train     antiphon run first/spoken-digits.toml" in done.out
+    recipe = load_recipe("first/spoken-digits.toml")
+    assert (recipe.data.clip_seconds, recipe.rate, recipe.data.root) == (0.5, 8000, str(root))
+    ran = antiphon(
+        "run", "first/spoken-digits.toml", "--storage", "runs", "--run-id", "r", "--tracking", "none", *SHORT
+    )
+    assert ran.code == 0, ran.err
+    outcome = json.loads(Path("runs/r/outcome.json").read_text())
+    assert {name: row["steps_learned"] for name, row in outcome["models"].items()} == {"cnn": 4, "vit": 4}
+
+
+def test_a_person_is_asked_and_wrong_numbers_are_asked_again(antiphon, tmp_path, monkeypatch, untimed):
+    terminal = io.StringIO("3\n2\n\n")  # there is no third answer; the second; the default
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    root = digits(tmp_path / "d")
+    done = antiphon("init", root, "--minutes", "600")
+    assert done.code == 0, done.err
+    assert "Where are the tags?\n  1  part 1 of the file names: 0, 1, 2 ... (4 values)\n" in done.err
+    assert "3: must be 1 to 2" in done.err
+    assert "48 clips with 4 tags" in done.out  # the speakers
+    assert {row.split(",")[2] for row in Path("d.csv").read_text().splitlines()[1:]} == {"ann", "bob", "cy", "dee"}
+
+
+def test_with_yes_it_says_what_it_took_and_with_json_it_prints_one_object(antiphon, tmp_path, untimed):
+    done = antiphon("init", digits(tmp_path / "d"), "--yes", "--json", "--minutes", "600")
+    assert done.code == 0, done.err
+    assert "Taken: --tags-from name:1" in done.err
+    printed = json.loads(done.out)
+    assert (printed["clips"], printed["tags"], printed["labels"]) == (48, 4, "single")
+    assert (printed["minutes"], printed["memory_bytes"], printed["steps"]) == (90.5, 10**9, 700)
+
+
+def test_several_tags_a_clip_by_a_table_make_a_multi_label_recipe_that_runs(antiphon, tmp_path, untimed):
+    root = tones(
+        tmp_path / "d", [f"{tag}{number}.wav" for tag in "ab" for number in range(15)], seconds=1.0, rate=16_000
+    )
+    rows = [f"{tag}{number}.wav;{tag}|{'odd' if number % 2 else 'even'}" for tag in "ab" for number in range(15)]
+    (root / "tags.csv").write_bytes("\n".join(["\ufefffile;tags", *rows]).encode())
+    done = antiphon("init", root, "--minutes", "600")
+    assert done.code == 0, done.err
+    assert load_recipe("d.toml").data.labels == "multi"
+    ran = antiphon("run", "d.toml", "--storage", "runs", "--run-id", "r", "--tracking", "none", *SHORT)
+    assert ran.code == 0, ran.err
+
+
+def test_a_recipe_that_would_take_too_long_has_fewer_steps(antiphon, tmp_path, untimed):
+    steps = {}
+    for name, minutes in (("whole", "90"), ("half", "45"), ("none", "0.001")):
+        done = antiphon("init", digits(tmp_path / "d"), "--yes", "--minutes", minutes, "--name", name)
+        assert done.code == 0, done.err
+        schedule = load_recipe(f"{name}.toml").schedule
+        steps[name] = schedule.burn_in + schedule.period
+    assert steps == {"whole": 260, "half": 130, "none": 3}
+
+
+def test_real_audio_in_esc_50s_layout_is_read_by_its_own_reader(antiphon, esc10, untimed):
+    done = antiphon("init", esc10, "--name", "Mine", "--minutes", "600")
+    assert done.code == 0, done.err
+    recipe = load_recipe("mine.toml")
+    assert (recipe.data.format, recipe.data.clip_seconds, recipe.rate) == ("esc50", 5.0, 16_000)
+    assert not Path("mine.csv").exists()
+    done = antiphon("init", esc10, "--name", "other", "--tags-from", "column:category")
+    assert (done.code, "DIR is esc50, whose own tables say that" in done.err) == (2, True)
+
+
+@pytest.mark.slow
+def test_what_is_written_for_real_audio_runs(antiphon, esc10):
+    assert antiphon("init", esc10, "--name", "mine", "--minutes", "600").code == 0
+    ran = antiphon("run", "mine.toml", "--storage", "runs", "--run-id", "r", "--tracking", "none", *SHORT)
+    assert ran.code == 0, ran.err
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_of_a_mistake(antiphon, tmp_path, untimed):
+    root = digits(tmp_path / "d")
+    Path("d.csv").write_text("mine")
+    done = antiphon("init", root, "--yes")
+    assert (done.code, "d.csv: already exists; move it away" in done.err) == (2, True)
+    assert Path("d.csv").read_text() == "mine"
+    done = antiphon("init", tones(tmp_path / "one", ["dog/1.wav", "dog/2.wav", "dog/3.wav"]), "--yes")
+    assert (done.code, "one class cannot be learned" in done.err) == (2, True)
+    assert not list(tmp_path.glob("one.*"))
+    assert antiphon("init", root, "--minutes", "0").code == 2
