@@ -23,6 +23,7 @@ from orchestrator.recipes.controls import expand_controls
 from orchestrator.recipes.merge import merge
 from workloads.config.data import Data
 from workloads.config.mistakes import MAX_SHOWN, first_mistake, path_of
+from workloads.config.nearest import did_you_mean
 from workloads.config.recipe import Recipe
 from workloads.config.study import Study
 from workloads.config.teach import TeachRecipe
@@ -110,6 +111,7 @@ def _load(
     values = _read(name_or_path, seen=())
     _require_kind(values, name_or_path, kind)
     values = merge(values, deepcopy(tables or {}))  # settings are applied in place
+    _require_near_models(values, settings or [])
     texts = dict(_apply_setting(values, setting) for setting in settings or [])
     try:
         return _validate(values, kind)
@@ -119,6 +121,19 @@ def _load(
         for path in texts.keys() & meant:
             _set_at(values, path, texts[path], setting=path)
     return _checked(values, kind)
+
+
+def _require_near_models(values: dict[str, Any], settings: list[str]) -> None:
+    """ValueError for a setting within a model that the recipe does not have, where it has one of nearly that name.
+
+    A setting of the whole model adds one.
+    """
+    models = values.get("models", {})
+    for setting in settings:
+        table, _, path = setting.partition("=")[0].partition(".")
+        name, inner, _ = path.partition(".")
+        if table == "models" and inner and name not in models and (meant := did_you_mean(name, models)):
+            raise ValueError(f"--set {setting!r}: the recipe has no model {name!r}{meant}")
 
 
 def _require_kind(values: dict[str, Any], name_or_path: str, kind: type[Any]) -> None:
@@ -142,7 +157,7 @@ def _checked(values: Any, kind: type[Loaded]) -> Loaded:
     try:
         return _validate(values, kind)
     except ValidationError as error:
-        raise ValueError(first_mistake(error, KNOWN_KEYS[kind])) from None
+        raise ValueError(first_mistake(error, KNOWN_KEYS[kind], kind)) from None
 
 
 def _validate(values: Any, kind: type[Loaded]) -> Loaded:
@@ -222,7 +237,8 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
         content, name = _content(path), path.stem
     else:
         raise ValueError(
-            f"recipe {name_or_path!r}: neither a .toml or .json file nor shipped; shipped are {', '.join(_shipped())}"
+            f"recipe {name_or_path!r}: neither a .toml or .json file nor shipped{_meant(path) or ';'} shipped are "
+            f"{', '.join(_shipped())}"
         )
     text = decode_text(content, name_or_path)
     try:
@@ -243,6 +259,12 @@ def _read(name_or_path: str, *, seen: tuple[str, ...]) -> dict[str, Any]:
             f"recipe {name_or_path!r}: extends = {base!r}: must be the name or path of one recipe, in quotes"
         )
     return merge(_read(base, seen=(*seen, name_or_path)), values)
+
+
+def _meant(path: Path) -> str:
+    """The shipped recipe, or the file beside it, that is most like a name that is none."""
+    beside = (str(path.parent / other.name) for ending in ("toml", "json") for other in path.parent.glob(f"*.{ending}"))
+    return did_you_mean(str(path), [*_shipped(), *beside])
 
 
 def _content(path: Path) -> bytes:

@@ -360,4 +360,4 @@ def restore(kind: type[Value], values: object) -> Value:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         keys = ", ".join(own.name for own in fields(kind))  # type: ignore[arg-type]
-        raise ValueError(first_mistake(error, f"the keys of {kind.__name__} are {keys}")) from None
+        raise ValueError(first_mistake(error, f"the keys of {kind.__name__} are {keys}", kind)) from None

@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "dmeo"], "recipe 'dmeo': neither"),
+        (["run", "dmeo"], "recipe 'dmeo': neither a .toml or .json file nor shipped; did you mean 'demo'? shipped are"),
         (["run", "demo", "--set", "train.seed=x"], "train.seed = 'x'"),
         (["run", "demo", "--address", "ray://head:10001"], "ray job submit"),
         (["run", "demo", "--workers", "2"], "--set train.shards=2"),
@@ -70,6 +70,16 @@ def test_mistakes_are_one_line_and_exit_2(antiphon, arguments, message, tmp_path
     assert message in line
     assert "secret" not in line
     assert list(tmp_path.iterdir()) == []  # nothing was started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [(["rnu", "demo"], "'run'"), (["data", "chekc"], "'check'"), (["run", "demo", "--sedes", "3"], "--seeds")],
+)
+def test_commands_and_options_are_told_the_nearest_one(antiphon, arguments, meant):
+    done = antiphon(*arguments)
+    assert done.code == 2
+    assert meant in done.err.splitlines()[-1]
 
 
 def test_an_argument_too_many_is_printed_without_its_password(monkeypatch):

@@ -124,6 +124,36 @@ def test_a_mistake_is_reported_in_one_line_with_value_and_rule(setting, message)
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "setting", "meant"),
+    [
+        ("dmeo", "train.seed=1", "demo"),
+        ("Demo", "train.seed=1", "demo"),
+        ("demo", "train.seeds=3", "seed"),
+        ("demo", "trian.seed=1", "train"),
+        ("demo", "models.cnn.arch.widht=1", "width"),
+        ("demo", "models.cnn.optimiser.lr=1", "optimizer"),
+        ("demo", "models.cn.optimizer.lr=1", "cnn"),
+        ("demo", "edges.0.temprature=2", "temperature"),
+        ("demo", "schedule.turn=2", "turns"),
+        ("search-demo", "search.trails=2", "trials"),
+        ("demo", 'models.cnn.arch={family="vitt"}', "vit"),
+    ],
+)
+def test_a_misspelt_name_is_told_the_nearest_one(recipe, setting, meant):
+    with pytest.raises(ValueError, match=rf"; did you mean '{meant}'\?"):
+        load_recipe(recipe, [setting])
+
+
+def test_a_misspelt_file_is_told_the_nearest_one_and_other_names_none(tmp_path):
+    (tmp_path / "birds.toml").write_text('extends = "demo"')
+    with pytest.raises(ValueError, match=rf"did you mean '{tmp_path}/birds.toml'\?"):
+        load_recipe(str(tmp_path / "brids.toml"))
+    for recipe, setting in (("xyzzy", "train.seed=1"), ("demo", "train.xyzzy=1")):
+        with pytest.raises(ValueError, match=r"^(?!.*did you mean)"):
+            load_recipe(recipe, [setting])
+
+
 def test_mel_mixup_needs_one_front_end():
     other = ["augment.mixup=0.5", "augment.mixup_on=mel"]
     assert load_recipe("demo", other)
