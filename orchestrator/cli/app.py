@@ -16,6 +16,7 @@ from rich.console import Console
 from orchestrator.cli import cluster, models, store, tracking
 from orchestrator.cli.compare import compare
 from orchestrator.cli.data import data_app, recipes
+from orchestrator.cli.diff import diff
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.export import export
 from orchestrator.cli.init import init
@@ -48,7 +49,7 @@ app = typer.Typer(
 )
 commands: tuple[Callable[..., None], ...] = (
     *(init, run, recipes, evaluate, tag, report, plan, search, study, dashboard, export, teach),
-    *(runs, compare, status, jobs, logs, stop, doctor),
+    *(runs, compare, diff, status, jobs, logs, stop, doctor),
 )
 for command in commands:
     app.command()(command)

@@ -65,6 +65,16 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
     }
 
 
+def score_intervals(logits_NC: Tensor, y_NC: Tensor, labels: str) -> dict[str, list[float]]:
+    """The 95 % intervals of a model's primary score and of its log loss in nats, over the clips."""
+    metric, counts = primary(labels), Resamples(len(y_NC), 1)
+    resamples = {metric: _SCORES[metric], "log_loss": _log_losses}
+    return {
+        name: list(counts.interval(resample(logits_NC, y_NC, labels, counts)[None]))
+        for name, resample in resamples.items()
+    }
+
+
 def compare_means(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """A value of each clip, value_N taught and untaught by seed: means, their difference and its 95 % interval."""
     sides = np.array([[value_N.double().numpy() for value_N in pair] for pair in pairs])

@@ -1,0 +1,140 @@
+"""`antiphon diff`: what differs among runs, and their scores with intervals, as a table, a page and JSON."""
+
+import contextlib
+import json
+import shutil
+
+import pytest
+
+from orchestrator.training import driver
+from orchestrator.training.request import RunRequest
+from tests.pages import Page
+from workloads.evaluate.bootstrap import Pair, score_intervals, what_teaching_did
+from workloads.evaluate.deliver import TEST_PREDICTIONS
+from workloads.runtime.tensor_files import parse_safetensors
+
+TURNS = ("schedule.burn_in=1", "schedule.period=1", "schedule.turns=2")
+
+
+@contextlib.contextmanager
+def no_progress(location):
+    yield
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def trained(tiny, storage):
+    """A finished run, trained once for all tests of this file; returns its folder."""
+
+    def train(run_id, *settings):
+        if not (storage / run_id).exists():
+            recipe = tiny("demo", *TURNS, *settings)
+            fields = {"storage": str(storage), "tracking": "none", "local": True, "run_id": run_id}
+            driver.run(RunRequest(recipe, "antiphon run demo", **fields), show_progress=no_progress, warn=print)
+        return storage / run_id
+
+    return train
+
+
+@pytest.fixture
+def first(trained):
+    return trained("first")
+
+
+@pytest.fixture
+def alone(trained):
+    """Without teachers, with another learning rate."""
+    return trained("alone", "edges=[]", "schedule={kind='mutual', burn_in=0, steps=2}", "models.cnn.optimizer.lr=0.02")
+
+
+def predictions(run, model="cnn"):
+    (file,) = (run / "models" / model).rglob(f"{TEST_PREDICTIONS}.safetensors")
+    return parse_safetensors(file.read_bytes(), str(file))
+
+
+def test_what_differs_is_listed_and_the_rest_is_counted(first, alone, antiphon):
+    done = antiphon("diff", first, alone, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["runs"] == ["first", "alone"]
+    assert found["recipe"]["models.cnn.optimizer.lr"] == ["0.005", "0.02"]
+    assert found["recipe"]["schedule.kind"] == ["alternate", "mutual"]
+    assert found["recipe"]["edges.0"] == ["cnn -> vit, weight 0.2", None]
+    assert "edges.0.weight" not in found["recipe"], "one row for an edge that the other run does not have"
+    assert "train.shard_size" not in found["recipe"]
+    assert found["equal"] > 100
+    facts = found["facts"]
+    assert facts["status"] == ["done", "done"]
+    assert facts["steps"] == [3, 2]
+    assert facts["clips"][0] == {"train": 72, "val": 8, "test": 20}
+    assert facts["data"][0] == facts["data"][1] != ""
+    assert all(seconds > 0 for seconds in facts["seconds"])
+
+
+def test_scores_have_the_intervals_of_their_stored_predictions(first, alone, antiphon):
+    found = json.loads(antiphon("diff", first, alone, "--json").out)
+    outcome = json.loads((first / "outcome.json").read_text())
+    rows = {(row["model"], row["part"], row["metric"]): row["runs"] for row in found["scores"]}
+    own = predictions(first)
+    expected = score_intervals(own["logits_NC"], own["y_NC"], "multi")
+    for metric in ("mAP", "log_loss"):
+        row = rows["cnn", "test", metric][0]
+        assert row == {"value": outcome["models"]["cnn"]["test"][metric], "interval": expected[metric]}
+        assert row["interval"][0] < row["value"] < row["interval"][1] or metric == "mAP"  # resamples lack some tags
+    assert rows["cnn", "val", "mAP"][0]["interval"] is None
+
+
+def test_later_runs_are_compared_with_the_first_on_the_same_clips(first, alone, antiphon):
+    found = json.loads(antiphon("diff", first, alone, "--json").out)
+    pair = Pair(predictions(alone)["logits_NC"], predictions(first)["logits_NC"])
+    expected = what_teaching_did([pair], predictions(first)["y_NC"], "multi")
+    rows = {row["metric"]: row for row in found["compared"] if row["model"] == "cnn"}
+    for metric, values in (("mAP", expected), ("log_loss", expected["log_loss"])):
+        assert (rows[metric]["difference"], rows[metric]["interval"]) == (values["difference"], values["interval"])
+    assert found["not_compared"] == {}
+
+
+def test_runs_on_other_clips_are_said_to_be_and_unfinished_ones_are_shown(first, trained, antiphon, tmp_path):
+    other = trained("other", "data.synthetic_seed=9")
+    unfinished = shutil.copytree(first, tmp_path / "unfinished")
+    (unfinished / "outcome.json").unlink()
+    log = unfinished / "events.jsonl"
+    kept = [line for line in log.read_text().splitlines() if json.loads(line)["kind"] not in ("result", "end")]
+    log.write_text("\n".join(kept) + "\n")
+    shutil.rmtree(unfinished / "models")
+    found = json.loads(antiphon("diff", first, other, unfinished, "--json").out)
+    assert found["facts"]["status"] == ["done", "done", "unfinished"]
+    assert found["not_compared"]["other"] == "it was trained or tested on other clips, or with other labels"
+    assert found["not_compared"]["unfinished"] == "no finished model has the name of one in first"
+    assert [row["runs"][2] for row in found["scores"]] == [None] * len(found["scores"])
+
+
+def test_the_table_and_the_page_say_the_same(first, alone, antiphon, tmp_path):
+    done = antiphon("diff", first, alone, "--out", tmp_path / "diff.html")
+    assert done.code == 0, done.err
+    assert "models.cnn.optimizer.lr" in done.out
+    assert "alone against first, cnn: mAP" in done.out
+    text = (tmp_path / "diff.html").read_text()
+    page = Page(text)
+    assert page.loads == []
+    assert len(text) < 50_000, "it needs no figures, so it carries no Plotly"
+    rows = {row[0]: row[1:] for row in page.tables["recipe"]}
+    assert rows[""] == ["first", "alone"]
+    assert rows["models.cnn.optimizer.lr"] == ["0.005", "0.02"]
+    assert "cnn: test mAP" in {row[0] for row in page.tables["scores"]}
+    assert "no difference shown" in page.texts["compared"] or "better" in page.texts["compared"]
+
+
+def test_fewer_than_two_runs_and_what_is_none_are_refused(first, antiphon):
+    for words, message in (
+        ([first], "name two runs or more"),
+        ([first, f"{first}/"], "is named twice"),
+        ([first, "runs/nowhere"], "RUN 'runs/nowhere': no recipe.json there"),
+    ):
+        done = antiphon("diff", *words)
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
