@@ -40,7 +40,6 @@ from workloads.runtime.redaction import redacting_stderr
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     # Rich breaks lines before they reach stderr, and a secret over two lines is not found.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

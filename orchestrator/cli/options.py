@@ -29,7 +29,19 @@ def _number_or_range(text: str) -> str:
     return text
 
 
-RecipeArg = Annotated[str, typer.Argument(help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.")]
+def _recipes_like(incomplete: str) -> list[str]:
+    """The shipped recipes of runs that begin so; asked by the shell for each Tab key, so it imports nothing heavy."""
+    from orchestrator.recipes.loader import shipped_names
+
+    return [name for name in shipped_names() if name.startswith(incomplete)]
+
+
+RecipeArg = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped recipe's name (`antiphon recipes`) or a .toml/.json file.", autocompletion=_recipes_like
+    ),
+]
 CheckpointArg = Annotated[str, typer.Argument(help="A published tagger: the folder or URI RUN/models/NAME.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one value of the recipe.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line; all else to stderr.")]
