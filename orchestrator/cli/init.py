@@ -86,8 +86,8 @@ def _print(written: "FirstRecipe") -> None:
     for line in written.about:
         print_out(f"  {line}")
     print_out(f"a run here takes {_duration(cost.minutes)}: {cost.steps:,} steps, of which some were timed")
-    if written.busy:
-        print_out("  this machine is busy with other work: alone it is faster")
+    if cost.busy:
+        print_out("  this machine is busy: timed on one thread; until it is not, train with --set train.threads=1")
     print_out(f"memory of the process that trains {size_of(cost.memory_bytes)}, on disk {size_of(cost.cache_bytes)}")
     if written.manifest:
         print_out(f"manifest  {written.manifest}")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from orchestrator.planning.cost import count_clips, model_sizes, plan_cost
 from orchestrator.planning.measure import measure
 from orchestrator.training.request import RunRequest, check_request
@@ -34,6 +36,7 @@ class RunCost:
     decode_minutes: float  # once, into the cache
     memory_bytes: int  # of the process that trains, at its peak so far
     cache_bytes: int
+    busy: bool  # with other work: the steps were timed on one thread, since several would wait for each other
 
     @property
     def minutes(self) -> float:
@@ -49,8 +52,9 @@ def run_cost(recipe: Recipe, files: Opener, *, root: str, paths: Sequence[str]) 
     counted = count_clips(recipe, files, clips=None, tags=None)
     sizes = model_sizes(recipe, tags=counted.tags)
     cost = plan_cost(recipe, phases, counted, sizes)
+    busy = psutil.getloadavg()[0] > (psutil.cpu_count() or 1)
     with scratch_folder() as scratch:
-        tried = _with_embedded_sounds(recipe, scratch)
+        tried = _with_embedded_sounds(recipe, scratch, threads=1 if busy else recipe.train.threads)
         counted_tried = count_clips(tried, files, clips=None, tags=None)
         # `sizes` differ by the outputs of the heads only, from those of the networks that are tried
         part = plan_cost(tried, plan_phases(tried), counted_tried, sizes, until=min(STEPS, cost.steps))
@@ -61,10 +65,11 @@ def run_cost(recipe: Recipe, files: Opener, *, root: str, paths: Sequence[str]) 
         decode_minutes=_decode_minutes(root, paths, recipe.rate),
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         cache_bytes=cost.cache_bytes,
+        busy=busy,
     )
 
 
-def _with_embedded_sounds(recipe: Recipe, scratch: Path) -> Recipe:
+def _with_embedded_sounds(recipe: Recipe, scratch: Path, *, threads: int) -> Recipe:
     """The same networks, clips and batches on sounds that are computed."""
     data = Data(
         labels=recipe.data.labels,
@@ -73,7 +78,7 @@ def _with_embedded_sounds(recipe: Recipe, scratch: Path) -> Recipe:
         val_share=0.25,  # of four clips of each tag in the training folds one
         cache=str(scratch / "clips"),
     )
-    return replace(recipe, data=data)
+    return replace(recipe, data=data, train=replace(recipe.train, threads=threads))
 
 
 def _decode_minutes(root: str, paths: Sequence[str], rate: int) -> float:

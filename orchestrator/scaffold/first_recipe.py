@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.scaffold.clips import Clips, make_clips, manifest_text
 from orchestrator.scaffold.cost import RunCost, run_cost
@@ -40,7 +38,6 @@ class FirstRecipe:
     tags: int
     clips: int
     about: tuple[str, ...]  # what was found, and is worth knowing
-    busy: bool  # whether other work slowed the timed steps down
 
 
 def write_first_recipe(
@@ -138,7 +135,6 @@ def _write(
     draft: _Draft, recipe_file: Path, name: str, most_minutes: float, *, published: Published | None = None
 ) -> FirstRecipe:
     """Write the recipe, try it for a few steps, and shorten it where it would take too long."""
-    load = psutil.getloadavg()[0]
     sizes = choose_sizes(
         draft.sounds.headers,
         Machine.here(),
@@ -167,7 +163,6 @@ def _write(
         tags=len(draft.counts),
         clips=draft.clips,
         about=draft.about,
-        busy=load > (psutil.cpu_count() or 1),
     )
 
 

@@ -43,7 +43,7 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def untimed(monkeypatch):
     """Training a few steps takes seconds: once is enough."""
-    cost = RunCost(steps=700, train_minutes=90.0, decode_minutes=0.5, memory_bytes=10**9, cache_bytes=10**6)
+    cost = RunCost(steps=700, train_minutes=90.0, decode_minutes=0.5, memory_bytes=10**9, cache_bytes=10**6, busy=True)
     monkeypatch.setattr("orchestrator.scaffold.first_recipe.run_cost", lambda *_, **__: cost)
 
 
@@ -140,3 +140,9 @@ def test_nothing_is_overwritten_and_nothing_is_left_of_a_mistake(antiphon, tmp_p
     assert (done.code, "one class cannot be learned" in done.err) == (2, True)
     assert not list(tmp_path.glob("one.*"))
     assert antiphon("init", root, "--minutes", "0").code == 2
+
+
+def test_a_busy_machine_is_said_to_be(antiphon, tmp_path, untimed):
+    done = antiphon("init", digits(tmp_path / "d"), "--yes")
+    assert "a run here takes about 90 minutes" in done.out
+    assert "this machine is busy: timed on one thread; until it is not, train with --set train.threads=1" in done.out
