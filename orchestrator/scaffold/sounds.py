@@ -46,8 +46,12 @@ def find_sounds(root: str) -> Sounds:
     """List the folder at `root`, a path on this machine, and read the headers of its sounds.
 
     Empty files and those whose header cannot be read are unusable, not mistakes. Raises ValueError where the folder
-    does not exist, where it holds no sound, and where none can be heard.
+    is not on this machine or does not exist, where it holds no sound, and where none can be heard.
     """
+    if "://" in root:
+        raise ValueError(
+            f"DIR = {root!r}: must be on this machine; for files on a store write a manifest (docs/data.md)"
+        )
     folder = Path(root).expanduser().absolute()
     if folder.is_file():
         raise ValueError(f"DIR = {root!r}: is a file; give the folder that holds the recordings")

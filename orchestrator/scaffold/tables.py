@@ -32,7 +32,7 @@ class Table:
 def find_tables(root: str, others: Sequence[str], paths: Sequence[str]) -> tuple[list[Table], list[str]]:
     """The tables that name sounds, the one that covers most first, and what is wrong with files that may be tables.
 
-    Raises ValueError where a table names files by a name that several folders have.
+    Raises ValueError where a table names files by a name that several have.
     """
     texts = [path for path in others if path.lower().endswith(ENDINGS)]
     texts.sort(key=lambda path: (path.lower().endswith(".txt"), path.count("/"), path))
@@ -73,8 +73,8 @@ def _table(file: str, rows: list[Row], lookup: "_Lookup", num_paths: int) -> Tab
     if several := [row[column] for row, paths in zip(rows, found, strict=True) if len(paths) > 1]:
         places = name_some(next(paths for paths in found if len(paths) > 1), 3)
         raise ValueError(
-            f"{file}: column {column} names {several[0]!r}, and several folders have such a file ({places}); write "
-            "paths that begin at the folder you give"
+            f"{file}: column {column} names {several[0]!r}, which may be any of {places}; write paths that begin "
+            "at the folder you give, with their endings"
         )
     matched = [(paths[0], row) for row, paths in zip(rows, found, strict=True) if paths]
     parts = [_part(file, name, matched) for name in rows[0] if name and name != column]

@@ -110,7 +110,7 @@ def test_a_recipe_that_would_take_too_long_has_fewer_steps(antiphon, tmp_path, u
         assert done.code == 0, done.err
         schedule = load_recipe(f"{name}.toml").schedule
         steps[name] = schedule.burn_in + schedule.period
-    assert steps == {"whole": 260, "half": 130, "none": 3}
+    assert steps == {"whole": 600, "half": 300, "none": 3}
 
 
 def test_real_audio_in_esc_50s_layout_is_read_by_its_own_reader(antiphon, esc10, untimed):
