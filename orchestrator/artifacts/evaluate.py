@@ -1,8 +1,8 @@
-"""Uses of a published tagger: scoring it on a data set, and tagging audio files. Loads torch on the first call only."""
+"""A published tagger's scores on a data set. Loads torch on the first call only."""
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.artifacts.predictions import check_out, write_predictions
@@ -10,7 +10,6 @@ from orchestrator.storage import published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import Recipe
 from workloads.runtime.json_files import json_text
-from workloads.runtime.opener import unreadable
 from workloads.runtime.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
     from workloads.data.clips import Clip
     from workloads.data.prepare import PreparedData
-    from workloads.evaluate.detect import Detection
     from workloads.models.tagger import Tagger
 
 
@@ -197,68 +195,3 @@ def _require_own_validation(state: dict[str, Any], prepared: "PreparedData", uri
                 f"data.{key} = {value}: the checkpoint {uri!r} was trained on clips of this validation slice; its own "
                 f"is --set {shlex.quote(fix)}"
             )
-
-
-@dataclass(frozen=True)
-class TaggedFiles:
-    """What `tag` found, by file: tags with probabilities, when they sound if asked, what was mended in a sound, and why
-    others have no tags."""
-
-    tags: dict[str, list[tuple[str, float]]]
-    events: dict[str, list["Detection"]]
-    notes: dict[str, tuple[str, ...]]
-    broken: dict[str, str]
-
-
-def tag_files(
-    uri: str, files: list[str], *, top: int, events_above: float | None = None, by_boxes: bool = False
-) -> TaggedFiles:
-    """The `top` most likely tags of each file. A file that cannot be read or heard does not end the others.
-
-    With `events_above` also when each tag is at least that probable, with `by_boxes` in change-point boxes. Raises
-    ValueError for `top` below 1, a probability that is none, where events are asked of a tagger without logits in time,
-    and where a package is not installed.
-    """
-    from workloads.config.architectures import gives_frames
-    from workloads.data.decode import load_sound
-    from workloads.evaluate.boxes import require_package
-    from workloads.evaluate.detect import detect, frames_of_sound
-    from workloads.evaluate.predict import BadNumbers, load_tagger, tag_sound
-    from workloads.export.fold import fold_batch_norm
-
-    if top < 1:
-        raise ValueError(f"--top {top}: must be 1 or more")
-    if events_above is not None and not 0 < events_above < 1:
-        raise ValueError(f"--threshold {events_above:g}: must be between 0 and 1")
-    if by_boxes:
-        require_package()
-    opener = FsspecFiles()
-    with scratch_folder() as scratch:
-        tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
-    if events_above is not None and not (gives_frames(tagger.model.arch) and tagger.labels == "multi"):
-        raise ValueError(
-            f"--events: the tagger {uri!r} ({tagger.model.arch.family}, labels {tagger.labels}) does not say when tags "
-            "sound; use one with logits in time (docs/models.md), trained with data.labels = 'multi'"
-        )
-    tagger, found = fold_batch_norm(tagger), TaggedFiles({}, {}, {}, {})
-    for name in files:
-        try:
-            with opener.open(name) as file:
-                sound = load_sound(file, rate=state["clip_rate"])
-        except Exception as error:  # whatever goes wrong while one file is opened is that file's fault
-            found.broken[name] = unreadable(error)
-            continue
-        try:
-            found.tags[name] = tag_sound(tagger, state, sound.x_T, top=top)
-        except BadNumbers as error:
-            found.broken[name] = str(error)
-            continue
-        if events_above is not None:
-            logits_FC = frames_of_sound(tagger, state, sound.x_T)
-            seconds = len(sound.x_T) / state["clip_rate"]
-            found.events[name] = detect(
-                logits_FC, tagger.tags, seconds=seconds, threshold=events_above, by_boxes=by_boxes
-            )
-        if sound.notes:
-            found.notes[name] = sound.notes
-    return found

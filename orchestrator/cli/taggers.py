@@ -84,7 +84,7 @@ def tag(
     as_json: JsonOption = False,
 ) -> None:
     """Print the most probable tags of audio files, or with --stream the events of one sound as they come."""
-    from orchestrator.artifacts.evaluate import tag_files
+    from orchestrator.artifacts.tag import tag_files
 
     of_streams = {
         **{"off": off, "min_duration": min_duration, "merge_gap": merge_gap, "hop": hop, "carry": carry},

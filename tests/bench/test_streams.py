@@ -18,9 +18,10 @@ from torch import Tensor
 from orchestrator.artifacts.evaluate import prepare_for
 from orchestrator.recipes.loader import load_recipe
 from workloads.data.batches import evaluation_batches
-from workloads.evaluate.detect import MEDIAN_SECONDS, frames_of_sound, smooth
+from workloads.evaluate.detect import MEDIAN_SECONDS, smooth
 from workloads.evaluate.frames import FRAME_SECONDS, frame_labels
 from workloads.evaluate.predict import load_tagger
+from workloads.evaluate.sounds import hear_sound
 from workloads.evaluate.stream import CarriedStream, TaggerStream, WindowStream, why_not_carried
 from workloads.export.fold import fold_batch_norm
 from workloads.models.catalog import CATALOG, CLASSES, SECONDS
@@ -90,7 +91,8 @@ def print_losses(folder: Path, cache: Path) -> None:
         return f"{np.mean([average_precision_score(y_XC[:, tag], p_XC[:, tag]) for tag in tags]):.3f}"
 
     print(f"\n{folder.name}, {len(x_T) / state['clip_rate']:.0f} s: as windows of a file", end=" ")
-    print(score(smooth(frames_of_sound(tagger, state, x_T), MEDIAN_SECONDS)[: len(y_XC)]))
+    frames_FC = hear_sound(tagger, x_T, state["long_clips"], frames=True).frames_FC
+    print(score(smooth(frames_FC, MEDIAN_SECONDS)[: len(y_XC)]))
     middles_X = (np.arange(len(y_XC)) + 0.5) * FRAME_SECONDS
     for kind in (CarriedStream, WindowStream):
         for hop in HOPS:

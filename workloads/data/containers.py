@@ -6,6 +6,7 @@ Axes: T samples, D channels.
 
 import io
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ MIN_SHARE = 0.95  # of the declared duration; a file with less is cut short
 
 class ContainerError(Exception):
     """No sound in this container; the message is the reason."""
+
+
+class TooMuchSound(ContainerError):
+    """It lasts longer than the caller wants."""
 
 
 class NoDecoder(ContainerError):
@@ -50,11 +55,13 @@ def has_decoder() -> bool:
     return True
 
 
-def decode_container(content: bytes, name: str, *, max_samples: int) -> tuple[Tensor, int]:
+def decode_container(
+    content: bytes, name: str, *, max_samples: int, max_seconds: float = math.inf
+) -> tuple[Tensor, int]:
     """The samples of the first audio stream, averaged over channels: (x_T float32, rate in Hz).
 
     Raises NoDecoder without the package av, ContainerError for a file without sound, a damaged or a truncated one, and
-    for more than `max_samples`.
+    for more than `max_samples`, TooMuchSound for more than `max_seconds`.
     """
     try:
         import av
@@ -67,7 +74,7 @@ def decode_container(content: bytes, name: str, *, max_samples: int) -> tuple[Te
             if not file.streams.audio:
                 raise ContainerError(f"holds no sound ({name})")
             stream = file.streams.audio[0]
-            x_T, rate = _samples(file, stream, max_samples)
+            x_T, rate = _samples(file, stream, max_samples, max_seconds)
             declared = 0.0 if name in WITHOUT_LENGTH else _declared_seconds(file, stream)
             if len(x_T) < MIN_SHARE * declared * rate:
                 raise ContainerError(f"cut short: {len(x_T)} of {round(declared * rate)} samples")
@@ -83,7 +90,7 @@ def _declared_seconds(file: Any, stream: Any) -> float:
     return file.duration / 1e6 if file.duration and len(file.streams) == 1 else 0.0  # PyAV gives microseconds
 
 
-def _samples(file: Any, stream: Any, max_samples: int) -> tuple[Tensor, int]:
+def _samples(file: Any, stream: Any, max_samples: int, max_seconds: float) -> tuple[Tensor, int]:
     """All samples, at the rate of the first frame: joined files may go on at another, or with other channels."""
     from av import AudioResampler
 
@@ -101,6 +108,8 @@ def _samples(file: Any, stream: Any, max_samples: int) -> tuple[Tensor, int]:
             frames += resampler.resample(frame)
         blocks += [torch.from_numpy(block.to_ndarray()).mean(dim=0) for block in frames]
         total += sum(map(len, blocks[len(blocks) - len(frames) :]))
+        if total > max_seconds * max(rate, 1):
+            raise TooMuchSound(f"longer than {max_seconds:g} s; cut it into parts")
         if total > max_samples:
             raise ContainerError(f"more than {max_samples} samples; cut it into parts")
     return (torch.cat(blocks) if blocks else torch.zeros(0)), rate or stream.rate

@@ -4,6 +4,7 @@ Axes: T samples, D channels.
 """
 
 import io
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from workloads.data.containers import ContainerError, NoDecoder, container_of, decode_container
+from workloads.data.containers import ContainerError, NoDecoder, TooMuchSound, container_of, decode_container
 from workloads.data.joined import joined_parts
 from workloads.runtime.opener import read_bounded
 
@@ -44,6 +45,10 @@ class NotReadHere(BrokenClip):
     """A file that another installation can read."""
 
 
+class TooLong(BrokenClip):
+    """A sound that is longer than the caller wants."""
+
+
 @dataclass(frozen=True)
 class Sound:
     """What is heard of a file: x_T float32 within -1 to 1, and what was mended."""
@@ -63,17 +68,18 @@ class Sound:
         return tuple(note for note, applies in notes.items() if applies)
 
 
-def load_sound(file: BinaryIO, *, rate: int) -> Sound:
+def load_sound(file: BinaryIO, *, rate: int, max_seconds: float = math.inf) -> Sound:
     """The sound of an open audio file at `rate` in Hz: decoded, resampled, within full scale.
 
     A waveform that goes beyond full scale is scaled down to it as a whole. Raises BrokenClip for everything that is
-    the file's fault; OSError where reading fails.
+    the file's fault, of it TooLong for a sound of more than `max_seconds`, where a header says so before it is decoded;
+    OSError where reading fails.
     """
     content = read_bounded(file, MAX_FILE_BYTES)  # libsndfile seeks back and forth: slow through an object store
     if content is None:
         raise BrokenClip(f"larger than {MAX_FILE_BYTES / 2**30:g} GiB; cut it into parts")
     try:
-        x_T, own_rate, repaired = _decode_parts(joined_parts(content), rate=rate)
+        x_T, own_rate, repaired = _decode_parts(joined_parts(content), rate=rate, max_seconds=max_seconds)
         peak = max(float(extreme.abs()) for extreme in x_T.aminmax())
         if not peak <= MAX_PEAK:
             raise BrokenClip(f"holds samples up to {peak:.3g}, where full scale is 1")
@@ -84,12 +90,13 @@ def load_sound(file: BinaryIO, *, rate: int) -> Sound:
         raise BrokenClip(f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def _decode_parts(parts: list[bytes], *, rate: int) -> tuple[Tensor, int, bool]:
+def _decode_parts(parts: list[bytes], *, rate: int, max_seconds: float) -> tuple[Tensor, int, bool]:
     """The samples of all parts at `rate`, the first part's own rate, whether one was repaired."""
     waveforms, total, first_rate, any_repaired = [], 0, 0, False
     for part in parts:
-        x_T, own_rate, repaired = decode(part)
+        x_T, own_rate, repaired = decode(part, max_seconds=max_seconds)
         total += len(x_T) * rate // own_rate
+        _require_shorter(total, rate, max_seconds)
         if total > MAX_SAMPLES:
             raise BrokenClip(f"longer than {MAX_SAMPLES / rate / 3600:.1f} hours; cut it into parts")
         waveforms.append(resample(x_T, orig=own_rate, new=rate))
@@ -97,7 +104,7 @@ def _decode_parts(parts: list[bytes], *, rate: int) -> tuple[Tensor, int, bool]:
     return torch.cat(waveforms) if len(waveforms) > 1 else waveforms[0], first_rate, any_repaired
 
 
-def decode(content: bytes) -> tuple[Tensor, int, bool]:
+def decode(content: bytes, *, max_seconds: float = math.inf) -> tuple[Tensor, int, bool]:
     """The samples of an audio file, averaged over channels: (x_T float32, rate in Hz, whether it was repaired).
 
     Raises BrokenClip for files that cannot be read, that hold no samples or are truncated, and for samples that are not
@@ -105,9 +112,9 @@ def decode(content: bytes) -> tuple[Tensor, int, bool]:
     """
     content, repaired = _with_true_wav_size(content)
     if name := container_of(content):
-        x_T, rate = _decode_container(content, name)
+        x_T, rate = _decode_container(content, name, max_seconds)
     else:
-        x_T, rate = _decode_plain(content)
+        x_T, rate = _decode_plain(content, max_seconds)
     if len(x_T) == 0:
         raise BrokenClip("holds no samples")
     if not all(bool(extreme.isfinite()) for extreme in x_T.aminmax()):  # NaN is the extreme of what holds one
@@ -115,18 +122,20 @@ def decode(content: bytes) -> tuple[Tensor, int, bool]:
     return x_T, rate, repaired
 
 
-def _decode_container(content: bytes, name: str) -> tuple[Tensor, int]:
+def _decode_container(content: bytes, name: str, max_seconds: float) -> tuple[Tensor, int]:
     try:
-        x_T, rate = decode_container(content, name, max_samples=MAX_SAMPLES)
+        x_T, rate = decode_container(content, name, max_samples=MAX_SAMPLES, max_seconds=max_seconds)
     except NoDecoder as error:
         raise NotReadHere(str(error)) from None
+    except TooMuchSound as error:
+        raise TooLong(str(error)) from None
     except ContainerError as error:
         raise BrokenClip(str(error)) from error
     check_rate(rate)
     return x_T, rate
 
 
-def _decode_plain(content: bytes) -> tuple[Tensor, int]:
+def _decode_plain(content: bytes, max_seconds: float) -> tuple[Tensor, int]:
     """The samples of a file that libsndfile reads, or of MPEG audio."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as sound:
@@ -134,20 +143,28 @@ def _decode_plain(content: bytes) -> tuple[Tensor, int]:
             declared = declared_samples(sound)
             if sound.format == "MP3":
                 declared = declared if _xing_header(content) is not None else 0
-                x_T, rate = _decode_mpeg(content)
+                x_T, rate = _decode_mpeg(content, max_seconds)
             elif sound.frames >= NO_LENGTH:  # libsndfile cannot read on without a length
                 x_T, rate = _samples_and_rate(miniaudio.flac_read_f32(content))
             else:
+                _require_shorter(sound.frames, sound.samplerate, max_seconds)
                 x_T, rate = _read_blocks(sound), sound.samplerate
             if len(x_T) < MIN_SAMPLES_SHARE * declared:
                 raise BrokenClip(f"cut short: {len(x_T)} of {declared} samples")
     except soundfile.SoundFileError as error:
         try:  # libsndfile wants an MPEG frame at the beginning; these begin with padding, or in the middle of one
-            x_T, rate = _decode_mpeg(content)
+            x_T, rate = _decode_mpeg(content, max_seconds)
+        except TooLong:
+            raise
         except BrokenClip:
             reason = str(getattr(error, "error_string", error)).strip()
             raise BrokenClip(f"cannot be decoded ({reason or 'format not recognised'})") from error
     return x_T, rate
+
+
+def _require_shorter(samples: int, rate: int, max_seconds: float) -> None:
+    if samples > max_seconds * rate:
+        raise TooLong(f"lasts {samples / rate:.1f} s, longer than {max_seconds:g} s; cut it into parts")
 
 
 def check_rate(rate: int) -> None:
@@ -167,19 +184,30 @@ def _read_blocks(sound: soundfile.SoundFile) -> Tensor:
     return torch.cat(blocks) if blocks else torch.zeros(0)
 
 
-def _decode_mpeg(content: bytes) -> tuple[Tensor, int]:
+def _decode_mpeg(content: bytes, max_seconds: float) -> tuple[Tensor, int]:
     """The samples of MPEG audio: every frame in the file.
 
     libsndfile takes the number of samples from the first frame's bit rate or its Xing header, which is wrong for
     variable bit rates, joined files and excerpts. minimp3, in miniaudio, follows the frames; it too believes a Xing
     header, so the header's name is removed where the file has more frames than it declares.
     """
+    if max_seconds < math.inf:
+        _require_short_mpeg(content, max_seconds)
     sound, header = _read_mpeg(content), _xing_header(content)
     if header is not None:
         whole = _read_mpeg(content[:header] + bytes(4) + content[header + 4 :])
         if whole.num_frames > sound.num_frames + XING_SLACK:
             sound = whole
     return _samples_and_rate(sound)
+
+
+def _require_short_mpeg(content: bytes, max_seconds: float) -> None:
+    """TooLong where the frames, or a Xing header, say so; what is wrong besides is found when it is decoded."""
+    try:
+        info = miniaudio.mp3_get_info(content)
+    except miniaudio.DecodeError:
+        return
+    _require_shorter(info.num_frames, max(1, info.sample_rate), max_seconds)
 
 
 def _read_mpeg(content: bytes) -> miniaudio.DecodedSoundFile:

@@ -4,23 +4,17 @@ Axes: F frames of 40 ms, C tags.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 from torch import Tensor
 
-from workloads.data.batches import window_starts
-from workloads.data.decode import cut_or_pad
 from workloads.evaluate.boxes import boxes
-from workloads.evaluate.frames import FRAME_SECONDS, join_windows, on_frames
-from workloads.models.tagger import Tagger
+from workloads.evaluate.frames import FRAME_SECONDS
 
 MEDIAN_SECONDS = 0.36  # nine frames, as in reference/frames.md section 4
 THRESHOLD = 0.5
-WINDOWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -31,21 +25,6 @@ class Detection:
     onset: float
     offset: float
     probability: float
-
-
-def frames_of_sound(tagger: Tagger, state: dict[str, Any], x_T: Tensor) -> Tensor:
-    """logits_FC of the sound of one file, at the tagger's rate; heard as `tag_sound` hears it."""
-    rate, length = state["clip_rate"], round(state["clip_seconds"] * state["clip_rate"])
-    starts = window_starts(len(x_T), length, state["long_clips"])
-    sound_BT = (torch.arange(length) < len(x_T)).unsqueeze(0) if len(x_T) < length else None
-    windows: list[Tensor] = []
-    for first in range(0, len(starts), WINDOWS_AT_ONCE):
-        x_BT = torch.stack([cut_or_pad(x_T, length, offset=start) for start in starts[first : first + WINDOWS_AT_ONCE]])
-        with torch.no_grad():
-            frames_BPC = tagger.outputs(tagger.front_end(x_BT, sound_BT)).frames_BPC
-        assert frames_BPC is not None, "only taggers with frames are asked"
-        windows += on_frames(tagger, frames_BPC)
-    return join_windows(windows, len(x_T), rate=rate, seconds=state["clip_seconds"], long_clips=state["long_clips"])
 
 
 def smooth(logits_FC: Tensor, seconds: float) -> NDArray[np.float32]:

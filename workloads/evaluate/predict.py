@@ -1,4 +1,4 @@
-"""Logits and scores of a trained tagger over a set of clips, and the most likely tags of one sound.
+"""Logits and scores of a trained tagger over a set of clips, and its loading.
 
 Does not depend on training.
 """
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from workloads.config.recipe import Model, restore
-from workloads.data.batches import evaluation_batches, window_starts
+from workloads.data.batches import evaluation_batches
 from workloads.data.clips import Clip
-from workloads.data.decode import cut_or_pad
 from workloads.data.prepare import PreparedData
 from workloads.data.shard import Shard
 from workloads.evaluate import metrics
@@ -22,7 +21,7 @@ from workloads.evaluate.frames import clips_with_frames, join_windows, on_frames
 from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.front_end import build_front_end
-from workloads.models.probabilities import merge_windows, probabilities
+from workloads.models.probabilities import merge_windows
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.json_files import TaggerState, require_shape
@@ -30,7 +29,6 @@ from workloads.runtime.opener import LocalFiles
 from workloads.runtime.placement import WorkerGroup
 
 Value = TypeVar("Value")
-WINDOWS_AT_ONCE = 16  # of a long recording
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
@@ -184,29 +182,3 @@ def _build_for(weights: dict[str, Tensor], state: dict[str, Any]) -> Tagger:
     require_fit({name.removeprefix("backbone."): tensor for name, tensor in weights.items()}, empty)
     clips: dict[str, Any] = {"clip_seconds": state["clip_seconds"], "clip_rate": state["clip_rate"]}
     return build_tagger(model, name=state["name"], tags=tags, labels=state["labels"], seed=0, **clips)
-
-
-def tag_sound(tagger: Tagger, state: dict[str, Any], x_T: Tensor, *, top: int) -> list[tuple[str, float]]:
-    """The most likely tags of the sound of one file, at the tagger's rate, with their probabilities, best first.
-
-    A sound shorter than a window is padded, of a longer one is heard what the tagger's `long_clips` says, as in
-    training and scoring. `state` is the tagger's, from `load_tagger`. Raises BadNumbers where a logit is not finite.
-    """
-    length = round(state["clip_seconds"] * state["clip_rate"])
-    starts = window_starts(len(x_T), length, state["long_clips"])
-    sound_BT = (torch.arange(length) < len(x_T)).unsqueeze(0) if len(x_T) < length else None
-    logits: list[Tensor] = []
-    for first in range(0, len(starts), WINDOWS_AT_ONCE):
-        windows_BT = torch.stack(
-            [cut_or_pad(x_T, length, offset=start) for start in starts[first : first + WINDOWS_AT_ONCE]]
-        )
-        with torch.no_grad():
-            logits.append(tagger.tag(windows_BT, sound_BT))
-    logits_C = merge_windows(torch.cat(logits), state["labels"])
-    if not bool(logits_C.isfinite().all()):
-        raise BadNumbers("the model's logits of it are not finite: its weights are damaged or have diverged")
-    mean_C = probabilities(logits_C.unsqueeze(0), state["labels"])[0]
-    best = mean_C.topk(min(top, len(mean_C)))
-    return [
-        (state["tags"][index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]

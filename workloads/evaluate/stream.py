@@ -158,7 +158,7 @@ class WindowStream(TaggerStream):
     The first clip's probabilities are those of all of it; a later window's are those of its newest piece. So a tag of
     a sound that ends keeps its probability until the sound has left the window. A tagger with logits in time says more:
     of each window those frames count that are not known yet and lie one piece before its end, or as much as fits.
-    A sound that is shorter than a clip is padded as `tag_sound` pads it.
+    A sound that is shorter than a clip is padded as `sounds.py` pads it.
     """
 
     begins_with_clip = True

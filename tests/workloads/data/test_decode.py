@@ -10,7 +10,7 @@ import torch
 import torchaudio
 
 from workloads.data import decode
-from workloads.data.decode import BrokenClip, load_sound, resample
+from workloads.data.decode import BrokenClip, TooLong, load_sound, resample
 
 RATE = 16_000
 
@@ -183,3 +183,11 @@ def test_a_joined_file_that_is_cut_short_is_named() -> None:
     soundfile.write(file, np.zeros(16_000), 16_000, format="FLAC")
     with pytest.raises(BrokenClip, match=r"cut short|cannot be decoded|no samples"):
         load_sound(io.BytesIO(file.getvalue() + file.getvalue()[:60]), rate=16_000)
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_sound_longer_than_the_caller_wants_is_refused(container: str) -> None:
+    content = encoded(np.zeros(24_000), container)
+    assert len(load_sound(io.BytesIO(content), rate=RATE, max_seconds=1.7).x_T) >= 24_000
+    with pytest.raises(TooLong, match=r"lasts 1\.[56] s, longer than 1\.4 s; cut it into parts"):
+        load_sound(io.BytesIO(content), rate=RATE, max_seconds=1.4)

@@ -20,8 +20,9 @@ from workloads.data.clips import Dataset
 from workloads.data.manifest import read_dataset
 from workloads.data.prepare import PreparedData
 from workloads.data.splits import Splits
-from workloads.evaluate import predict
-from workloads.evaluate.predict import BadNumbers, load_tagger, predict_clips, tag_sound
+from workloads.evaluate import predict, sounds
+from workloads.evaluate.predict import BadNumbers, load_tagger, predict_clips
+from workloads.evaluate.sounds import hear_sound, likeliest
 from workloads.models.tagger import Tagger, build_tagger
 from workloads.runtime.checkpoint import weights_digest, write
 from workloads.runtime.opener import LocalFiles
@@ -45,8 +46,8 @@ def tagger() -> Tagger:
 
 def tag_samples(tagger: Tagger, x_T: Tensor, *, labels: str = "multi", long_clips: str = "windows") -> list[float]:
     """The probability of each tag, in the order of TAGS, for a sound of these samples."""
-    state = {"clip_rate": RATE, "clip_seconds": 1.0, "long_clips": long_clips, "labels": labels, "tags": TAGS}
-    probability = dict(tag_sound(tagger, state, x_T, top=3))
+    tagger.labels = labels
+    probability = dict(likeliest(tagger, hear_sound(tagger, x_T, long_clips).logits_C, top=3))
     return [probability[tag] for tag in TAGS]
 
 
@@ -110,7 +111,7 @@ def test_a_long_recording_is_tagged_in_parts(tagger, monkeypatch) -> None:
     at_once = tag_samples(tagger, x_T)
     sizes = []
     tag = tagger.tag
-    monkeypatch.setattr(predict, "WINDOWS_AT_ONCE", 3)
+    monkeypatch.setattr(sounds, "WINDOWS_AT_ONCE", 3)
     monkeypatch.setattr(tagger, "tag", lambda x_BT, sound_BT: sizes.append(len(x_BT)) or tag(x_BT, sound_BT))
     assert tag_samples(tagger, x_T) == pytest.approx(at_once, abs=1e-6)
     assert sizes == [3, 3, 3, 1]
@@ -194,3 +195,19 @@ def test_weights_are_compared_with_the_network_before_it_is_built(tagger, tmp_pa
     with pytest.raises(ValueError, match=r"checkpoint s3://bucket/one") as caught:
         load_tagger(folder, "s3://bucket/one")
     assert message in str(caught.value)
+
+
+def test_sounds_heard_together_get_the_answers_that_each_gets_alone() -> None:
+    """Also where one is shorter than a window, and a front end does not hear padding."""
+    ast = with_keyed_weights(Model(arch=AST(family="ast", size="tiny"), front_end=FrontEnd(kind="kaldi128")))
+    waveforms = [waveform(3.0, RATE)[0, start:end] for start, end in ((0, 9000), (5000, 45_000), (0, LENGTH))]
+    together = [sounds.cut_windows(ast, x_T, "windows") for x_T in waveforms]
+    pieces = [piece for sound in together for piece in sound.pieces(2)]
+    assert [len(piece) for piece in pieces] == [1, 2, 1, 1]
+    heard = sounds.hear_pieces(ast, pieces, embeddings=True)
+    for sound, x_T in zip(together, waveforms, strict=True):
+        own = [each for each, piece in zip(heard, pieces, strict=True) if piece.sound is sound]
+        joined, alone = sounds.join_pieces(ast, sound, own), hear_sound(ast, x_T, "windows", embeddings=True)
+        torch.testing.assert_close(joined.logits_C, alone.logits_C, atol=1e-4, rtol=0)
+        torch.testing.assert_close(joined.embedding_D, alone.embedding_D, atol=1e-4, rtol=0)
+        assert joined.frames_FC is None

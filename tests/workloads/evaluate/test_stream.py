@@ -14,9 +14,10 @@ from torch import Tensor
 from workloads.config.architectures import MN, Arch, FrameMN, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model
 from workloads.data.sound_stream import open_file
-from workloads.evaluate.detect import frames_of_sound, smooth
+from workloads.evaluate.detect import smooth
 from workloads.evaluate.median_stream import MedianStream
-from workloads.evaluate.predict import BadNumbers, tag_sound
+from workloads.evaluate.predict import BadNumbers
+from workloads.evaluate.sounds import hear_sound, likeliest
 from workloads.evaluate.stream import CarriedStream, Steps, TaggerStream, WindowStream, open_stream, why_not_carried
 from workloads.models.tagger import Tagger, build_tagger
 
@@ -47,6 +48,13 @@ def sound(seconds: float, seed: int = 0) -> Tensor:
     """Noise whose loudness changes."""
     x_T = torch.randn(round(seconds * RATE), generator=torch.Generator().manual_seed(seed))
     return 0.1 * x_T * (1 + torch.linspace(0, 9 * seconds, len(x_T)).sin())
+
+
+def frames_of(tagger: Tagger, x_T: Tensor, long_clips: str) -> Tensor:
+    """logits_FC of a sound as `tag` hears it."""
+    frames_FC = hear_sound(tagger, x_T, long_clips, frames=True).frames_FC
+    assert frames_FC is not None
+    return frames_FC
 
 
 def heard(stream: TaggerStream, x_T: Tensor, *, block: int = 1_600) -> Steps:
@@ -106,8 +114,7 @@ def test_recurrent_networks_say_what_they_say_of_the_whole_file(arch, labels):
 @pytest.mark.parametrize("seconds", [0.4, 1.0])
 def test_windows_give_a_sound_of_one_clip_the_frames_that_tag_prints(seconds):
     tagger, x_T = tagger_of(FRAME_MN), sound(seconds)
-    state = {"clip_seconds": 1.0, "clip_rate": RATE, "long_clips": "windows"}
-    expected_FC = smooth(frames_of_sound(tagger, state, x_T), 0.36)
+    expected_FC = smooth(frames_of(tagger, x_T, "windows"), 0.36)
     assert expected_FC.std(0).max() > 0.01
     steps = heard(WindowStream(tagger), x_T)
     np.testing.assert_allclose(steps.p_PC, expected_FC, rtol=0, atol=1e-3)  # joined windows are fp16
@@ -129,13 +136,12 @@ def test_windows_say_of_each_piece_what_the_tagger_says_of_the_clip_that_ends_wi
     tagger, x_T = tagger_of(VIT, labels=labels), sound(2.4)
     steps = heard(WindowStream(tagger, hop=0.5), x_T)
     assert steps.ends_P.tolist() == [1.0, 1.5, 2.0, 2.4]
-    state = {"clip_seconds": 1.0, "clip_rate": RATE, "long_clips": "start", "labels": labels, "tags": TAGS}
     for end, p_C in zip(steps.ends_P, steps.p_PC, strict=True):
         window_T = x_T[round((end - 1) * RATE) : round(end * RATE)]
-        expected = dict(tag_sound(tagger, state, window_T, top=3))
+        expected = dict(likeliest(tagger, hear_sound(tagger, window_T, "start").logits_C, top=3))
         assert dict(zip(TAGS, p_C.tolist(), strict=True)) == pytest.approx(expected, abs=1e-6)
     short = heard(WindowStream(tagger), x_T[:5_000])
-    expected = dict(tag_sound(tagger, state, x_T[:5_000], top=3))
+    expected = dict(likeliest(tagger, hear_sound(tagger, x_T[:5_000], "start").logits_C, top=3))
     assert dict(zip(TAGS, short.p_PC[0].tolist(), strict=True)) == pytest.approx(expected, abs=1e-6)
 
 
@@ -145,12 +151,11 @@ def test_frames_of_windows_are_those_that_have_sound_on_both_sides():
     stream = WindowStream(tagger, hop=0.4)
     stream._median = MedianStream(0.0, 0.04)
     steps = heard(stream, x_T)
-    state = {"clip_seconds": 1.0, "clip_rate": RATE, "long_clips": "start"}
     assert len(steps) == 75
 
     def window(begin: float) -> np.ndarray:
         start = round(begin * RATE)
-        return frames_of_sound(tagger, state, x_T[start : start + RATE]).float().sigmoid().numpy()
+        return frames_of(tagger, x_T[start : start + RATE], "start").float().sigmoid().numpy()
 
     np.testing.assert_allclose(steps.p_PC[:15], window(0.0)[:15], rtol=0, atol=1e-3)
     np.testing.assert_allclose(steps.p_PC[15:25], window(0.4)[5:15], rtol=0, atol=1e-3)
