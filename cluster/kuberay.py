@@ -1,4 +1,4 @@
-"""Manifests for KubeRay: a RayJob, RayCronJob or RayCluster, and who may connect to its pods.
+"""Manifests for KubeRay: a RayJob, RayCronJob, RayCluster or RayService, and who may connect to its pods.
 
 The fields are those of KubeRay 1.7's custom resources (reference/ray.md 5 and 8.8). Knows no Ray and no Kubernetes
 client: manifests are plain values. What KubeRay refuses is checked at the end by `cluster/kuberay_rules.py`.
@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.kuberay_pods import LABEL, head_pod, submitter_pod, worker_pod
 from cluster.kuberay_rules import check_manifest
+from cluster.kuberay_service import clients_rule, service_spec
 from cluster.merge import merged
 from cluster.spec import Gang, Network, Spec
 from cluster.spec_nodes import Redis, Workers, secret_reference
@@ -16,6 +17,7 @@ from cluster.work_command import shell_command
 API = "ray.io/v1"
 QUEUES = {"kueue": "kueue.x-k8s.io/queue-name", "volcano": "volcano.sh/queue-name"}
 DASHBOARD, METRICS = 8265, 8080
+KINDS = {"job": "RayJob", "cron": "RayCronJob", "cluster": "RayCluster", "service": "RayService"}
 
 
 def manifests(spec: Spec) -> list[dict[str, Any]]:
@@ -23,7 +25,7 @@ def manifests(spec: Spec) -> list[dict[str, Any]]:
     policy = [_network_policy(spec, spec.network)] if spec.network else []
     main = {
         "apiVersion": API,
-        "kind": {"job": "RayJob", "cron": "RayCronJob", "cluster": "RayCluster"}[spec.kind],
+        "kind": KINDS[spec.kind],
         "metadata": {"name": spec.name, "labels": {LABEL: spec.name, **_queue(spec.gang)}},
         "spec": _SPECS[spec.kind](spec),
     }
@@ -58,7 +60,13 @@ def _suspendable_cluster_spec(spec: Spec) -> dict[str, Any]:
     return ({"suspend": True} if _is_kueue(spec) else {}) | _cluster_spec(spec)
 
 
-_SPECS = {"job": _job_spec, "cron": _cron_spec, "cluster": _suspendable_cluster_spec}
+def _service_spec(spec: Spec) -> dict[str, Any]:
+    return ({"suspend": True} if _is_kueue(spec) else {}) | merged(
+        service_spec(spec, _cluster_spec(spec)), spec.kuberay.service
+    )
+
+
+_SPECS = {"job": _job_spec, "cron": _cron_spec, "cluster": _suspendable_cluster_spec, "service": _service_spec}
 
 
 def _cluster_spec(spec: Spec) -> dict[str, Any]:
@@ -130,6 +138,8 @@ def _network_policy(spec: Spec, network: Network) -> dict[str, Any]:
     ingress = [{"from": [{"podSelector": pods}]}, _from_namespace(network.operator_namespace, DASHBOARD)]
     if network.metrics_namespace:
         ingress.append(_from_namespace(network.metrics_namespace, METRICS))
+    if spec.kind == "service" and spec.serve:
+        ingress.append(clients_rule(spec.serve))
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

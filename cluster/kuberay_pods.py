@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cluster.kuberay_service import PORT, PORT_NAME, PROXY_HEALTH
 from cluster.spec import Cache, Spec
 from cluster.spec_nodes import Node, Workers, secret_reference
 from cluster.work_command import PROGRAM
@@ -33,7 +34,13 @@ def head_pod(spec: Spec) -> dict[str, Any]:
 
 def worker_pod(spec: Spec, group: Workers) -> dict[str, Any]:
     """The pod template of a worker group; it needs no access to Kubernetes."""
-    container = _ray_container(spec, "ray-worker", group, {"metrics": 8080}, probed=(RAYLET_HEALTH,), gpus=group.gpus)
+    ports, serves = {"metrics": 8080}, spec.kind == "service"
+    if serves:
+        ports[PORT_NAME] = PORT
+    container = _ray_container(spec, "ray-worker", group, ports, probed=(RAYLET_HEALTH,), gpus=group.gpus)
+    if serves:  # KubeRay adds this to probes of its own only; a pod without a proxy gets no requests, at once
+        ready = _probe((RAYLET_HEALTH, PROXY_HEALTH), initialDelaySeconds=10, failureThreshold=1)
+        container["readinessProbe"] = ready
     return _pod(spec, group, container, automountServiceAccountToken=False)
 
 

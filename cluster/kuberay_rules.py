@@ -9,15 +9,16 @@ from typing import Any
 
 from cluster.spec_nodes import LABEL, LABEL_KEY
 
-# A RayJob's cluster is called like it with 6 characters more, and the longest service of a cluster with 10 more; a
-# RayCronJob's jobs with 11 more.
-MAX_NAME = {"RayCluster": 53, "RayJob": 47, "RayCronJob": 36}
+# The cluster of a RayJob or RayService is called like it with 6 characters more, and the longest service of a cluster
+# with 10 more; a RayCronJob's jobs with 11 more.
+MAX_NAME = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
 NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")  # a DNS label of RFC 1035
 RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 KUEUE, VOLCANO = "kueue.x-k8s.io/queue-name", "volcano.sh/queue-name"
 AUTOSCALER_V2 = "RAY_enable_autoscaler_v2"
 TOKEN_SINCE, RBAC_SINCE, PRIORITY_SINCE = (2, 52, 0), (2, 55, 0), (2, 56, 0)
-# All fields of the two, since both the operator and the API server drop others in silence.
+UPGRADES = ("None", "NewCluster", "NewClusterWithIncrementalUpgrade")
+# All fields of the three, since both the operator and the API server drop others in silence.
 JOB_FIELDS = frozenset(
     [
         "activeDeadlineSeconds",
@@ -62,8 +63,24 @@ CLUSTER_FIELDS = frozenset(
 )
 
 
+SERVICE_FIELDS = frozenset(
+    [
+        "deploymentUnhealthySecondThreshold",
+        "excludeHeadPodFromServeSvc",
+        "managedBy",
+        "rayClusterConfig",
+        "rayClusterDeletionDelaySeconds",
+        "serveConfigV2",
+        "serveService",
+        "serviceUnhealthySecondThreshold",
+        "suspend",
+        "upgradeStrategy",
+    ]
+)
+
+
 def check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first rule that a RayJob, RayCronJob or RayCluster breaks: value, rule and fix."""
+    """Raise ValueError for the first rule that one of KubeRay's objects breaks: value, rule and fix."""
     try:
         problem = next(_problems(manifest), "")
     except (TypeError, AttributeError, KeyError) as error:  # what a user has merged over it has another shape
@@ -75,8 +92,12 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
 def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     kind, spec, metadata = manifest["kind"], manifest["spec"], manifest["metadata"]
     yield from _name_problems(kind, metadata["name"])
-    job = {"RayJob": spec, "RayCronJob": spec.get("jobTemplate"), "RayCluster": None}[kind]
-    cluster = spec if kind == "RayCluster" else job.get("rayClusterSpec")
+    job = {"RayJob": spec, "RayCronJob": spec.get("jobTemplate")}.get(kind)
+    cluster = {"RayCluster": spec, "RayService": spec.get("rayClusterConfig")}.get(kind)
+    cluster = job.get("rayClusterSpec") if job is not None else cluster
+    if kind == "RayService":
+        yield from _unknown_fields(spec, SERVICE_FIELDS, "kuberay.service")
+        yield from _service_problems(spec)
     if kind == "RayCronJob":
         yield from _cron_problems(manifest)
     if job is not None:
@@ -142,6 +163,23 @@ def _job_problems(job: Mapping[str, Any]) -> Iterator[str]:
         )
     if job.get("backoffLimit") and selector:
         yield f"backoffLimit = {job['backoffLimit']}: must be 0 with a clusterSelector, whose cluster is not replaced"
+
+
+def _service_problems(service: Mapping[str, Any]) -> Iterator[str]:
+    strategy = service.get("upgradeStrategy", {})
+    if (upgrade := strategy.get("type", "NewCluster")) not in UPGRADES:
+        yield f"upgradeStrategy.type = {upgrade}: must be one of {', '.join(UPGRADES)}"
+    if upgrade == "NewClusterWithIncrementalUpgrade":
+        options = strategy.get("clusterUpgradeOptions", {})
+        needed = [name for name in ("stepSizePercent", "intervalSeconds", "gatewayClassName") if not options.get(name)]
+        if needed:
+            yield f"upgradeStrategy.clusterUpgradeOptions.{needed[0]}: is needed for {upgrade}; add it"
+        if not service["rayClusterConfig"].get("enableInTreeAutoscaling"):
+            yield f"upgradeStrategy.type = {upgrade}: needs the autoscaler; set max above min for a group"
+    if service.get("rayClusterDeletionDelaySeconds", 0) < 0:
+        yield f"rayClusterDeletionDelaySeconds = {service['rayClusterDeletionDelaySeconds']}: must be 0 or more"
+    if service["rayClusterConfig"]["headGroupSpec"].get("headService", {}).get("metadata", {}).get("name"):
+        yield "headGroupSpec.headService.metadata.name: must not be set in a RayService, which names it; remove it"
 
 
 def _submission_problems(job: Mapping[str, Any]) -> Iterator[str]:

@@ -36,10 +36,14 @@ def _kuberay(spec: Spec) -> str:
         head += "# RayCronJob is behind KubeRay's feature gate of that name.\n"
     if spec.kind == "cluster":
         head += f"# kubectl port-forward service/{spec.name}-head-svc 8265, and beside it\n" + _submit(spec)
+    if spec.kind == "service":
+        head += f"# kubectl port-forward service/{spec.name}-serve-svc 8000, then http://localhost:8000/ is the page.\n"
     return "---\n".join([head, *map(_yaml, manifests(spec))])
 
 
 def _autoscaler(spec: Spec) -> str:
+    if spec.kind == "service":
+        raise ValueError("kind = 'service': a cluster file runs no service; use --to kuberay")
     head = "# ray up FILE; ray dashboard FILE forwards the port, and beside it\n"
     return head + _submit(spec) + _yaml(autoscaler_config(spec))
 

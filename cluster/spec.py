@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.spec_nodes import LABEL, Head, Workers, require_reference
+from cluster.spec_serve import Serve
 from cluster.spec_speed import StorageSpeed
 from cluster.spec_table import Table
 
@@ -135,6 +136,7 @@ class KubeRay(Table):
     """Further fields, as KubeRay has them, merged over what is rendered; KubeRay's rules are checked afterwards."""
 
     job: Mapping[str, Any] = field(default_factory=dict)  # of a RayJob's spec, as deletionStrategy
+    service: Mapping[str, Any] = field(default_factory=dict)  # of a RayService's spec, as upgradeStrategy
     cluster: Mapping[str, Any] = field(default_factory=dict)  # of a RayCluster's spec, as tlsOptions
 
 
@@ -180,8 +182,9 @@ class Spec(Table):
     image: str  # of every container; cluster/Dockerfile makes one
     head: Head
     workers: Mapping[str, Workers]  # group name -> group
-    kind: Literal["job", "cron", "cluster", "service"] = "job"  # a job, one every night, or a cluster to submit to
-    work: Work | None = None  # what runs; a cluster to submit to may do without
+    kind: Literal["job", "cron", "cluster", "service"] = "job"  # a job, one a night, a cluster to submit to, taggers
+    work: Work | None = None  # what runs; a cluster to submit to, and a service, may do without
+    serve: Serve | None = None  # what kind "service" serves
     ray_version: str = "2.60.0"  # what the image has
     token_auth: bool = True  # Ray answers only those who have its token
     token_secret: str = ""  # the Kubernetes secret with the token, under auth_token; empty: KubeRay makes one
@@ -199,9 +202,6 @@ class Spec(Table):
     storage_speed: StorageSpeed = field(default_factory=StorageSpeed)  # for `antiphon plan`
 
     def __post_init__(self) -> None:
-        self._require(
-            self.kind != "service", "kind", "antiphon has no command that serves taggers yet; use job, cron or cluster"
-        )
         self._require(re.fullmatch(r"\S+[:@]\S+", self.image) is not None, "image", "must name a tag or digest")
         self._require(not self.image.endswith(":latest"), "image", "must be pinned: all nodes need the same one")
         self._require(re.fullmatch(r"\d+\.\d+\.\d+", self.ray_version) is not None, "ray_version", "must be as 2.60.0")
@@ -211,6 +211,7 @@ class Spec(Table):
                 raise ValueError(f"workers.{group}: must be at most 40 small letters, digits and '-', a letter first")
         self._require_variables()
         self._require_work()
+        self._require_service()
 
     def _require_variables(self) -> None:
         for name in (*self.env, *self.secrets):
@@ -227,7 +228,7 @@ class Spec(Table):
     def _require_work(self) -> None:
         work, cron = self.work, self.kind == "cron"
         if work is None:
-            self._require(self.kind == "cluster", "work", f"must be given for kind {self.kind}")
+            self._require(self.kind in ("cluster", "service"), "work", f"must be given for kind {self.kind}")
             return
         self._require(not cron or bool(work.schedule), "kind", "needs work.schedule, as '0 2 * * *'")
         self._require(not cron or work.command != "teach", "kind", "repeats a run or search; a store is filled once")
@@ -243,6 +244,23 @@ class Spec(Table):
             )
         if self.cache and any(argument.startswith("data.cache=") for argument in work.arguments):
             raise ValueError("work.arguments: set data.cache, and so does cache.path; remove one of them")
+
+    def _require_service(self) -> None:
+        serve = self.serve
+        if self.kind != "service":
+            return
+        self._require(serve is not None, "serve", "must be given for kind service")
+        assert serve is not None
+        room = [
+            sum(getattr(group, bound) * (group.cpus // serve.cpus) for group in self.workers.values())
+            for bound in ("min", "max")
+        ]
+        for replicas, name, held in ((serve.min, "min", room[0]), (serve.max, "max", room[1])):
+            if held < replicas:
+                raise ValueError(
+                    f"serve.{name} = {replicas}: the groups' {name} nodes hold {held:g} replicas of {serve.cpus} CPUs; "
+                    f"raise cpus or {name} of a group, or ask for fewer"
+                )
 
     @property
     def scales(self) -> bool:

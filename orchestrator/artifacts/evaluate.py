@@ -156,16 +156,13 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
     not know, where labels differ, and where the tagger was trained on this data set with another test fold: clips of
     the recipe's test fold were then in its training data.
     """
-    from workloads.data.prepare import prepare
-
     if recipe.data.labels != tagger.labels:
         raise ValueError(
             f"data.labels = {recipe.data.labels!r}: the checkpoint was trained with {tagger.labels!r}; "
             f"--set data.labels={tagger.labels}"
         )
-    decoded = {"clip_seconds": tagger.clip_seconds, "long_clips": state["long_clips"]}
-    recipe = replace(recipe, data=replace(recipe.data, **decoded))
-    prepared = prepare(recipe, FsspecFiles(), rate=tagger.clip_rate, model_tags=tagger.tags)
+    prepared = prepared_like(tagger, state, recipe, model_tags=tagger.tags)
+    recipe = prepared.recipe
     trained_on = state.get("data", {})
     is_same = trained_on.get("fingerprint") == prepared.dataset.fingerprint()
     learned_from = trained_on.get("validation", {}).get("train_folds")  # none named: all folds but the test fold
@@ -177,6 +174,20 @@ def prepare_for(tagger: "Tagger", state: dict[str, Any], recipe: Recipe, uri: st
             f"test fold is --set {shlex.quote(fix)}"
         )
     return prepared
+
+
+def prepared_like(
+    tagger: "Tagger", state: dict[str, Any], recipe: Recipe, *, model_tags: tuple[str, ...] = ()
+) -> "PreparedData":
+    """A recipe's data set with this tagger's rate, clip length and rule for longer clips.
+
+    With the data set's own tags, unless `model_tags` are given.
+    """
+    from workloads.data.prepare import prepare
+
+    decoded = {"clip_seconds": tagger.clip_seconds, "long_clips": state["long_clips"]}
+    recipe = replace(recipe, data=replace(recipe.data, **decoded))
+    return prepare(recipe, FsspecFiles(), rate=tagger.clip_rate, model_tags=model_tags)
 
 
 def _require_own_validation(state: dict[str, Any], prepared: "PreparedData", uri: str) -> None:

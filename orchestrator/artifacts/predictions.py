@@ -25,10 +25,10 @@ FORMATS = (".csv", ".parquet")
 PATIENCE_S = 300.0  # the scoring before may have taken hours
 
 
-def check_out(out: str) -> None:
+def check_out(out: str, formats: tuple[str, ...] = FORMATS) -> None:
     """Raise ValueError for another ending, a folder that does not exist, and a file that does; before any scoring."""
-    if PurePath(out).suffix not in FORMATS:
-        raise ValueError(f"--out {out!r}: must end in {' or '.join(FORMATS)}")
+    if PurePath(out).suffix not in formats:
+        raise ValueError(f"--out {out!r}: must end in {' or '.join(formats)}")
     if object_store.exists(out):
         raise ValueError(f"--out {out!r}: exists already; choose another name or remove it")
     if not object_store.is_local(out):
@@ -43,10 +43,7 @@ def check_out(out: str) -> None:
 
 
 def write_predictions(out: str, clips: Sequence["Clip"], p_NC: "Tensor", tags: Sequence[str]) -> None:
-    """Write the table to a path or URI that `check_out` has passed; it appears complete or not at all.
-
-    Raises ValueError where another process has created the file meanwhile.
-    """
+    """Write the table to a path or URI that `check_out` has passed (`store_new_file`)."""
     columns: dict[str, Sequence[Any]] = {
         "clip_id": [clip.clip_id for clip in clips],
         "source": [clip.source for clip in clips],
@@ -54,7 +51,14 @@ def write_predictions(out: str, clips: Sequence["Clip"], p_NC: "Tensor", tags: S
         "true_tags": [";".join(clip.tags) for clip in clips],
         **{tag_column(tag): p_N.numpy() for tag, p_N in zip(tags, p_NC.T, strict=True)},
     }
-    content = _csv(columns) if PurePath(out).suffix == ".csv" else _parquet(columns)
+    store_new_file(out, _csv(columns) if PurePath(out).suffix == ".csv" else _parquet(columns))
+
+
+def store_new_file(out: str, content: bytes) -> None:
+    """Write a file that `check_out` has passed; it appears complete or not at all.
+
+    Raises ValueError where another process has created it meanwhile.
+    """
     created = retry_while_unavailable(
         lambda: object_store.create_exclusively(out, content), what=out, patience_s=PATIENCE_S
     )

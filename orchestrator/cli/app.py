@@ -18,6 +18,7 @@ from orchestrator.cli.compare import compare
 from orchestrator.cli.data import data_app, recipes
 from orchestrator.cli.diff import diff
 from orchestrator.cli.doctor import doctor
+from orchestrator.cli.embed import embed
 from orchestrator.cli.export import export
 from orchestrator.cli.init import init
 from orchestrator.cli.jobs import jobs, logs, stop, submit
@@ -29,6 +30,7 @@ from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.runs import runs
 from orchestrator.cli.search import search
+from orchestrator.cli.serve import serve
 from orchestrator.cli.status import status
 from orchestrator.cli.store_import import store_import
 from orchestrator.cli.study import study
@@ -47,7 +49,7 @@ app = typer.Typer(
     help="Audio taggers that teach each other, on Ray.",
 )
 commands: tuple[Callable[..., None], ...] = (
-    *(init, run, recipes, evaluate, tag, report, plan, search, study, dashboard, export, teach),
+    *(init, run, recipes, evaluate, tag, embed, serve, report, plan, search, study, dashboard, export, teach),
     *(runs, compare, diff, status, jobs, logs, stop, doctor),
 )
 for command in commands:

@@ -117,7 +117,7 @@ def render(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A .toml file, or `example`: the shipped one.")],
     to: Annotated[str, typer.Option(metavar="kuberay|autoscaler|slurm", help="What the text is for.")],
     kind: Annotated[
-        str, typer.Option(metavar="job|cron|cluster", help="What is to be made; default: as the spec says.")
+        str, typer.Option(metavar="job|cron|cluster|service", help="What is to be made; default: as the spec says.")
     ] = "",
     out: Annotated[Path | None, typer.Option(help="The file to write; default: print it.")] = None,
 ) -> None:

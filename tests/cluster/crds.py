@@ -13,7 +13,11 @@ import pytest
 import yaml
 
 DEFAULT = Path(__file__).parents[2].parent / "shared" / "data" / "kuberay"
-FILES = {"RayJob": "ray.io_rayjobs.yaml", "RayCluster": "ray.io_rayclusters.yaml"}
+FILES = {
+    "RayJob": "ray.io_rayjobs.yaml",
+    "RayCluster": "ray.io_rayclusters.yaml",
+    "RayService": "ray.io_rayservices.yaml",
+}
 
 
 @cache

@@ -41,6 +41,7 @@ def make_spec(**changes: Any) -> Spec:
     return parse_spec(spec_values(**changes))
 
 
+SERVE: dict[str, Any] = {"models": {"cnn": "s3://bucket/runs/x/models/cnn", "vit": "/models/vit"}}
 SPOT_GPUS = {"cpus": 8, "memory_gb": 32, "gpus": 1, "accelerator": "A100", "min": 0, "max": 4, "spot": True}
 AUTOSCALER = {
     "provider": {"type": "aws", "region": "eu-central-1"},

@@ -13,7 +13,7 @@ from cluster.render import render
 from cluster.spec import Spec
 from cluster.spec_file import load_spec
 from tests.cluster.crds import mistakes
-from tests.cluster.specs import SPOT_GPUS, make_spec
+from tests.cluster.specs import SERVE, SPOT_GPUS, make_spec
 
 FULL: dict[str, Any] = {
     "workers__gpu": {
@@ -50,9 +50,9 @@ def containers(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("changes", [{}, FULL, {"gang": {"scheduler": "kueue", "queue": "audio"}}])
-@pytest.mark.parametrize("kind", ["job", "cluster"])
+@pytest.mark.parametrize("kind", ["job", "cluster", "service"])
 def test_manifests_are_valid_by_kuberay_s_schemas(kind: str, changes: dict[str, Any]) -> None:
-    manifest = main(make_spec(kind=kind, **changes))
+    manifest = main(make_spec(kind=kind, serve=SERVE, **changes))
     assert mistakes(manifest["kind"], manifest) == []
 
 
@@ -192,9 +192,9 @@ def test_a_job_is_repeated_ended_and_cleaned_up() -> None:
 @pytest.mark.parametrize(
     ("scheduler", "label"), [("kueue", "kueue.x-k8s.io/queue-name"), ("volcano", "volcano.sh/queue-name")]
 )
-@pytest.mark.parametrize("kind", ["job", "cluster"])
+@pytest.mark.parametrize("kind", ["job", "cluster", "service"])
 def test_queues_are_labels_and_kueue_begins_what_is_suspended(kind: str, scheduler: str, label: str) -> None:
-    manifest = main(make_spec(kind=kind, gang={"scheduler": scheduler, "queue": "audio"}))
+    manifest = main(make_spec(kind=kind, serve=SERVE, gang={"scheduler": scheduler, "queue": "audio"}))
     assert manifest["metadata"]["labels"] == {"antiphon": "nightly", label: "audio"}
     assert manifest["spec"].get("suspend", False) is (scheduler == "kueue")
 

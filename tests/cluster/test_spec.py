@@ -10,7 +10,7 @@ import pytest
 
 from cluster.spec_file import SHIPPED, load_spec, parse_spec, shipped_specs
 from cluster.work_command import PROGRAM, command_words, shell_command
-from tests.cluster.specs import make_spec, spec_values
+from tests.cluster.specs import SERVE, make_spec, spec_values
 
 
 def test_the_shipped_specs_load() -> None:
@@ -38,7 +38,16 @@ def test_what_the_shipped_spec_says_about_plans_can_be_uncommented() -> None:
         ({"head__cpus": "many"}, "head.cpus = 'many'"),
         ({"head__cpus": 0}, "head.cpus = 0.0: must be above 0"),
         ({"name": 3}, "name = 3"),
-        ({"kind": "service"}, "kind = 'service': antiphon has no command that serves taggers yet"),
+        ({"kind": "service"}, "serve = None: must be given for kind service"),
+        ({"serve__models": {}}, "serve.models = {}: must name a tagger"),
+        ({"serve__models": {"a b": "s3://x"}}, "serve.models.a b: must be letters"),
+        ({"serve__models": {"cnn": "runs/x"}}, "serve.models.cnn = 'runs/x': must be s3://bucket/prefix"),
+        ({"serve": {**SERVE, "min": 2}}, "serve.max = 1: must not be less than min (2)"),
+        ({"serve": {**SERVE, "max_mb": 0}}, "serve.max_mb = 0.0: must be above 0"),
+        (
+            {"kind": "service", "serve": {**SERVE, "max": 9}},
+            "serve.max = 9: the groups' max nodes hold 8 replicas of 1 CPUs; raise cpus or max of a group",
+        ),
         ({"image": "antiphon"}, "image = 'antiphon': must name a tag"),
         ({"image": "antiphon:latest"}, "image = 'antiphon:latest': must be pinned"),
         ({"ray_version": "2.60"}, "ray_version = '2.60'"),

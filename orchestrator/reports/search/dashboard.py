@@ -4,8 +4,6 @@ Meant for one reader on this machine: it binds to loopback unless told otherwise
 It may start and end at any time, during a search or after it, and any number of servers may serve the same search.
 """
 
-import ipaddress
-import socket
 import threading
 import time
 import uuid
@@ -23,11 +21,11 @@ from starlette.routing import Route
 
 from orchestrator.reports.search.page import render_body, render_page
 from orchestrator.reports.search.snapshot import SearchSnapshot, read_search
+from orchestrator.serving.hosts import LOOPBACK, accepted_hosts, http_address, listen
 from orchestrator.storage.retry import describe_error
 
 POLL_S = 3.0  # between two requests of an open page
 RERENDER_S = 60.0  # after this time running trials are drawn longer, also if no file has changed
-LOOPBACK = ("127.0.0.1", "localhost")
 
 
 class CachedSearchPage:
@@ -114,33 +112,6 @@ def serve(uri: str, *, host: str, port: int, ready: Callable[[str], None]) -> No
     application = app(uri, hosts=accepted)
     config = uvicorn.Config(application, log_level="warning")
     with listen(host, port) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}/")
+        ready(http_address(host, listening.getsockname()[1]))
         with suppress(KeyboardInterrupt):  # how the user ends it
             uvicorn.Server(config).run(sockets=[listening])
-
-
-def accepted_hosts(host: str) -> tuple[str, ...]:
-    """The names in a request's Host header that are accepted by a server that listens on `host`.
-
-    On a loopback address only this machine's own names, against DNS rebinding; other machines may know this one by any
-    name.
-    """
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host in LOOPBACK
-    if not loopback:
-        return ("*",)
-    return (*LOOPBACK, f"[{host}]" if ":" in host else host)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is a free one. Raises ValueError where the address cannot be bound."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ValueError(
-            f"--host {host!r} --port {port}: cannot listen there ({error}); choose others, or port 0"
-        ) from None

@@ -100,7 +100,7 @@ def test_out_is_written_and_the_same_text_as_printed(spec: Path, tmp_path: Path)
 
 
 def test_services_and_unknown_targets_are_refused(spec: Path) -> None:
-    assert "has no command that serves taggers yet" in refusal(spec, "name", "name", "--kind", "service")
+    assert "serve = None: must be given for kind service" in refusal(spec, "name", "name", "--kind", "service")
     result = run.invoke(app, ["cluster", "render", str(spec), "--to", "nomad"])
     assert "must be one of kuberay, autoscaler, slurm" in str(result.exception)
 
