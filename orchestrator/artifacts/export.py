@@ -31,6 +31,8 @@ from workloads.data.batches import evaluation_batches
 from workloads.data.clips import Clip
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
+from workloads.evaluate.bootstrap import score_interval
+from workloads.evaluate.deliver import TEST_PREDICTIONS
 from workloads.evaluate.predict import load_tagger
 from workloads.export.export import (
     FORMATS,
@@ -115,12 +117,11 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
     first, so that a failed check leaves none of them. Raises ValueError for a folder that holds no tagger and for data
     that it cannot be scored on (`prepare_for`).
     """
-    with scratch_folder() as scratch:
-        tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
+    tagger, state, interval = load_with_interval(uri)
     prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
     with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=".export-") as scratch:
         drafts = {path: Path(scratch) / path.name for path in target.paths}
-        report = _write_float(tagger, state, drafts[target.path], target)
+        report = _write_float(tagger, state, drafts[target.path], target) | {"interval": interval}
         files = {"file": open_file(drafts[target.path], target.to)}
         if recipe and prepared:
             int8 = _write_int8(tagger, prepared, drafts[target.path], drafts[target.int8_path])
@@ -133,9 +134,25 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
     return report | {"checkpoint": uri, "files": [str(path) for path in target.paths]}
 
 
+def load_with_interval(uri: str) -> tuple[Tagger, dict[str, Any], dict[str, Any] | None]:
+    """A published tagger, its state, and the 95 % interval of its primary test score; None where it has no test logits.
+
+    Raises ValueError for a folder that holds no tagger.
+    """
+    with scratch_folder() as scratch:
+        folder = published_folders.fetch(uri, scratch)
+        tagger, state = load_tagger(folder, uri)
+        if not (Path(published_folders.published_folder(str(folder))) / f"{TEST_PREDICTIONS}.safetensors").is_file():
+            return tagger, state, None
+        predictions = checkpoint.read_tensors(folder, TEST_PREDICTIONS, uri)
+    logits_NC, y_NC = predictions["logits_NC"], predictions["y_NC"]
+    low, high = score_interval(logits_NC, y_NC, tagger.labels)
+    return tagger, state, {"score": metrics.primary(tagger.labels), "low": low, "high": high, "clips": len(y_NC)}
+
+
 def _write_float(tagger: Tagger, state: dict[str, Any], draft: Path, target: Target) -> dict[str, Any]:
     """Write and check the float file; returns its metadata, its sizes and its largest difference from PyTorch."""
-    facts = _facts(tagger, state, inside=target.front_end_inside)
+    facts = file_facts(tagger, state, inside=target.front_end_inside)
     size = model_size(
         tagger.model, num_classes=len(tagger.tags), clip_seconds=tagger.clip_seconds, clip_rate=tagger.clip_rate
     )
@@ -152,8 +169,8 @@ def _write_float(tagger: Tagger, state: dict[str, Any], draft: Path, target: Tar
     }
 
 
-def _facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, Any]:
-    """The metadata stored inside the file: what a program needs to use it."""
+def file_facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, Any]:
+    """What a program needs to use an exported tagger: the metadata stored inside the file."""
     front_end, any_length = tagger.front_end, takes_any_length(tagger)
     samples = round(tagger.clip_seconds * tagger.clip_rate)
     if inside:

@@ -17,7 +17,7 @@ from workloads.runtime.redaction import redacted
 LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}
 
 
-def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None:
+def write_card(report: dict[str, Any], state: dict[str, Any], out: Path, *, template: str = "card.md.j2") -> None:
     """Write the card to `out` from the export's `report` and the checkpoint's `state`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -31,7 +31,7 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None
     environment.filters["text"] = _markdown
     origin, first = state.get("origin"), state.get("first_weights")
     licence = (origin or first or {}).get("licence")
-    card = environment.get_template("card.md.j2").render(
+    card = environment.get_template(template).render(
         report=report,
         facts=report["facts"],
         arch=state["model"]["arch"],
@@ -43,6 +43,7 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path) -> None
         licence_name=licence,
         data=state.get("data"),
         scores={part: state[part] for part in ("val", "test") if state.get(part)},
+        interval=report["interval"],
         primary=metrics.primary(state["labels"]),
         hears_padding=KINDS[state["model"]["front_end"]["kind"]].hears_padding,
         machine=platform.processor() or platform.machine(),

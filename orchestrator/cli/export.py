@@ -14,7 +14,9 @@ from workloads.runtime.json_files import json_text
 def export(
     checkpoint: CheckpointArg,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The new file; its model card is written to OUT.md.")],
-    to: Annotated[str, typer.Option(help="Format: onnx, or pt2 (torch.export).")],
+    to: Annotated[
+        str, typer.Option(help="Format: onnx, pt2 (torch.export), or hub: a folder that transformers loads, of an AST.")
+    ],
     front_end: Annotated[
         str, typer.Option(help="inside: the input is waveforms; outside: log-mels, not normalised.")
     ] = "inside",
@@ -29,12 +31,19 @@ def export(
     """Write a tagger as one file that runs without antiphon, and compare its logits with PyTorch's."""
     if settings and not int8:
         raise ValueError(f"--set {settings[0]}: changes the recipe of --int8; give that too")
+    if to == "hub" and (int8 or front_end != "inside"):
+        raise ValueError(f"--{'int8' if int8 else 'front-end'}: is for files; leave it out with --to hub")
     with redirect_stdout(sys.stderr):
         from orchestrator.artifacts.export import check_target, export_checkpoint
         from orchestrator.recipes.loader import load_recipe
 
-        request = check_target(out, to=to, front_end=front_end, int8=bool(int8))
-        result = export_checkpoint(checkpoint, request, load_recipe(int8, settings) if int8 else None)
+        if to == "hub":
+            from orchestrator.artifacts.export_hub import check_hub_target, export_hub
+
+            result = export_hub(checkpoint, check_hub_target(out))
+        else:
+            request = check_target(out, to=to, front_end=front_end, int8=bool(int8))
+            result = export_checkpoint(checkpoint, request, load_recipe(int8, settings) if int8 else None)
     if as_json:
         typer.echo(json_text(result))
     else:
@@ -42,6 +51,18 @@ def export(
 
 
 def _print(result: dict[str, Any]) -> None:
+    if result["to"] == "hub":
+        print_out(
+            f"difference  {result['largest_difference']:.2g} at most, between transformers' logits and antiphon's"
+        )
+        print_out(f"size        {result['bytes']:,} bytes")
+    else:
+        _print_file(result)
+    for path in result["files"]:
+        print_out(f"written     {path}")
+
+
+def _print_file(result: dict[str, Any]) -> None:
     shape, latency = result["facts"]["input"]["shape"], result["latency_ms"]
     axes, longest = " x ".join(map(str, shape)), result["facts"]["input"]["longest"]
     bound = "" if longest is None else f", up to {longest:,} {shape[-1]}"
@@ -65,5 +86,3 @@ def _print(result: dict[str, Any]) -> None:
             + "; depthwise convolutions are computed as sums, in fp32"
             * int8["sums_in_fp32"]
         )
-    for path in result["files"]:
-        print_out(f"written     {path}")

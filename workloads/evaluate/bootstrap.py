@@ -91,6 +91,12 @@ def compare_means(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     }
 
 
+def score_interval(logits_NC: Tensor, y_NC: Tensor, labels: str) -> tuple[float, float]:
+    """The 95 % interval of the primary score (`metrics.primary`) of one model on clips drawn with replacement."""
+    counts = Resamples(len(y_NC), 1)
+    return counts.interval(_SCORES[primary(labels)](logits_NC, y_NC, labels, counts)[np.newaxis])
+
+
 class Resamples:
     """How often each clip and each seed is drawn in each resample; the same draws whenever it is made."""
 

@@ -1,6 +1,7 @@
 """`antiphon export`: files and cards of a tagger that was really trained, as a user gets them."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -55,6 +56,8 @@ def test_a_trained_tagger_with_its_front_end(trained, antiphon, tmp_path, monkey
         assert "Trained by antiphon from the recipe demo" in card
         assert state["data"]["fingerprint"] in card
         assert f"{state['test']['mAP']:.4f}" in card
+        low, high = map(float, re.search(r"95 % interval of the test part's mAP: (\S+) to (\S+), by", card).groups())
+        assert low < state["test"]["mAP"] < high
         printed = snippet(card, capfd)
         assert [tag for _, tag in printed] == [tag for tag, _ in tags]
         assert [float(p) for p, _ in printed] == pytest.approx([p for _, p in tags], abs=0.002)
