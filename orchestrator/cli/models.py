@@ -1,4 +1,4 @@
-"""`antiphon models`: the published networks, and the import of published weights. Parses and prints.
+"""`antiphon models`: the published networks, timm's, and the import of published weights. Parses and prints.
 
 The networks are listed in `workloads/models/catalog.py`; `artifacts/import_weights.py` reads weights.
 """
@@ -11,12 +11,17 @@ from rich.table import Table
 
 from orchestrator.cli.options import JsonOption
 from orchestrator.cli.printing import print_out
+from workloads.config.architectures import Timm
+from workloads.config.recipe import LOG_MELS, FrontEnd, Model, restore
 from workloads.models.catalog import CATALOG, CLASSES, SECONDS
 from workloads.models.official.projects import SOURCES
 from workloads.runtime.json_files import json_text
 
 app = typer.Typer(invoke_without_command=True)
-MODELS_HELP = f"List the published networks with their sizes at {CLASSES} classes and clips of {SECONDS:g} s."
+MODELS_HELP = (
+    f"List the published networks, or timm's, with their sizes at {CLASSES} classes and clips of {SECONDS:g} s."
+)
+TIMM_KIND = "kaldi128"  # the front end of CMKD's EfficientNet and of AST, whose networks are timm's
 
 
 @app.callback(help=MODELS_HELP)
@@ -26,34 +31,71 @@ def models(
         bool, typer.Option("--latency", help="Also the time per clip on this CPU: one thread, front end included.")
     ] = False,
     only: Annotated[str, typer.Option(help="Only names with this prefix: mn, dymn, ced_ ...")] = "",
+    timm: Annotated[
+        str, typer.Option(metavar="PATTERN", help="List timm's networks instead: 'convnext*', 'vit_*tiny*' ...")
+    ] = "",
+    seconds: Annotated[float, typer.Option(help="Length of the clips.")] = SECONDS,
+    front_end: Annotated[str, typer.Option(help=f"Of timm's networks: {', '.join(LOG_MELS)}.")] = TIMM_KIND,
     as_json: JsonOption = False,
 ) -> None:
     if context.invoked_subcommand:
         return
-    chosen = {name: model for name, model in CATALOG.items() if name.startswith(only)}
+    chosen = _timm_models(timm, front_end) if timm else _published(only)
+    rows, refused = _sizes(chosen, seconds, latency)
+    if as_json:
+        found = {"models": rows, "classes": CLASSES, "clip_seconds": seconds}
+        typer.echo(json_text(found | ({"refused": refused} if timm else {})))
+        return
+    Console().print(_table(rows, seconds, latency))
+    for name, reason in refused.items():
+        print_out(f"{name}: {reason}")
+
+
+def _published(prefix: str) -> dict[str, Model]:
+    chosen = {name: model for name, model in CATALOG.items() if name.startswith(prefix)}
     if not chosen:
-        raise ValueError(f"--only {only!r}: no published model has this prefix; the names are {', '.join(CATALOG)}")
+        raise ValueError(f"--only {prefix!r}: no published model has this prefix; the names are {', '.join(CATALOG)}")
+    return chosen
+
+
+def _timm_models(pattern: str, kind: str) -> dict[str, Model]:
+    """timm's networks whose names match, over one front end."""
+    if kind not in LOG_MELS:
+        raise ValueError(f"--front-end {kind!r}: no such log-mel; known are {', '.join(LOG_MELS)}")
+    from timm import list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"--timm {pattern!r}: none of timm's {len(list_models())} networks matches; try '*vit*tiny*'")
+    front_end = restore(FrontEnd, {"kind": kind})
+    return {name: Model(arch=Timm(family="timm", name=name), front_end=front_end) for name in names}
+
+
+def _sizes(chosen: dict[str, Model], seconds: float, latency: bool) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One row for each network, and why others cannot be built for such clips."""
     from workloads.models.size import model_size, seconds_per_clip
 
     rows: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
     with Console(stderr=True).status("counting") as status:
         for name, model in chosen.items():
             status.update(f"counting {name}")
-            shape: dict[str, Any] = {"num_classes": CLASSES, "clip_seconds": SECONDS, "clip_rate": model.front_end.rate}
-            size = model_size(model, **shape)
+            shape: dict[str, Any] = {"num_classes": CLASSES, "clip_seconds": seconds, "clip_rate": model.front_end.rate}
+            try:
+                size = model_size(model, **shape)
+            except ValueError as error:
+                refused[name] = str(error)
+                continue
             row = {"name": name, "family": model.arch.family, "params": size.params, "macs": size.macs}
             row["front_end"] = model.front_end.kind
             if latency:
                 row["latency_ms"] = round(1000 * seconds_per_clip(model, **shape), 2)
             rows.append(row)
-    if as_json:
-        typer.echo(json_text({"models": rows, "classes": CLASSES, "clip_seconds": SECONDS}))
-    else:
-        Console().print(_table(rows, latency))
+    return rows, refused
 
 
-def _table(rows: list[dict[str, Any]], latency: bool) -> Table:
-    table = Table(title=f"{CLASSES} classes, clips of {SECONDS:g} s")
+def _table(rows: list[dict[str, Any]], seconds: float, latency: bool) -> Table:
+    table = Table(title=f"{CLASSES} classes, clips of {seconds:g} s")
     for column in ("name", "family", "params / M", "MACs / G", "front end", *(["ms / clip"] if latency else [])):
         table.add_column(column, justify="right" if "/" in column else "left")
     for row in rows:

@@ -21,6 +21,7 @@ FAMILIES = {
     "dymn": ('{family="dymn", width=0.1, dropout=0.0}', "efficientat128"),
     "efficientnet": ('{family="efficientnet", variant="b0"}', "kaldi128"),
     "vit": ('{family="vit", dim=16, depth=1, heads=2}', "logmel64"),
+    "timm": ('{family="timm", name="resnet10t"}', "logmel64"),
     "ast": ('{family="ast", size="tiny"}', "kaldi128"),
     "ced": ('{family="ced", size="tiny"}', "ced64"),
     "wav2vec2": (

@@ -6,7 +6,8 @@ networks.
 """
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Literal
 
 from workloads.config.checked import Checked
@@ -16,6 +17,14 @@ MAX_DEPTH = 1000  # blocks of a Transformer
 MAX_BLOCK_PARAMETERS = 2_000_000_000  # of all of a Transformer's blocks
 MAX_CHANNELS = 8192  # of wav2vec 2.0's convolutions
 POSITION_GROUPS = 16  # of wav2vec 2.0's convolution over positions
+TIMM_NAME = re.compile(r"[a-z0-9_]+")
+# Arguments of timm's that follow from the recipe: a key that sets the same, or why there is none
+TIMM_SETS = {
+    **{"drop_rate": "dropout", "drop_path_rate": "drop_path"},
+    **dict.fromkeys(("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"), "the model's init"),
+    **dict.fromkeys(("img_size", "in_chans"), "the front end and the clips"),
+    "num_classes": "the data's tags",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +182,25 @@ class Wav2Vec2(Checked):
         self._require_below_1("dropout")
 
 
-Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | CED | OnDevice | Wav2Vec2
+@dataclass(frozen=True, kw_only=True)
+class Timm(DropoutArch):
+    """Any network of timm's by its name there (`antiphon models --timm 'convnext*'`), over one channel."""
+
+    family: Literal["timm"]
+    name: str
+    # further arguments of its constructor, such as {depths = [2, 2, 6, 2]}
+    args: dict[str, bool | int | float | str | tuple[int | float, ...]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        must = "must be a name of timm's without the tag of its weights, such as convnext_atto"
+        self._require(TIMM_NAME.fullmatch(self.name) is not None, "name", must)
+        for key in self.args:
+            if key in TIMM_SETS:
+                raise ValueError(f"args.{key}: follows from {TIMM_SETS[key]}; leave it out of args")
+
+
+Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | CED | OnDevice | Wav2Vec2 | Timm
 WAVEFORM_FAMILIES = ("wav2vec2",)  # they hear samples; all others hear log-mels
 
 
