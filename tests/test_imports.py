@@ -35,6 +35,7 @@ OWNERS = {
     "plotly": {"orchestrator/reports/"},
     "sed_scores_eval": {"workloads/evaluate/psds.py"},
     "ruptures": {"workloads/evaluate/boxes.py"},
+    "huggingface_hub": {"orchestrator/artifacts/hub_folder.py"},
     "sounddevice": {"workloads/data/microphone.py"},
 }
 # A folder, or a file outside of folders, -> the folders of its package whose files it may import. What a folder of this

@@ -1,23 +1,26 @@
 """Imports published weights as taggers: from a weights file to a published checkpoint.
 
-Owns the recorded origin; `weights_file.py` reads the file, `workloads/models/official` maps names and shapes of
-tensors, `workloads/data/tag_names.py` names the classes.
+Owns the recorded origin; `weights_file.py` reads the file, `hub_folder.py` what lies beside it in a folder of the hub,
+`workloads/models/official` maps names and shapes of tensors, `workloads/data/tag_names.py` names the classes.
 """
 
 import hashlib
 import re
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from orchestrator.artifacts.guess_family import guess_family
+from orchestrator.artifacts.hub_folder import HubFolder, find_hub_folder
 from orchestrator.artifacts.import_encoder import check_encoder_options, import_encoder
 from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file
 from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import MODEL_NAME
-from workloads.data.tag_names import tag_names
+from workloads.data.tag_names import tag_names, with_whole_names
 from workloads.models.official import efficientat
 from workloads.models.official.converted import Converted
+from workloads.models.official.hub_config import HubConfig, read_hub_config
 from workloads.models.official.projects import converter, source_of
 from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
@@ -33,7 +36,7 @@ def import_weights(
     file: str,
     out: str,
     *,
-    family: str,
+    family: str | None = None,
     tags: str | None = None,
     name: str | None = None,
     strides: str | None = None,
@@ -41,37 +44,80 @@ def import_weights(
 ) -> dict[str, Any]:
     """Write the published weights in `file` as a tagger at `out`, a new folder or URI; returns a summary of it.
 
-    Of a family whose networks know no tags, `out` is a file of initial weights (`import_encoder.py`).
-    `tags` is a file with one tag per line, or a CSV with a column display_name; 527 classes need none. Raises
-    ValueError for files that are damaged, hold more than tensors or numbers that are not finite, for weights that do
-    not fit `family`, for another number of tags than classes, and where `out` exists.
+    `file` is a file, a folder in the form of Hugging Face's hub, or hf://org/name. Without `family` it is the one whose
+    names and shapes these are. Of a family whose networks know no tags, `out` is a file of initial weights
+    (`import_encoder.py`). `tags` is a file with one tag per line, or a CSV with a column display_name; 527 classes and
+    hub folders with tags of their own need none. Raises ValueError for files that are damaged, hold more than tensors
+    or numbers that are not finite, for weights that do not fit `family`, or fit none or several without it, for another
+    number of tags than classes, and where `out` exists.
     """
+    options = {"tags": tags, "name": name, "strides": strides, "labels": labels}
     checked_labels = None if labels is None else _checked_labels(labels)
-    source = source_of(family)
-    if not source.knows_tags:
-        check_encoder_options(family, out, tags=tags, name=name, strides=strides, labels=labels)
-        _require_new(out)
-        return import_encoder(_read(file, "weights"), file, out, family=family, source=source)
-    base = file.rstrip("/").rsplit("/", 1)[-1]
-    name = _checked_name(name, base, family)
-    checked_strides = _checked_strides(strides, base, family)
+    if family is not None:  # before anything is read
+        _check_options(family, out, options)
     _require_new(out)
-    data = _read(file, "weights")
-    marks = converter(family).MARKS
-    found = find_weights(load_weights_file(data, file), marks, file, source.project)
-    converted = _convert(found, base, family, checked_strides)
-    tagger = to_tagger(converted, _tags(converted.num_classes, tags), name=name, labels=checked_labels)
-    origin = {
-        "project": source.project,
-        "family": family,
-        "file": base,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "licence": source.licence,
-        "imported_with": f"antiphon {version('antiphon')}",
-    }
+    published = _read_published(file)
+    if family is None:
+        family = published.family or guess_family(published.loaded, published.base)
+        _check_options(family, out, options)
+    elif published.hub and published.hub.family != family:
+        raise ValueError(f"--family {family}: config.json in {file!r} says that it is {published.hub.family}")
+    source = source_of(family)
+    marks = published.hub.marks if published.hub and published.hub.marks is not None else converter(family).MARKS
+    found = find_weights(published.loaded, marks, published.base, source.project)
+    if not source.knows_tags:
+        return import_encoder(found, out, family=family, origin=published.origin(family))
+    name = _checked_name(name, published.title, family)
+    checked_strides = _checked_strides(strides, published.base, family)
+    settings = {"strides": checked_strides} if checked_strides else published.hub.settings if published.hub else {}
+    converted = _convert(found, published.base, family, settings)
+    labels_of_tagger = checked_labels or (published.hub.labels if published.hub else None)
+    tagger = to_tagger(converted, _tags(converted.num_classes, tags, published.hub), name=name, labels=labels_of_tagger)
+    origin = published.origin(family) | {"imported_with": f"antiphon {version('antiphon')}"}
     uri = _write(tagger, out, name, origin)
     dropped = [*converted.dropped, *found.left_over]
     return {"checkpoint": uri, **_summary(tagger, name), "dropped": dropped, "origin": origin}
+
+
+class Published(NamedTuple):
+    """What was read: the content of a file of weights, and what the hub folder around it says, if there is one."""
+
+    loaded: Any
+    base: str  # the file's name, for messages
+    title: str  # what the tagger's name is made of
+    digest: str
+    hub: HubConfig | None
+    folder: HubFolder | None
+
+    @property
+    def family(self) -> str | None:
+        return self.hub.family if self.hub else None
+
+    def origin(self, family: str) -> dict[str, str]:
+        """Where the weights come from, for the tagger's state and the user."""
+        source = source_of(family)
+        where = {"project": source.project, "family": family, "file": self.base, "sha256": self.digest}
+        if self.folder is None:
+            return where | {"licence": source.licence}
+        return where | {"project": self.folder.name, "licence": self.folder.licence}
+
+
+def _read_published(file: str) -> Published:
+    folder = find_hub_folder(file)
+    weights = file if folder is None else folder.weights
+    hub = None if folder is None else read_hub_config(folder.config, folder.preprocessor)
+    data = _read(weights, "weights")
+    base = weights.rstrip("/").rsplit("/", 1)[-1]
+    title = base.rsplit(".", 1)[0] if folder is None else folder.name.rsplit("/", 1)[-1]
+    return Published(load_weights_file(data, weights), base, title, hashlib.sha256(data).hexdigest(), hub, folder)
+
+
+def _check_options(family: str, out: str, options: dict[str, str | None]) -> None:
+    """ValueError for options that do not go with the family."""
+    if not source_of(family).knows_tags:
+        check_encoder_options(family, out, **options)
+    elif options["strides"] and family not in STRIDED:
+        raise ValueError(f"--strides {options['strides']}: for {' and '.join(STRIDED)} only, not for {family}")
 
 
 def _summary(tagger: Tagger, name: str) -> dict[str, Any]:
@@ -85,9 +131,9 @@ def _summary(tagger: Tagger, name: str) -> dict[str, Any]:
     }
 
 
-def _checked_name(name: str | None, base: str, family: str) -> str:
-    """The tagger's name; by default derived from the file's."""
-    derived = re.sub(r"[^a-z0-9]+", "_", base.rsplit(".", 1)[0].lower()).strip("_")
+def _checked_name(name: str | None, title: str, family: str) -> str:
+    """The tagger's name; by default derived from that of the file or folder."""
+    derived = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
     name = name or (derived if MODEL_NAME.fullmatch(derived) else f"{family}_{derived}")
     if not MODEL_NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: a name is a small letter, then small letters, digits or _")
@@ -116,10 +162,10 @@ def _read(uri: str, what: str) -> bytes:
         raise ValueError(f"{what} {uri!r}: no such file") from None
 
 
-def _convert(found: FoundWeights, base: str, family: str, strides: efficientat.Strides | None) -> Converted:
+def _convert(found: FoundWeights, base: str, family: str, settings: dict[str, Any]) -> Converted:
     """The weights under our names of tensors. Raises ValueError with the file's name where they do not fit `family`."""
     try:
-        converted: Converted = converter(family).convert(found.state, **({"strides": strides} if strides else {}))
+        converted: Converted = converter(family).convert(found.state, **settings)
     except ValueError as error:
         rest = f"; left over in the file: {name_some(found.left_over)}" if found.left_over else ""
         raise ValueError(f"{base}: {error}{rest}") from None
@@ -132,8 +178,6 @@ def _convert(found: FoundWeights, base: str, family: str, strides: efficientat.S
 def _checked_strides(strides: str | None, base: str, family: str) -> efficientat.Strides | None:
     """The strides of a family whose weights do not show them; None for the others, which take no option."""
     if family not in STRIDED:
-        if strides:
-            raise ValueError(f"--strides {strides}: for {' and '.join(STRIDED)} only, not for {family}")
         return None
     checked = efficientat.DEFAULT_STRIDES
     if strides is not None:
@@ -145,11 +189,19 @@ def _checked_strides(strides: str | None, base: str, family: str) -> efficientat
     return checked
 
 
-def _tags(num_classes: int, file: str | None) -> tuple[str, ...]:
-    """The names of the classes, in their order."""
-    if file is None:
+def _tags(num_classes: int, file: str | None, hub: HubConfig | None) -> tuple[str, ...]:
+    """The names of the classes, in their order: those of a file, of the hub folder, or AudioSet's."""
+    if file is not None:
+        return tag_names(num_classes, "the weights", file=file, content=_read(file, "--tags"))
+    if hub is None or hub.tags is None:
         return tag_names(num_classes, "these weights")
-    return tag_names(num_classes, "the weights", file=file, content=_read(file, "--tags"))
+    tags = with_whole_names(hub.tags)
+    if len(tags) != num_classes or len(set(tags)) < len(tags):
+        raise ValueError(
+            f"config.json: id2label names {len(set(tags))} different tags, the weights have {num_classes} classes; "
+            "name them with --tags FILE, one tag per line"
+        )
+    return tags
 
 
 def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:

@@ -62,8 +62,8 @@ def load_weights_file(data: bytes, file: str) -> Any:
 def find_weights(loaded: Any, marks: tuple[str, ...], file: str, project: str) -> FoundWeights:
     """The network in a loaded file, which has a tensor named as one of `marks`, behind whatever prefix.
 
-    Raises ValueError where there is no state dict, none or several such networks in it, and for numbers in the network
-    that are not finite.
+    Without marks it is all of the file. Raises ValueError where there is no state dict, none or several such networks
+    in it, and for numbers in the network that are not finite.
     """
     tensors, left_over = _state_dict(loaded, file)
     prefix = _prefix(tensors, marks, file, project)
@@ -123,11 +123,12 @@ def _is_average(name: str) -> bool:
 
 def _prefix(tensors: dict[str, Tensor], marks: tuple[str, ...], file: str, project: str) -> str:
     """What stands before the names of the network's tensors."""
+    if not marks:
+        return ""
     found = {
-        name.removesuffix(mark): None
+        name.removesuffix(longest): None
         for name in tensors
-        for mark in marks
-        if name == mark or (name.endswith(f".{mark}") and not f".{name.removesuffix(mark)}".endswith(f".{AST_ITSELF}"))
+        if (longest := max((mark for mark in marks if _is_behind_prefix(name, mark)), key=len, default=""))
     }
     prefixes = list(found)
     if len(prefixes) > 1:  # a network and its moving average
@@ -141,13 +142,19 @@ def _prefix(tensors: dict[str, Tensor], marks: tuple[str, ...], file: str, proje
     names = name_some(list(tensors))
     if any(part in name for name in tensors for part in TRANSFORMERS):
         raise ValueError(
-            f"weights {file!r}: these names are those of Hugging Face's transformers ({names}), which cannot be "
-            f"imported; use the file that {project} itself published"
+            f"weights {file!r}: these names are those of Hugging Face's transformers ({names}), of which a whole "
+            f"ASTForAudioClassification can be imported; give that, or the file that {project} itself published"
         )
     raise ValueError(
         f"weights {file!r}: no tensor is named {' or '.join(marks)}, as in the networks of {project}; found {names}; "
         "give another --family or file"
     )
+
+
+def _is_behind_prefix(name: str, mark: str) -> bool:
+    """Whether a tensor is named as the mark, alone or behind a wrapper's prefix."""
+    prefix = name.removesuffix(mark)
+    return name == mark or (name.endswith(f".{mark}") and not f".{prefix}".endswith(f".{AST_ITSELF}"))
 
 
 def _needs_code(file: str, what: str) -> str:

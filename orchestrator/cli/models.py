@@ -108,15 +108,21 @@ def _table(rows: list[dict[str, Any]], seconds: float, latency: bool) -> Table:
 @app.command("import")
 def import_(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="Published weights: .pt, .pth, .bin, .ckpt or .safetensors.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="Published weights: a file (.pt, .pth, .bin, .ckpt, .safetensors), a hub folder, or hf://org/name.",
+        ),
     ],
     out: Annotated[
         str,
         typer.Argument(metavar="OUT", help="The tagger's new folder or URI; of wav2vec2 FILE.safetensors, for init."),
     ],
-    family: Annotated[str, typer.Option(help=f"The network's family: {', '.join(SOURCES)}.")],
+    family: Annotated[
+        str, typer.Option(help=f"The network's family, where names and shapes leave it open: {', '.join(SOURCES)}.")
+    ] = "",
     tags: Annotated[
-        str, typer.Option(help="One tag per line, or a CSV with display_name; AudioSet's 527 need none.")
+        str, typer.Option(help="One tag per line, or a CSV with display_name; a hub folder's and AudioSet's need none.")
     ] = "",
     name: Annotated[str, typer.Option(help="The tagger's name; default: from the file's name.")] = "",
     strides: Annotated[
@@ -131,7 +137,7 @@ def import_(
     from orchestrator.artifacts.import_weights import import_weights
 
     options = {"tags": tags or None, "name": name or None, "strides": strides or None, "labels": labels or None}
-    tagger = import_weights(file, out, family=family, **options)
+    tagger = import_weights(file, out, family=family or None, **options)
     if as_json:
         typer.echo(json_text(tagger))
     elif "checkpoint" in tagger:
@@ -147,7 +153,7 @@ def _print_imported(tagger: dict[str, Any]) -> None:
     print_out(f"{tagger['name']}: {arch['family']} ({sizes})")
     clips = f"clips of {tagger['clip_seconds']:g} s"
     print_out(f"{tagger['params']:,} parameters, {tagger['tags']} tags ({tagger['labels']}), {clips}")
-    print_out(f"front end {values}; what the file does not contain is as in that project's usual networks")
+    print_out(f"front end {values}; what file and folder do not say is as in that project's usual networks")
     print_out(f"from {tagger['origin']['project']}, licence {tagger['origin']['licence']}")
     if dropped:
         print_out(f"left out, {len(dropped)}: {', '.join(dropped[:4])}{' ...' * (len(dropped) > 4)}")

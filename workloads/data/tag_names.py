@@ -21,7 +21,7 @@ def tag_names(count: int | None, what: str, *, file: str = "", content: bytes = 
     if not file and count not in (None, AUDIOSET):
         raise ValueError(f"{what} have {count} classes; name them with --tags FILE, one tag per line")
     if not file:
-        return tuple((resources.files("workloads.data") / "audioset_tags.txt").read_text().splitlines())
+        return _audioset()
     if file.endswith(".csv"):
         tags = _column(content, file)
     else:
@@ -34,6 +34,22 @@ def tag_names(count: int | None, what: str, *, file: str = "", content: bytes = 
         twice = next(tag for number, tag in enumerate(tags) if tag in tags[:number])
         raise ValueError(f"--tags {file!r}: {twice!r} is listed twice; give every class another name")
     return tuple(tags)
+
+
+def with_whole_names(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """AudioSet's names where `tags` are these cut at their first comma, as in CED's hub folders; else `tags`.
+
+    Cut, some are there twice: "Inside, small room" and "Inside, public space".
+    """
+    whole = _audioset()
+    is_cut = len(tags) == AUDIOSET and all(
+        tag.strip() in (name, name.split(",")[0]) for tag, name in zip(tags, whole, strict=True)
+    )
+    return whole if is_cut else tags
+
+
+def _audioset() -> tuple[str, ...]:
+    return tuple((resources.files("workloads.data") / "audioset_tags.txt").read_text().splitlines())
 
 
 def _column(content: bytes, file: str) -> list[str]:

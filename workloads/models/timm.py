@@ -93,7 +93,7 @@ def create(arch: Timm, size: tuple[int, int], num_classes: int, **loading: Any) 
     where it is unknown to them.
     """
     require_known(arch.name)
-    options = {"in_chans": 1, "num_classes": num_classes, "img_size": size, **arch.args}
+    options: dict[str, Any] = {"in_chans": 1, "num_classes": num_classes, "img_size": size, **arch.args}
     options |= {"drop_rate": arch.dropout, "drop_path_rate": arch.drop_path}
     names = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}
     while True:

@@ -21,7 +21,7 @@ from workloads.runtime.tensor_files import parse_safetensors, read_weights_file
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # endings of files that torch.save writes
 IMPORT_FIRST = (
-    "weights that another project published become a tagger first (antiphon models import FILE OUT --family FAMILY), "
+    "weights that another project published become a tagger first (antiphon models import FILE OUT), "
     "whose folder is the init"
 )
 

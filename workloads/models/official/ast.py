@@ -6,7 +6,7 @@ AST has recipes for, recognised by frames and classes; for all others AudioSet's
 tags.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from workloads.models.ast import PATCH, SIZES
 from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.official.converted import Converted, require_distinct_names, rows_or_one
+from workloads.models.official.transformers_names import AST_MARK, ast_names
 from workloads.models.patches import GRID, POSITIONS
 
 PREFIX, HEAD = "v.", "mlp_head.1.weight"
-MARKS = (PREFIX + POSITIONS,)  # names by which these networks are found in a file
+MARKS = (PREFIX + POSITIONS, AST_MARK)  # names by which these networks are found in a file: theirs, transformers'
 UNUSED = ("v.head.", "v.head_dist.")  # DeiT's own heads, which AST keeps but does not use
 BANDS = 128
 WIDTHS = {width: size for size, (width, _) in SIZES.items()}
@@ -33,17 +34,29 @@ RECIPES = {  # (frames, classes) -> mean and standard deviation of the data set 
 }
 
 
-def convert(state: dict[str, Tensor]) -> Converted:
-    """Convert a state dict of AST: size, stride and frames follow from its shapes; every name and shape is checked.
+class KnownSettings(NamedTuple):
+    """What a folder of transformers' says beside the weights; of mean and std None is AudioSet's."""
 
-    DeiT's two heads are dropped. Raises ValueError naming what is unknown, missing or of the wrong shape, and where the
-    number of positions fits neither supported stride, or both.
+    stride: Literal[10, 16]
+    frames: int
+    mean: float | None
+    std: float | None  # by which the log-mel is divided
+
+
+def convert(state: dict[str, Tensor], *, known: KnownSettings | None = None) -> Converted:
+    """Convert a state dict of AST, of its own project or of transformers; every name and shape is checked.
+
+    Without `known` size, stride and frames follow from its shapes. DeiT's two heads are dropped. Raises ValueError
+    naming what is unknown, missing or of the wrong shape, and where the number of positions fits neither supported
+    stride, or both, or not what is known.
     """
-    stride, columns = _grid(state)
-    frames = _frames(stride, columns)
+    if AST_MARK in state:
+        state = ast_names(state)
+    stride, columns = _grid(state) if known is None else _known_grid(state, known)
+    frames = _frames(stride, columns) if known is None else known.frames
     num_classes = rows_or_one(state, HEAD)
-    mean, std = RECIPES.get((frames, num_classes), (None, None))
-    front_end = FrontEnd(kind="kaldi128", frames=frames, mean=mean, std=None if std is None else 2 * std)
+    mean, std = _normalisation(frames, num_classes) if known is None else (known.mean, known.std)
+    front_end = FrontEnd(kind="kaldi128", frames=frames, mean=mean, std=std)
     model = Model(arch=AST(family="ast", size=_size(state), stride=stride), front_end=front_end)
     dropped = tuple(name for name in state if name.startswith(UNUSED))
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name not in dropped}
@@ -51,6 +64,11 @@ def convert(state: dict[str, Tensor]) -> Converted:
     require_fit(weights, empty_backbone(model.arch, bands=BANDS, frames=frames, num_classes=num_classes))
     require_distinct_names(state, weights, dropped, num_added=1)
     return Converted(model, weights, num_classes, seconds_of(frames), dropped, _labels(frames, num_classes))
+
+
+def _normalisation(frames: int, num_classes: int) -> tuple[float | None, float | None]:
+    mean, std = RECIPES.get((frames, num_classes), (None, None))
+    return mean, None if std is None else 2 * std
 
 
 def _labels(frames: int, num_classes: int) -> Literal["single", "multi"]:
@@ -82,6 +100,17 @@ def _grid(state: dict[str, Tensor]) -> tuple[Literal[10, 16], int]:
             f"16) of {BANDS} bands; at 1024 frames these strides make 1212 and 512, other strides cannot be imported"
         )
     return matches[0]
+
+
+def _known_grid(state: dict[str, Tensor], known: KnownSettings) -> tuple[Literal[10, 16], int]:
+    patches, rows = _positions(state).shape[1] - 2, ROWS[known.stride]
+    columns = _num_patches(known.frames, known.stride)
+    if patches != rows * columns:
+        raise ValueError(
+            f"{PREFIX}{POSITIONS}: {patches} positions of patches are not the {rows} x {columns} of stride "
+            f"{known.stride} over {known.frames} frames, which its config.json says"
+        )
+    return known.stride, columns
 
 
 def _num_patches(length: int, stride: int) -> int:

@@ -22,16 +22,19 @@ from workloads.models.official.converted import Converted, require_distinct_name
 
 CLIP_SECONDS = 10.0  # AudioSet's clips
 STEM, HEAD = "patch_embed.proj.weight", "outputlayer.1.weight"
-MARKS = (STEM,)  # names by which these networks are found in a file
+HUB = "encoder."  # before the network's names in CED's hub form, not before its head's
+MARKS = (STEM, HUB + STEM)  # names by which these networks are found in a file: the project's, the hub form's
 WIDTHS = {width: size for size, (width, _) in SIZES.items()}
 
 
 def convert(state: dict[str, Tensor]) -> Converted:
     """Convert a state dict of CED: its size follows from the embedding's width; every name and shape is checked.
 
-    Front end constants in the state must equal ours, and are dropped. Raises ValueError naming what is unknown, missing
-    or of the wrong shape.
+    Its hub form, `CedForAudioClassification`, has other names and the same network. Front end constants in the state
+    must equal ours, and are dropped. Raises ValueError naming what is unknown, missing or of the wrong shape.
     """
+    if HUB + STEM in state:
+        state = _project_names(state)
     front_end = build_front_end("ced64", clip_rate=16_000)
     assert isinstance(front_end, CED64)
     constants = _require_same_front_end(state, front_end)
@@ -41,6 +44,13 @@ def convert(state: dict[str, Tensor]) -> Converted:
     require_fit(weights, empty_backbone(model.arch, bands=front_end.bands, frames=frames, num_classes=num_classes))
     require_distinct_names(state, weights, constants)
     return Converted(model, weights, num_classes, CLIP_SECONDS, dropped=constants)
+
+
+def _project_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the hub form in the project's names."""
+    renamed = {name.removeprefix(HUB).replace("init_bn.", "init_bn.1.", 1): tensor for name, tensor in state.items()}
+    require_distinct_names(state, renamed)
+    return renamed
 
 
 def _require_same_front_end(state: dict[str, Tensor], front_end: CED64) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""Weights of timm's ViT and EfficientNet in our terms (reference/cmkd.md 1.2 and 2.1).
+"""Weights of timm's networks in our terms (reference/cmkd.md 1.2 and 2.1).
 
 Weights trained on images make no tagger, because their classes are not sounds; a recipe's `init` reads them directly.
-Only networks of timm's that were trained on sound, with one input channel, can be imported. What a state dict does not
+Only networks that were trained on sound, with one input channel, can be imported: any that a hub folder describes, and
+ViT and EfficientNet from a state dict alone. What a state dict does not
 hold is assumed: AST's front end (128 bands, AudioSet's mean and deviation) with mel as height and time as width, clips
 of 10 s where the network takes any length, timm's usual number of attention heads for a width, timm's default pooling,
 and `efficientnet` rather than `tf_efficientnet`, which pads differently. Does not depend on files or tags.
@@ -10,15 +11,15 @@ and `efficientnet` rather than `tf_efficientnet`, which pads differently. Does n
 import json
 import re
 from dataclasses import asdict
-from typing import Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from workloads.config.architectures import AST, Arch, EfficientNet, ViT
-from workloads.config.recipe import FrontEnd, Model
+from workloads.config.architectures import AST, TIMM_SETS, Arch, EfficientNet, Timm, ViT
+from workloads.config.recipe import FrontEnd, Model, restore
 from workloads.models.efficientnet import NET
-from workloads.models.families import adapt_weights, empty_backbone
+from workloads.models.families import adapt_weights, build_backbone, empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.official.ast import WIDTHS, seconds_of
 from workloads.models.official.converted import Converted, rows_or_one
@@ -32,12 +33,24 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # of timm's ViT by width:
 BANDS, FRAMES = 128, 1024  # FRAMES where the network takes any number
 
 
-def convert(state: dict[str, Tensor]) -> Converted:
-    """Convert a state dict of timm's ViT or EfficientNet with one input channel; all names and shapes are checked.
+class Described(NamedTuple):
+    """What a hub folder of timm's says of its network; `size` are channels, height (mel) and width (time)."""
 
-    Raises ValueError for weights of images, with the recipe that starts from them; for a distilled DeiT, whose two
-    heads have no counterpart here; and naming what is unknown, missing or of the wrong shape.
+    name: str
+    args: dict[str, Any]
+    size: tuple[int, int, int]
+    num_classes: int
+
+
+def convert(state: dict[str, Tensor], *, described: Described | None = None) -> Converted:
+    """Convert a state dict of timm's with one input channel; all names and shapes are checked.
+
+    Without a description only ViT and EfficientNet are recognised, as the families of these names. Raises ValueError
+    for weights of images, with the recipe that starts from them; for a distilled DeiT, whose two heads have no
+    counterpart here; and naming what is unknown, missing or of the wrong shape.
     """
+    if described is not None:
+        return _convert_described(state, described)
     arch = _arch(state)
     channels = state[CONV_STEM if arch.family == "efficientnet" else STEM].shape[1]
     if channels != 1:
@@ -50,6 +63,24 @@ def convert(state: dict[str, Tensor]) -> Converted:
         f"{DISTILLED}: a distilled DeiT has a head for each of two tokens, AST one for their mean, so that its logits "
         f"cannot be kept; {_init_advice(arch)}"
     )
+
+
+def _convert_described(state: dict[str, Tensor], described: Described) -> Converted:
+    """The network that a hub folder names, as family `timm`."""
+    args = {key: value for key, value in described.args.items() if key not in TIMM_SETS and value is not None}
+    arch = restore(Timm, {"family": "timm", "name": described.name, "args": args})
+    channels, bands, frames = described.size
+    if channels != 1:
+        raise ValueError(f"weights of images ({channels} channels) are no tagger; {_init_advice(arch)}")
+    if bands != BANDS:
+        raise ValueError(f"config.json: input_size {described.size}: kaldi128, which is assumed, has {BANDS} bands")
+    with torch.random.fork_rng(devices=[]):  # its first weights are all replaced
+        backbone = build_backbone(arch, bands=bands, frames=frames, num_classes=described.num_classes)
+    weights, dropped = adapt_weights(state, backbone, family="timm")
+    if dropped:
+        raise ValueError(f"config.json: num_classes = {described.num_classes}: the head has another number")
+    model = Model(arch=arch, front_end=FrontEnd(kind="kaldi128", frames=frames))
+    return Converted(model, weights, described.num_classes, seconds_of(frames), dropped=())
 
 
 def _arch(state: dict[str, Tensor]) -> Arch:
@@ -87,7 +118,7 @@ def _refuse_images(state: dict[str, Tensor], arch: Arch, channels: int) -> NoRet
 
 def _init_advice(arch: Arch) -> str:
     """How a recipe starts from these weights, in TOML."""
-    values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in asdict(arch).items())
+    values = ", ".join(f"{name} = {json.dumps(value)}" for name, value in asdict(arch).items() if value != {})
     return (
         f"to start from them, put init = 'FILE' in the recipe's model beside arch = {{{values}}}: "
         "a safetensors file of timm's is read directly"
