@@ -18,7 +18,7 @@ from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import MODEL_NAME
 from workloads.data.tag_names import tag_names, with_whole_names
-from workloads.models.official import efficientat
+from workloads.models.official import efficientat, passt
 from workloads.models.official.converted import Converted
 from workloads.models.official.hub_config import HubConfig, read_hub_config
 from workloads.models.official.projects import converter, source_of
@@ -177,6 +177,8 @@ def _convert(found: FoundWeights, base: str, family: str, settings: dict[str, An
 
 def _checked_strides(strides: str | None, base: str, family: str) -> efficientat.Strides | None:
     """The strides of a family whose weights do not show them; None for the others, which take no option."""
+    if family == "passt":
+        passt.check_file_name(base)
     if family not in STRIDED:
         return None
     checked = efficientat.DEFAULT_STRIDES

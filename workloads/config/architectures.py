@@ -137,6 +137,20 @@ class AST(TransformerArch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PaSST(TransformerArch):
+    """PaSST: a distilled DeiT of the base size with positions of time and frequency apart (arXiv 2110.05069)."""
+
+    family: Literal["passt"]
+    stride: Literal[10, 12, 14, 16] = 10
+    depth: int = 12  # 7 of PaSST-L
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("depth")
+        self._require_at_most(MAX_DEPTH // 10, "depth")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CED(TransformerArch):
     """CED's ViT: few mel bands, time and frequency embeddings apart, clips of any length (reference/ced.md 6)."""
 
@@ -200,7 +214,7 @@ class Timm(DropoutArch):
                 raise ValueError(f"args.{key}: follows from {TIMM_SETS[key]}; leave it out of args")
 
 
-Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | CED | OnDevice | Wav2Vec2 | Timm
+Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | PaSST | CED | OnDevice | Wav2Vec2 | Timm
 WAVEFORM_FAMILIES = ("wav2vec2",)  # they hear samples; all others hear log-mels
 
 

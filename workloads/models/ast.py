@@ -34,6 +34,7 @@ IMAGE_HEADS = ("head.", "head_dist.")
 class SpectrogramTransformer(Backbone, VisionTransformerDistilled):  # type: ignore[misc]  # our forward takes no attention mask
     """mel_BMF (normalised, of the size the network was built for) to logits_BC; `grid` as in `vit.py`."""
 
+    has_positions = True
     grid: Tensor
 
     def __init__(self, arch: AST, *, bands: int, frames: int, num_classes: int) -> None:

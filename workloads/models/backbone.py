@@ -51,6 +51,8 @@ class NetworkStream(ABC):
 class Backbone(nn.Module, ABC):
     """A family's network; subclasses define `outputs`, Transformers `token_layout` and `hook_attention`."""
 
+    has_positions = False  # for the steps of a clip: to take clips of another length changes them
+
     @property
     def token_layout(self) -> TokenLayout | None:
         """How the tokens lie; None where the network is no Transformer."""

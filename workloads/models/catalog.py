@@ -1,11 +1,12 @@
 """The published models by name: architecture, and the front end each was published with. Imports nothing heavy."""
 
-from typing import Any
+from typing import Any, Literal
 
-from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, FrameMN, OnDevice, Wav2Vec2
+from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, FrameMN, OnDevice, PaSST, Wav2Vec2
 from workloads.config.recipe import FrontEnd, Model
 
 SECONDS, CLASSES = 10.0, 527  # of AudioSet's clips and tags, for which published sizes are given
+PASST_STRIDES: tuple[Literal[10, 12, 14, 16], ...] = (10, 12, 14, 16)
 MN_WIDTHS = (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 3.0, 4.0)
 
 _efficientat, _ced, _kaldi = FrontEnd(kind="efficientat128"), FrontEnd(kind="ced64"), FrontEnd(kind="kaldi128")
@@ -33,6 +34,10 @@ CATALOG: dict[str, Model] = {
     "ast_tiny": Model(arch=AST(family="ast", size="tiny"), front_end=_ast),
     "ast_small": Model(arch=AST(family="ast", size="small"), front_end=_ast),
     "ast_base": Model(arch=AST(family="ast", size="base"), front_end=_ast),
+    **{
+        f"passt_s{stride}": Model(arch=PaSST(family="passt", stride=stride), front_end=_efficientat)
+        for stride in PASST_STRIDES
+    },
     "ced_tiny": Model(arch=CED(family="ced", size="tiny"), front_end=_ced),
     "ced_mini": Model(arch=CED(family="ced", size="mini"), front_end=_ced),
     "ced_small": Model(arch=CED(family="ced", size="small"), front_end=_ced),

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workloads.config.architectures import AST, Arch, ViT
+from workloads.config.architectures import Arch
 from workloads.config.controls import random_key
 from workloads.config.recipe import PRETRAINED, Model, Recipe, restore
 from workloads.models.pretrained import read_pretrained
@@ -88,7 +88,7 @@ def require_ready_to_teach(tagger: Tagger, name: str) -> None:
     if not saved:
         return
     _require_equal(name, model.init, saved["labels"], tagger.labels, place="labels", section="data")
-    if isinstance(model.arch, ViT | AST) and not model.front_end.frames:  # positions would be cropped or interpolated
+    if tagger.backbone.has_positions and not model.front_end.frames:  # they would be cropped or interpolated
         _require_equal(
             name, model.init, saved["clip_seconds"], tagger.clip_seconds, place="clip_seconds", section="data"
         )

@@ -47,7 +47,8 @@ class TimmNetwork(Backbone):
         self.arch, self.features, self.size = arch, features, (bands, frames)
         self.net: Any = create(arch, self.size, num_classes)
         self.special_positions = self._special_positions()
-        if self.special_positions is not None:
+        self.has_positions = self.special_positions is not None
+        if self.has_positions:
             self.register_buffer(GRID, torch.tensor(features.grid, dtype=torch.float32))
 
     def _special_positions(self) -> int | None:
@@ -140,7 +141,7 @@ def _takes(arch: Timm, size: tuple[int, int]) -> bool:
 
 
 def _try(arch: Timm, size: tuple[int, int]) -> Features:
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # what is drawn must not depend on the cache above
         return find_features(create(arch, size, TRIED_CLASSES), size, TRIED_CLASSES)
 
 

@@ -31,6 +31,7 @@ class AudioTransformer(Backbone, VisionTransformer):  # type: ignore[misc]  # ou
     have the same weights. `grid` is stored with the weights: 4 x 49 and 14 x 14 have as many positions.
     """
 
+    has_positions = True
     grid: Tensor
 
     def __init__(self, arch: ViT, *, bands: int, frames: int, num_classes: int) -> None:

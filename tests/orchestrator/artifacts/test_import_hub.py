@@ -251,7 +251,10 @@ def test_what_no_family_reads_is_refused_with_the_nearest(antiphon: Any, tmp_pat
     torch.save(state | {"odd": torch.zeros(1)}, tmp_path / "odd.pt")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     for file, message in (
-        ("odd.pt", "odd.pt: is no network of a known family (mn, dymn, frame_mn, ced, ast, timm, wav2vec2); nearest: "),
+        (
+            "odd.pt",
+            "odd.pt: is no network of a known family (mn, dymn, frame_mn, ced, passt, ast, timm, wav2vec2); nearest: ",
+        ),
         ("other.pt", "other.pt: is no network of a known family"),
     ):
         done = antiphon("models", "import", tmp_path / file, tmp_path / "out")
