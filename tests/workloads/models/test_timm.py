@@ -155,7 +155,11 @@ def test_a_recipe_whose_clips_do_not_fit_is_refused_before_it_starts() -> None:
     ],
 )
 def test_weights_of_images_start_a_network(name: str, stem: str) -> None:
-    args = {"depth": 1, "embed_dim": 24, "num_heads": 2} if "beit" in name else {}
+    small: dict[str, dict[str, Any]] = {
+        "beit_base_patch16_224": {"depth": 1, "embed_dim": 24, "num_heads": 2},
+        "swin_s3_tiny_224": {"depths": (1, 1, 1, 1)},
+    }
+    args = small.get(name, {})
     theirs = drawn(timm.create_model(name, num_classes=7, **args)).state_dict()
     model = build(name, args=args)
     before = torch.get_rng_state()
@@ -166,7 +170,7 @@ def test_weights_of_images_start_a_network(name: str, stem: str) -> None:
     assert (set(missing), unknown) == (set(model.head), [])
     torch.testing.assert_close(weights[f"net.{stem}"], theirs[stem].sum(1, keepdim=True))
     same = [key for key, tensor in theirs.items() if torch.equal(weights.get(f"net.{key}", torch.zeros(0)), tensor)]
-    assert len(same) > 0.8 * len(theirs), "all but stem, positions and head"
+    assert len(same) > 0.75 * len(theirs), "all but stem, positions and head"
     with pytest.raises(ValueError, match=rf"do not fit timm's {name}: .*[Uu]nexpected key.*odd"):
         adapt_weights(theirs | {"odd": torch.zeros(1)}, model, family="timm")
     fitting = drawn(timm.create_model(name, num_classes=3, **args)).state_dict()

@@ -40,7 +40,9 @@ def convert(state: dict[str, Tensor]) -> Converted:
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     front_end = build_front_end(KIND, clip_rate=32_000)
     frames, num_classes = front_end.frames(seconds), rows_or_one(state, HEAD)
-    model = Model(arch=PaSST(family="passt", depth=depth or 1, stride=stride), front_end=FrontEnd(kind="efficientat128"))
+    model = Model(
+        arch=PaSST(family="passt", depth=depth or 1, stride=stride), front_end=FrontEnd(kind="efficientat128")
+    )
     dropped = tuple(name for name in state if name.startswith(UNUSED))
     weights = {our_name(name): tensor for name, tensor in state.items() if name not in dropped}
     weights[TIME] = fit_time(weights[TIME], (frames - PATCH) // stride + 1)
