@@ -24,6 +24,7 @@ FAMILIES = {
     "timm": ('{family="timm", name="resnet10t"}', "logmel64"),
     "ast": ('{family="ast", size="tiny"}', "kaldi128"),
     "passt": ('{family="passt", depth=1}', "efficientat128"),
+    "eat": ('{family="eat", depth=1}', "kaldi128"),
     "ced": ('{family="ced", size="tiny"}', "ced64"),
     "wav2vec2": (
         '{family="wav2vec2", dim=32, depth=2, heads=2, channels=16, dropout=0.0, freeze_features=false}',

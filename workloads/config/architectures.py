@@ -151,6 +151,20 @@ class PaSST(TransformerArch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EAT(TransformerArch):
+    """EAT's ViT, which SSLAM shares: computed positions, norms after each part of a block (arXiv 2401.03497)."""
+
+    family: Literal["eat"]
+    size: Literal["base", "large"] = "base"
+    depth: int = 12  # 24 of the large one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("depth")
+        self._require_at_most(MAX_DEPTH // 10, "depth")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CED(TransformerArch):
     """CED's ViT: few mel bands, time and frequency embeddings apart, clips of any length (reference/ced.md 6)."""
 
@@ -214,7 +228,7 @@ class Timm(DropoutArch):
                 raise ValueError(f"args.{key}: follows from {TIMM_SETS[key]}; leave it out of args")
 
 
-Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | PaSST | CED | OnDevice | Wav2Vec2 | Timm
+Arch = MN | DyMN | FrameMN | EfficientNet | ViT | AST | PaSST | EAT | CED | OnDevice | Wav2Vec2 | Timm
 WAVEFORM_FAMILIES = ("wav2vec2",)  # they hear samples; all others hear log-mels
 
 

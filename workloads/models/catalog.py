@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, FrameMN, OnDevice, PaSST, Wav2Vec2
+from workloads.config.architectures import AST, CED, EAT, MN, DyMN, EfficientNet, FrameMN, OnDevice, PaSST, Wav2Vec2
 from workloads.config.recipe import FrontEnd, Model
 
 SECONDS, CLASSES = 10.0, 527  # of AudioSet's clips and tags, for which published sizes are given
@@ -12,6 +12,7 @@ MN_WIDTHS = (0.1, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0, 3.0, 4.0)
 _efficientat, _ced, _kaldi = FrontEnd(kind="efficientat128"), FrontEnd(kind="ced64"), FrontEnd(kind="kaldi128")
 _ast, _ondevice = FrontEnd(kind="kaldi128", frames=1024), FrontEnd(kind="logmel40")
 
+_eat = FrontEnd(kind="kaldi128", frames=1024, mean=-4.268, std=2 * 4.569)
 _sed = FrontEnd(kind="pretrainedsed128")
 _waveform, _normalised = FrontEnd(kind="waveform16k"), FrontEnd(kind="waveform16k_norm")
 _large: Any = {"dim": 1024, "depth": 24, "heads": 16}
@@ -38,6 +39,8 @@ CATALOG: dict[str, Model] = {
         f"passt_s{stride}": Model(arch=PaSST(family="passt", stride=stride), front_end=_efficientat)
         for stride in PASST_STRIDES
     },
+    "eat_base": Model(arch=EAT(family="eat"), front_end=_eat),
+    "eat_large": Model(arch=EAT(family="eat", size="large", depth=24), front_end=_eat),
     "ced_tiny": Model(arch=CED(family="ced", size="tiny"), front_end=_ced),
     "ced_mini": Model(arch=CED(family="ced", size="mini"), front_end=_ced),
     "ced_small": Model(arch=CED(family="ced", size="small"), front_end=_ced),

@@ -15,7 +15,20 @@ from workloads.config.architectures import WAVEFORM_FAMILIES, Arch
 from workloads.config.recipe import LOG_MELS, WAVEFORMS
 from workloads.models.backbone import Backbone
 
-FAMILIES = ("mn", "dymn", "frame_mn", "efficientnet", "vit", "ast", "passt", "ced", "ondevice", "wav2vec2", "timm")
+FAMILIES = (
+    "mn",
+    "dymn",
+    "frame_mn",
+    "efficientnet",
+    "vit",
+    "ast",
+    "passt",
+    "eat",
+    "ced",
+    "ondevice",
+    "wav2vec2",
+    "timm",
+)
 
 
 def build_backbone(arch: Arch, *, bands: int, frames: int, num_classes: int) -> Backbone:

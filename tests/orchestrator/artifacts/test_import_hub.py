@@ -250,7 +250,7 @@ def test_what_no_family_reads_is_refused_with_the_nearest(antiphon: Any, tmp_pat
     for file, message in (
         (
             "odd.pt",
-            "odd.pt: is no network of a known family (mn, dymn, frame_mn, ced, passt, ast, timm, wav2vec2); nearest: ",
+            "odd.pt: is no network of a known family (mn, dymn, frame_mn, ced, passt, eat, ast, timm, wav2vec2); near",
         ),
         ("other.pt", "other.pt: is no network of a known family"),
     ):

@@ -395,7 +395,7 @@ def test_an_init_that_is_no_tagger_yet_points_to_the_import(tmp_path, tiny, star
     [
         (
             ["--family", "mm"],
-            "--family 'mm': no such family; known are mn, dymn, frame_mn, ced, passt, ast, timm, wav2vec2",
+            "--family 'mm': no such family; known are mn, dymn, frame_mn, ced, passt, eat, ast, timm, wav2vec2",
         ),
         (["--family", "dymn"], "is a network of the family mn"),
         (

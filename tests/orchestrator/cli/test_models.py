@@ -19,7 +19,7 @@ def antiphon(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_published_network_is_listed_once_with_its_family() -> None:
     assert {"mn01", "mn04", "mn10", "mn40", "dymn04", "dymn10", "dymn20", "ced_tiny", "ast_base"} < set(CATALOG)
     assert {model.arch.family for model in CATALOG.values()} == {
-        *("mn", "dymn", "frame_mn", "efficientnet", "ast", "passt", "ced", "ondevice", "wav2vec2")
+        *("mn", "dymn", "frame_mn", "efficientnet", "ast", "passt", "eat", "ced", "ondevice", "wav2vec2")
     }
     assert len({repr(model) for model in CATALOG.values()}) == len(CATALOG)
 

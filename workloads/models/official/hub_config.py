@@ -29,6 +29,10 @@ CED_PREPROCESSOR = {
     **{"sampling_rate": FRONT_ENDS["ced64"], "feature_size": 64, "n_fft": 512, "win_size": 512, "hop_size": 160},
     **{"f_min": 0, "center": True},
 }
+EAT_CONFIG = {
+    **{"patch_size": 16, "stride": 16, "in_chans": 1, "mel_bins": 128, "mlp_ratio": 4.0, "qkv_bias": True},
+    **{"layer_norm_first": False, "norm_affine": True, "fixed_positions": True, "model_variant": "finetune"},
+}
 CED_POOLING = ("mean", "logit")  # the mean over all patches; whether a sigmoid follows does not matter
 
 
@@ -55,10 +59,13 @@ def read_hub_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) 
     if kind == "ced":
         _of_ced(config, preprocessor)
         return HubConfig("ced", {}, _tags(config), _labels(config))
+    if kind == "eat" or "EATModel" in (config.get("architectures") or ()):
+        _require("config.json", config, EAT_CONFIG)
+        return HubConfig("eat", {}, _tags(config), _labels(config))
     if kind == "wav2vec2":
         return HubConfig("wav2vec2", {}, None, None)
     raise ValueError(
-        f"config.json: model_type = {kind!r}: cannot be imported; known are audio-spectrogram-transformer, ced, "
+        f"config.json: model_type = {kind!r}: cannot be imported; known are audio-spectrogram-transformer, ced, eat, "
         "wav2vec2, and timm's architecture"
     )
 

@@ -25,6 +25,7 @@ SOURCES: dict[str, Source] = {
     "frame_mn": Source("fschmid56/PretrainedSED", "pretrainedsed", "MIT"),
     "ced": Source("RicherMans/CED", "ced", "GPL-3.0 (its model cards say Apache-2.0)"),
     "passt": Source("kkoutini/PaSST", "passt", "Apache-2.0"),
+    "eat": Source("cwx-worst-one/EAT, ta012/SSLAM", "eat", "MIT"),
     "ast": Source("YuanGongND/ast", "ast", "BSD-3-Clause"),
     "timm": Source("huggingface/pytorch-image-models", "timm", "as the model's card says"),
     "wav2vec2": Source(
