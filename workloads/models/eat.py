@@ -77,7 +77,7 @@ class EfficientTransformer(Backbone):
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         patches_BLD = self.patches(mel_BMF.unsqueeze(1)).flatten(2).transpose(1, 2) + self.positions_LD
-        tokens_BLD = torch.cat([self.token.expand(len(mel_BMF), -1, -1), patches_BLD], dim=1)
+        tokens_BLD = torch.cat([self.token.expand(mel_BMF.shape[0], -1, -1), patches_BLD], dim=1)
         tokens_BLD = self.blocks(self.drop(self.norm_tokens(tokens_BLD)))
         embedding_BD = tokens_BLD[:, 0]
         sequence_BPD = mean_over_mel(tokens_BLD[:, 1:], self.grid)

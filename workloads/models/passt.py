@@ -83,7 +83,7 @@ class PatchoutTransformer(Backbone):
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         x_BDRS = self.patches(mel_BMF.unsqueeze(1)) + self.time + self.bands
         special_1LD = torch.cat([self.cls_token, self.dist_token], dim=1) + self.special
-        tokens_BLD = torch.cat([special_1LD.expand(len(mel_BMF), -1, -1), x_BDRS.flatten(2).transpose(1, 2)], dim=1)
+        tokens_BLD = torch.cat([special_1LD.expand(mel_BMF.shape[0], -1, -1), x_BDRS.flatten(2).transpose(1, 2)], dim=1)
         tokens_BLD = self.norm(self.blocks(self.drop(tokens_BLD)))
         embedding_BD = tokens_BLD[:, :SPECIAL].mean(1)
         sequence_BPD = mean_over_mel(tokens_BLD[:, SPECIAL:], (x_BDRS.shape[2], x_BDRS.shape[3]))

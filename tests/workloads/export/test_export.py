@@ -12,7 +12,20 @@ import torch
 from torch import Tensor
 
 from tests.official import keyed_state, waveform
-from workloads.config.architectures import AST, CED, MN, Arch, DyMN, EfficientNet, FrameMN, OnDevice, ViT
+from workloads.config.architectures import (
+    AST,
+    CED,
+    EAT,
+    MN,
+    Arch,
+    DyMN,
+    EfficientNet,
+    FrameMN,
+    OnDevice,
+    PaSST,
+    Timm,
+    ViT,
+)
 from workloads.config.recipe import FrontEnd, Model
 from workloads.export.export import METADATA_KEY, ExportMismatch, check, export, max_length, open_file, takes_any_length
 from workloads.export.quantise import quantise
@@ -26,6 +39,9 @@ CASES: dict[str, tuple[Arch, str]] = {
     "ced": (CED(family="ced", size="tiny"), "ced64"),
     "ast": (AST(family="ast", size="tiny", stride=16), "kaldi128"),
     "efficientnet": (EfficientNet(family="efficientnet"), "kaldi128"),
+    "timm": (Timm(family="timm", name="resnet10t"), "logmel64"),
+    "passt": (PaSST(family="passt", depth=1), "efficientat128"),
+    "eat": (EAT(family="eat", depth=1), "kaldi128"),
     "tc_resnet": (OnDevice(family="ondevice", variant="tc_resnet"), "logmel40"),
     "dymn": (DyMN(family="dymn", width=0.1, temperature=1.0), "efficientat128"),
     "lstm_p": (OnDevice(family="ondevice", variant="lstm_p"), "logmel40"),
@@ -74,10 +90,10 @@ def waveform_and_logits(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]
     ("name", "to"),
     [
         *((name, "onnx") for name in ("mn", "vit", "ced", "ast", "tc_resnet")),
-        ("vit", "pt2"),
+        *((name, "pt2") for name in ("vit", "passt", "eat")),
         *(
             pytest.param(name, "onnx", marks=pytest.mark.slow)
-            for name in ("mn_attention", "frame_mn", "efficientnet", "dymn", *RECURRENT)
+            for name in ("mn_attention", "frame_mn", "efficientnet", "dymn", "timm", "passt", "eat", *RECURRENT)
         ),
         *(pytest.param(name, "pt2", marks=pytest.mark.slow) for name in ("mn", "ced", "ast", "dymn", *RECURRENT)),
     ],
