@@ -110,10 +110,13 @@ def asts_dataset(root: Path, paths: list[Path], folder: Path, monkeypatch: Any) 
 
 
 def asts_steps(root: Path, dataset: Any) -> Iterator[float]:
-    """Steps of AST-tiny as their script takes them on a CPU, where its half precision is off."""
+    """Steps of AST-tiny as their script takes them on a CPU, where its half precision is off; by today's timm."""
     changed = {
         "version": ("timm.__version__ == '0.4.5'", "timm.__version__"),
-        "network": ("vit_deit_tiny_distilled_patch16_224", "deit_tiny_distilled_patch16_224"),
+        "network": (
+            "'vit_deit_tiny_distilled_patch16_224', pretrained=imagenet_pretrain",
+            "'deit_tiny_distilled_patch16_224', img_size=(128, 1024)",
+        ),
     }
     module = load_module("ast_models", root / "src" / "models" / "ast_models.py", **changed)
     network = module.ASTModel(TAGS, imagenet_pretrain=False, model_size="tiny224", verbose=False).train()
