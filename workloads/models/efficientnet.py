@@ -13,6 +13,7 @@ from torch import Tensor
 from workloads.config.architectures import EfficientNet
 from workloads.models.backbone import Backbone, Outputs
 from workloads.models.fit import fit_head
+from workloads.models.timm_features import first_step
 
 TIMM_NAMES = {"b0": "efficientnet_b0", "b2": "efficientnet_b2", "lite0": "tf_efficientnet_lite0"}
 NET, STEM = "net.", "net.conv_stem.weight"
@@ -31,6 +32,10 @@ class MeanPooledEfficientNet(Backbone):
             drop_rate=arch.dropout,
             drop_path_rate=arch.drop_path,
         )
+
+    def time_steps(self, frames: int, steps: int) -> tuple[float, float]:
+        _, stride = super().time_steps(frames, steps)
+        return first_step(self.net, round(stride)), stride
 
     def outputs(self, mel_BMF: Tensor) -> Outputs:
         x_BDMF = self.net.forward_features(mel_BMF.unsqueeze(1))
