@@ -17,7 +17,6 @@ FRAMES = 512
         {"family": "efficientnet", "variant": "lite0"},
         {"family": "mn", "width": 0.2, "se_axes": []},
         {"family": "frame_mn", "width": 0.2},
-        {"family": "ondevice", "variant": "tc_resnet"},
     ],
     ids=lambda arch: " ".join(str(value) for value in arch.values()),
 )
