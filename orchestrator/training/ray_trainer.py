@@ -1,7 +1,8 @@
 """A run in Ray Train's workers, seen from the driver: one TorchTrainer with all models in every worker.
 
-Ray restarts the group of workers after a failure, up to `RETRIES` times, and as often as nodes are taken away. It is
-told of no checkpoint: our markers alone decide which one to resume from.
+Ray restarts the group of workers after a failure, and as often as nodes are taken away: up to `RETRIES` times, and once
+more so often while they advance in between. It is told of no checkpoint: our markers alone decide which one to resume
+from.
 """
 
 import math
@@ -95,11 +96,32 @@ def fit(
         "until": until,
         "label": label or location.run_id,
     }
-    trainer = _trainer(recipe, location, config, workers=workers, patience_s=patience_s)
-    from ray.train import ControllerError, WorkerGroupError
+
+    def new_records() -> list[dict[str, Any]]:
+        return read_event_log(location.event_log)[num_records_before:]
 
     def given_up() -> bool:
-        return stopped_for() > BEGUN_S and not _training(read_event_log(location.event_log)[num_records_before:])
+        return stopped_for() > BEGUN_S and not _training(new_records())
+
+    def fit_once() -> Exception | None:
+        trainer = _trainer(recipe, location, config, workers=workers, patience_s=patience_s)
+        return _fit_once(trainer, given_up)
+
+    while (lost := fit_once()) is not None:
+        if not _advances(new_records()):
+            raise lost
+    closed = [record for record in new_records() if record["kind"] == "closed"]
+    if not closed:
+        raise RuntimeError("the workers ended without reporting a status")
+    return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
+
+
+def _fit_once(trainer: Any, given_up: Callable[[], bool]) -> Exception | None:
+    """Train; returns Ray's error where workers were lost more often than it starts them again.
+
+    Raises Unavailable where it was the store or the cluster that failed, and where `given_up` says so.
+    """
+    from ray.train import ControllerError, WorkerGroupError
 
     try:
         _in_a_thread(trainer.fit, given_up)
@@ -112,12 +134,17 @@ def fit(
         reasons = [str(failure).strip() for failure in error.worker_failures.values()]
         if any(f"{Unavailable.__name__}: " in reason for reason in reasons):
             raise Unavailable(one_line(error)) from None
-        raise
-    new_records = read_event_log(location.event_log)[num_records_before:]
-    closed = [record for record in new_records if record["kind"] == "closed"]
-    if not closed:
-        raise RuntimeError("the workers ended without reporting a status")
-    return end_record(closed[-1]["status"], closed[-1]["error"], mistake=closed[-1]["mistake"])
+        return error
+    return None
+
+
+def _advances(records: list[dict[str, Any]]) -> bool:
+    """Whether the workers that were started last began at a later step than those before: a checkpoint had been stored.
+
+    Nodes of a long run are lost many times; a fault that comes back at one step ends it.
+    """
+    steps = [record["step"] for record in records if record["kind"] == "start"]
+    return len(steps) > 1 and steps[-1] > steps[-2]
 
 
 def _trainer(

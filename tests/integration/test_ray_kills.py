@@ -3,15 +3,19 @@
 import json
 import signal
 import subprocess
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
+from orchestrator.training.ray_trainer import RETRIES
 from tests import small
 from tests.faults import recovery
 from tests.integration.test_run import ANTIPHON, outcome_of, settings
 from tests.integration.test_run_ended import wait_for_record
+from workloads.runtime.event_log import read_event_log
 
 pytestmark = pytest.mark.faults
 PLAN = ["schedule.burn_in=120", "schedule.period=60", "schedule.turns=2", "train.checkpoint_every=40"]
@@ -111,3 +115,53 @@ def weights(tagger: str) -> dict:
     from workloads.runtime.opener import LocalFiles
 
     return checkpoint.read_weights(LocalFiles(), tagger)[0]
+
+
+@pytest.mark.parametrize("advances", [True, False])
+def test_workers_are_killed_more_often_than_ray_starts_them_again(command, tmp_path, advances, fault_table):
+    """A run goes on as long as a checkpoint is stored between two losses; one that does not advance ends."""
+    every = 20 if advances else 100_000
+    words = [*command, *settings(["schedule.burn_in=600", f"train.checkpoint_every={every}"])]
+    event_log = tmp_path / "runs" / "a" / "events.jsonl"
+    kills = RETRIES + (2 if advances else 1)
+    with started([*words, "--storage", str(tmp_path / "runs"), "--run-id", "a"]) as (process, _):
+        for number in range(1, kills + 1):
+            wait_for_attempt(event_log, process, number, kind="checkpoint" if advances else "start")
+            worker_of(process).kill()
+        out, err = process.communicate(timeout=600)
+    starts = [record["step"] for record in read_event_log(event_log) if record["kind"] == "start"]
+    if not advances:
+        assert process.returncode == 1, err[-2000:]
+        assert starts == [0] * kills
+        return
+    assert process.returncode == 0, err[-2000:]
+    assert starts == sorted({*starts})
+    assert len(starts) == kills + 1
+    alone = outcome_of(antiphon([*words, "--local", "--storage", str(tmp_path / "whole")]))
+    assert hashes(json.loads(out)) == hashes(alone)
+    fault = f"Ray: a worker killed {kills} times, each time after a checkpoint"
+    fault_table(fault=fault, seen="nothing; Ray starts the workers again", **recovery(event_log), equal=True)
+
+
+def wait_for_attempt(event_log: Path, process: subprocess.Popen[str], number: int, *, kind: str) -> None:
+    """Return once the workers have started so many times, and recorded this since."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read()
+        kinds = [record["kind"] for record in read_event_log(event_log)] if event_log.exists() else []
+        starts = [place for place, each in enumerate(kinds) if each == "start"]
+        if len(starts) == number and kind in kinds[starts[-1] :]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no such record within five minutes")
+
+
+def worker_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The only worker of a run that is training."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    (worker,) = found
+    return worker

@@ -1,4 +1,4 @@
-"""The process groups that Ray's workers get: objects are exchanged over gloo, whatever exchanges tensors on GPUs."""
+"""The process groups that Ray's workers get, whatever exchanges tensors on GPUs; when lost workers start again."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from orchestrator.training.ray_trainer import BACKENDS
+import pytest
+
+from orchestrator.training.ray_trainer import BACKENDS, _advances
 
 # torch's fake backend takes NCCL's place, which needs GPUs: it would leave what it is to gather as it is.
 PROGRAM = """
@@ -45,3 +47,12 @@ def test_objects_go_over_gloo_beside_a_backend_for_gpus(tmp_path: Path) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], printed[0][1][-2000:]
     expected = [[{"rank": rank, "pid": worker.pid} for rank, worker in enumerate(workers)], [2.0, 2.0]]
     assert [json.loads(out) for out, _ in printed] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("steps", "advances"), [([], False), ([0], False), ([0, 40], True), ([0, 40, 40], False), ([0, 40, 40, 80], True)]
+)
+def test_a_run_advances_if_its_last_workers_began_later_than_those_before(steps: list[int], advances: bool) -> None:
+    """40 and 40: a fault that comes back before the next checkpoint is stored."""
+    records = [record for step in steps for record in ({"kind": "start", "step": step}, {"kind": "worker-failed"})]
+    assert _advances(records) is advances
