@@ -44,8 +44,8 @@ class TrialLedger:
     """The tasks of a search that are running: their slots, and what they have reported.
 
     Its methods are called by Tune's loop, in the driver's process, from one thread: for each task `next_task` once,
-    `on_start` once or more (after each pause, and each retry of a lost process), `on_result` once or more for each rung
-    (a retry repeats some), `on_end` at most once; `on_shutdown` once, last. In the driver this is the only place that
+    `on_start` once or more (after each pause, and after each `on_lost`), `on_result` once or more for each rung (a
+    retry repeats some), `on_end` at most once; `on_shutdown` once, last. In the driver this is the only place that
     decides how a task ended and writes its result.
 
     A kill loses the scores and times in memory: a task that was running has neither a result nor a `closed` record
@@ -99,6 +99,10 @@ class TrialLedger:
         if task.name not in self._progress:
             self._progress[task.name] = _RunningTask()
             self._log(task, "run", **self._run_fields(task))
+
+    def on_lost(self, task: Task, error: str) -> None:
+        """The task's process was lost, or failed; Tune starts it again."""
+        print_status(f"{task.kind} {task.name}: {error}; it is started again")
 
     def on_result(self, task: Task, report: dict[str, Any]) -> None:
         """The task's process reports a rung and the records up to it; see `trial_runner.run_trial`."""

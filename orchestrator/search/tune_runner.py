@@ -226,12 +226,17 @@ class TrialCallback(NotPickled, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._ledger.on_end(_task_of(trial.config, str(trial)))
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._ledger.on_lost(_task_of(trial.config, str(trial)), _error_of(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        error = trial.get_error()
-        self._ledger.on_end(
-            _task_of(trial.config, str(trial)),
-            error=str(error).strip().splitlines()[-1] if error else "its process was lost",
-        )
+        self._ledger.on_end(_task_of(trial.config, str(trial)), error=_error_of(trial))
+
+
+def _error_of(trial: Any) -> str:
+    """Why a Tune trial failed, in one line."""
+    error = trial.get_error()
+    return str(error).strip().splitlines()[-1] if error else "its process was lost"
 
 
 def _task_of(config: dict[str, Any], name: str) -> Task:

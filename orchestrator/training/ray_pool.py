@@ -156,7 +156,9 @@ class _Pool(Generic[Piece]):
         except self._ray.exceptions.RayTaskError as failed:
             raise failed.cause from None
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as died:
-            self._count_lost(worker, f"the worker that had it died ({one_line(died)})")
+            problem = f"the worker that had it died ({one_line(died)})"
+            self._count_lost(worker, problem)
+            print_status(f"{self._work.name(next(iter(worker.pieces.values())))}: {problem}; another one gets it")
             self._remove(worker, queue)
             self._drop_idle()  # they may have died with it, on the same node
             return
