@@ -1,7 +1,9 @@
 """Ray nodes on one machine that reach one another over a network: each in a network namespace with its own address.
 
-Needs root and iproute2; `ray_nodes` skips with a reason where they are missing. The nodes see the same disk, and the
-same name of the machine, which in each of them resolves to 127.0.0.1, as Debian's installer writes it to /etc/hosts.
+Each has its own process namespace too: a driver looks for the raylet of its node among all processes that it sees, and
+prefers the head's. Needs root, iproute2 and util-linux; `ray_nodes` skips with a reason where they are missing. The
+nodes see the same disk, and the same name of the machine, which in each of them resolves to 127.0.0.1, as Debian's
+installer writes it to /etc/hosts.
 """
 
 import json
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -25,12 +28,13 @@ import pytest
 from cluster import stack
 
 START_S, STARTS = 180.0, 3
-GCS_PORT, DASHBOARD_PORT = 6379, 8265
+OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+GCS_PORT, DASHBOARD_PORT, REDIS_PORT = 6379, 8265, 6380
 
 
 @dataclass
 class Node:
-    """One Ray node: its namespace, its address, and the process of its `ray start --block`."""
+    """One Ray node: its namespace, its address, and the process that has started its `ray start --block`."""
 
     namespace: str
     address: str
@@ -38,12 +42,7 @@ class Node:
 
     def kill(self) -> None:
         """SIGKILL for all processes in the node's namespace, as a machine that loses power."""
-        processes = [psutil.Process(pid) for pid in _pids(self.namespace) if psutil.pid_exists(pid)]
-        for signal_number in (signal.SIGSTOP, signal.SIGKILL):  # stopped, none of them starts another meanwhile
-            for process in processes:
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal_number)
-        psutil.wait_procs(processes, timeout=30)
+        _kill(self.namespace)
         self.process.wait()
 
     def freeze(self) -> None:
@@ -57,6 +56,11 @@ class Node:
         found = [psutil.Process(pid) for pid in _pids(self.namespace) if psutil.pid_exists(pid)]
         (process,) = [process for process in found if name in " ".join(process.cmdline())]
         return process
+
+    def prefer(self, niceness: int) -> None:
+        """How the node shares the processors with what else runs on the machine: negative, it comes first."""
+        with suppress(OSError):  # a kernel without autogroups
+            Path(f"/proc/{self.process.pid}/autogroup").write_text(str(niceness))
 
     def cut(self) -> None:
         """Take the node's network away, without a word to the others."""
@@ -76,6 +80,8 @@ class RayNodes:
     bridge: str
     subnet: str
     nodes: list[Node] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    started: dict[str, list[str]] = field(default_factory=dict)  # arguments of `ray start` by namespace
 
     @property
     def head(self) -> Node:
@@ -90,8 +96,9 @@ class RayNodes:
         return f"http://{self.head.address}:{DASHBOARD_PORT}"
 
     def command(self, node: Node, *arguments: str) -> list[str]:
-        """A command line that runs `arguments` on a node."""
-        return ["ip", "netns", "exec", node.namespace, *arguments]
+        """A command line that runs `arguments` on a node; its process waits for theirs and exits as they do."""
+        (first,) = psutil.Process(node.process.pid).children()  # the first process of the node's namespace
+        return ["nsenter", f"--target={first.pid}", "--net", "--mount", "--pid", *arguments]
 
     def ids(self) -> dict[str, str]:
         """Address -> Ray's id of each node that is alive."""
@@ -130,30 +137,50 @@ class RayNodes:
     def add(self, cpus: int, *options: str) -> Node:
         """Start a node, and wait until it is part of the cluster.
 
-        Ray gives a node 30 s to report itself, which a busy machine may not do; then the node is started again.
+        Ray gives a node some time to report itself, which a busy machine may not do; then the node is started again.
         """
-        number = len(self.nodes) + 1
+        number = next(self._numbers)
         namespace, address = f"{self.bridge}n{number}", f"{self.subnet}.{number}"
         _add_namespace(namespace, self.bridge, f"{address}/24")
-        own = ["--head", f"--port={GCS_PORT}", "--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"]
+        dashboard = ["--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"]
+        if "RAY_REDIS_ADDRESS" in self.env:  # a head that starts again while others train starts little
+            dashboard = ["--include-dashboard=false"]
+        own = ["--head", f"--port={GCS_PORT}", *dashboard]
         where = own if number == 1 else [f"--address={self.address}"]
         scratch = f"--temp-dir={self.folder}/{number}"
         arguments = [*where, scratch, f"--node-ip-address={address}", f"--num-cpus={cpus}", *options]
+        node = self._started(namespace, address, arguments)
+        self.nodes.append(node)
+        self._wait_until_alive(node)
+        return node
+
+    def restart(self, node: Node) -> None:
+        """Start Ray again on a node that was killed: on its address, with its number of CPUs."""
+        node.process = self._started(node.namespace, node.address, self.started[node.namespace]).process
+
+    def remove(self, node: Node) -> None:
+        """End a node for good, in whatever state it is."""
+        node.kill()
+        self.nodes.remove(node)
+        del self.started[node.namespace]
+        _remove_namespace(node.namespace)
+
+    def _started(self, namespace: str, address: str, arguments: list[str]) -> Node:
+        self.started[namespace] = arguments
         for _ in range(STARTS):
             node = Node(namespace, address, self._start(namespace, arguments))
-            self.nodes.append(node)
+            node.prefer(-10)  # Ray gives parts of a node 15 s to start, whatever is set: too little on a busy machine
             if self._has_started(node):
-                self._wait_until_alive(sum(other.process.poll() is None for other in self.nodes))
+                node.prefer(0)
                 return node
             node.kill()
-            self.nodes.remove(node)
         raise AssertionError((self.folder / f"{namespace}.log").read_text(errors="replace")[-2000:])
 
     def _start(self, namespace: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments]
         with (self.folder / f"{namespace}.log").open("wb") as log:
             return subprocess.Popen(
-                ["ip", "netns", "exec", namespace, *start],
+                ["ip", "netns", "exec", namespace, *OWN_PROCESSES, *start],
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -170,13 +197,14 @@ class RayNodes:
             time.sleep(0.2)
         return True
 
-    def _wait_until_alive(self, count: int) -> None:
+    def _wait_until_alive(self, node: Node) -> None:
         program = (
             "import ray, sys, time\n"
             "ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)\n"
-            "while sum(node['Alive'] for node in ray.nodes()) < int(sys.argv[2]): time.sleep(0.2)\n"
+            "def alive(): return [node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']]\n"
+            "while sys.argv[2] not in alive(): time.sleep(0.2)\n"
         )
-        probe = self.command(self.head, sys.executable, "-c", program, self.address, str(count))
+        probe = self.command(self.head, sys.executable, "-c", program, self.address, node.address)
         subprocess.run(probe, env=self.env, check=True, capture_output=True, timeout=START_S)
 
 
@@ -187,6 +215,15 @@ def _ip(*arguments: str) -> None:
 def _pids(namespace: str) -> list[int]:
     listed = subprocess.run(["ip", "netns", "pids", namespace], check=True, capture_output=True, text=True)
     return [int(pid) for pid in listed.stdout.split()]
+
+
+def _kill(namespace: str) -> None:
+    processes = [psutil.Process(pid) for pid in _pids(namespace) if psutil.pid_exists(pid)]
+    for signal_number in (signal.SIGSTOP, signal.SIGKILL):  # stopped, none of them starts another meanwhile
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal_number)
+    psutil.wait_procs(processes, timeout=30)
 
 
 def _add_namespace(name: str, bridge: str, address: str) -> None:
@@ -208,8 +245,25 @@ def _remove_namespace(name: str) -> None:
 
 
 @contextmanager
-def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
-    """A cluster of one node per number of CPUs; skips where namespaces cannot be made."""
+def _redis(folder: Path, address: str) -> Iterator[dict[str, str]]:
+    """A Redis that keeps what the head knows; the environment of a head that uses it."""
+    if not shutil.which("redis-server"):
+        pytest.skip("no redis-server in PATH; on Debian: apt-get install redis-server")
+    words = ["redis-server", "--bind", address, "--port", str(REDIS_PORT), "--protected-mode", "no", "--save", ""]
+    with subprocess.Popen([*words, "--dir", folder], stdout=subprocess.DEVNULL) as server:
+        try:
+            # nodes and drivers wait so long for a new head, as KubeRay sets it; Ray's own limit is a minute
+            yield {"RAY_REDIS_ADDRESS": f"{address}:{REDIS_PORT}", "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+        finally:
+            server.kill()
+
+
+@contextmanager
+def ray_nodes(*cpus: int, redis: bool = False) -> Iterator[RayNodes]:
+    """A cluster of one node per number of CPUs; skips where namespaces cannot be made.
+
+    With `redis` its head may be killed and started again; it has no dashboard then.
+    """
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("Ray nodes with networks of their own need root and iproute2 (Debian: apt-get install iproute2)")
     bridge = f"an{secrets.token_hex(2)}"
@@ -227,14 +281,18 @@ def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stack.ray_token(folder))}
         env = {key: value for key, value in os.environ.items() if key not in ("GLOO_SOCKET_IFNAME", "RAY_ADDRESS")}
         env |= {**token, **stack.QUIET, **stack.CHECKSUMS, "RAY_worker_niceness": "0"}
+        env |= {"RAY_raylet_start_wait_time_s": "60"}  # a busy machine needs longer than Ray's 30 s
+        if redis:
+            env |= cleanup.enter_context(_redis(folder, f"{subnet}.254"))
         cluster = RayNodes(env, folder, bridge, subnet)
         cleanup.callback(_stop, cluster)
-        for count in cpus:
-            cluster.add(count)
+        for number in cpus:
+            cluster.add(number)
         yield cluster
 
 
 def _stop(cluster: RayNodes) -> None:
-    for node in reversed(cluster.nodes):
-        node.kill()
-        _remove_namespace(node.namespace)
+    """End all nodes, those too that were about to start."""
+    for namespace in reversed(cluster.started):
+        _kill(namespace)
+        _remove_namespace(namespace)

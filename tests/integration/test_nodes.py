@@ -23,11 +23,16 @@ def nodes() -> Iterator[RayNodes]:
         yield cluster
 
 
-def command(nodes: RayNodes, tmp_path: Path, *options: str) -> list[str]:
-    """`antiphon run demo` with tiny models, on the head."""
+def arguments(tmp_path: Path, *options: str) -> list[str]:
+    """Those of `antiphon` for a run of the demo with tiny models."""
     values = sets(*SIZES, *TWO_MODELS, *PLAN, "train.shards=2", f"data.cache={tmp_path}/clips")
     where = ["--storage", f"{tmp_path}/runs", "--tracking", "none"]
-    return nodes.command(nodes.head, ANTIPHON, "run", "demo", "--json", *where, *values, *options)
+    return ["run", "demo", "--json", *where, *values, *options]
+
+
+def command(nodes: RayNodes, tmp_path: Path, *options: str) -> list[str]:
+    """That run, on the head."""
+    return nodes.command(nodes.head, ANTIPHON, *arguments(tmp_path, *options))
 
 
 def run(nodes: RayNodes, tmp_path: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:

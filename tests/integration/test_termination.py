@@ -15,8 +15,7 @@ import pytest
 
 from tests import killed
 from tests.faults import recovery
-from tests.integration.test_nodes import command as on_nodes
-from tests.integration.test_nodes import weights
+from tests.integration.test_nodes import arguments, weights
 from tests.integration.test_run_ended import wait_for_record
 from tests.nodes import Node, RayNodes, ray_nodes
 from tests.processes import killed_at_the_end
@@ -164,7 +163,7 @@ def test_a_worker_s_pod_ends_and_a_driver_s(nodes: RayNodes, tmp_path: Path, fau
     head = nodes.ids()[nodes.head.address]
     elsewhere = ["--set", f'resources.labels={{"ray.io/node-id"="!{head}"}}', "--set", "resources.cpus=2"]
     values = [*sets("schedule.burn_in=800", "train.checkpoint_every=100000", "train.eval_every=400"), *elsewhere]
-    given = on_nodes(nodes, tmp_path, *values, "--address", nodes.address, "--run-id", "a", "--resume", "auto")[5:]
+    given = arguments(tmp_path, *values, "--address", nodes.address, "--run-id", "a", "--resume", "auto")
     words = nodes.command(nodes.head, *JOB, *given)
     event_log = tmp_path / "runs" / "a" / "events.jsonl"
     process = subprocess.Popen(words, env=nodes.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -189,7 +188,7 @@ def test_a_worker_s_pod_ends_and_a_driver_s(nodes: RayNodes, tmp_path: Path, fau
     saved = [record for record in records if record["kind"] == "checkpoint"][-1]
     assert (outcome["status"], outcome["resumed_from_step"] + outcome["steps_run"]) == ("preempted", saved["step"])
     assert (event_log.parent / "checkpoints" / saved["name"] / MARKER).is_file()
-    local = [ANTIPHON, *on_nodes(nodes, tmp_path, *values, "--local")[5:]]
+    local = [ANTIPHON, *arguments(tmp_path, *values, "--local")]
     again = subprocess.run([*local, "--run-id", "a", "--resume", "auto"], capture_output=True, text=True)
     alone = subprocess.run([*local, "--run-id", "b"], capture_output=True, text=True)
     assert weights(again) == weights(alone)
