@@ -9,7 +9,14 @@ import pytest
 from workloads.runtime.event_log import read_event_log
 
 ROWS = pytest.StashKey[list[tuple[str, ...]]]()
-COLUMNS = ("fault", "what the user sees", "seconds to recover", "steps or shards repeated", "equal at the end")
+COLUMNS = (
+    "fault",
+    "what the user sees",
+    "seconds to detect",
+    "seconds to recover",
+    "steps or shards repeated",
+    "equal at the end",
+)
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +25,18 @@ def fault_table(pytestconfig: pytest.Config) -> Callable[..., None]:
     rows = pytestconfig.stash.setdefault(ROWS, [])
 
     def add(
-        *, fault: str, seen: str, seconds: float | None = None, repeated: int | None = None, equal: bool | None = None
+        *,
+        fault: str,
+        seen: str,
+        detected: float | None = None,
+        seconds: float | None = None,
+        repeated: int | None = None,
+        equal: bool | None = None,
     ) -> None:
         answers = {True: "yes, bit for bit", False: "no", None: "-"}
-        numbers = ("-" if seconds is None else f"{seconds:.1f}", "-" if repeated is None else str(repeated))
-        rows.append((fault, seen, *numbers, answers[equal]))
+        times = ["-" if time is None else f"{time:.1f}" for time in (detected, seconds)]
+        rows.append((fault, seen, *times, "-" if repeated is None else str(repeated), answers[equal]))
+        print(rows[-1])  # seen with -s, also where the session does not come to its end
 
     return add
 

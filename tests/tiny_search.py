@@ -36,13 +36,17 @@ def searching(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Builds the arguments of `antiphon search` for a recipe whose trials take a second or two."""
 
     def command(*more: str, high: str = "1e-2") -> list[str]:
-        recipe = tmp_path / "tiny.toml"
-        recipe.write_text(RECIPE.format(high=high))
-        cache = tmp_path_factory.getbasetemp() / "clips"
-        values = [*small.SIZES, *small.TWO_MODELS, *PLAN, f"data.cache={cache}"]
-        return [ANTIPHON, "search", str(recipe), "--storage", str(tmp_path / "runs"), *sets(*values), *more]
+        return search_command(tmp_path, tmp_path_factory.getbasetemp() / "clips", *more, high=high)
 
     return command
+
+
+def search_command(folder: Path, cache: Path, *more: str, high: str = "1e-2") -> list[str]:
+    """A search whose recipe and results lie in a folder."""
+    recipe = folder / "tiny.toml"
+    recipe.write_text(RECIPE.format(high=high))
+    values = [*small.SIZES, *small.TWO_MODELS, *PLAN, f"data.cache={cache}"]
+    return [ANTIPHON, "search", str(recipe), "--storage", str(folder / "runs"), *sets(*values), *more]
 
 
 def sets(*values: str) -> list[str]:
