@@ -19,7 +19,7 @@ from tests.processes import killed_at_the_end
 from workloads.runtime.event_log import read_event_log
 
 Fault = Callable[[RayNodes, Node], None]
-CUT_S, NOTICE_S = 30.0, 15
+CUT_S = 30.0
 FROZEN_S, FREE_S = 3.0, 0.3  # of a slow disk, in turn
 WAIT_S = 900.0
 
@@ -44,18 +44,6 @@ def cut_for_30_s(nodes: RayNodes, node: Node) -> None:
     node.cut()
     time.sleep(CUT_S)
     node.join()
-
-
-def announce(nodes: RayNodes, node: Node) -> None:
-    """A cloud's notice that the node will go in ten minutes; it does not go while the test lasts."""
-    nodes.drain(node, deadline_s=600)
-
-
-def take_away(nodes: RayNodes, node: Node) -> None:
-    """What an autoscaler does: it drains the node, and ends it once the time is over."""
-    nodes.drain(node, deadline_s=NOTICE_S)
-    time.sleep(NOTICE_S)
-    node.kill()
 
 
 def restart_head(nodes: RayNodes, node: Node) -> None:

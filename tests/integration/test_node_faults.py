@@ -29,7 +29,6 @@ def hang_worker(nodes: RayNodes, node: Node) -> None:
 
 
 AGAIN = "nothing; Ray starts the workers again on nodes that are left"
-MOVED = "nothing; the workers save and start again on nodes that stay"
 
 
 class Case(NamedTuple):
@@ -38,7 +37,6 @@ class Case(NamedTuple):
     name: str
     inject: Fault
     restarts: bool | None = True  # whether the workers are started again; None: if Ray takes the node for lost
-    seen: str = AGAIN
 
 
 # Ray starts workers again three times, so there are no more faults that it counts in one run.
@@ -53,11 +51,7 @@ SEQUENCES = {
         Case("a worker's node cut off for ever", node_faults.cut),
         Case("a worker frozen (SIGSTOP), its peer hangs in a collective", hang_worker),
     ],
-    "taken": [
-        Case("a notice that a worker's node will go", node_faults.announce, seen=MOVED),
-        Case("a worker's node drained and killed 15 s later, as by an autoscaler", node_faults.take_away, seen=MOVED),
-        Case("the head killed and started again, Redis behind it", node_faults.restart_head, False, "nothing"),
-    ],
+    "head": [Case("the head killed and started again, Redis behind it", node_faults.restart_head, restarts=False)],
 }
 
 
@@ -125,7 +119,7 @@ def test_nodes_fail_one_after_the_other(
     for (case, since), end in zip(rows, ends, strict=True):
         times, starts = times_of_run(event_log, since, end), num_starts(event_log, since, end)
         assert starts in ([0, 1] if case.restarts is None else [int(case.restarts)]), case.name
-        seen = case.seen if starts else "nothing"
+        seen = AGAIN if starts else "nothing"
         fault_table(fault=f"Ray, training: {case.name}", seen=seen, **times, equal=True)
 
 

@@ -13,7 +13,7 @@ from tests.node_faults import add_node as add_node
 from tests.node_faults import disk as disk
 from tests.node_faults import nodes as nodes
 from tests.nodes import Node, RayNodes
-from tests.tiny_search import results, run, search_command, sets
+from tests.tiny_search import results, search_command, sets
 
 pytestmark = pytest.mark.faults
 # 40 steps a trial, and no scheduler that stops trials by when their rivals report
@@ -38,10 +38,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The scores of a search that nothing happens to."""
+def alone(nodes: RayNodes, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The scores of a search that nothing happens to, on one node."""
     folder = tmp_path_factory.mktemp("alone")
-    run(search_command(folder, cache, *OPTIONS, "--search-id", "s", "--slots", "2"))
+    with started(nodes, nodes.nodes[1], folder, cache, slots=1) as searching:
+        searching.end()
     return scores(folder / "runs" / "s")
 
 
@@ -50,15 +51,19 @@ def scores(search: Path) -> dict[str, Any]:
     return {name: (result["settings"], result["objective"]) for name, result in results(search).items()}
 
 
-def started(nodes: RayNodes, node: Node, folder: Path, cache: Path) -> Command:
-    """A search of two trials at once on two nodes; its driver is on a node."""
-    where = ["--search-id", "s", "--resume", "auto", "--slots", "2", "--address", nodes.address]
+def started(nodes: RayNodes, node: Node, folder: Path, cache: Path, *, slots: int = 2) -> Command:
+    """A search of so many trials at once, each on a node; its driver is on a node."""
+    where = ["--search-id", "s", "--resume", "auto", "--slots", str(slots), "--address", nodes.address]
     return Command(nodes, node, search_command(folder, cache, *OPTIONS, *where))
 
 
 def trains(search: Path, nodes: RayNodes, node: Node) -> bool:
-    """Whether a trial is done, and another one runs on the node."""
-    return bool(results(search)) and any(map(is_trial, nodes.programs(node)))
+    """Whether a trial is done, and two others train, one of them on the node.
+
+    Tune does not start a trial again that it is just handing to a process whose node is lost.
+    """
+    begun = len(list(search.glob("trials/*/settings.json")))
+    return begun - len(results(search)) == 2 < begun and any(map(is_trial, nodes.programs(node)))
 
 
 def is_trial(program: str) -> bool:

@@ -29,7 +29,6 @@ FAULTS: dict[str, tuple[Fault, bool | None]] = {
     "a worker's node frozen (SIGSTOP) for ever": (node_faults.freeze, True),
     "a worker's node cut off for 30 s": (node_faults.cut_for_30_s, None),
     "a worker's node cut off for ever": (node_faults.cut, True),
-    "a worker's node drained and, 15 s later, killed, as by an autoscaler": (node_faults.take_away, True),
     "the head killed and started again, Redis behind it": (node_faults.restart_head, False),
 }
 
