@@ -121,7 +121,7 @@ def weights(tagger: str) -> dict:
 def test_workers_are_killed_more_often_than_ray_starts_them_again(command, tmp_path, advances, fault_table):
     """A run goes on as long as a checkpoint is stored between two losses; one that does not advance ends."""
     every = 20 if advances else 100_000
-    words = [*command, *settings(["schedule.burn_in=600", f"train.checkpoint_every={every}"])]
+    words = [*command, *settings(["schedule.burn_in=300", f"train.checkpoint_every={every}"])]
     event_log = tmp_path / "runs" / "a" / "events.jsonl"
     kills = RETRIES + (2 if advances else 1)
     with started([*words, "--storage", str(tmp_path / "runs"), "--run-id", "a"]) as (process, _):
