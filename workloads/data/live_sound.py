@@ -8,6 +8,9 @@ from typing import TypeVar
 from workloads.runtime.background import in_background
 
 LOOK_EVERY_S = 0.1  # for a request to stop
+# For a block that is being decoded or resampled: a process that exits meanwhile is aborted by what computes it. A read
+# that waits for more is left behind.
+LAST_BLOCK_S = 2.0
 Item = TypeVar("Item")
 
 
@@ -40,7 +43,7 @@ def read_live(blocks: Iterable[Item], *, stopped: Callable[[], bool], most: int)
             put(error, ended)
         put(None, ended)
 
-    with in_background(read, name="sound", wait_s=0.0):
+    with in_background(read, name="sound", wait_s=LAST_BLOCK_S):
         while not stopped():
             try:
                 item = waiting.get(timeout=LOOK_EVERY_S)

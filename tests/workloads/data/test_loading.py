@@ -143,7 +143,7 @@ def test_loaders_go_on_where_the_whole_process_group_is_asked_to_stop(build: Cal
         for step in STEPS:
             for index in SHARDS:
                 batches.shard(step, index)
-                for loader in loader_processes() if step == STEPS[0] else ():
+                for loader in loader_processes() if step == STEPS[1] else ():  # each has loaded by then
                     loader.send_signal(signal.SIGINT)
                     loader.send_signal(signal.SIGTERM)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set(), "this process still gets its own"

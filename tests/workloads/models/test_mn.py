@@ -129,5 +129,8 @@ def test_misfits_are_named() -> None:
 
 
 def test_unknown_family_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'resnet'.*mn, dymn, frame_mn, efficientnet, vit, ast, ced, ondevice"):
+    with pytest.raises(
+        ValueError,
+        match=r"'resnet'.*mn, dymn, frame_mn, efficientnet, vit, ast, passt, eat, ced, ondevice, wav2vec2, timm",
+    ):
         adapt_weights({}, nn.Identity(), family="resnet")
