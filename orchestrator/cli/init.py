@@ -35,7 +35,7 @@ def init(
     """Look at a folder of recordings, and write a manifest and a recipe for them; says what a run of it takes."""
     from orchestrator.scaffold.first_recipe import write_first_recipe
 
-    if minutes <= 0:
+    if not minutes > 0:  # nor is nan
         raise ValueError(f"--minutes {minutes:g}: must be above 0")
     with only_json(as_json) as emit:
         written = write_first_recipe(

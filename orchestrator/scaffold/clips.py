@@ -2,12 +2,13 @@
 
 import csv
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.scaffold.labels import LEAST_SOURCES, Tags, find_sources, find_tags
-from orchestrator.scaffold.parts import TEST_WORDS, Part, folder_parts, name_parts
+from orchestrator.scaffold.parts import FOLD_NAME, SPLIT_WORDS, TEST_WORDS, Part, folder_parts, name_parts
 from orchestrator.scaffold.questions import Ask
 from orchestrator.scaffold.sounds import Sounds
 from orchestrator.scaffold.tables import find_tables
@@ -17,6 +18,7 @@ from workloads.runtime.text import name_some
 FOLDS = 5
 TEST, TRAIN = 1, 2  # folds of a data set with a split of its own
 SHOWN = 3
+FOLD_NUMBER = re.compile(r"([0-9]{1,9})(?:\.0+)?")
 COLUMNS = ("clip_id", "path", "tags", "source", "fold")
 
 
@@ -97,28 +99,36 @@ def _sources(tags: Tags, part: Part | None) -> dict[str, str]:
 
 def _folds(parts: Sequence[Part], tags: Tags, sources: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
     """The fold of each sound, as the data set says or dealt out by tag in whole recordings; and what to say of it."""
-    own = next((found for part in parts if (found := _own_folds(part, tags))), None)
-    if own is not None:
-        folds_of = defaultdict(set)
-        for path, fold in own[1].items():
-            folds_of[sources[path]].add(fold)
-        crossing = [source for source, folds in folds_of.items() if len(folds) > 1]
-        if not crossing:
-            return own[1], [f"folds: {own[0].where}"]
-        about = f"{own[0].where} is not used for folds: {crossing[0]!r} would be in several"
-        return _deal(tags, sources), [about]
-    return _deal(tags, sources), []
+    notes: list[str] = []
+    for part in parts:
+        if part.says_folds and part.key != tags.part.key:
+            folds, problem = _own_folds(part, tags, sources)
+            if not problem:
+                return folds, [*notes, f"folds: {part.where}"]
+            notes.append(f"{part.where}: not used for folds, since {problem}")
+    return _deal(tags, sources), notes
 
 
-def _own_folds(part: Part, tags: Tags) -> tuple[Part, dict[str, int]] | None:
-    """The folds that a part says: numbers in a column fold, or which sounds test."""
-    texts = {path: part.values.get(path, "") for path in tags.tags}
-    if part.is_split:
-        return part, {path: TEST if text.casefold() in TEST_WORDS else TRAIN for path, text in texts.items()}
-    if part.key.casefold() != "column:fold" or not all(text.removesuffix(".0").isdigit() for text in texts.values()):
-        return None
-    folds = {path: int(text.removesuffix(".0")) for path, text in texts.items()}
-    return (part, folds) if len(set(folds.values())) > 1 else None
+def _own_folds(part: Part, tags: Tags, sources: Mapping[str, str]) -> tuple[dict[str, int], str]:
+    """The folds that a part says, by number or by which sounds test; and why they cannot be used, empty if they can."""
+    by_words = any(text.casefold() in TEST_WORDS for text in part.counts)
+    folds: dict[str, int] = {}
+    for path in tags.tags:
+        text = part.values.get(path, "")
+        number = FOLD_NUMBER.fullmatch(text) or FOLD_NAME.fullmatch(text)
+        if by_words and text.casefold() in SPLIT_WORDS:
+            folds[path] = TEST if text.casefold() in TEST_WORDS else TRAIN
+        elif number and part.column != "subset":
+            folds[path] = int(number[1])
+        else:
+            return {}, f"{path} has {repr(text) if text else 'none'}"
+    if len(set(folds.values())) < 2:
+        return {}, "all sounds are in one"
+    folds_of = defaultdict(set)
+    for path, fold in folds.items():
+        folds_of[sources[path]].add(fold)
+    crossing = [source for source, found in folds_of.items() if len(found) > 1]
+    return folds, f"{crossing[0]!r} would be in several" if crossing else ""
 
 
 def _deal(tags: Tags, sources: Mapping[str, str]) -> dict[str, int]:

@@ -12,9 +12,9 @@ from orchestrator.scaffold.clips import Clips, make_clips, manifest_text
 from orchestrator.scaffold.cost import RunCost, run_cost
 from orchestrator.scaffold.published import Published, published_layout
 from orchestrator.scaffold.questions import Ask
-from orchestrator.scaffold.recipe_text import quoted, recipe_text
+from orchestrator.scaffold.recipe_text import comment, quoted, recipe_text
 from orchestrator.scaffold.sizes import Machine, Sizes, choose_sizes, val_share
-from orchestrator.scaffold.sounds import Sounds, find_sounds
+from orchestrator.scaffold.sounds import Sounds, find_sounds, require_text
 from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.data import Data
 from workloads.data.manifest import read_dataset
@@ -57,7 +57,10 @@ def write_first_recipe(
     Nothing is written where a file of that name exists, or where the recipe could not run. Raises ValueError with what
     is missing.
     """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {str(out)!r}: is a file; name the folder that the recipe is written into")
     sounds = find_sounds(root)
+    require_text("--out", str(out.absolute()))
     name = slug(name or Path(sounds.root).name)
     recipe_file, manifest_file = out / f"{name}.toml", out / f"{name}.csv"
     published = published_layout(sounds.others)
@@ -73,11 +76,11 @@ def write_first_recipe(
     clips = make_clips(sounds, ask, tags_from=tags_from, source_from=source_from, separator=separator)
     say(TIMING)
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(manifest_file, manifest_text(clips))
     try:
+        replace_text(manifest_file, manifest_text(clips))
         return _write(_Draft.of_manifest(sounds, clips, manifest_file), recipe_file, name, most_minutes)
-    except ValueError:
-        manifest_file.unlink()
+    except BaseException:  # Ctrl-C too: the next try would find a file that it must not overwrite
+        manifest_file.unlink(missing_ok=True)
         raise
 
 
@@ -100,7 +103,7 @@ class _Draft:
             clips.source_from.where if clips.source_from else "each clip is its own"
         )
         data = [
-            about,
+            comment(about),
             'format = "manifest"',
             f"manifest = {quoted(str(manifest.absolute()))}",
             f"root = {quoted(sounds.root)}",
@@ -141,16 +144,15 @@ def _write(
         clips=draft.clips,
         val_share=draft.val_share,
     )
-    text = _text(draft, sizes, recipe_file, name, published)
-    replace_text(recipe_file, text)
     try:
+        replace_text(recipe_file, _text(draft, sizes, recipe_file, name, published))
         cost = _cost(recipe_file, draft)
         if cost.train_minutes > most_minutes:
             sizes = sizes.with_steps(int(sizes.steps * most_minutes / cost.train_minutes))
             replace_text(recipe_file, _text(draft, sizes, recipe_file, name, published))
             cost = _cost(recipe_file, draft)
-    except ValueError:
-        recipe_file.unlink()
+    except BaseException:
+        recipe_file.unlink(missing_ok=True)
         raise
     return FirstRecipe(
         recipe=recipe_file,

@@ -1,33 +1,12 @@
 """Which part of what is said of the sounds are their tags, and which their recordings. Opens no file."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.scaffold.parts import Part
+from orchestrator.scaffold.parts import FOLD_COLUMNS, SOURCE_COLUMNS, TAG_COLUMNS, Part
 from orchestrator.scaffold.questions import Ask, Question, choose
 
-TAG_COLUMNS = (
-    *("tag", "tags", "label", "labels", "class", "classes", "classname", "category", "categories", "species", "target"),
-    *("word", "keyword", "instrument", "instruments", "emotion", "genre", "digit", "eventlabel", "soundclass"),
-)
-SOURCE_COLUMNS = (
-    *("source", "srcfile", "speaker", "speakerid", "recording", "recordingid", "recordist", "session", "sessionid"),
-    *(
-        "subject",
-        "patient",
-        "participant",
-        "fsid",
-        "track",
-        "trackid",
-        "video",
-        "videoid",
-        "clientid",
-        "user",
-        "userid",
-    ),
-)
 SEPARATORS = {"semicolon": ";", "bar": "|", "comma": ",", "none": ""}  # value of --separator -> what it is
 LEAST_SOURCES = 3  # one each to train, to validate and to test
 
@@ -90,22 +69,16 @@ def _candidates(parts: Sequence[Part]) -> list[Part]:
 
 
 def _may_be_tags(part: Part) -> bool:
-    if part.is_split or (_name(part) in ("fold", "split", "subset", *SOURCE_COLUMNS)):
+    if part.says_folds or part.column in SOURCE_COLUMNS:
         return False
     return (part.groups or _rank(part) == 0) and len(part.counts) > 1
 
 
 def _rank(part: Part) -> int:
     """How likely a part says tags: 0 by its name, 1 as folders do, 2 as other columns, 3 as parts of names do."""
-    if part.key == "columns" or _name(part) in TAG_COLUMNS:
+    if part.key == "columns" or part.column in TAG_COLUMNS:
         return 0
     return {"folder": 1, "column": 2}.get(part.key.partition(":")[0], 3)
-
-
-def _name(part: Part) -> str:
-    """A column's name as it is looked up: without blanks, dashes and capitals; empty for what is no column."""
-    kind, _, name = part.key.partition(":")
-    return re.sub(r"[\W_]+", "", name).casefold() if kind == "column" else ""
 
 
 def _in_numbers(part: Part) -> bool:
@@ -179,9 +152,9 @@ def _check(part: Part, tags: dict[str, tuple[str, ...]]) -> None:
 
 def find_sources(parts: Sequence[Part], tags: Tags, ask: Ask, *, source_from: str) -> Part | None:
     """The part that says from which recording or speaker each sound is, if there is one: at most one question."""
-    others = [part for part in parts if part.key != tags.part.key and not part.is_split]
+    others = [part for part in parts if part.key != tags.part.key and not part.says_folds]
     likely = [part for part in others if _may_be_sources(part, tags)]
-    known = [part for part in likely if _name(part) in SOURCE_COLUMNS]
+    known = [part for part in likely if part.column in SOURCE_COLUMNS]
     likely.sort(key=lambda part: (part not in known, _in_numbers(part), not _across_tags(part, tags)))
     likely = likely[:4] + [part for part in others if part.key == source_from and part not in likely[:4]]
     answers = [(part.key, part.example()) for part in likely]
@@ -200,7 +173,7 @@ def find_sources(parts: Sequence[Part], tags: Tags, ask: Ask, *, source_from: st
 
 def _may_be_sources(part: Part, tags: Tags) -> bool:
     """Whether a part has several sounds for each value, enough of these, and does not say what the tags say."""
-    if part.joined or _same_groups(part, tags.part) or _name(part) in ("fold", "split", "subset", *TAG_COLUMNS):
+    if part.joined or _same_groups(part, tags.part) or part.column in (*FOLD_COLUMNS, *TAG_COLUMNS):
         return False
     counts = part.counts
     return len(part.values) >= len(tags.tags) and LEAST_SOURCES <= len(counts) < len(part.values)

@@ -1,6 +1,7 @@
 """What the path of each sound says: the folders it lies in, and the parts of its name. Opens no file."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,28 @@ PARTS_END = re.compile(r"[\W_]+")
 COUNTER = re.compile(r"[\W_]*\d+\W*$")
 TEST_WORDS = ("test", "testing", "eval", "evaluation")
 SPLIT_WORDS = (*TEST_WORDS, "train", "training", "dev", "development", "val", "valid", "validation")
+FOLD_NAME = re.compile(r"fold[\W_]*([0-9]{1,9})", re.IGNORECASE)
+FOLD_COLUMNS = ("fold", "split", "subset")
+TAG_COLUMNS = (
+    *("tag", "tags", "label", "labels", "class", "classes", "classname", "category", "categories", "species", "target"),
+    *("word", "keyword", "instrument", "instruments", "emotion", "genre", "digit", "eventlabel", "soundclass"),
+)
+SOURCE_COLUMNS = (
+    *("source", "srcfile", "speaker", "speakerid", "recording", "recordingid", "recordist", "session", "sessionid"),
+    *(
+        "subject",
+        "patient",
+        "participant",
+        "fsid",
+        "track",
+        "trackid",
+        "video",
+        "videoid",
+        "clientid",
+        "user",
+        "userid",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +57,24 @@ class Part:
     @property
     def is_split(self) -> bool:
         """Whether it says which sounds train and which test."""
-        words = {text.casefold() for text in self.counts}
+        words = {text.casefold() for text in self.counts if text}
         return len(words) > 1 and words <= {*SPLIT_WORDS} and bool(words & {*TEST_WORDS})
+
+    @property
+    def says_folds(self) -> bool:
+        """Whether it says how the sounds are split: a column by its name, others by their words or as fold1, fold2."""
+        numbered = bool(self.counts) and all(map(FOLD_NAME.fullmatch, self.counts))
+        return self.column in FOLD_COLUMNS or self.is_split or numbered
+
+    @property
+    def column(self) -> str:
+        """A column's name as it is looked up: without blanks, dashes and capitals; empty for what is no column."""
+        kind, _, name = self.key.partition(":")
+        return re.sub(r"[\W_]+", "", name).casefold() if kind == "column" else ""
 
     def example(self) -> str:
         """Its most frequent values, for people."""
-        shown = ", ".join(text for text, _ in self.counts.most_common(3))
+        shown = ", ".join(text or "none" for text, _ in self.counts.most_common(3))
         return f"{self.where}: {shown}{' ...' if len(self.counts) > 3 else ''} ({len(self.counts)} values)"
 
 
@@ -49,7 +84,7 @@ def folder_parts(paths: Sequence[str]) -> list[Part]:
     deepest = max(map(len, folders.values()), default=0)
     found = []
     for level in range(deepest):
-        values = {path: names[level] for path, names in folders.items() if len(names) > level}
+        values = {path: _composed(names[level]) for path, names in folders.items() if len(names) > level}
         if len(values) >= COVERED * len(paths):
             found.append(Part(f"folder:{level + 1}", f"the folders of level {level + 1}", values))
     return found
@@ -60,7 +95,7 @@ def name_parts(paths: Sequence[str]) -> list[Part]:
 
     Else, and where they have only one, the names without the numbers at their ends: dog12 and dog_3 say dog.
     """
-    stems = {path: PurePosixPath(path).stem for path in paths}
+    stems = {path: _composed(PurePosixPath(path).stem) for path in paths}
     words = {path: [word for word in PARTS_END.split(stem) if word] for path, stem in stems.items()}
     lengths = {len(found) for found in words.values()}
     parts = []
@@ -73,6 +108,11 @@ def name_parts(paths: Sequence[str]) -> list[Part]:
     if len(values) >= COVERED * len(paths):
         parts.append(Part("name", "the file names without their numbers", values))
     return parts
+
+
+def _composed(name: str) -> str:
+    """Macs part letters from their accents: the same name written in two ways is one tag."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _without_counter(parts: list[Part]) -> list[Part]:

@@ -1,6 +1,7 @@
 """A first recipe as TOML, with a comment for each choice. Depends on no data set and no machine."""
 
 import json
+import re
 from pathlib import Path
 
 from orchestrator.scaffold.sizes import Sizes
@@ -80,8 +81,8 @@ def recipe_text(
     """The recipe; `data` are the lines of its data set, `lengths` and `rates` say what the clips are like."""
     period = sizes.steps - sizes.burn_in
     return TEMPLATE.format(
-        file=file,
-        folder=folder,
+        file=comment(str(file)),
+        folder=comment(folder),
         name=quoted(name),
         clips=f"{clips:,}",
         tags=tags,
@@ -101,5 +102,10 @@ def recipe_text(
 
 
 def quoted(text: str) -> str:
-    """A TOML string: JSON's basic strings are TOML's."""
-    return json.dumps(text, ensure_ascii=False)
+    """A TOML string: JSON's basic strings are TOML's, but for the control character that JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def comment(text: str) -> str:
+    """Text in a comment of TOML, which ends with the line and holds no control characters: these as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda found: found[0].encode("unicode_escape").decode(), text)

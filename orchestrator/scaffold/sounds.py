@@ -53,6 +53,7 @@ def find_sounds(root: str) -> Sounds:
             f"DIR = {root!r}: must be on this machine; for files on a store write a manifest (docs/data.md)"
         )
     folder = Path(root).expanduser().absolute()
+    require_text("DIR", str(folder))
     if folder.is_file():
         raise ValueError(f"DIR = {root!r}: is a file; give the folder that holds the recordings")
     listed = list_files(Data(format="folders", root=str(folder)), LocalFiles())
@@ -78,6 +79,14 @@ def find_sounds(root: str) -> Sounds:
         raise ValueError(f"DIR = {root!r}: none of its {len(audio)} sounds can be heard; {path}: {reason}")
     usable = tuple(path for path in audio if path not in unusable)
     return Sounds(str(folder), usable, tuple(headers), unusable, tuple(path for path in listed if not is_audio(path)))
+
+
+def require_text(option: str, path: str) -> None:
+    """ValueError for a path that no recipe can hold, since it is not in UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{option} = {path!a}: is not in UTF-8, as recipes are; rename the folder") from None
 
 
 def _header(folder: Path, path: str) -> Header:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from orchestrator.scaffold.parts import Part
+from orchestrator.scaffold.parts import FOLD_COLUMNS, SOURCE_COLUMNS, TAG_COLUMNS, Part
+from workloads.data.formats.listing import is_audio
 from workloads.data.table import MAX_BYTES, Row, parse_csv
 from workloads.runtime.text import decode_text, name_some
 
@@ -32,20 +33,25 @@ class Table:
 def find_tables(root: str, others: Sequence[str], paths: Sequence[str]) -> tuple[list[Table], list[str]]:
     """The tables that name sounds, the one that covers most first, and what is wrong with files that may be tables.
 
-    Raises ValueError where a table names files by a name that several have.
+    Raises ValueError where a table names files by a name that several have, or has no header.
     """
     texts = [path for path in others if path.lower().endswith(ENDINGS)]
     texts.sort(key=lambda path: (path.lower().endswith(".txt"), path.count("/"), path))
     lookup, found, problems = _Lookup(paths), [], []
     for path in texts[:MOST_TABLES]:
         try:
-            rows = _rows(Path(root) / path, path)
+            table = _table(path, _rows(Path(root) / path, path), lookup, len(paths))
+        except _Meant as error:
+            raise ValueError(str(error)) from None
         except ValueError as error:
             problems.append(str(error))
-            continue
-        if table := _table(path, rows, lookup, len(paths)):
-            found.append(table)
+        else:
+            found += [table] if table else []
     return sorted(found, key=lambda table: -table.covered), problems
+
+
+class _Meant(ValueError):
+    """A mistake in a table that certainly names sounds, so that the folders are not taken in its place."""
 
 
 def _rows(file: Path, name: str) -> list[Row]:
@@ -62,7 +68,7 @@ def _rows(file: Path, name: str) -> list[Row]:
 
 
 def _table(file: str, rows: list[Row], lookup: "_Lookup", num_paths: int) -> Table | None:
-    """None where no column names sounds."""
+    """None where no column names sounds; ValueError for names that several sounds have, and without a header."""
     if not rows:
         return None
     folder = PurePosixPath(file).parent.as_posix()
@@ -70,16 +76,18 @@ def _table(file: str, rows: list[Row], lookup: "_Lookup", num_paths: int) -> Tab
     column, found = max(columns.items(), key=lambda item: len({path for paths in item[1] for path in paths}))
     if sum(map(bool, found)) < max(MATCHED * len(rows), LEAST_COVERED * num_paths):
         return None  # about something else; a number may be the name of a file by chance
+    if is_audio(column):
+        raise _Meant(f"{file}: its first line names the sound {column!r}; put a line before it, such as path,tags")
     if several := [row[column] for row, paths in zip(rows, found, strict=True) if len(paths) > 1]:
         places = name_some(next(paths for paths in found if len(paths) > 1), 3)
-        raise ValueError(
+        by_chance = not any(map(is_audio, several))  # the number of a class may be the name of a file
+        raise (ValueError if by_chance else _Meant)(
             f"{file}: column {column} names {several[0]!r}, which may be any of {places}; write paths that begin "
             "at the folder you give, with their endings"
         )
     matched = [(paths[0], row) for row, paths in zip(rows, found, strict=True) if paths]
     parts = [_part(file, name, matched) for name in rows[0] if name and name != column]
-    hot = _one_hot(file, parts)
-    return Table(file, tuple([hot] if hot else parts), len({path for path, _ in matched}), len(rows) - len(matched))
+    return Table(file, tuple(_with_one_hot(file, parts)), len({path for path, _ in matched}), len(rows) - len(matched))
 
 
 def _part(file: str, column: str, matched: list[tuple[str, Row]]) -> Part:
@@ -94,18 +102,25 @@ def _part(file: str, column: str, matched: list[tuple[str, Row]]) -> Part:
     return Part(f"column:{column}", f"column {column} of {file}", said, joined)
 
 
-def _one_hot(file: str, parts: Sequence[Part]) -> Part | None:
-    """One part for a table with a column of yes and no for each tag; None where it has not two such columns."""
-    hot = [part for part in parts if {text.lower() for text in part.counts} <= {*YES, *NO} and len(part.counts) > 1]
+def _with_one_hot(file: str, parts: Sequence[Part]) -> list[Part]:
+    """The parts, of which those with yes and no are one: a column for each tag. Unchanged where there are not two."""
+    hot = [part for part in parts if _is_yes_or_no(part)]
     if len(hot) < 2:
-        return None
+        return [*parts]
     tags: dict[str, list[str]] = {path: [] for path in hot[0].values}
     for part in hot:
         for path, text in part.values.items():
             if text.lower() in YES:
                 tags[path].append(part.key.removeprefix("column:"))
     values = {path: ";".join(names) for path, names in tags.items()}
-    return Part("columns", f"the {len(hot)} columns of {file} with yes and no", values, joined=True)
+    joined = Part("columns", f"the {len(hot)} columns of {file} with yes and no", values, joined=True)
+    return [*(part for part in parts if part not in hot), joined]
+
+
+def _is_yes_or_no(part: Part) -> bool:
+    """Whether a column may be that of a tag: of those whose name says what they are a 0 and a 1 are something else."""
+    named = part.column in (*FOLD_COLUMNS, *SOURCE_COLUMNS, *TAG_COLUMNS)
+    return not named and len(part.counts) > 1 and {text.lower() for text in part.counts} <= {*YES, *NO}
 
 
 class _Lookup:

@@ -96,6 +96,26 @@ def test_a_table_that_names_a_file_of_several_folders_is_refused(tmp_path: Path)
         clips_of(root)
 
 
+def test_a_table_of_classes_whose_numbers_are_names_of_files_does_not_hide_the_folders(tmp_path: Path) -> None:
+    root = sounds(tmp_path / "d", [*takes("dog"), *takes("rain")])
+    (root / "classes.csv").write_text("class_id,name\n1,dog\n2,rain\n")
+    clips = clips_of(root)
+    assert clips.counts == {"dog": 6, "rain": 6}
+    (note,) = clips.notes
+    assert note.startswith(
+        "not read: classes.csv: column class_id names '1', which may be any of dog/1.wav, rain/1.wav"
+    )
+
+
+def test_a_table_without_a_header_is_refused_before_its_first_sound_is_lost(tmp_path: Path) -> None:
+    root = sounds(tmp_path / "d", [f"{number}.wav" for number in range(8)])
+    (root / "t.csv").write_text("".join(f"{number}.wav,{'ab'[number % 2]}\n" for number in range(8)))
+    with pytest.raises(
+        ValueError, match=r"t.csv: its first line names the sound '0.wav'; put a line before it, such as"
+    ):
+        clips_of(root)
+
+
 def test_mixed_formats_and_rates_are_one_data_set(tmp_path: Path) -> None:
     root = sounds(tmp_path / "d", ["dog/1.wav", "dog/2.flac", "rain/1.ogg", "rain/2.mp3"], rate=44_100, seconds=0.5)
     sounds(root, ["dog/3.wav", "dog/4.flac", "rain/3.wav", "rain/4.OGG"], rate=8_000)
@@ -249,6 +269,27 @@ def test_a_column_for_each_tag_and_a_row_for_each_tag_are_several_tags(tmp_path:
     assert tags_by_path(clips_of(root))["1.wav"] == "owl;wren"
 
 
+def test_columns_of_yes_and_no_hide_neither_speakers_nor_folds(tmp_path: Path) -> None:
+    root = sounds(tmp_path / "d", [f"{number}.wav" for number in range(16)])
+    rows = "".join(f"{n}.wav,{n % 2},{int(n < 8)},s{n % 4},{n % 4 // 2}\n" for n in range(16))
+    (root / "t.csv").write_text("file,wren,owl,speaker,fold\n" + rows)
+    clips = clips_of(root)
+    assert clips.counts == {"wren": 8, "owl": 8}  # the fold is 0 or 1, and no tag
+    assert clips.notes == ("folds: column fold of t.csv",)
+    assert {(row.path, row.source, row.fold) for row in clips.rows} == {
+        (f"{n}.wav", f"s{n % 4}", n % 4 // 2) for n in range(16)
+    }
+
+
+def test_a_column_of_species_is_asked_about_beside_columns_of_yes_and_no(tmp_path: Path) -> None:
+    root = sounds(tmp_path / "d", [f"{number}.wav" for number in range(8)])
+    rows = "".join(f"{n}.wav,{'ab'[n % 2]},{n % 2},{int(n < 4)}\n" for n in range(8))
+    (root / "t.csv").write_text("file,species,verified,male\n" + rows)
+    with pytest.raises(ValueError, match=r"Where are the tags\?.*--tags-from column:species.*--tags-from columns"):
+        clips_of(root)
+    assert clips_of(root, first, source_from="none").counts == {"a": 4, "b": 4}
+
+
 def test_the_number_of_a_class_and_its_name_are_one_answer(tmp_path: Path) -> None:
     root = sounds(tmp_path / "d", [f"{number}.wav" for number in range(8)])
     (root / "t.csv").write_text(
@@ -296,6 +337,55 @@ def test_folders_of_a_split_are_folds(tmp_path: Path) -> None:
     clips = clips_of(sounds(tmp_path / "d", paths))
     assert {row.path.split("/")[0]: row.fold for row in clips.rows} == {"test": 1, "Train": 2}
     assert clips.notes == ("folds: the folders of level 1",)
+
+
+@pytest.mark.parametrize("column", ["fold", "split"])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "3.wav has none"),
+        ("third", "3.wav has 'third'"),
+        ("²", "3.wav has '²'"),
+        ("9" * 30, f"3.wav has '{'9' * 30}'"),
+    ],
+)
+def test_folds_that_cannot_be_used_are_said(tmp_path: Path, column: str, text: str, problem: str) -> None:
+    root = sounds(tmp_path / "d", [f"{number}.wav" for number in range(12)])
+    folds = ("1", "2") if column == "fold" else ("train", "test")
+    rows = "".join(f"{n}.wav,{'ab'[n % 2]},{text if n == 3 else folds[n // 2 % 2]}\n" for n in range(12))
+    (root / "t.csv").write_text(f"file,tag,{column}\n" + rows)
+    clips = clips_of(root)
+    assert clips.notes == (f"column {column} of t.csv: not used for folds, since {problem}",)
+    assert {row.fold for row in clips.rows} == {1, 2, 3, 4, 5}
+
+
+def test_a_split_of_half_of_the_sounds_does_not_train_on_the_others(tmp_path: Path) -> None:
+    root = sounds(tmp_path / "d", [*takes("dog"), *takes("rain")])
+    (root / "t.csv").write_text(
+        "file,split\n"
+        + "".join(f"{tag}/{n}.wav,{'train' if n else 'test'}\n" for tag in ("dog", "rain") for n in (0, 1))
+    )
+    clips = clips_of(root)
+    assert clips.notes == ("column split of t.csv: not used for folds, since dog/2.wav has none",)
+
+
+def test_folders_that_are_called_folds_are_folds(tmp_path: Path) -> None:
+    paths = [
+        path for n in (1, 2, 10) for tag in "ab" for path in takes(tag, 3, "fold" + str(n) + "/{tag}/{number}.wav")
+    ]
+    clips = clips_of(sounds(tmp_path / "d", paths))
+    assert clips.counts == {"a": 9, "b": 9}
+    assert {row.path.split("/")[0]: row.fold for row in clips.rows} == {"fold1": 1, "fold2": 2, "fold10": 10}
+    assert clips.notes == ("folds: the folders of level 1",)
+
+
+def test_a_folder_that_a_mac_has_named_is_the_same_tag(tmp_path: Path) -> None:
+    both = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    paths = [f"{part}/{tag}/{n}.wav" for part, tag in zip(("train", "test"), both, strict=True) for n in range(4)]
+    clips = clips_of(
+        sounds(tmp_path / "d", [*paths, *(f"{part}/x/{n}.wav" for part in ("train", "test") for n in (1, 2))])
+    )
+    assert clips.counts == {"é": 8, "x": 4}
 
 
 def test_tags_that_differ_in_capitals_and_names_with_semicolons(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import soundfile
 
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.scaffold.cost import RunCost
+from orchestrator.scaffold.first_recipe import write_first_recipe
 from orchestrator.scaffold.sizes import Machine
 
 SHORT = ["--set", "schedule.burn_in=2", "--set", "schedule.period=2", "--set", "train.threads=1", "--local"]
@@ -139,7 +141,41 @@ def test_nothing_is_overwritten_and_nothing_is_left_of_a_mistake(antiphon, tmp_p
     done = antiphon("init", tones(tmp_path / "one", ["dog/1.wav", "dog/2.wav", "dog/3.wav"]), "--yes")
     assert (done.code, "one class cannot be learned" in done.err) == (2, True)
     assert not list(tmp_path.glob("one.*"))
-    assert antiphon("init", root, "--minutes", "0").code == 2
+    for minutes in ("0", "nan"):
+        assert antiphon("init", root, "--minutes", minutes).code == 2
+
+
+def test_ctrl_c_leaves_nothing_so_that_the_same_command_works_again(antiphon, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        assert {path.name for path in Path("first").iterdir()} == {"d.csv", "d.toml"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.scaffold.first_recipe.run_cost", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_first_recipe(str(digits(tmp_path / "d")), Path("first"), lambda question: 0)
+    assert not list(Path("first").iterdir())
+
+
+@pytest.mark.parametrize("name", ["new\nline", "a\x7fb", "x # \"y\" {z} 'ö'"])
+def test_folders_of_any_name_give_a_recipe_that_can_be_read(antiphon, tmp_path, untimed, name):
+    root = tones(tmp_path / name, [f"{tag}/{number}.wav" for tag in "ab" for number in range(6)])
+    done = antiphon("init", root, "--out", tmp_path / name / "out", "--name", "n", "--minutes", "600")
+    assert done.code == 0, done.err
+    data = load_recipe(str(tmp_path / name / "out" / "n.toml")).data
+    assert (data.root, data.manifest) == (str(root), str(root / "out" / "n.csv"))
+
+
+def test_paths_that_no_recipe_can_hold_are_refused(antiphon, tmp_path):
+    root = digits(tmp_path / "d")
+    other = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    root.rename(other)
+    done = antiphon("init", other)
+    assert (done.code, "/\\udcff': is not in UTF-8, as recipes are; rename the folder" in done.err) == (2, True)
+    other.rename(root)
+    done = antiphon("init", root, "--yes", "--out", other)
+    assert (done.code, "--out = " in done.err, other.exists()) == (2, True, False)
+    done = antiphon("init", root, "--yes", "--out", root / "0_ann_0.wav")
+    assert (done.code, "0_ann_0.wav': is a file; name the folder" in done.err) == (2, True)
 
 
 def test_a_busy_machine_is_said_to_be(antiphon, tmp_path, untimed):
