@@ -62,11 +62,12 @@ def embed_data(uri: str, recipe: Recipe, *, out: str = "", with_probe: bool = Fa
     """Embed every clip of a recipe's data set; write them to `out`, and score a linear model on them if asked.
 
     Columns `clip_id`, `source`, `fold`, `true_tags`, `embedding`. The data set need not have the tagger's tags. Raises
-    ValueError as `check_out` and `probe`, and for a folder that holds no tagger.
+    ValueError as `check_out` and `probe`, for a folder that holds no tagger, and for features that are not finite.
     """
     import torch
 
     from workloads.evaluate.embed import embed_clips, probe
+    from workloads.evaluate.predict import BadNumbers
 
     if out:
         check_out(out, FORMATS)
@@ -77,7 +78,10 @@ def embed_data(uri: str, recipe: Recipe, *, out: str = "", with_probe: bool = Fa
     clips = dataset.clips
     if with_probe and not dataset.has_labels:
         raise ValueError("--probe: no clip of this data set has a label, so nothing can be learned; label some")
-    embedding_ND = embed_clips(loaded.tagger, clips, prepared)
+    try:
+        embedding_ND = embed_clips(loaded.tagger, clips, prepared)
+    except BadNumbers as error:
+        raise ValueError(f"checkpoint {uri!r}: {error}") from None
     if out:
         columns: dict[str, Sequence[Any]] = {
             "clip_id": [clip.clip_id for clip in clips],
@@ -120,6 +124,11 @@ def _npz(columns: dict[str, Sequence[Any]], embedding_ND: "NDArray[np.float32]")
     return file.getvalue()
 
 
+def _storable(value: Any) -> Any:
+    """Parquet holds UTF-8 only: of other file names the bytes that are not are escapes, as on the terminal."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _parquet(columns: dict[str, Sequence[Any]], embedding_ND: "NDArray[np.float32]") -> bytes:
     import pyarrow
     import pyarrow.parquet
@@ -127,6 +136,8 @@ def _parquet(columns: dict[str, Sequence[Any]], embedding_ND: "NDArray[np.float3
     flat = pyarrow.array(embedding_ND.reshape(-1))
     vectors = pyarrow.FixedSizeListArray.from_arrays(flat, embedding_ND.shape[1])
     file = io.BytesIO()
-    table = pyarrow.table({**{name: list(values) for name, values in columns.items()}, "embedding": vectors})
+    table = pyarrow.table(
+        {**{name: [*map(_storable, values)] for name, values in columns.items()}, "embedding": vectors}
+    )
     pyarrow.parquet.write_table(table, file)
     return file.getvalue()

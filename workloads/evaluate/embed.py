@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
@@ -20,6 +21,7 @@ from workloads.data.batches import evaluation_batches
 from workloads.data.clips import Clip
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
+from workloads.evaluate.predict import BadNumbers
 from workloads.models.tagger import Tagger
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse weights of the L2 penalty, from which each fold chooses
@@ -31,7 +33,7 @@ ABSENT = -50.0  # the log odds of a tag that no training clip has
 def embed_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -> NDArray[np.float32]:
     """embedding_ND of clips, in their order: of one that is heard in several windows their mean.
 
-    The tagger is in eval mode. The embedding is what its head reads.
+    The tagger is in eval mode. The embedding is what its head reads. Raises BadNumbers where one is not finite.
     """
     sums: list[Tensor | None] = [None] * len(clips)
     windows = [0] * len(clips)
@@ -48,6 +50,13 @@ def embed_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -
             windows[row] += 1
     means = [each / count for each, count in zip(sums, windows, strict=True) if each is not None]
     embedding_ND: NDArray[np.float32] = torch.stack(means).float().numpy()
+    finite_N: NDArray[np.bool_] = np.isfinite(embedding_ND).all(axis=1)
+    bad = [clip.clip_id for clip, finite in zip(clips, finite_N.tolist(), strict=True) if not finite]
+    if bad:
+        raise BadNumbers(
+            f"the features of {len(bad)} of {len(clips)} clips are not finite ({bad[0]} is the first): the model's "
+            "weights have diverged or are damaged, or these clips are broken; take another checkpoint"
+        )
     return embedding_ND
 
 
@@ -89,7 +98,12 @@ def probe(embedding_ND: NDArray[np.float32], y_NC: Tensor, clips: Sequence[Clip]
         predict = _fit(embedding_ND[~test_N], y_NC[~test_N], labels, strength)
         own_NC = predict(embedding_ND[test_N])
         logits_NC[test_N] = own_NC
-        scores = metrics.score(own_NC, y_NC[test_N], labels)
+        try:
+            scores = metrics.score(own_NC, y_NC[test_N], labels)
+        except ValueError as error:
+            raise ValueError(
+                f"--probe: fold {number} gives no score ({error}); give it clips with and without a tag"
+            ) from None
         folds.append(ProbedFold(int(number), int(test_N.sum()), strength, scores))
     return Probe(metrics.score(logits_NC, y_NC, labels), tuple(folds))
 
@@ -122,11 +136,20 @@ def _fit(x_ND: NDArray[np.float32], y_NC: Tensor, labels: str, strength: float) 
             if isinstance(model, float):
                 logits_NC[:, columns] = model
             else:
-                scores = model.predict_log_proba(own_ND) if labels == "single" else model.decision_function(own_ND)
-                logits_NC[:, columns] = torch.from_numpy(np.asarray(scores, np.float64).reshape(len(own_ND), -1))
+                scores_NK = np.asarray(model.decision_function(own_ND), np.float64).reshape(len(own_ND), -1)
+                if labels == "single":
+                    scores_NK = _log_probabilities(scores_NK)
+                logits_NC[:, columns] = torch.from_numpy(scores_NK)
         return logits_NC
 
     return predict
+
+
+def _log_probabilities(scores_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of a model's decision function; scikit-learn's own are -inf where a probability is too small for a float32."""
+    if scores_NK.shape[1] == 1:  # of two tags it scores the second
+        scores_NK = np.hstack([np.zeros_like(scores_NK), scores_NK])
+    return log_softmax(scores_NK, axis=1)
 
 
 def _linear(strength: float) -> Any:

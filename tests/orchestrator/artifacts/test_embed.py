@@ -1,6 +1,7 @@
 """`antiphon embed`: what the head reads, of files and data sets, and a linear model on it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.serving import RATE, publish_tagger
 from workloads.data.clips import Clip
 from workloads.evaluate.embed import ABSENT, probe
 from workloads.evaluate.sounds import cut_windows
+from workloads.runtime import checkpoint
 
 DATA = ["data.synthetic_clips=60", "data.clip_seconds=1.0", "train.threads=1", "train.shard_size=8"]
 
@@ -45,6 +47,19 @@ def test_a_file_s_embedding_is_the_mean_of_its_windows(antiphon: Any, tmp_path: 
         np.testing.assert_allclose(table["embedding"][row], expected_D, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("ending", "name"), [("npz", "\udcff.wav"), ("parquet", "\\udcff.wav")])
+def test_any_file_name_that_a_disk_allows_is_in_the_table(
+    antiphon: Any, tmp_path: Path, ending: str, name: str
+) -> None:
+    odd, out = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.wav")), tmp_path / f"out.{ending}"
+    soundfile.write(tmp_path / "a.wav", waveform(1.0, RATE)[0].numpy(), RATE)
+    (tmp_path / "a.wav").rename(odd)
+    done = antiphon("embed", publish_tagger("vit", tmp_path), odd, "--out", out)
+    assert done.code == 0, done.err
+    table = np.load(out) if ending == "npz" else pyarrow.parquet.read_table(out).to_pydict()
+    assert [*table["name"]] == [f"{tmp_path}/{name}"]
+
+
 @pytest.fixture(scope="module")
 def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("clips")
@@ -70,6 +85,21 @@ def test_a_data_set_is_embedded_and_probed_although_its_tags_are_others(
     again = antiphon(*words, "--out", out)
     assert again.code == 2
     assert "exists already" in again.err
+
+
+def test_features_that_are_not_finite_are_refused_and_not_written(
+    antiphon: Any, tmp_path: Path, demo_cache: Path
+) -> None:
+    folder, out = publish_tagger("vit", tmp_path), tmp_path / "out.npz"
+    weights = checkpoint.read_tensors(folder, "weights")
+    weights["backbone.norm.weight"][0] = torch.nan
+    broken = checkpoint.write(tmp_path / "broken", tensors={"weights": weights}, state=checkpoint.read_state(folder))
+    done = antiphon(
+        "embed", broken, "--data", "demo", *sets(*DATA, f"data.cache={demo_cache}"), "--out", out, "--probe"
+    )
+    assert done.code == 2
+    assert "broken': the features of 60 of 60 clips are not finite (" in done.err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +148,25 @@ def test_unknown_labels_and_tags_that_a_fold_lacks_do_no_harm() -> None:
     result = probe(x_ND, y_NC, clips_of(folds), "multi")
     assert result.folds[0].scores["mAP"] == pytest.approx(1.0, abs=1e-3)
     assert ABSENT < 0
+
+
+@pytest.mark.parametrize("tags", [2, 3])
+def test_a_clip_far_from_all_others_is_scored(tags: int) -> None:
+    """Its tag is as clear as that of the others, only more so: probabilities of the other tags are 0 in float32."""
+    tag_N, folds = np.arange(240) % tags, [1 + row // 80 for row in range(240)]
+    x_ND = (np.eye(tags)[tag_N] + np.random.default_rng(0).normal(0, 0.1, (240, tags))).astype(np.float32)
+    x_ND[0, 0] = 1e5
+    result = probe(x_ND, torch.eye(tags)[tag_N], clips_of(folds), "single")
+    assert result.folds[0].scores["accuracy"] == 1.0  # by a model of the other clips
+    assert np.isfinite(result.scores["log_loss"])
+
+
+def test_a_fold_without_a_score_is_named() -> None:
+    y_NC, folds = torch.eye(2)[np.arange(240) % 2], [1 + row // 80 for row in range(240)]
+    y_NC[80:160] = 0
+    x_ND = (y_NC.numpy() + np.random.default_rng(0).normal(0, 0.1, (240, 2))).astype(np.float32)
+    with pytest.raises(ValueError, match=r"--probe: fold 2 gives no score .*; give it clips with and without a tag"):
+        probe(x_ND, y_NC, clips_of(folds), "multi")
 
 
 def test_one_fold_cannot_be_cross_validated() -> None:
