@@ -49,14 +49,14 @@ def embed_clips(tagger: Tagger, clips: Sequence[Clip], prepared: PreparedData) -
             sums[row] = embedding_D if before is None else before + embedding_D
             windows[row] += 1
     means = [each / count for each, count in zip(sums, windows, strict=True) if each is not None]
-    embedding_ND: NDArray[np.float32] = torch.stack(means).float().numpy()
-    finite_N: NDArray[np.bool_] = np.isfinite(embedding_ND).all(axis=1)
-    bad = [clip.clip_id for clip, finite in zip(clips, finite_N.tolist(), strict=True) if not finite]
+    mean_ND = torch.stack(means).float()
+    bad = [clip.clip_id for clip, finite in zip(clips, mean_ND.isfinite().all(1), strict=True) if not finite]
     if bad:
         raise BadNumbers(
             f"the features of {len(bad)} of {len(clips)} clips are not finite ({bad[0]} is the first): the model's "
             "weights have diverged or are damaged, or these clips are broken; take another checkpoint"
         )
+    embedding_ND: NDArray[np.float32] = mean_ND.numpy()
     return embedding_ND
 
 
