@@ -124,8 +124,12 @@ def _not_compared(compared: dict[str, Any], sides: Sequence[Predictions]) -> dic
     return {name: reason for name, reason in reasons.items() if name in scored and name not in compared}
 
 
-def _other_clips(student: str) -> ValueError:
-    return ValueError(f"models.{student}: the seeds were trained on other clips; give every run the same data")
+class OtherClips(ValueError):
+    """Models that were not trained and scored on the same clips."""
+
+
+def _other_clips(student: str) -> OtherClips:
+    return OtherClips(f"models.{student}: the seeds were trained on other clips; give every run the same data")
 
 
 def joined_predictions(folders: Sequence[str]) -> Predictions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.recipes.loader import flatten
-from orchestrator.runs.comparison import compare_folders, joined_predictions
+from orchestrator.runs.comparison import OtherClips, compare_folders, joined_predictions
 from orchestrator.runs.records import records_of
 from orchestrator.runs.resume import RECIPE
 from orchestrator.storage import object_store, published_folders
@@ -87,8 +87,8 @@ def diff_runs(uris: Sequence[str]) -> dict[str, Any]:
     """
     if len(uris) < 2:
         raise ValueError(f"RUN: {len(uris)} given; name two runs or more")
-    places = [uri.rstrip("/") for uri in uris]
-    if twice := [place for number, place in enumerate(places) if place in places[:number]]:
+    places = [str(object_store.local_path(uri)) if object_store.is_local(uri) else uri.rstrip("/") for uri in uris]
+    if twice := [uri for number, uri in enumerate(uris) if places[number] in places[:number]]:
         raise ValueError(f"RUN {twice[0]!r}: is named twice; name each run once")
     runs = [_read(uri) for uri in uris]
     differing, equal = _recipe_rows([run.recipe for run in runs])
@@ -212,19 +212,30 @@ def _compared(runs: Sequence[RunFacts]) -> tuple[list[dict[str, Any]], dict[str,
         shared = [model for model in run.models if model in first.models]
         if not shared:
             missing[name] = f"no finished model has the name of one in {_names(runs)[0]}"
+        reasons: dict[str, str] = {}
         for model in shared:
-            folders = [_published(side, model) for side in (run, first)]
-            if not all(side.models[model]["test"] for side in (run, first)) or not all(folders):
-                missing[name] = "no test predictions are stored"
-                continue
-            try:
-                row = compare_folders(model, [[[folder] for folder in folders]], run.labels)
-            except ValueError:
-                missing[name] = "it was trained or tested on other clips, or with other labels"
-                continue
-            for metric, values in ((row["metric"], row), ("log_loss", row["log_loss"])):
-                compared.append(
-                    {"run": name, "model": model, "metric": metric}
-                    | {key: values[key] for key in ("difference", "interval")}
-                )
+            found = _compare(model, run, first)
+            if isinstance(found, str):
+                reasons[model] = found
+            else:
+                compared += [{"run": name, "model": model} | row for row in found]
+        if reasons:
+            same = len({*reasons.values()}) == 1 and len(reasons) == len(shared)
+            each = [f"{model}: {reason}" for model, reason in reasons.items()]
+            missing[name] = reasons[shared[0]] if same else "; ".join(each)
     return compared, missing
+
+
+def _compare(model: str, run: RunFacts, first: RunFacts) -> list[dict[str, Any]] | str:
+    """The differences of one model, in its primary score and in log loss; or why there are none."""
+    folders = [_published(side, model) for side in (run, first)]
+    if not all(side.models[model]["test"] for side in (run, first)) or not all(folders):
+        return "no test predictions are stored"
+    try:
+        row = compare_folders(model, [[[folder] for folder in folders]], run.labels)
+    except OtherClips:
+        return "it was trained or tested on other clips, or with other labels"
+    except ValueError as error:  # no tag can be scored
+        return str(error)
+    scores = ((row["metric"], row), ("log_loss", row["log_loss"]))
+    return [{"metric": metric, **{key: own[key] for key in ("difference", "interval")}} for metric, own in scores]

@@ -5,6 +5,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from orchestrator.training import driver
 from orchestrator.training.request import RunRequest
@@ -13,6 +15,7 @@ from workloads.evaluate.bootstrap import Pair, score_intervals, what_teaching_di
 from workloads.evaluate.deliver import TEST_PREDICTIONS
 from workloads.runtime.tensor_files import parse_safetensors
 
+ALONE = ("edges=[]", "schedule={kind='mutual', burn_in=0, steps=2}", "models.cnn.optimizer.lr=0.02")
 TURNS = ("schedule.burn_in=1", "schedule.period=1", "schedule.turns=2")
 
 
@@ -48,7 +51,7 @@ def first(trained):
 @pytest.fixture
 def alone(trained):
     """Without teachers, with another learning rate."""
-    return trained("alone", "edges=[]", "schedule={kind='mutual', burn_in=0, steps=2}", "models.cnn.optimizer.lr=0.02")
+    return trained("alone", *ALONE)
 
 
 def predictions(run, model="cnn"):
@@ -113,6 +116,17 @@ def test_runs_on_other_clips_are_said_to_be_and_unfinished_ones_are_shown(first,
     assert [row["runs"][2] for row in found["scores"]] == [None] * len(found["scores"])
 
 
+def test_a_model_whose_test_clips_give_no_score_is_not_said_to_have_other_clips(first, trained, antiphon, tmp_path):
+    runs = [shutil.copytree(run, tmp_path / run.name) for run in (first, trained("alone", *ALONE))]
+    for run in runs:
+        (file,) = (run / "models" / "vit").rglob(f"{TEST_PREDICTIONS}.safetensors")
+        stored = predictions(run, "vit")
+        save_file(stored | {"y_NC": torch.zeros_like(stored["y_NC"])}, file)
+    found = json.loads(antiphon("diff", *runs, "--json").out)
+    assert {row["model"] for row in found["compared"]} == {"cnn"}
+    assert found["not_compared"]["alone"].startswith("vit: y of 20 clips: no tag has clips both with and without it")
+
+
 def test_the_table_and_the_page_say_the_same(first, alone, antiphon, tmp_path):
     done = antiphon("diff", first, alone, "--out", tmp_path / "diff.html")
     assert done.code == 0, done.err
@@ -133,6 +147,8 @@ def test_fewer_than_two_runs_and_what_is_none_are_refused(first, antiphon):
     for words, message in (
         ([first], "name two runs or more"),
         ([first, f"{first}/"], "is named twice"),
+        ([first, f"{first.parent}/./{first.name}"], "is named twice"),
+        ([first, f"file://{first}"], "is named twice"),
         ([first, "runs/nowhere"], "RUN 'runs/nowhere': no recipe.json there"),
     ):
         done = antiphon("diff", *words)
