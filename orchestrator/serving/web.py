@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, Protocol
 
-from fastapi import FastAPI, File, HTTPException, Query, Request, UploadFile
+from fastapi import Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -32,6 +33,7 @@ from workloads.evaluate.predict import BadNumbers
 from workloads.evaluate.sounds import HeardSound
 
 TOP, THRESHOLD = 5, 0.5
+SHOWN = 40  # characters of what a client sent
 # the page is one file that loads nothing; blob: is the sound that the reader has chosen
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; media-src blob:"
@@ -41,7 +43,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "No such model."},
     413: {"model": Problem, "description": "Too many bytes, or too long a sound."},
     415: {"model": Problem, "description": "A container that this installation cannot decode."},
-    422: {"description": "No sound, a damaged one, or a parameter out of range."},
+    422: {"model": Problem, "description": "No sound, a damaged one, or a parameter out of range."},
     503: {"description": "Too many requests wait: Retry-After says in how many seconds to try again."},
 }
 FileField = Annotated[UploadFile | None, File(description="The sound: wav, flac, ogg, opus or mp3.")]
@@ -102,7 +104,7 @@ def build_app(hearing: Hearing) -> FastAPI:
     async def models() -> ServerFacts:
         return _server_facts(hearing)
 
-    @app.post("/tag", responses=PROBLEMS)
+    @app.post("/tag", responses=PROBLEMS, dependencies=[Depends(_refuse_unread)])
     async def tag(
         file: FileField = None,
         url: UrlQuery = None,
@@ -115,7 +117,7 @@ def build_app(hearing: Hearing) -> FastAPI:
         sound, heard = await _hear(hearing, chosen, file, url, frames=timeline and not chosen.why_no_events)
         return await _in_thread(hearing, _tag_answer, chosen, sound, heard, top, timeline)
 
-    @app.post("/events", responses=PROBLEMS)
+    @app.post("/events", responses=PROBLEMS, dependencies=[Depends(_refuse_unread)])
     async def events(
         file: FileField = None,
         url: UrlQuery = None,
@@ -146,12 +148,43 @@ def _add_error_answers(app: FastAPI) -> None:
         assert isinstance(error, NotFetched)
         return JSONResponse({"detail": str(error)}, status_code=error.status)
 
+    async def out_of_range(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return JSONResponse({"detail": _first_problem(error)}, status_code=422)
+
+    app.add_exception_handler(RequestValidationError, out_of_range)
     app.add_exception_handler(TooLong, answer(413))
     app.add_exception_handler(NotReadHere, answer(415))
     app.add_exception_handler(BrokenClip, answer(422))
     app.add_exception_handler(ValueError, answer(422))
     app.add_exception_handler(BadNumbers, answer(500))
     app.add_exception_handler(NotFetched, not_fetched)
+
+
+def _first_problem(error: RequestValidationError) -> str:
+    """One line for the first parameter that is none."""
+    first = error.errors()[0]
+    place, name = first["loc"][0], first["loc"][-1]
+    if place == "body":
+        return f"the form's field {name} must hold a file; with curl: -F file=@clip.wav"
+    return f"{name} = {str(first['input'])[:SHOWN]!r}: {first['msg'].removeprefix('Input ')}"
+
+
+async def _refuse_unread(request: Request) -> None:
+    """422 for what would else be ignored: parameters that are misspelt, twice or in the form, and a second file."""
+    known = [each.alias for each in request.scope["route"].dependant.query_params]
+    sent = [name for name, _ in request.query_params.multi_items()]
+    if unknown := [name for name in sent if name not in known]:
+        raise HTTPException(422, f"{unknown[0][:SHOWN]!r}: no such parameter here; there are {', '.join(known)}")
+    fields = [name for name, _ in (await request.form()).multi_items()]
+    if unknown := [name for name in fields if name != "file"]:
+        raise HTTPException(
+            422,
+            f"the form's field {unknown[0][:SHOWN]!r} is not read: the sound is its field file, and parameters belong "
+            "into the address, as /tag?top=3",
+        )
+    if twice := next((name for names in (sent, fields) for name in names if names.count(name) > 1), ""):
+        raise HTTPException(422, f"{twice!r}: is sent twice; send one sound, and each parameter once")
 
 
 def _chosen(hearing: Hearing, model: str | None) -> Chosen:

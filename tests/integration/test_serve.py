@@ -1,6 +1,7 @@
 """`antiphon serve` as its clients see it: a real Ray Serve, uploads over HTTP, a browser."""
 
 import io
+import json
 import time
 import urllib.error
 import urllib.request
@@ -117,6 +118,10 @@ def test_an_answer_along_time(server: TaggerServer, sounds: list[Path]) -> None:
         ("/tag", bytes(1_100_000), 413, "the upload is larger than 1 MB; cut the sound into parts, or send it as FLAC"),
         ("/tag?model=dog", wav(1.0), 404, "model 'dog': no such model here; there are vit, frames"),
         ("/events?model=frames&threshold=1", wav(1.0), 422, "threshold = 1: must be between 0 and 1"),
+        ("/tag?top=0", wav(1.0), 422, "top = '0': should be greater than or equal to 1"),
+        ("/events?threshold=half", wav(1.0), 422, "threshold = 'half': should be a valid number"),
+        ("/tag?modle=vit", wav(1.0), 422, "'modle': no such parameter here; there are url, model, top, timeline"),
+        ("/tag?top=1&top=2", wav(1.0), 422, "'top': is sent twice; send one sound, and each parameter once"),
         ("/tag", None, 422, "send one sound: as the form's field file, or its address as url"),
         ("/tag?url=http://127.0.0.1/x", None, 403, "url: this server takes uploads only"),
     ],
@@ -127,6 +132,35 @@ def test_a_mistake_is_an_answer_that_says_what_is_wrong(
     reply = ask(server.url + target, content, method="POST")
     assert reply.status == status
     assert detail in reply.json["detail"]
+    assert "\n" not in reply.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ([("file", "a.wav"), ("model", "")], "the form's field 'model' is not read: the sound is its field file, and"),
+        (
+            [("files", "a.wav")],
+            "the form's field 'files' is not read: the sound is its field file, and parameters belong",
+        ),
+        ([("file", "a.wav"), ("file", "b.wav")], "'file': is sent twice; send one sound"),
+        ([("file", "")], "the form's field file must hold a file; with curl: -F file=@clip.wav"),
+    ],
+)
+def test_what_a_form_holds_besides_one_file_is_not_ignored(
+    server: TaggerServer, fields: list[tuple[str, str]], detail: str
+) -> None:
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"'.encode()
+        + (f'; filename="{file}"\r\n\r\n'.encode() + wav(1.0) if file else b"\r\n\r\nframes")
+        for name, file in fields
+    ]
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{server.url}/tag", b"\r\n".join([*parts, b"--x--\r\n"]), headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert refused.value.code == 422
+    assert json.loads(refused.value.read())["detail"].startswith(detail)
 
 
 def test_events_are_refused_of_a_tagger_without_them(server: TaggerServer) -> None:
