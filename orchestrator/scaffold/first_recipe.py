@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.scaffold.clips import Clips, make_clips, manifest_text
+from orchestrator.scaffold.clips import SHOWN, Clips, make_clips, manifest_text
 from orchestrator.scaffold.cost import RunCost, run_cost
 from orchestrator.scaffold.published import Published, published_layout
 from orchestrator.scaffold.questions import Ask
 from orchestrator.scaffold.recipe_text import comment, quoted, recipe_text
 from orchestrator.scaffold.sizes import Machine, Sizes, choose_sizes, val_share
 from orchestrator.scaffold.sounds import Sounds, find_sounds, require_text
+from orchestrator.scaffold.validation import choose_slice
 from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.data import Data
 from workloads.data.manifest import read_dataset
 from workloads.runtime.atomic_files import replace_text
+from workloads.runtime.text import name_some
 
 TIMING = "writing, and training a few steps to time them"
 MOST_MINUTES = 60.0  # of a first run; steps are left out beyond that
@@ -112,6 +114,21 @@ class _Draft:
         ]
         found = [about.removeprefix("# "), *clips.notes]
         share = val_share([row for row in clips.rows if row.fold != clips.test_fold])
+        read = Data(
+            format="manifest",
+            manifest=str(manifest.absolute()),
+            root=sounds.root,
+            labels=clips.labels,  # type: ignore[arg-type]
+            test_fold=clips.test_fold,
+            val_share=share,
+        )
+        number, lost = choose_slice(read_dataset(read, FsspecFiles()), read)
+        if number:
+            data.append(f"val_slice = {number}  # the first that leaves training most tags")
+        if lost:
+            found.append(
+                f"tags that only validation has, beside the test fold: {name_some(lost, SHOWN)}; no model learns them"
+            )
         return cls(sounds, manifest, data, clips.labels, clips.counts, len(clips.rows), share, tuple(found))
 
     @classmethod

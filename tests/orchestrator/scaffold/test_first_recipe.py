@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from orchestrator.recipes.loader import load_recipe
 from orchestrator.scaffold.cost import RunCost
 from orchestrator.scaffold.first_recipe import write_first_recipe
 from orchestrator.scaffold.sizes import Machine
+from orchestrator.storage.fsspec_files import FsspecFiles
+from workloads.data.manifest import read_dataset
+from workloads.data.splits import split
 
 SHORT = ["--set", "schedule.burn_in=2", "--set", "schedule.period=2", "--set", "train.threads=1", "--local"]
 
@@ -103,6 +107,25 @@ def test_several_tags_a_clip_by_a_table_make_a_multi_label_recipe_that_runs(anti
     assert load_recipe("d.toml").data.labels == "multi"
     ran = antiphon("run", "d.toml", "--storage", "runs", "--run-id", "r", "--tracking", "none", *SHORT)
     assert ran.code == 0, ran.err
+
+
+def test_a_tag_with_one_clip_trains_and_one_that_cannot_is_named(antiphon, tmp_path, untimed):
+    """The first slice would validate on the only cat and owl that are not tested."""
+    many = [f"{tag}/{number}.wav" for tag in ("dog", "rain") for number in range(9)]
+    root = tones(tmp_path / "d", [*many, "cat/1.wav", "cat/2.wav", "owl0/30.wav", "owl1/31.wav", "owl2/32.wav"])
+    done = antiphon("init", root, "--minutes", "600")
+    assert done.code == 0, done.err
+    data = load_recipe("d.toml").data
+    dataset = read_dataset(data, FsspecFiles())
+    assert data.val_slice > 0
+    assert {tag for clip in split(dataset, data).train for tag in clip.tags} == {*dataset.tags}
+    assert {tag for clip in split(dataset, replace(data, val_slice=0)).train for tag in clip.tags} != {*dataset.tags}
+    speakers = tones(
+        tmp_path / "e", [f"{who}/{tag}_{n}.wav" for who in "abc" for tag in ("x", "y", who) for n in (1, 2)]
+    )
+    done = antiphon("init", speakers, "--tags-from", "name:1", "--source-from", "folder:1", "--minutes", "600")
+    assert done.code == 0, done.err
+    assert "tags that only validation has, beside the test fold: " in done.out
 
 
 def test_a_recipe_that_would_take_too_long_has_fewer_steps(antiphon, tmp_path, untimed):
