@@ -103,7 +103,7 @@ def create(arch: Timm, size: tuple[int, int], num_classes: int, **loading: Any) 
         except TypeError as error:
             unknown = UNKNOWN_ARGUMENT.search(str(error))
             key = unknown[1] if unknown else ""
-            if key != "img_size" and options.get(key) != 0.0:
+            if key != "img_size" and not (key in names and options[key] == 0.0):
                 raise UnknownToTimm(f"arch.{names.get(key, f'args.{key}')}: timm's {arch.name}: {error}") from None
             del options[key]
 

@@ -101,6 +101,8 @@ def test_arguments_reach_timm_and_unknown_ones_are_named() -> None:
     assert restored == arch("convnext_atto", args={"depths": (1, 1, 1, 1)})
     for options, message in (
         ({"args": {"depht": 2}}, r"arch\.args\.depht: timm's vit_tiny_patch16_224: .*unexpected keyword"),
+        ({"args": {"depht": 0}}, r"arch\.args\.depht: timm's vit_tiny_patch16_224: .*unexpected keyword"),
+        ({"args": {"se_ratio": False}}, r"arch\.args\.se_ratio: timm's vit_tiny_patch16_224: .*unexpected keyword"),
         ({"args": {"num_classes": 2}}, r"args\.num_classes: follows from the data's tags; leave it out"),
         ({"args": {"pretrained": True}}, r"args\.pretrained: follows from the model's init"),
         ({"args": {"drop_rate": 0.1}}, r"args\.drop_rate: follows from dropout"),
