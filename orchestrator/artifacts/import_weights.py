@@ -25,6 +25,7 @@ from workloads.models.official.projects import converter, source_of
 from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
+from workloads.runtime.opener import NotAFile
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.tensor_files import read_weights_file
 from workloads.runtime.text import name_some
@@ -134,7 +135,7 @@ def _summary(tagger: Tagger, name: str) -> dict[str, Any]:
 def _checked_name(name: str | None, title: str, family: str) -> str:
     """The tagger's name; by default derived from that of the file or folder."""
     derived = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
-    name = name or (derived if MODEL_NAME.fullmatch(derived) else f"{family}_{derived}")
+    name = name or (derived if MODEL_NAME.fullmatch(derived) else f"{family}_{derived}".rstrip("_"))
     if not MODEL_NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: a name is a small letter, then small letters, digits or _")
     return name
@@ -158,8 +159,10 @@ def _read(uri: str, what: str) -> bytes:
     try:
         with FsspecFiles().open(uri) as file:
             return read_weights_file(file, f"{what} {uri!r}")
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise ValueError(f"{what} {uri!r}: no such file") from None
+    except NotAFile as error:
+        raise ValueError(f"{what} {uri!r}: {error}, no file") from None
 
 
 def _convert(found: FoundWeights, base: str, family: str, settings: dict[str, Any]) -> Converted:
@@ -198,9 +201,11 @@ def _tags(num_classes: int, file: str | None, hub: HubConfig | None) -> tuple[st
     if hub is None or hub.tags is None:
         return tag_names(num_classes, "these weights")
     tags = with_whole_names(hub.tags)
+    if not all(tag.strip() for tag in tags):
+        raise ValueError("config.json: a class has an empty name; name them with --tags FILE, one tag per line")
     if len(tags) != num_classes or len(set(tags)) < len(tags):
         raise ValueError(
-            f"config.json: id2label names {len(set(tags))} different tags, the weights have {num_classes} classes; "
+            f"config.json: names {len(set(tags))} different tags, the weights have {num_classes} classes; "
             "name them with --tags FILE, one tag per line"
         )
     return tags

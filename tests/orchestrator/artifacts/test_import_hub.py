@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor
 
+from orchestrator.artifacts.hub_folder import find_hub_folder
 from tests.official import keyed_state, waveform
 from workloads.config.architectures import AST, CED, Timm
 from workloads.config.recipe import FrontEnd
@@ -111,8 +112,20 @@ def test_a_file_alone_needs_no_family_and_no_folder(antiphon: Any, tmp_path: Pat
         ("config.json", {"num_attention_heads": 6}, "num_attention_heads = 6: this network's is 3 here"),
         ("config.json", {"max_length": 256}, "max_length = 128: this network's is 256 here"),
         ("config.json", {"model_type": "hubert"}, "model_type = 'hubert': cannot be imported; known are"),
-        ("config.json", {"id2label": {"0": "a", "2": "b", "1": "b"}}, "id2label names 2 different tags"),
+        ("config.json", {"id2label": {"0": "a", "2": "b", "1": "b"}}, "config.json: names 2 different tags"),
         ("config.json", {"id2label": {"0": "a", "3": "b"}}, "must number its 2 tags from 0 without gaps"),
+        (
+            "config.json",
+            {"id2label": {"0": "a", "1": " ", "2": "b"}},
+            "a class has an empty name; name them with --tags",
+        ),
+        ("config.json", {"id2label": ["a", "b", "c"]}, "config.json: id2label: input should be a valid dictionary"),
+        ("config.json", {"layer_norm_eps": 0.1}, "layer_norm_eps = 0.1: must be at most 1e-05"),
+        ("config.json", {"problem_type": "regression"}, "problem_type = 'regression': is no tagger's"),
+        ("config.json", {"problem_type": []}, "config.json: problem_type: input should be a valid string"),
+        ("config.json", {"time_stride": [10]}, "config.json: time_stride: input should be a valid integer"),
+        ("preprocessor_config.json", {"mean": float("nan")}, "mean = nan, std = 5.25: must be finite, std above 0"),
+        ("preprocessor_config.json", {"std": 0}, "mean = -6.5, std = 0: must be finite, std above 0"),
         ("config.json", {"id2label": {"0": "LABEL_0"}}, "these weights have 3 classes; name them with --tags FILE"),
     ],
 )
@@ -140,6 +153,75 @@ def test_without_normalisation_there_is_none(antiphon: Any, tmp_path: Path) -> N
     assert antiphon("models", "import", folder, tmp_path / "out").code == 0
     front_end = load_tagger(tmp_path / "out")[0].model.front_end
     assert (front_end.mean, front_end.std) == (0.0, 1.0)
+
+
+def test_a_configuration_of_other_bytes_than_utf8_is_refused_and_a_byte_order_mark_is_none_of_them(
+    antiphon: Any, ast_folder: Path, tmp_path: Path
+) -> None:
+    file = ast_folder / "config.json"
+    before = file.read_text()
+    try:
+        file.write_bytes(before.replace("whistle", "Löwe").encode("latin-1"))
+        done = antiphon("models", "import", ast_folder, tmp_path / "latin")
+        assert done.code == 2
+        assert "config.json: is not JSON ('utf-8' codec can't decode byte 0xf6" in " ".join(done.err.split())
+        file.write_bytes(before.replace("whistle", "Löwe").encode("utf-8-sig"))
+        assert antiphon("models", "import", ast_folder, tmp_path / "marked").code == 0
+    finally:
+        file.write_text(before)
+    assert load_tagger(tmp_path / "marked")[0].tags == ("Löwe", "Rain, light", "bell")
+
+
+@pytest.mark.parametrize(
+    ("head", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license: 'cc-by-nc-4.0' # no shops", "cc-by-nc-4.0"),
+        ("license:\n- mit\n- apache-2.0", "mit, apache-2.0"),
+        ('license: other\nlicense_name: "GPL-3.0 (its cards say Apache-2.0)"', "GPL-3.0 (its cards say Apache-2.0)"),
+        ("tags: [audio]", "as the model's card says"),
+        ("license: [mit", "as the model's card says"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_card_s_licence_stays(ast_folder: Path, head: str, licence: str, end: str) -> None:
+    card = ast_folder / "README.md"
+    card.write_bytes(f"---\n{head}\n---\n# Mine\nlicense: none\n".replace("\n", end).encode())
+    found = find_hub_folder(str(ast_folder))
+    card.unlink()
+    assert found is not None
+    assert found.licence == licence
+
+
+def test_a_folder_has_a_name_however_it_is_given(
+    antiphon: Any, ast_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "模型.pt"  # the ending is that of a file
+    other.symlink_to(ast_folder)
+    monkeypatch.chdir(ast_folder)
+    for number, (given, project, name) in enumerate(
+        [(".", "ast", "ast"), (other, "模型.pt", "pt"), ("../ast/", "ast", "ast")]
+    ):
+        done = antiphon("models", "import", given, tmp_path / str(number), "--json")
+        assert done.code == 0, done.err
+        imported = json.loads(done.out)
+        assert (imported["origin"]["project"], imported["name"]) == (project, name)
+
+
+def test_a_folder_of_something_else_says_what_it_is(antiphon: Any, ast_folder: Path, tmp_path: Path) -> None:
+    assert antiphon("models", "import", ast_folder, tmp_path / "tagger").code == 0
+    (tmp_path / "no-config").mkdir()
+    (tmp_path / "no-config" / "net.pth").touch()
+    for folder, message in [
+        ("tagger", "is a tagger already, or a checkpoint; give it to the commands as it is"),
+        ("no-config", "holds no config.json; import a file of weights instead: net.pth"),
+    ]:
+        done = antiphon("models", "import", tmp_path / folder, tmp_path / "out")
+        assert done.code == 2
+        assert message in " ".join(done.err.split())
+    done = antiphon("models", "import", ast_folder, tmp_path / "out", "--tags", tmp_path / "no-config")
+    assert done.code == 2
+    assert "is a folder, no file" in " ".join(done.err.split())
 
 
 def test_a_folder_in_parts_and_another_family_are_refused(antiphon: Any, ast_folder: Path, tmp_path: Path) -> None:
@@ -220,6 +302,30 @@ def test_a_folder_of_timms_that_was_trained_on_sound(
     with torch.no_grad():
         expected_BC: Tensor = theirs(mel_BMF.unsqueeze(1))[:, [2, 1, 0]]
         torch.testing.assert_close(tagger.backbone(mel_BMF), expected_BC, rtol=1e-5, atol=CLOSE)
+
+
+def test_other_heads_than_the_network_s_are_refused(antiphon: Any, tmp_path: Path) -> None:
+    """Shapes do not show the number of heads; the logits of another are others."""
+    done = antiphon("models", "import", ced_hub(tmp_path / "ced-tiny", num_heads=6), tmp_path / "out")
+    assert done.code == 2
+    message = " ".join(done.err.split())
+    assert "num_heads = 6, as config.json says: the network that is 192 wide has 3 here" in message
+
+
+def test_model_args_say_how_many_channels_and_frames_timms_network_hears(antiphon: Any, tmp_path: Path) -> None:
+    """timm itself writes the size of images where only the network's arguments were changed."""
+    name, args = "vit_tiny_patch16_224", {"img_size": [128, 256], "in_chans": 1, "depth": 1}
+    timm_hub(tmp_path / "net", name, **args)
+    described = json.loads((tmp_path / "net" / "config.json").read_text())
+    described["pretrained_cfg"]["input_size"] = [3, 224, 224]
+    (tmp_path / "net" / "config.json").write_text(json.dumps(described | {"model_args": args}))
+    done = antiphon("models", "import", tmp_path / "net", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert load_tagger(tmp_path / "out")[0].model.front_end.frames == 256
+    change(tmp_path / "net" / "config.json", label_names=["a", "b"])
+    done = antiphon("models", "import", tmp_path / "net", tmp_path / "other")
+    assert done.code == 2
+    assert "config.json: names 2 different tags, the weights have 3 classes" in " ".join(done.err.split())
 
 
 def test_a_folder_of_images_becomes_no_tagger_but_an_init(antiphon: Any, tmp_path: Path) -> None:

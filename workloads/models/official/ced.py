@@ -18,7 +18,7 @@ from workloads.models.ced import SIZES, our_name
 from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
 from workloads.models.front_end import CED64, build_front_end
-from workloads.models.official.converted import Converted, require_distinct_names, rows_or_one
+from workloads.models.official.converted import Converted, require_distinct_names, require_heads, rows_or_one
 
 CLIP_SECONDS = 10.0  # AudioSet's clips
 STEM, HEAD = "patch_embed.proj.weight", "outputlayer.1.weight"
@@ -27,8 +27,10 @@ MARKS = (STEM, HUB + STEM)  # names by which these networks are found in a file:
 WIDTHS = {width: size for size, (width, _) in SIZES.items()}
 
 
-def convert(state: dict[str, Tensor]) -> Converted:
+def convert(state: dict[str, Tensor], *, heads: int | None = None) -> Converted:
     """Convert a state dict of CED: its size follows from the embedding's width; every name and shape is checked.
+
+    `heads` is the number of attention heads where a hub folder says it: shapes do not show it.
 
     Its hub form, `CedForAudioClassification`, has other names and the same network. Front end constants in the state
     must equal ours, and are dropped. Raises ValueError naming what is unknown, missing or of the wrong shape.
@@ -38,7 +40,9 @@ def convert(state: dict[str, Tensor]) -> Converted:
     front_end = build_front_end("ced64", clip_rate=16_000)
     assert isinstance(front_end, CED64)
     constants = _require_same_front_end(state, front_end)
-    model = Model(arch=CED(family="ced", size=_size(state)), front_end=FrontEnd(kind="ced64"))
+    size = _size(state)
+    require_heads(heads, SIZES[size])
+    model = Model(arch=CED(family="ced", size=size), front_end=FrontEnd(kind="ced64"))
     num_classes, frames = rows_or_one(state, HEAD), front_end.frames(CLIP_SECONDS)
     weights = {our_name(name): tensor for name, tensor in state.items() if name not in constants}
     require_fit(weights, empty_backbone(model.arch, bands=front_end.bands, frames=frames, num_classes=num_classes))

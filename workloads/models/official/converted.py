@@ -43,3 +43,16 @@ def require_distinct_names(
     """
     if len(weights) != len(state) - len(dropped) + num_added:
         raise ValueError("two tensors are named for the same part: this file is not the state dict of one network")
+
+
+def require_heads(found: int | None, size: tuple[int, int]) -> None:
+    """ValueError where a description says another number of attention heads than our network of this size has.
+
+    `size` is its dimension and heads. Without a description, None, its project's own number is assumed.
+    """
+    dim, heads = size
+    if found not in (None, heads):
+        raise ValueError(
+            f"num_heads = {found}, as config.json says: the network that is {dim} wide has {heads} here, so its logits "
+            "differ"
+        )

@@ -17,7 +17,7 @@ from workloads.config.recipe import FrontEnd, Model
 from workloads.models.eat import PATCH, SIZES, grid_positions
 from workloads.models.families import empty_backbone
 from workloads.models.fit import require_fit
-from workloads.models.official.converted import Converted, require_distinct_names, rows_or_one
+from workloads.models.official.converted import Converted, require_distinct_names, require_heads, rows_or_one
 
 FAIRSEQ, HUB = "model.modality_encoders.IMAGE.", "model."
 STEM = "local_encoder.proj.weight"
@@ -38,13 +38,16 @@ MEAN, STD = -4.268, 2 * 4.569
 WIDTHS: dict[int, Literal["base", "large"]] = {768: "base", 1024: "large"}
 
 
-def convert(state: dict[str, Tensor]) -> Converted:
+def convert(state: dict[str, Tensor], *, heads: int | None = None) -> Converted:
     """Convert a state dict of EAT or SSLAM in either form: size and depth follow from shapes, all names are checked.
+
+    `heads` is the number of attention heads where a hub folder says it: shapes do not show it.
 
     Raises ValueError naming what is unknown, missing or of the wrong shape, and for positions other than the computed.
     """
     weights = {_our_name(name): tensor for name, tensor in state.items()}
     size = _size(weights)
+    require_heads(heads, SIZES[size])
     dropped = tuple(name for name in state if _our_name(name) == POSITIONS)
     if dropped:
         _require_computed(weights.pop(POSITIONS), size)

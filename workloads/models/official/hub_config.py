@@ -4,14 +4,18 @@ A value that a family here cannot have is refused, because the network would say
 files or weights.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
+
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from workloads.config.recipe import FRONT_ENDS
 from workloads.models.official.ast import BANDS, ROWS, KnownSettings
 from workloads.models.official.timm import Described
 from workloads.models.patches import MAX_PATCHES
+from workloads.runtime.json_files import require_shape
 
 PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' tags where nobody named them
 PROBLEMS: dict[str, Literal["single", "multi"]] = {
@@ -34,6 +38,43 @@ EAT_CONFIG = {
     **{"layer_norm_first": False, "norm_affine": True, "fixed_positions": True, "model_variant": "finetune"},
 }
 CED_POOLING = ("mean", "logit")  # the mean over all patches; whether a sigmoid follows does not matter
+MOST_NORM_EPS = 1e-5  # transformers' AST has 1e-12, ours 1e-6: the same logits to 1e-4, which larger ones change
+Tags = dict[str, str | int] | list[str | int] | None
+
+
+class TimmConfig(TypedDict, total=False):
+    """The part of config.json that timm writes about the weights."""
+
+    input_size: list[int] | None
+    num_classes: int | None
+    label_names: Tags
+
+
+class Config(TypedDict, total=False):
+    """The values of config.json that are read here; those that are only compared may be any."""
+
+    architecture: str
+    architectures: list[str] | None
+    model_type: str | None
+    problem_type: str | None
+    id2label: dict[str, str | int] | None
+    time_stride: int
+    max_length: int
+    hidden_size: int
+    layer_norm_eps: float
+    num_heads: int | None
+    num_classes: int | None
+    label_names: Tags
+    model_args: dict[str, Any] | None
+    pretrained_cfg: TimmConfig | None
+
+
+class Preprocessor(TypedDict, total=False):
+    """The values of preprocessor_config.json that are read here."""
+
+    do_normalize: bool
+    mean: float | None
+    std: float | None
 
 
 class HubConfig(NamedTuple):
@@ -51,6 +92,7 @@ class HubConfig(NamedTuple):
 
 def read_hub_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> HubConfig:
     """The settings of a hub folder; ValueError, with value and rule, for a network that no family here can be."""
+    require_shape(config, "config.json", Config)
     if "architecture" in config:
         return _of_timm(config)
     kind = config.get("model_type")
@@ -58,10 +100,10 @@ def read_hub_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) 
         return HubConfig("ast", {"known": _of_ast(config, preprocessor)}, _tags(config), _labels(config))
     if kind == "ced":
         _of_ced(config, preprocessor)
-        return HubConfig("ced", {}, _tags(config), _labels(config))
+        return HubConfig("ced", {"heads": config.get("num_heads")}, _tags(config), _labels(config))
     if kind == "eat" or "EATModel" in (config.get("architectures") or ()):
         _require("config.json", config, EAT_CONFIG)
-        return HubConfig("eat", {}, _tags(config), _labels(config))
+        return HubConfig("eat", {"heads": config.get("num_heads")}, _tags(config), _labels(config))
     if kind == "wav2vec2":
         return HubConfig("wav2vec2", {}, None, None)
     raise ValueError(
@@ -72,7 +114,13 @@ def read_hub_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) 
 
 def _of_ast(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> KnownSettings:
     _require("config.json", config, AST_CONFIG)
+    require_shape(preprocessor, "preprocessor_config.json", Preprocessor)
     _require("preprocessor_config.json", preprocessor, AST_PREPROCESSOR)
+    if not 0 <= config.get("layer_norm_eps", 0.0) <= MOST_NORM_EPS:
+        raise ValueError(
+            f"config.json: layer_norm_eps = {config['layer_norm_eps']!r}: must be at most {MOST_NORM_EPS:g}; with more "
+            "the logits differ here"
+        )
     stride, width = config.get("time_stride", 10), config.get("hidden_size", 768)
     _require("config.json", config, {"frequency_stride": stride, "num_attention_heads": AST_HEADS.get(width)})
     if stride not in ROWS:
@@ -84,8 +132,8 @@ def _of_ast(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Known
     if not preprocessor.get("do_normalize", True):
         return KnownSettings(stride, frames, 0.0, 1.0)
     mean, std = preprocessor.get("mean"), preprocessor.get("std")
-    if any(value is not None and not isinstance(value, int | float) for value in (mean, std)):
-        raise ValueError(f"preprocessor_config.json: mean = {mean!r}, std = {std!r}: must be numbers")
+    if not math.isfinite(mean or 0) or not math.isfinite(std or 1) or (std is not None and std <= 0):
+        raise ValueError(f"preprocessor_config.json: mean = {mean!r}, std = {std!r}: must be finite, std above 0")
     return KnownSettings(stride, frames, mean, None if std is None else 2 * std)  # transformers divides by 2 std
 
 
@@ -97,15 +145,25 @@ def _of_ced(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:
 
 
 def _of_timm(config: Mapping[str, Any]) -> HubConfig:
-    """timm's hub form. Tags are `label_names`, where the publisher gave them."""
-    described = config.get("pretrained_cfg") or {}
-    size = described.get("input_size") or (3, 224, 224)
+    """timm's hub form. Tags are `label_names`, where the publisher gave them.
+
+    `model_args` say how the network is built, `input_size` what the weights of its name usually hear: it counts where
+    they say nothing of channels or size.
+    """
+    described, args = config.get("pretrained_cfg") or {}, dict(config.get("model_args") or {})
+    size = described.get("input_size") or [3, 224, 224]
     num_classes = config.get("num_classes", described.get("num_classes"))
-    if len(size) != 3 or not all(isinstance(side, int) for side in (*size, num_classes)):
-        raise ValueError(f"config.json: input_size = {size!r}, num_classes = {num_classes!r}: must be whole numbers")
-    network = Described(str(config["architecture"]), dict(config.get("model_args") or {}), tuple(size), num_classes)
+    if len(size) == 3:
+        channels, sides = args.get("in_chans", size[0]), args.get("img_size", size[1:])
+        size = [channels, *(sides if isinstance(sides, list) else [sides, sides])]
+    if len(size) != 3 or not all(isinstance(side, int) and side > 0 for side in (*size, num_classes)):
+        raise ValueError(
+            f"config.json: input_size = {size!r}, num_classes = {num_classes!r}: must be whole numbers above 0"
+        )
+    network = Described(config["architecture"], args, (size[0], size[1], size[2]), num_classes)
     names = config.get("label_names") or described.get("label_names")
-    tags = tuple(map(str, names)) if isinstance(names, list) and len(names) == num_classes else None
+    numbered = dict(enumerate(names)) if isinstance(names, list) else names
+    tags = _numbered(numbered, "label_names") if numbered else None
     return HubConfig("timm", {"described": network}, tags, None, marks=())
 
 
@@ -119,17 +177,24 @@ def _require(file: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -
 def _tags(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """`id2label` in the order of its numbers; None where the tags have no names of their own."""
     named = config.get("id2label")
-    if not isinstance(named, Mapping) or not named:
-        return None
-    try:
-        by_number = {int(number): str(tag) for number, tag in named.items()}
-    except ValueError:
-        raise ValueError("config.json: id2label: its keys must be the numbers of the classes") from None
-    if sorted(by_number) != list(range(len(by_number))):
-        raise ValueError(f"config.json: id2label: must number its {len(by_number)} tags from 0 without gaps")
-    tags = tuple(by_number[number] for number in range(len(by_number)))
+    tags = _numbered(named, "id2label") if named else ()
     return None if all(PLACEHOLDER.fullmatch(tag) for tag in tags) else tags
 
 
+def _numbered(named: Mapping[Any, Any], key: str) -> tuple[str, ...]:
+    """The tags of a table from their numbers, in order; ValueError for other keys and for gaps."""
+    try:
+        by_number = {int(number): str(tag) for number, tag in named.items()}
+    except ValueError:
+        raise ValueError(f"config.json: {key}: its keys must be the numbers of the classes") from None
+    if sorted(by_number) != list(range(len(named))):
+        raise ValueError(f"config.json: {key}: must number its {len(named)} tags from 0 without gaps")
+    return tuple(by_number[number] for number in range(len(by_number)))
+
+
 def _labels(config: Mapping[str, Any]) -> Literal["single", "multi"] | None:
-    return PROBLEMS.get(config.get("problem_type") or "")
+    """ValueError where the network was trained to say numbers instead of tags."""
+    problem = config.get("problem_type")
+    if problem and problem not in PROBLEMS:
+        raise ValueError(f"config.json: problem_type = {problem!r}: is no tagger's; those are {', '.join(PROBLEMS)}")
+    return PROBLEMS[problem] if problem else None
