@@ -9,12 +9,17 @@ from typing import Any
 
 import jinja2
 
+from orchestrator.artifacts.hub_folder import AS_CARD
 from workloads.evaluate import metrics
 from workloads.models.front_end import KINDS
 from workloads.runtime.redaction import redacted
 
-# Hugging Face's names of licences, for those that `workloads/models/official` names
-LICENCES = {"MIT": "mit", "BSD-3-Clause": "bsd-3-clause"}
+# Hugging Face's names of licences; a tagger's may be in SPDX's capitals, or come from a card of the hub's
+LICENCES = (
+    *("mit", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0"),
+    *("cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0"),
+    *("cc-by-nc-sa-4.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "openrail", "unlicense", "unknown"),
+)
 
 
 def write_card(report: dict[str, Any], state: dict[str, Any], out: Path, *, template: str = "card.md.j2") -> None:
@@ -39,7 +44,7 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path, *, temp
         init=state["model"]["init"],
         origin=origin,
         first=first,
-        licence=LICENCES.get(licence, "other") if licence else "unknown",
+        licence=_hub_licence(licence),
         licence_name=licence,
         data=state.get("data"),
         scores={part: state[part] for part in ("val", "test") if state.get(part)},
@@ -49,6 +54,13 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path, *, temp
         machine=platform.processor() or platform.machine(),
     )
     out.write_text(redacted(card), encoding="utf-8")
+
+
+def _hub_licence(licence: str | None) -> str:
+    """Hugging Face's name of a licence; "other" of those that have none, "unknown" where nobody said which it is."""
+    if not licence or licence == AS_CARD:
+        return "unknown"
+    return licence.lower() if licence.lower() in LICENCES else "other"
 
 
 def _markdown(text: object) -> str:

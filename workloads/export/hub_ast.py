@@ -94,6 +94,7 @@ def hub_config(tagger: Tagger) -> dict[str, Any]:
         "frequency_stride": arch.stride,
         "time_stride": arch.stride,
         "max_length": tagger.num_frames,
+        "clip_seconds": tagger.clip_seconds,  # for `antiphon models import`: frames are padded, so do not say it
         "num_mel_bins": tagger.front_end.bands,
         "problem_type": PROBLEMS[tagger.labels],
         "id2label": {str(number): tag for number, tag in enumerate(tagger.tags)},

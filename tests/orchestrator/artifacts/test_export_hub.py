@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def test_the_card_s_code_prints_what_antiphon_tag_prints(
     folder = ast(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert antiphon("export", folder, "hub", "--to", "hub").code == 0
-    soundfile.write("clip.wav", waveform(1.0, RATE)[0].numpy(), RATE)
-    tags = json.loads(antiphon("tag", folder, "clip.wav", "--json").out)["files"]["clip.wav"]
+    soundfile.write("clip.wav", waveform(2.0, RATE)[0].numpy(), RATE)  # of which the program takes the first second
+    soundfile.write("first.wav", waveform(2.0, RATE)[0, :RATE].numpy(), RATE)
+    tags = json.loads(antiphon("tag", folder, "first.wav", "--json").out)["files"]["first.wav"]
     card = Path("hub/README.md").read_text()
     assert "license: unknown" in card
     assert "rain \\*loud\\*" in card
@@ -75,6 +77,36 @@ def test_the_card_s_code_prints_what_antiphon_tag_prints(
     printed = [line.split("  ") for line in capfd.readouterr().out.splitlines()]
     assert [tag for _, tag in printed] == [tag for tag, _ in tags]
     assert [float(p) for p, _ in printed] == pytest.approx([p for _, p in tags], abs=0.002)
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(1.0, 128), (2.5, 0), (0.4, 0)])
+def test_an_exported_folder_comes_back_as_the_same_tagger(
+    antiphon: Any, tmp_path: Path, seconds: float, frames: int
+) -> None:
+    """Twice there and back: weights, tags, clips, front end and licence stay."""
+    pytest.importorskip("transformers", reason="no transformers; pip install 'antiphon[hub]'")
+    model = Model(arch=AST(family="ast", size="tiny", stride=16), front_end=replace(KALDI, frames=frames))
+    tags = ("Löwe", "Rain, light", 'saw "big"')
+    folder, first = publish("ast", tmp_path, model, tags=tags, clip_seconds=seconds), tmp_path / "first"
+    assert antiphon("export", folder, first, "--to", "hub").code == 0
+    card = first / "README.md"
+    card.write_text(card.read_text().replace("license: unknown", "license: cc-by-nc-4.0"))
+    assert antiphon("models", "import", first, tmp_path / "back").code == 0
+    assert antiphon("export", tmp_path / "back", tmp_path / "second", "--to", "hub").code == 0
+    assert "\nlicense: cc-by-nc-4.0\n" in (tmp_path / "second" / "README.md").read_text()
+    done = antiphon("models", "import", tmp_path / "second", tmp_path / "again", "--json")
+    assert json.loads(done.out)["origin"]["licence"] == "cc-by-nc-4.0"
+    ours, again = (load_for_tagging(str(path)).tagger for path in (folder, tmp_path / "again"))
+    assert (again.tags, again.labels, again.clip_seconds) == (tags, "multi", seconds)
+    assert (again.num_frames, again.mean, again.std) == (ours.num_frames, ours.mean, ours.std)
+    expected, found = ours.state_dict(), again.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    x_BT = waveform(seconds, RATE)
+    with torch.no_grad():
+        logits_BC = ours.tag(x_BT)
+        assert torch.equal(again.tag(x_BT), logits_BC)
+    assert logits_BC.std() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ BANDS = 128
 WIDTHS = {width: size for size, (width, _) in SIZES.items()}
 ROWS: dict[Literal[10, 16], int] = {10: 12, 16: 8}  # stride -> rows of patches
 USUAL_FRAMES = (1024, 512, 128)  # AudioSet, ESC-50, Speech Commands
+LOST_FRAMES = 2  # that a clip has fewer than 10 ms: the last window must lie in it
 STRIDES = range(10, PATCH + 1)  # of AST's settings, one for each axis
 RECIPES = {  # (frames, classes) -> mean and standard deviation of the data set (reference/cmkd.md 2.3)
     (512, 50): (-6.6268077, 5.358466),  # ESC-50
@@ -39,6 +40,7 @@ class KnownSettings(NamedTuple):
 
     stride: Literal[10, 16]
     frames: int
+    seconds: float | None  # of a clip, which antiphon's own folders say
     mean: float | None
     std: float | None  # by which the log-mel is divided
 
@@ -58,12 +60,13 @@ def convert(state: dict[str, Tensor], *, known: KnownSettings | None = None) -> 
     mean, std = _normalisation(frames, num_classes) if known is None else (known.mean, known.std)
     front_end = FrontEnd(kind="kaldi128", frames=frames, mean=mean, std=std)
     model = Model(arch=AST(family="ast", size=_size(state), stride=stride), front_end=front_end)
+    seconds = (known.seconds if known else None) or seconds_of(frames)
     dropped = tuple(name for name in state if name.startswith(UNUSED))
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name not in dropped}
     weights[GRID] = torch.tensor([ROWS[stride], columns], dtype=torch.float32)
     require_fit(weights, empty_backbone(model.arch, bands=BANDS, frames=frames, num_classes=num_classes))
     require_distinct_names(state, weights, dropped, num_added=1)
-    return Converted(model, weights, num_classes, seconds_of(frames), dropped, _labels(frames, num_classes))
+    return Converted(model, weights, num_classes, seconds, dropped, _labels(frames, num_classes))
 
 
 def _normalisation(frames: int, num_classes: int) -> tuple[float | None, float | None]:
@@ -77,8 +80,12 @@ def _labels(frames: int, num_classes: int) -> Literal["single", "multi"]:
 
 
 def seconds_of(frames: int) -> float:
-    """The clip length for which a number of 10 ms frames is meant: whole seconds, as 10 s make 998, padded to 1024."""
-    return float(round(frames / 100) or frames / 100)
+    """The clip length for which a number of 10 ms frames is meant: whole seconds, as 10 s make 998, padded to 1024.
+
+    Where more than half a second would be padding, the length of which they are all the frames: none is cut off.
+    """
+    whole, rest = divmod(frames + LOST_FRAMES, 100)
+    return float(whole) if whole and rest < 50 else (frames + LOST_FRAMES) / 100
 
 
 def _grid(state: dict[str, Tensor]) -> tuple[Literal[10, 16], int]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from workloads.config.data import MAX_CLIP_SECONDS
 from workloads.config.recipe import FRONT_ENDS
 from workloads.models.official.ast import BANDS, ROWS, KnownSettings
 from workloads.models.official.timm import Described
@@ -60,6 +61,7 @@ class Config(TypedDict, total=False):
     id2label: dict[str, str | int] | None
     time_stride: int
     max_length: int
+    clip_seconds: float | None  # antiphon's own
     hidden_size: int
     layer_norm_eps: float
     num_heads: int | None
@@ -128,13 +130,18 @@ def _of_ast(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> Known
     frames = config.get("max_length", 1024)
     if not isinstance(frames, int) or not 16 <= frames <= MAX_PATCHES:
         raise ValueError(f"config.json: max_length = {frames!r}: must be a number of frames, 16 or more")
+    seconds = config.get("clip_seconds")
+    if seconds is not None and not 0 < seconds <= MAX_CLIP_SECONDS:
+        raise ValueError(f"config.json: clip_seconds = {seconds!r}: must be above 0, at most {MAX_CLIP_SECONDS}")
     _require("preprocessor_config.json", preprocessor, {"max_length": frames})
     if not preprocessor.get("do_normalize", True):
-        return KnownSettings(stride, frames, 0.0, 1.0)
+        return KnownSettings(stride, frames, seconds, 0.0, 1.0)
     mean, std = preprocessor.get("mean"), preprocessor.get("std")
     if not math.isfinite(mean or 0) or not math.isfinite(std or 1) or (std is not None and std <= 0):
         raise ValueError(f"preprocessor_config.json: mean = {mean!r}, std = {std!r}: must be finite, std above 0")
-    return KnownSettings(stride, frames, mean, None if std is None else 2 * std)  # transformers divides by 2 std
+    return KnownSettings(
+        stride, frames, seconds, mean, None if std is None else 2 * std
+    )  # transformers divides by 2 std
 
 
 def _of_ced(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> None:

@@ -215,7 +215,9 @@ def ast_state(positions: int, classes: int = 527) -> dict[str, Tensor]:
         (256, 16, 512, 5.0),
         (144, 10, 128, 1.0),  # Speech Commands
         (12 * 203, 10, 2036, 20.0),  # no usual number: the fewest frames that make 203 columns
-        (8 * 4, 16, 64, 1.0),
+        (8 * 4, 16, 64, 0.66),  # of a second more than a third would be cut off
+        (8 * 7, 16, 112, 1.0),
+        (8 * 16, 16, 256, 2.58),
     ],
 )
 def test_positions_give_asts_stride_and_length(positions: int, stride: int, frames: int, seconds: float) -> None:
