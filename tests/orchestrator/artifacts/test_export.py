@@ -150,7 +150,7 @@ def test_the_licence_of_initial_weights_is_kept_from_run_to_run(trained, antipho
         assert done.code == 0, done.err
         assert json.loads(done.out)["facts"]["first_weights"] == origin
         card = out.with_name(out.name + ".md").read_text()
-        assert 'license: other\nlicense_name: "CC-BY-4.0"' in card
+        assert "license: cc-by-4.0\npipeline_tag" in card, "the hub's own name of it"
         assert f"initialized with weights imported from who/ever (file v.bin, SHA-256 `{'ab' * 32}`)." in card
         assert "Licence of the initial weights, which still applies: CC-BY-4.0.\n" in card
 

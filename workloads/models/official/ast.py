@@ -82,10 +82,12 @@ def _labels(frames: int, num_classes: int) -> Literal["single", "multi"]:
 def seconds_of(frames: int) -> float:
     """The clip length for which a number of 10 ms frames is meant: whole seconds, as 10 s make 998, padded to 1024.
 
-    Where more than half a second would be padding, the length of which they are all the frames: none is cut off.
+    Where half a second or more of the frames would be padding, or as much as a patch of the clip would be cut off, the
+    length of which they are all the frames.
     """
-    whole, rest = divmod(frames + LOST_FRAMES, 100)
-    return float(whole) if whole and rest < 50 else (frames + LOST_FRAMES) / 100
+    whole = (frames + LOST_FRAMES + 50) // 100
+    padded = frames + LOST_FRAMES - 100 * whole
+    return float(whole) if whole and -PATCH < padded < 50 else (frames + LOST_FRAMES) / 100
 
 
 def _grid(state: dict[str, Tensor]) -> tuple[Literal[10, 16], int]:
