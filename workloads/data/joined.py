@@ -10,6 +10,8 @@ from itertools import chain, islice, pairwise
 from typing import BinaryIO
 
 FLAC, OGG = b"fLaC", b"OggS"
+ID3, ID3_HEADER = b"ID3", 10  # bytes of a tag's header, whose last four are its length, 7 bits each
+OGG_PAGE = re.compile(rb"OggS\x00")  # its mark and version
 FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its name, then a STREAMINFO block of 34 bytes
 FLAC_MARK = 8  # bytes of that
 OGG_HEADER, OGG_BEGINS = 27, 2  # bytes of a page's header, whose last is the number of segments; a flag in its sixth
@@ -22,8 +24,8 @@ def joined_parts(content: bytes) -> list[bytes]:
     starts = [0]
     if content.startswith(OGG):
         starts += islice(ogg_links(io.BytesIO(content)), 1, None)
-    elif content.startswith(FLAC):
-        starts += [match.start() for match in FLAC_BEGINS.finditer(content, 1)]
+    elif (first := _flac_start(io.BytesIO(content))) is not None:
+        starts += [match.start() for match in FLAC_BEGINS.finditer(content, first + 1)]
     return [content[start:end] for start, end in pairwise([*starts, len(content)])]
 
 
@@ -41,37 +43,64 @@ def open_parts(file: BinaryIO) -> Iterator["FilePart"]:
             yield FilePart(file, start, end)
         return
     begin: int | None = 0
+    flac = _flac_start(file)
+    after = (flac or 0) + 1
     while begin is not None:
         part = FilePart(file, begin, size)
         yield part
-        begin = _next_flac(file, max(begin + 1, part.reached - READ_AHEAD)) if kind == FLAC else None
+        begin = None if flac is None else _next_flac(file, max(after, part.reached - READ_AHEAD))
+        after = (begin or 0) + 1
 
 
 def ogg_links(file: BinaryIO) -> Iterator[int]:
-    """Where each link of a chained Ogg file begins: at a page that begins a stream, after one that does not."""
-    start, begins = 0, False
+    """Where each link of a chained Ogg file begins: at a page that begins a stream, after one that does not.
+
+    A page that was cut short reaches into what follows: the next page is looked for from its own beginning.
+    """
+    last, start, begins = 0, 0, False
     while True:
         file.seek(start)
         header = file.read(OGG_HEADER)
-        if len(header) < OGG_HEADER or not header.startswith(OGG):
+        if not header.startswith(OGG):
+            found = _next_mark(file, OGG_PAGE, len(OGG) + 1, last + 1) if header else None
+            if found is None:
+                return
+            last, start = found, found
+            continue
+        if len(header) < OGG_HEADER:
             return
         segments = file.read(header[-1])
         before, begins = begins, bool(header[5] & OGG_BEGINS)
         if begins and not before:
             yield start
-        start += OGG_HEADER + len(segments) + sum(segments)
+        last, start = start, start + OGG_HEADER + len(segments) + sum(segments)
 
 
 def _next_flac(file: BinaryIO, start: int) -> int | None:
     """Where the next FLAC file begins, at `start` or after it; None: nowhere."""
+    return _next_mark(file, FLAC_BEGINS, FLAC_MARK, start)
+
+
+def _next_mark(file: BinaryIO, mark: re.Pattern[bytes], length: int, start: int) -> int | None:
+    """Where the next mark of `length` bytes begins, at `start` or after it; None: nowhere."""
     file.seek(start)
     kept = b""  # a mark may lie in two blocks
     while block := file.read(BLOCK):
-        if match := FLAC_BEGINS.search(kept + block):
+        if match := mark.search(kept + block):
             return start - len(kept) + match.start()
         start += len(block)
-        kept = (kept + block)[-(FLAC_MARK - 1) :]
+        kept = (kept + block)[-(length - 1) :]
     return None
+
+
+def _flac_start(file: BinaryIO) -> int | None:
+    """Where a FLAC file begins, which some programs put an ID3 tag before; None where the file is none."""
+    file.seek(0)
+    head, start = file.read(ID3_HEADER), 0
+    if head.startswith(ID3):
+        start = ID3_HEADER + sum((byte & 0x7F) << 7 * place for place, byte in enumerate(reversed(head[-4:])))
+    file.seek(start)
+    return start if file.read(4) == FLAC else None
 
 
 class FilePart(io.RawIOBase):

@@ -101,6 +101,23 @@ def test_of_joined_files_the_broken_one_is_named_once_the_others_were_heard(cont
     assert stream.samples >= 30_001
 
 
+def test_what_follows_a_part_that_was_cut_short_within_a_page_is_heard():
+    long, short = encoded(NOISE_TD[:, 0], "OGG"), encoded(NOISE_TD[:5_000, 0], "OGG")
+    content = long[: len(long) * 3 // 4] + short + short
+    assert [len(part) for part in joined.joined_parts(content)] == [len(long) * 3 // 4, len(short), len(short)]
+    whole = len(heard(open_file(io.BytesIO(content)))) - 2 * 5_000
+    assert 10_000 < whole < len(NOISE_TD), "as far as it goes"
+
+
+def test_flac_files_behind_an_id3_tag_are_heard_one_after_the_other():
+    """Some programs write one; 200 bytes are written as 1, 72: seven bits each."""
+    tag = b"ID3\x04\x00\x00\x00\x00\x01\x48" + bytes(200)
+    first, second = encoded(NOISE_TD, "FLAC"), encoded(NOISE_TD[:5_000], "FLAC")
+    for content in (tag + first + second, tag + first + tag + second):
+        assert len(heard(open_file(io.BytesIO(content)))) == len(NOISE_TD) + 5_000
+        assert len(load_sound(io.BytesIO(content), rate=RATE).x_T) == len(NOISE_TD) + 5_000
+
+
 def test_the_next_flac_file_is_looked_for_from_where_the_decoder_has_read_to(monkeypatch):
     """It reads some kilobytes beyond the end of its part: here 16 are allowed for, a megabyte otherwise."""
     noise_T = 0.3 * np.random.default_rng(0).standard_normal(10 * RATE).astype(np.float32)
