@@ -75,14 +75,13 @@ def _download(uri: str) -> str:
     if found is None:
         raise ValueError(f"{uri!r}: a hub id is hf://org/name, or hf://org/name@revision")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     repository, revision = found[1], found[2]
     try:
         return snapshot_download(
             repository, revision=revision, allow_patterns=[CONFIG, PREPROCESSOR, CARD, *WEIGHTS, *PARTS]
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:  # the library raises all three
+    except Exception as error:  # the library's own, OSError, ValueError, and those of its HTTP client, which changes
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(
             f"{uri}: cannot be downloaded ({reason}). Without a network copy the folder by other means and import "

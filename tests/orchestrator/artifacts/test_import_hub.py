@@ -443,6 +443,28 @@ def test_a_hub_id_is_downloaded(antiphon: Any, hub: Path, tmp_path: Path) -> Non
     assert "404" in message
 
 
+def test_a_download_whose_connection_is_lost_says_what_to_do(
+    antiphon: Any, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm_hub(hub, "resnet10t", in_chans=1)
+    whole = Hub._send
+
+    def lost(self: Hub, status: int, body: bytes, with_body: bool) -> None:
+        if with_body and self.path.endswith("model.safetensors"):
+            self.close_connection = True  # without an answer
+        else:
+            whole(self, status, body, with_body)
+
+    monkeypatch.setattr(Hub, "_send", lost)
+    done = antiphon("models", "import", "hf://org/net", tmp_path / "out")
+    assert done.code == 2
+    message = " ".join(done.err.split())
+    assert "hf://org/net: cannot be downloaded (Server disconnected" in message
+    assert "`hf download org/net --local-dir FOLDER`" in message
+    monkeypatch.setattr(Hub, "_send", whole)
+    assert antiphon("models", "import", "hf://org/net", tmp_path / "out").code == 0, "nothing of it is in the way"
+
+
 def test_without_a_network_a_hub_id_says_what_to_do(
     antiphon: Any, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
