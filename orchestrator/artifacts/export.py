@@ -86,7 +86,7 @@ def check_target(out: str, *, to: str, front_end: str, int8: bool) -> Target:
     """
     formats = {name: name for name in FORMATS}
     if to not in formats:
-        raise ValueError(f"--to {to!r}: must be {' or '.join(FORMATS)}")
+        raise ValueError(f"--to {to!r}: must be {', '.join(FORMATS)} or hub")
     if front_end not in ("inside", "outside"):
         raise ValueError(f"--front-end {front_end!r}: must be inside or outside")
     if int8 and to != "onnx":

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from itertools import chain, islice, pairwise
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 FLAC, OGG = b"fLaC", b"OggS"
 ID3, ID3_HEADER = b"ID3", 10  # bytes of a tag's header, whose last four are its length, 7 bits each
@@ -53,27 +53,43 @@ def open_parts(file: BinaryIO) -> Iterator["FilePart"]:
 
 
 def ogg_links(file: BinaryIO) -> Iterator[int]:
-    """Where each link of a chained Ogg file begins: at a page that begins a stream, after one that does not.
+    """Where each link of a chained Ogg file begins: at a page that begins a stream, after one that does not."""
+    begins = False
+    for page in _ogg_pages(file):
+        before, begins = begins, page.begins
+        if begins and not before:
+            yield page.start
 
-    A page that was cut short reaches into what follows: the next page is looked for from its own beginning.
-    """
-    last, start, begins = 0, 0, False
-    while True:
+
+def is_cut_ogg(file: BinaryIO) -> bool:
+    """Whether a page of an Ogg file was cut short, at its end or where another was joined to it."""
+    return not all(page.whole for page in _ogg_pages(file))
+
+
+class _Page(NamedTuple):
+    start: int
+    begins: bool  # a stream
+    whole: bool
+
+
+def _ogg_pages(file: BinaryIO) -> Iterator[_Page]:
+    """The pages of an Ogg file. One that was cut short reaches into what follows, where the next one is looked for."""
+    size = file.seek(0, io.SEEK_END)
+    start: int | None = 0
+    while start is not None:
         file.seek(start)
         header = file.read(OGG_HEADER)
-        if not header.startswith(OGG):
-            found = _next_mark(file, OGG_PAGE, len(OGG) + 1, last + 1) if header else None
-            if found is None:
-                return
-            last, start = found, found
-            continue
-        if len(header) < OGG_HEADER:
+        if len(header) < OGG_HEADER or not header.startswith(OGG):
             return
         segments = file.read(header[-1])
-        before, begins = begins, bool(header[5] & OGG_BEGINS)
-        if begins and not before:
-            yield start
-        last, start = start, start + OGG_HEADER + len(segments) + sum(segments)
+        end = start + OGG_HEADER + len(segments) + sum(segments)
+        following: int | None = end
+        file.seek(end)
+        if end > size or file.read(len(OGG)) != OGG:
+            following = _next_mark(file, OGG_PAGE, len(OGG) + 1, start + 1)
+        cut = end > size or len(segments) < header[-1] or (following is not None and following < end)
+        yield _Page(start, bool(header[5] & OGG_BEGINS), not cut)
+        start = following
 
 
 def _next_flac(file: BinaryIO, start: int) -> int | None:

@@ -30,7 +30,7 @@ from workloads.data.decode import (
     check_rate,
     declared_samples,
 )
-from workloads.data.joined import FilePart, open_parts
+from workloads.data.joined import FilePart, is_cut_ogg, open_parts
 from workloads.data.resampler import Resampler
 
 BLOCK_SECONDS = 0.1
@@ -97,7 +97,7 @@ def open_file(file: BinaryIO) -> SoundStream:
         file.seek(0)
         return _open_mpeg(file, reason="")
     _require_whole(sound)
-    return SoundStream(sound.samplerate, _blocks_of_parts(sound, parts))
+    return SoundStream(sound.samplerate, _blocks_of_parts(file, sound, parts))
 
 
 def _require_whole(sound: soundfile.SoundFile) -> None:
@@ -158,8 +158,11 @@ def _through_a_pipe() -> str:
     return "convert it on the way: ffmpeg -i FILE -f wav - | antiphon tag ... --stream -"
 
 
-def _blocks_of_parts(first: soundfile.SoundFile, others: Iterator[FilePart]) -> Iterator[Tensor]:
-    """The blocks of an open file and of those that were joined to it, at the first one's rate."""
+def _blocks_of_parts(file: BinaryIO, first: soundfile.SoundFile, others: Iterator[FilePart]) -> Iterator[Tensor]:
+    """The blocks of an open file and of those that were joined to it, at the first one's rate.
+
+    BrokenClip at the end where a page of Ogg, which declares no length, was cut short.
+    """
     yield from _sndfile_blocks(first)
     for number, part in enumerate(others, start=2):
         try:
@@ -173,6 +176,8 @@ def _blocks_of_parts(first: soundfile.SoundFile, others: Iterator[FilePart]) -> 
             raise BrokenClip(f"part {number} of the files joined in it cannot be decoded ({_reason(error)})") from error
         except BrokenClip as error:
             raise BrokenClip(f"part {number} of the files joined in it: {error}") from error
+    if first.format == "OGG" and is_cut_ogg(file):
+        raise BrokenClip("cut short: a page of Ogg in it is not whole")
 
 
 def _unless_empty(x_T: Tensor) -> Iterator[Tensor]:

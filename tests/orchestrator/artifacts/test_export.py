@@ -177,7 +177,7 @@ def test_ceds_file_holds_the_longest_clip(antiphon, tmp_path, tiny, start):
 @pytest.mark.parametrize(
     ("out", "words", "message"),
     [
-        ("a.onnx", ["--to", "tflite"], "--to 'tflite': must be onnx or pt2"),
+        ("a.onnx", ["--to", "tflite"], "--to 'tflite': must be onnx, pt2 or hub"),
         ("a.pt2", ["--to", "onnx"], "must end in .onnx"),
         ("no/a.onnx", ["--to", "onnx"], "there is no folder"),
         ("a.onnx", ["--to", "onnx", "--front-end", "no"], "must be inside or outside"),

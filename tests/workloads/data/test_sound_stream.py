@@ -101,12 +101,17 @@ def test_of_joined_files_the_broken_one_is_named_once_the_others_were_heard(cont
     assert stream.samples >= 30_001
 
 
-def test_what_follows_a_part_that_was_cut_short_within_a_page_is_heard():
+def test_what_follows_a_part_that_was_cut_short_within_a_page_is_heard_and_the_cut_is_told():
     long, short = encoded(NOISE_TD[:, 0], "OGG"), encoded(NOISE_TD[:5_000, 0], "OGG")
     content = long[: len(long) * 3 // 4] + short + short
     assert [len(part) for part in joined.joined_parts(content)] == [len(long) * 3 // 4, len(short), len(short)]
-    whole = len(heard(open_file(io.BytesIO(content)))) - 2 * 5_000
-    assert 10_000 < whole < len(NOISE_TD), "as far as it goes"
+    for cut, others in ((content, 2 * 5_000), (long[:-100], 0)):
+        stream = open_file(io.BytesIO(cut))
+        with pytest.raises(BrokenClip, match="cut short: a page of Ogg in it is not whole"):
+            list(stream)
+        assert 10_000 < stream.samples - others < len(NOISE_TD), "as far as it goes"
+    tag = b"ID3\x04\x00\x00\x00\x00\x00\x00"  # between whole pages: not heard, and nothing is missing
+    assert len(heard(open_file(io.BytesIO(short + tag + short + tag)))) == 2 * 5_000
 
 
 def test_flac_files_behind_an_id3_tag_are_heard_one_after_the_other():
