@@ -23,7 +23,7 @@ from workloads.models.timm_features import Features, find_features, first_step, 
 
 NET = "net."
 UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument(?:\(s\): \[)? ?'(\w+)'")  # of Python and of timm
-REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, KeyError, IndexError, AttributeError)
+REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
 TRIED_CLASSES = 2
 MULTIPLES = (16, 32, 64, 224, 256)  # of frames, one of which most networks of windows take
 
@@ -102,7 +102,9 @@ def create(arch: Timm, size: tuple[int, int], num_classes: int, **loading: Any) 
             return timm.create_model(arch.name, **loading, **options)
         except TypeError as error:
             unknown = UNKNOWN_ARGUMENT.search(str(error))
-            key = unknown[1] if unknown else ""
+            if unknown is None:  # of a known argument with a value of another type
+                raise
+            key = unknown[1]
             if key != "img_size" and not (key in names and options[key] == 0.0):
                 raise UnknownToTimm(f"arch.{names.get(key, f'args.{key}')}: timm's {arch.name}: {error}") from None
             del options[key]
@@ -128,7 +130,8 @@ def _features(arch: Timm, size: tuple[int, int]) -> Features:
     bands, frames = size
     longer = sorted({-(-frames // multiple) * multiple for multiple in MULTIPLES} - {frames})
     fits = next((length for length in longer if _takes(arch, (bands, length))), None)
-    fix = f"set front_end.frames = {fits}" if fits else "use another network or front end"
+    others = "other args, another network" if arch.args else "another network"
+    fix = f"set front_end.frames = {fits}" if fits else f"use {others} or front end"
     given = f" with args = {arch.args}" if arch.args else ""
     raise ValueError(f"timm's {arch.name}{given} takes no {bands} bands x {frames} frames ({reason}); {fix}")
 

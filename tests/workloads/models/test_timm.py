@@ -103,6 +103,14 @@ def test_arguments_reach_timm_and_unknown_ones_are_named() -> None:
         ({"args": {"depht": 2}}, r"arch\.args\.depht: timm's vit_tiny_patch16_224: .*unexpected keyword"),
         ({"args": {"depht": 0}}, r"arch\.args\.depht: timm's vit_tiny_patch16_224: .*unexpected keyword"),
         ({"args": {"se_ratio": False}}, r"arch\.args\.se_ratio: timm's vit_tiny_patch16_224: .*unexpected keyword"),
+        (
+            {"args": {"num_heads": 0}},
+            r"with args = {'num_heads': 0} takes no .* \(integer modulo by zero\); use other args",
+        ),
+        (
+            {"args": {"embed_dim": True}},
+            r"with args = {'embed_dim': True} takes no .*\); use other args, another network",
+        ),
         ({"args": {"num_classes": 2}}, r"args\.num_classes: follows from the data's tags; leave it out"),
         ({"args": {"pretrained": True}}, r"args\.pretrained: follows from the model's init"),
         ({"args": {"drop_rate": 0.1}}, r"args\.drop_rate: follows from dropout"),
