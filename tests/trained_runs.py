@@ -1,12 +1,35 @@
 """Runs that are trained in the test's process, and what is read of them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from orchestrator.training import driver
+from orchestrator.training.request import RunRequest
+from workloads.config.recipe import Recipe
 from workloads.models.profiles import TimeGrid
 from workloads.run import Run
 from workloads.train import advance
+
+
+@contextmanager
+def no_progress(location: Any) -> Iterator[None]:
+    """For drivers: nothing of a run is shown."""
+    yield
+
+
+def run_once(recipe: Recipe, storage: Path, run_id: str) -> Path:
+    """The folder of a finished run of a recipe, by the driver in this process; trained where it is not there yet."""
+    if not (storage / run_id).exists():
+        request = RunRequest(
+            recipe, "antiphon run demo", storage=str(storage), tracking="none", local=True, run_id=run_id
+        )
+        driver.run(request, show_progress=no_progress, warn=print)
+    return storage / run_id
 
 
 def values(run: Run) -> list[dict[str, float]]:

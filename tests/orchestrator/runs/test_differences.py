@@ -1,6 +1,5 @@
 """`antiphon diff`: what differs among runs, and their scores with intervals, as a table, a page and JSON."""
 
-import contextlib
 import json
 import shutil
 
@@ -8,20 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from orchestrator.training import driver
-from orchestrator.training.request import RunRequest
 from tests.pages import Page
+from tests.trained_runs import run_once
 from workloads.evaluate.bootstrap import Pair, score_intervals, what_teaching_did
 from workloads.evaluate.deliver import TEST_PREDICTIONS
 from workloads.runtime.tensor_files import parse_safetensors
 
 ALONE = ("edges=[]", "schedule={kind='mutual', burn_in=0, steps=2}", "models.cnn.optimizer.lr=0.02")
 TURNS = ("schedule.burn_in=1", "schedule.period=1", "schedule.turns=2")
-
-
-@contextlib.contextmanager
-def no_progress(location):
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +27,7 @@ def trained(tiny, storage):
     """A finished run, trained once for all tests of this file; returns its folder."""
 
     def train(run_id, *settings):
-        if not (storage / run_id).exists():
-            recipe = tiny("demo", *TURNS, *settings)
-            fields = {"storage": str(storage), "tracking": "none", "local": True, "run_id": run_id}
-            driver.run(RunRequest(recipe, "antiphon run demo", **fields), show_progress=no_progress, warn=print)
-        return storage / run_id
+        return run_once(tiny("demo", *TURNS, *settings), storage, run_id)
 
     return train
 

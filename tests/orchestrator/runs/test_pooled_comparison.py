@@ -1,22 +1,15 @@
 """`antiphon compare`: finished runs of two test folds and two seeds, pooled."""
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from orchestrator.training import driver
-from orchestrator.training.request import RunRequest
+from tests.trained_runs import run_once
 from workloads.evaluate import deliver
 
 TURNS = ("schedule.burn_in=1", "schedule.period=1", "schedule.turns=2")
-
-
-@contextlib.contextmanager
-def no_progress(location):
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +23,8 @@ def trained(tiny, storage):
 
     def train(kind, fold, seed, *settings):
         run_id = f"{kind}-{fold}-{seed}"
-        if not (storage / run_id).exists():
-            recipe = tiny("demo", *TURNS, f"data.test_fold={fold}", f"train.seed={seed}", *settings)
-            fields = {"storage": str(storage), "tracking": "none", "local": True, "run_id": run_id}
-            driver.run(RunRequest(recipe, "antiphon run demo", **fields), show_progress=no_progress, warn=print)
-        return str(storage / run_id)
+        recipe = tiny("demo", *TURNS, f"data.test_fold={fold}", f"train.seed={seed}", *settings)
+        return str(run_once(recipe, storage, run_id))
 
     return train
 

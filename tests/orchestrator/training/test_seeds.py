@@ -1,6 +1,5 @@
 """A comparison over several seeds: runs of their own, in order, and one comparison of all of them."""
 
-import contextlib
 import json
 from dataclasses import replace
 
@@ -9,13 +8,9 @@ import pytest
 from orchestrator.storage import object_store
 from orchestrator.training.request import RunRequest
 from orchestrator.training.seeds import run_seeds
+from tests.trained_runs import no_progress
 
 TURNS = ("compare=true", "schedule.burn_in=1", "schedule.period=1", "schedule.turns=2")
-
-
-@contextlib.contextmanager
-def no_progress(location):
-    yield
 
 
 def compare(request, seeds):
