@@ -33,6 +33,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	for other in "--platform darwin" "--python-version 3.12" "--python-version 3.13"; do \
+	    $(BIN)/mypy --config-file .ci/mypy.ini --cache-dir .mypy_cache/other $$other || exit 1; done
 
 bench: install
 	$(BIN)/python -m pytest -m bench -s tests/bench

@@ -33,7 +33,7 @@ def judge(facts: Mapping[str, NodeFacts], *, cache_gb: float) -> list[Finding]:
         *_data(facts),
         *_tracking(facts),
         *_gpus(facts),
-        _shared_memory(facts),
+        *_shared_memory(facts),
         *_cache(facts, cache_gb),
     ]
 
@@ -127,14 +127,17 @@ def _gpus(facts: Mapping[str, NodeFacts]) -> list[Finding]:
     return [Finding("gpus", "ok", said)]
 
 
-def _shared_memory(facts: Mapping[str, NodeFacts]) -> Finding:
-    node = min(facts, key=lambda node: facts[node].shared_memory)
-    free = facts[node].shared_memory
+def _shared_memory(facts: Mapping[str, NodeFacts]) -> list[Finding]:
+    frees = {node: each.shared_memory for node, each in facts.items() if each.shared_memory is not None}
+    if not frees:
+        return []
+    node = min(frees, key=lambda node: frees[node])
+    free = frees[node]
     said = f"{free / 1e9:.2f} GB free in /dev/shm of {node}, which has least"
     if free < SMALL_SHARED_MEMORY:
         fix = "Ray keeps its objects there: give containers more (docker --shm-size, or an emptyDir of medium Memory)"
-        return Finding("shared memory", "warning", said, fix)
-    return Finding("shared memory", "ok", said)
+        return [Finding("shared memory", "warning", said, fix)]
+    return [Finding("shared memory", "ok", said)]
 
 
 def _cache(facts: Mapping[str, NodeFacts], cache_gb: float) -> list[Finding]:

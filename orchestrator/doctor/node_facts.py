@@ -48,7 +48,7 @@ class NodeFacts:
     data_error: str
     tracking_error: str
     gpus: list[str] | None  # names by torch; None: not looked for
-    shared_memory: int  # bytes free in /dev/shm
+    shared_memory: int | None  # bytes free in /dev/shm; None: there is none, as on macOS, where Ray takes /tmp
     cache_free: int | None  # bytes free on the disk of the clips' cache; None: not looked for
 
 
@@ -63,7 +63,7 @@ def look(subject: Subject) -> NodeFacts:
         data_error=_error_of(lambda: _require_there(subject.data_root)) if subject.data_root else "",
         tracking_error=_error_of(lambda: _ask_tracking(subject.tracking)) if subject.tracking else "",
         gpus=_gpus() if subject.gpus else None,
-        shared_memory=psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
+        shared_memory=psutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else None,
         cache_free=_free_below(subject.cache) if subject.cache else None,
     )
 

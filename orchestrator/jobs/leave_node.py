@@ -7,6 +7,7 @@ nothing but to ask them to end, and returns when they have or the time is over.
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -68,7 +69,8 @@ def _processes(which: Callable[[list[str]], bool]) -> Iterator[psutil.Process]:
 
 
 def _network(pid: int) -> str:
-    return os.readlink(f"/proc/{pid}/ns/net")
+    """The namespace of a process's network; all of macOS's processes share one."""
+    return os.readlink(f"/proc/{pid}/ns/net") if sys.platform == "linux" else ""
 
 
 def _is_driver(words: list[str]) -> bool:

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 import psutil
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from orchestrator.runs.process_identity import boot_id, pid_namespace, started
 from orchestrator.storage import object_store
 from orchestrator.storage.listing import list_folder
 from orchestrator.storage.retry import print_status
@@ -45,10 +45,10 @@ class Driver:
 
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     host: str = field(default_factory=socket.gethostname)
-    boot: str = field(default_factory=lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    processes: str = field(default_factory=lambda: os.readlink("/proc/self/ns/pid"))  # a host's containers differ
+    boot: str = field(default_factory=boot_id)
+    processes: str = field(default_factory=pid_namespace)
     pid: int = field(default_factory=os.getpid)
-    since_boot: float = field(default_factory=lambda: seconds_since_boot(os.getpid()))
+    since_boot: float = field(default_factory=lambda: started(os.getpid()))  # where there is a boot id, else: `started`
 
     def here(self) -> bool:
         """Whether it runs, or ran, where this process could see it: same host, boot and process namespace."""
@@ -59,8 +59,8 @@ class Driver:
         """Whether its process still exists; only meaningful where `here()` holds."""
         try:
             zombie = psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
-            return not zombie and abs(seconds_since_boot(self.pid) - self.since_boot) < 0.05
-        except psutil.NoSuchProcess:
+            return not zombie and abs(started(self.pid) - self.since_boot) < 0.05
+        except (psutil.NoSuchProcess, FileNotFoundError):  # the latter: it has ended between two looks
             return False
 
     def __str__(self) -> str:
@@ -235,12 +235,6 @@ def request_stop_of_newest(run_uri: str) -> Driver:
 def stop_requested(run_uri: str, driver: Driver) -> bool:
     """Whether the driver has asked its workers to save and stop."""
     return object_store.exists(_path(run_uri, f"{driver.token}.stop"))
-
-
-def seconds_since_boot(pid: int) -> float:
-    """When a process started, in seconds since the host's boot; unlike wall-clock time this cannot jump."""
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _lives(run_uri: str, driver: Driver, silence_s: float) -> bool:

@@ -1,11 +1,9 @@
 """The outcome of a run, computed from its event log. Writes no report (`reports/write.py` does, afterwards)."""
 
-import os
-import time
 from typing import Any
 
-from orchestrator.runs.lease import seconds_since_boot
 from orchestrator.runs.location import RunLocation
+from orchestrator.runs.process_identity import seconds_running
 from orchestrator.storage import object_store
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EVENT_LOG, end_of, read_event_log
@@ -59,7 +57,7 @@ def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, 
         "status": end["status"],
         "error": end["error"],
         "mistake": end["mistake"],
-        "seconds": round(time.clock_gettime(time.CLOCK_BOOTTIME) - seconds_since_boot(os.getpid()), 1),
+        "seconds": round(seconds_running(), 1),
         "report": object_store.join(location.uri, "report.html"),
         "tracking": redacted(location.tracking),
         "resumed_from_step": resumed_from,

@@ -12,7 +12,8 @@ from typing import TypeVar
 import tenacity
 
 Value = TypeVar("Value")
-TRANSIENT_ERRNOS = (errno.EBUSY, errno.EREMOTEIO, errno.ETIMEDOUT)  # how s3fs maps 409 and 503, 500, and a timeout
+# How s3fs maps 409 and 503, 500, and a timeout. macOS has no EREMOTEIO: s3fs takes EIO there.
+TRANSIENT_ERRNOS = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT)
 TRANSIENT_STATUSES = (408, 429, 502, 504)  # HTTP statuses that s3fs maps to no errno
 PROGRAMMING_ERRORS = (AssertionError, AttributeError, LookupError, TypeError)
 MEANINGS = {

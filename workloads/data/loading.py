@@ -6,7 +6,6 @@ any number of them loads the same samples.
 Axes: B clips of a shard, T samples.
 """
 
-import mmap
 import multiprocessing
 import os
 import signal
@@ -29,6 +28,7 @@ from workloads.data.augment import StoredViews, View, draw_view
 from workloads.data.clip_store import ClipStore
 from workloads.data.decode import BrokenClip
 from workloads.data.shard import ViewKey
+from workloads.data.shared_slots import SharedSlots, shared_slots
 from workloads.runtime.free_memory import free_memory
 
 START = "forkserver"  # a fork of this process would hold its sockets, locks and GPU, also after it was killed
@@ -130,7 +130,7 @@ class InProcesses:
     ) -> None:
         # While a step trains on its shards, `loaders * prefetch` others are being filled. A GPU may still copy from the
         # step's own slots: they are given out again with the next step, before which the loop waits for the losses.
-        self._slots = SharedSlots(loaders * prefetch + shards_per_step, reader.shape)
+        self._slots = shared_slots(loaders * prefetch + shards_per_step, reader.shape)
         self._x_SBT = self._slots.tensor(pinned=device.type == "cuda")
         multiprocessing.get_context(START).set_forkserver_preload([__name__])  # imports torch once, not N times
         resource_tracker.ensure_running()  # else it is started within, and unblocks the signals
@@ -189,41 +189,6 @@ def require_memory(train: Train, *, length: int) -> None:
             f"train.loaders = {train.loaders}, train.prefetch = {train.prefetch}: the {ahead} shards that are loaded "
             f"ahead take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB of memory are free; set one of them lower"
         )
-
-
-class SharedSlots:
-    """Memory for the crops of several shards, which this process and its loader processes map.
-
-    Anonymous, so nothing is left of it after a kill, and not bounded by the size of /dev/shm.
-    """
-
-    def __init__(self, num_slots: int, shape: tuple[int, int]) -> None:
-        self.num_slots = num_slots
-        self._shape = (num_slots, *shape)
-        self._bytes = int(np.prod(self._shape)) * np.dtype(np.int16).itemsize
-        self._file = os.memfd_create("antiphon-loaders")
-        os.truncate(self._file, self._bytes)
-        self._path = f"/proc/{os.getpid()}/fd/{self._file}"
-        self._pinned = 0
-
-    def array(self) -> NDArray[np.int16]:
-        """The slots as x_SBT, mapped into the calling process."""
-        with open(self._path, "r+b") as file:
-            mapped = mmap.mmap(file.fileno(), self._bytes)
-        return np.frombuffer(mapped, np.int16).reshape(self._shape)
-
-    def tensor(self, *, pinned: bool) -> Tensor:
-        """The slots as a tensor; pinned, a GPU copies from them while the CPU goes on."""
-        x_SBT = torch.from_numpy(self.array())
-        if pinned:
-            self._pinned = x_SBT.data_ptr()
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self._pinned, self._bytes, 0))
-        return x_SBT
-
-    def close(self) -> None:
-        if self._pinned:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._pinned))
-        os.close(self._file)
 
 
 class _LoaderProcess(Dataset[Any]):

@@ -1,11 +1,13 @@
 """How much memory this process may still take: of the machine, and of the control group that its container is.
 
-Linux only. Does not depend on what the memory is for.
+Control groups are Linux's; elsewhere the machine's memory is what counts. Does not depend on what the memory is for.
 """
 
 from pathlib import Path
 
-PROC, GROUP = Path("/proc"), Path("/sys/fs/cgroup")
+import psutil
+
+GROUP = Path("/sys/fs/cgroup")
 LIMIT_AND_USAGE = (  # below the group, in versions 2 and 1
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
@@ -13,9 +15,9 @@ LIMIT_AND_USAGE = (  # below the group, in versions 2 and 1
 CACHED = ("inactive_file", "active_file")  # counted as used, and given up when it is needed
 
 
-def free_memory(*, proc: Path = PROC, group: Path = GROUP) -> int:
+def free_memory(*, group: Path = GROUP) -> int:
     """In bytes: what the machine has available, or less where the group's limit leaves less."""
-    free = 1024 * _fields(proc / "meminfo")["MemAvailable:"]
+    free = int(psutil.virtual_memory().available)
     for limit, usage, stat in LIMIT_AND_USAGE:
         if (group / limit).is_file() and (most := (group / limit).read_text().strip()) != "max":
             fields = _fields(group / stat)

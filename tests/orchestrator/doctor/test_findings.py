@@ -54,6 +54,14 @@ def test_the_node_that_is_not_is_named_with_what_to_do(change: dict, check: str,
     assert (finding.level, said in finding.said, finding.fix != "") == (level, True, True)
 
 
+def test_shared_memory_is_judged_where_a_node_has_any() -> None:
+    without = replace(GOOD, shared_memory=None)
+    assert (
+        one(judge({"a": without, "b": replace(GOOD, shared_memory=1)}, cache_gb=0), "shared memory").level == "warning"
+    )
+    assert "shared memory" not in {finding.check for finding in judge({"a": without}, cache_gb=0)}
+
+
 def test_a_cluster_needs_a_gpu_on_some_node_only() -> None:
     without = replace(GOOD, gpus=[])
     assert one(judge({"a": GOOD, "b": without}, cache_gb=0), "gpus") == Finding("gpus", "ok", "a: H200; b: none")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.runs import lease
+from orchestrator.runs import lease, process_identity
 from orchestrator.runs.lease import (
     Driver,
     DriverState,
@@ -58,6 +58,21 @@ def test_another_process_with_the_same_pid_is_not_the_driver(storage):
     run = object_store.join(storage, "run")
     take_over(run, replace(Driver(), since_boot=1.0))
     assert take_over(run, Driver()).number == 2
+
+
+def test_drivers_are_told_apart_without_linux_s_proc(storage, monkeypatch):
+    """As on macOS: by when they started, of which psutil knows."""
+    monkeypatch.setattr(process_identity.sys, "platform", "darwin")
+    run, ended = object_store.join(storage, "run"), ended_process()
+    assert (ended.boot, ended.processes) != ("", "")
+    take_over(run, replace(ended, boot="", processes=""))
+    assert last_driver(run).state is DriverState.KILLED
+    me = Driver()
+    assert (me.boot, me.processes) == ("", "")
+    assert (me.here(), me.exists(), replace(me, since_boot=me.since_boot - 1).exists()) == (True, True, False)
+    assert take_over(run, me).number == 2
+    with pytest.raises(AlreadyDriven, match="is still working on it"):
+        take_over(run, Driver())
 
 
 def test_a_driver_on_another_host_has_ended_after_one_interval_without_heartbeat(storage):

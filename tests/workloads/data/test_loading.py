@@ -22,6 +22,7 @@ from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip, Dataset
 from workloads.data.loading import LoaderDied
 from workloads.data.shard import Shard
+from workloads.data.shared_slots import TorchMemory
 from workloads.runtime.opener import LocalFiles
 
 STEPS = range(3, 40)
@@ -92,6 +93,15 @@ def test_shards_are_the_same_bit_for_bit_for_any_number_of_loaders(build: Callab
     with batches.loaded_ahead(STEPS, range(1, 2), CPU):  # the second of two workers
         for step, other in zip(STEPS, expected[1::2], strict=True):
             assert torch.equal(batches.shard(step, 1).x_BT, other.x_BT)
+
+
+def test_shards_are_the_same_in_the_shared_memory_of_other_systems(
+    build: Callable[..., Batches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "shared_slots", TorchMemory)
+    for shard, other in zip(all_shards(build(loaders=2)), all_shards(build()), strict=True):
+        assert shard.keys == other.keys
+        assert torch.equal(shard.x_BT, other.x_BT)
 
 
 def test_memory_that_is_too_small_is_said_before_a_process_starts(
