@@ -4,7 +4,7 @@ UV := .venv/bin/uv
 BIN := .venv/bin
 BACKEND := $(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND))
 
-.PHONY: install demo test test-slow test-faults test-gpu check bench clean
+.PHONY: install demo test test-slow test-faults test-gpu check bench docs clean
 
 install: .venv/installed
 
@@ -38,6 +38,10 @@ check: install
 
 bench: install
 	$(BIN)/python -m pytest -m bench -s tests/bench
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -30,7 +30,12 @@ from workloads.config.recipe import Recipe
 from workloads.config.teach import TeachRecipe
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+)
 README_LINES = 150
 TOP = ("workloads", "orchestrator", "cluster", "tests", "docs", ".ci")
 RECIPE_PARAMETERS = ("recipe", "data", "int8", "teach_recipe", "study")  # parameters of commands that name a recipe

@@ -29,8 +29,9 @@ from workloads.runtime.placement import Placement, place
 from workloads.runtime.precision import precision_warnings, set_tf32
 from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.session import Session, StepTimes, gather
+from workloads.version import VERSION
 
-VERSIONS = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # recorded in every checkpoint
+LIBRARIES = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # whose versions checkpoints record
 
 
 @dataclass
@@ -159,7 +160,7 @@ def _checkpoint_state(run: Run) -> dict[str, Any]:
         "events": run.prepared.dataset.events_sha256,
         "stores": run.stores.digests(),
         "recipe": asdict(run.recipe),
-        "versions": {package: version(package) for package in VERSIONS},
+        "versions": {"antiphon": VERSION} | {package: version(package) for package in LIBRARIES},
     }
 
 

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from workloads.models.size import model_size
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.scratch import scratch_folder
+from workloads.version import VERSION
 
 CALIBRATION_CLIPS = 64
 REPEATS = 15  # of each timed forward
@@ -195,7 +195,7 @@ def file_facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[s
         | {"longest": max_length(tagger, front_end_inside=inside)},  # named axes may have any length
         "weights_sha256": checkpoint.weights_digest(tagger.state_dict()),
         **{key: state[key] for key in ("origin", "first_weights") if key in state},
-        "antiphon": version("antiphon"),
+        "antiphon": VERSION,
     }
 
 

@@ -7,7 +7,6 @@ Owns the recorded origin; `weights_file.py` reads the file, `hub_folder.py` what
 import hashlib
 import re
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 from orchestrator.artifacts.guess_family import guess_family
@@ -29,6 +28,7 @@ from workloads.runtime.opener import NotAFile
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.tensor_files import read_weights_file
 from workloads.runtime.text import name_some
+from workloads.version import VERSION
 
 STRIDED = ("mn", "dymn")  # the weights of these families do not show their strides
 
@@ -74,7 +74,7 @@ def import_weights(
     converted = _convert(found, published.base, family, settings)
     labels_of_tagger = checked_labels or (published.hub.labels if published.hub else None)
     tagger = to_tagger(converted, _tags(converted.num_classes, tags, published.hub), name=name, labels=labels_of_tagger)
-    origin = published.origin(family) | {"imported_with": f"antiphon {version('antiphon')}"}
+    origin = published.origin(family) | {"imported_with": f"antiphon {VERSION}"}
     uri = _write(tagger, out, name, origin)
     dropped = [*converted.dropped, *found.left_over]
     return {"checkpoint": uri, **_summary(tagger, name), "dropped": dropped, "origin": origin}

@@ -39,6 +39,7 @@ from orchestrator.cli.teach import teach
 from workloads.runtime.checkpoint_store import AlreadyDriven
 from workloads.runtime.json_files import json_text
 from workloads.runtime.redaction import redacting_stderr
+from workloads.version import VERSION
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,9 +67,7 @@ for name, group in groups.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        print_out(f"antiphon {version('antiphon')}")
+        print_out(f"antiphon {VERSION}")
         raise typer.Exit
 
 

@@ -19,7 +19,7 @@ from orchestrator.tracking.log_reader import Cursor, send_pending
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.record_mapping import RunRecord
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
-from orchestrator.tracking.uri import NONE, with_secret
+from orchestrator.tracking.uri import NONE, require_driver, with_secret
 from workloads.runtime.event_log import EVENT_LOG
 from workloads.runtime.json_files import json_text, parse_json
 from workloads.runtime.opener import require_own_file
@@ -40,6 +40,7 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
         with require_own_file(event_log).open("rb") as file:
             record = parse_json(file.readline(), f"{event_log}, line 1", RunRecord)
         uri = uri or with_secret(_recorded_tracking(run, record))
+        require_driver(uri)
         os.environ.update(MLFLOW_ENVIRONMENT)
         destination = open_destination(event_log, uri)
         cursor = Cursor(event_log, f"{redacted(uri)} {destination.run_id}")

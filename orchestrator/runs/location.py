@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.storage import object_store
-from orchestrator.tracking.uri import absolute_uri, sqlite_uri
+from orchestrator.tracking.uri import absolute_uri, require_driver, sqlite_uri
 from workloads.runtime.event_log import EVENT_LOG
 
 RESERVED = ("mlflow.db", "artifacts")  # what the default tracking keeps beside the runs
@@ -45,7 +45,8 @@ class RunLocation:
 def location_of(storage: str, run_id: str, tracking: str) -> RunLocation:
     """The location of a run called `run_id` under the URI `storage`; `tracking` "" means SQLite beside the runs.
 
-    Raises ValueError for an id that cannot be a folder's name, or is that of another file there.
+    Raises ValueError for an id that cannot be a folder's name, or is that of another file there, and for tracking that
+    needs a package that is not installed.
     """
     if not NAME.fullmatch(run_id):
         raise ValueError(
@@ -53,6 +54,7 @@ def location_of(storage: str, run_id: str, tracking: str) -> RunLocation:
         )
     if run_id.startswith(RESERVED):
         raise ValueError(f"run id {run_id!r}: must not begin with {' or '.join(RESERVED)}, which are MLflow's")
+    require_driver(tracking)
     if object_store.is_local(storage):
         local = object_store.local_path(storage)
         return RunLocation(run_id, str(local / run_id), local / run_id, absolute_uri(tracking) or sqlite_uri(local))

@@ -16,6 +16,7 @@ from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.event_log import EVENT_LOG, EventLog, parse_event_log, read_event_log
 from workloads.runtime.json_files import parse_marker
 from workloads.runtime.redaction import redacted
+from workloads.version import VERSION
 
 
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:
@@ -77,6 +78,7 @@ def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: 
         "name": recipe.name,
         "params": flatten(resolve(recipe)),
         "tags": {
+            "antiphon_version": VERSION,
             "git_commit": git_commit(),
             "schedule": recipe.schedule.kind,
             "command": command,

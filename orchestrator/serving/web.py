@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, Protocol
 
@@ -31,6 +30,7 @@ from orchestrator.serving.timeline import along_time
 from workloads.data.decode import BrokenClip, NotReadHere, Sound, TooLong
 from workloads.evaluate.predict import BadNumbers
 from workloads.evaluate.sounds import HeardSound
+from workloads.version import VERSION
 
 TOP, THRESHOLD = 5, 0.5
 SHOWN = 40  # characters of what a client sent
@@ -84,9 +84,7 @@ class Chosen(NamedTuple):
 def build_app(hearing: Hearing) -> FastAPI:
     """The application with all routes; of a hearing whose taggers are loaded."""
     # FastAPI's own pages of the interface load their scripts from the network
-    app = FastAPI(
-        title="Antiphon", version=version("antiphon"), summary="Tags of sounds.", docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="Antiphon", version=VERSION, summary="Tags of sounds.", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=hearing.options.max_bytes)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hearing.options.hosts))
     page = (Path(__file__).with_name("templates") / "page.html").read_text(encoding="utf-8")
@@ -251,7 +249,7 @@ def _server_facts(hearing: Hearing) -> ServerFacts:
         for name, loaded in hearing.loaded.items()
     ]
     return ServerFacts(
-        version=version("antiphon"),
+        version=VERSION,
         max_seconds=options.max_seconds,
         max_bytes=options.max_bytes,
         url_prefixes=list(options.url_prefixes),

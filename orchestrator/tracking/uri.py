@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -32,6 +33,15 @@ def absolute_uri(uri: str) -> str:
     if not uri.startswith("sqlite:///") or not path or path == ":memory:":
         return uri
     return f"sqlite:///{Path(path).absolute()}{mark}{options}"
+
+
+def require_driver(uri: str) -> None:
+    """Raise ValueError for a PostgreSQL database where the driver that SQLAlchemy takes for it is not installed."""
+    if uri.partition(":")[0] in ("postgresql", "postgresql+psycopg2") and find_spec("psycopg2") is None:
+        raise ValueError(
+            f"--tracking {redacted(uri)!r}: a PostgreSQL database needs psycopg2, which is not installed: "
+            "pip install 'antiphon[postgres]'"
+        )
 
 
 def with_secret(recorded: str) -> str:
