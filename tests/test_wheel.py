@@ -24,10 +24,11 @@ from orchestrator.cli.app import main
 
 def command(*arguments):
     sys.argv = ["antiphon", *arguments]
-    said = io.StringIO()
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
         main()
-    return " ".join(said.getvalue().split())
+    said.flush()
+    return " ".join(said.buffer.getvalue().decode().split())
 """
 DATA_FILES = f"""{COMMAND}
 print(json.dumps({{
