@@ -3,6 +3,7 @@
 The packages come from the environment that runs the tests, so that no index is asked.
 """
 
+import os
 import subprocess
 import sys
 import venv
@@ -39,7 +40,9 @@ def install(wheel: Path, requirements: Iterable[str], folder: Path) -> Path:
     (site / "dependencies.pth").write_text(f"{dependencies}\n")
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
     command = [*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # a tree in PYTHONPATH that was built there once counts for pip as installed
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return folder / "bin"
 
