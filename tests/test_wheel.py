@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.installed import ROOT, build_wheel, install
-from workloads.version import VERSION
+from workloads.runtime.version import VERSION
 
 EXTRA = re.compile(r"antiphon\[([\w,]+)\]")
 # These run in the environment with the wheel; one process for several commands, since each imports torch for seconds.

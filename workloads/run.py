@@ -29,7 +29,7 @@ from workloads.runtime.placement import Placement, place
 from workloads.runtime.precision import precision_warnings, set_tf32
 from workloads.runtime.resume import newest_intact_checkpoint
 from workloads.runtime.session import Session, StepTimes, gather
-from workloads.version import VERSION
+from workloads.runtime.version import VERSION
 
 LIBRARIES = ("torch", "torchaudio", "torchvision", "timm", "safetensors")  # whose versions checkpoints record
 

@@ -49,7 +49,7 @@ from workloads.models.size import model_size
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
 from workloads.runtime.scratch import scratch_folder
-from workloads.version import VERSION
+from workloads.runtime.version import VERSION
 
 CALIBRATION_CLIPS = 64
 REPEATS = 15  # of each timed forward

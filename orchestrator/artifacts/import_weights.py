@@ -28,7 +28,7 @@ from workloads.runtime.opener import NotAFile
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.tensor_files import read_weights_file
 from workloads.runtime.text import name_some
-from workloads.version import VERSION
+from workloads.runtime.version import VERSION
 
 STRIDED = ("mn", "dymn")  # the weights of these families do not show their strides
 

@@ -39,7 +39,7 @@ from orchestrator.cli.teach import teach
 from workloads.runtime.checkpoint_store import AlreadyDriven
 from workloads.runtime.json_files import json_text
 from workloads.runtime.redaction import redacting_stderr
-from workloads.version import VERSION
+from workloads.runtime.version import VERSION
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -16,7 +16,7 @@ from workloads.runtime.checkpoint_store import MARKER
 from workloads.runtime.event_log import EVENT_LOG, EventLog, parse_event_log, read_event_log
 from workloads.runtime.json_files import parse_marker
 from workloads.runtime.redaction import redacted
-from workloads.version import VERSION
+from workloads.runtime.version import VERSION
 
 
 def checkpointed_records(run_uri: str) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from orchestrator.serving.timeline import along_time
 from workloads.data.decode import BrokenClip, NotReadHere, Sound, TooLong
 from workloads.evaluate.predict import BadNumbers
 from workloads.evaluate.sounds import HeardSound
-from workloads.version import VERSION
+from workloads.runtime.version import VERSION
 
 TOP, THRESHOLD = 5, 0.5
 SHOWN = 40  # characters of what a client sent
