@@ -2,6 +2,7 @@
 storage."""
 
 import time
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,9 +45,10 @@ class TrialLedger:
     """The tasks of a search that are running: their slots, and what they have reported.
 
     Its methods are called by Tune's loop, in the driver's process, from one thread: for each task `next_task` once,
-    `on_start` once or more (after each pause, and after each `on_lost`), `on_result` once or more for each rung (a
-    retry repeats some), `on_end` at most once; `on_shutdown` once, last. In the driver this is the only place that
-    decides how a task ended and writes its result.
+    `on_start` once or more (after each pause, and after each loss), `on_result` once or more for each rung (a retry
+    repeats some), `on_end` at most once; `on_shutdown` once, last. In the driver this is the only place that decides
+    how a task ended and writes its result. A task that was lost at a moment at which Tune does not start it again
+    (`on_lost_at_start`) keeps its slot and is the next one, at most `repeats` times.
 
     A kill loses the scores and times in memory: a task that was running has neither a result nor a `closed` record
     then, and the driver that resumes the search runs it again. Of tasks that an earlier driver has closed nothing is
@@ -54,11 +56,13 @@ class TrialLedger:
     """
 
     def __init__(
-        self, source: TaskSource, recipe: Recipe, store: SearchStore, event_log: EventLog, *, slots: int
+        self, source: TaskSource, recipe: Recipe, store: SearchStore, event_log: EventLog, *, slots: int, repeats: int
     ) -> None:
         self.source, self.event_log = source, event_log
         self._recipe, self._store = recipe, store
-        self._free_slots = list(range(slots))
+        self._slots, self._free_slots = slots, list(range(slots))
+        self._repeats_left: dict[str, int] = defaultdict(lambda: repeats)
+        self.lost: list[Task] = []  # to be run again, by this ledger or by the next one
         self._open: dict[str, Task] = {}  # by name: started and not ended
         self._progress: dict[str, _RunningTask] = {}  # by name, of every task that was started
         self._closed_earlier = {  # by an earlier driver, for good
@@ -68,11 +72,19 @@ class TrialLedger:
         }
 
     @property
-    def has_free_slot(self) -> bool:
-        return bool(self._free_slots)
+    def can_start(self) -> bool:
+        """Whether there is room for a task."""
+        return bool(self._free_slots or self.lost)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no task has a slot: one that has may be lost, and is then the next."""
+        return len(self._free_slots) == self._slots
 
     def next_task(self) -> Task | None:
-        """The next task, for the lowest slot that is free; None when there are no more."""
+        """The next task, for the lowest slot that is free; None when there is none now."""
+        if self.lost:
+            return self.lost.pop(0)
         self._free_slots.sort()
         task = self.source.next_task(self._free_slots[0])
         if task is not None:
@@ -101,8 +113,16 @@ class TrialLedger:
             self._log(task, "run", **self._run_fields(task))
 
     def on_lost(self, task: Task, error: str) -> None:
-        """The task's process was lost, or failed; Tune starts it again."""
+        """The task's process was lost, or failed; it is started again."""
         print_status(f"{task.kind} {task.name}: {error}; it is started again")
+
+    def on_lost_at_start(self, task: Task, error: str) -> None:
+        """The process was lost as it was handed the task; Tune does not start it again."""
+        if not self._repeats_left[task.name]:
+            return self.on_end(task, error)
+        self._repeats_left[task.name] -= 1
+        self.lost.append(task)
+        self.on_lost(task, error)
 
     def on_result(self, task: Task, report: dict[str, Any]) -> None:
         """The task's process reports a rung and the records up to it; see `trial_runner.run_trial`."""

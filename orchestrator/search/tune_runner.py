@@ -98,20 +98,28 @@ class TuneRunner:
         """Give all tasks to the scheduler, which lets them take turns and moves pointers to our checkpoints.
 
         Tasks that have a result are not given to it, and the others resume from the newest rung that all of them have
-        reached: it waits for ever for trials that start at different rungs.
+        reached: it waits for ever for trials that start at different rungs. It cannot be given one again that was lost
+        as it was handed to a process: those run once the others have ended.
         """
         ledger = self._new_ledger(source)
-        tasks = ledger.remaining_tasks()
-        if not tasks:
-            return 0.0
+        tasks, took = ledger.remaining_tasks(), 0.0
+        for repeats in reversed(range(RETRIES + 1)):
+            if tasks and (seconds is None or took < seconds):
+                ledger = self._new_ledger(source, repeats=repeats)
+                took += self._take_turns(ledger, tasks, seconds=None if seconds is None else seconds - took)
+                tasks = ledger.lost
+        return took
+
+    def _take_turns(self, ledger: TrialLedger, tasks: list[Task], *, seconds: float | None) -> float:
         rungs_done = align_to_common_rung(self._plan, tasks, self._store)
         space = {"task": tune.grid_search([task.as_json() for task in tasks])}
         storage = ray_storage(object_store.join(self._store.uri, "tune"), patience_s=PATIENCE_S)
         scheduler = build_scheduler(self._plan.search, rungs_done)
         return self._fit(ledger, space, storage=storage, scheduler=scheduler, seconds=seconds)
 
-    def _new_ledger(self, source: TaskSource) -> TrialLedger:
-        return TrialLedger(source, self._plan.recipe, self._store, self._event_log, slots=self.slots)
+    def _new_ledger(self, source: TaskSource, *, repeats: int = RETRIES) -> TrialLedger:
+        recipe = self._plan.recipe
+        return TrialLedger(source, recipe, self._store, self._event_log, slots=self.slots, repeats=repeats)
 
     def _fit(
         self,
@@ -196,10 +204,12 @@ class TrialSearcher(NotPickled, Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        if not self._ledger.has_free_slot:  # all are held, some by tasks that are about to be retried
+        if not self._ledger.can_start:  # all slots are held, some by tasks that are about to be retried
             return None
         task = self._ledger.next_task()
-        return Searcher.FINISHED if task is None else {"task": task.as_json()}
+        if task is not None:
+            return {"task": task.as_json()}
+        return Searcher.FINISHED if self._ledger.is_idle else None  # after FINISHED Tune does not ask again
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: `TrialCallback` is called too, and is given the trial."""
@@ -230,7 +240,11 @@ class TrialCallback(NotPickled, tune.Callback):
         self._ledger.on_lost(_task_of(trial.config, str(trial)), _error_of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._ledger.on_end(_task_of(trial.config, str(trial)), error=_error_of(trial))
+        task, error = _task_of(trial.config, str(trial)), _error_of(trial)
+        if trial.should_recover():  # Tune tries again only what runs: this was being handed to a process
+            self._ledger.on_lost_at_start(task, error)
+        else:
+            self._ledger.on_end(task, error)
 
 
 def _error_of(trial: Any) -> str:

@@ -117,18 +117,21 @@ def fit(
 
 
 def _fit_once(trainer: Any, given_up: Callable[[], bool]) -> Exception | None:
-    """Train; returns Ray's error where workers were lost more often than it starts them again.
+    """Train; returns the error where workers were lost more often than Ray starts them again, or the cluster failed.
 
-    Raises Unavailable where it was the store or the cluster that failed, and where `given_up` says so.
+    Raises Unavailable where the store failed or the cluster did not start the workers, and where `given_up` says so.
     """
+    from ray.exceptions import RayError, RayTaskError
     from ray.train import ControllerError, WorkerGroupError
 
     try:
         _in_a_thread(trainer.fit, given_up)
     except ControllerError as error:
-        if type(error.controller_failure).__name__.startswith("WorkerGroupStartup"):
-            reason = one_line(error.controller_failure)
-            raise Unavailable(f"the cluster has not started the workers: {reason}") from None
+        failure = error.controller_failure
+        if type(failure).__name__.startswith("WorkerGroupStartup"):
+            raise Unavailable(f"the cluster has not started the workers: {one_line(failure)}") from None
+        if isinstance(failure, RayError) and not isinstance(failure, RayTaskError):  # Ray itself, no code that it ran
+            return Unavailable(f"the Ray cluster failed: {one_line(failure)}")
         raise
     except WorkerGroupError as error:  # what a store does for longer than the workers wait for it
         reasons = [str(failure).strip() for failure in error.worker_failures.values()]

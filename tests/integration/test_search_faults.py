@@ -133,6 +133,55 @@ def test_a_trial_of_several_workers_resumes_after_its_first_slice(searching: Any
     assert outcome["best"]["objective"] == pytest.approx(uninterrupted["best"]["objective"], abs=1e-4)
 
 
+@pytest.mark.parametrize(("searcher", "slots"), [("random", ("--slots", "1")), ("pbt", ())])
+def test_a_trial_whose_process_dies_as_it_is_handed_to_it_is_run_again(
+    searching: Any, tmp_path: Path, searcher: str, slots: tuple[str, ...]
+) -> None:
+    """There are more trials than slots, so that their processes are handed others, which Tune would not start again."""
+    more = sets(f"search.searcher={searcher}", "search.scheduler=none", *LONG)
+    command = searching(*NEW, *slots, *more)
+    program = f"from tests.integration.test_search_faults import kill_at_hand_over; kill_at_hand_over({command[1:]!r})"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "its process was lost; it is started again" in done.stderr
+    trials = results(tmp_path / "runs" / "s")
+    assert [result["status"] for result in trials.values()] == ["done"] * 4
+    assert all([rung["step"] for rung in result["history"]] == [8, 16, 24] for result in trials.values())
+    if searcher == "random":
+        settings = {name: result["settings"] for name, result in trials.items()}
+        assert settings == expected_settings(searching, tmp_path)
+
+
+def kill_at_hand_over(command: list[str]) -> None:
+    """The command line, in which the first process that is handed another trial has just been killed."""
+    from orchestrator.cli.app import app
+    from orchestrator.training.ray_cluster import prepare_environment
+
+    prepare_environment("")  # before Ray is imported
+    from ray.tune.execution.tune_controller import TuneController
+
+    hand_over, killed = TuneController._schedule_trial_reset, []
+
+    def hand_over_to_the_dead(controller: Any, trial: Any, *rest: Any) -> None:
+        if not killed:
+            killed.extend(kill_trials())
+        hand_over(controller, trial, *rest)
+
+    TuneController._schedule_trial_reset = hand_over_to_the_dead  # type: ignore[method-assign]
+    app(command)
+
+
+def kill_trials() -> list[int]:
+    """Kill the processes of trials that this one's Ray has started; returns their ids."""
+    own = psutil.Process().children(recursive=True)
+    trials = [process for process in own if process.name().startswith("ray::ImplicitFunc")]
+    for process in trials:
+        process.kill()
+    psutil.wait_procs(trials)
+    return [process.pid for process in trials]
+
+
 def test_a_member_that_fails_last_does_not_block_the_population(tmp_path: Path) -> None:
     """One CPU, so that the others have waited at their first rung when it fails; Tune itself would wait for ever."""
     program = f"from tests.integration.test_search_faults import fail_last; fail_last({str(tmp_path)!r})"

@@ -58,10 +58,7 @@ def started(nodes: RayNodes, node: Node, folder: Path, cache: Path, *, slots: in
 
 
 def trains(search: Path, nodes: RayNodes, node: Node) -> bool:
-    """Whether a trial is done, and two others train, one of them on the node.
-
-    Tune does not start a trial again that it is just handing to a process whose node is lost.
-    """
+    """Whether a trial is done, and two others train, one of them on the node."""
     begun = len(list(search.glob("trials/*/settings.json")))
     return begun - len(results(search)) == 2 < begun and any(map(is_trial, nodes.programs(node)))
 

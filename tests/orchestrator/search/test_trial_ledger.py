@@ -73,7 +73,7 @@ def store(tmp_path: Path) -> SearchStore:
 
 @pytest.fixture
 def ledger(plan: SearchPlan, store: SearchStore, tmp_path: Path) -> TrialLedger:
-    return TrialLedger(RecordingSource(), plan.recipe, store, EventLog(tmp_path / "events.jsonl"), slots=1)
+    return TrialLedger(RecordingSource(), plan.recipe, store, EventLog(tmp_path / "events.jsonl"), slots=1, repeats=2)
 
 
 def kinds(ledger: TrialLedger) -> list[str]:
@@ -88,7 +88,7 @@ def test_a_winners_delivery_is_logged_also_where_only_its_result_is_found(
     write_end(store, WINNER, "done", 0.4, delivered={"kind": "result", "t": 1, "models": {}})
     ledger.on_shutdown()
     assert kinds(ledger) == ["run", "result", "closed"]
-    later = TrialLedger(RecordingSource(), plan.recipe, store, ledger.event_log, slots=1)
+    later = TrialLedger(RecordingSource(), plan.recipe, store, ledger.event_log, slots=1, repeats=2)
     later.on_start(WINNER)
     later.on_end(WINNER)
     assert kinds(ledger) == ["run", "result", "closed"]
@@ -139,7 +139,7 @@ def test_mlflow_run_ids_are_beside_a_search_on_an_object_store_while_it_runs(
         monkeypatch.setenv(name, value)
     s3_server.client().create_bucket(Bucket="links")
     event_log = EventLog(tmp_path / "events.jsonl")
-    ledger = TrialLedger(RecordingSource(), plan.recipe, SearchStore("s3://links/s"), event_log, slots=1)
+    ledger = TrialLedger(RecordingSource(), plan.recipe, SearchStore("s3://links/s"), event_log, slots=1, repeats=2)
     ledger.on_start(Task("trial", 0))
     (tmp_path / RUN_IDS_FILE).write_text('{"": "p", "0000": "c"}')
     ledger.on_result(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})

@@ -56,3 +56,34 @@ def test_a_run_advances_if_its_last_workers_began_later_than_those_before(steps:
     """40 and 40: a fault that comes back before the next checkpoint is stored."""
     records = [record for step in steps for record in ({"kind": "start", "step": step}, {"kind": "worker-failed"})]
     assert _advances(records) is advances
+
+
+# In a process of its own, as it imports Ray. Ray Train's own errors, as its controller raises them.
+CONTROLLER = """
+from types import SimpleNamespace
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError
+from ray.train import ControllerError
+from orchestrator.training.ray_trainer import _fit_once
+
+def end(failure):
+    def fit():
+        raise ControllerError(failure)
+    try:
+        error = _fit_once(SimpleNamespace(fit=fit), lambda: False)
+        return f"{type(error).__name__} returned: {error}"
+    except Exception as error:
+        return f"{type(error).__name__} raised"
+
+for failure in GetTimeoutError("no answer"), ActorUnschedulableError("no room"), ValueError("of our own code"):
+    print(end(failure))
+"""
+
+
+def test_where_ray_itself_fails_to_try_again_helps() -> None:
+    done = subprocess.run([sys.executable, "-c", CONTROLLER], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [
+        "Unavailable returned: the Ray cluster failed: no answer",
+        "Unavailable returned: the Ray cluster failed: The actor is not schedulable: no room",
+        "ControllerError raised",
+    ]
