@@ -162,6 +162,7 @@ def test_an_index_has_all_that_the_wheel_needs(wheel: Path, tmp_path: Path) -> N
     if done.returncode and ("Failed to fetch" in done.stderr or "error sending request" in done.stderr):
         pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
-    settings = ["--set", "data.synthetic_clips=60", "--set", "train.epochs=1", "--no-compare"]
+    values = ("data.synthetic_clips=60", "schedule.burn_in=4", "schedule.period=4", "schedule.turns=2")
+    settings = [*(word for value in values for word in ("--set", value)), "--no-compare"]
     outcome = output(tmp_path / "bin" / "antiphon", "run", "demo", "--local", "--tracking", "none", "--json", *settings)
     assert json.loads(outcome.splitlines()[-1])["status"] == "done"

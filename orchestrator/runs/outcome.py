@@ -3,7 +3,6 @@
 from typing import Any
 
 from orchestrator.runs.location import RunLocation
-from orchestrator.runs.process_identity import seconds_running
 from orchestrator.storage import object_store
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.event_log import EVENT_LOG, end_of, read_event_log
@@ -44,9 +43,10 @@ def publish_event_log(location: RunLocation) -> None:
 
 
 def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The outcome by the last attempt's records; it has ended."""
+    """The outcome by the last attempt's records; it has ended. `seconds`: of the records of that attempt."""
     end = end_of(records)
     assert end is not None, "the driver records the end before it concludes"
+    began = [record["t"] for record in records if record["kind"] == "run" and "child" not in record][-1]
     starts = [number for number, record in enumerate(records) if record["kind"] == "start"]
     attempt = records[starts[-1] :] if starts else []
     result: dict[str, Any] = next((record for record in attempt if record["kind"] == "result"), {})
@@ -57,7 +57,7 @@ def _outcome(location: RunLocation, records: list[dict[str, Any]]) -> dict[str, 
         "status": end["status"],
         "error": end["error"],
         "mistake": end["mistake"],
-        "seconds": round(seconds_running(), 1),
+        "seconds": round((end["t"] - began) / 1000, 1),  # a process may train several runs, one after another
         "report": object_store.join(location.uri, "report.html"),
         "tracking": redacted(location.tracking),
         "resumed_from_step": resumed_from,

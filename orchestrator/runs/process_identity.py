@@ -6,7 +6,6 @@ when the process began: no two boots share one, so none is told from another, an
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -33,10 +32,3 @@ def started(pid: int) -> float:
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         return int(ticks) / os.sysconf("SC_CLK_TCK")
     return float(psutil.Process(pid).create_time())
-
-
-def seconds_running() -> float:
-    """How long this process has run."""
-    if sys.platform == "linux":
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started(os.getpid())
-    return time.time() - started(os.getpid())

@@ -1,6 +1,7 @@
 """A comparison over several seeds: runs of their own, in order, and one comparison of all of them."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -35,10 +36,15 @@ def request_of(tiny, tmp_path):
 
 
 def test_the_run_compares_the_models_of_all_seeds(request_of, tmp_path):
+    began = time.monotonic()
     result, finished = compare(request_of(), 3)
+    took = time.monotonic() - began
     assert finished == ["demo-1-seed-1", "demo-1-seed-2"]
     assert (result.location.run_id, result.outcome["status"]) == ("demo-1", "done")
     outcomes = [json.loads((tmp_path / "runs" / name / "outcome.json").read_text()) for name in (*finished, "demo-1")]
+    seconds = [outcome["seconds"] for outcome in outcomes]
+    assert min(seconds) > 0
+    assert sum(seconds) <= took + 0.2, "each run has its own seconds, rounded to 0.1"
     for student, control in (("cnn", "cnn_untaught"), ("vit", "vit_untaught")):
         compared = result.outcome["compare"][student]
         assert (compared["seeds"], compared["clips"]) == (3, 20)
