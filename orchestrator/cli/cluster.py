@@ -124,8 +124,10 @@ def render(
     """Write the manifests, cluster file or batch script of a spec; nothing is sent anywhere."""
     from cluster.render import render as render_spec
     from orchestrator.cli.rendered_command import checked_spec
-    from workloads.runtime.atomic_files import replace_text
+    from workloads.runtime.atomic_files import replace_text, require_folder_for
 
+    if out is not None:
+        require_folder_for(out, "--out")
     text = render_spec(checked_spec(context, spec, kind), to)
     if out is None:
         typer.echo(text, nl=False)

@@ -20,7 +20,10 @@ def diff(
 ) -> None:
     """Print how runs differ: recipe values, code, data, steps, time, scores with intervals."""
     from orchestrator.runs.differences import diff_runs
+    from workloads.runtime.atomic_files import require_folder_for
 
+    if out is not None:
+        require_folder_for(out, "--out")
     with only_json(as_json) as emit:
         found = diff_runs(runs)
         emit(found)

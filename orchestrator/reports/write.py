@@ -15,6 +15,7 @@ from orchestrator.search.store import upload_beside
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from workloads.runtime.atomic_files import require_folder_for
 from workloads.runtime.event_log import EVENT_LOG, read_event_log
 from workloads.runtime.json_files import require_shape
 
@@ -64,8 +65,11 @@ def rewrite_report(uri: str, out: str) -> str:
     """Write the report of a run, a search or a study, finished or not, from what its folder or URI holds; returns the
     path.
 
-    `out` is empty for ./ID.html. Raises ValueError where there is no run with records, no search and no study.
+    `out` is empty for ./ID.html. Raises ValueError where there is no run with records, no search and no study, and
+    where no file can be written at `out`.
     """
+    if out:
+        require_folder_for(Path(out), "--out")
     if object_store.exists(object_store.join(uri, "study.json")):
         from orchestrator.reports.study_page import write_study_page
         from orchestrator.study.results import outcome_so_far

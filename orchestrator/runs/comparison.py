@@ -124,6 +124,10 @@ def _not_compared(compared: dict[str, Any], sides: Sequence[Predictions]) -> dic
     return {name: reason for name, reason in reasons.items() if name in scored and name not in compared}
 
 
+class NoPredictions(ValueError):
+    """The test predictions that a tagger was published with are gone."""
+
+
 class OtherClips(ValueError):
     """Models that were not trained and scored on the same clips."""
 
@@ -153,12 +157,19 @@ def _joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _test_predictions(folder: str) -> Predictions:
-    """The tensors that a tagger was published with, and as `scored` the names of its test scores."""
+    """The tensors that a tagger was published with, and as `scored` the names of its test scores.
+
+    Raises NoPredictions where the file is gone.
+    """
     from workloads.evaluate.deliver import TEST_PREDICTIONS
     from workloads.runtime.tensor_files import parse_safetensors
 
     uri = object_store.join(folder, f"{TEST_PREDICTIONS}.safetensors")
-    return {**parse_safetensors(object_store.get_bytes(uri), uri), "scored": {*_state(folder).get("test", {})}}
+    try:
+        content = object_store.get_bytes(uri)
+    except FileNotFoundError:
+        raise NoPredictions(f"{uri}: is missing, so its test clips cannot be scored again; copy it back") from None
+    return {**parse_safetensors(content, uri), "scored": {*_state(folder).get("test", {})}}
 
 
 def fingerprint(folder: str) -> str:

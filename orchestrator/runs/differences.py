@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.recipes.loader import flatten
-from orchestrator.runs.comparison import OtherClips, compare_folders, joined_predictions
+from orchestrator.runs.comparison import NoPredictions, OtherClips, compare_folders, joined_predictions
+from orchestrator.runs.recipe_file import read_recipe
 from orchestrator.runs.records import records_of
 from orchestrator.runs.resume import RECIPE
 from orchestrator.storage import object_store, published_folders
@@ -83,7 +84,8 @@ def diff_runs(uris: Sequence[str]) -> dict[str, Any]:
     each model by part and metric, with a 95 % interval where test predictions are stored; `compared`: differences to
     the first run, above 0 is better; `not_compared`: why some are missing.
 
-    Raises ValueError for fewer than two runs, one that is named twice, and one that is not there.
+    Raises ValueError for fewer than two runs, one that is named twice, one that is not there, and one whose recipe.json
+    is no run's.
     """
     if len(uris) < 2:
         raise ValueError(f"RUN: {len(uris)} given; name two runs or more")
@@ -144,10 +146,10 @@ def _summary(recipe: dict[str, Any], table: str) -> str | None:
 
 
 def _read(uri: str) -> RunFacts:
-    recipe_uri = object_store.join(uri, RECIPE)
-    if not object_store.exists(recipe_uri):
+    recipe = read_recipe(uri)
+    if recipe is None:
         raise ValueError(f"RUN {uri!r}: no {RECIPE} there; give a run's folder or URI, STORAGE/RUN_ID")
-    return RunFacts(uri, object_store.read_json(recipe_uri), records_of(uri))
+    return RunFacts(uri, recipe, records_of(uri))
 
 
 def _names(runs: Sequence[RunFacts]) -> list[str]:
@@ -191,7 +193,10 @@ def _intervals(run: RunFacts) -> dict[tuple[str, str], list[float]]:
     for model in run.models:
         folder = _published(run, model)
         if folder and run.models[model]["test"]:
-            predictions = joined_predictions([folder])
+            try:
+                predictions = joined_predictions([folder])
+            except NoPredictions:  # `_compare` says so
+                continue
             for metric, interval in score_intervals(predictions["logits_NC"], predictions["y_NC"], run.labels).items():
                 found[model, metric] = interval
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.runs.comparison import compare_folders
+from orchestrator.runs.recipe_file import read_recipe
 from orchestrator.runs.resume import RECIPE, finished_outcome
 from orchestrator.storage import object_store, published_folders
 
@@ -98,9 +99,9 @@ def _read(uri: str, option: str) -> FinishedRun:
     outcome = finished_outcome(uri)
     if outcome is None:
         raise ValueError(f"{option} {uri!r}: there is no run that is done; check the path, or finish it with --resume")
-    if not object_store.exists(object_store.join(uri, RECIPE)):
+    recipe = read_recipe(uri)
+    if recipe is None:
         raise ValueError(f"{option} {uri!r}: it holds no {RECIPE}, so it is no training run; name a run")
-    recipe: dict[str, Any] = object_store.read_json(object_store.join(uri, RECIPE))
     return FinishedRun(uri, recipe, outcome["models"])
 
 

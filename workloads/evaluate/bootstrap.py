@@ -66,13 +66,14 @@ def what_teaching_did(pairs: list[Pair], y_NC: Tensor, labels: str) -> dict[str,
 
 
 def score_intervals(logits_NC: Tensor, y_NC: Tensor, labels: str) -> dict[str, list[float]]:
-    """The 95 % intervals of a model's primary score and of its log loss in nats, over the clips."""
+    """The 95 % intervals of a model's primary score and of its log loss in nats, over the clips.
+
+    Without those of a score that no resample has, as the mAP of clips that all have the same tags.
+    """
     metric, counts = primary(labels), Resamples(len(y_NC), 1)
     resamples = {metric: _SCORES[metric], "log_loss": _log_losses}
-    return {
-        name: list(counts.interval(resample(logits_NC, y_NC, labels, counts)[None]))
-        for name, resample in resamples.items()
-    }
+    values = {name: resample(logits_NC, y_NC, labels, counts) for name, resample in resamples.items()}
+    return {name: list(counts.interval(own_B[None])) for name, own_B in values.items() if not np.isnan(own_B).all()}
 
 
 def compare_means(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -89,12 +90,6 @@ def compare_means(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         "difference": float(taught - untaught),
         "interval": [low, high],
     }
-
-
-def score_interval(logits_NC: Tensor, y_NC: Tensor, labels: str) -> tuple[float, float]:
-    """The 95 % interval of the primary score (`metrics.primary`) of one model on clips drawn with replacement."""
-    counts = Resamples(len(y_NC), 1)
-    return counts.interval(_SCORES[primary(labels)](logits_NC, y_NC, labels, counts)[np.newaxis])
 
 
 class Resamples:
@@ -115,7 +110,7 @@ class Resamples:
         return (block_BN.astype(float) for block_BN in self._blocks)
 
     def interval(self, differences_SB: Array) -> tuple[float, float]:
-        """The 95 % interval of the mean over seeds; resamples without any tag to score are left out."""
+        """The 95 % interval of the mean over seeds; resamples without any tag to score are left out, not all are."""
         means_B = (self._seeds_BS.T * differences_SB).sum(0)
         tail = 50 * (1 - CONFIDENCE)
         low, high = np.nanpercentile(means_B, [tail, 100 - tail])

@@ -33,6 +33,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def require_folder_for(path: Path, name: str) -> None:
+    """ValueError where no file can be at `path`, which the user gave as `name`; to ask before anything is computed."""
+    if path.is_dir():
+        raise ValueError(f"{name} {str(path)!r}: is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"{name} {str(path)!r}: there is no folder {path.parent}; create it first")
+
+
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or replace it."""
     with replacing(path) as file:

@@ -143,3 +143,57 @@ def test_fewer_than_two_runs_and_what_is_none_are_refused(first, antiphon):
         done = antiphon("diff", *words)
         assert (done.code, done.out) == (2, "")
         assert message in done.err
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[1, 2]", "its content: input should be a valid dictionary"),
+        ("{}", "data: field required"),
+        ('{"data": {"labels": "multi", "test_fold": 0}, "models": 3}', "models: input should be a valid dictionary"),
+        ("not JSON", "is not JSON"),
+    ],
+)
+def test_a_recipe_that_is_none_is_named(first, tmp_path, antiphon, content, problem):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "recipe.json").write_text(content)
+    for words in (("diff", first, other), ("diff", other, first)):
+        done = antiphon(*words)
+        assert done.code == 2
+        assert f"{other}/recipe.json: {problem}" in done.err
+
+
+def test_a_run_without_its_test_predictions_is_listed_and_not_compared(first, alone, tmp_path, antiphon):
+    bare = shutil.copytree(alone, tmp_path / "bare")
+    for file in bare.rglob(f"{TEST_PREDICTIONS}.safetensors"):
+        file.unlink()
+    done = antiphon("diff", first, bare, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    rows = {(row["model"], row["part"], row["metric"]): row["runs"] for row in found["scores"]}
+    there, gone = rows["cnn", "test", "mAP"]
+    assert there["interval"] is not None
+    assert gone["interval"] is None
+    assert gone["value"] > 0
+    assert found["compared"] == []
+    assert f"{TEST_PREDICTIONS}.safetensors: is missing" in found["not_compared"]["bare"]
+
+
+@pytest.mark.parametrize(("out", "problem"), [("none/page.html", "there is no folder none"), (".", "is a folder")])
+def test_a_page_that_cannot_be_written_is_refused_first(first, alone, antiphon, tmp_path, monkeypatch, out, problem):
+    monkeypatch.chdir(tmp_path)
+    for words in (("diff", first, alone), ("report", first), ("cluster", "render", "example", "--to", "kuberay")):
+        done = antiphon(*words, "--out", out)
+        assert (done.code, done.out) == (2, "")
+        assert f"--out '{out}': {problem}" in done.err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_score_that_no_resample_has_has_no_interval():
+    """Every clip has the tag: there is no precision, in whatever sample of them; the log loss has an interval."""
+    logits_NC, y_NC = torch.linspace(-1, 1, 8)[:, None], torch.ones(8, 1)
+    found = score_intervals(logits_NC, y_NC, "multi")
+    assert set(found) == {"log_loss"}
+    loss = torch.nn.functional.softplus(-logits_NC).mean().item()
+    assert found["log_loss"][0] < loss < found["log_loss"][1]
