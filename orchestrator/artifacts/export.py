@@ -8,7 +8,6 @@ Axes: N clips of a set, B clips of a batch, M mel bands, F frames, C tags.
 
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.artifacts.drafts import draft_folder
 from orchestrator.artifacts.evaluate import prepare_for
 from orchestrator.artifacts.model_card import write_card
 from orchestrator.storage import published_folders
@@ -30,7 +30,7 @@ from workloads.data.batches import evaluation_batches
 from workloads.data.clips import Clip
 from workloads.data.prepare import PreparedData
 from workloads.evaluate import metrics
-from workloads.evaluate.bootstrap import score_interval
+from workloads.evaluate.bootstrap import score_intervals
 from workloads.evaluate.deliver import TEST_PREDICTIONS
 from workloads.evaluate.predict import load_tagger
 from workloads.export.export import (
@@ -119,8 +119,8 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
     """
     tagger, state, interval = load_with_interval(uri)
     prepared = prepare_for(tagger, state, recipe, uri) if recipe else None
-    with tempfile.TemporaryDirectory(dir=target.path.parent, prefix=".export-") as scratch:
-        drafts = {path: Path(scratch) / path.name for path in target.paths}
+    with draft_folder(target.path.parent) as scratch:
+        drafts = {path: scratch / path.name for path in target.paths}
         report = _write_float(tagger, state, drafts[target.path], target) | {"interval": interval}
         files = {"file": open_file(drafts[target.path], target.to)}
         if recipe and prepared:
@@ -135,7 +135,7 @@ def export_checkpoint(uri: str, target: Target, recipe: Recipe | None) -> dict[s
 
 
 def load_with_interval(uri: str) -> tuple[Tagger, dict[str, Any], dict[str, Any] | None]:
-    """A published tagger, its state, and the 95 % interval of its primary test score; None where it has no test logits.
+    """A published tagger, its state, and the 95 % interval of its primary test score; None where it has none.
 
     Raises ValueError for a folder that holds no tagger.
     """
@@ -146,8 +146,11 @@ def load_with_interval(uri: str) -> tuple[Tagger, dict[str, Any], dict[str, Any]
             return tagger, state, None
         predictions = checkpoint.read_tensors(folder, TEST_PREDICTIONS, uri)
     logits_NC, y_NC = predictions["logits_NC"], predictions["y_NC"]
-    low, high = score_interval(logits_NC, y_NC, tagger.labels)
-    return tagger, state, {"score": metrics.primary(tagger.labels), "low": low, "high": high, "clips": len(y_NC)}
+    primary = metrics.primary(tagger.labels)
+    interval = score_intervals(logits_NC, y_NC, tagger.labels).get(primary)
+    if interval is None:
+        return tagger, state, None
+    return tagger, state, {"score": primary, "low": interval[0], "high": interval[1], "clips": len(y_NC)}
 
 
 def _write_float(tagger: Tagger, state: dict[str, Any], draft: Path, target: Target) -> dict[str, Any]:
@@ -156,7 +159,8 @@ def _write_float(tagger: Tagger, state: dict[str, Any], draft: Path, target: Tar
     size = model_size(
         tagger.model, num_classes=len(tagger.tags), clip_seconds=tagger.clip_seconds, clip_rate=tagger.clip_rate
     )
-    difference = export(tagger, draft, to=target.to, front_end_inside=target.front_end_inside, metadata=facts)
+    inside, long_clips = target.front_end_inside, state["long_clips"]
+    difference = export(tagger, draft, to=target.to, front_end_inside=inside, long_clips=long_clips, metadata=facts)
     return {
         "file": target.path.name,
         "to": target.to,
@@ -171,15 +175,15 @@ def _write_float(tagger: Tagger, state: dict[str, Any], draft: Path, target: Tar
 
 def file_facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[str, Any]:
     """What a program needs to use an exported tagger: the metadata stored inside the file."""
-    front_end, any_length = tagger.front_end, takes_any_length(tagger)
-    samples = round(tagger.clip_seconds * tagger.clip_rate)
+    front_end = tagger.front_end
     if inside:
-        file_input: dict[str, Any] = {"kind": "waveform", "shape": ["clips", "samples" if any_length else samples]}
+        file_input: dict[str, Any] = {"kind": "waveform", "shape": ["clips", "samples"], "longest": None}
     else:
         frames = front_end.frames(tagger.clip_seconds)
         file_input = {
             "kind": "log-mel",
-            "shape": ["clips", front_end.bands, "frames" if any_length else frames],
+            "shape": ["clips", front_end.bands, "frames" if takes_any_length(tagger) else frames],
+            "longest": max_length(tagger, front_end_inside=False),  # a named axis may have any length up to it
             "front_end": front_end.kind,
             "front_end_rate": front_end.rate,
             "note": f"not normalised: the network subtracts {tagger.mean:g} and divides by {tagger.std:g}",
@@ -191,8 +195,7 @@ def file_facts(tagger: Tagger, state: dict[str, Any], *, inside: bool) -> dict[s
         "rate": tagger.clip_rate,
         "clip_seconds": tagger.clip_seconds,
         "long_clips": state["long_clips"],
-        "input": file_input
-        | {"longest": max_length(tagger, front_end_inside=inside)},  # named axes may have any length
+        "input": file_input,
         "weights_sha256": checkpoint.weights_digest(tagger.state_dict()),
         **{key: state[key] for key in ("origin", "first_weights") if key in state},
         "antiphon": VERSION,

@@ -12,21 +12,19 @@ from typing import Any, Literal, NamedTuple
 from orchestrator.artifacts.guess_family import guess_family
 from orchestrator.artifacts.hub_folder import HubFolder, find_hub_folder
 from orchestrator.artifacts.import_encoder import check_encoder_options, import_encoder
-from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file
+from orchestrator.artifacts.import_own import import_own
+from orchestrator.artifacts.weights_file import FoundWeights, find_weights, load_weights_file, read_file
 from orchestrator.storage import object_store, published_folders
-from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import MODEL_NAME
 from workloads.data.tag_names import tag_names, with_whole_names
 from workloads.models.official import efficientat, passt
 from workloads.models.official.converted import Converted
-from workloads.models.official.hub_config import HubConfig, read_hub_config
+from workloads.models.official.hub_config import OWN, HubConfig, read_hub_config
 from workloads.models.official.projects import converter, source_of
 from workloads.models.official.to_tagger import to_tagger
 from workloads.models.tagger import Tagger
 from workloads.runtime import checkpoint
-from workloads.runtime.opener import NotAFile
 from workloads.runtime.scratch import scratch_folder
-from workloads.runtime.tensor_files import read_weights_file
 from workloads.runtime.text import name_some
 from workloads.runtime.version import VERSION
 
@@ -57,7 +55,10 @@ def import_weights(
     if family is not None:  # before anything is read
         _check_options(family, out, options)
     _require_new(out)
-    published = _read_published(file)
+    folder = find_hub_folder(file)
+    if folder is not None and folder.config.get("model_type") == OWN:
+        return import_own(folder, out, family=family, **options)
+    published = _read_published(file, folder)
     if family is None:
         family = published.family or guess_family(published.loaded, published.base)
         _check_options(family, out, options)
@@ -75,7 +76,7 @@ def import_weights(
     labels_of_tagger = checked_labels or (published.hub.labels if published.hub else None)
     tagger = to_tagger(converted, _tags(converted.num_classes, tags, published.hub), name=name, labels=labels_of_tagger)
     origin = published.origin(family) | {"imported_with": f"antiphon {VERSION}"}
-    uri = _write(tagger, out, name, origin)
+    uri = _write(tagger, out, name, origin, published.hub.long_clips if published.hub else "windows")
     dropped = [*converted.dropped, *found.left_over]
     return {"checkpoint": uri, **_summary(tagger, name), "dropped": dropped, "origin": origin}
 
@@ -103,11 +104,10 @@ class Published(NamedTuple):
         return where | {"project": self.folder.name, "licence": self.folder.licence}
 
 
-def _read_published(file: str) -> Published:
-    folder = find_hub_folder(file)
+def _read_published(file: str, folder: HubFolder | None) -> Published:
     weights = file if folder is None else folder.weights
     hub = None if folder is None else read_hub_config(folder.config, folder.preprocessor)
-    data = _read(weights, "weights")
+    data = read_file(weights, "weights")
     base = weights.rstrip("/").rsplit("/", 1)[-1]
     title = base.rsplit(".", 1)[0] if folder is None else folder.name.rsplit("/", 1)[-1]
     return Published(load_weights_file(data, weights), base, title, hashlib.sha256(data).hexdigest(), hub, folder)
@@ -155,16 +155,6 @@ def _require_new(out: str) -> None:
         raise ValueError(f"OUT {out!r}: exists already; choose a new folder or URI")
 
 
-def _read(uri: str, what: str) -> bytes:
-    try:
-        with FsspecFiles().open(uri) as file:
-            return read_weights_file(file, f"{what} {uri!r}")
-    except FileNotFoundError:
-        raise ValueError(f"{what} {uri!r}: no such file") from None
-    except NotAFile as error:
-        raise ValueError(f"{what} {uri!r}: {error}, no file") from None
-
-
 def _convert(found: FoundWeights, base: str, family: str, settings: dict[str, Any]) -> Converted:
     """The weights under our names of tensors. Raises ValueError with the file's name where they do not fit `family`."""
     try:
@@ -197,7 +187,7 @@ def _checked_strides(strides: str | None, base: str, family: str) -> efficientat
 def _tags(num_classes: int, file: str | None, hub: HubConfig | None) -> tuple[str, ...]:
     """The names of the classes, in their order: those of a file, of the hub folder, or AudioSet's."""
     if file is not None:
-        return tag_names(num_classes, "the weights", file=file, content=_read(file, "--tags"))
+        return tag_names(num_classes, "the weights", file=file, content=read_file(file, "--tags"))
     if hub is None or hub.tags is None:
         return tag_names(num_classes, "these weights")
     tags = with_whole_names(hub.tags)
@@ -211,7 +201,7 @@ def _tags(num_classes: int, file: str | None, hub: HubConfig | None) -> tuple[st
     return tags
 
 
-def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:
+def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str], long_clips: str) -> str:
     """Publish a tagger at `out`, in the format in which a run delivers its taggers, without scores and recipe."""
     state = {
         "kind": "tagger",
@@ -220,7 +210,7 @@ def _write(tagger: Tagger, out: str, name: str, origin: dict[str, str]) -> str:
         "tags": list(tagger.tags),
         "labels": tagger.labels,
         "clip_seconds": tagger.clip_seconds,
-        "long_clips": "windows",
+        "long_clips": long_clips,
         "clip_rate": tagger.clip_rate,
         "origin": origin,
     }

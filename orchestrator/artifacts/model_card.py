@@ -24,6 +24,34 @@ LICENCES = (
 
 def write_card(report: dict[str, Any], state: dict[str, Any], out: Path, *, template: str = "card.md.j2") -> None:
     """Write the card to `out` from the export's `report` and the checkpoint's `state`."""
+    origin, first = state.get("origin"), state.get("first_weights")
+    licence = (origin or first or {}).get("licence")
+    card = (
+        card_environment()
+        .get_template(template)
+        .render(
+            report=report,
+            facts=report["facts"],
+            arch=state["model"]["arch"],
+            recipe=state.get("recipe"),
+            init=state["model"]["init"],
+            origin=origin,
+            first=first,
+            licence=_hub_licence(licence),
+            licence_name=licence,
+            data=state.get("data"),
+            scores={part: state[part] for part in ("val", "test") if state.get(part)},
+            interval=report["interval"],
+            primary=metrics.primary(state["labels"]),
+            hears_padding=KINDS[state["model"]["front_end"]["kind"]].hears_padding,
+            machine=platform.processor() or platform.machine(),
+        )
+    )
+    out.write_text(redacted(card), encoding="utf-8")
+
+
+def card_environment() -> jinja2.Environment:
+    """The templates of what lies beside exported weights: cards, and code for the hub."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=jinja2.StrictUndefined,
@@ -34,26 +62,7 @@ def write_card(report: dict[str, Any], state: dict[str, Any], out: Path, *, temp
     environment.filters["yaml"] = json.dumps  # YAML reads JSON's strings
     environment.filters["python"] = repr
     environment.filters["text"] = _markdown
-    origin, first = state.get("origin"), state.get("first_weights")
-    licence = (origin or first or {}).get("licence")
-    card = environment.get_template(template).render(
-        report=report,
-        facts=report["facts"],
-        arch=state["model"]["arch"],
-        recipe=state.get("recipe"),
-        init=state["model"]["init"],
-        origin=origin,
-        first=first,
-        licence=_hub_licence(licence),
-        licence_name=licence,
-        data=state.get("data"),
-        scores={part: state[part] for part in ("val", "test") if state.get(part)},
-        interval=report["interval"],
-        primary=metrics.primary(state["labels"]),
-        hears_padding=KINDS[state["model"]["front_end"]["kind"]].hears_padding,
-        machine=platform.processor() or platform.machine(),
-    )
-    out.write_text(redacted(card), encoding="utf-8")
+    return environment
 
 
 def _hub_licence(licence: str | None) -> str:

@@ -14,8 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.runtime.checkpoint import PICKLES
-from workloads.runtime.tensor_files import NeedsCode, parse_safetensors, parse_torch, require_stored
+from workloads.runtime.opener import NotAFile
+from workloads.runtime.tensor_files import (
+    NeedsCode,
+    parse_safetensors,
+    parse_torch,
+    read_weights_file,
+    require_stored,
+)
 from workloads.runtime.text import name_some
 
 # keys under which training programs save a state dict, in the order in which they are preferred; moving averages last
@@ -41,6 +49,17 @@ class FoundWeights:
 
     state: dict[str, Tensor]
     left_over: tuple[str, ...]
+
+
+def read_file(uri: str, what: str) -> bytes:
+    """The content of a file at a URI; `what` it is begins the ValueError where there is none, or it is too large."""
+    try:
+        with FsspecFiles().open(uri) as file:
+            return read_weights_file(file, f"{what} {uri!r}")
+    except FileNotFoundError:
+        raise ValueError(f"{what} {uri!r}: no such file") from None
+    except NotAFile as error:
+        raise ValueError(f"{what} {uri!r}: {error}, no file") from None
 
 
 def load_weights_file(data: bytes, file: str) -> Any:

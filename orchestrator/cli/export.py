@@ -15,10 +15,10 @@ def export(
     checkpoint: CheckpointArg,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The new file; its model card is written to OUT.md.")],
     to: Annotated[
-        str, typer.Option(help="Format: onnx, pt2 (torch.export), or hub: a folder that transformers loads, of an AST.")
+        str, typer.Option(help="Format: onnx, pt2 (torch.export), or hub: a folder that transformers loads.")
     ],
     front_end: Annotated[
-        str, typer.Option(help="inside: the input is waveforms; outside: log-mels, not normalised.")
+        str, typer.Option(help="inside: waveforms of any length go in; outside: log-mels, not normalised.")
     ] = "inside",
     int8: Annotated[
         str, typer.Option(metavar="RECIPE", help="Also an int8 file, calibrated and scored on this recipe's data.")
@@ -56,6 +56,8 @@ def _print(result: dict[str, Any]) -> None:
             f"difference  {result['largest_difference']:.2g} at most, between transformers' logits and antiphon's"
         )
         print_out(f"size        {result['bytes']:,} bytes")
+        if result["own_code"]:
+            print_out(f"code        comes with the folder: {result['own_code']}; load it with trust_remote_code=True")
     else:
         _print_file(result)
     for path in result["files"]:
@@ -69,6 +71,12 @@ def _print_file(result: dict[str, Any]) -> None:
     print_out(
         f"input       {result['facts']['input']['kind']}, {axes} (an axis with a name may have any length{bound})"
     )
+    if result["facts"]["input"]["kind"] == "waveform":
+        seconds = f"{result['facts']['clip_seconds']:g} s"
+        heard = "all their windows" if result["facts"]["long_clips"] == "windows" else "their first window"
+        print_out(
+            f"length      shorter than {seconds}: padded; longer: {heard} of {seconds}, as antiphon tag hears them"
+        )
     print_out(f"difference  {result['largest_difference']:.2g} at most, between the file's logits and PyTorch's")
     print_out(f"size        {result['bytes']:,} bytes")
     print_out(

@@ -37,6 +37,7 @@ class RunCost:
     memory_bytes: int  # of the process that trains, at its peak so far
     cache_bytes: int
     busy: bool  # with other work: the steps were timed on one thread, since several would wait for each other
+    tflops: float  # the speed of these steps, in 1e12 floating-point operations per second
 
     @property
     def minutes(self) -> float:
@@ -66,7 +67,20 @@ def run_cost(recipe: Recipe, files: Opener, *, root: str, paths: Sequence[str]) 
         memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         cache_bytes=cost.cache_bytes,
         busy=busy,
+        tflops=measured.tflops,
     )
+
+
+def cost_at_same_speed(recipe: Recipe, files: Opener, before: RunCost) -> RunCost:
+    """What a run of a recipe with another number of steps takes, at the speed that was measured `before`.
+
+    Not measured again: on a busy machine the next measurement may be twice as long, and a schedule that was shortened
+    to so many minutes would seem to miss them.
+    """
+    phases = check_request(RunRequest(recipe, "antiphon init"))
+    counted = count_clips(recipe, files, clips=None, tags=None)
+    cost = plan_cost(recipe, phases, counted, model_sizes(recipe, tags=counted.tags))
+    return replace(before, steps=cost.steps, train_minutes=60 * cost.hours(tflops=before.tflops, devices=1))
 
 
 def _with_embedded_sounds(recipe: Recipe, scratch: Path, *, threads: int) -> Recipe:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.scaffold.clips import SHOWN, Clips, make_clips, manifest_text
-from orchestrator.scaffold.cost import RunCost, run_cost
+from orchestrator.scaffold.cost import RunCost, cost_at_same_speed, run_cost
 from orchestrator.scaffold.published import Published, published_layout
 from orchestrator.scaffold.questions import Ask
 from orchestrator.scaffold.recipe_text import comment, quoted, recipe_text
-from orchestrator.scaffold.sizes import Machine, Sizes, choose_sizes, val_share
+from orchestrator.scaffold.sizes import LEAST_STEPS, Machine, Sizes, choose_sizes, val_share
 from orchestrator.scaffold.sounds import Sounds, find_sounds, require_text
 from orchestrator.scaffold.validation import choose_slice
 from orchestrator.storage.fsspec_files import FsspecFiles
@@ -164,10 +164,11 @@ def _write(
     try:
         replace_text(recipe_file, _text(draft, sizes, recipe_file, name, published))
         cost = _cost(recipe_file, draft)
-        if cost.train_minutes > most_minutes:
-            sizes = sizes.with_steps(int(sizes.steps * most_minutes / cost.train_minutes))
+        while cost.minutes > most_minutes and sizes.steps > LEAST_STEPS:
+            share = max(0.0, most_minutes - cost.decode_minutes) / cost.train_minutes
+            sizes = sizes.with_steps(min(int(sizes.steps * share), sizes.steps - 1))
             replace_text(recipe_file, _text(draft, sizes, recipe_file, name, published))
-            cost = _cost(recipe_file, draft)
+            cost = cost_at_same_speed(load_recipe(str(recipe_file)), FsspecFiles(), cost)
     except BaseException:
         recipe_file.unlink(missing_ok=True)
         raise
@@ -181,8 +182,16 @@ def _write(
         labels=draft.labels,
         tags=len(draft.counts),
         clips=draft.clips,
-        about=draft.about,
+        about=(*draft.about, *_about_time(cost, most_minutes)),
     )
+
+
+def _about_time(cost: RunCost, most_minutes: float) -> list[str]:
+    """What to say where no run can be as short as is wanted."""
+    if cost.minutes <= most_minutes:
+        return []
+    parts = f"decoding takes {cost.decode_minutes:.1f} of them, the shortest schedule {cost.train_minutes:.1f}"
+    return [f"longer than --minutes {most_minutes:g}: {parts}"]
 
 
 def _cost(recipe_file: Path, draft: _Draft) -> RunCost:

@@ -36,6 +36,13 @@ SOURCE_COLUMNS = (
 )
 
 
+# File names of data sets whose tables may be missing: what each group of a name means, as a column's name would say it
+PUBLISHED_NAMES = {
+    "ESC-50": re.compile(r"(?P<fold>[1-5])-(?P<source>\d+)-(?P<take>[A-Z])-(?P<target>\d{1,2})"),
+    "UrbanSound8K": re.compile(r"(?P<source>\d+)-(?P<target>\d)-(?P<take>\d+)-(?P<slice>\d+)"),
+}
+
+
 @dataclass(frozen=True)
 class Part:
     """One thing that is said of the sounds: a table's column, a level of folders, a part of the file names."""
@@ -44,6 +51,7 @@ class Part:
     where: str  # for people
     values: dict[str, str]  # path of a sound -> what is said of it; without those of which nothing is said
     joined: bool = False  # several values of a sound are joined by semicolons
+    meaning: str = ""  # the name that a column with these values would have, where that is known
 
     @property
     def counts(self) -> Counter[str]:
@@ -68,7 +76,9 @@ class Part:
 
     @property
     def column(self) -> str:
-        """A column's name as it is looked up: without blanks, dashes and capitals; empty for what is no column."""
+        """A column's name as it is looked up: without blanks, dashes and capitals; empty for what is like no column."""
+        if self.meaning:
+            return self.meaning
         kind, _, name = self.key.partition(":")
         return re.sub(r"[\W_]+", "", name).casefold() if kind == "column" else ""
 
@@ -93,8 +103,11 @@ def folder_parts(paths: Sequence[str]) -> list[Part]:
 def name_parts(paths: Sequence[str]) -> list[Part]:
     """The parts of the file names, between dots, blanks, dashes and underscores, where all names have as many of them.
 
-    Else, and where they have only one, the names without the numbers at their ends: dog12 and dog_3 say dog.
+    Else, and where they have only one, the names without the numbers at their ends: dog12 and dog_3 say dog. Of names
+    as a published data set has them it is known which part is what.
     """
+    if known := _published_parts(paths):
+        return known
     stems = {path: _composed(PurePosixPath(path).stem) for path in paths}
     words = {path: [word for word in PARTS_END.split(stem) if word] for path, stem in stems.items()}
     lengths = {len(found) for found in words.values()}
@@ -108,6 +121,24 @@ def name_parts(paths: Sequence[str]) -> list[Part]:
     if len(values) >= COVERED * len(paths):
         parts.append(Part("name", "the file names without their numbers", values))
     return parts
+
+
+def _published_parts(paths: Sequence[str]) -> list[Part]:
+    """The parts of names that are all of one published data set; none of other names."""
+    for data_set, pattern in PUBLISHED_NAMES.items():
+        found = {path: pattern.fullmatch(PurePosixPath(path).stem) for path in paths}
+        named = {path: match for path, match in found.items() if match}
+        if named and len(named) == len(paths):
+            return [
+                Part(
+                    f"name:{place}",
+                    f"part {place} of the file names, {data_set}'s {meaning}",
+                    {path: match[place] for path, match in named.items()},
+                    meaning=meaning,
+                )
+                for meaning, place in pattern.groupindex.items()
+            ]
+    return []
 
 
 def _composed(name: str) -> str:

@@ -24,6 +24,7 @@ SHORT_S = 1.5  # below it the networks keep more steps in time
 MEMORY_A_SECOND = 12e6  # bytes that a second of a clip takes in a training step of these networks, measured on a CPU
 MEMORY_SHARE = 0.25  # of this machine's memory for one step
 EPOCHS = 60
+LEAST_STEPS = 3  # of a schedule that is shortened: one of labels alone, and some that teach
 FEWEST_STEPS, MOST_STEPS = 600, 6000  # of each model; fewer teach a Transformer without weights too little
 VAL_SLICES = {10: 0.1, 5: 0.2, 4: 0.25, 3: 0.34, 2: 0.5}  # number of slices -> data.val_share
 FAST = 4  # processor cores from which the networks may be larger
@@ -79,7 +80,7 @@ class Sizes:
         return max(1, self.steps // 3)
 
     def with_steps(self, steps: int) -> "Sizes":
-        return replace(self, steps=max(3, steps))
+        return replace(self, steps=max(LEAST_STEPS, steps))
 
 
 def choose_sizes(headers: tuple[Header, ...], machine: Machine, *, clips: int, val_share: float) -> Sizes:

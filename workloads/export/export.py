@@ -1,7 +1,8 @@
 """A tagger as one file that runs without this project: ONNX, or PyTorch's .pt2. Does not depend on runs or data sets.
 
-The file holds the network and, optionally, its front end, for any number of clips and, where the network allows it, for
-clips of any length. Metadata that a user of the file needs (tags, rate, kind of input) is stored in the file as JSON.
+The file holds the network and, optionally, its front end, for any number of clips. With the front end it takes
+waveforms of any length, as `whole_sounds.py` says; without, log-mels of any length where the network allows it.
+Metadata that a user of the file needs (tags, rate, kind of input) is stored in the file as JSON.
 
 Axes: B clips, T samples, M mel bands, F frames, C tags.
 """
@@ -15,11 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.fx.experimental._config
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from workloads.config.architectures import CED, MN, DyMN, EfficientNet, FrameMN, OnDevice
+from workloads.export.whole_sounds import WholeSounds
 from workloads.models.tagger import Tagger
 from workloads.runtime.json_files import json_text
 
@@ -28,7 +31,9 @@ FORMATS: tuple[Format, ...] = ("onnx", "pt2")
 Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # waveforms or mels to logits_BC
 METADATA_KEY = "antiphon.json"  # the name of the JSON metadata within a file
 MAX_DIFFERENCE = 1e-4  # of a logit, in units of the largest logit or of 1
-LENGTH_RATIOS = (1.0, 0.93, 0.87, 0.8, 0.71)  # at which a file for any length is checked: odd and even halves
+LENGTH_RATIOS = (1.0, 0.93, 0.87, 0.8, 0.71)  # at which a file for log-mels of any length is checked: odd, even halves
+# Waveforms of one window, of less and of several, at which a file for them is checked: length in windows, number
+WAVEFORMS = ((1.0, 1), (1.0, 3), (0.3, 1), (0.3, 3), (2.4, 1))
 IGNORED_WARNINGS = (  # meant for torch's own developers
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "No complete tensor found in the group",
@@ -41,19 +46,24 @@ class ExportMismatch(RuntimeError):
     """The logits of the written file differ from the tagger's."""
 
 
-class ExportedModule(nn.Module):
-    """The module that is exported: x_BT at the tagger's rate, or its un-normalised log-mel mel_BMF, to logits_BC."""
+class LogMels(nn.Module):
+    """Un-normalised log-mels mel_BMF of the tagger's front end to logits_BC."""
 
-    def __init__(self, tagger: Tagger, *, front_end_inside: bool) -> None:
+    def __init__(self, tagger: Tagger) -> None:
         super().__init__()
-        self.tagger, self.front_end_inside = tagger, front_end_inside
+        self.tagger = tagger
 
     def forward(self, clips: Tensor) -> Tensor:
-        return self.tagger.tag(clips) if self.front_end_inside else self.tagger(clips)
+        return self.tagger(clips)
+
+
+def exported_module(tagger: Tagger, *, front_end_inside: bool, long_clips: str) -> nn.Module:
+    """What is exported: waveforms at the tagger's rate, or its log-mels, to logits_BC."""
+    return (WholeSounds(tagger, long_clips=long_clips) if front_end_inside else LogMels(tagger)).eval()
 
 
 def takes_any_length(tagger: Tagger) -> bool:
-    """Whether a file of this network accepts clips of other lengths than the tagger's, at most `max_length`."""
+    """Whether this network hears log-mels of other lengths than its clips', at most `max_length`."""
     arch = tagger.model.arch
     if tagger.model.front_end.frames:
         return False
@@ -65,7 +75,8 @@ def takes_any_length(tagger: Tagger) -> bool:
 
 
 def max_length(tagger: Tagger, *, front_end_inside: bool) -> int | None:
-    """The most samples, or frames, that a file for any length accepts: one window of CED's. None: no bound."""
+    """The most frames that a network for any length hears, or samples that make them: one window of CED's. None: no
+    bound."""
     if not isinstance(tagger.model.arch, CED) or not takes_any_length(tagger):
         return None
     rate, window = tagger.clip_rate, _ced_window()
@@ -82,53 +93,72 @@ def _ced_window() -> int:
 
 
 def export(
-    tagger: Tagger, path: Path, *, to: Format, front_end_inside: bool, metadata: Mapping[str, object] | None = None
+    tagger: Tagger,
+    path: Path,
+    *,
+    to: Format,
+    front_end_inside: bool,
+    long_clips: str = "windows",
+    metadata: Mapping[str, object] | None = None,
 ) -> float:
     """Write the tagger to `path` and compare the file with it (`check`); returns the largest difference of a logit.
 
-    `metadata` is stored in the file as JSON. Raises ExportMismatch where the file's logits differ from the tagger's.
+    With its front end inside, the file hears waveforms longer than a clip by the rule `long_clips`. `metadata` is
+    stored in it as JSON. Raises ExportMismatch where the file's logits differ from the tagger's.
     """
     assert not tagger.training, "a file is made of a trained tagger in eval mode: call eval() first"
-    module = ExportedModule(tagger, front_end_inside=front_end_inside).eval()
-    example = example_input(tagger, num_clips=2, front_end_inside=front_end_inside)
-    bound = max_length(tagger, front_end_inside=front_end_inside)
+    module = exported_module(tagger, front_end_inside=front_end_inside, long_clips=long_clips)
+    # of several windows, because torch.export takes a size of 1 for a constant
+    ratio = 2.5 if front_end_inside else 1.0
+    example = example_input(tagger, num_clips=2, ratio=ratio, front_end_inside=front_end_inside)
     dynamic: dict[int, Any] = {0: Dim.DYNAMIC}
-    if takes_any_length(tagger):
-        dynamic[example.ndim - 1] = Dim.DYNAMIC if bound is None else Dim.DYNAMIC(max=bound)
+    if front_end_inside:
+        dynamic[1] = Dim.DYNAMIC
+    elif takes_any_length(tagger):
+        bound = max_length(tagger, front_end_inside=False)
+        dynamic[2] = Dim.DYNAMIC if bound is None else Dim.DYNAMIC(max=bound)
     metadata_json = json_text(metadata or {})
-    with _ignore_warnings(), torch.no_grad():
+    # torch takes a number that is not 1 in the example, as that of windows, never to be 1, though the same graph
+    # computes that too: a .pt2 would refuse it (ONNX keeps no such guards). `check` compares what the file says of one.
+    of_any_number = torch.fx.experimental._config.patch(backed_size_oblivious=front_end_inside and to == "pt2")
+    with _ignore_warnings(), torch.no_grad(), of_any_number:
         program = torch.export.export(module, (example,), dynamic_shapes=(dynamic,), strict=False)
         if to == "pt2":
+            program._guards_code = []
             torch.export.save(program, path, extra_files={METADATA_KEY: metadata_json})
         else:
             _write_onnx(program, example, path, metadata_json)
-    return check(tagger, path, to=to, front_end_inside=front_end_inside)
+    return check(tagger, path, to=to, front_end_inside=front_end_inside, long_clips=long_clips)
 
 
-def check(tagger: Tagger, path: Path, *, to: Format, front_end_inside: bool) -> float:
+def check(tagger: Tagger, path: Path, *, to: Format, front_end_inside: bool, long_clips: str = "windows") -> float:
     """The largest difference between a file's logits and the tagger's, for one clip and three.
 
     Where the file takes any length, also for other lengths. Raises ExportMismatch where a difference is more than
     MAX_DIFFERENCE.
     """
     forward, largest = open_file(path, to), 0.0
-    module = ExportedModule(tagger, front_end_inside=front_end_inside).eval()
+    module = exported_module(tagger, front_end_inside=front_end_inside, long_clips=long_clips)
+    for ratio, num_clips in WAVEFORMS if front_end_inside else _mels_to_check(tagger):
+        clips = example_input(tagger, num_clips=num_clips, ratio=ratio, front_end_inside=front_end_inside)
+        with torch.no_grad():
+            expected_BC = module(clips).numpy()
+        difference = float(np.abs(forward(clips.numpy()) - expected_BC).max())
+        if not difference <= MAX_DIFFERENCE * max(1.0, float(np.abs(expected_BC).max())):  # also true for NaN
+            raise ExportMismatch(
+                f"{path.name}: its logits for {num_clips} clips of {ratio:g} x the length differ by "
+                f"{difference:.2g} from the tagger's; do not use this file"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _mels_to_check(tagger: Tagger) -> list[tuple[float, int]]:
+    """Log-mels at which a file for them is checked: length in clips, number of clips."""
     ratios = LENGTH_RATIOS if takes_any_length(tagger) else LENGTH_RATIOS[:1]
     if (most := max_length(tagger, front_end_inside=True)) is not None:
         ratios = (*ratios, most / round(tagger.clip_seconds * tagger.clip_rate))
-    for ratio in ratios:
-        for num_clips in (1, 3):
-            clips = example_input(tagger, num_clips=num_clips, ratio=ratio, front_end_inside=front_end_inside)
-            with torch.no_grad():
-                expected_BC = module(clips).numpy()
-            difference = float(np.abs(forward(clips.numpy()) - expected_BC).max())
-            if not difference <= MAX_DIFFERENCE * max(1.0, float(np.abs(expected_BC).max())):  # also true for NaN
-                raise ExportMismatch(
-                    f"{path.name}: its logits for {num_clips} clips of {ratio:g} x the length differ by "
-                    f"{difference:.2g} from the tagger's; do not use this file"
-                )
-            largest = max(largest, difference)
-    return largest
+    return [(ratio, num_clips) for ratio in ratios for num_clips in (1, 3)]
 
 
 def open_file(path: Path, to: Format) -> Forward:

@@ -36,13 +36,13 @@ MOST_DIFFERENCE = 1e-3  # of a logit
 NORM_EPS = 1e-6  # of timm's blocks; the head's, 1e-5, has no setting of its own there
 
 
-def why_not_hub(tagger: Tagger) -> str:
-    """Why a tagger has no form that transformers reads; empty where it has one."""
+def why_no_class(tagger: Tagger) -> str:
+    """Why transformers has no class for a tagger; empty where it has one."""
     arch = tagger.model.arch
     if not isinstance(arch, AST):
-        return f"family {arch.family} has no class in transformers; ast has one"
+        return f"family {arch.family} has no class in transformers"
     if arch.frame_pool != "none":
-        return f"frame_pool = {arch.frame_pool!r}: transformers' AST has no logits in time; export it to onnx or pt2"
+        return f"frame_pool = {arch.frame_pool!r}: transformers' AST reads its special tokens alone"
     if tagger.model.front_end.kind != "kaldi128":
         return f"front_end.kind = {tagger.model.front_end.kind!r}: transformers' AST hears kaldi128 only"
     return ""
@@ -73,10 +73,10 @@ def _named(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {f"{layer}{OF_BLOCKS[ours]}.{kind}": tensor}
 
 
-def hub_config(tagger: Tagger) -> dict[str, Any]:
+def hub_config(tagger: Tagger, *, long_clips: str) -> dict[str, Any]:
     """config.json."""
     arch = tagger.model.arch
-    assert isinstance(arch, AST), "why_not_hub was asked"
+    assert isinstance(arch, AST), "why_no_class was asked"
     dim, heads = SIZES[arch.size]
     return {
         "architectures": ["ASTForAudioClassification"],
@@ -95,6 +95,7 @@ def hub_config(tagger: Tagger) -> dict[str, Any]:
         "time_stride": arch.stride,
         "max_length": tagger.num_frames,
         "clip_seconds": tagger.clip_seconds,  # for `antiphon models import`: frames are padded, so do not say it
+        "long_clips": long_clips,  # for it too
         "num_mel_bins": tagger.front_end.bands,
         "problem_type": PROBLEMS[tagger.labels],
         "id2label": {str(number): tag for number, tag in enumerate(tagger.tags)},

@@ -26,3 +26,16 @@ def merge_windows(logits_WC: Tensor, labels: str) -> Tensor:
     if labels == "single":
         return logits_WC.log_softmax(1).logsumexp(0) - math.log(len(logits_WC))
     return logsigmoid(logits_WC).logsumexp(0) - logsigmoid(-logits_WC).logsumexp(0)
+
+
+def merge_all_windows(logits_BWC: Tensor, labels: str, *, only_one: Tensor) -> Tensor:
+    """logits_BC as `merge_windows` gives them of each of B recordings with W windows, for exported graphs.
+
+    There W is no number that a branch could ask: `only_one`, a tensor, says whether it is 1. Finite logits only.
+    """
+    count = logits_BWC.shape[1]
+    if labels == "single":
+        merged_BC = logits_BWC.log_softmax(2).logsumexp(1) - only_one.new_full((), count, dtype=logits_BWC.dtype).log()
+    else:
+        merged_BC = logsigmoid(logits_BWC).logsumexp(1) - logsigmoid(-logits_BWC).logsumexp(1)
+    return logits_BWC[:, 0].where(only_one, merged_BC)

@@ -48,7 +48,7 @@ def test_a_trained_tagger_with_its_front_end(trained, antiphon, tmp_path, monkey
         assert result["largest_difference"] < 1e-5
         assert result["bytes"] == Path(f"tagger.{to}").stat().st_size
         assert set(result["latency_ms"]) == {"pytorch", "file"}
-        assert result["facts"]["input"] == {"kind": "waveform", "shape": ["clips", 16_000], "longest": None}
+        assert result["facts"]["input"] == {"kind": "waveform", "shape": ["clips", "samples"], "longest": None}
         assert result["facts"]["long_clips"] == "windows"
         assert result["facts"]["weights_sha256"] == checkpoint.weights_digest(tagger.state_dict())
         card = Path(f"tagger.{to}.md").read_text()

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from orchestrator.scaffold.clips import Clips, make_clips, manifest_text
+from orchestrator.scaffold.parts import name_parts
 from orchestrator.scaffold.questions import Question, refuse_to_guess
 from orchestrator.scaffold.sounds import find_sounds
 from workloads.config.data import Data
@@ -408,6 +409,40 @@ def test_folders_without_sound_are_refused(tmp_path: Path, files: list[str], mes
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=message):
         find_sounds(str(tmp_path))
+
+
+def test_file_names_of_esc_50_say_fold_recording_and_class(tmp_path: Path) -> None:
+    """FOLD-RECORDING-TAKE-CLASS, without the table: the last number is the class, the first the fold."""
+    names = [
+        f"{fold}-{100_000 + 10 * fold + number}-{take}-{target}.wav"
+        for fold in (1, 2, 3)
+        for number, target in enumerate((0, 14, 38))
+        for take in "AB"
+    ]
+    clips = clips_of(sounds(tmp_path / "audio", names))
+    assert tags_by_path(clips) == {name: name.removesuffix(".wav").split("-")[3] for name in names}
+    assert {row.path: row.fold for row in clips.rows} == {name: int(name[0]) for name in names}
+    assert {row.path: row.source for row in clips.rows} == {name: name.split("-")[1] for name in names}
+    assert clips.tags_from.where == "part 4 of the file names, ESC-50's target"
+
+
+def test_file_names_of_urbansound8k_say_recording_and_class(tmp_path: Path) -> None:
+    names = [
+        f"fold{fold}/{1000 + fold}{target}-{target}-0-{part}.wav"
+        for fold in (1, 2, 10)
+        for target in (1, 7)
+        for part in (0, 4)
+    ]
+    clips = clips_of(sounds(tmp_path / "audio", names))
+    assert {row.path: row.tags for row in clips.rows} == {name: (name.split("-")[1],) for name in names}
+    assert {row.path: row.fold for row in clips.rows} == {name: int(name.split("/")[0][4:]) for name in names}
+    assert {row.source for row in clips.rows} == {name.split("/")[1].split("-")[0] for name in names}
+
+
+def test_one_name_of_another_kind_and_nothing_is_known_of_the_parts() -> None:
+    names = [f"{fold}-{fold}{number}-A-{number}.wav" for fold in (1, 2, 3) for number in (0, 1)]
+    assert [part.meaning for part in name_parts(names)] == ["fold", "source", "take", "target"]
+    assert {part.meaning for part in name_parts([*names, "9-30-A-1.wav"])} == {""}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from orchestrator.recipes.loader import load_recipe
-from orchestrator.scaffold.cost import RunCost
+from orchestrator.scaffold.cost import RunCost, cost_at_same_speed
 from orchestrator.scaffold.first_recipe import write_first_recipe
 from orchestrator.scaffold.sizes import Machine
 from orchestrator.storage.fsspec_files import FsspecFiles
@@ -49,8 +49,21 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def untimed(monkeypatch):
     """Training a few steps takes seconds: once is enough."""
-    cost = RunCost(steps=700, train_minutes=90.0, decode_minutes=0.5, memory_bytes=10**9, cache_bytes=10**6, busy=True)
+    cost = RunCost(
+        steps=700,
+        train_minutes=90.0,
+        decode_minutes=0.5,
+        memory_bytes=10**9,
+        cache_bytes=10**6,
+        busy=True,
+        tflops=1.0,
+    )
+
+    def in_proportion(recipe, files, before):
+        return replace(before, train_minutes=90 * (recipe.schedule.burn_in + recipe.schedule.period) / 600)
+
     monkeypatch.setattr("orchestrator.scaffold.first_recipe.run_cost", lambda *_, **__: cost)
+    monkeypatch.setattr("orchestrator.scaffold.first_recipe.cost_at_same_speed", in_proportion)
 
 
 def test_digits_by_file_name_give_a_recipe_that_runs(antiphon, tmp_path):
@@ -129,13 +142,29 @@ def test_a_tag_with_one_clip_trains_and_one_that_cannot_is_named(antiphon, tmp_p
 
 
 def test_a_recipe_that_would_take_too_long_has_fewer_steps(antiphon, tmp_path, untimed):
+    """Decoding, half a minute, counts too."""
     steps = {}
-    for name, minutes in (("whole", "90"), ("half", "45"), ("none", "0.001")):
-        done = antiphon("init", digits(tmp_path / "d"), "--yes", "--minutes", minutes, "--name", name)
+    for name, minutes in (("whole", "90.5"), ("half", "45.5"), ("none", "0.001")):
+        done = antiphon("init", digits(tmp_path / "d"), "--yes", "--minutes", minutes, "--name", name, "--json")
         assert done.code == 0, done.err
-        schedule = load_recipe(f"{name}.toml").schedule
+        schedule, found = load_recipe(f"{name}.toml").schedule, json.loads(done.out)
         steps[name] = schedule.burn_in + schedule.period
+        longer = [line for line in found["about"] if line.startswith("longer than --minutes")]
+        assert bool(longer) == (found["minutes"] > float(minutes))
     assert steps == {"whole": 600, "half": 300, "none": 3}
+    assert longer == ["longer than --minutes 0.001: decoding takes 0.5 of them, the shortest schedule 0.5"]
+
+
+def test_a_shorter_schedule_is_counted_at_the_speed_that_was_measured(tiny):
+    """And not timed again: a second measurement might be any time longer than the one that chose its steps."""
+    measured = RunCost(0, 0.0, 0.5, memory_bytes=1, cache_bytes=1, busy=True, tflops=1e-6)
+    long, short = (
+        cost_at_same_speed(tiny("demo", f"schedule.burn_in={steps}", "schedule.turns=0"), FsspecFiles(), measured)
+        for steps in (400, 200)
+    )
+    assert (long.steps, short.steps) == (400, 200)
+    assert 0.45 < short.train_minutes / long.train_minutes < 0.6
+    assert (short.decode_minutes, short.tflops, short.busy) == (0.5, 1e-6, True)
 
 
 def test_real_audio_in_esc_50s_layout_is_read_by_its_own_reader(antiphon, esc10, untimed):
@@ -203,5 +232,5 @@ def test_paths_that_no_recipe_can_hold_are_refused(antiphon, tmp_path):
 
 def test_a_busy_machine_is_said_to_be(antiphon, tmp_path, untimed):
     done = antiphon("init", digits(tmp_path / "d"), "--yes")
-    assert "a run here takes about 90 minutes" in done.out
+    assert "a run here takes about 60 minutes" in done.out
     assert "this machine is busy: timed on one thread; until it is not, train with --set train.threads=1" in done.out

@@ -27,6 +27,7 @@ from workloads.config.architectures import (
     ViT,
 )
 from workloads.config.recipe import FrontEnd, Model
+from workloads.evaluate.sounds import hear_sound
 from workloads.export.export import METADATA_KEY, ExportMismatch, check, export, max_length, open_file, takes_any_length
 from workloads.export.quantise import quantise
 from workloads.models.tagger import Tagger, build_tagger
@@ -101,12 +102,25 @@ def waveform_and_logits(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]
 def test_a_file_gives_the_taggers_logits(name, to, tmp_path):
     tagger, path = tagger_of(name), tmp_path / f"tagger.{to}"
     assert export(tagger, path, to=to, front_end_inside=True) < 1e-5
-    forward = open_file(path, to)
-    for seconds in (1.0, 0.7, 1.3) if takes_any_length(tagger) else (1.0,):
-        x_BT, expected_BC = waveform_and_logits(tagger, seconds)
+    compare_whole_sounds(tagger, open_file(path, to), "windows")
+
+
+def compare_whole_sounds(tagger, forward, long_clips):
+    """A file with the front end inside hears waveforms of any length as `antiphon tag` does, alone and in a batch."""
+    for seconds in (0.3, 1.0, 5.0, 17.3):
+        x_BT = waveform(seconds, tagger.clip_rate)
+        expected_BC = torch.stack([hear_sound(tagger, x_T, long_clips).logits_C for x_T in x_BT])
         assert expected_BC.abs().max() > 0.01
         torch.testing.assert_close(torch.from_numpy(forward(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(torch.from_numpy(forward(x_BT[1:].numpy())), expected_BC[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("labels", "long_clips"), [("single", "windows"), ("multi", "start")])
+def test_probabilities_are_joined_by_the_taggers_labels_and_rule(labels, long_clips, tmp_path):
+    tagger, path = tagger_of("vit"), tmp_path / "tagger.onnx"
+    tagger.labels = labels
+    export(tagger, path, to="onnx", front_end_inside=True, long_clips=long_clips)
+    compare_whole_sounds(tagger, open_file(path, "onnx"), long_clips)
 
 
 @pytest.mark.parametrize("name", ["vit", "ced", *(pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT)])
@@ -178,31 +192,27 @@ def test_only_ced_has_a_maximum_length():
     assert max_length(built(ced, seconds=12.0), front_end_inside=True) is None, "its file accepts clips of 12 s only"
 
 
-@pytest.mark.parametrize(
-    ("to", "inside"),
-    [("onnx", True), ("onnx", False), pytest.param("pt2", True, marks=pytest.mark.slow)],
-)
-def test_ceds_file_accepts_up_to_one_window(to, inside, tmp_path):
+@pytest.mark.parametrize("to", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
+def test_ceds_file_accepts_log_mels_up_to_one_window(to, tmp_path):
     tagger, path = tagger_of("ced"), tmp_path / f"tagger.{to}"
-    export(tagger, path, to=to, front_end_inside=inside)
+    export(tagger, path, to=to, front_end_inside=False)
     x_BT = waveform(10.12, 16_000)[:, :161_919]
     with torch.no_grad():
-        clips, expected_BC = x_BT if inside else tagger.front_end(x_BT), tagger.tag(x_BT)
-    assert clips.shape[-1] == max_length(tagger, front_end_inside=inside)
-    logits_BC = torch.from_numpy(open_file(path, to)(clips.numpy()))
+        mel_BMF, expected_BC = tagger.front_end(x_BT), tagger.tag(x_BT)
+    assert mel_BMF.shape[-1] == max_length(tagger, front_end_inside=False)
+    logits_BC = torch.from_numpy(open_file(path, to)(mel_BMF.numpy()))
     torch.testing.assert_close(logits_BC, expected_BC, rtol=1e-4, atol=1e-5)
 
 
-def test_a_ced_of_several_windows_is_written_for_its_own_length(tmp_path):
+def test_log_mels_of_a_ced_of_several_windows_have_its_own_length(tmp_path):
     model = Model(arch=CED(family="ced"), front_end=FrontEnd(kind="ced64"))
     tagger, path = with_keyed_weights(built(model, seconds=12.0)), tmp_path / "tagger.onnx"
-    assert export(tagger, path, to="onnx", front_end_inside=True) < 1e-5
+    assert export(tagger, path, to="onnx", front_end_inside=False) < 1e-5
     x_BT, expected_BC = waveform_and_logits(tagger, 12.0)
-    torch.testing.assert_close(
-        torch.from_numpy(open_file(path, "onnx")(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5
-    )
+    mel_BMF = tagger.front_end(x_BT).numpy()
+    torch.testing.assert_close(torch.from_numpy(open_file(path, "onnx")(mel_BMF)), expected_BC, rtol=1e-4, atol=1e-5)
     (entry,) = onnx.load(path).graph.input
-    assert [side.dim_value for side in entry.type.tensor_type.shape.dim] == [0, 192_000]  # any number of clips
+    assert [side.dim_value for side in entry.type.tensor_type.shape.dim] == [0, 64, 1201]  # any number of clips
 
 
 def test_export_prints_nothing(tmp_path):

@@ -305,8 +305,8 @@ def test_a_recipe_starts_from_a_file_in_fairseq_s_names(head: str, tmp_path: Any
 
 
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
-def test_it_is_exported_for_clips_of_its_length(to: Any, tmp_path: Any) -> None:
-    """`export` compares the file's logits with the tagger's."""
+def test_it_is_exported_for_waveforms_of_any_length(to: Any, tmp_path: Any) -> None:
+    """`export` compares the file's logits with the tagger's, of waveforms shorter and longer than its clips."""
     tagger = tagger_of(kind="waveform16k_norm", norm="layer")
     assert not takes_any_length(tagger)
     assert export(tagger, tmp_path / f"w.{to}", to=to, front_end_inside=True) < 1e-4

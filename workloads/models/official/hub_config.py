@@ -18,6 +18,7 @@ from workloads.models.official.timm import Described
 from workloads.models.patches import MAX_PATCHES
 from workloads.runtime.json_files import require_shape
 
+OWN = "antiphon"  # the model_type of folders with code of ours, and the key under which they describe the tagger
 PLACEHOLDER = re.compile(r"LABEL_\d+")  # transformers' tags where nobody named them
 PROBLEMS: dict[str, Literal["single", "multi"]] = {
     "single_label_classification": "single",
@@ -61,7 +62,8 @@ class Config(TypedDict, total=False):
     id2label: dict[str, str | int] | None
     time_stride: int
     max_length: int
-    clip_seconds: float | None  # antiphon's own
+    clip_seconds: float | None  # antiphon's own, as the next one
+    long_clips: Literal["windows", "start"] | None
     hidden_size: int
     layer_norm_eps: float
     num_heads: int | None
@@ -83,6 +85,7 @@ class HubConfig(NamedTuple):
     """What the folder says: the family, arguments of its `convert`, tags in the order of the classes, labels.
 
     `marks` is () where the file holds the network's tensors under their own names, as timm's do; None: the family's.
+    `long_clips` is what the tagger hears of sounds longer than its clips.
     """
 
     family: str
@@ -90,6 +93,36 @@ class HubConfig(NamedTuple):
     tags: tuple[str, ...] | None
     labels: Literal["single", "multi"] | None
     marks: tuple[()] | None = None
+    long_clips: Literal["windows", "start"] = "windows"
+
+
+class OwnTagger(TypedDict):
+    """What config.json of a folder with code of ours says of the tagger."""
+
+    name: str
+    model: dict[str, Any]
+    clip_seconds: float
+    clip_rate: int
+    long_clips: str
+
+
+class OwnConfig(TypedDict):
+    """config.json of such a folder."""
+
+    id2label: dict[str, str]
+    problem_type: Literal["single_label_classification", "multi_label_classification"]
+    antiphon: OwnTagger
+
+
+def own_state(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of the tagger in a folder with code of ours (`workloads/export/hub_code.py`), without its origin.
+
+    Raises ValueError, with the place in config.json, where a value is missing or has another type.
+    """
+    require_shape(config, "config.json", OwnConfig)
+    own = {key: config[OWN][key] for key in OwnTagger.__annotations__}
+    tags = _numbered(config["id2label"], "id2label")
+    return {"kind": "tagger", **own, "tags": list(tags), "labels": PROBLEMS[config["problem_type"]]}
 
 
 def read_hub_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> HubConfig:
@@ -99,7 +132,9 @@ def read_hub_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) 
         return _of_timm(config)
     kind = config.get("model_type")
     if kind == "audio-spectrogram-transformer":
-        return HubConfig("ast", {"known": _of_ast(config, preprocessor)}, _tags(config), _labels(config))
+        known = {"known": _of_ast(config, preprocessor)}
+        long_clips = config.get("long_clips") or "windows"
+        return HubConfig("ast", known, _tags(config), _labels(config), long_clips=long_clips)
     if kind == "ced":
         _of_ced(config, preprocessor)
         return HubConfig("ced", {"heads": config.get("num_heads")}, _tags(config), _labels(config))
