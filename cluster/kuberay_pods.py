@@ -23,6 +23,8 @@ LEAVE = [*PROGRAM, "cluster", "leave", "--seconds", "25"]
 GRACE_S = 30
 RAYLET_HEALTH = "http://localhost:52365/api/local_raylet_healthz"
 GCS_HEALTH = "http://localhost:8265/api/gcs_healthz"
+# what Ray Serve's proxy puts around its answers (`orchestrator/serving/proxy_answers.py`)
+SERVE_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "orchestrator.serving.proxy_answers:middlewares"}
 
 
 def head_pod(spec: Spec) -> dict[str, Any]:
@@ -100,7 +102,8 @@ def _ray_container(
 
 
 def _environment(spec: Spec) -> list[dict[str, Any]]:
-    values: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in spec.env.items()]
+    own = (SERVE_ENVIRONMENT if spec.kind == "service" else {}) | dict(spec.env)
+    values: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in own.items()]
     return values + [{"name": name, "valueFrom": secret_reference(where)} for name, where in spec.secrets.items()]
 
 

@@ -2,8 +2,8 @@
 
 `build` is what `antiphon serve` runs and what a RayService names as its import path. In each replica one thread hears,
 batch after batch; others decode. A sound longer than a batch is heard in several, so that it keeps nobody waiting for
-long. A replica that dies loses the requests that it was working on: their clients get an answer of 500, and Ray Serve
-starts another one.
+long. A replica that dies loses the requests that it was working on: their clients get an answer of 503
+(`proxy_answers.py`), and Ray Serve starts another one.
 """
 
 import asyncio

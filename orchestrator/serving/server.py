@@ -5,6 +5,7 @@ connects to, Ray Serve must not run yet: its HTTP options are the cluster's, and
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.serving.hosts import http_address, listen
 from orchestrator.serving.options import APPLICATION, REQUEST_S, ServeOptions
+from orchestrator.serving.proxy_answers import PROXY_ANSWERS
 from orchestrator.storage import object_store, published_folders
 from orchestrator.training.ray_cluster import RayConnection, connect, prepare_environment
 from orchestrator.training.signals import Interrupts
@@ -76,6 +78,7 @@ def serve_taggers(options: ServeOptions, address: Address, *, ready: Callable[[s
     Unavailable where no cluster answers.
     """
     listen(address.host, address.port).close()  # Ray Serve would report it from another process, after half a minute
+    os.environ |= PROXY_ANSWERS
     ray_address = prepare_environment(address.ray)
     import ray
     from ray import serve

@@ -10,7 +10,9 @@ from typing import Annotated, Any, BinaryIO, NamedTuple, Protocol
 from fastapi import Depends, FastAPI, File, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.routing import Route
 
 from orchestrator.artifacts.tag import LoadedTagger, check_threshold, why_no_events
 from orchestrator.serving.answers import (
@@ -44,7 +46,11 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "Too many bytes, or too long a sound."},
     415: {"model": Problem, "description": "A container that this installation cannot decode."},
     422: {"model": Problem, "description": "No sound, a damaged one, or a parameter out of range."},
-    503: {"description": "Too many requests wait: Retry-After says in how many seconds to try again."},
+    503: {
+        "model": Problem,
+        "description": "Too many requests wait, or the process that worked on this one has ended: Retry-After says in "
+        "how many seconds to try again.",
+    },
 }
 FileField = Annotated[UploadFile | None, File(description="The sound: wav, flac, ogg, opus or mp3.")]
 UrlQuery = Annotated[str | None, Query(description="Instead of a file: an address below one of `url_prefixes`.")]
@@ -150,6 +156,14 @@ def _add_error_answers(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return JSONResponse({"detail": _first_problem(error)}, status_code=422)
 
+    async def no_route(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, StarletteHTTPException)
+        detail = error.detail
+        if "endpoint" not in request.scope:  # no route took it
+            detail = _routes(app, request.url.path)
+        return JSONResponse({"detail": detail}, error.status_code, headers=error.headers)
+
+    app.add_exception_handler(StarletteHTTPException, no_route)
     app.add_exception_handler(RequestValidationError, out_of_range)
     app.add_exception_handler(TooLong, answer(413))
     app.add_exception_handler(NotReadHere, answer(415))
@@ -157,6 +171,16 @@ def _add_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(ValueError, answer(422))
     app.add_exception_handler(BadNumbers, answer(500))
     app.add_exception_handler(NotFetched, not_fetched)
+
+
+def _routes(app: FastAPI, path: str) -> str:
+    """What to say of a request that no route takes: the methods of its path, or all paths."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    methods = sorted({method for route in routes if route.path == path for method in route.methods or ()} - {"HEAD"})
+    if methods:
+        return f"{path[:SHOWN]}: takes {' or '.join(methods)}"
+    known = ", ".join(f"{min(route.methods or ['GET'])} {route.path}" for route in routes)
+    return f"{path[:SHOWN]!r}: no such address here; there are {known}"
 
 
 def _first_problem(error: RequestValidationError) -> str:

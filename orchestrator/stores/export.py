@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.storage.fsspec_files import FsspecFiles
+from orchestrator.stores.damage import read_whole_shard
 from workloads.runtime.atomic_files import replacing
 from workloads.runtime.json_files import json_text
 from workloads.stores.plan import ShardPlan
@@ -21,7 +22,7 @@ from workloads.stores.store import Store, open_store
 def export_store(uri: str, out: str, on_shard: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Write a store to the Parquet file `out`, shard by shard; returns the number of rows.
 
-    Raises ValueError for another ending, and where a shard is damaged: nothing is left under the name then.
+    Raises ValueError for another ending, DamagedStore where a shard is damaged: nothing is left under the name then.
     """
     import pyarrow.parquet
 
@@ -53,7 +54,7 @@ def _table(store: Store, shard: ShardPlan) -> Any:
         "view": np.tile(np.arange(shard.views, dtype=np.int32), len(shard.clip_ids)),
     }
     for name, codec in store.codecs.items():
-        raw = store.read_shard(name, shard.number).swapaxes(0, 1).reshape(shard.rows, codec.row_bytes)
+        raw = read_whole_shard(store, name, shard.number).swapaxes(0, 1).reshape(shard.rows, codec.row_bytes)
         values, tags = codec.values(codec.unpack(raw))
         numbers = values.reshape(*values.shape[:2], -1).astype(np.float32)  # of each tag, of each of its frames
         if tags is None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.storage.fsspec_files import FsspecFiles
+from orchestrator.stores.damage import read_whole_shard
 from orchestrator.stores.writer import PATIENCE_S, begin_store, finish_store, put_shard, unwritten
 from workloads.runtime.text import name_some
 from workloads.stores.checksum_sample import merged_checksums
@@ -27,7 +28,8 @@ def merge_stores(
 ) -> Manifest:
     """Write a new store with all clips of these, in shards as large as those of the first; resumed where it was killed.
 
-    Raises ValueError with the first difference of their descriptions, and for clips that two of them hold.
+    Raises ValueError with the first difference of their descriptions, and for clips that two of them hold; DamagedStore
+    for a shard that is damaged.
     """
     stores = [open_store(uri, FsspecFiles()) for uri in uris]
     about: Any = {key: value for key, value in stores[0].description.items() if key not in OF_CLIPS}
@@ -76,7 +78,7 @@ class _Source:
 
     def _shard(self, column: str, number: int) -> NDArray[np.uint8]:
         if self._last.get(column, (-1,))[0] != number:
-            self._last[column] = number, self.store.read_shard(column, number)
+            self._last[column] = number, read_whole_shard(self.store, column, number)
         return self._last[column][1]
 
 

@@ -1,10 +1,13 @@
 """One `antiphon study` as the user typed it, and what is refused, or left out, before anything starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
+from orchestrator.runs.resume import finished_outcome
+from orchestrator.storage import object_store
 from orchestrator.storage.object_store import is_local
-from orchestrator.study.plan import PlannedMethod, StudyPlan, without
+from orchestrator.study.plan import Member, PlannedMethod, StudyPlan, run_id, without
+from orchestrator.study.store import DEFINITION, StudyStore
 from orchestrator.tracking.uri import NONE
 from orchestrator.training.driver import check_recipe_data
 from orchestrator.training.request import RunRequest, check_request, refuse_ray_client, refuse_wait, with_absolute_paths
@@ -51,26 +54,53 @@ class StudyRequest:
 def check(request: StudyRequest, *, warn: Callable[[str], None]) -> StudyRequest:
     """Refuse the user's mistakes before anything is started or written; returns the request that can be run.
 
-    Without the methods that its models or data cannot do. `warn` gets warnings about precision and data. Raises
-    ValueError for options that contradict each other, and where the control itself cannot be run.
+    Without the methods that its models or data cannot do. A study that was started before keeps its methods, also where
+    a store or the data are gone meanwhile: what is done is shown, and runs that are left fail with the reason. `warn`
+    gets such reasons, and warnings about precision and data. Raises ValueError for options that contradict each other,
+    and where the control itself cannot be run and has runs left.
     """
     _check_options(request)
     plan = request.plan
     _require_same_worker(plan)
     plan = replace(plan, methods={name: _absolute(method) for name, method in plan.methods.items()})
-    for warning in _check_control(replace(request, plan=plan)):
-        warn(warning)
+    started = _methods_of_started(request)
+    try:
+        for warning in _check_control(replace(request, plan=plan)):
+            warn(warning)
+    except ValueError as error:
+        if CONTROL not in started or any(_left(request, plan, CONTROL)):
+            raise
+        warn(f"{CONTROL}: {error}")
     reasons = dict[str, str]()
     for name, method in plan.methods.items():
         try:
             _check(request, method.recipe, fold=plan.study.folds[0])
         except ValueError as error:
-            reasons[name] = str(error)
+            if name not in started:
+                reasons[name] = str(error)
+            elif left := len(list(_left(request, plan, name))):
+                warn(f"{name}: {left} runs are left, which cannot begin: {error}")
     plan = without(plan, reasons)
     if len(plan.methods) == 1:
         reason = next(iter(plan.left_out.values()), "name some in standard or methods")
         raise ValueError(f"study {plan.study.name}: no method is left to compare with the control: {reason}")
     return replace(request, plan=plan)
+
+
+def _methods_of_started(request: StudyRequest) -> tuple[str, ...]:
+    """The methods of the study of this id that was started before; none where there is no such study."""
+    store = StudyStore(object_store.join(request.storage, request.id))
+    if not object_store.exists(object_store.join(store.uri, DEFINITION)):
+        return ()
+    return tuple(store.read_plan().methods)
+
+
+def _left(request: StudyRequest, plan: StudyPlan, method: str) -> Iterator[Member]:
+    """The runs of a method that are not done."""
+    for member in plan.members:
+        uri = object_store.join(request.storage, run_id(request.id, member))
+        if member.method == method and finished_outcome(uri) is None:
+            yield member
 
 
 def _check_options(request: StudyRequest) -> None:

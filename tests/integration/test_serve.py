@@ -136,6 +136,27 @@ def test_a_mistake_is_an_answer_that_says_what_is_wrong(
 
 
 @pytest.mark.parametrize(
+    ("method", "target", "status", "detail"),
+    [
+        (
+            "GET",
+            "/tags",
+            404,
+            "'/tags': no such address here; there are GET /openapi.json, GET /, GET",
+        ),
+        ("GET", "/tag", 405, "/tag: takes POST"),
+        ("DELETE", "/healthz", 405, "/healthz: takes GET"),
+    ],
+)
+def test_an_address_that_there_is_not_is_a_mistake_like_others(
+    server: TaggerServer, method: str, target: str, status: int, detail: str
+) -> None:
+    reply = ask(server.url + target, method=method)
+    assert (reply.status, reply.headers["content-type"]) == (status, "application/json")
+    assert reply.json["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize(
     ("fields", "detail"),
     [
         ([("file", "a.wav"), ("model", "")], "the form's field 'model' is not read: the sound is its field file, and"),
@@ -180,7 +201,8 @@ def test_an_upload_that_does_not_say_its_size_is_cut_off(server: TaggerServer) -
 
 def test_only_this_machines_own_names_are_answered(server: TaggerServer) -> None:
     assert ask(f"{server.url}/healthz").status == 200
-    assert ask(f"{server.url}/healthz", Host="evil.example").status == 400
+    refused = ask(f"{server.url}/healthz", Host="evil.example")
+    assert (refused.status, refused.json) == (400, {"detail": "Invalid host header"})
     listening = {each.laddr.ip for each in _connections(server) if f":{each.laddr.port}" in server.url}
     assert listening == {"127.0.0.1"}
 
@@ -209,6 +231,7 @@ def test_too_many_requests_are_told_when_to_come_again(server: TaggerServer) -> 
     assert {reply.status for reply in replies} == {200, 503}
     refused = next(reply for reply in replies if reply.status == 503)
     assert refused.headers["retry-after"] == "1"
+    assert refused.json["detail"]
     assert ask(f"{server.url}/tag", wav(1.0)).status == 200
 
 
@@ -282,7 +305,12 @@ def test_a_replica_that_is_killed_under_load_leaves_no_request_without_an_answer
     found = Counter(reply.status for reply in replies)
     assert killed
     assert 0 not in found, [reply.text for reply in replies if not reply.status]
-    assert found[500] <= 4, found  # those that it was working on
+    assert found[503] <= 4, found  # those that it was working on
+    assert found.keys() <= {200, 503}, found
+    for reply in replies:
+        if reply.status == 503:
+            assert reply.headers["retry-after"] == "1"
+            assert reply.json["detail"].endswith("send the request again")
     assert found[200] >= 100, found
     assert ask(f"{server.url}/tag", wav(1.0)).status == 200
     assert [replica.pid for replica in server.replicas()] != killed

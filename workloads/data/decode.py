@@ -20,7 +20,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from workloads.data.containers import ContainerError, NoDecoder, TooMuchSound, container_of, decode_container
-from workloads.data.joined import joined_parts
+from workloads.data.joined import OGG, is_cut_ogg, joined_parts
 from workloads.runtime.opener import read_bounded
 
 MAX_FILE_BYTES = 4 * 2**30
@@ -28,6 +28,7 @@ MAX_SAMPLES = 2**29  # of a waveform, before and after resampling: 3 hours at 48
 MIN_RATE, MAX_RATE = 100, 2_000_000  # Hz; a damaged header declares rates beyond these
 MAX_PEAK = 2.0**31  # full scale is 1; integers that were written as floats without scaling reach this
 MIN_SAMPLES_SHARE = 0.95  # of the number declared in the file's header; a file with less is truncated
+CUT_OGG = "cut short: a page of Ogg in it is not whole"
 BLOCK = 2**20  # samples decoded, and resampled, at a time
 NO_LENGTH = 2**62  # samples; libsndfile's number for a FLAC that does not declare its own is larger
 SINC_WIDTH = 8  # samples at the lower rate on either side that torchaudio's filter reaches, and one
@@ -95,6 +96,8 @@ def _decode_parts(parts: list[bytes], *, rate: int, max_seconds: float) -> tuple
     waveforms, total, first_rate, any_repaired = [], 0, 0, False
     for part in parts:
         x_T, own_rate, repaired = decode(part, max_seconds=max_seconds)
+        if part.startswith(OGG) and is_cut_ogg(io.BytesIO(part)):  # libsndfile ends where it can, without a word
+            raise BrokenClip(CUT_OGG)
         total += len(x_T) * rate // own_rate
         _require_shorter(total, rate, max_seconds)
         if total > MAX_SAMPLES:

@@ -1,4 +1,4 @@
-"""Files that were joined into one: links of a chained Ogg file, FLAC files one after the other.
+"""Files that were joined into one: links of a chained Ogg file, FLAC files one after the other, files of other formats.
 
 libsndfile reads the first alone. MPEG files are read frame by frame, whatever they were joined from. Decodes nothing.
 """
@@ -14,6 +14,10 @@ ID3, ID3_HEADER = b"ID3", 10  # bytes of a tag's header, whose last four are its
 OGG_PAGE = re.compile(rb"OggS\x00")  # its mark and version
 FLAC_BEGINS = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # its name, then a STREAMINFO block of 34 bytes
 FLAC_MARK = 8  # bytes of that
+# how files begin that say so themselves, each in at most ANOTHER_MARK bytes: WAV, AIFF, FLAC, the first page of an Ogg
+ANOTHER = re.compile(rb"RIFF.{4}WAVE|FORM.{4}AIF[FC]|fLaC[\x00\x80]\x00\x00\x22|OggS\x00\x02", re.DOTALL)
+ANOTHER_MARK = 12
+CHUNKS = {b"RIFF": "little", b"FORM": "big"}  # files that begin with their length
 OGG_HEADER, OGG_BEGINS = 27, 2  # bytes of a page's header, whose last is the number of segments; a flag in its sixth
 BLOCK = 2**20  # bytes that are searched at a time
 READ_AHEAD = 2**20  # bytes, and more than a decoder reads beyond the end of its part
@@ -21,6 +25,13 @@ READ_AHEAD = 2**20  # bytes, and more than a decoder reads beyond the end of its
 
 def joined_parts(content: bytes) -> list[bytes]:
     """The files that were joined into this one."""
+    other = another_format(io.BytesIO(content))
+    if other is not None:
+        return [*_parts_of_one_format(content[:other]), *joined_parts(content[other:])]
+    return _parts_of_one_format(content)
+
+
+def _parts_of_one_format(content: bytes) -> list[bytes]:
     starts = [0]
     if content.startswith(OGG):
         starts += islice(ogg_links(io.BytesIO(content)), 1, None)
@@ -52,6 +63,59 @@ def open_parts(file: BinaryIO) -> Iterator["FilePart"]:
         after = (begin or 0) + 1
 
 
+def another_format(file: BinaryIO) -> int | None:
+    """Where a file of another format begins that was joined to this one; None: nowhere. In constant memory.
+
+    Of WAV and AIFF also one of the same. MPEG audio that follows another file is not found: it has no mark of its own.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(ANOTHER_MARK)
+    if head[:4] in CHUNKS:
+        length = int.from_bytes(head[4:8], CHUNKS[head[:4]])  # type: ignore[arg-type]
+        return _if_another(file, ANOTHER_MARK - 4 + length + length % 2) if length else None
+    if head.startswith(OGG):
+        end = 0
+        for page in _ogg_pages(file):
+            end = page.end
+        return _if_another(file, end)
+    flac = _flac_start(file)
+    if flac is None and not _is_mpeg(head):
+        return None  # a container, which may hold such marks, or no sound
+    start = 1 if flac is None else _flac_frames(file, flac)
+    while start < size:
+        found = _next_mark(file, ANOTHER, ANOTHER_MARK, start)
+        if found is None:
+            return None
+        file.seek(found)
+        if flac is None or file.read(4) != FLAC:  # those of one format are told apart elsewhere
+            return found
+        start = found + 1
+    return None
+
+
+def _if_another(file: BinaryIO, end: int) -> int | None:
+    file.seek(end)
+    return end if ANOTHER.match(file.read(ANOTHER_MARK)) else None
+
+
+def _is_mpeg(head: bytes) -> bool:
+    """Whether a file begins with a tag or a frame of MPEG audio, layers I to III; AAC has layer 0."""
+    return head.startswith(ID3) or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 6 != 0)
+
+
+def _flac_frames(file: BinaryIO, start: int) -> int:
+    """Where the sound of a FLAC file begins: before it are blocks of facts, which may hold another file's header."""
+    place, last = start + len(FLAC), False
+    while not last:
+        file.seek(place)
+        header = file.read(4)
+        if len(header) < 4:
+            return place
+        last, place = bool(header[0] & 0x80), place + 4 + int.from_bytes(header[1:], "big")
+    return place
+
+
 def ogg_links(file: BinaryIO) -> Iterator[int]:
     """Where each link of a chained Ogg file begins: at a page that begins a stream, after one that does not."""
     begins = False
@@ -68,6 +132,7 @@ def is_cut_ogg(file: BinaryIO) -> bool:
 
 class _Page(NamedTuple):
     start: int
+    end: int
     begins: bool  # a stream
     whole: bool
 
@@ -79,7 +144,10 @@ def _ogg_pages(file: BinaryIO) -> Iterator[_Page]:
     while start is not None:
         file.seek(start)
         header = file.read(OGG_HEADER)
-        if len(header) < OGG_HEADER or not header.startswith(OGG):
+        if not header.startswith(OGG):
+            return
+        if len(header) < OGG_HEADER:
+            yield _Page(start, size, begins=False, whole=False)
             return
         segments = file.read(header[-1])
         end = start + OGG_HEADER + len(segments) + sum(segments)
@@ -88,7 +156,7 @@ def _ogg_pages(file: BinaryIO) -> Iterator[_Page]:
         if end > size or file.read(len(OGG)) != OGG:
             following = _next_mark(file, OGG_PAGE, len(OGG) + 1, start + 1)
         cut = end > size or len(segments) < header[-1] or (following is not None and following < end)
-        yield _Page(start, bool(header[5] & OGG_BEGINS), not cut)
+        yield _Page(start, end, bool(header[5] & OGG_BEGINS), not cut)
         start = following
 
 

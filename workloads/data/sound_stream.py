@@ -22,6 +22,7 @@ from torch import Tensor
 
 from workloads.data.containers import container_of
 from workloads.data.decode import (
+    CUT_OGG,
     MAX_PEAK,
     MIN_SAMPLES_SHARE,
     NO_LENGTH,
@@ -30,7 +31,7 @@ from workloads.data.decode import (
     check_rate,
     declared_samples,
 )
-from workloads.data.joined import FilePart, is_cut_ogg, open_parts
+from workloads.data.joined import FilePart, another_format, is_cut_ogg, open_parts
 from workloads.data.resampler import Resampler
 
 BLOCK_SECONDS = 0.1
@@ -161,7 +162,8 @@ def _through_a_pipe() -> str:
 def _blocks_of_parts(file: BinaryIO, first: soundfile.SoundFile, others: Iterator[FilePart]) -> Iterator[Tensor]:
     """The blocks of an open file and of those that were joined to it, at the first one's rate.
 
-    BrokenClip at the end where a page of Ogg, which declares no length, was cut short.
+    BrokenClip at the end where a page of Ogg, which declares no length, was cut short, and where a file of another
+    format follows.
     """
     yield from _sndfile_blocks(first)
     for number, part in enumerate(others, start=2):
@@ -177,7 +179,12 @@ def _blocks_of_parts(file: BinaryIO, first: soundfile.SoundFile, others: Iterato
         except BrokenClip as error:
             raise BrokenClip(f"part {number} of the files joined in it: {error}") from error
     if first.format == "OGG" and is_cut_ogg(file):
-        raise BrokenClip("cut short: a page of Ogg in it is not whole")
+        raise BrokenClip(CUT_OGG)
+    if (place := another_format(file)) is not None:
+        raise BrokenClip(
+            f"a file of another format was joined to it, at byte {place}: what is before that was heard; without "
+            "--stream all of it is"
+        )
 
 
 def _unless_empty(x_T: Tensor) -> Iterator[Tensor]:

@@ -86,6 +86,20 @@ def test_merge_makes_one_store(store, tmp_path, antiphon):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_damaged_shard_ends_export_with_how_to_mend_it(store, tmp_path, antiphon, lost):
+    """It is nobody's mistake: exit code 1."""
+    shard = next((Path(store) / "shards").glob("outputs-000001-*"))
+    content = shard.read_bytes()
+    shard.unlink() if lost else shard.write_bytes(content[:-1] + b"x")
+    done = antiphon("store", "export", store, tmp_path / "a.parquet")
+    assert done.code == 1
+    assert f"failed: {shard}" in done.err
+    assert "Shard 1 of 3, column outputs: copy that file again from another copy of the store" in done.err
+    assert f"antiphon store verify {store}" in done.err
+    assert not (tmp_path / "a.parquet").exists()
+
+
 def test_export_is_a_table_that_people_read(store, tmp_path, antiphon):
     exported = antiphon("store", "export", store, tmp_path / "table.parquet", "--json")
     assert json.loads(exported.out) == {"file": str(tmp_path / "table.parquet"), "rows": 22}

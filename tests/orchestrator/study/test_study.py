@@ -257,6 +257,25 @@ def test_a_method_of_other_clips_says_so_in_its_row(finished, tmp_path):
     assert {*outcome["methods"]["ensemble"]["students"]} == {"cnn", "vit"}
 
 
+def test_a_study_whose_stores_or_data_are_gone_still_shows_what_is_done(finished, tmp_path, antiphon, monkeypatch):
+    """The same command again: what cannot be trained any more need not be, where nothing is left."""
+    words, outcome, storage = finished
+    here = [str(tmp_path / "runs") if word == str(storage) else word for word in words]
+    shutil.copytree(storage, tmp_path / "runs")
+
+    def gone(recipe):
+        raise ValueError("store 'outputs': there is no description.json")
+
+    monkeypatch.setattr("orchestrator.study.request.check_recipe_data", gone)
+    done = antiphon(*here, "--local", "--json")
+    assert done.code == 0, done.err
+    assert read_outcome(done.out)["methods"] == outcome["methods"]
+    shutil.rmtree(tmp_path / "runs" / "tiny-plain-fold2-seed1")
+    done = antiphon(*here, "--local")
+    assert done.code == 2
+    assert "store 'outputs': there is no description.json" in done.err
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(study_file, antiphon, tmp_path):
     wild = ("[methods.wild]", 'like = "mutual"', "[methods.wild.settings.models.vit.optimizer]", "lr = 1e30")
     stored = ("[[methods.stored.settings.edges]]", 'teacher = "store:nowhere"', 'student = "vit"')

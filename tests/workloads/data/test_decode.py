@@ -178,6 +178,39 @@ def test_joined_files_are_heard_to_the_end(kind: str, subtype: str, second_rate:
     assert len(decode.joined_parts(files[0])) == 1
 
 
+@pytest.mark.parametrize("first", ["WAV", "AIFF", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("second", ["WAV", "FLAC", "OGG"])
+def test_joined_files_of_different_formats_are_heard_to_the_end(first: str, second: str) -> None:
+    tone = 0.2 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    one, other = encoded(tone, first), encoded(np.concatenate([tone, tone])[:20_000], second)
+    alone = [load_sound(io.BytesIO(content), rate=RATE).x_T for content in (one, other, one)]
+    found_T = load_sound(io.BytesIO(one + other), rate=RATE).x_T
+    torch.testing.assert_close(found_T, torch.cat(alone[:2]), rtol=0, atol=0)
+    if first != "MP3":  # it has no mark of its own within a file
+        found_T = load_sound(io.BytesIO(one + other + one), rate=RATE).x_T
+        torch.testing.assert_close(found_T, torch.cat(alone), rtol=0, atol=0)
+
+
+def test_headers_that_a_file_only_keeps_are_no_other_file() -> None:
+    """A FLAC may hold the header of the WAV that it was made of, and what follows a WAV need be no sound."""
+    flac = encoded(np.zeros(16_000), "FLAC")
+    kept = b"riff" + b"RIFF" + (1000).to_bytes(4, "little") + b"WAVEfmt "
+    block = bytes([2]) + len(kept).to_bytes(3, "big") + kept
+    assert decode.joined_parts(flac[:42] + block + flac[42:]) == [flac[:42] + block + flac[42:]]
+    wav = encoded(np.zeros(16_000), "WAV")
+    assert decode.joined_parts(wav + b"TAG of some program") == [wav + b"TAG of some program"]
+
+
+@pytest.mark.parametrize("kept", [-1, -100, 20])
+def test_an_ogg_file_that_is_cut_within_a_page_is_named(kept: int) -> None:
+    """Also where the cut is in the last page's header: of it 20 bytes are left."""
+    content = encoded(np.random.default_rng(0).uniform(-0.5, 0.5, 40_000), "OGG")
+    end = kept if kept < 0 else content.rindex(b"OggS") + kept
+    with pytest.raises(BrokenClip, match="cut short: a page of Ogg in it is not whole"):
+        load_sound(io.BytesIO(content[:end]), rate=RATE)
+    assert len(load_sound(io.BytesIO(content), rate=RATE).x_T) == 40_000
+
+
 def test_a_joined_file_that_is_cut_short_is_named() -> None:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(16_000), 16_000, format="FLAC")

@@ -101,6 +101,15 @@ def test_of_joined_files_the_broken_one_is_named_once_the_others_were_heard(cont
     assert stream.samples >= 30_001
 
 
+@pytest.mark.parametrize(("container", "other"), [("WAV", "FLAC"), ("OGG", "WAV"), ("FLAC", "OGG")])
+def test_a_file_of_another_format_that_was_joined_is_told_once_what_is_before_it_was_heard(container, other):
+    one = encoded(NOISE_TD[:, 0], container)
+    stream = open_file(io.BytesIO(one + encoded(NOISE_TD[:, 0], other)))
+    with pytest.raises(BrokenClip, match=f"a file of another format was joined to it, at byte {len(one)}"):
+        list(stream)
+    assert stream.samples >= 30_001
+
+
 def test_what_follows_a_part_that_was_cut_short_within_a_page_is_heard_and_the_cut_is_told():
     long, short = encoded(NOISE_TD[:, 0], "OGG"), encoded(NOISE_TD[:5_000, 0], "OGG")
     content = long[: len(long) * 3 // 4] + short + short
