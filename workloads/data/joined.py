@@ -75,10 +75,10 @@ def another_format(file: BinaryIO) -> int | None:
         length = int.from_bytes(head[4:8], CHUNKS[head[:4]])  # type: ignore[arg-type]
         return _if_another(file, ANOTHER_MARK - 4 + length + length % 2) if length else None
     if head.startswith(OGG):
-        end = 0
-        for page in _ogg_pages(file):
-            end = page.end
-        return _if_another(file, end)
+        pages = list(_ogg_pages(file))
+        following = [page.start for page in pages[1:]] + [-1]
+        gaps = (page.end for page, start in zip(pages, following, strict=True) if page.end != start)
+        return next(filter(None, (_if_another(file, end) for end in gaps)), None)
     flac = _flac_start(file)
     if flac is None and not _is_mpeg(head):
         return None  # a container, which may hold such marks, or no sound
