@@ -10,9 +10,9 @@ Axes: T samples, D channels.
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import miniaudio
 import numpy as np
@@ -180,6 +180,11 @@ def _blocks_of_parts(file: BinaryIO, first: soundfile.SoundFile, others: Iterato
             raise BrokenClip(f"part {number} of the files joined in it: {error}") from error
     if first.format == "OGG" and is_cut_ogg(file):
         raise BrokenClip(CUT_OGG)
+    _require_one_format(file)
+
+
+def _require_one_format(file: BinaryIO) -> None:
+    """BrokenClip where a file of another format was joined to this one, which has been heard."""
     if (place := another_format(file)) is not None:
         raise BrokenClip(
             f"a file of another format was joined to it, at byte {place}: what is before that was heard; without "
@@ -262,4 +267,9 @@ def _open_mpeg(file: BinaryIO, *, reason: str) -> SoundStream:
         )
     except miniaudio.DecodeError as error:
         raise BrokenClip(f"cannot be decoded ({reason or error})") from error
-    return SoundStream(info.sample_rate, (torch.from_numpy(np.array(block, np.float32)) for block in samples))
+    return SoundStream(info.sample_rate, _mpeg_blocks(file, samples))
+
+
+def _mpeg_blocks(file: BinaryIO, samples: Iterable[Any]) -> Iterator[Tensor]:
+    yield from (torch.from_numpy(np.array(block, np.float32)) for block in samples)
+    _require_one_format(file)
