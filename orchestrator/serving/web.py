@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, Protocol
 
@@ -158,9 +159,8 @@ def _add_error_answers(app: FastAPI) -> None:
 
     async def no_route(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, StarletteHTTPException)
-        detail = error.detail
-        if "endpoint" not in request.scope:  # no route took it
-            detail = _routes(app, request.url.path)
+        by_framework = error.detail == HTTPStatus(error.status_code).phrase  # no route took it
+        detail = _routes(app, request.url.path) if by_framework else error.detail
         return JSONResponse({"detail": detail}, error.status_code, headers=error.headers)
 
     app.add_exception_handler(StarletteHTTPException, no_route)
