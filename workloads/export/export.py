@@ -120,7 +120,8 @@ def export(
     metadata_json = json_text(metadata or {})
     # torch takes a number that is not 1 in the example, as that of windows, never to be 1, though the same graph
     # computes that too: a .pt2 would refuse it (ONNX keeps no such guards). `check` compares what the file says of one.
-    of_any_number = torch.fx.experimental._config.patch(backed_size_oblivious=front_end_inside and to == "pt2")
+    config: Any = torch.fx.experimental._config  # its module makes `patch` when it is imported
+    of_any_number = config.patch(backed_size_oblivious=front_end_inside and to == "pt2")
     with _ignore_warnings(), torch.no_grad(), of_any_number:
         program = torch.export.export(module, (example,), dynamic_shapes=(dynamic,), strict=False)
         if to == "pt2":

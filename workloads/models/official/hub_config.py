@@ -133,8 +133,9 @@ def read_hub_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) 
     kind = config.get("model_type")
     if kind == "audio-spectrogram-transformer":
         known = {"known": _of_ast(config, preprocessor)}
-        long_clips = config.get("long_clips") or "windows"
-        return HubConfig("ast", known, _tags(config), _labels(config), long_clips=long_clips)
+        only_start = config.get("long_clips") == "start"
+        rule: Literal["windows", "start"] = "start" if only_start else "windows"
+        return HubConfig("ast", known, _tags(config), _labels(config), long_clips=rule)
     if kind == "ced":
         _of_ced(config, preprocessor)
         return HubConfig("ced", {"heads": config.get("num_heads")}, _tags(config), _labels(config))
