@@ -35,6 +35,7 @@ from workloads.models.official.hub_config import OWN
 from workloads.models.size import model_size
 from workloads.models.tagger import Tagger
 from workloads.runtime.json_files import json_text
+from workloads.runtime.version import VERSION
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 
@@ -104,7 +105,7 @@ def _write_code(tagger: Tagger, state: dict[str, Any], draft: Path) -> float:
         .get_template(f"{MODELING}.py.j2")
         .render(
             name=state["name"],
-            version=version("antiphon"),
+            version=VERSION,
             length=round(tagger.clip_seconds * tagger.clip_rate),
             rate=tagger.clip_rate,
             long_clips=long_clips,

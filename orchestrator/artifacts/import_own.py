@@ -4,7 +4,6 @@ Their weights have our names already. Their code is not run: config.json says wh
 """
 
 import hashlib
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from workloads.models.official.hub_config import own_state
 from workloads.runtime import checkpoint
 from workloads.runtime.scratch import scratch_folder
 from workloads.runtime.tensor_files import require_stored
+from workloads.runtime.version import VERSION
 
 WEIGHTS = "backbone."  # other tensors are constants of the front end, which are computed
 
@@ -47,7 +47,7 @@ def import_own(folder: HubFolder, out: str, *, family: str | None, **options: st
         raise ValueError(f"weights {folder.weights!r}: {bad[0]} holds numbers that are not finite; use another file")
     base = folder.weights.rsplit("/", 1)[-1]
     where = {"project": folder.name, "family": known, "file": base, "sha256": hashlib.sha256(data).hexdigest()}
-    state["origin"] = where | {"licence": folder.licence, "imported_with": f"antiphon {version('antiphon')}"}
+    state["origin"] = where | {"licence": folder.licence, "imported_with": f"antiphon {VERSION}"}
     with scratch_folder() as scratch:
         written = checkpoint.write(scratch / "tagger", tensors={"weights": weights}, state=state)
         tagger, _ = load_tagger(written, folder.name)  # raises where weights and settings do not fit
