@@ -193,9 +193,11 @@ def test_a_stored_plan_is_run_from_its_file_alone(tmp_path):
         load_plan(str(file))
 
 
-@pytest.mark.parametrize("name", ["study-demo", "study-esc10"])
-def test_the_shipped_studies_have_all_their_methods(name):
-    settings = ["data.root=DIR"] if name == "study-esc10" else []
+@pytest.mark.parametrize(
+    ("name", "runs"), [("study-demo", 11 * 2 * 3), ("study-esc10", 5 * 2 * 3), ("study-schedules", 7 * 5)]
+)
+def test_the_shipped_studies_have_all_their_methods(name, runs):
+    settings = [] if name == "study-demo" else ["data.root=DIR"]
     plan = plan_study(load_study(name), settings)
     assert plan.left_out == {}
-    assert len(plan.members) == (11 * 2 * 3 if name == "study-demo" else 5 * 2 * 3)
+    assert len(plan.members) == runs
