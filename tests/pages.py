@@ -24,14 +24,15 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self.tags.append(tag)
-        self.loads += [str(value) for name, value in attrs if name in ("src", "href", "data", "action", "srcset")]
+        links = [str(value) for name, value in attrs if name in ("src", "href", "data", "action", "srcset")]
+        self.loads += [link for link in links if not link.startswith("#")]  # places of the page itself
         if tag == "table":
             self._table = self.tables.setdefault(attributes.get("id") or "", [])
         elif tag == "tr":
             self._table.append([])
         elif tag in ("td", "th"):
             self._table[-1].append("")
-        if tag not in ("meta", "br", "link"):
+        if tag not in ("meta", "br", "link", "input"):
             self._open.append((tag, attributes))
 
     def handle_endtag(self, tag: str) -> None:

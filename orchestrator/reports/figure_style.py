@@ -1,4 +1,9 @@
-"""Layout and colours that all figures share, and blocks along an axis. The page sets the colours of text and grid."""
+"""Layout and colours that all figures share, and blocks along an axis. The page sets the colours of text and grid.
+
+Lines, bars and blocks have one colour on light and dark pages: each is of a luminance that has a contrast of 3 or more
+with both backgrounds, and of 4.5 or more with the text that is drawn on blocks. Text and scales of colours need two:
+figures hold the light one, and the page replaces it by that of IN_DARK where the reader prefers dark.
+"""
 
 from collections.abc import Iterator
 from itertools import cycle
@@ -11,10 +16,40 @@ import plotly.io
 TEMPLATE = go.layout.Template(plotly.io.templates["none"]).update(
     layout={axis: {"exponentformat": "power"} for axis in ("xaxis", "yaxis")}
 )
-PALETTE = ("#3b82f6", "#ec4899", "#14b8a6", "#f97316", "#8b5cf6", "#84cc16", "#06b6d4", "#a3a3a3")
+BLUE, PINK, TEAL, ORANGE = "#3b82f6", "#ec4899", "#0f9b8e", "#e8620c"
+VIOLET, LIME, CYAN, GREY = "#9068f6", "#5f9a0f", "#0891b2", "#8690a1"
+GREEN, AMBER, RED, BROWN = "#1a9a4a", "#b97f08", "#ef4444", "#8d6e63"
+PALETTE = (BLUE, PINK, TEAL, ORANGE, VIOLET, LIME, CYAN, GREY)
 LEGEND_ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 OUTLINE = {"width": 1, "color": "rgba(128,128,128,.6)"}
 BLOCK_TEXT = {"color": "#0b1220", "size": 11}
+
+CELL_TEXT = "#1a2130"
+CELLS = [[0, "#f1f4f9"], [1, "#4f93f5"]]  # of matrices: CELL_TEXT can be read on all of it
+SPECTROGRAM = [[0, "rgba(100,116,139,0)"], [1, "rgba(100,116,139,.9)"]]  # on light and dark pages
+BEST, WORST = "#1652c9", "#8690a0"
+NUM_SHADES = 9
+
+
+def _between(first: str, last: str) -> list[str]:
+    """NUM_SHADES colours from the first to the last one, as #rrggbb."""
+    ends = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in (first, last)]
+    shares = [number / (NUM_SHADES - 1) for number in range(NUM_SHADES)]
+    mixed = [[round(a + share * (b - a)) for a, b in zip(*ends, strict=True)] for share in shares]
+    return ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in mixed]
+
+
+SHADES = _between(BEST, WORST)  # of an objective
+IN_DARK = {
+    CELL_TEXT: "#e6eaf1",
+    **dict(zip([colour for _, colour in CELLS], ("#1d2430", "#2b62bd"), strict=True)),
+    **dict(zip(SHADES, _between("#8fbcff", "#6b7688"), strict=True)),
+}
+
+
+def shade(share: float) -> str:
+    """The colour of an objective, from 0 for the best to 1 for the worst."""
+    return SHADES[round(min(max(share, 0.0), 1.0) * (NUM_SHADES - 1))]
 
 
 def new_figure(*, height: int) -> go.Figure:

@@ -1,25 +1,35 @@
-"""What the page of a run and the page of a search share: templates, figures as JSON, and writing a file atomically.
+"""What all pages share: templates, figures as JSON, and writing a file atomically.
 
 A page needs no network: it carries Plotly's JavaScript, compressed; browsers unpack it when the page is opened. Text
 from files is escaped, never markup.
 """
 
 import base64
-import gzip
+import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+from orchestrator.reports.figure_style import IN_DARK
+from orchestrator.reports.figure_summary import summary_of
 from workloads.runtime.atomic_files import replace_text
 from workloads.runtime.redaction import redacted
 
 HERE = Path(__file__).parent
 TEMPLATE_FOLDERS = (HERE / "templates", HERE / "search" / "templates")
+HEADING = re.compile(r'<h2 id="([\w-]+)">(.*?)</h2>')
+
+
+class DrawnFigure(NamedTuple):
+    """A figure for the macro of `figure.html.j2`."""
+
+    json: Markup
+    summary: str  # one sentence, for screen readers
+    height: int  # pixels, kept free until it is drawn
 
 
 def render(template: str, **values: Any) -> str:
@@ -32,7 +42,14 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["headings"] = _headings
+    environment.globals["in_dark"] = IN_DARK
     return environment.get_template(template).render(**values)
+
+
+def _headings(body: Markup) -> list[tuple[str, Markup]]:
+    """(id, title) of the sections of a page's body, which is rendered and so escaped already."""
+    return [(name, Markup(title)) for name, title in HEADING.findall(str(body))]
 
 
 @cache
@@ -45,15 +62,9 @@ def plotly_script() -> Markup:
     return Markup(base64.b64encode((HERE / "plotly" / "plotly-cartesian.min.js.gz").read_bytes()).decode())
 
 
-@cache
-def whole_plotly_script() -> Markup:
-    """The same of the whole library, 1.96 MB: for parallel coordinates."""
-    return Markup(base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode())
-
-
-def figure_json(figure: go.Figure) -> Markup:
-    """A figure for a script element: nothing in it can end the element."""
-    return Markup(figure.to_json().replace("<", "\\u003c"))
+def drawn(figure: go.Figure) -> DrawnFigure:
+    """A figure for a page: nothing in its JSON can end the script element that holds it."""
+    return DrawnFigure(Markup(figure.to_json().replace("<", "\\u003c")), summary_of(figure), figure.layout.height)
 
 
 def write_page(page: str, out: Path) -> None:

@@ -5,12 +5,11 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.reports.figure_style import LEGEND_ABOVE, apply_style, palette
+from orchestrator.reports.figure_style import LEGEND_ABOVE, RED, SPECTROGRAM, apply_style, palette
 from orchestrator.reports.formatting import escape_label
 from orchestrator.reports.run_history import RunHistory
 
-KEYWORD_COLOUR = "#ef4444"
-SPECTROGRAM = [[0, "rgba(100,116,139,0)"], [1, "rgba(100,116,139,.9)"]]  # on light and dark pages
+KEYWORD_COLOUR = RED
 ROW_HEIGHT = 210
 
 

@@ -9,17 +9,32 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.reports.figure_style import LEGEND_ABOVE, add_blocks, apply_style, new_figure, palette
+from orchestrator.reports.figure_style import (
+    AMBER,
+    BLUE,
+    BROWN,
+    CELL_TEXT,
+    CELLS,
+    GREEN,
+    GREY,
+    LEGEND_ABOVE,
+    RED,
+    VIOLET,
+    add_blocks,
+    apply_style,
+    new_figure,
+    palette,
+)
 from orchestrator.reports.formatting import escape_label
 from orchestrator.reports.run_data import EVEN, PARTS, chance, chance_by_tag
 from orchestrator.reports.run_history import BOTH, TEACHING, TRAINING, Phase, RunHistory
 from workloads.config.edge import teacher_name
 
-CHANCE_COLOUR = "#888888"
-PART_COLOURS = {"training": "#3b82f6", "validation": "#fbbf24", "test": "#94a3b8"}
-UNTAUGHT_COLOUR = "#8d6e63"
-VALIDATION_LOSS_COLOUR = "#ef4444"
-ROLE_COLOURS = {TRAINING: "#22c55e", TEACHING: "#fbbf24", BOTH: "#a78bfa"}
+CHANCE_COLOUR = GREY
+PART_COLOURS = {"training": BLUE, "validation": AMBER, "test": GREY}
+UNTAUGHT_COLOUR = BROWN
+VALIDATION_LOSS_COLOUR = RED
+ROLE_COLOURS = {TRAINING: GREEN, TEACHING: AMBER, BOTH: VIOLET}
 MAX_ROLE_LABELS = 12  # of a model's curves; with more spans only the schedule figure names the roles
 MAX_SHADED_SPANS = 500  # of a model's curves; narrower ones could not be told apart, and each is a shape of its own
 MIN_LABELLED_SHARE = 0.07  # of the steps: a shorter span has no room for its label
@@ -281,10 +296,10 @@ def tag_matrix(history: RunHistory, model: str) -> go.Figure | None:
         y=labels,
         zmin=0,
         zmax=1,
-        colorscale="Blues",
+        colorscale=CELLS,
         text=numbers if is_numbered else None,
         texttemplate="%{text}" if is_numbered else None,
-        textfont={"size": 10},
+        textfont={"size": 10, "color": CELL_TEXT},
         hovertemplate=f"true tag: %{{y}}<br>predicted tag: %{{x}}<br>{colour_title}: %{{z:.2f}}<extra></extra>",
         colorbar={"title": {"text": colour_title, "side": "right"}, "thickness": 12},
         xgap=1,

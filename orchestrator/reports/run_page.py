@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from markupsafe import Markup
 
 from orchestrator.reports import profile_figures, run_comparison, run_data, run_figures
 from orchestrator.reports.formatting import (
@@ -18,7 +17,7 @@ from orchestrator.reports.formatting import (
     format_score,
     format_time,
 )
-from orchestrator.reports.html_page import figure_json, plotly_script, render, write_page
+from orchestrator.reports.html_page import DrawnFigure, drawn, plotly_script, render, write_page
 from orchestrator.reports.reproduce import repeat_run, what_to_set
 from orchestrator.reports.run_history import RunHistory
 from workloads.config.edge import teacher_name
@@ -146,22 +145,22 @@ def _describe_edge(edge: dict[str, Any]) -> str:
 
 
 def _figures(history: RunHistory) -> dict[str, Any]:
-    """The page's figures as JSON; None, or no entry, for a figure without data."""
+    """The page's figures; None, or no entry, for a figure without data."""
     with_curves = [model for model in history.models if any(key.startswith(f"{model}/") for key in history.curves)]
     has_edges = any(f"{edge}/kd_loss" in history.curves for edge in history.edges)
     has_tags = any(row["per_tag"] for row in history.results.values())
     matrices = {model: run_figures.tag_matrix(history, model) for model in history.models}
     return {
-        "schedule": _json_or_none(run_figures.schedule(history) if history.phases else None),
-        "curves": {model: figure_json(run_figures.learning_curves(history, model)) for model in with_curves},
-        "edges": _json_or_none(run_figures.edge_curves(history) if has_edges else None),
-        "flatness": _json_or_none(run_figures.flatness_curves(history) if history.edges_with("flatness") else None),
-        "profiles": _json_or_none(profile_figures.profiles(history)),
-        "tags": _json_or_none(run_figures.tag_scores(history) if has_tags else None),
-        "balance": _json_or_none(run_figures.clips_per_tag(history) if run_data.has_tags(history) else None),
-        "matrices": {model: figure_json(figure) for model, figure in matrices.items() if figure is not None},
+        "schedule": _drawn_or_none(run_figures.schedule(history) if history.phases else None),
+        "curves": {model: drawn(run_figures.learning_curves(history, model)) for model in with_curves},
+        "edges": _drawn_or_none(run_figures.edge_curves(history) if has_edges else None),
+        "flatness": _drawn_or_none(run_figures.flatness_curves(history) if history.edges_with("flatness") else None),
+        "profiles": _drawn_or_none(profile_figures.profiles(history)),
+        "tags": _drawn_or_none(run_figures.tag_scores(history) if has_tags else None),
+        "balance": _drawn_or_none(run_figures.clips_per_tag(history) if run_data.has_tags(history) else None),
+        "matrices": {model: drawn(figure) for model, figure in matrices.items() if figure is not None},
     }
 
 
-def _json_or_none(figure: go.Figure | None) -> Markup | None:
-    return None if figure is None else figure_json(figure)
+def _drawn_or_none(figure: go.Figure | None) -> DrawnFigure | None:
+    return None if figure is None else drawn(figure)

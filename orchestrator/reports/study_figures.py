@@ -4,11 +4,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orchestrator.reports.figure_style import LEGEND_ABOVE, new_figure, palette
+from orchestrator.reports.figure_style import GREEN, GREY, LEGEND_ABOVE, RED, new_figure, palette
 from orchestrator.reports.formatting import escape_label
 from workloads.config.study import CONTROL, ENSEMBLE
 
-BETTER, WORSE, NOT_SHOWN, ZERO = "#22c55e", "#ef4444", "#9aa3b2", "#888888"
+BETTER, WORSE, NOT_SHOWN, ZERO = GREEN, RED, GREY, GREY
 Row = dict[str, Any]
 
 

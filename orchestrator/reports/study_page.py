@@ -5,7 +5,7 @@ from typing import Any
 
 from orchestrator.reports import study_figures
 from orchestrator.reports.formatting import NOT_AVAILABLE, format_duration, format_score
-from orchestrator.reports.html_page import figure_json, plotly_script, render, write_page
+from orchestrator.reports.html_page import drawn, plotly_script, render, write_page
 from orchestrator.study.results import folds_and_seeds
 from workloads.config.study import CONTROL
 
@@ -45,15 +45,15 @@ def _scores_not_compared(outcome: Row) -> list[str]:
 
 
 def _student(outcome: Row, student: str) -> Row:
-    """A student's section: its table, and its figures as JSON."""
+    """A student's section: its table, and its figures."""
     rows = study_figures.compared(outcome, student)
     scores = [key for key in SCORES if any(not key or key in row for row in rows.values())]
     return {
         "name": student,
         "rows": [*_control_rows(outcome, student), *_rows(rows)],
-        "forests": {key or "primary": figure_json(study_figures.forest(outcome, student, key)) for key in scores},
-        "costs": figure_json(study_figures.cost_and_gain(outcome, student)) if rows else None,
-        "curves": figure_json(study_figures.curves(outcome, student)) if outcome["curves"].get(student) else None,
+        "forests": {key or "primary": drawn(study_figures.forest(outcome, student, key)) for key in scores},
+        "costs": drawn(study_figures.cost_and_gain(outcome, student)) if rows else None,
+        "curves": drawn(study_figures.curves(outcome, student)) if outcome["curves"].get(student) else None,
     }
 
 

@@ -1,6 +1,6 @@
 """The figures of a search, one Plotly figure per function. Depends on the trials, not on the page.
 
-An objective value is a shade of blue, the best the darkest; a status is one of a few colours. Text from files is
+An objective value is a shade from blue, the best, to grey; a status is one of a few colours. Text from files is
 escaped, since Plotly interprets some HTML. Numbers go in as plain lists, so that a figure's JSON can be read.
 """
 
@@ -10,9 +10,24 @@ from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 
-from orchestrator.reports.figure_style import LEGEND_ABOVE, OUTLINE, apply_style, new_figure
+from orchestrator.reports.figure_style import (
+    AMBER,
+    BEST,
+    BLUE,
+    CYAN,
+    GREY,
+    LEGEND_ABOVE,
+    LIME,
+    OUTLINE,
+    RED,
+    TEAL,
+    VIOLET,
+    WORST,
+    apply_style,
+    new_figure,
+    shade,
+)
 from orchestrator.reports.formatting import escape_label
 from orchestrator.reports.search.formatting import STATUS_LABELS, format_setting, format_value
 from orchestrator.reports.search.importance import Importance, optuna_parallel_coordinates
@@ -28,10 +43,9 @@ from orchestrator.reports.search.snapshot import (
 )
 from orchestrator.search.rungs import RungScore
 
-OBJECTIVE_SCALE = [[0.0, "#0b4fc4"], [0.35, "#5b93ea"], [1.0, "#c3cedd"]]  # from the lowest, which is the best
-BEST, GREY = "#0b4fc4", "#9aa3b2"
-STATUS_COLOURS = {DONE: "#3b82f6", STOPPED: GREY, FAILED: "#ef4444", RUNNING: "#f59e0b", INTERRUPTED: "#f59e0b"}
-FINAL_COLOURS = {"finalist": "#84cc16", "winner": "#8b5cf6", "control": "#14b8a6", "full": "#0e7490"}
+OBJECTIVE_SCALE = [[0.0, BEST], [1.0, WORST]]  # from the lowest, which is the best
+STATUS_COLOURS = {DONE: BLUE, STOPPED: GREY, FAILED: RED, RUNNING: AMBER, INTERRUPTED: AMBER}
+FINAL_COLOURS = {"finalist": LIME, "winner": VIOLET, "control": TEAL, "full": CYAN}
 SECOND_OBJECTIVES = {"macs": "multiply-adds per clip", "latency_ms": "latency (ms)"}
 MIN_TRIALS_FOR_MEANS = 12
 MAX_BINS = 6
@@ -76,15 +90,16 @@ def _points(trial: Trial, search: SearchSnapshot) -> list[tuple[int | None, floa
 
 
 def parallel_coordinates(search: SearchSnapshot) -> go.Figure:
-    """A line for each completed trial, through its objective and its settings; dark is good."""
+    """A line for each completed trial, through its objective and its settings; blue is good."""
     figure = optuna_parallel_coordinates(search)
     apply_style(figure, height=420)
     for trace in figure.data:
         if trace.mode == "lines":
             # Optuna puts the objective first, from 0 to 1
-            trace.line.color = sample_colorscale(OBJECTIVE_SCALE, trace.y[0])[0]
+            trace.line.color = shade(trace.y[0])
         else:
             trace.marker.update(colorscale=OBJECTIVE_SCALE, reversescale=False, colorbar={"thickness": 12})
+    figure.update_annotations(font={"size": 10, "color": None})  # else Optuna's grey, which dark pages hide
     return figure.update_layout(title=None, margin={"l": 60, "r": 20, "t": 40, "b": 60})
 
 

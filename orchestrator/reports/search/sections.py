@@ -6,10 +6,9 @@ A section without data names what is missing.
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
-from markupsafe import Markup
 
 from orchestrator.reports.formatting import plural
-from orchestrator.reports.html_page import figure_json
+from orchestrator.reports.html_page import DrawnFigure, drawn
 from orchestrator.reports.search import figures, timeline
 from orchestrator.reports.search.importance import NUM_SUBSETS, SUBSET_SHARE, importance, trials_missing
 from orchestrator.reports.search.snapshot import STOPPED, SearchSnapshot
@@ -17,12 +16,12 @@ from orchestrator.reports.search.snapshot import STOPPED, SearchSnapshot
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and the text above its figures, (element id, heading, JSON); without figures, why there are none."""
+    """A heading, and the text above its figures, (element id, heading, figure); without figures, why there are none."""
 
     name: str
     title: str
     text: str
-    figures: tuple[tuple[str, str, Markup], ...] = ()
+    figures: tuple[tuple[str, str, DrawnFigure], ...] = ()
 
 
 def sections(search: SearchSnapshot, now: float) -> list[Section]:
@@ -39,7 +38,7 @@ def sections(search: SearchSnapshot, now: float) -> list[Section]:
 
 
 def _with_one_figure(name: str, title: str, text: str, figure: go.Figure) -> Section:
-    return Section(name, title, text, ((f"{name}-all", "", figure_json(figure)),))
+    return Section(name, title, text, ((f"{name}-all", "", drawn(figure)),))
 
 
 def _slices(search: SearchSnapshot) -> Section:
@@ -55,13 +54,11 @@ def _slices(search: SearchSnapshot) -> Section:
     )
     few = len(scored) < figures.MIN_TRIALS_FOR_MEANS
     text += f"; they need {figures.MIN_TRIALS_FOR_MEANS} scored trials, there are {len(scored)}." if few else "."
-    drawn = [
-        (f"slice-{at}", name, figure_json(figures.slice_plot(search, name))) for at, name in enumerate(search.space)
-    ]
+    plots = [(f"slice-{at}", name, drawn(figures.slice_plot(search, name))) for at, name in enumerate(search.space)]
     for at, (x_name, y_name) in enumerate(figures.parameter_pairs(search)):
-        figure = figure_json(figures.pair_plot(search, x_name, y_name))
-        drawn.append((f"pair-{at}", f"{x_name} and {y_name}", figure))
-    return Section("slices", title, text, tuple(drawn))
+        figure = drawn(figures.pair_plot(search, x_name, y_name))
+        plots.append((f"pair-{at}", f"{x_name} and {y_name}", figure))
+    return Section("slices", title, text, tuple(plots))
 
 
 def _importance(search: SearchSnapshot) -> Section:
@@ -87,7 +84,8 @@ def _parallel_coordinates(search: SearchSnapshot) -> Section:
     if not search.ranked:
         return Section("parallel", title, "No trial has completed with an objective value yet.")
     text = (
-        "One line per completed trial; the darker, the better. Where dark lines meet, good trials have similar values."
+        "One line per completed trial, from blue for the best to grey. Where blue lines meet, good trials have similar "
+        "values."
     )
     return _with_one_figure("parallel", title, text, figures.parallel_coordinates(search))
 

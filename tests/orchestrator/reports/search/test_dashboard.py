@@ -23,7 +23,7 @@ from orchestrator.reports.search.snapshot import read_search
 from orchestrator.storage import object_store
 from tests import searches
 
-ROW = re.compile(r'<tr><td class="number"><b>(\d+)</b></td><td class="number (?:score|muted)">([^<]+)</td>')
+ROW = re.compile(r'<tr><th scope="row" class="number">(\d+)</th><td class="number (?:score|muted)">([^<]+)</td>')
 WIDTH, HEIGHT = 1280, 2400
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.recipes.loader import load_recipe
+from orchestrator.reports.figure_style import BEST
 from orchestrator.reports.search.figures import pareto_front
 from orchestrator.reports.search.formatting import format_setting
 from orchestrator.reports.search.page import render_body, write_search_report
@@ -179,7 +180,7 @@ def test_parallel_coordinates_have_a_line_for_each_trial(full: tuple[Page, Any])
     lines = [trace for trace in page.figures["parallel-all"]["data"] if trace["mode"] == "lines"]
     assert len(lines) == sum(entry["status"] == "done" for entry in results) == 23
     assert {line["y"][0] for line in lines} >= {0.0, 1.0}
-    assert next(line for line in lines if line["y"][0] == 0)["line"]["color"] == "rgb(11, 79, 196)"
+    assert next(line for line in lines if line["y"][0] == 0)["line"]["color"] == BEST
 
 
 def test_rung_curves_end_where_a_trial_was_stopped(asha: tuple[Page, Any]) -> None:
