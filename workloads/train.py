@@ -16,6 +16,7 @@ from workloads.distill.schedule import Phase, smooth_scores
 from workloads.distill.sources import TeacherSource
 from workloads.evaluate import metrics
 from workloads.evaluate.deliver import deliver_models
+from workloads.evaluate.mistakes import mistakes
 from workloads.evaluate.predict import raised_on_all, score_clips
 from workloads.evaluate.shown_profiles import shown_clips, spectrograms
 from workloads.evaluate.step_metrics import mean_times
@@ -35,12 +36,15 @@ def loop(run: Run, *, until: int | None = None) -> str:
         pass
     if run.step < run.phases[-1].end:
         return "preempted"
-    models, profiles = deliver_models(run.recipe, run.pool, run.prepared, run.placement, run.session)
-    if profiles:
+    delivered = deliver_models(run.recipe, run.pool, run.prepared, run.placement, run.session)
+    if delivered.profiles:
         shown, seconds = spectrograms(shown_clips(run.prepared), run.prepared), run.recipe.data.clip_seconds
-        run.record("profiles", step=run.step, seconds=seconds, clips=shown, models=profiles)
+        run.record("profiles", step=run.step, seconds=seconds, clips=shown, models=delivered.profiles)
+    if delivered.predictions:
+        clips = mistakes(delivered.predictions, run.prepared, count=run.recipe.train.report_clips)
+        run.record("mistakes", step=run.step, clips=clips)
     record_cost(run, "scoring")
-    run.record("result", steps=run.step, resumed_from_step=resumed_from, models=models)
+    run.record("result", steps=run.step, resumed_from_step=resumed_from, models=delivered.rows)
     report(run)
     return "done"
 

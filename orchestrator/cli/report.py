@@ -12,11 +12,12 @@ def report(
         str, typer.Argument(metavar="RUN", help="A run's, a search's or a study's folder or URI: STORAGE/ID.")
     ],
     out: Annotated[str, typer.Option(help="The file to write; default: ./RUN_ID.html.")] = "",
+    without_audio: Annotated[bool, typer.Option("--without-audio", help="Leave out clips that a run's plays.")] = False,
 ) -> None:
     """Write the report of a run, a search or a study again from its records, finished or not."""
     from orchestrator.reports.write import rewrite_report
 
-    print_out(rewrite_report(run, out))
+    print_out(rewrite_report(run, out, audio=not without_audio))
 
 
 def dashboard(

@@ -108,7 +108,8 @@ def _write_report(result: Any, *, patience_s: float) -> None:
         with report_may_fail(result.location.uri):
             from orchestrator.reports.write import write_run_report  # Plotly costs a second
 
-            write_run_report(result.location, patience_s=patience_s)
+            resumable = result.outcome["status"] == "preempted"
+            write_run_report(result.location, patience_s=patience_s, resumable=resumable)
 
 
 def _print_outcome(outcome: dict[str, Any], *, resume: str, resume_id: str) -> None:

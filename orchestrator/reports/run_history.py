@@ -93,6 +93,12 @@ class RunHistory:
         return self._last("profiles")
 
     @property
+    def mistakes(self) -> list[dict[str, Any]]:
+        """The test clips that the models got most wrong; empty where none were recorded."""
+        clips: list[dict[str, Any]] = self._last("mistakes").get("clips", [])
+        return clips
+
+    @property
     def edges(self) -> list[str]:
         """The keys of the recipe's edges: their names, or `teacher-to-student`."""
         return [_edge_key(edge) for edge in self.recipe["edges"]]

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from orchestrator.reports import profile_figures, run_comparison, run_data, run_figures
+from orchestrator.reports import listening, profile_figures, run_comparison, run_data, run_figures
 from orchestrator.reports.formatting import (
     NOT_AVAILABLE,
     format_count,
@@ -24,7 +24,7 @@ from workloads.config.edge import teacher_name
 
 
 def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_id: str, uri: str, out: Path) -> None:
-    """Write the report of a run, finished or not, to `out`, atomically; below 1 MB, of which 0.66 are Plotly.
+    """Write the report of a run, finished or not, to `out`, atomically; below 1.5 MB, of which 0.66 are Plotly.
 
     `recipe` is the resolved one; `uri` is where the run is stored.
     """
@@ -55,6 +55,7 @@ def write_report(records: list[dict[str, Any]], recipe: dict[str, Any], *, run_i
         unscored=run_data.unscored(history),
         even_profiles=run_data.even_profiles(history),
         even=run_data.EVEN,
+        listen=listening.clips(history),
         batch=_batch(recipe),
         max_tags=run_figures.MAX_TAGS,
         plotly=plotly_script(),

@@ -3,11 +3,13 @@
 from typing import Annotated, Literal, NotRequired
 
 from annotated_types import Interval, Len
+from pydantic import StringConstraints
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from orchestrator.tracking.record_mapping import RunRecord
 from workloads.runtime.json_files import PartCounts
 
+MAX_AUDIO, MAX_CLIPS = 80_000, 8  # letters of a clip's sound, clips
 MAX_MS = 253_402_300_800_000  # since the epoch: the end of the year 9999, the last that can be printed
 
 
@@ -200,6 +202,32 @@ class ProfilesRecord(TimedRecord):
     models: dict[str, ShownProfiles]
 
 
+class SaidFields(TypedDict):
+    """What a model said of a clip: probabilities of the likeliest tags, and of the true ones."""
+
+    said: dict[str, float]
+    truth: dict[str, float]
+
+
+class MistakenClip(TypedDict):
+    """A test clip that a report plays: its sound as MP3 in base64, its log-mel as bands of frames."""
+
+    clip_id: str
+    truth: list[str]
+    models: dict[str, SaidFields]
+    seconds: Annotated[float, Interval(gt=0)]
+    whole_seconds: float
+    top_hz: Annotated[int, Interval(gt=0)]
+    audio: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]*$", max_length=MAX_AUDIO)]
+    mel: Annotated[list[Annotated[list[int], Len(1)]], Len(1)]
+
+
+class MistakesRecord(TimedRecord):
+    """A line of an event log: the test clips that the models got most wrong."""
+
+    clips: Annotated[list[MistakenClip], Len(0, MAX_CLIPS)]
+
+
 class ResultRecord(TimedRecord):
     """A line of an event log: the run is trained, scored and delivered."""
 
@@ -253,6 +281,7 @@ RECORDS = {
     "worker-failed": WorkerFailedRecord,
     "checkpoint": CheckpointRecord,
     "profiles": ProfilesRecord,
+    "mistakes": MistakesRecord,
     "result": ResultRecord,
     "comparison": ComparisonRecord,
     "end": EndRecord,

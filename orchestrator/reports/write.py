@@ -15,17 +15,20 @@ from orchestrator.search.store import upload_beside
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
 from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.tracking.record_mapping import REPORT_FILE
+from orchestrator.tracking.replayer import send_report
 from workloads.runtime.atomic_files import require_folder_for
 from workloads.runtime.event_log import EVENT_LOG, read_event_log
 from workloads.runtime.json_files import require_shape
 
-REPORT = "report.html"
+REPORT = REPORT_FILE
 
 
-def write_run_report(location: RunLocation, *, patience_s: float) -> None:
+def write_run_report(location: RunLocation, *, patience_s: float, resumable: bool = False) -> None:
     """Write the report of a run that this process has driven, from its event log: beside it, and to its storage.
 
-    Retries for at most `patience_s` seconds while the storage is unavailable.
+    Retries for at most `patience_s` seconds while the storage is unavailable. To the run's MLflow too, unless it is to
+    go on: a driver that was told to stop has no time for that.
     """
     recipe_uri = object_store.join(location.uri, "recipe.json")
     recipe = retry_while_unavailable(
@@ -34,10 +37,12 @@ def write_run_report(location: RunLocation, *, patience_s: float) -> None:
     out = location.folder / REPORT
     write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, uri=location.uri, out=out)
     retry_while_unavailable(lambda: upload_beside(location.uri, out), what=location.uri, patience_s=patience_s)
+    if not resumable:
+        send_report(location.event_log, location.tracking, out)
 
 
 def write_search_page(location: RunLocation) -> None:
-    """Write the page of a search that this process has driven: beside its files, and to its storage.
+    """Write the page of a search that this process has driven: beside its files, to its storage, and to its MLflow.
 
     The replayer's file of MLflow run ids goes to the storage before, for the page's links.
     """
@@ -48,6 +53,7 @@ def write_search_page(location: RunLocation) -> None:
     out = location.folder / REPORT
     write_search_report(read_search(location.uri), out)
     upload_beside(location.uri, out)
+    send_report(location.event_log, location.tracking, out)
 
 
 def write_study_report(location: RunLocation, outcome: dict[str, Any]) -> str:
@@ -61,12 +67,12 @@ def write_study_report(location: RunLocation, outcome: dict[str, Any]) -> str:
     return object_store.join(location.uri, REPORT)
 
 
-def rewrite_report(uri: str, out: str) -> str:
+def rewrite_report(uri: str, out: str, *, audio: bool = True) -> str:
     """Write the report of a run, a search or a study, finished or not, from what its folder or URI holds; returns the
     path.
 
-    `out` is empty for ./ID.html. Raises ValueError where there is no run with records, no search and no study, and
-    where no file can be written at `out`.
+    `out` is empty for ./ID.html; `audio` says whether a run's may play clips. Raises ValueError where there is no run
+    with records, no search and no study, and where no file can be written at `out`.
     """
     if out:
         require_folder_for(Path(out), "--out")
@@ -85,10 +91,10 @@ def rewrite_report(uri: str, out: str) -> str:
         target = Path(out or f"{_folder_name(uri)}.html")
         write_search_report(search, target)
         return str(target.resolve())
-    return str(_rewrite_run_report(uri, out).resolve())
+    return str(_rewrite_run_report(uri, out, audio=audio).resolve())
 
 
-def _rewrite_run_report(uri: str, out: str) -> Path:
+def _rewrite_run_report(uri: str, out: str, *, audio: bool) -> Path:
     recipe_uri = object_store.join(uri, "recipe.json")
     if not object_store.exists(recipe_uri):
         raise ValueError(f"run {uri!r}: no recipe.json there; give a run's or a search's folder or URI, STORAGE/ID")
@@ -97,6 +103,8 @@ def _rewrite_run_report(uri: str, out: str) -> Path:
         raise ValueError(f"run {uri!r}: no records yet; the first checkpoint brings them, so try again after it")
     for record in records:
         _require_readable(record, f"{object_store.join(uri, EVENT_LOG)}: a record of kind {record['kind']}")
+    if not audio:
+        records = [record for record in records if record["kind"] != "mistakes"]
     run_id = _folder_name(uri)
     target = Path(out or f"{run_id}.html")
     recipe = object_store.read_json(recipe_uri, RecipeFile)

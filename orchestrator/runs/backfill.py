@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 from orchestrator.runs.records import records_of
 from orchestrator.storage import object_store
 from orchestrator.tracking.log_reader import Cursor, send_pending
+from orchestrator.tracking.mlflow_pages import store_report
 from orchestrator.tracking.mlflow_run import open_destination
-from orchestrator.tracking.record_mapping import RunRecord
+from orchestrator.tracking.record_mapping import REPORT_FILE, RunRecord
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT
 from orchestrator.tracking.uri import NONE, require_driver, with_secret
 from workloads.runtime.event_log import EVENT_LOG
@@ -45,6 +46,9 @@ def replay_run(run: str, uri: str = "") -> dict[str, Any]:
         destination = open_destination(event_log, uri)
         cursor = Cursor(event_log, f"{redacted(uri)} {destination.run_id}")
         send_pending(cursor, destination, as_one_batch=True)  # so that a finished run is not shown as running meanwhile
+        report = event_log.with_name(REPORT_FILE)
+        if report.is_file() and cursor.log_has_ended(0):
+            store_report(event_log, uri, report)
         silent_s = time.time() - cursor.last["t"] / 1000
         if object_store.is_local(run) and not cursor.log_has_ended(0) and silent_s > SILENT_S:
             destination.mark_killed(cursor.last["t"])

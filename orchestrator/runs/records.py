@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from orchestrator.recipes.loader import flatten, resolve
+from orchestrator.recipes.chosen import chosen_parameters
+from orchestrator.recipes.loader import resolve
 from orchestrator.runs.checkpoint_store import resume_order
 from orchestrator.runs.location import RunLocation
 from orchestrator.storage import object_store, published_folders
@@ -76,7 +77,9 @@ def run_record(recipe: Recipe, location: RunLocation, *, command: str, workers: 
         "run_id": location.run_id,
         "experiment": "antiphon",
         "name": recipe.name,
-        "params": flatten(resolve(recipe)),
+        "about": recipe.about,
+        "params": chosen_parameters(recipe),
+        "resolved": resolve(recipe),
         "tags": {
             "antiphon_version": VERSION,
             "git_commit": git_commit(),

@@ -184,7 +184,9 @@ def _run_record(job: _Job) -> dict[str, Any]:
         "run_id": job.location.run_id,
         "experiment": "antiphon",
         "name": f"{job.plan.recipe.name} search",
+        "about": job.plan.recipe.about,
         "params": {key: str(value) for key, value in vars(search).items() if key != "space"},
+        "resolved": resolve(job.plan.recipe),
         "tags": {
             "command": job.request.command,
             "storage": job.location.uri,

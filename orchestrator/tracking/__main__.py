@@ -26,6 +26,7 @@ from orchestrator.tracking.log_reader import (
     log_line,
     replay_until_complete,
 )
+from orchestrator.tracking.mlflow_pages import store_report
 from orchestrator.tracking.mlflow_run import open_destination
 from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, NO_ANSWER, REFUSED, STARTED
 from orchestrator.tracking.uri import VARIABLE, split_credentials
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     os.environ.update(MLFLOW_ENVIRONMENT)  # before MLflow is imported, which reads it then
     try:
+        if args.report:
+            store_report(args.event_log, os.environ[VARIABLE], args.report)
+            return 0
         # the replayer of an earlier attempt may be about to finish
         with FileLock(f"{args.event_log}.lock", timeout=LOCK_S):
             return _replay(args)
@@ -58,6 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--writer-pid", type=int, default=0, help="process that writes the log; 0: it has ended")
     parser.add_argument("--writer-started", type=float, default=0.0, help="its start time, seconds since the epoch")
     parser.add_argument("--old-bytes", type=int, default=0, help="size of the log before this attempt's own records")
+    parser.add_argument("--report", type=Path, help="store this file in the log's MLflow run, and send nothing else")
     parser.add_argument("--grace", type=float, default=GRACE_S, help="seconds to retry once the log is complete")
     return parser.parse_args(arguments)
 

@@ -14,8 +14,10 @@ from typing import Any
 
 from orchestrator.storage.retry import describe_error
 from orchestrator.tracking.log_reader import TrackingRefused, TrackingUnavailable, log_line
+from orchestrator.tracking.mlflow_pages import describe_run, log_data, mark_as_training, store_recipe
 from orchestrator.tracking.nested_runs import NestedRuns
 from orchestrator.tracking.record_mapping import (
+    NOTE_TAG,
     PARAM_LENGTH,
     RUN_ID_TAG,
     TAG_LENGTH,
@@ -50,12 +52,17 @@ class MlflowRun:
             with creation_lock(uri):
                 self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
                 experiment = self._experiment(run_record["experiment"], artifact_folder(uri))
+                mark_as_training(self.client, experiment)
             run = self._find(experiment, run_record["run_id"]) or self._create(experiment, run_record)
             self.run_id: str = run.info.run_id
             self.registry = ModelRegistry(self.client, run, run_record)
             self.params: dict[str, str] = dict(run.data.params)
             self.tags: dict[str, str] = dict(run.data.tags)
             self.status = (run.info.status, run.info.end_time)
+            self.data = {each.dataset.digest for each in run.inputs.dataset_inputs} if run.inputs else set()
+            if NOTE_TAG not in self.tags:  # else it is ours, or what a person wrote in its place
+                self._send_tags({NOTE_TAG: describe_run(run, run_record)})
+            self.resolved: dict[str, Any] = run_record.get("resolved", {})
             for key in run.data.metrics:
                 self.steps_held[key] = {metric.step for metric in self.client.get_metric_history(self.run_id, key)}
 
@@ -68,7 +75,12 @@ class MlflowRun:
             self._send_params(update)
             self._send_tags(update.tags)
             self._send_points(update.points)
+            if update.data and update.data.digest not in self.data:
+                log_data(self.client, self.run_id, update.data, self.resolved.get("data", {}))
+                self.data.add(update.data.digest)
             self._set_status(update.status)
+        if update.recipe:
+            store_recipe(self.client, self.run_id, update.recipe)
         for model, row in update.models.items():  # last, so that a registry that is unavailable delays nothing else
             self.registry.register(model, row)
 

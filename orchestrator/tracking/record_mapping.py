@@ -5,9 +5,11 @@ Owns MLflow's names and limits. Pure functions: neither MLflow (`mlflow_run.py` 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from orchestrator.tracking.uri import TRAINING_VIEW
 
 # Limits of MLflow 3.17 (mlflow/utils/validation.py), which truncates longer values without any mark.
 PARAM_LENGTH = 6000
@@ -16,6 +18,11 @@ STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 # What is compared beside the primary score: frames of models that have them, attention on keywords.
 OF_COMPARISON = ("log_loss", "frame_mAP", "attention_mass", "own_attention_mass")
 RUN_ID_TAG = "antiphon.run_id"  # a run is looked up by this tag
+# Names that MLflow's pages know (mlflow/utils/mlflow_tags.py)
+NOTE_TAG = "mlflow.note.content"
+SOURCE_TAG, SOURCE_TYPE_TAG, COMMIT_TAG = "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit"
+RECIPE_FILE, REPORT_FILE = "recipe.json", "report.html"  # artifacts of a run
+DIGEST_LENGTH = 36  # of a data set
 
 
 class RunRecord(TypedDict):
@@ -28,6 +35,8 @@ class RunRecord(TypedDict):
     name: str
     params: dict[str, str]
     tags: dict[str, str]
+    about: NotRequired[str]
+    resolved: NotRequired[dict[str, Any]]  # the whole recipe, of which `params` are what was chosen
 
 
 class Point(NamedTuple):
@@ -39,6 +48,13 @@ class Point(NamedTuple):
     step: int
 
 
+class DataInput(NamedTuple):
+    """A run's data set as MLflow lists it; its name and place are in the recipe."""
+
+    digest: str
+    profile: dict[str, Any]
+
+
 @dataclass
 class MlflowUpdate:
     """What MLflow must store for some records. `status`: (MLflow's status, end time in ms or None); None: unchanged."""
@@ -47,6 +63,8 @@ class MlflowUpdate:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # model name -> result row of a tagger to register
+    recipe: dict[str, Any] | None = None  # the resolved one, to be stored as a file
+    data: DataInput | None = None
     status: tuple[str, int | None] | None = None
     invalid: list[str] = field(default_factory=list)  # one message for each record that could not be mapped
 
@@ -76,7 +94,26 @@ def _add_run(record: dict[str, Any], to: MlflowUpdate) -> None:
     to.params = record["params"] | to.params
     to.tags |= {f"resumed.{key}": value for key, value in changed.items()}
     to.tags |= record["tags"] | {RUN_ID_TAG: record["run_id"], "antiphon.status": "running", "antiphon.error": ""}
+    to.tags |= _source(record["tags"])
+    to.recipe = record.get("resolved", to.recipe)
     to.status = ("RUNNING", None)
+
+
+def _source(tags: dict[str, str]) -> dict[str, str]:
+    """What MLflow shows as a run's source: the command, and the code's commit."""
+    named = {SOURCE_TAG: tags.get("command", ""), COMMIT_TAG: tags.get("git_commit", "")}
+    return {key: value for key, value in named.items() if value} | {SOURCE_TYPE_TAG: "LOCAL"}
+
+
+def note_of(record: dict[str, Any], page: str) -> str:
+    """A run's description for MLflow, in Markdown; `page` is the address of its files within MLflow's pages."""
+    address = f"{page}/{{}}?{TRAINING_VIEW}".format
+    links = [] if "child" in record else [f"[Report]({address(REPORT_FILE)}), once the run has ended"]
+    links += [f"[whole recipe]({address(RECIPE_FILE)})"] if "resolved" in record else []
+    lines = [record.get("about", ""), "; ".join(links)]
+    if "resolved" in record:
+        lines.append("Parameters are the values that differ from the defaults; a missing one is the default.")
+    return "\n\n".join(filter(None, [*lines, f"Stored at `{record['tags'].get('storage', '')}`."]))
 
 
 def _add_start(record: dict[str, Any], to: MlflowUpdate) -> None:
@@ -93,6 +130,8 @@ def _add_data(record: dict[str, Any], to: MlflowUpdate) -> None:
         "data.quarantined": str(len(record["quarantined"])),
         **{f"data.clips.{part}": str(count) for part, count in record["clips"].items()},
     }
+    profile = {"clips": record["clips"], "tags": len(record["tags"]), "labels": record["labels"]}
+    to.data = DataInput(record["fingerprint"][:DIGEST_LENGTH], profile)
 
 
 def _add_replaced(record: dict[str, Any], to: MlflowUpdate) -> None:
@@ -168,6 +207,7 @@ _ADD = {
     "leaving": lambda record, to: None,
     "resizing": lambda record, to: None,
     "profiles": lambda record, to: None,  # a picture of the report
+    "mistakes": lambda record, to: None,  # sounds of the report
     "workers": lambda record, to: None,  # the run's tag says how many were asked for
     "closed": lambda record, to: None,  # the worker's last record; the driver's `end` repeats its content
     "end": _add_end,

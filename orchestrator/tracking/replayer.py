@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ MLFLOW_ENVIRONMENT = {
 
 
 ASK_S = 1.0
+SEND_REPORT_S = 30.0
 
 
 def _never() -> bool:
@@ -117,13 +119,31 @@ def start_replayer(event_log: Path, uri: str, *, log: Path) -> Replayer | NullTr
     event_log = event_log.resolve()
     assert event_log.stat().st_size, "write the run record first"
     me = psutil.Process()
-    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log)]
-    command += [f"--old-bytes={event_log.stat().st_size}"]
-    command += [f"--writer-pid={me.pid}", f"--writer-started={me.create_time()}"]
+    options = [f"--old-bytes={event_log.stat().st_size}"]
+    options += [f"--writer-pid={me.pid}", f"--writer-started={me.create_time()}"]
+    return Replayer(_start(event_log, uri, options, log=log), log)
+
+
+def send_report(event_log: Path, uri: str, report: Path) -> None:
+    """Store a finished run's report among the run's files in MLflow, by a process of its own.
+
+    Called by the driver's process after the report is written. Waits for at most SEND_REPORT_S; the process goes on
+    after that. What fails is in the replayer's log, and changes nothing of the run.
+    """
+    if uri == NONE or not event_log.exists():
+        return
+    options = [f"--report={report.resolve()}"]
+    process = _start(event_log.resolve(), uri, options, log=event_log.with_name("tracking.log"))
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(SEND_REPORT_S)
+
+
+def _start(event_log: Path, uri: str, options: list[str], *, log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "orchestrator.tracking", str(event_log), *options]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -131,4 +151,3 @@ def start_replayer(event_log: Path, uri: str, *, log: Path) -> Replayer | NullTr
             env=os.environ | {"PYTHONPATH": path, VARIABLE: uri},  # every user of the machine can read command lines
             start_new_session=True,  # neither Ctrl-C nor the driver's end reaches it
         )
-    return Replayer(process, log)

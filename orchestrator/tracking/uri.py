@@ -19,6 +19,9 @@ from workloads.runtime.redaction import REDACTED, redacted
 
 NONE = "none"
 VARIABLE = "MLFLOW_TRACKING_URI"
+# MLflow 3.17 shows an experiment as training of models, or as an application of generative AI, by this parameter of
+# an address; without it by what the browser was last switched to, at first the latter.
+TRAINING_VIEW = "workflowType=machine_learning"
 CREATED_S = 60.0  # how long the creation of a database by another process is waited for
 
 
@@ -92,8 +95,13 @@ def ui_command(uri: str) -> str:
     if uri == NONE:
         return ""
     if uri.startswith(("http://", "https://")):
-        return shlex.join([sys.executable, "-m", "webbrowser", split_credentials(uri)[0]])
+        return shlex.join([sys.executable, "-m", "webbrowser", training_pages(split_credentials(uri)[0])])
     return shlex.join([str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri])
+
+
+def training_pages(server: str) -> str:
+    """The address of an MLflow server's experiments, as training of models."""
+    return f"{server.rstrip('/')}/#/experiments?{TRAINING_VIEW}"
 
 
 def artifact_folder(uri: str) -> str | None:

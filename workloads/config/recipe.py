@@ -21,6 +21,7 @@ from workloads.config.search import Search
 MAX_FRAMES = 400_000  # of log-mels: an hour has 360 000; of waveforms samples
 MAX_BATCH = 2**24  # clips of a shard, shards of a batch
 MAX_LOADERS = 256
+MAX_REPORT_CLIPS = 4  # at most 60 kB each: a report stays below 1.5 MB
 MAX_THREADS = 1024  # what torch and OpenMP take without failing
 MAX_AVERAGED = 1000  # copies of a model's weights that are kept in memory
 FRONT_ENDS = {  # kind -> its sample rate in Hz
@@ -181,6 +182,7 @@ class Train(Checked):
     eval_every: int = 100
     checkpoint_every: int = 200
     score_test: bool = True  # at the end; the trials of a search do not read the test fold
+    report_clips: int = 3  # test clips got most wrong whose sound goes into the report; 0: none, for private sound
     keep_last: int = 2  # checkpoints kept, besides each model's best
     bad_numbers: Literal["stop", "skip"] = "stop"  # at a loss or gradient that is not finite; a skipped step counts
 
@@ -188,7 +190,8 @@ class Train(Checked):
         self._require_positive(
             "shard_size", "shards", "threads", "prefetch", "log_every", "eval_every", "checkpoint_every", "keep_last"
         )
-        self._require_non_negative("loaders")
+        self._require_non_negative("loaders", "report_clips")
+        self._require_at_most(MAX_REPORT_CLIPS, "report_clips")
         self._require_at_most(MAX_LOADERS, "loaders", "prefetch")
         self._require_at_most(MAX_BATCH, "shard_size", "shards")
         self._require_at_most(MAX_THREADS, "threads")

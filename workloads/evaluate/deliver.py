@@ -34,28 +34,37 @@ TEST_PREDICTIONS = "test"
 MAX_COMPARED = 2**23  # logits of test frames that are kept to be compared with a control's
 
 
+class Delivered(NamedTuple):
+    """What a run records of its models, by name; empty but on rank 0."""
+
+    rows: dict[str, dict[str, Any]]  # of the result table
+    profiles: dict[str, dict[str, Any]]  # of a run on keywords, of the clips that a report shows
+    predictions: dict[str, tuple[Tensor, Tensor]]  # logits_NC, y_NC of the test clips, where the report plays some
+
+
 def deliver_models(
     recipe: Recipe, pool: ModelPool, prepared: PreparedData, placement: Placement, session: Session
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Score, publish and release every model; returns the result table's rows by name, on rank 0, and of a run on
-    keywords each model's profiles of the clips that a report shows.
+) -> Delivered:
+    """Score, publish and release every model; returns on rank 0 what the run records of them.
 
     Called once per attempt by every worker; those that hold a model score it, rank 0 publishes. A kill in the middle
     leaves some models published: the next attempt publishes all of them again. `weights_sha256` is of the last trained
     weights, also where an average is delivered. Test logits are published with a model, so that it can be compared with
     its control, and with models of other runs (`evaluate/bootstrap.py`). Raises BadNumbers on all workers.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    profiles: dict[str, dict[str, Any]] = {}
-    for name in recipe.models:
+    delivered = Delivered({}, {}, {})
+    for name, model in recipe.models.items():
         own = raised_on_all(placement.everyone, partial(_scored, name, recipe, pool, prepared, placement))
         scored = placement.bring(name, own)
         if scored is not None:
             folder = session.work_dir / "models" / name
             checkpoint.write(folder, tensors=scored.tensors, state=scored.state)
-            rows[name] = scored.row | {"checkpoint": session.deliver(folder)}
-            profiles |= {name: scored.profiles} if scored.profiles else {}
-    return rows, profiles
+            delivered.rows[name] = scored.row | {"checkpoint": session.deliver(folder)}
+            delivered.profiles.update({name: scored.profiles} if scored.profiles else {})
+            if TEST_PREDICTIONS in scored.tensors and not model.control_of and recipe.train.report_clips:
+                test = scored.tensors[TEST_PREDICTIONS]
+                delivered.predictions[name] = (test["logits_NC"], test["y_NC"])
+    return delivered
 
 
 class _Scored(NamedTuple):

@@ -17,7 +17,8 @@ from workloads.runtime.opener import read_own_file, require_own_file
 EVENT_LOG = "events.jsonl"  # in a run's folder; in a checkpoint, the records up to that step
 RECORD_KINDS = (
     *("run", "start", "data", "replaced", "phase", "metrics", "timings", "cost", "bad", "checkpoint", "machine"),
-    *("workers", "worker-failed", "leaving", "resizing", "profiles", "result", "comparison", "closed", "end"),
+    *("workers", "worker-failed", "leaving", "resizing", "profiles", "mistakes"),
+    *("result", "comparison", "closed", "end"),
 )
 DURABLE_KINDS = (
     "run",

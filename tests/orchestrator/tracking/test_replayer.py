@@ -1,6 +1,7 @@
 """A run's records arrive in a real MLflow, all of them and once, also where the server or the replayer is killed."""
 
 import http.server
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from orchestrator.storage.retry import Unavailable
-from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, Replayer, start_replayer
+from orchestrator.tracking.replayer import MLFLOW_ENVIRONMENT, Replayer, send_report, start_replayer
 from orchestrator.tracking.uri import sqlite_uri, ui_command
 from workloads.runtime.event_log import EventLog, read_event_log
 
@@ -120,7 +121,9 @@ def test_no_tracking_has_the_same_interface(tmp_path: Path) -> None:
 def test_ui_command_names_the_store(tmp_path: Path) -> None:
     folder = tmp_path / "my runs"
     assert ui_command(sqlite_uri(folder)).endswith(f"mlflow ui --backend-store-uri 'sqlite:///{folder}/mlflow.db'")
-    assert ui_command("http://127.0.0.1:5000").endswith("-m webbrowser http://127.0.0.1:5000")
+    assert ui_command("http://127.0.0.1:5000").endswith(
+        "-m webbrowser 'http://127.0.0.1:5000/#/experiments?workflowType=machine_learning'"
+    )
 
 
 def test_a_server_that_does_not_answer_stops_the_run_at_its_start(tmp_path: Path, replayers: list[Replayer]) -> None:
@@ -334,3 +337,40 @@ def test_a_finished_trial_stays_finished_when_the_driver_is_killed(tmp_path: Pat
     (experiment,) = (found for found in client.search_experiments() if found.name == "antiphon")
     status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
     assert status == {"demo": "KILLED", "0000": "FINISHED", "0001": "KILLED"}
+
+
+def test_pages_of_mlflow_say_what_a_run_is(tmp_path: Path) -> None:
+    """Kind of experiment, description with links, source, data set, files; once, and a person's words stay."""
+    uri = sqlite_uri(tmp_path)
+    resolved = {"name": "demo", "data": {"format": "esc50", "root": "/data/ESC-50-master"}}
+    run = RUN | {"about": "Two models", "resolved": resolved, "tags": RUN["tags"] | {"command": "antiphon run demo"}}
+    clips = {"train": 3, "val": 1, "test": 1}
+    data = {"kind": "data", "fingerprint": "5eed" * 16, "labels": "single", "tags": ["a"], "quarantined": []}
+    with EventLog(tmp_path / "events.jsonl") as event_log:
+        for record in (run, data | {"clips": clips}, {"kind": "end", "status": "done", "error": "", "mistake": False}):
+            event_log.append(record)
+    _replay_now(event_log.path, uri)
+    client, found = _run(uri)
+    assert client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    page = f"#/experiments/{found.info.experiment_id}/runs/{found.info.run_id}/artifacts"
+    note = found.data.tags["mlflow.note.content"]
+    assert note.startswith("Two models\n")
+    assert f"[Report]({page}/report.html?workflowType=machine_learning)" in note
+    assert found.data.tags["mlflow.source.name"] == "antiphon run demo"
+    assert found.data.tags["mlflow.source.git.commit"] == "0123abc"
+    (given,) = found.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("esc50 ESC-50-master", ("5eed" * 16)[:36])
+    assert json.loads(given.dataset.profile)["clips"] == clips
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["recipe.json"]
+
+    client.set_tag(found.info.run_id, "mlflow.note.content", "the best so far")
+    client.set_experiment_tag(found.info.experiment_id, "mlflow.experimentKind", "genai_development")
+    (tmp_path / "report.html").write_text("<!doctype html><title>demo</title>")
+    send_report(event_log.path, uri, tmp_path / "report.html")
+    _replay_now(event_log.path, uri)
+    client, found = _run(uri)
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["recipe.json", "report.html"]
+    assert found.data.tags["mlflow.note.content"] == "the best so far"
+    assert client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"] == "genai_development"
+    assert len(found.inputs.dataset_inputs) == 1

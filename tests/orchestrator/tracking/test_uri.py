@@ -27,7 +27,9 @@ def test_other_uris_stay(uri):
 
 
 def test_the_command_that_opens_a_server_holds_no_password():
-    assert ui_command("http://team:secret@host:5000").endswith(" http://host:5000")
+    assert ui_command("http://team:secret@host:5000").endswith(
+        " 'http://host:5000/#/experiments?workflowType=machine_learning'"
+    )
 
 
 def test_a_recorded_uri_without_its_secret_needs_the_same_uri_again(monkeypatch):
