@@ -62,7 +62,7 @@ def test_a_tone_is_bright_in_its_band() -> None:
 def test_a_run_records_as_many_as_its_recipe_says(tiny: Any, start: Any, clips: int) -> None:
     run = start(tiny("one-way", f"train.report_clips={clips}"))
     assert loop(run) == "done"
-    records = [row for row in event_records(run.session.work_dir) if row["kind"] == "mistakes"]
+    records = [row for row in event_records(run) if row["kind"] == "mistakes"]
     assert len(records) == bool(clips)
     for record in records:
         assert len(record["clips"]) == clips
