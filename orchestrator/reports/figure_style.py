@@ -25,7 +25,8 @@ OUTLINE = {"width": 1, "color": "rgba(128,128,128,.6)"}
 BLOCK_TEXT = {"color": "#0b1220", "size": 11}
 
 CELL_TEXT = "#1a2130"
-CELLS = [[0, "#f1f4f9"], [1, "#4f93f5"]]  # of matrices: CELL_TEXT can be read on all of it
+LOW_CELL, HIGH_CELL = "#f1f4f9", "#4f93f5"
+CELLS = [[0, LOW_CELL], [1, HIGH_CELL]]  # of matrices: CELL_TEXT can be read on all of it
 SPECTROGRAM = [[0, "rgba(100,116,139,0)"], [1, "rgba(100,116,139,.9)"]]  # on light and dark pages
 BEST, WORST = "#1652c9", "#8690a0"
 NUM_SHADES = 9
@@ -42,7 +43,8 @@ def _between(first: str, last: str) -> list[str]:
 SHADES = _between(BEST, WORST)  # of an objective
 IN_DARK = {
     CELL_TEXT: "#e6eaf1",
-    **dict(zip([colour for _, colour in CELLS], ("#1d2430", "#2b62bd"), strict=True)),
+    LOW_CELL: "#1d2430",
+    HIGH_CELL: "#2b62bd",
     **dict(zip(SHADES, _between("#8fbcff", "#6b7688"), strict=True)),
 }
 

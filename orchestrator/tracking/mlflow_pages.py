@@ -64,9 +64,19 @@ def store_report(event_log: Path, uri: str, report: Path) -> None:
     with event_log.open("rb") as file:
         record = parse_json(file.readline(), f"{event_log}, line 1", RunRecord)
     client = MlflowClient(tracking_uri=server)
-    experiment = client.get_experiment_by_name(record["experiment"])
-    found = client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = '{record['run_id']}'")
-    _store(report.name, lambda: client.log_artifact(found[0].info.run_id, str(report)))
+
+    def send() -> None:
+        experiment = client.get_experiment_by_name(record["experiment"])
+        runs = (
+            client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = '{record['run_id']}'")
+            if experiment
+            else []
+        )
+        if not runs:
+            raise ValueError(f"MLflow has no run {record['run_id']} in experiment {record['experiment']!r}")
+        client.log_artifact(runs[0].info.run_id, str(report))
+
+    _store(report.name, send)
 
 
 def _store(name: str, send: Any) -> None:
