@@ -3,8 +3,10 @@
 Owns MLflow's names and limits. Pure functions: neither MLflow (`mlflow_run.py` calls it) nor any file is used.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -100,8 +102,12 @@ def _add_run(record: dict[str, Any], to: MlflowUpdate) -> None:
 
 
 def _source(tags: dict[str, str]) -> dict[str, str]:
-    """What MLflow shows as a run's source: the command, and the code's commit."""
-    named = {SOURCE_TAG: tags.get("command", ""), COMMIT_TAG: tags.get("git_commit", "")}
+    """What MLflow shows as a run's source: the command without its options, and the code's commit.
+
+    Of a name with slashes MLflow's pages show what follows the last one; the tag `command` has the whole command.
+    """
+    words = itertools.takewhile(lambda word: not word.startswith("-"), tags.get("command", "").split())
+    named = {SOURCE_TAG: " ".join(PurePath(word).name for word in words), COMMIT_TAG: tags.get("git_commit", "")}
     return {key: value for key, value in named.items() if value} | {SOURCE_TYPE_TAG: "LOCAL"}
 
 

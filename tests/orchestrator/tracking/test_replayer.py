@@ -343,7 +343,11 @@ def test_pages_of_mlflow_say_what_a_run_is(tmp_path: Path) -> None:
     """Kind of experiment, description with links, source, data set, files; once, and a person's words stay."""
     uri = sqlite_uri(tmp_path)
     resolved = {"name": "demo", "data": {"format": "esc50", "root": "/data/ESC-50-master"}}
-    run = RUN | {"about": "Two models", "resolved": resolved, "tags": RUN["tags"] | {"command": "antiphon run demo"}}
+    run = RUN | {
+        "about": "Two models",
+        "resolved": resolved,
+        "tags": RUN["tags"] | {"command": "/opt/bin/antiphon run demo --storage /runs"},
+    }
     clips = {"train": 3, "val": 1, "test": 1}
     data = {"kind": "data", "fingerprint": "5eed" * 16, "labels": "single", "tags": ["a"], "quarantined": []}
     with EventLog(tmp_path / "events.jsonl") as event_log:
