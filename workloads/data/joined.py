@@ -24,11 +24,15 @@ READ_AHEAD = 2**20  # bytes, and more than a decoder reads beyond the end of its
 
 
 def joined_parts(content: bytes) -> list[bytes]:
-    """The files that were joined into this one."""
-    other = another_format(io.BytesIO(content))
-    if other is not None:
-        return [*_parts_of_one_format(content[:other]), *joined_parts(content[other:])]
-    return _parts_of_one_format(content)
+    """The files that were joined into this one, any number of them."""
+    file, parts, start = io.BytesIO(content), list[bytes](), 0
+    other: int | None = 0
+    while other is not None:
+        other = another_format(FilePart(file, start, len(content)))
+        end = len(content) if other is None else start + other
+        parts += _parts_of_one_format(content[start:end])
+        start = end
+    return parts
 
 
 def _parts_of_one_format(content: bytes) -> list[bytes]:
@@ -73,7 +77,8 @@ def another_format(file: BinaryIO) -> int | None:
     head = file.read(ANOTHER_MARK)
     if head[:4] in CHUNKS:
         length = int.from_bytes(head[4:8], CHUNKS[head[:4]])  # type: ignore[arg-type]
-        return _if_another(file, ANOTHER_MARK - 4 + length + length % 2) if length else None
+        end = ANOTHER_MARK - 4 + length  # some programs leave out the byte that makes it even
+        return next(filter(None, (_if_another(file, place) for place in (end + length % 2, end))), None)
     if head.startswith(OGG):
         pages = list(_ogg_pages(file))
         following = [page.start for page in pages[1:]] + [-1]

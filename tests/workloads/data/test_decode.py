@@ -2,6 +2,7 @@
 
 import io
 import struct
+import wave
 
 import numpy as np
 import pytest
@@ -189,6 +190,27 @@ def test_joined_files_of_different_formats_are_heard_to_the_end(first: str, seco
     if first != "MP3":  # it has no mark of its own within a file
         found_T = load_sound(io.BytesIO(one + other + one), rate=RATE).x_T
         torch.testing.assert_close(found_T, torch.cat(alone), rtol=0, atol=0)
+
+
+def test_a_thousand_files_joined_to_one_are_all_heard() -> None:
+    files = [encoded(np.full(10, level), "WAV") for level in (0.25, 0.5, 0.125)] * 400
+    found_T = load_sound(io.BytesIO(b"".join(files)), rate=RATE).x_T
+    torch.testing.assert_close(found_T, torch.tensor([0.25, 0.5, 0.125]).repeat_interleave(10).repeat(400))
+
+
+def test_a_file_after_a_wav_of_odd_length_is_heard() -> None:
+    """Samples of 8 bits make odd lengths, which Python's own writer does not make even as the format wants it."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(1)
+        writer.setframerate(RATE)
+        writer.writeframes(bytes([192] * 11))
+    one, other = file.getvalue(), encoded(np.full(10, 0.25), "WAV")
+    assert (len(one), one[4:8]) == (44 + 11, (36 + 11).to_bytes(4, "little"))
+    expected_T = torch.tensor([0.5] * 11 + [0.25] * 10)
+    for joined in (one + other, one + b"\0" + other):
+        torch.testing.assert_close(load_sound(io.BytesIO(joined), rate=RATE).x_T, expected_T)
 
 
 def test_headers_that_a_file_only_keeps_are_no_other_file() -> None:
