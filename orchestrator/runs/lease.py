@@ -60,7 +60,7 @@ class Driver:
         try:
             zombie = psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
             return not zombie and abs(started(self.pid) - self.since_boot) < 0.05
-        except (psutil.NoSuchProcess, FileNotFoundError):  # the latter: it has ended between two looks
+        except (psutil.NoSuchProcess, ProcessLookupError):  # the latter: it has ended between two looks
             return False
 
     def __str__(self) -> str:

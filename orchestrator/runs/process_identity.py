@@ -26,9 +26,12 @@ def started(pid: int) -> float:
 
     Elsewhere since the epoch. psutil would move that with the clock of the boot, but not within a second, and only by
     what the clock was set since psutil was imported: a process that is asked about right after its start has the
-    kernel's own number. Raises FileNotFoundError or psutil.NoSuchProcess where there is no such process.
+    kernel's own number. Raises ProcessLookupError or psutil.NoSuchProcess where there is no such process.
     """
     if sys.platform == "linux":
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        return int(ticks) / os.sysconf("SC_CLK_TCK")
+        try:  # a process that ends while its file is read is a ProcessLookupError already
+            said = Path(f"/proc/{pid}/stat").read_text()
+        except FileNotFoundError:
+            raise ProcessLookupError(f"there is no process {pid}") from None
+        return int(said.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return float(psutil.Process(pid).create_time())

@@ -1,5 +1,6 @@
 """Attempts: which one may commit, how it is taken over, and how its driver is known to have ended."""
 
+import subprocess
 import threading
 from dataclasses import replace
 
@@ -58,6 +59,27 @@ def test_another_process_with_the_same_pid_is_not_the_driver(storage):
     run = object_store.join(storage, "run")
     take_over(run, replace(Driver(), since_boot=1.0))
     assert take_over(run, Driver()).number == 2
+
+
+def test_a_driver_that_ends_while_it_is_looked_at_has_ended(monkeypatch):
+    """The file of a process can be opened and, once the process is gone, no longer read: another error than of none."""
+    child = subprocess.Popen(["sleep", "600"])
+    driver = replace(Driver(), pid=child.pid, since_boot=process_identity.started(child.pid))
+    assert driver.exists()
+    read = process_identity.Path.read_text
+
+    def end_and_read(path, **options):
+        with path.open() as file:
+            child.kill()
+            child.wait()
+            return file.read()
+
+    monkeypatch.setattr(process_identity.Path, "read_text", end_and_read)
+    assert not driver.exists()
+    monkeypatch.setattr(process_identity.Path, "read_text", read)
+    assert not driver.exists()
+    with pytest.raises(ProcessLookupError, match=f"there is no process {child.pid}"):
+        process_identity.started(child.pid)
 
 
 def test_drivers_are_told_apart_without_linux_s_proc(storage, monkeypatch):
