@@ -159,7 +159,25 @@ def test_the_folder_comes_back_as_the_same_tagger(antiphon: Any, tmp_path: Path,
         (("--name", "My ViT"), {}, "--name 'My ViT'"),
         ((), {"problem_type": "regression"}, "config.json: problem_type"),
         ((), {"id2label": {"0": "dog", "1": "rain"}}, "wrong shape: head.weight is (3, 16), must be (2, 16)"),
+        (
+            (),
+            {"id2label": {"0": "dog", "1": "rain", "2": "dog"}},
+            "id2label: its 3 tags must have names, each another one",
+        ),
+        ((), {"id2label": {"0": "dog", "1": " ", "2": "saw"}}, "id2label: its 3 tags must have names"),
         ((), {"antiphon": {"name": "vit"}}, "config.json: antiphon.model: field required"),
+        ((), {"antiphon": {"model": {}}}, "config.json: antiphon.model.arch: field required"),
+        (
+            (),
+            {"antiphon": {"model": {"arch": "vit"}}},
+            "config.json: antiphon.model.arch: input should be a valid dict",
+        ),
+        ((), {"antiphon": {"long_clips": "end"}}, "config.json: antiphon.long_clips: input should be 'windows' or"),
+        (
+            (),
+            {"antiphon": {"clip_seconds": -1.0}},
+            "config.json: antiphon.clip_seconds: input should be greater than 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -167,6 +185,9 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     hub = shutil.copytree(exported[1], tmp_path / "hub")
     config = json.loads((hub / "config.json").read_text())
+    own = change.get("antiphon", {})
+    if own and "name" not in own:  # a change of what is there
+        change = {"antiphon": config["antiphon"] | own}
     (hub / "config.json").write_text(json.dumps(config | change))
     done = antiphon("models", "import", hub, tmp_path / "back", *words)
     assert done.code == 2

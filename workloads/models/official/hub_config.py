@@ -7,11 +7,12 @@ files or weights.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from annotated_types import Interval
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from workloads.config.data import MAX_CLIP_SECONDS
+from workloads.config.data import MAX_CLIP_SECONDS, MAX_RATE
 from workloads.config.recipe import FRONT_ENDS
 from workloads.models.official.ast import BANDS, ROWS, KnownSettings
 from workloads.models.official.timm import Described
@@ -96,14 +97,21 @@ class HubConfig(NamedTuple):
     long_clips: Literal["windows", "start"] = "windows"
 
 
+class OwnModel(TypedDict):
+    """A recipe's model in such a folder, as far as it is the network."""
+
+    arch: dict[str, Any]
+    front_end: dict[str, Any]
+
+
 class OwnTagger(TypedDict):
     """What config.json of a folder with code of ours says of the tagger."""
 
     name: str
-    model: dict[str, Any]
-    clip_seconds: float
-    clip_rate: int
-    long_clips: str
+    model: OwnModel
+    clip_seconds: Annotated[float, Interval(gt=0, le=MAX_CLIP_SECONDS)]
+    clip_rate: Annotated[int, Interval(gt=0, le=MAX_RATE)]
+    long_clips: Literal["windows", "start"]
 
 
 class OwnConfig(TypedDict):
@@ -117,11 +125,14 @@ class OwnConfig(TypedDict):
 def own_state(config: Mapping[str, Any]) -> dict[str, Any]:
     """The state of the tagger in a folder with code of ours (`workloads/export/hub_code.py`), without its origin.
 
-    Raises ValueError, with the place in config.json, where a value is missing or has another type.
+    Raises ValueError, with the place in config.json, where a value is missing or cannot be, and for tags without a name
+    of their own.
     """
     require_shape(config, "config.json", OwnConfig)
     own = {key: config[OWN][key] for key in OwnTagger.__annotations__}
     tags = _numbered(config["id2label"], "id2label")
+    if len(set(tags)) < len(tags) or not all(tag.strip() for tag in tags):
+        raise ValueError(f"config.json: id2label: its {len(tags)} tags must have names, each another one")
     return {"kind": "tagger", **own, "tags": list(tags), "labels": PROBLEMS[config["problem_type"]]}
 
 
