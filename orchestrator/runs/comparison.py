@@ -124,10 +124,6 @@ def _not_compared(compared: dict[str, Any], sides: Sequence[Predictions]) -> dic
     return {name: reason for name, reason in reasons.items() if name in scored and name not in compared}
 
 
-class NoPredictions(ValueError):
-    """The test predictions that a tagger was published with are gone."""
-
-
 class OtherClips(ValueError):
     """Models that were not trained and scored on the same clips."""
 
@@ -159,7 +155,7 @@ def _joined(folds: list[dict[str, Any]]) -> dict[str, Any]:
 def _test_predictions(folder: str) -> Predictions:
     """The tensors that a tagger was published with, and as `scored` the names of its test scores.
 
-    Raises NoPredictions where the file is gone.
+    Raises ValueError where a file is gone, damaged, or none of test predictions.
     """
     from workloads.evaluate.deliver import TEST_PREDICTIONS
     from workloads.runtime.tensor_files import parse_safetensors
@@ -168,8 +164,11 @@ def _test_predictions(folder: str) -> Predictions:
     try:
         content = object_store.get_bytes(uri)
     except FileNotFoundError:
-        raise NoPredictions(f"{uri}: is missing, so its test clips cannot be scored again; copy it back") from None
-    return {**parse_safetensors(content, uri), "scored": {*_state(folder).get("test", {})}}
+        raise ValueError(f"{uri}: is missing, so its test clips cannot be scored again; copy it back") from None
+    tensors = parse_safetensors(content, uri)
+    if missing := {"logits_NC", "y_NC"} - tensors.keys():
+        raise ValueError(f"{uri}: holds no {min(missing)}: it was damaged or written by something else")
+    return {**tensors, "scored": {*_state(folder).get("test", {})}}
 
 
 def fingerprint(folder: str) -> str:
@@ -178,5 +177,9 @@ def fingerprint(folder: str) -> str:
 
 
 def _state(folder: str) -> dict[str, Any]:
-    state: dict[str, Any] = object_store.read_json(object_store.join(folder, "state.json"), TaggerState)
+    uri = object_store.join(folder, "state.json")
+    try:
+        state: dict[str, Any] = object_store.read_json(uri, TaggerState)
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: is missing, so nobody knows what this tagger is; copy it back") from None
     return state

@@ -7,17 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
 from orchestrator.recipes.loader import flatten
-from orchestrator.runs.comparison import NoPredictions, OtherClips, compare_folders, joined_predictions
+from orchestrator.runs.comparison import OtherClips, compare_folders, joined_predictions
 from orchestrator.runs.recipe_file import read_recipe
 from orchestrator.runs.records import records_of
 from orchestrator.runs.resume import RECIPE
 from orchestrator.storage import object_store, published_folders
 from workloads.config.edge import teacher_name
-from workloads.runtime.event_log import end_of
+from workloads.runtime.event_log import EVENT_LOG, end_of
+from workloads.runtime.json_files import require_shape
 
 UNFINISHED = "unfinished"
 PARTS = ("val", "test")
+
+
+class _ScoresRead(TypedDict):
+    """What is read of a model's row in the `result` record."""
+
+    val: dict[str, float]
+    test: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def diff_runs(uris: Sequence[str]) -> dict[str, Any]:
     the first run, above 0 is better; `not_compared`: why some are missing.
 
     Raises ValueError for fewer than two runs, one that is named twice, one that is not there, and one whose recipe.json
-    is no run's.
+    or result is no run's.
     """
     if len(uris) < 2:
         raise ValueError(f"RUN: {len(uris)} given; name two runs or more")
@@ -149,7 +159,9 @@ def _read(uri: str) -> RunFacts:
     recipe = read_recipe(uri)
     if recipe is None:
         raise ValueError(f"RUN {uri!r}: no {RECIPE} there; give a run's folder or URI, STORAGE/RUN_ID")
-    return RunFacts(uri, recipe, records_of(uri))
+    run = RunFacts(uri, recipe, records_of(uri))
+    require_shape(run.models, f"{object_store.join(uri, EVENT_LOG)}: models of its result", dict[str, _ScoresRead])
+    return run
 
 
 def _names(runs: Sequence[RunFacts]) -> list[str]:
@@ -195,7 +207,7 @@ def _intervals(run: RunFacts) -> dict[tuple[str, str], list[float]]:
         if folder and run.models[model]["test"]:
             try:
                 predictions = joined_predictions([folder])
-            except NoPredictions:  # `_compare` says so
+            except ValueError:  # a file is gone or damaged: `_compare` says so
                 continue
             for metric, interval in score_intervals(predictions["logits_NC"], predictions["y_NC"], run.labels).items():
                 found[model, metric] = interval
@@ -240,7 +252,7 @@ def _compare(model: str, run: RunFacts, first: RunFacts) -> list[dict[str, Any]]
         row = compare_folders(model, [[[folder] for folder in folders]], run.labels)
     except OtherClips:
         return "it was trained or tested on other clips, or with other labels"
-    except ValueError as error:  # no tag can be scored
+    except ValueError as error:  # no tag can be scored, or a file is gone or damaged
         return str(error)
     scores = ((row["metric"], row), ("log_loss", row["log_loss"]))
     return [{"metric": metric, **{key: own[key] for key in ("difference", "interval")}} for metric, own in scores]

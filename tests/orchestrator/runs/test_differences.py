@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from tests.pages import Page
 from tests.trained_runs import run_once
@@ -178,6 +178,40 @@ def test_a_run_without_its_test_predictions_is_listed_and_not_compared(first, al
     assert gone["value"] > 0
     assert found["compared"] == []
     assert f"{TEST_PREDICTIONS}.safetensors: is missing" in found["not_compared"]["bare"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("state.json", None, "state.json: is missing, so nobody knows what this tagger is"),
+        ("state.json", b"{}", "state.json: kind: field required"),
+        (f"{TEST_PREDICTIONS}.safetensors", b"", f"{TEST_PREDICTIONS}.safetensors: not a safetensors file"),
+        (f"{TEST_PREDICTIONS}.safetensors", save({"y_NC": torch.ones(2, 3)}), "safetensors: holds no logits_NC"),
+    ],
+)
+def test_a_damaged_model_is_not_compared_and_the_others_are(first, alone, tmp_path, antiphon, name, content, problem):
+    damaged = shutil.copytree(alone, tmp_path / "damaged")
+    (file,) = (damaged / "models" / "vit").rglob(name)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    done = antiphon("diff", first, damaged, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert {row["model"] for row in found["compared"]} == {"cnn"}
+    assert found["not_compared"]["damaged"].startswith("vit: ")
+    assert problem in found["not_compared"]["damaged"]
+    assert {row["model"] for row in found["scores"]} == {"cnn", "vit"}
+
+
+def test_a_result_without_scores_is_named(first, alone, tmp_path, antiphon):
+    other = shutil.copytree(alone, tmp_path / "other")
+    log = other / "events.jsonl"
+    log.write_text(log.read_text().replace('"test": {', '"tested": {'))
+    done = antiphon("diff", first, other)
+    assert done.code == 2
+    assert f"{log}: models of its result: cnn.test: field required" in done.err
 
 
 @pytest.mark.parametrize(("out", "problem"), [("none/page.html", "there is no folder none"), (".", "is a folder")])
