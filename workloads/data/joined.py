@@ -28,7 +28,7 @@ def joined_parts(content: bytes) -> list[bytes]:
     file, parts, start = io.BytesIO(content), list[bytes](), 0
     other: int | None = 0
     while other is not None:
-        other = another_format(FilePart(file, start, len(content)))
+        other = another_format(io.BufferedReader(FilePart(file, start, len(content))))
         end = len(content) if other is None else start + other
         parts += _parts_of_one_format(content[start:end])
         start = end
