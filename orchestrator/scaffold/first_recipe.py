@@ -20,6 +20,7 @@ from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.data import Data
 from workloads.data.manifest import read_dataset
 from workloads.runtime.atomic_files import replace_text
+from workloads.runtime.exit_signals import exit_on_signals
 from workloads.runtime.text import name_some
 
 TIMING = "writing, and training a few steps to time them"
@@ -56,8 +57,8 @@ def write_first_recipe(
 ) -> FirstRecipe:
     """Write `NAME.toml`, and `NAME.csv` unless the folder is a published data set, into the folder `out`.
 
-    Nothing is written where a file of that name exists, or where the recipe could not run. Raises ValueError with what
-    is missing.
+    Nothing is written where a file of that name exists, or where the recipe could not run, and no file is left where
+    the command is ended. For the main thread. Raises ValueError with what is missing.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {str(out)!r}: is a file; name the folder that the recipe is written into")
@@ -74,16 +75,18 @@ def write_first_recipe(
         if given := [option for option, value in options.items() if value]:
             raise ValueError(f"{given[0]}: DIR is {published.format}, whose own tables say that; leave it out")
         say(TIMING)
-        return _write_published(published, sounds, recipe_file, name, most_minutes)
+        with exit_on_signals():
+            return _write_published(published, sounds, recipe_file, name, most_minutes)
     clips = make_clips(sounds, ask, tags_from=tags_from, source_from=source_from, separator=separator)
     say(TIMING)
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        replace_text(manifest_file, manifest_text(clips))
-        return _write(_Draft.of_manifest(sounds, clips, manifest_file), recipe_file, name, most_minutes)
-    except BaseException:  # Ctrl-C too: the next try would find a file that it must not overwrite
-        manifest_file.unlink(missing_ok=True)
-        raise
+    with exit_on_signals():
+        try:
+            replace_text(manifest_file, manifest_text(clips))
+            return _write(_Draft.of_manifest(sounds, clips, manifest_file), recipe_file, name, most_minutes)
+        except BaseException:  # Ctrl-C too: the next try would find a file that it must not overwrite
+            manifest_file.unlink(missing_ok=True)
+            raise
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ PROGRAM = """
 import signal, sys
 from pathlib import Path
 from orchestrator.artifacts.drafts import draft_folder
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 with draft_folder(Path(sys.argv[1])) as folder:
     (folder / "part").write_text("half")
     print("written", flush=True)
@@ -21,7 +22,7 @@ with draft_folder(Path(sys.argv[1])) as folder:
 """
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_an_ended_command_leaves_nothing(tmp_path: Path, which: signal.Signals) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -31,8 +32,19 @@ def test_an_ended_command_leaves_nothing(tmp_path: Path, which: signal.Signals) 
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(which)
         code = process.wait(timeout=60)
-    assert code == (143 if which == signal.SIGTERM else -signal.SIGINT)
+    assert code == (-which if which == signal.SIGINT else 128 + which)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_outlives_its_terminal_under_nohup(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with draft_folder(tmp_path) as folder:
+            signal.raise_signal(signal.SIGHUP)
+            assert folder.is_dir()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_handler_of_before_is_there_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -197,14 +198,21 @@ def test_nothing_is_overwritten_and_nothing_is_left_of_a_mistake(antiphon, tmp_p
         assert antiphon("init", root, "--minutes", minutes).code == 2
 
 
-def test_ctrl_c_leaves_nothing_so_that_the_same_command_works_again(antiphon, tmp_path, monkeypatch):
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_ended_command_leaves_nothing_so_that_it_works_again(antiphon, tmp_path, monkeypatch, which):
     def interrupted(*_, **__):
         assert {path.name for path in Path("first").iterdir()} == {"d.csv", "d.toml"}
-        raise KeyboardInterrupt
+        signal.raise_signal(which)
 
     monkeypatch.setattr("orchestrator.scaffold.first_recipe.run_cost", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        write_first_recipe(str(digits(tmp_path / "d")), Path("first"), lambda question: 0)
+    handler = signal.default_int_handler if which == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(which, handler)  # the tests may run in the background, or under nohup
+    try:
+        with pytest.raises(KeyboardInterrupt if which == signal.SIGINT else SystemExit):
+            write_first_recipe(str(digits(tmp_path / "d")), Path("first"), lambda question: 0)
+        assert signal.getsignal(which) == handler
+    finally:
+        signal.signal(which, before)
     assert not list(Path("first").iterdir())
 
 
