@@ -111,7 +111,7 @@ def dead_links(page: Document) -> list[str]:
 def missing_paths(page: Document) -> list[str]:
     """Code spans that look like a file or folder of this repository and are none; `a/b.py::name` names a definition.
 
-    Python files are also found by their bare name, wherever they lie.
+    Python files are also found by their bare name, wherever they lie; those that a command writes, by their template's.
     """
     problems = []
     for span in page.spans:
@@ -121,11 +121,15 @@ def missing_paths(page: Document) -> list[str]:
         ours = path.split("/")[0] in TOP and "/" in path
         if ours and not (ROOT / path).exists():
             problems.append(f"{span}: no such file or folder")
-        elif not ours and path.endswith(".py") and not any(next((ROOT / top).rglob(path), None) for top in TOP):
+        elif not ours and path.endswith(".py") and not (found_below(path) or found_below(f"{path}.j2")):
             problems.append(f"{span}: no file of that name")
         elif name and name not in definitions((ROOT / path).read_text()):
             problems.append(f"{span}: no such function or class")
     return problems
+
+
+def found_below(name: str) -> bool:
+    return any(next((ROOT / top).rglob(name), None) for top in TOP)
 
 
 def definitions(source: str) -> set[str]:
