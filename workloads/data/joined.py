@@ -48,7 +48,8 @@ def open_parts(file: BinaryIO) -> Iterator["FilePart"]:
     """The files that were joined into this one, each after the one before has been read; in constant memory.
 
     A FLAC part goes on to the end of the file: its header says how many of its samples are its own. An Ogg part ends
-    where it does, since libsndfile looks for its length there; so its pages are passed once before it is read.
+    where it does, since libsndfile looks for its length there; so its pages are passed once before it is read. Of WAV
+    and AIFF there is the first alone, up to its end: libsndfile would take what follows for a damaged part of it.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -56,6 +57,9 @@ def open_parts(file: BinaryIO) -> Iterator["FilePart"]:
     if kind == OGG:
         for start, end in pairwise(chain([0], islice(ogg_links(file), 1, None), [size])):
             yield FilePart(file, start, end)
+        return
+    if kind in CHUNKS:
+        yield FilePart(file, 0, another_format(file) or size)
         return
     begin: int | None = 0
     flac = _flac_start(file)

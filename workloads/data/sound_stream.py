@@ -184,10 +184,10 @@ def _blocks_of_parts(file: BinaryIO, first: soundfile.SoundFile, others: Iterato
 
 
 def _require_one_format(file: BinaryIO) -> None:
-    """BrokenClip where a file of another format was joined to this one, which has been heard."""
+    """BrokenClip where a file that is not read on here was joined to this one, which has been heard."""
     if (place := another_format(file)) is not None:
         raise BrokenClip(
-            f"a file of another format was joined to it, at byte {place}: what is before that was heard; without "
+            f"another file was joined to it, at byte {place}: what is before that was heard; without "
             "--stream all of it is"
         )
 
