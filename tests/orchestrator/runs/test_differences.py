@@ -126,7 +126,7 @@ def test_the_table_and_the_page_say_the_same(first, alone, antiphon, tmp_path):
     assert page.loads == []
     assert len(text) < 50_000, "it needs no figures, so it carries no Plotly"
     rows = {row[0]: row[1:] for row in page.tables["recipe"]}
-    assert rows[""] == ["first", "alone"]
+    assert rows["value"] == ["first", "alone"]
     assert rows["models.cnn.optimizer.lr"] == ["0.005", "0.02"]
     assert "cnn: test mAP" in {row[0] for row in page.tables["scores"]}
     assert "no difference shown" in page.texts["compared"] or "better" in page.texts["compared"]
