@@ -155,23 +155,25 @@ def test_the_licence_of_initial_weights_is_kept_from_run_to_run(trained, antipho
         assert "Licence of the initial weights, which still applies: CC-BY-4.0.\n" in card
 
 
-def test_ceds_file_holds_the_longest_clip(antiphon, tmp_path, tiny, start):
+def test_ceds_file_holds_the_longest_clip_that_its_network_takes(antiphon, tmp_path, tiny, start):
+    """With the front end inside longer sounds are heard in windows, so that there is no bound."""
     model = 'models.vit={arch={family="ced"}, front_end={kind="ced64"}}'
     run = start(tiny("demo", "edges=[]", "schedule.burn_in=1", "schedule.period=1", "schedule.turns=2", model))
     assert loop(run) == "done"
     folder = run.session.work_dir.parent / "models" / "vit"
-    for front_end, axis, longest in (("inside", "samples", 161_919), ("outside", "frames", 1012)):
+    for front_end, axis, longest in (("inside", "samples", None), ("outside", "frames", 1012)):
         out = tmp_path / f"{front_end}.pt2"
         words = ("--to", "pt2", "--front-end", front_end)
         done = antiphon("export", folder, out, *words)
         assert done.code == 0, done.err
-        bound = f"(an axis with a name may have any length, up to {longest:,} {axis})"
+        up_to = f", up to {longest:,} {axis}" if longest else ""
+        bound = f"(an axis with a name may have any length{up_to})"
         assert bound in done.out
         assert bound.replace("an axis with a name", "a named axis") in out.with_name(out.name + ".md").read_text()
         extra = {METADATA_KEY: ""}
         torch.export.load(out, extra_files=extra)
         result = json.loads(extra[METADATA_KEY])["input"]
-        assert (result["shape"][-1], result["longest"]) == (axis, longest)
+        assert (result["shape"][-1], result.get("longest")) == (axis, longest)
 
 
 @pytest.mark.parametrize(

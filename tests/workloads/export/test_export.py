@@ -151,7 +151,8 @@ def test_a_file_with_one_wrong_weight_fails_the_check(tmp_path):
         tagger, path, to="onnx", front_end_inside=True
     )
     written = onnx.load(path)
-    weight = max(written.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights = [tensor for tensor in written.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    weight = max(weights, key=lambda tensor: len(tensor.raw_data))
     values = np.frombuffer(weight.raw_data, dtype=np.float32).copy()
     values[0] += 1
     weight.raw_data = values.tobytes()
