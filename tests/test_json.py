@@ -11,6 +11,7 @@ REASONS = {
     "cluster/process_registry.py": "the stack's own keys, in a folder of its owner",
     "orchestrator/artifacts/model_card.py": "the whole card is redacted",
     "orchestrator/cli/cluster.py": "gives the user the stack's own keys",
+    "orchestrator/recipes/chosen.py": "values in memory, whose tuples become lists",
     "orchestrator/recipes/loader.py": "a value in memory, refused if it holds a secret",
     "orchestrator/reports/reproduce.py": "the whole page is redacted",
     "orchestrator/reports/run_page.py": "the whole page is redacted",

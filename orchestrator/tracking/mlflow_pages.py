@@ -4,7 +4,6 @@ Runs in the replayer process, or in that of `antiphon track replay`. A file that
 holds nothing up: the run's folder has it.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,7 @@ def log_data(client: Any, run_id: str, data: DataInput, table: dict[str, Any]) -
 
 def store_recipe(client: Any, run_id: str, recipe: dict[str, Any]) -> None:
     """Store the resolved recipe among the run's files; again for each attempt, with the same content."""
-    text = json.dumps(recipe, indent=2, ensure_ascii=False)
-    _store(RECIPE_FILE, lambda: client.log_text(run_id, redacted(text), RECIPE_FILE))
+    _store(RECIPE_FILE, lambda: client.log_text(run_id, json_text(recipe, indent=2), RECIPE_FILE))
 
 
 def store_report(event_log: Path, uri: str, report: Path) -> None:
