@@ -221,7 +221,8 @@ def _clips_read(recipe: Recipe, phases: tuple[Phase, ...], clips: Clips, *, unti
     """Number of clips read from the cache: each clip of a batch once, whatever its views, and for scoring."""
     read = recipe.train.batch_size * min(until, phases[-1].end)
     scored = sum(_validations(recipe, name, phases, until) for name in recipe.models) * clips.val
-    return read + scored + len(recipe.models) * _clips_scored_at_the_end(recipe, clips) * whole
+    played = recipe.train.score_test * min(recipe.train.report_clips, clips.test)  # the report plays them
+    return read + scored + (len(recipe.models) * _clips_scored_at_the_end(recipe, clips) + played) * whole
 
 
 def _clips_scored_at_the_end(recipe: Recipe, clips: Clips) -> int:

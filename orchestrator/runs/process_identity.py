@@ -6,6 +6,7 @@ when the process began: no two boots share one, so none is told from another, an
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -35,3 +36,10 @@ def started(pid: int) -> float:
             raise ProcessLookupError(f"there is no process {pid}") from None
         return int(said.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return float(psutil.Process(pid).create_time())
+
+
+def seconds_running() -> float:
+    """How long this process has run."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started(os.getpid())
+    return time.time() - started(os.getpid())

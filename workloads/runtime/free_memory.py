@@ -5,8 +5,6 @@ Control groups are Linux's; elsewhere the machine's memory is what counts. Does 
 
 from pathlib import Path
 
-import psutil
-
 GROUP = Path("/sys/fs/cgroup")
 LIMIT_AND_USAGE = (  # below the group, in versions 2 and 1
     ("memory.max", "memory.current", "memory.stat"),
@@ -17,6 +15,8 @@ CACHED = ("inactive_file", "active_file")  # counted as used, and given up when 
 
 def free_memory(*, group: Path = GROUP) -> int:
     """In bytes: what the machine has available, or less where the group's limit leaves less."""
+    import psutil  # here, since a tagger's code in MLflow runs without it
+
     free = int(psutil.virtual_memory().available)
     for limit, usage, stat in LIMIT_AND_USAGE:
         if (group / limit).is_file() and (most := (group / limit).read_text().strip()) != "max":

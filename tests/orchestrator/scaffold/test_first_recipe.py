@@ -160,7 +160,7 @@ def test_a_shorter_schedule_is_counted_at_the_speed_that_was_measured(tiny):
     """And not timed again: a second measurement might be any time longer than the one that chose its steps."""
     measured = RunCost(0, 0.0, 0.5, memory_bytes=1, cache_bytes=1, busy=True, tflops=1e-6)
     long, short = (
-        cost_at_same_speed(tiny("demo", f"schedule.burn_in={steps}", "schedule.turns=0"), FsspecFiles(), measured)
+        cost_at_same_speed(tiny("mutual", "schedule.burn_in=0", f"schedule.steps={steps}"), FsspecFiles(), measured)
         for steps in (400, 200)
     )
     assert (long.steps, short.steps) == (400, 200)
