@@ -20,6 +20,7 @@ from torchaudio.functional import melscale_fbanks, resample
 
 from workloads.data.clips import Clip
 from workloads.data.prepare import PreparedData
+from workloads.evaluate.metrics import clip_losses
 from workloads.models.probabilities import probabilities
 
 MAX_SECONDS = 10.0
@@ -35,18 +36,8 @@ def worst_clips(predictions: Predictions, labels: str, *, count: int) -> list[in
     """The places of the clips with the highest log loss, in the mean over the models; the worst first."""
     if not predictions or not count:
         return []
-    loss_N = torch.stack([_log_loss(*of_model, labels) for of_model in predictions.values()]).mean(0)
+    loss_N = torch.stack([clip_losses(*of_model, labels).nan_to_num() for of_model in predictions.values()]).mean(0)
     return torch.argsort(loss_N, descending=True, stable=True)[:count].tolist()
-
-
-def _log_loss(logits_NC: Tensor, y_NC: Tensor, labels: str) -> Tensor:
-    """loss_N in nats: the cross entropy of a clip, or the mean over its known tags."""
-    logits_NC, y_NC = logits_NC.double(), y_NC.double()
-    if labels == "single":
-        return F.cross_entropy(logits_NC, y_NC.argmax(1), reduction="none")
-    known_NC = y_NC.isfinite()
-    loss_NC = F.binary_cross_entropy_with_logits(logits_NC, y_NC.nan_to_num(), reduction="none")
-    return (loss_NC * known_NC).sum(1) / known_NC.sum(1).clamp(min=1)
 
 
 def mistakes(predictions: Predictions, prepared: PreparedData, *, count: int) -> list[dict[str, Any]]:
