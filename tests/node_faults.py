@@ -116,7 +116,8 @@ def times_of_run(event_log: Path, since: float, end: float = math.inf) -> dict[s
     """Columns of the fault table for a run with a fault at `since` (seconds since the epoch), and another one at `end`.
 
     It is noticed when Ray's controller records that workers failed or leave. Where they start again, it is over with
-    their first step, or with the result where no step is left; else after the longest time between two steps.
+    their first step, or with the result where no step is left; else after the longest time between two steps, of which
+    there is none where all steps were done.
     """
     records = [record for record in read_event_log(event_log) if record["t"] / 1000 < end]
     steps = [(record["t"] / 1000, record["step"]) for record in records if record["kind"] == "metrics"]
@@ -126,7 +127,7 @@ def times_of_run(event_log: Path, since: float, end: float = math.inf) -> dict[s
     start = next((number for number, record in enumerate(after) if record["kind"] == "start"), None)
     if start is None:
         moments = [max(at for at, _ in steps if at < since), *(at for at, _ in steps if at >= since)]
-        longest = max(later - earlier for earlier, later in pairwise(moments))
+        longest = max((later - earlier for earlier, later in pairwise(moments)), default=None)
         return times | {"seconds": longest, "repeated": 0}
     again = next(record for record in after[start:] if record["kind"] in ("metrics", "result"))
     done = max(step for at, step in steps if at < after[start]["t"] / 1000)
