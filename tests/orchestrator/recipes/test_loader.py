@@ -65,10 +65,11 @@ def test_settings_reach_tables_lists_and_text():
 
 def test_a_recipe_file_may_extend_a_shipped_one(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text('extends = "esc10"\n[data]\nroot = "x"\n[schedule]\nkind = "mutual"\nburn_in = 1\nsteps = 2\n')
+    mutual = '[schedule]\nkind = "mutual"\nburn_in = 1\nsteps = 2\n'
+    path.write_text(f'extends = "esc10-alternate"\n[data]\nroot = "x"\n{mutual}')
     recipe = load_recipe(str(path))
     assert recipe.name == "mine"
-    assert recipe.models == load_recipe("esc10", ["data.root=x"]).models
+    assert recipe.models == load_recipe("esc10-alternate", ["data.root=x"]).models
     assert (recipe.schedule.kind, recipe.schedule.steps) == ("mutual", 2)  # no key of the base's kind is left
 
 

@@ -49,7 +49,7 @@ def test_a_teacher_that_never_trains_needs_weights():
     assert own_steps(phases_of("one-way", "schedule.teacher_steps=0", "models.cnn.init=weights"))["cnn"] == 0
 
 
-@pytest.mark.parametrize("name", ["demo", "esc10", "mutual", "one-way", "generations"])
+@pytest.mark.parametrize("name", ["demo", "esc10", "esc10-alternate", "mutual", "one-way", "generations"])
 def test_a_control_trains_beside_its_student_from_the_first_phase_that_teaches_it(name):
     plain = phases_of(name, "data.root=x")
     recipe = load_recipe(name, ["data.root=x", "compare=true"])
