@@ -11,8 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workloads.config.recipe import Recipe
 from workloads.data.batches import Batches
 from workloads.data.prepare import PreparedData
@@ -23,6 +21,7 @@ from workloads.distill.service import require_same_data
 from workloads.distill.stores_of_run import StoresOfRun
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.runtime.cost import CostMeter, cost_of_workers
+from workloads.runtime.cpu import use_cpu
 from workloads.runtime.event_log import EVENT_LOG, EventLog, read_event_log, timestamped
 from workloads.runtime.opener import Opener
 from workloads.runtime.placement import Placement, place
@@ -74,7 +73,7 @@ def set_up(recipe: Recipe, session: Session, *, files: Opener) -> Run:
 
     All mistakes of the user (unusable data, shards that do not divide) are raised here, as ValueErrors.
     """
-    torch.set_num_threads(recipe.train.threads)
+    use_cpu(recipe.train.threads)
     if session.device.type == "cuda":
         set_tf32(recipe.train.tf32)
     placement = place(recipe, session)

@@ -15,6 +15,7 @@ from orchestrator.artifacts.predictions import check_out, store_new_file
 from orchestrator.artifacts.tag import LoadedTagger, load_for_tagging
 from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import Recipe
+from workloads.runtime.cpu import use_cpu
 from workloads.runtime.opener import unreadable
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def embed_data(uri: str, recipe: Recipe, *, out: str = "", with_probe: bool = Fa
     if out:
         check_out(out, FORMATS)
     loaded = load_for_tagging(uri)
-    torch.set_num_threads(recipe.train.threads)
+    use_cpu(recipe.train.threads)
     prepared = prepared_like(loaded.tagger, loaded.state, recipe)
     dataset = prepared.dataset
     clips = dataset.clips

@@ -9,6 +9,7 @@ from orchestrator.artifacts.predictions import check_out, write_predictions
 from orchestrator.storage import published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
 from workloads.config.recipe import Recipe
+from workloads.runtime.cpu import use_cpu
 from workloads.runtime.json_files import json_text
 from workloads.runtime.scratch import scratch_folder
 
@@ -34,7 +35,6 @@ def evaluate_checkpoint(
     file that cannot be written, a package that is not installed, a folder that holds no tagger, weights that give no
     numbers, and data that the tagger cannot be scored on (`prepare_for`).
     """
-    import torch
 
     from workloads.evaluate import metrics
     from workloads.evaluate.predict import load_tagger
@@ -51,7 +51,7 @@ def evaluate_checkpoint(
         raise ValueError("--boxes: is for PSDS; give --psds too, or leave it out")
     with scratch_folder() as scratch:
         tagger, state = load_tagger(published_folders.fetch(uri, scratch), uri)
-    torch.set_num_threads(recipe.train.threads)
+    use_cpu(recipe.train.threads)
     prepared = prepare_for(tagger, state, recipe, uri)
     if not prepared.dataset.has_labels:
         raise ValueError(f"--part {part!r}: no clip of this data set has a label, so nothing can be scored; label some")

@@ -27,6 +27,7 @@ from orchestrator.search.trial_runner import run_trial
 from orchestrator.search.trial_spec import SearchPlan, Task
 from orchestrator.storage import object_store
 from orchestrator.training.ray_trainer import ray_storage
+from workloads.runtime.cpu import use_cpu
 from workloads.runtime.event_log import EventLog
 from workloads.runtime.scratch import scratch_folder
 
@@ -165,9 +166,8 @@ class TuneRunner:
 
 def _run_tune_trial(config: dict[str, Any], *, plan: SearchPlan, store: SearchStore, workers: int) -> None:
     """A trial, in a process of Tune's; called again after a pause, with Tune's checkpoint, and after a loss."""
-    import torch
 
-    torch.set_num_threads(plan.recipe.train.threads)
+    use_cpu(plan.recipe.train.threads)
 
     def report(rung_report: dict[str, Any]) -> None:
         rung, uri = rung_report["rung"], rung_report.get("checkpoint_uri", "")

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 from ray import serve
@@ -26,6 +25,7 @@ from orchestrator.serving.options import RETRY_AFTER_S, ServeOptions
 from orchestrator.serving.web import build_app
 from workloads.data.decode import Sound
 from workloads.evaluate.sounds import HeardPiece, HeardSound, Piece, cut_windows, hear_pieces, join_pieces
+from workloads.runtime.cpu import use_cpu
 
 MODEL = ("model",)
 
@@ -49,7 +49,7 @@ class Taggers:
     """One replica: Ray Serve makes it in a process of its own, and calls it in that process's event loop."""
 
     def __init__(self, options: ServeOptions) -> None:
-        torch.set_num_threads(options.threads)
+        use_cpu(options.threads)
         self.options = options
         self.loaded = {name: load_for_tagging(uri) for name, uri in options.models.items()}
         for name, loaded in self.loaded.items():

@@ -14,6 +14,7 @@ from orchestrator.storage import object_store
 from orchestrator.storage.retry import Unavailable, describe_error, is_transient, print_status
 from orchestrator.training.ray_nodes import alive_nodes, ask_nodes
 from orchestrator.training.worker_resources import Node, WorkerNeeds, room_beside
+from workloads.runtime.cpu import memory_variables
 from workloads.runtime.scratch import private_folder, user_folder
 from workloads.runtime.text import one_line
 
@@ -137,6 +138,7 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
     Raises Unavailable where no cluster answers at the address, and where this machine is too busy to start one.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options["runtime_env"] = {"env_vars": memory_variables()}
     if address:
         context = _connect_to(ray, address, options)
     else:

@@ -14,6 +14,7 @@ from workloads.distill.service import ServedModel, ServedOutputs
 from workloads.distill.sources import FrozenTeacher, TeacherKey
 from workloads.models.initial_weights import build_initial_tagger
 from workloads.models.tagger import Tagger
+from workloads.runtime.cpu import use_cpu
 from workloads.runtime.opener import Opener
 from workloads.runtime.placement import WorkerGroup
 from workloads.runtime.precision import set_tf32, training_autocast
@@ -27,7 +28,7 @@ class TeacherServer:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, files: Opener) -> None:
-        torch.set_num_threads(recipe.train.threads)
+        use_cpu(recipe.train.threads)
         if device.type == "cuda":
             set_tf32(recipe.train.tf32)
         prepared, stores, _ = prepare_run(recipe, plan_phases(recipe), WorkerGroup(), device, files)

@@ -25,6 +25,7 @@ from workloads.data.samples import FULL_SCALE
 from workloads.data.shard import Shard, ViewKey
 from workloads.data.stored_mixtures import mix_with_partners
 from workloads.models.probabilities import merge_windows, probabilities
+from workloads.runtime.cpu import use_cpu
 from workloads.runtime.precision import set_tf32
 from workloads.stores.description import About
 from workloads.teaching.teachers import TeacherModel, TeacherOutputs
@@ -42,7 +43,7 @@ class Ensemble:
     """
 
     def __init__(self, recipe: TeachRecipe, teachers: Sequence[TeacherModel], device: str) -> None:
-        torch.set_num_threads(recipe.teach.threads)
+        use_cpu(recipe.teach.threads)
         set_tf32(False)
         self.recipe, self.teachers, self._device = recipe, teachers, torch.device(device)
         self.rate = max(recipe.data.rate, *(teacher.rate for teacher in teachers))

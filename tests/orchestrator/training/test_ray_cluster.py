@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,3 +71,24 @@ def test_a_machine_too_busy_to_start_ray_may_be_tried_again(said: str, kind: typ
 
     with pytest.raises(kind, match=said):
         ray_cluster.connect(Ray, "", at_least=1)
+
+
+# Prints the named variable of a worker's environment.
+PROGRAM = """
+from orchestrator.training import ray_cluster
+
+ray_cluster.prepare_environment("")
+import os, ray
+
+ray_cluster.connect(ray, "", at_least=1)
+print(ray.get(ray.remote(lambda: os.environ.get("MALLOC_ARENA_MAX")).remote()))
+"""
+
+
+@pytest.mark.parametrize(("own", "expected"), [({}, "1"), ({"MALLOC_ARENA_MAX": "4"}, "4")])
+def test_workers_keep_freed_memory_unless_the_user_has_set_how(own: dict[str, str], expected: str) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=env | own, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout.split()[-1] == expected
