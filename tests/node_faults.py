@@ -20,6 +20,7 @@ from workloads.runtime.event_log import read_event_log
 
 Fault = Callable[[RayNodes, Node], None]
 CUT_S = 30.0
+NOTICE_S = 5
 FROZEN_S, FREE_S = 3.0, 0.3  # of a slow disk, in turn
 WAIT_S = 900.0
 
@@ -44,6 +45,13 @@ def cut_for_30_s(nodes: RayNodes, node: Node) -> None:
     node.cut()
     time.sleep(CUT_S)
     node.join()
+
+
+def take_away(nodes: RayNodes, node: Node) -> None:
+    """As an autoscaler or a cloud does: a notice, and the node is gone when its time is over."""
+    nodes.drain(node, deadline_s=NOTICE_S)
+    time.sleep(NOTICE_S)
+    node.kill()
 
 
 def restart_head(nodes: RayNodes, node: Node) -> None:

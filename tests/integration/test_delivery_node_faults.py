@@ -29,6 +29,7 @@ FAULTS: dict[str, tuple[Fault, str, bool]] = {
     "a worker's node cut off for ever": (node_faults.cut, AGAIN, True),
     "a worker frozen (SIGSTOP), its peer hangs in a collective": (hang_worker, AGAIN, True),
     "the head killed and started again, Redis behind it": (node_faults.restart_head, "nothing", False),
+    "a worker's node taken away after a notice of 5 s": (node_faults.take_away, AGAIN, True),
 }
 
 

@@ -21,7 +21,8 @@ VALUES = ("schedule.burn_in=0", "schedule.turns=20", "search.scheduler=none", "s
 OPTIONS = (*sets(*VALUES), "--no-finals", "--tracking", "none")
 
 AGAIN = "trial N: ...; it is started again"
-# Whether a trial is started again; None: where Ray takes the node for lost, which depends on its last health check.
+# Whether a trial is started again; None: where Ray takes the node for lost, which depends on its last health check, and
+# where the trial may end in time.
 FAULTS: dict[str, tuple[Fault, bool | None]] = {
     "the raylet of a trial's node killed": (node_faults.kill_raylet, True),
     "a trial's node killed": (node_faults.kill, True),
@@ -29,6 +30,7 @@ FAULTS: dict[str, tuple[Fault, bool | None]] = {
     "a trial's node cut off for 30 s": (node_faults.cut_for_30_s, None),
     "a trial's node cut off for ever": (node_faults.cut, True),
     "the head killed and started again, Redis behind it": (node_faults.restart_head, False),
+    "a trial's node taken away after a notice of 5 s": (node_faults.take_away, None),
 }
 
 

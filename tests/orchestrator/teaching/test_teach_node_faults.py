@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 
 OTHER = "shard N: the worker that had it died (...); another one gets it"
 # Whether a shard is given to another worker; None: where Ray takes the node for lost, which depends on its last health
-# check.
+# check, and where the shards may be filled in time.
 FAULTS: dict[str, tuple[Fault, bool | None]] = {
     "the raylet of a worker's node killed": (node_faults.kill_raylet, True),
     "a worker's node killed": (node_faults.kill, True),
@@ -30,6 +30,7 @@ FAULTS: dict[str, tuple[Fault, bool | None]] = {
     "a worker's node cut off for 30 s": (node_faults.cut_for_30_s, None),
     "a worker's node cut off for ever": (node_faults.cut, True),
     "the head killed and started again, Redis behind it": (node_faults.restart_head, False),
+    "a worker's node taken away after a notice of 5 s": (node_faults.take_away, None),
 }
 
 
