@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,15 +81,18 @@ def trains(event_log: Path, *, since: float = 0.0, restarts: bool = True) -> boo
     return True
 
 
-def with_worker(nodes: RayNodes) -> Node:
-    """A node with a worker, other than the one of the driver."""
-    return next(node for node in nodes.nodes[2:] if any("RayTrainWorker" in name for name in nodes.programs(node)))
+def with_worker(nodes: RayNodes, lost: Sequence[Node] = ()) -> Node:
+    """A node with a worker, other than the one of the driver, and those whose workers hang for ever."""
+    left = [node for node in nodes.nodes[2:] if node not in lost]
+    return next(node for node in left if any("RayTrainWorker" in name for name in nodes.programs(node)))
 
 
-def injected(case: Case, run: Command, event_log: Path, nodes: RayNodes) -> float:
-    """Let a node with a worker fail, and wait until training goes on; returns when, in seconds since the epoch."""
+def injected(case: Case, run: Command, event_log: Path, nodes: RayNodes, lost: list[Node]) -> float:
+    """Let a node with a worker fail, add it to those that are lost, and wait until training goes on; returns when, in
+    seconds since the epoch."""
     since = time.time()
-    case.inject(nodes, with_worker(nodes))
+    lost.append(with_worker(nodes, lost))
+    case.inject(nodes, lost[-1])
     over = since if case.restarts else time.time()
     run.until(lambda: run.process.poll() == 0 or trains(event_log, since=over, restarts=bool(case.restarts)))
     return since
@@ -112,7 +116,8 @@ def test_nodes_fail_one_after_the_other(
         add_node()
     with started(nodes, nodes.nodes[1], tmp_path, **(HUNG if sequence == "silent" else {})) as run:
         run.until(lambda: trains(event_log))
-        rows = [(case, injected(case, run, event_log, nodes)) for case in SEQUENCES[sequence]]
+        lost: list[Node] = []
+        rows = [(case, injected(case, run, event_log, nodes, lost)) for case in SEQUENCES[sequence]]
         out = run.end()
     assert learned(out) == alone
     ends = [since for _, since in rows[1:]] + [time.time()]
