@@ -25,7 +25,7 @@ from orchestrator.cli.jobs import jobs, logs, stop, submit
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
 from orchestrator.cli.pack import data_pack, data_verify
 from orchestrator.cli.plan import plan
-from orchestrator.cli.printing import cell, print_out, show_every_name
+from orchestrator.cli.printing import cell, drop_stdout, open_closed_streams, print_out, show_every_name
 from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.runs import runs
@@ -82,6 +82,7 @@ def _options(
 
 def main() -> None:
     """Run the command line. ValueError: the user's mistake. OSError: a disk or a store is full or unavailable."""
+    open_closed_streams()
     show_every_name()
     with redacting_stderr():
         try:
@@ -126,7 +127,10 @@ def _is_stores(error: Exception) -> bool:
 def _exit_for(error: Exception, label: str, code: int) -> SystemExit:
     """Print the error in one line on stderr, and as JSON if that is wanted and no JSON line is out yet."""
     if "--json" in sys.argv and not emitted:
-        print(json_text({"status": "failed", "mistake": code == MISTAKE, "error": str(error)}))
+        try:
+            print(json_text({"status": "failed", "mistake": code == MISTAKE, "error": str(error)}), flush=True)
+        except OSError:  # stdout may be on the disk that is full
+            drop_stdout()
     line = cell(f"{label}: {' '.join(map(str.strip, str(error).splitlines()))}")
     line.stylize("red", 0, len(label) + 1)
     Console(stderr=True).print(line, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The one place that prints what users named: tags, files, paths, runs. Does not depend on what it prints."""
 
+import os
 import sys
 
 import typer
@@ -31,6 +32,29 @@ def print_warning(line: str) -> None:
 def cell(text: str) -> Text:
     """A table's cell, or a line on a Rich console: brackets in it are no markup."""
     return Text(printable(redacted(text)))
+
+
+def open_closed_streams() -> None:
+    """Let what is printed to a stdout or stderr that the caller has closed go nowhere; call it once, first of all.
+
+    Python has None in its place, and the next file that is opened would get its number, and what other programs print.
+    """
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            _to_nowhere(descriptor)
+            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
+
+
+def drop_stdout() -> None:
+    """What is still to be written to a pipe that nobody reads, or to a full disk, goes nowhere, also at the exit."""
+    _to_nowhere(sys.stdout.fileno())
+
+
+def _to_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def show_every_name() -> None:

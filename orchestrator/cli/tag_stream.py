@@ -4,8 +4,6 @@ stdout has one JSON line for each opening and closing (--json), or one line for 
 terminal also a table of what is open. `artifacts/stream.py` hears.
 """
 
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.cli.options import only_json
-from orchestrator.cli.printing import cell, print_note, print_out
+from orchestrator.cli.printing import cell, drop_stdout, print_note, print_out
 from orchestrator.training.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -91,13 +89,13 @@ def tag_stream(checkpoint: str, source: str, *, threshold: float, as_json: bool,
                     display.show(heard)
             except BrokenPipeError:
                 session.ended_by = UNREAD
-                _drop_stdout()
+                drop_stdout()
         report = session.report()
         if as_json and session.ended_by != UNREAD:
             try:
                 emit({"kind": "end", **report})
             except BrokenPipeError:
-                _drop_stdout()
+                drop_stdout()
         _print_report(report)
         if session.error:
             raise ValueError(f"--stream {request.name}: {session.error}")
@@ -177,10 +175,3 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{report['hop_s']:g} s takes: {report['piece_ms']:.1f} ms, the longest {report['largest_piece_ms']:.1f} ms"
     )
     print_note(f"{report['cpu_s_per_s']:.4f} s of CPU time a second of sound")
-
-
-def _drop_stdout() -> None:
-    """What is still to be written to a pipe that nobody reads goes nowhere, also when the process ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

@@ -113,6 +113,28 @@ def test_the_version_is_printed():
     assert (done.returncode, done.stdout) == (0, f"antiphon {version('antiphon')}\n")
 
 
+@pytest.mark.parametrize(
+    ("closed", "printed"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)]
+)
+def test_a_stream_that_the_caller_has_closed_is_no_fault(closed, printed):
+    """As some daemons start programs."""
+    done = subprocess.run(f"'{ANTIPHON}' --version {closed}", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (f"antiphon {version('antiphon')}\n" if printed else "")
+    mistake = subprocess.run(f"'{ANTIPHON}' run dmeo {closed}", shell=True, capture_output=True, text=True)
+    assert mistake.returncode == 2
+    assert ("did you mean 'demo'" in mistake.stderr) is ("2>&-" not in closed)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is a full disk")
+def test_a_full_disk_is_one_line_also_where_stdout_is_on_it():
+    for arguments in (["recipes"], ["recipes", "--json"], ["run", "dmeo", "--json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([ANTIPHON, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+        (line,) = done.stderr.splitlines()
+        assert (done.returncode, line[:7]) == ((2, "mistake") if "run" in arguments else (1, "failed:"))
+
+
 def test_a_run_that_another_process_drives_is_no_final_failure(antiphon, monkeypatch):
     """Job systems repeat a command that ends with 75, and give up at 2."""
 
