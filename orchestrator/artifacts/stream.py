@@ -3,6 +3,7 @@
 A session runs in one thread, and for a live sound with one more, which reads.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from orchestrator.storage import published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
-from workloads.runtime.opener import unreadable
+from workloads.runtime.opener import PIPE_OR_DEVICE, unreadable
 from workloads.runtime.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class StreamSession:
             try:
                 self._sound = _open(self._request, self._rate, stack, stopped=stopped)
             except (BrokenClip, OSError) as error:
-                raise ValueError(f"--stream {self._request.name}: {unreadable(error)}") from None
+                raise ValueError(f"--stream {self._request.name}: {_why_not_opened(self._request, error)}") from None
             if self._sound is not None:
                 self._resampler = Resampler(orig=self._sound.rate, new=self._rate)
             self._timing, self._stopped = _Timing(), stopped
@@ -142,7 +143,6 @@ class StreamSession:
         """
         from workloads.data.decode import BrokenClip
         from workloads.data.live_sound import read_live
-        from workloads.evaluate.predict import BadNumbers
 
         if self._sound is None:  # stopped before its header came
             self.ended_by = STOPPED
@@ -153,11 +153,11 @@ class StreamSession:
         try:
             for x_T in blocks:
                 yield self._heard(self._stream.push(self._resampler.push(x_T, last=False)))
-                if self._stopped():
+                if self.error or self._stopped():
                     break
-        except (BrokenClip, BadNumbers, OSError) as error:
-            self.error = unreadable(error)
-        self.ended_by = BROKEN if self.error else STOPPED if self._stopped() else ENDED
+        except (BrokenClip, OSError) as error:
+            self._fail(unreadable(error))
+        self.ended_by = self.ended_by or (STOPPED if self._stopped() else ENDED)
         yield self._finish()
 
     def report(self) -> dict[str, Any]:
@@ -179,25 +179,31 @@ class StreamSession:
         }
 
     def _heard(self, found: Iterator["Steps"]) -> Heard:
+        """What the pieces of one block bring; of a block that fails at one of them, what the pieces before it bring."""
+        from workloads.evaluate.predict import BadNumbers
+
+        events: list[StreamEvent] = []
         before, began = self._stream.pieces, time.perf_counter()
-        events = [event for steps in found for event in self._tracker.update(steps)]
+        try:
+            for steps in found:
+                events += self._tracker.update(steps)
+        except (ValueError, BadNumbers) as error:
+            self._fail(str(error))
         self._timing.add(self._stream.pieces - before, time.perf_counter() - began)
         return Heard(self._stream.seconds, events, self._tracker.open_events)
+
+    def _fail(self, reason: str) -> None:
+        """Note why the sound cannot go on, unless it was stopped, or has failed before."""
+        if self.ended_by in ("", ENDED):
+            self.ended_by, self.error = BROKEN, reason
 
     def _finish(self) -> Heard:
         """Hear what waits, and close what is open; too short a sound, unless stopped, is an error."""
         import torch
 
-        from workloads.evaluate.predict import BadNumbers
-
-        events: list[StreamEvent] = []
-        try:
-            rest_T = self._resampler.push(torch.zeros(0), last=True)
-            events += self._heard(self._stream.push(rest_T)).events
-            events += self._heard(self._stream.finish() for _ in range(1)).events
-        except (ValueError, BadNumbers) as error:
-            if self.ended_by == ENDED:
-                self.ended_by, self.error = BROKEN, str(error)
+        rest_T = self._resampler.push(torch.zeros(0), last=True)
+        events = self._heard(self._stream.push(rest_T)).events
+        events += self._heard(self._stream.finish() for _ in range(1)).events
         return Heard(self._stream.seconds, events + self._tracker.finish(), [])
 
 
@@ -230,6 +236,13 @@ def _check_source(request: StreamRequest) -> None:
         raise ValueError(f"--rate {request.rate}: must be {MIN_RATE} to {MAX_RATE} Hz")
     if request.channels is not None and not 1 <= request.channels <= MAX_CHANNELS:
         raise ValueError(f"--channels {request.channels}: must be 1 to {MAX_CHANNELS}")
+
+
+def _why_not_opened(request: StreamRequest, error: Exception) -> str:
+    reason = unreadable(error)
+    if reason == PIPE_OR_DEVICE:
+        return f"{reason}; hear it as standard input: --stream - < {shlex.quote(request.source)}"
+    return reason
 
 
 def _open(request: StreamRequest, rate: int, stack: ExitStack, *, stopped: Callable[[], bool]) -> "SoundStream | None":

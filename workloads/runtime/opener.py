@@ -43,6 +43,7 @@ class Opener(Protocol):
 
 
 NOT_FOUND = "not found"  # the reason of a file that does not exist
+PIPE_OR_DEVICE = "is a pipe or a device"
 
 
 class NotAFile(OSError):
@@ -57,7 +58,7 @@ FAULTS_OF_THE_FILE = tuple(
 def regular_file(path: Path) -> Path:
     """The path itself; raises NotAFile where it is no file."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise NotAFile("is a folder" if path.is_dir() else "is a pipe or a device")
+        raise NotAFile("is a folder" if path.is_dir() else PIPE_OR_DEVICE)
     return path
 
 

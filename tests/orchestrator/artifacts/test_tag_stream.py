@@ -29,6 +29,7 @@ from tests.orchestrator.artifacts.test_tag import frame_tagger, publish, tiny_ta
 from tests.workloads.data.test_sound_stream import pipe
 from workloads.config.architectures import OnDevice
 from workloads.config.recipe import FrontEnd, Model
+from workloads.evaluate.predict import load_tagger
 from workloads.models.tagger import build_tagger
 from workloads.runtime import checkpoint
 
@@ -263,6 +264,8 @@ def test_a_wav_file_on_standard_input_is_heard_and_named_where_it_is_cut_short(l
         (["empty.wav"], "--stream empty.wav: its header declares no samples"),
         (["short.wav"], "--stream short.wav: holds 0.006 s of sound; a tagger needs 0.05 s or more"),
         (["text.wav"], "--stream text.wav: cannot be decoded (Format not recognised.)"),
+        (["."], "--stream .: is a folder\n"),
+        (["a pipe"], "--stream a pipe: is a pipe or a device; hear it as standard input: --stream - < 'a pipe'"),
         (["rate.wav"], "--stream rate.wav: declares a sample rate of 1 Hz"),
         (["cut.wav"], "--stream cut.wav: cut short: "),
         (["good.wav", "--pcm", "s16le", "--rate", "16000"], "begins as a file with a header does (b'RIFF'): leave out"),
@@ -282,6 +285,7 @@ def test_a_wav_file_on_standard_input_is_heard_and_named_where_it_is_cut_short(l
     ],
 )
 def test_mistakes_are_named_with_the_fix(lstm, antiphon, arguments, message):
+    os.mkfifo("a pipe")
     soundfile.write("good.wav", tones(seconds=1), RATE)
     soundfile.write("empty.wav", tones(seconds=0), RATE)
     soundfile.write("short.wav", tones(seconds=0.006), RATE)
@@ -322,6 +326,30 @@ def test_damaged_weights_end_it_with_the_reason(lstm, tmp_path, antiphon):
     assert done.code == 2
     assert "its weights are damaged" in lines(done.out)[-1]["error"]
     assert "its weights are damaged" in done.err
+
+
+def test_an_event_that_opens_in_the_block_that_fails_is_told_before_it_closes(tmp_path, antiphon):
+    """A block of 0.1 s is five pieces. A unit that only a very loud sound opens makes the logits infinite."""
+    tagger, state = load_tagger(tone_tagger(tmp_path / "lstm"), "lstm")
+    lstm, units = tagger.backbone.lstm, tagger.backbone.lstm.project.in_features
+    with torch.no_grad():
+        lstm.inputs.weight[1, 0], lstm.inputs.bias[1], lstm.inputs.bias[2 * units + 1] = 10.0, -300.0, 20.0
+        lstm.project.weight[1, 1], tagger.backbone.head.weight[0, 1] = 100.0, 3e38
+    folder = checkpoint.write(tmp_path / "overflows", tensors={"weights": tagger.state_dict()}, state=state)
+    in_one_block = 0
+    for place in np.arange(0.70, 0.86, 0.02):
+        x_T = tones((0.5, 1), seconds=2)
+        x_T[round(place * RATE) :] = 1e6 * np.random.default_rng(1).standard_normal(len(x_T) - round(place * RATE))
+        soundfile.write(tmp_path / "loud.wav", x_T, RATE, subtype="FLOAT")
+        done = antiphon("tag", folder, "--stream", tmp_path / "loud.wav", "--hop", "0.02", "--json")
+        assert done.code == 2
+        _, *events, end = lines(done.out)
+        assert "are not finite" in end["error"]
+        for number in range(1, end["events"] + 1):
+            assert [event["kind"] for event in events if event["number"] == number] == ["opened", "closed"]
+        tone = [event for event in events if event["tag"] == "tone"]
+        in_one_block += bool(tone) and tone[0]["known_at"] == tone[1]["known_at"]
+    assert in_one_block > 0
 
 
 def test_a_terminal_shows_what_is_open(lstm):
