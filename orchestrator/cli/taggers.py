@@ -21,7 +21,7 @@ from orchestrator.cli.tag_stream import (
     tag_stream,
 )
 
-TOP = 5
+TOP, BEGINS = 5, 0.5  # defaults: tags of a file, the probability at which an event begins
 
 
 def evaluate(
@@ -67,8 +67,9 @@ def tag(
         bool, typer.Option("--events", help="Print when tags sound, too: onset and offset in seconds.")
     ] = False,
     threshold: Annotated[
-        float, typer.Option(help="With --events and --stream: the probability at which an event begins.")
-    ] = 0.5,
+        float | None,
+        typer.Option(help=f"With --events and --stream: the probability at which an event begins; default: {BEGINS}."),
+    ] = None,
     boxes: Annotated[
         bool, typer.Option("--boxes", help="With --events: between change points, by antiphon[boxes].")
     ] = False,
@@ -90,15 +91,17 @@ def tag(
         **{"off": off, "min_duration": min_duration, "merge_gap": merge_gap, "hop": hop, "carry": carry},
         **{"pcm": pcm, "rate": rate, "channels": channels},
     }
+    begins = BEGINS if threshold is None else threshold
     if stream:
         if files or events or boxes or top is not None:
             no = "files, --events, --boxes and --top"
             raise ValueError(f"--stream {stream}: prints the events of one sound; leave out {no}")
-        return tag_stream(checkpoint, stream, threshold=threshold, as_json=as_json, **of_streams)
+        return tag_stream(checkpoint, stream, threshold=begins, as_json=as_json, **of_streams)
     if given := [name for name, value in of_streams.items() if value is not None]:
         raise ValueError(f"--{given[0].replace('_', '-')}: is an option of --stream; give that, or leave it out")
-    if boxes and not events:
-        raise ValueError("--boxes: is for events; give --events too, or leave it out")
+    of_events = {"boxes": boxes, "threshold": threshold is not None}
+    if not events and (given := [name for name, is_given in of_events.items() if is_given]):
+        raise ValueError(f"--{given[0]}: is for events; give --events too, or leave it out")
     if not files:
         raise ValueError("no file to tag: name audio files, or one sound with --stream")
     with only_json(as_json) as emit:
@@ -106,7 +109,7 @@ def tag(
             checkpoint,
             files,
             top=TOP if top is None else top,
-            events_above=threshold if events else None,
+            events_above=begins if events else None,
             by_boxes=boxes,
         )
         in_time = {name: [asdict(event) for event in own] for name, own in found.events.items()}

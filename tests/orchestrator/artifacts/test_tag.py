@@ -150,6 +150,9 @@ def test_boxes_are_events_between_change_points(files, tmp_path, antiphon):
     done = antiphon("tag", tagger, "a.wav", "--boxes")
     assert (done.code, done.out) == (2, "")
     assert "--boxes: is for events; give --events too, or leave it out" in done.err
+    done = antiphon("tag", tagger, "a.wav", "--threshold", "0.3")
+    assert (done.code, done.out) == (2, "")
+    assert "--threshold: is for events; give --events too, or leave it out" in done.err
     done = antiphon("tag", tagger, "a.wav", "--events", "--boxes", "--json")
     if find_spec("ruptures") is None:
         assert done.code == 2
