@@ -248,7 +248,7 @@ class Recipe(Checked):
     def _check_edges(self) -> None:
         for edge in self.edges:
             self.require_known_models("edges", (edge.student,) if edge.store else (edge.teacher, edge.student))
-            if edge.loss == "bce" and self.data.labels == "single":
+            if edge.carries == "logits" and edge.loss == "bce" and self.data.labels == "single":
                 raise ValueError(
                     f"edges {edge.key}: loss = 'bce': needs data.labels = 'multi', a probability for each tag; set 'kl'"
                 )

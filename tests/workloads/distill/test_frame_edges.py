@@ -283,6 +283,7 @@ def test_frames_take_nothing_from_labels_of_clips(tiny: Any) -> None:
     ("settings", "message"),
     [
         (["data.labels='single'"], r"edges vit-to-cnn-frames: carries = 'frames': needs data.labels = 'multi'"),
+        (["data.labels='single'", "edges.0.loss='bce'"], r"carries = 'frames': needs data.labels = 'multi'"),
         (["models.vit.arch.frame_pool='none'"], r"carries = 'frames': vit \(vit\) has no logits in time; use frame_mn"),
         (["models.cnn.arch={family='mn'}", "models.cnn.frame_labels=true"], r"models.cnn.frame_labels = true: cnn"),
         (
