@@ -126,7 +126,11 @@ def _noise(made_of: NoisyKeyword, length: int, opener: Opener, root: str) -> Wav
     else:
         noise_T = cut_anywhere(_recording(made_of.noise, opener, root), length, generator)
     level_db = generator.uniform(*NOISE_DB)
-    return _sounding(noise_T, made_of.noise) / root_mean_square(noise_T) * 10 ** (level_db / 20)
+    return (
+        _sounding(noise_T, f"the {made_of.seconds:g} s that are taken of {made_of.noise}")
+        / root_mean_square(noise_T)
+        * 10 ** (level_db / 20)
+    )
 
 
 def _recording(path: str, opener: Opener, root: str) -> Wave:
@@ -140,7 +144,7 @@ def _sounding(x_T: Wave, name: str) -> Wave:
     from workloads.data.decode import BrokenClip
 
     if not x_T.any():
-        raise BrokenClip(f"{name}: holds nothing but silence")
+        raise BrokenClip(f"{name}: nothing but silence")
     return x_T
 
 

@@ -17,6 +17,7 @@ from workloads.data import espeak
 from workloads.data.cache import ClipCache
 from workloads.data.clips import Clip
 from workloads.data.computed import compute
+from workloads.data.decode import BrokenClip
 from workloads.data.formant_words import FORMANT_WORDS, draw_voice, say, seconds_of
 from workloads.data.manifest import read_dataset
 from workloads.data.packing import Packing
@@ -196,7 +197,18 @@ def test_a_recording_lies_in_the_middle_of_its_second_in_recorded_noise(tmp_path
     assert cache.entry(clip.clip_id).target != before, "other noise, another sound"
     soundfile.write(root / clip.clip_id, np.zeros(RATE), RATE)
     (silent,) = cache.prepare([clip], data, LocalFiles())
-    assert silent.reason == f"{clip.clip_id}: holds nothing but silence"
+    assert silent.reason == f"{clip.clip_id}: nothing but silence"
+
+
+def test_of_noise_with_a_long_pause_the_part_that_was_taken_is_named(tmp_path: Path) -> None:
+    root = recordings(tmp_path)
+    rain_T = np.concatenate([np.random.default_rng(0).standard_normal(RATE) / 9, np.zeros(60 * RATE)])
+    soundfile.write(root / "_background_noise_" / "rain.wav", rain_T, RATE)
+    data = Data(format="keywords", keywords="folder", noise="recorded", root=str(root), clip_seconds=4.0)
+    with pytest.raises(
+        BrokenClip, match=r"^the 4 s that are taken of _background_noise_/rain\.wav: nothing but silence$"
+    ):
+        sound(clips_of(data)[0], data)
 
 
 @pytest.mark.parametrize(
