@@ -280,7 +280,7 @@ def test_paths_may_be_relative_to_the_working_directory(esc10, home, tmp_path):
     values = [*small.SIZES, "models.cnn.arch={family='mn', width=0.1}", f"models.vit.arch={small.VIT}"]
     values += [*TURNS, f"data.cache={home}/clips", f"data.root={os.path.relpath(esc10, tmp_path)}"]
     done = antiphon(
-        "run", "esc10", "--json", "--tracking", "none", "--storage", "runs", *settings(values), cwd=tmp_path
+        "run", "esc10-alternate", "--json", "--tracking", "none", "--storage", "runs", *settings(values), cwd=tmp_path
     )
     assert outcome_of(done)["models"]["cnn"]["test"]["accuracy"] > 0
     assert (tmp_path / "runs").is_dir()
