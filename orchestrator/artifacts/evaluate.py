@@ -35,7 +35,6 @@ def evaluate_checkpoint(
     file that cannot be written, a package that is not installed, a folder that holds no tagger, weights that give no
     numbers, and data that the tagger cannot be scored on (`prepare_for`).
     """
-
     from workloads.evaluate import metrics
     from workloads.evaluate.predict import load_tagger
     from workloads.evaluate.psds import require_packages

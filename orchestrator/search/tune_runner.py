@@ -166,7 +166,6 @@ class TuneRunner:
 
 def _run_tune_trial(config: dict[str, Any], *, plan: SearchPlan, store: SearchStore, workers: int) -> None:
     """A trial, in a process of Tune's; called again after a pause, with Tune's checkpoint, and after a loss."""
-
     use_cpu(plan.recipe.train.threads)
 
     def report(rung_report: dict[str, Any]) -> None:

@@ -26,8 +26,9 @@ def use_cpu(threads: int) -> None:
 def memory_variables() -> dict[str, str]:
     """The environment of a process that keeps what any of its threads frees: Ray's workers compute in one.
 
-    {} where this environment says itself how memory is to be kept: it is left so.
+    {} where this environment says itself how memory is to be kept, in MALLOC_... or GLIBC_TUNABLES: it is left so.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    own = any(name.startswith("MALLOC_") for name in os.environ)
+    if own or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", ""):
         return {}
     return {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}

@@ -44,7 +44,7 @@ def new_pages(*, keep: bool, in_thread: bool = False, **variables: str) -> int:
 
 @pytest.fixture(autouse=True)
 def _without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(name)
 
 
@@ -60,5 +60,7 @@ def test_any_thread_does_in_a_process_with_the_variables() -> None:
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert new_pages(keep=True, MALLOC_MMAP_THRESHOLD_="1000000") >= PAGES
+    assert new_pages(keep=True, GLIBC_TUNABLES="glibc.malloc.mmap_threshold=1000000") >= PAGES
+    assert new_pages(keep=True, GLIBC_TUNABLES="glibc.pthread.rseq=0") < PAGES // 100
     monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
     assert memory_variables() == {}
