@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from orchestrator.recipes.loader import flatten
 from orchestrator.runs.comparison import compare_folders
 from orchestrator.runs.recipe_file import read_recipe
 from orchestrator.runs.resume import RECIPE, finished_outcome
 from orchestrator.storage import object_store, published_folders
+from workloads.config.edge import STORE
+
+# What is learned and how: the same in all runs of a side. Folds may have own stores, first weights and batches.
+METHOD_TABLES = ("models", "edges", "schedule", "augment")
+METHOD_KEYS = ("data.clip_seconds", "data.labelled_share", "data.unlabelled", "train.label_smoothing")
+OF_A_FOLD = ("init", "column", "name", "view_seed")
 
 
 class Key(NamedTuple):
@@ -43,6 +50,22 @@ class FinishedRun:
         taught = {edge["student"] for edge in self.recipe["edges"]}
         return [name for name, model in self.recipe["models"].items() if name in taught and not model["control_of"]]
 
+    @property
+    def method(self) -> dict[str, str]:
+        """The values that all runs of a side share, by their path."""
+        learning = sorted(name for name, model in self.recipe["models"].items() if not model["control_of"])
+        names = {"models": ", ".join(learning), "edges": str(len(self.recipe["edges"]))}
+        return names | {
+            path: value
+            for path, value in flatten(self.recipe).items()
+            if path in METHOD_KEYS or _tells_the_method(path, value)
+        }
+
+
+def _tells_the_method(path: str, value: str) -> bool:
+    table, key = path.split(".")[0], path.rsplit(".", 1)[-1]
+    return table in METHOD_TABLES and key not in OF_A_FOLD and not value.startswith(STORE)
+
 
 def compare_runs(taught: Sequence[str], controls: Sequence[str]) -> dict[str, Any]:
     """`folds`, `seeds` and, for each student, `compare` as a run has it (`workloads.evaluate.bootstrap`).
@@ -50,19 +73,23 @@ def compare_runs(taught: Sequence[str], controls: Sequence[str]) -> dict[str, An
     A student's control is that of its own run, or, where `controls` names runs, the model of the same name in the one
     with the same test fold and seed. The clips of all folds are one test set; every fold needs the same seeds. Raises
     ValueError for a run that is not there, is not done or has no test logits, for two runs of one fold and seed, where
-    a pair is incomplete, and where data or labels differ.
+    a pair is incomplete, where data or labels differ, and where the runs of a side learn in different ways.
     """
     runs = _by_key(taught, "RUN")
     others = _by_key(controls, "--control") if controls else runs
     if missing := sorted(runs.keys() ^ others.keys()):
-        side = "control" if missing[0] in runs else "taught run"
-        raise ValueError(f"test fold {missing[0].fold}, seed {missing[0].seed}: no {side}; each run needs one of both")
+        absent_side = "control" if missing[0] in runs else "taught run"
+        raise ValueError(
+            f"test fold {missing[0].fold}, seed {missing[0].seed}: no {absent_side}; each run needs one of both"
+        )
     folds, seeds = (sorted(set(values)) for values in zip(*runs, strict=True))
     if absent := [Key(fold, seed) for fold in folds for seed in seeds if Key(fold, seed) not in runs]:
         raise ValueError(
             f"test fold {absent[0].fold}: no run of seed {absent[0].seed}; every fold needs the same seeds"
         )
     _require_same_labels([*runs.values(), *others.values()])
+    for side in (runs, others):
+        _require_same_method([*side.values()])
     first = next(iter(runs.values()))
     pairs = {name: name for name in first.students} if controls else first.pairs
     if not pairs:
@@ -110,6 +137,19 @@ def _require_same_labels(runs: Sequence[FinishedRun]) -> None:
     for run in runs:
         if run.recipe["data"]["labels"] != first.recipe["data"]["labels"]:
             raise ValueError(f"{run.uri}: its data.labels is not that of {first.uri}")
+
+
+def _require_same_method(runs: Sequence[FinishedRun]) -> None:
+    """Of keys that only one recipe has, which another version may have written, nothing is said."""
+    first, method = runs[0], runs[0].method
+    for run in runs:
+        own = run.method
+        if differing := [path for path in method if path in own and own[path] != method[path]]:
+            path = differing[0]
+            raise ValueError(
+                f"{run.uri}: has {path} = {own[path]}, and {first.uri} has {method[path]}; folds and seeds of one way "
+                "of learning are compared together, so compare these apart (`antiphon diff` shows what differs)"
+            )
 
 
 def _require_untaught(run: FinishedRun, name: str) -> None:

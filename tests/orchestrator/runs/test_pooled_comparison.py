@@ -108,3 +108,43 @@ def test_runs_that_cannot_be_paired_are_refused(compared, alone, trained, antiph
     assert "train.score_test was false" in mistake(compared[0], "--control", silent)
     other = trained("other", 2, 0, "compare=true", "data.synthetic_seed=9")
     assert "trained on other clips" in mistake(compared[0], other)
+
+
+def test_runs_that_learn_in_different_ways_are_not_one_comparison(compared, alone, trained, antiphon, tmp_path):
+    """Folds may have their own initial weights and batches; the version that wrote a recipe may know fewer settings."""
+
+    def changed(run, change):
+        copy = shutil.copytree(run, tmp_path / f"changed-{len(list(tmp_path.iterdir()))}")
+        recipe = json.loads((copy / "recipe.json").read_text())
+        change(recipe)
+        (copy / "recipe.json").write_text(json.dumps(recipe))
+        return str(copy)
+
+    first, second = compared[0], compared[2]  # two folds
+    for change, said in (
+        (lambda recipe: recipe["schedule"].update(period=7), "has schedule.period = 7, and"),
+        (lambda recipe: recipe["models"]["vit"]["optimizer"].update(lr=0.5), "has models.vit.optimizer.lr = 0.5"),
+        (lambda recipe: recipe["edges"][0].update(weight=0.25), "has edges.0.weight = 0.25"),
+        (lambda recipe: recipe["edges"].pop(), "has edges = 1"),
+        (lambda recipe: recipe["data"].update(clip_seconds=3.5), "has data.clip_seconds = 3.5"),
+    ):
+        done = antiphon("compare", first, changed(second, change))
+        assert (done.code, done.out) == (2, "")
+        assert said in done.err
+    longer = changed(alone[2], lambda recipe: recipe["models"]["vit"]["optimizer"].update(lr=0.5))
+    done = antiphon("compare", first, second, "--control", alone[0], "--control", longer)
+    assert "has models.vit.optimizer.lr = 0.5" in done.err
+
+    def without_controls(recipe):
+        recipe["models"] = {name: model for name, model in recipe["models"].items() if not model["control_of"]}
+
+    mixed = first, changed(second, without_controls), "--control", alone[0], "--control", alone[2]
+    assert antiphon("compare", *mixed).code == 0, "the controls are those of other runs"
+
+    def of_a_fold(recipe):
+        recipe["models"]["vit"]["init"] = "elsewhere"
+        recipe["train"]["shard_size"] = 12
+        del recipe["models"]["vit"]["optimizer"]["warmup_curve"]
+
+    done = antiphon("compare", first, changed(second, of_a_fold), "--json")
+    assert json.loads(done.out) == json.loads(antiphon("compare", first, second, "--json").out)
