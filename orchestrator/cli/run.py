@@ -56,7 +56,7 @@ def run(
     """Train a recipe: its models teach each other according to its schedule."""
     from orchestrator.recipes.loader import load_recipe
     from orchestrator.training.request import RunRequest, check_request
-    from orchestrator.training.seeds import run_seeds
+    from orchestrator.training.seeds import require_seeds, run_seeds
     from orchestrator.training.worker_count import parse_workers
 
     if compare is not None:
@@ -82,6 +82,7 @@ def run(
 
     with only_json(as_json) as emit:
         if dry_run:
+            require_seeds(request, seeds)
             phases = check_request(request)
             notes = _data_notes(request.recipe)
             _dry_run(request.recipe, phases, emit, as_json)

@@ -39,7 +39,7 @@ def run_seeds(
     `finished` is called for each run before the last. Other arguments and errors are those of `driver.run`; ValueError
     too where the run was compared over another number of seeds before.
     """
-    _require_valid(request, seeds)
+    require_seeds(request, seeds)
     if seeds == 1:
         _require_no_seeds(request)
         return driver.run(request, show_progress=show_progress, warn=warn)
@@ -48,6 +48,7 @@ def run_seeds(
     run_id = retry_while_unavailable(
         lambda: _run_id(request), what=f"storage {request.storage!r}", patience_s=request.patience_s
     )
+    location_of(request.storage, run_id, request.tracking)  # the id itself is refused, not that of a seed
     _require_not_done_otherwise(request, run_id, seeds)
     _require_usable(request, run_id)
     done = []
@@ -68,7 +69,8 @@ def _ignore(warning: str) -> None:
     """Warnings about the data: the first seed has printed them."""
 
 
-def _require_valid(request: RunRequest, seeds: int) -> None:
+def require_seeds(request: RunRequest, seeds: int) -> None:
+    """Raise ValueError for a number of seeds that is none, and for several where there is nothing to compare."""
     if not 1 <= seeds <= MAX_SEEDS:
         raise ValueError(f"--seeds {seeds}: must be 1 to {MAX_SEEDS}")
     if seeds > 1 and not request.recipe.compare:

@@ -135,6 +135,21 @@ def test_mistakes(request_of, settings, seeds, message):
         compare(request_of(*settings), seeds)
 
 
+def test_an_id_that_cannot_be_one_is_named_as_it_was_given(request_of):
+    with pytest.raises(ValueError, match="run id 'küche 1': must be letters"):
+        compare(request_of(run_id="küche 1"), 2)
+
+
+def test_a_dry_run_finds_the_same_mistakes(antiphon):
+    for words, said in (
+        (["--no-compare", "--seeds", "2"], "--seeds 2: repeats a comparison with untaught controls; add --compare"),
+        (["--seeds", "0"], "--seeds 0: must be 1 to 100"),
+    ):
+        done = antiphon("run", "demo", "--dry-run", *words)
+        assert (done.code, done.out) == (2, "")
+        assert said in done.err
+
+
 def test_resuming_what_does_not_exist_is_a_mistake(request_of):
     with pytest.raises(ValueError, match="--resume 'demo-7': no such run"):
         compare(request_of(run_id="", resume="demo-7"), 2)
