@@ -8,6 +8,14 @@ from typing import Any
 import psutil
 
 
+def title(process: psutil.Process) -> str:
+    """Its command line; "" of one that has just ended, or that nobody has waited for."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @contextmanager
 def killed_at_the_end(process: subprocess.Popen[Any]) -> Iterator[None]:
     """SIGKILL for the process and all that it has started, its replayer too, as the end of a container is."""

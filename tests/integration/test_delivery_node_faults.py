@@ -24,12 +24,12 @@ pytestmark = pytest.mark.faults
 STEPS = 8
 PLAN = sets("schedule.turns=2", "data.synthetic_clips=1500")  # clips enough that to score them takes seconds
 
-FAULTS: dict[str, tuple[Fault, str, bool]] = {
+FAULTS: dict[str, tuple[Fault, str, bool | None]] = {
     "a worker's node killed": (node_faults.kill, AGAIN, True),
     "a worker's node cut off for ever": (node_faults.cut, AGAIN, True),
     "a worker frozen (SIGSTOP), its peer hangs in a collective": (hang_worker, AGAIN, True),
     "the head killed and started again, Redis behind it": (node_faults.restart_head, "nothing", False),
-    "a worker's node taken away after a notice of 5 s": (node_faults.take_away, AGAIN, True),
+    "a worker's node taken away after a notice of 5 s": (node_faults.take_away, AGAIN, None),  # None: if not in time
 }
 
 
@@ -92,7 +92,9 @@ def test_a_node_fails_while_models_are_delivered(
         inject(nodes, failing)
         out = run.end()
     assert delivered(out) == alone
-    assert restarts(event_log, since) == [STEPS] * again
+    starts = restarts(event_log, since)
+    assert starts in ([[], [STEPS]] if again is None else [[STEPS] * again])
+    seen = seen if starts else "nothing"
     fault_table(fault=f"Ray, delivery: {fault}", seen=seen, **times_of_run(event_log, since), equal=True)
 
 

@@ -22,6 +22,7 @@ from orchestrator.artifacts.verify_pack import verify_pack
 from orchestrator.recipes.loader import load_recipe
 from orchestrator.storage.fsspec_files import FsspecFiles
 from tests.packs import damage_clip, pack_as, write_clips
+from tests.processes import title
 from workloads.config.recipe import Recipe
 from workloads.data.archive import ArchiveWriter
 from workloads.data.manifest import read_dataset
@@ -130,13 +131,6 @@ def test_ray_writes_the_same_bytes_also_where_a_worker_is_killed(
     assert len(killed) == 1
     assert manifest == expected
     assert content("on-ray") == content(str(tmp_path / "here"))
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
-        return ""
 
 
 def test_a_clip_that_only_a_worker_cannot_hear_is_no_broken_clip(recipe: Recipe, tmp_path: Path) -> None:

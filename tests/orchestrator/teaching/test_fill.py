@@ -22,6 +22,7 @@ from orchestrator.teaching.rehear import hear_again
 from tests import stores
 from tests.orchestrator.artifacts.test_tag import publish
 from tests.packs import damage_clip, pack_as, write_clips
+from tests.processes import title
 from tests.teachers import CLIPS, RATE, SECONDS, TAGS
 from workloads.config.recipe import Augment
 from workloads.data.augment import draw_partner, draw_view, mask_mel, roll_and_amplify, sound_mask, sound_of_view
@@ -183,11 +184,7 @@ def test_ray_writes_the_same_bytes_also_where_a_worker_is_killed(teach, tmp_path
 
     def kill_a_worker(done: int, total: int) -> None:
         if done == 1 and not killed:
-            workers = [
-                child
-                for child in psutil.Process().children(recursive=True)
-                if "ShardFiller" in " ".join(cmdline(child))
-            ]
+            workers = [child for child in psutil.Process().children(recursive=True) if "ShardFiller" in title(child)]
             killed.append(workers[0].pid)
             workers[0].kill()
 
@@ -197,13 +194,6 @@ def test_ray_writes_the_same_bytes_also_where_a_worker_is_killed(teach, tmp_path
     assert len(killed) == 1
     assert (done["status"], done["shards_written"]) == ("done", 3)
     assert content(tmp_path / "on-ray") == content(tmp_path / "here")
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it has just ended
-        return []
 
 
 def test_a_teacher_that_gives_nan_is_named_with_the_clip(folder, teach, tmp_path):

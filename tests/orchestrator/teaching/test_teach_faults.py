@@ -17,6 +17,7 @@ from tests import killed
 from tests.integration.test_s3_faults import quota
 from tests.killed import Kill
 from tests.nodes import RayNodes, ray_nodes
+from tests.processes import title
 from tests.s3_user import S3User
 from tests.servers import start_server
 from tests.teachers import CLIPS
@@ -140,10 +141,7 @@ def test_a_worker_that_hangs_is_killed_and_its_shard_given_to_another(
 
 
 def fills(process: psutil.Process) -> bool:
-    try:
-        return "ShardFiller" in " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
-        return False
+    return "ShardFiller" in title(process)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from tests.processes import title
 from workloads.config.architectures import ViT
 from workloads.config.data import Data
 from workloads.config.recipe import Augment, FrontEnd, Model, Recipe, Train
@@ -68,7 +69,7 @@ def no_process_is_left() -> Iterator[None]:
 def loader_processes() -> list[psutil.Process]:
     """The processes of the server that forks them, which ends with this one."""
     descendants = psutil.Process().children(recursive=True)
-    servers = [process for process in descendants if "forkserver" in " ".join(process.cmdline())]
+    servers = [process for process in descendants if "forkserver" in title(process)]
     return [process for server in servers for process in server.children()]
 
 
