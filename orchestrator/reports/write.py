@@ -21,8 +21,6 @@ from workloads.runtime.atomic_files import require_folder_for
 from workloads.runtime.event_log import EVENT_LOG, read_event_log
 from workloads.runtime.json_files import require_shape
 
-REPORT = REPORT_FILE
-
 
 def write_run_report(location: RunLocation, *, patience_s: float, resumable: bool = False) -> None:
     """Write the report of a run that this process has driven, from its event log: beside it, and to its storage.
@@ -34,7 +32,7 @@ def write_run_report(location: RunLocation, *, patience_s: float, resumable: boo
     recipe = retry_while_unavailable(
         lambda: object_store.read_json(recipe_uri, RecipeFile), what=recipe_uri, patience_s=patience_s
     )
-    out = location.folder / REPORT
+    out = location.folder / REPORT_FILE
     write_report(read_event_log(location.event_log), recipe, run_id=location.run_id, uri=location.uri, out=out)
     retry_while_unavailable(lambda: upload_beside(location.uri, out), what=location.uri, patience_s=patience_s)
     if not resumable:
@@ -50,7 +48,7 @@ def write_search_page(location: RunLocation) -> None:
     from orchestrator.reports.search.snapshot import read_search
 
     upload_beside(location.uri, location.folder / RUN_IDS_FILE)
-    out = location.folder / REPORT
+    out = location.folder / REPORT_FILE
     write_search_report(read_search(location.uri), out)
     upload_beside(location.uri, out)
     send_report(location.event_log, location.tracking, out)
@@ -60,11 +58,11 @@ def write_study_report(location: RunLocation, outcome: dict[str, Any]) -> str:
     """Write the page of a study that this process has driven: beside its files, and to its storage; returns its URI."""
     from orchestrator.reports.study_page import write_study_page
 
-    out = location.folder / REPORT
+    out = location.folder / REPORT_FILE
     location.folder.mkdir(parents=True, exist_ok=True)
     write_study_page(outcome, out)
     upload_beside(location.uri, out)
-    return object_store.join(location.uri, REPORT)
+    return object_store.join(location.uri, REPORT_FILE)
 
 
 def rewrite_report(uri: str, out: str, *, audio: bool = True) -> str:
