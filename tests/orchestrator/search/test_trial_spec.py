@@ -14,6 +14,7 @@ from orchestrator.search.store import SearchStore
 from orchestrator.search.summary import mean_difference
 from orchestrator.search.trial_runner import run_trial
 from orchestrator.search.trial_spec import Task, build_trial_recipe, search_plan, without_teachers
+from tests import small
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.distill.schedule import own_steps, plan_phases
@@ -86,6 +87,22 @@ def test_settings_change_the_objective(recipe, tmp_path) -> None:
         for number, weight in enumerate((0.1, 0.9))
     )
     assert low != high
+
+
+@pytest.mark.parametrize("name", ["tkd-demo", "frames-demo"])
+def test_the_weight_of_an_edge_that_carries_something_in_time_is_searched(name: str, tmp_path: Path) -> None:
+    steps = ("schedule.teacher_steps=2", "schedule.steps=4")
+    short = load_recipe(name, [*small.SIZES, *steps, "data.val_share=0.2", f"data.cache={tmp_path}/clips"])
+    models = {model: value for model, value in short.models.items() if not value.control_of}
+    search_recipe = replace(short, models=models, search=Search(space=SPACE, rungs=1, slices=1))
+    objectives = []
+    for number, weight in enumerate((0.1, 0.9)):
+        task = Task("trial", number, {"edges.0.weight": weight})
+        objectives.append(reports_of(search_recipe, task, tmp_path)[-1]["rung"]["objective"])
+        (edge,) = build_trial_recipe(search_plan(search_recipe), task.settings).edges
+        assert (edge.carries, edge.weight) == (search_recipe.edges[0].carries, weight)
+        assert edge.carries in ("temporal", "frames")
+    assert objectives[0] != objectives[1]
 
 
 def test_a_committed_trial_is_reported_again_and_not_run_again(recipe, tmp_path) -> None:
