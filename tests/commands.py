@@ -3,6 +3,7 @@
 A pytest plugin (`pytest_plugins` in tests/conftest.py).
 """
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -59,3 +60,11 @@ def first_tagger(run: Run, name: str) -> Tagger:
 def event_records(run: Run) -> list[dict[str, Any]]:
     """The records that a run of the `start` fixture has reported."""
     return read_event_log(run.session.work_dir.parent / "events.jsonl")
+
+
+@pytest.fixture
+def not_under_nohup() -> Iterator[None]:
+    """SIGHUP ends the tests' process, also where they run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

@@ -25,7 +25,7 @@ from orchestrator.cli.jobs import jobs, logs, stop, submit
 from orchestrator.cli.options import FAILED, MISTAKE, PREEMPTED, emitted
 from orchestrator.cli.pack import data_pack, data_verify
 from orchestrator.cli.plan import plan
-from orchestrator.cli.printing import cell, drop_stdout, open_closed_streams, print_out, show_every_name
+from orchestrator.cli.printing import cell, drop_stdout, open_streams, print_out, show_every_name
 from orchestrator.cli.report import dashboard, report
 from orchestrator.cli.run import run
 from orchestrator.cli.runs import runs
@@ -82,7 +82,7 @@ def _options(
 
 def main() -> None:
     """Run the command line. ValueError: the user's mistake. OSError: a disk or a store is full or unavailable."""
-    open_closed_streams()
+    open_streams()
     show_every_name()
     with redacting_stderr():
         try:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.printing import Terminal
 from workloads.runtime.json_files import json_text
 from workloads.runtime.redaction import redacted
 
@@ -135,9 +136,10 @@ def only_json(wanted: bool) -> Iterator[Any]:
         yield lambda _: None
         return
     stdout = os.dup(1)
+    out = Terminal(stdout)
     os.dup2(2, 1)
     try:
-        yield lambda value: emitted.append(os.write(stdout, (json_text(value) + "\n").encode()))
+        yield lambda value: emitted.append(out.write((json_text(value) + "\n").encode()))
     finally:
         sys.stdout.flush()
         os.dup2(stdout, 1)

@@ -1,7 +1,10 @@
 """The one place that prints what users named: tags, files, paths, runs. Does not depend on what it prints."""
 
+import errno
+import io
 import os
 import sys
+from typing import Any
 
 import typer
 from rich.text import Text
@@ -34,15 +37,37 @@ def cell(text: str) -> Text:
     return Text(printable(redacted(text)))
 
 
-def open_closed_streams() -> None:
-    """Let what is printed to a stdout or stderr that the caller has closed go nowhere; call it once, first of all.
+def open_streams() -> None:
+    """Let nobody be needed who reads stdout or stderr; call it once, first of all.
 
-    Python has None in its place, and the next file that is opened would get its number, and what other programs print.
+    What is printed to one that the caller has closed goes nowhere: Python has None in its place, and the next file that
+    is opened would get its number, and what other programs print. So does what is printed to a terminal that is closed
+    while the command goes on or saves.
     """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
             _to_nowhere(descriptor)
             setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
+        elif os.isatty(descriptor):
+            stream = io.BufferedWriter(Terminal(descriptor))
+            setattr(sys, name, io.TextIOWrapper(stream, encoding=getattr(sys, name).encoding, line_buffering=True))
+
+
+class Terminal(io.FileIO):
+    """A descriptor for output, closed by whoever opened it; what follows once the terminal is closed goes nowhere."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._is_terminal = os.isatty(descriptor)
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO or not self._is_terminal:  # of a file it is a fault of its disk
+                raise
+            _to_nowhere(self.fileno())
+            return super().write(data)
 
 
 def drop_stdout() -> None:

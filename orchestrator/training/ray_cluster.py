@@ -1,6 +1,7 @@
 """The Ray that a command uses: a local one of its own, one at an address, or the stack of `antiphon cluster up`."""
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -15,6 +16,7 @@ from orchestrator.storage.retry import Unavailable, describe_error, is_transient
 from orchestrator.training.ray_nodes import alive_nodes, ask_nodes
 from orchestrator.training.worker_resources import Node, WorkerNeeds, room_beside
 from workloads.runtime.cpu import memory_variables
+from workloads.runtime.exit_signals import blocked_signals
 from workloads.runtime.scratch import private_folder, user_folder
 from workloads.runtime.text import one_line
 
@@ -152,9 +154,13 @@ def connect(ray: Any, address: str, *, at_least: int) -> RayConnection:
 
 
 def _start(ray: Any, **options: Any) -> Any:
-    """Start a local Ray; Unavailable where it does not report itself within the half minute that Ray gives it."""
+    """Start a local Ray; Unavailable where it does not report itself within the half minute that Ray gives it.
+
+    Its processes do not hear that the terminal is closed, which a shell tells all of a command: this one saves first.
+    """
     try:
-        return ray.init(address="local", include_dashboard=False, **options)
+        with blocked_signals({signal.SIGHUP}):
+            return ray.init(address="local", include_dashboard=False, **options)
     except Exception as error:  # Ray raises no class of its own
         if "timed out during startup" not in str(error):
             raise

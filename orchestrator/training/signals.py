@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C mean to a command while a run, a search or a stream is in progress."""
+"""What SIGTERM, Ctrl-C and a closed terminal mean to a command while a run, a search or a stream is in progress."""
 
 import os
 import signal
@@ -6,18 +6,21 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
 from workloads.runtime.background import in_background
 
 STOPPING = b"\nstopping: a checkpoint is saved first; Ctrl-C again stops at once\n"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last where a terminal is closed
 
 
 class _Handlers(ABC):
-    """Handles SIGTERM and Ctrl-C while the context lasts; entered in the main thread, where Python delivers signals."""
+    """Handles SIGNALS while the context lasts; entered in the main thread, where Python delivers signals.
+
+    SIGHUP stays ignored where it is: under `nohup` a command outlives its terminal.
+    """
 
     def __init__(self) -> None:
         self._requested = threading.Event()
@@ -25,7 +28,7 @@ class _Handlers(ABC):
 
     def install(self) -> None:
         """Handle the signals from now on; called again where a library, such as Ray, has set handlers of its own."""
-        for which in SIGNALS:
+        for which in self._before:
             signal.signal(which, self._handle)
 
     @abstractmethod
@@ -33,7 +36,10 @@ class _Handlers(ABC):
         """Called in the main thread at every one of the signals."""
 
     def __enter__(self) -> Self:
-        self._before = {which: signal.getsignal(which) for which in SIGNALS}
+        before = {which: signal.getsignal(which) for which in SIGNALS}
+        if before[signal.SIGHUP] is signal.SIG_IGN:
+            del before[signal.SIGHUP]
+        self._before = before
         self.install()
         return self
 
@@ -103,7 +109,8 @@ class StopSignals(_Handlers):
             raise KeyboardInterrupt
         if not self._requested.is_set():
             self._first_at = time.monotonic()
-            os.write(2, self._message)
+            with suppress(OSError):  # of a terminal that is closed
+                os.write(2, self._message)
         self._requested.set()
 
 

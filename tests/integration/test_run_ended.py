@@ -2,17 +2,22 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.integration.test_run import ANTIPHON, SMALL, TURNS, antiphon, outcome_of, settings
+from tests.processes import killed_at_the_end
+from workloads.runtime.background import in_background
 from workloads.runtime.event_log import read_event_log
 
 
@@ -133,6 +138,42 @@ def test_sigterm_and_ctrl_c_save_a_checkpoint_and_say_how_to_resume(home, tmp_pa
     assert (event_log.parent / "checkpoints" / saved[-1]["name"] / "COMMITTED.json").is_file()
 
 
+SHELL = """
+exec <"$0" >"$0" 2>&1              # the first terminal that a session's leader opens becomes the session's
+trap 'trap : HUP; kill -HUP 0' HUP  # what an interactive shell does: all that a command has started hears of it
+"$@" &
+wait $!
+wait $!
+echo $? >code
+"""
+
+
+@pytest.mark.parametrize("mode", [["--local"], pytest.param([], marks=pytest.mark.slow)])
+def test_a_closed_terminal_saves_a_checkpoint(home, tmp_path, mode):
+    """And what is printed afterwards, a table and how to resume, goes nowhere."""
+    long = ["schedule.burn_in=100000", f"data.cache={home}/clips", "train.checkpoint_every=100000", "train.threads=1"]
+    long += ["train.loaders=1"] if mode else []
+    command = [ANTIPHON, "run", "demo", *mode, "--tracking", "none", "--storage", f"{tmp_path}/cut"]
+    command += settings([*SMALL, *long])
+    terminal, of_the_shell = os.openpty()
+    words = ["sh", "-c", SHELL, os.ttyname(of_the_shell), *command]
+    shell = subprocess.Popen(words, start_new_session=True, cwd=tmp_path)
+    with killed_at_the_end(shell):
+        with in_background(partial(read_until, terminal), name="terminal"):
+            event_log = wait_for_record(tmp_path / "cut", shell)
+        started = psutil.Process(shell.pid).children(recursive=True)
+        os.close(of_the_shell)
+        os.close(terminal)
+        assert shell.wait(timeout=120) == 0
+        assert psutil.wait_procs(started, timeout=60)[1] == [], "none is left behind"
+    assert (tmp_path / "code").read_text() == "75\n"
+    outcome = json.loads((event_log.parent / "outcome.json").read_text())
+    assert (outcome["status"], outcome["error"]) == ("preempted", "")
+    saved = [record for record in read_event_log(event_log) if record["kind"] == "checkpoint"]
+    assert [record["step"] for record in saved] == [outcome["steps_run"]]
+    assert outcome["steps_run"] > 0
+
+
 def test_sigterm_ends_a_run_that_waits_for_a_tracking_server_that_does_not_answer(home, tmp_path):
     """A server that takes connections and is silent: nothing has begun, and the outcome says so."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -157,6 +198,12 @@ def test_sigterm_ends_a_run_that_waits_for_a_tracking_server_that_does_not_answe
     assert (outcome["status"], outcome["steps_run"]) == ("preempted", 0)
     assert outcome["error"] == "stopped before tracking had answered"
     assert json.loads((tmp_path / "cut" / "a" / "outcome.json").read_text()) == outcome
+
+
+def read_until(terminal: int, ended: threading.Event) -> None:
+    while not ended.is_set():
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 65536)
 
 
 def wait_for_record(folder: Path, process, *, kind: str = "metrics") -> Path:

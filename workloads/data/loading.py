@@ -12,7 +12,6 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, Protocol
@@ -29,10 +28,11 @@ from workloads.data.clip_store import ClipStore
 from workloads.data.decode import BrokenClip
 from workloads.data.shard import ViewKey
 from workloads.data.shared_slots import SharedSlots, shared_slots
+from workloads.runtime.exit_signals import blocked_signals
 from workloads.runtime.free_memory import free_memory
 
 START = "forkserver"  # a fork of this process would hold its sockets, locks and GPU, also after it was killed
-SIGNALS = {signal.SIGINT, signal.SIGTERM}  # of a terminal or a job system, which sends them to all processes
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # of a terminal or a job system, which sends them to all
 
 
 class ShardRequest(NamedTuple):
@@ -135,7 +135,7 @@ class InProcesses:
         multiprocessing.get_context(START).set_forkserver_preload([__name__])  # imports torch once, not N times
         resource_tracker.ensure_running()  # else it is started within, and unblocks the signals
         others = set(multiprocessing.active_children())
-        with warnings.catch_warnings(), _signals_blocked():
+        with warnings.catch_warnings(), blocked_signals(SIGNALS):
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # more processes than cores
             data_loader: DataLoader[Any] = DataLoader(
                 _LoaderProcess(reader, self._slots),
@@ -238,13 +238,3 @@ class _Numbered:
 
     def __iter__(self) -> Iterator[tuple[int, ShardRequest]]:
         return ((number % self._num_slots, request) for number, request in enumerate(self._requests))
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes that are started meanwhile have `SIGNALS` blocked; those that come here are handled afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

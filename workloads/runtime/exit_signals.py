@@ -1,10 +1,11 @@
 """Signals that end a command as an error does, through its `finally` blocks: what it has not finished is removed.
 
-Contract: entered in the main thread. Of SIGKILL no process hears.
+And signals that are for the command to handle, of which what it starts does not hear. Contract: `exit_on_signals` is
+entered in the main thread. Of SIGKILL no process hears.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -30,3 +31,13 @@ def exit_on_signals() -> Iterator[None]:
     finally:
         for which in heard:
             signal.signal(which, before[which])
+
+
+@contextmanager
+def blocked_signals(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Processes that are started meanwhile never hear of these signals; this one does afterwards. In any thread."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

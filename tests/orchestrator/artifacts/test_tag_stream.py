@@ -386,7 +386,9 @@ def devices(stream: Any) -> SimpleNamespace:
     return SimpleNamespace(InputStream=stream, PortAudioError=PortAudioError, query_devices=lambda: inputs)
 
 
-def test_a_microphone_is_heard_until_a_signal(lstm, antiphon, monkeypatch):
+@pytest.mark.usefixtures("not_under_nohup")
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
+def test_a_microphone_is_heard_until_a_signal(lstm, antiphon, monkeypatch, which):
     asked: dict[str, Any] = {}
 
     class InputStream:
@@ -406,7 +408,7 @@ def test_a_microphone_is_heard_until_a_signal(lstm, antiphon, monkeypatch):
             if len(block_TD):
                 return block_TD, self.place == count
             if self.place > (READ_AHEAD + 50) * count:  # so much is not read ahead: what came first was heard
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), which)
             return np.zeros((count, 1), np.float32), False
 
     monkeypatch.setitem(sys.modules, "sounddevice", devices(InputStream))
