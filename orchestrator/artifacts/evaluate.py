@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.artifacts.predictions import check_out, write_predictions
 from orchestrator.storage import published_folders
 from orchestrator.storage.fsspec_files import FsspecFiles
+from workloads.config.data import COMPUTED
 from workloads.config.recipe import Recipe
 from workloads.runtime.cpu import use_cpu
 from workloads.runtime.json_files import json_text
@@ -180,12 +181,19 @@ def prepared_like(
 ) -> "PreparedData":
     """A recipe's data set with this tagger's rate, clip length and rule for longer clips.
 
-    With the data set's own tags, unless `model_tags` are given.
+    With the data set's own tags, unless `model_tags` are given. Raises ValueError where the clips are computed, and
+    would not be as long as the recipe says.
     """
     from workloads.data.prepare import prepare
 
+    data = recipe.data
+    if data.format in COMPUTED and data.clip_seconds != tagger.clip_seconds:
+        raise ValueError(
+            f"data.clip_seconds = {data.clip_seconds:g}: clips of {data.format} last so long, and this tagger hears "
+            f"{tagger.clip_seconds:g} s; --set data.clip_seconds={tagger.clip_seconds:g}"
+        )
     decoded = {"clip_seconds": tagger.clip_seconds, "long_clips": state["long_clips"]}
-    recipe = replace(recipe, data=replace(recipe.data, **decoded))
+    recipe = replace(recipe, data=replace(data, **decoded))
     return prepare(recipe, FsspecFiles(), rate=tagger.clip_rate, model_tags=model_tags)
 
 

@@ -104,6 +104,16 @@ def test_another_data_set_may_have_any_test_fold(published, antiphon):
     assert json.loads(done.out)["clips"] == 20
 
 
+def test_computed_clips_of_another_length_are_refused_and_not_scored_as_if_they_had_its_own(published, antiphon):
+    folder, data = published
+    own = next(word for word in data if word.startswith("data.clip_seconds="))
+    for command in (("evaluate", folder), ("embed", folder, "--probe")):
+        done = antiphon(*command, "--data", "demo", *data, "--set", "data.clip_seconds=3")
+        assert (done.code, done.out) == (2, "")
+        assert "data.clip_seconds = 3: clips of synthetic last so long, and this tagger hears" in done.err
+        assert done.err.rstrip().endswith(f"--set {own.removesuffix('.0')}")
+
+
 def test_an_int8_file_is_not_scored_on_training_clips(published, antiphon, tmp_path):
     folder, data = published
     words = ("--to", "onnx", "--front-end", "outside", "--int8", "demo", *data)
@@ -122,6 +132,7 @@ def untrained(tags: list[str], labels: str) -> Tagger:
 
 def settings(folder: Path, labels: str) -> list[str]:
     values = [f"data.cache={folder}/clips", "data.synthetic_clips=100", "data.val_share=0.2", f"data.labels={labels}"]
+    values.append("data.clip_seconds=1.0")
     return [word for value in values for word in ("--set", value)]
 
 
