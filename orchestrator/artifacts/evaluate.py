@@ -109,7 +109,7 @@ def _scored(
     if psds:
         if not in_time:
             raise ValueError(f"--psds: the tagger {uri!r} has no logits in time, or it is not known when tags sound")
-        if (value := psds1(frames, in_time, tagger.tags, by_boxes=by_boxes)) is not None:
+        if (value := psds1(frames, in_time, prepared.dataset, by_boxes=by_boxes)) is not None:
             scores["psds1"] = value
     return logits_NC, y_NC, scores
 

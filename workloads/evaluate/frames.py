@@ -25,8 +25,11 @@ FRAME_SECONDS = 0.04
 
 
 def clips_with_frames(tagger: Tagger, clips: Sequence[Clip]) -> list[Clip]:
-    """The clips on which the tagger's frames can be scored: none where it has none, or nobody knows when tags sound."""
-    if not gives_frames(tagger.model.arch):
+    """The clips on which the tagger's frames can be scored: none where it has none, or nobody knows when tags sound.
+
+    With one tag a clip logits are compared between tags: their level in a frame says nothing of when.
+    """
+    if not gives_frames(tagger.model.arch) or tagger.labels == "single":
         return []
     return [clip for clip in clips if clip.events is not None]
 
@@ -72,7 +75,7 @@ def frame_labels(clip: Clip, frames: int, columns: Mapping[str, int]) -> NDArray
 def frame_targets(frames: Sequence[Tensor], clips: Sequence[Clip], dataset: Dataset) -> NDArray[np.float32]:
     """y_XC of all frames of the clips: 1 where a tag sounds, else 0, NaN where that is not known."""
     targets = []
-    for own, clip, known_C in zip(frames, clips, _known(clips, dataset), strict=True):
+    for own, clip, known_C in zip(frames, clips, known_in_time(clips, dataset), strict=True):
         y_FC = frame_labels(clip, len(own), dataset.columns).astype(np.float32)
         y_FC[:, ~known_C] = np.nan
         targets.append(y_FC)
@@ -97,8 +100,8 @@ def score_frames(frames: Sequence[Tensor], clips: Sequence[Clip], dataset: Datas
     return {"frame_mAP": float(np.mean(precisions))} if precisions else {}
 
 
-def _known(clips: Sequence[Clip], dataset: Dataset) -> NDArray[np.bool_]:
-    """Of which tags of each clip it is known when they sound: not of one that it has and no event of."""
+def known_in_time(clips: Sequence[Clip], dataset: Dataset) -> NDArray[np.bool_]:
+    """known_NC: of which tags of each clip it is known when they sound, not of one that it has and no event of."""
     y_NC = dataset.targets(clips)
     silent_NC = np.ones(y_NC.shape, bool)
     for row, clip in enumerate(clips):

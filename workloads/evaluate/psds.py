@@ -12,15 +12,17 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from workloads.data.clips import Clip
+from workloads.data.clips import Clip, Dataset
 from workloads.evaluate import boxes
 from workloads.evaluate.detect import MEDIAN_SECONDS, smooth
-from workloads.evaluate.frames import FRAME_SECONDS
+from workloads.evaluate.frames import FRAME_SECONDS, known_in_time
 
 PACKAGE = "sed_scores_eval"
 TOLERANCE = 0.7  # dtc and gtc: the share of a detection, and of an event, that must meet
+NEVER = -1.0  # in place of a probability: detected at no threshold that detects anything less than everything
 
 
 def require_packages(*, by_boxes: bool) -> None:
@@ -31,27 +33,30 @@ def require_packages(*, by_boxes: bool) -> None:
         raise ValueError(f"PSDS needs the package {PACKAGE}, which is not installed: pip install 'antiphon[psds]'")
 
 
-def psds1(
-    frames: Sequence[Tensor], clips: Sequence[Clip], tags: tuple[str, ...], *, by_boxes: bool = False
-) -> float | None:
+def psds1(frames: Sequence[Tensor], clips: Sequence[Clip], dataset: Dataset, *, by_boxes: bool = False) -> float | None:
     """The mean over tags of PSDS with dtc = gtc = 0.7 and without cross triggers; None where no clip has an event.
 
-    `frames` are logits_FC of 40 ms, which a median filter of 0.36 s smooths first, or `boxes` with `by_boxes`. Tags
-    without events, and clips without any, are left out. Raises ValueError where a package is not installed.
+    `frames` are logits_FC of 40 ms, C being the data set's tags, which a median filter of 0.36 s smooths first, or
+    `boxes` with `by_boxes`. Tags without events, and clips without any, are left out, and of a clip the tags of which
+    it is not known when they sound. Raises ValueError where a package is not installed.
     """
     require_packages(by_boxes=by_boxes)
     from sed_scores_eval import intersection_based
 
-    chosen = [(own, clip) for own, clip in zip(frames, clips, strict=True) if clip.events]
-    names = sorted({event.tag for _, clip in chosen for event in clip.events or ()})
+    known_NC = known_in_time(clips, dataset)
+    chosen = [row for row in zip(frames, clips, known_NC, strict=True) if row[1].events]
+    names = sorted({event.tag for _, clip, _ in chosen for event in clip.events or ()})
     if not names:
         return None
-    columns = [tags.index(name) for name in names]
-    scores = {clip.clip_id: _scores(own[:, columns], names, by_boxes=by_boxes) for own, clip in chosen}
+    columns = [dataset.columns[name] for name in names]
+    scores = {
+        clip.clip_id: _scores(own[:, columns], known_C[columns], names, by_boxes=by_boxes)
+        for own, clip, known_C in chosen
+    }
     _, by_tag, *_ = intersection_based.psds(
         scores,
-        {clip.clip_id: _merged(clip) for _, clip in chosen},
-        {clip.clip_id: round(len(own) * FRAME_SECONDS, 6) for own, clip in chosen},
+        {clip.clip_id: _merged(clip) for _, clip, _ in chosen},
+        {clip.clip_id: round(len(own) * FRAME_SECONDS, 6) for own, clip, _ in chosen},
         dtc_threshold=TOLERANCE,
         gtc_threshold=TOLERANCE,
         alpha_ct=0.0,
@@ -75,8 +80,8 @@ def _merged(clip: Clip) -> list[tuple[float, float, str]]:
     return merged
 
 
-def _scores(logits_FC: Tensor, names: Sequence[str], *, by_boxes: bool) -> Any:
-    """A data frame of probabilities, a row for each frame with its onset and offset."""
+def _scores(logits_FC: Tensor, known_C: NDArray[np.bool_], names: Sequence[str], *, by_boxes: bool) -> Any:
+    """A data frame of probabilities, a row for each frame with its onset and offset; NEVER for tags not known."""
     import pandas
 
     class Writable(pandas.DataFrame):
@@ -91,5 +96,6 @@ def _scores(logits_FC: Tensor, names: Sequence[str], *, by_boxes: bool) -> Any:
 
     onsets = np.round(np.arange(len(logits_FC)) * FRAME_SECONDS, 6)
     p_FC = boxes.boxes(logits_FC) if by_boxes else smooth(logits_FC, MEDIAN_SECONDS)
+    p_FC = np.where(known_C, p_FC, NEVER)
     columns = {"onset": onsets, "offset": np.round(onsets + FRAME_SECONDS, 6)}
     return Writable(columns | {name: p_FC[:, column] for column, name in enumerate(names)})

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from workloads.config.architectures import FrameMN
+from workloads.config.architectures import MN, FrameMN
 from workloads.config.recipe import Model
 from workloads.data.clips import Clip, Dataset
 from workloads.data.events import Event
@@ -118,6 +118,14 @@ def test_a_run_scores_the_frames_of_models_that_have_them(tiny: Any, start: Any)
         assert "frame_mAP" not in models["vit"][part]
 
 
+def test_with_one_tag_a_clip_frames_are_not_scored() -> None:
+    """A softmax over tags leaves their common level open, which would order the frames."""
+    arch, clips = MN(family="mn", width=0.1, head="fully_convolutional"), [clip_of("x", ("a", 0.0, 0.2))]
+    about: dict[str, Any] = {"tags": TAGS, "clip_seconds": 1.0, "clip_rate": 16_000, "seed": 0}
+    for labels, scored in (("multi", clips), ("single", [])):
+        assert clips_with_frames(build_tagger(Model(arch=arch), name="x", labels=labels, **about), clips) == scored
+
+
 def test_detections_are_runs_of_frames_above_the_threshold_without_single_ones() -> None:
     logits_FC = torch.full((50, 3), -3.0)
     logits_FC[10:20, 0], logits_FC[30, 0], logits_FC[14, 0], logits_FC[0:50, 2] = 2.0, 4.0, -3.0, 1.0
@@ -157,11 +165,24 @@ def test_psds_counts_whole_events() -> None:
         clip_of("z"),
     ]
     found = perfect(*clips)
-    assert psds1(found, clips, TAGS) == pytest.approx(1.0)
+    assert psds1(found, clips, dataset_of()) == pytest.approx(1.0)
     halves = [own.clone() for own in found]
     halves[0][125:150, 1] = -4.0  # half of b's only event: less than 0.7 of it
-    assert psds1(halves, clips, TAGS) == pytest.approx(0.5)
-    assert psds1([found[2]], [clips[2]], TAGS) is None
+    assert psds1(halves, clips, dataset_of()) == pytest.approx(0.5)
+    assert psds1([found[2]], [clips[2]], dataset_of()) is None
+
+
+def test_psds_asks_nothing_of_a_tag_of_which_it_is_not_known_when_it_sounds() -> None:
+    """The second clip has "a" too, somewhere: that it is heard there is no false alarm, as it is in a clip without."""
+    pytest.importorskip("sed_scores_eval")
+    first, second = clip_of("x", ("a", 1.0, 3.0)), clip_of("y", ("b", 2.0, 3.0))
+    found = perfect(first, second)
+    found[1][150:200, 0] = 5.0  # above a's event
+    assert psds1(found, [first, replace(second, tags=("a", "b"))], dataset_of()) == pytest.approx(1.0)
+    assert psds1(found, [first, second], dataset_of()) == pytest.approx(0.5)
+    quiet = [own.clone() for own in found]
+    quiet[0][:, 0] = -4.0  # then no threshold finds a's event alone, whatever the second clip says
+    assert psds1(quiet, [first, replace(second, tags=("a", "b"))], dataset_of()) == pytest.approx(0.5)
 
 
 @pytest.mark.skipif(find_spec("sed_scores_eval") is not None, reason="the package is installed")
@@ -244,4 +265,4 @@ def test_psds_of_boxes_needs_no_threshold_that_suits_every_frame() -> None:
     pytest.importorskip("sed_scores_eval")
     clips = [clip_of("x", ("a", 1.0, 3.0)), clip_of("y", ("a", 5.0, 8.0))]
     found = [own + torch.tensor([2.0, -2.0]).repeat(125)[:, None] for own in perfect(*clips)]
-    assert psds1(found, clips, TAGS, by_boxes=True) == pytest.approx(1.0)
+    assert psds1(found, clips, dataset_of(), by_boxes=True) == pytest.approx(1.0)
