@@ -105,6 +105,7 @@ class Data(Checked):
         rule = f"a keyword of {KEYWORD_SECONDS:g} second must fit into the clip"
         self._require(self.clip_seconds >= KEYWORD_SECONDS, "clip_seconds", rule)
         self._require(len(set(self.words)) == len(self.words), "words", "names a word twice")
+        self._require(all(word.strip() for word in self.words), "words", "names a blank word, which nobody can say")
         low, high = self.snr_db
         rule = f"must be a range of decibels, the lower end first, within -{MAX_SNR_DB:g} to {MAX_SNR_DB:g}"
         self._require(-MAX_SNR_DB <= low <= high <= MAX_SNR_DB, "snr_db", rule)

@@ -34,8 +34,8 @@ def check_frames(
     for name, place in asked:
         if not gives_frames(archs[name]):
             raise ValueError(
-                f"{place}: {name} ({archs[name].family}) has no logits in time; use frame_mn, or set "
-                f"models.{name}.arch.frame_pool of a vit, ast, passt, eat or ced"
+                f"{place}: {name} ({archs[name].family}) has no logits in time; use frame_mn, mn with "
+                f"head = 'fully_convolutional', or set models.{name}.arch.frame_pool of a vit, ast, passt, eat or ced"
             )
     if asked and labels == "single":
         raise ValueError(f"{asked[0][1]}: needs data.labels = 'multi', a probability for each tag in time")

@@ -218,6 +218,7 @@ def test_of_noise_with_a_long_pause_the_part_that_was_taken_is_named(tmp_path: P
         ({"clip_seconds": 0.5}, "clip_seconds = 0.5: a keyword of 1 second must fit into the clip"),
         ({"snr_db": (3.0, -3.0)}, r"snr_db = \(3.0, -3.0\): must be a range"),
         ({"words": ("yes", "yes")}, "words = .*: names a word twice"),
+        ({"words": ("yes", " ")}, "words = .*: names a blank word"),
         ({"keywords": "folder"}, "root = '': keywords = 'folder' needs a folder"),
         ({"noise": "recorded"}, "root = '': noise = 'recorded' needs a folder"),
         ({"events": "x.csv"}, "events = 'x.csv': clips of keywords know when they sound"),
