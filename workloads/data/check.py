@@ -62,7 +62,7 @@ def check_data(
         require_scorable(dataset, splits, sliced, test=test)
         require_full_batch(len(splits.train), train)
         require_labels(dataset, splits, learners)
-    return data_warnings(dataset, split(dataset, data), _decoded_before(dataset, recipe, files).values(), recipe)
+    return data_warnings(dataset, split(dataset, data), _decoded_before(dataset, recipe, files), recipe)
 
 
 def _decoded_before(dataset: Dataset, recipe: Recipe, files: Opener) -> Mapping[str, DecodedClip]:

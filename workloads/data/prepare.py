@@ -48,7 +48,7 @@ class PreparedData:
             "durations": asdict(durations(self.cache.decoded().values(), self.recipe.data.clip_seconds)),
             "quarantined": [vars(clip) for clip in self.quarantined],
             "mended": [asdict(clip) for clip in self.cache.mended()],
-            "warnings": data_warnings(self.dataset, self.splits, self.cache.decoded().values(), self.recipe),
+            "warnings": data_warnings(self.dataset, self.splits, self.cache.decoded(), self.recipe),
         }
 
     def statistics(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The one place where they are computed: `antiphon data check` and the drivers pri
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from workloads.config.data import SEVERAL_TAGS
 from workloads.config.recipe import Recipe
@@ -24,9 +24,11 @@ SAMPLE_S = 2e-4  # longer than a sample at the cache's rate
 SHOWN = 5  # names in one warning
 
 
-def data_warnings(dataset: Dataset, splits: Splits, decoded: Collection[DecodedClip], recipe: Recipe) -> list[str]:
-    """All warnings; `decoded` are the clips that are decoded already: without any, none are about the sound."""
-    return [*_metadata_warnings(dataset, splits, recipe), *(_sound_warnings(decoded, recipe) if decoded else ())]
+def data_warnings(dataset: Dataset, splits: Splits, decoded: Mapping[str, DecodedClip], recipe: Recipe) -> list[str]:
+    """All warnings; `decoded` are the clips that are decoded already, by clip_id: without any, none are about the
+    sound."""
+    about_sound = [*_sound_warnings(decoded.values(), recipe), _late_events(dataset, decoded)] if decoded else []
+    return [*_metadata_warnings(dataset, splits, recipe), *filter(None, about_sound)]
 
 
 def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list[str]:
@@ -171,6 +173,25 @@ def _heard_without_teacher(splits: Splits, recipe: Recipe) -> str:
 
 def _sound_warnings(decoded: Collection[DecodedClip], recipe: Recipe) -> list[str]:
     return [warning for warning in (_much_padding(decoded, recipe), *_low_rates(decoded, recipe)) if warning]
+
+
+def _late_events(dataset: Dataset, decoded: Mapping[str, DecodedClip]) -> str:
+    """Events that begin when their clip is over, as those do whose times are no seconds."""
+    late = [
+        (clip.clip_id, event.onset)
+        for clip in dataset.clips
+        if clip.events and clip.clip_id in decoded
+        for event in clip.events
+        if event.onset >= decoded[clip.clip_id].seconds
+    ]
+    if not late:
+        return ""
+    clip_id, onset = late[0]
+    return (
+        f"data.events: {len(late)} of {sum(len(clip.events or ()) for clip in dataset.clips)} events begin when their "
+        f"clip is over (of {clip_id}, which lasts {decoded[clip_id].seconds:.3g} s, one at {onset:g} s), so nothing "
+        "sounds in their place: give onsets and offsets in seconds from the start of the clip"
+    )
 
 
 def _much_padding(decoded: Collection[DecodedClip], recipe: Recipe) -> str:

@@ -11,6 +11,7 @@ from workloads.config.data import Data
 from workloads.config.recipe import Recipe
 from workloads.data.clips import Clip, Dataset
 from workloads.data.decoded import DecodedClip
+from workloads.data.events import Event
 from workloads.data.manifest import read_dataset
 from workloads.data.splits import Splits
 from workloads.data.warnings import data_warnings
@@ -34,7 +35,10 @@ def warnings(
     splits = Splits(clips(*train), clips(*val, name="v"), clips("a", "b", name="t"))
     everything = (*splits.train, *splits.val, *splits.test)
     dataset = Dataset(everything, tuple(sorted({tag for clip in everything for tag in clip.tags})), "single")
-    decoded = [DecodedClip(samples=round(16_000 * length), rate=16_000, own_rate=rate) for length in seconds]
+    decoded = {
+        f"clip{number}": DecodedClip(samples=round(16_000 * length), rate=16_000, own_rate=rate)
+        for number, length in enumerate(seconds)
+    }
     return data_warnings(dataset, splits, decoded, recipe(*settings))
 
 
@@ -75,6 +79,20 @@ def test_a_low_rate_is_named_with_its_share_and_the_empty_bands() -> None:
     ]
 
 
+def test_events_after_the_end_of_their_clips_are_counted() -> None:
+    """As of a table in milliseconds; the last of the events begins within its clip, of b nobody knows the length."""
+    splits = Splits(clips("a", "b"), clips("a", "b", name="v"), clips("a", "b", name="t"))
+    events = {"c0": (Event("a", 500.0, 900.0), Event("a", 1200.0, 1500.0)), "v0": (Event("a", 1.9, 2.5),)}
+    everything = [*splits.train, *splits.val, *splits.test]
+    timed = tuple(replace(clip, events=events.get(clip.clip_id)) for clip in everything)
+    decoded = {name: DecodedClip(samples=32_000, rate=16_000, own_rate=16_000) for name in ("c0", "v0", "t0")}
+    assert data_warnings(Dataset(timed, ("a", "b"), "multi"), splits, decoded, recipe()) == [
+        "data.events: 2 of 3 events begin when their clip is over (of c0, which lasts 2 s, one at 500 s), so nothing "
+        "sounds in their place: give onsets and offsets in seconds from the start of the clip"
+    ]
+    assert data_warnings(Dataset(timed, ("a", "b"), "multi"), splits, {}, recipe()) == []
+
+
 def test_tags_that_hold_commas_in_nearly_every_clip_are_named() -> None:
     joined = ["Dog,Animal"] * 60
     (warning, *_) = warnings(joined, val=["Dog,Animal"])
@@ -87,7 +105,7 @@ def test_tags_that_hold_commas_in_nearly_every_clip_are_named() -> None:
     untagged = tuple(replace(clip, tags=()) for clip in clips("a", "b"))
     splits = Splits(untagged, untagged, untagged)
     assert not any(
-        "comma" in warning for warning in data_warnings(Dataset(untagged, ("a",), "multi"), splits, [], recipe())
+        "comma" in warning for warning in data_warnings(Dataset(untagged, ("a",), "multi"), splits, {}, recipe())
     )
 
 
@@ -117,7 +135,7 @@ def test_sources_and_folds_that_the_table_lacks_are_named(tmp_path: Path, column
     data = Data(format="manifest", manifest=str(table))
     dataset = read_dataset(data, LocalFiles())
     splits = Splits(dataset.clips, dataset.clips, dataset.clips)
-    found = data_warnings(dataset, splits, [], replace(recipe(), data=data))
+    found = data_warnings(dataset, splits, {}, replace(recipe(), data=data))
     assert [warning[: len(start)] for warning, start in zip(found, said, strict=True)] == said
 
 
@@ -125,7 +143,7 @@ def test_one_recording_in_several_spellings_is_named() -> None:
     train, test = clips("a", "b", "a"), clips("a", "b", name="t")
     sources = ["s1", "s2", "s3", "s1 ", "S1"]
     respelt = tuple(replace(clip, source=source) for clip, source in zip((*train, *test), sources, strict=True))
-    found = data_warnings(Dataset(respelt, ("a", "b"), "single"), Splits(respelt[:3], test, respelt[3:]), [], recipe())
+    found = data_warnings(Dataset(respelt, ("a", "b"), "single"), Splits(respelt[:3], test, respelt[3:]), {}, recipe())
     assert found == [
         "column source: 1 sources are spelt in several ways ('S1', 's1', 's1 '), which differ only in spaces or "
         "capitals and count as different recordings, so clips of one may be in training and in test: spell each source "
@@ -143,7 +161,7 @@ def test_a_file_of_several_clips_is_named(across: bool, said: str) -> None:
     train, test = (train, (again, *test[1:])) if across else ((again, *train[1:]), test)
     dataset = Dataset((*train, *val, *test), ("a", "b"), "single")
     names = "c1, t0" if across else "c0, c1"
-    assert data_warnings(dataset, Splits(train, val, test), [], recipe()) == [
+    assert data_warnings(dataset, Splits(train, val, test), {}, recipe()) == [
         f"column path: 1 files belong to several clips ('c1.wav' to {names}), {said}: give each file one row, with all "
         "of its tags"
     ]
@@ -158,12 +176,12 @@ def test_unlabelled_clips_that_teach_nothing_are_named() -> None:
         "column labelled: 2 unlabelled clips are used nowhere, because they are in test fold 1 or of recordings that "
         "are validated on: label them, or give those of other recordings another fold or a source of their own"
     )
-    assert data_warnings(dataset, splits, [], recipe()) == [left_out]
-    assert data_warnings(dataset, splits, [], recipe("compare=false", "edges=[]")) == [
+    assert data_warnings(dataset, splits, {}, recipe()) == [left_out]
+    assert data_warnings(dataset, splits, {}, recipe("compare=false", "edges=[]")) == [
         left_out,
         "data.unlabelled = 'hear': 1 of 3 training clips have no label, and the recipe has no edges, so nothing is "
         "learned from them: --set data.unlabelled=leave_out",
     ]
     without = Splits(labelled, labelled, labelled, left_out=unlabelled)
     untaught = recipe("compare=false", "edges=[]", "data.unlabelled=leave_out")
-    assert data_warnings(dataset, without, [], untaught) == [], "as the user said"
+    assert data_warnings(dataset, without, {}, untaught) == [], "as the user said"

@@ -75,7 +75,7 @@ def test_segments_with_a_sound_are_clips_and_missing_ones_are_counted(tmp_path: 
     splits = split(dataset, data)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [1, 1, 2]
     recipe = replace(load_recipe("demo"), data=data)
-    assert not [line for line in data_warnings(dataset, splits, (), recipe) if "holds a comma" in line]
+    assert not [line for line in data_warnings(dataset, splits, {}, recipe) if "holds a comma" in line]
 
 
 def test_sounds_as_they_are_downloaded_are_found_and_those_that_need_no_package_come_first(tmp_path: Path) -> None:
