@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.attention import attention_maps
 from workloads.config.architectures import AST, CED, MN, DyMN, EfficientNet, OnDevice, ViT
 from workloads.config.recipe import FrontEnd, Model
-from workloads.models.profiles import EPSILON, TimeGrid, outputs_and_profile, time_grid
+from workloads.models.profiles import EPSILON, QUERIES_AT_ONCE, TimeGrid, outputs_and_profile, time_grid
 from workloads.models.tagger import Tagger, build_tagger
 
 VIT: dict[str, Any] = {"family": "vit", "dim": 12, "depth": 3, "heads": 2}
@@ -66,6 +67,28 @@ def test_the_folded_rollout_is_that_of_whole_matrices(arch: Any, steps: int) -> 
     assert p_BP.std() > 1e-3, "not even: the comparison says something"
     torch.testing.assert_close(p_BP, by_matrices(tagger, mel_BMF), rtol=0, atol=1e-5)
     assert all(torch.equal(mine, other) for mine, other in zip(outputs[:3], plain[:3], strict=True)), "it only listens"
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers of a tensor that an operation within this context gives."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        given = found if isinstance(found, tuple | list) else (found,)
+        self.numbers = max(self.numbers, *(one.numel() for one in given if isinstance(one, Tensor)), 0)
+        return found
+
+
+def test_no_whole_attention_is_computed() -> None:
+    """264 patches and the class token, 4 heads: of a block only some rows of it are there at a time."""
+    tagger = tagger_of(ViT(family="vit", dim=16, depth=2, heads=4, patch=5, stride=5), seconds=1.1)
+    mel_BMF, tokens = mel_of(tagger, clips=1), 12 * 22 + 1
+    assert tagger.backbone.token_layout == (1, 12, slice(0, 1))
+    with torch.no_grad(), Largest() as largest:
+        outputs_and_profile(tagger, mel_BMF)
+    assert largest.numbers == 4 * QUERIES_AT_ONCE * tokens < 4 * tokens**2
 
 
 def test_the_profile_of_a_training_forward_is_that_of_the_forward_which_trains() -> None:
