@@ -3,7 +3,8 @@
 The profile is the energy of the sequence for every network: it needs no head, no query and no attention, so models that
 were taught when to listen and models that were not are measured alike (reference/tkd.md sections 6 and 9.2). Of a
 network that sums up its sequence by attention of its own that attention is measured beside it: it is what an edge that
-carries profiles teaches such a student. Does not depend on training.
+carries profiles teaches such a student. After a layer norm, where the sequence of a Transformer ends, energy is nearly
+the same at all steps, and says nothing. Does not depend on training.
 
 Axes: N clips of a set, B windows of a batch, P steps in time.
 """
