@@ -34,7 +34,10 @@ class TimeGrid:
 
 
 def time_grid(tagger: Tagger, steps: int, *, frames: int | None = None) -> TimeGrid:
-    """Where the `steps` steps of a tagger's sequence are; frame k of its front end lasts from k to k + 1 hops.
+    """Where the `steps` steps of a tagger's sequence are; frame k of its front end counts as k to k + 1 hops.
+
+    The windows that frames are computed from lie up to 10 ms beside that: their middles half a hop earlier, of
+    `kaldi128` 0.75 hops later. So steps of two front ends are matched to within 17 ms.
 
     `frames` of its front end make so many steps; None: those of its own clips.
     """
