@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from cluster.process_registry import free_ports
-from tests.official import keyed_state
+from tests.hearing import hearing
 from tests.processes import killed_at_the_end
 from tests.tiny_search import ANTIPHON
 from workloads.config.architectures import FrameMN, ViT
@@ -47,11 +47,9 @@ class TaggerServer:
 def publish(
     name: str, folder: Path, model: Model, *, tags: tuple[str, ...] = TAGS, clip_seconds: float = 1.0, rate: int = RATE
 ) -> Path:
-    """A tagger with keyed weights: its answers to different sounds differ clearly."""
+    """A tagger whose answers to different sounds differ clearly."""
     options: dict[str, Any] = {"tags": tags, "labels": "multi", "clip_seconds": clip_seconds, "clip_rate": rate}
-    tagger = build_tagger(model, name=name, seed=0, **options).eval()
-    shapes = {key: list(tensor.shape) for key, tensor in tagger.state_dict().items() if key != "backbone.grid"}
-    tagger.load_state_dict(keyed_state(shapes), strict=False)
+    tagger = hearing(build_tagger(model, name=name, seed=0, **options))
     state = {"kind": "tagger", "name": name, "model": asdict(tagger.model), "long_clips": "windows", **options}
     return checkpoint.write(folder / name, tensors={"weights": tagger.state_dict()}, state=state | {"tags": list(tags)})
 

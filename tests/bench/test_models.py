@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.hearing import TRANSFORMERS, taught
+from tests.hearing import mels as kinds_of_mels
 from tests.official import keyed_state
 from workloads.export.fold import fold_batch_norm
 from workloads.models.catalog import CATALOG
@@ -28,6 +30,7 @@ from workloads.models.families import build_backbone
 
 FRAMES = 500  # five seconds at 100 a second, as ESC-50's clips have; half as many where a hop is 20 ms
 TURNS = 7
+TAUGHT_FRAMES = 100
 
 pytestmark = pytest.mark.bench
 
@@ -79,10 +82,14 @@ def in_plain_form(model: nn.Module) -> nn.Module:
 
 
 def backbone(name: str) -> nn.Module:
-    model = build_backbone(CATALOG[name].arch, bands=bands_of(name), frames=frames_of(name), num_classes=50)
-    state = model.state_dict()  # initial weights give logits near 0, which would hide a difference
-    drawn = keyed_state({name: list(tensor.shape) for name, tensor in state.items()})
-    model.load_state_dict(drawn | {name: state[name] for name in ("temperature",) if name in state})
+    """With weights by which its logits depend on the input: initial or drawn ones would hide a difference."""
+    arch, bands = CATALOG[name].arch, bands_of(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_backbone(arch, bands=bands, frames=frames_of(name), num_classes=50)
+    if not isinstance(arch, TRANSFORMERS):
+        return taught(model, kinds_of_mels(bands, TAUGHT_FRAMES, kinds=12), kinds=12)
+    model.load_state_dict(keyed_state({name: list(tensor.shape) for name, tensor in model.state_dict().items()}))
     return model
 
 
@@ -267,7 +274,7 @@ def test_peak_memory(capsys):
 def print_peaks(name: str) -> None:
     torch.set_num_threads(1)
     before = resident_mb("VmRSS")
-    model, peaks = backbone(name), []
+    model, peaks = build_backbone(CATALOG[name].arch, bands=bands_of(name), frames=frames_of(name), num_classes=50), []
     for run, clips in ((inference, 1), (training, 8)):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         run(model, mels(name, clips))()

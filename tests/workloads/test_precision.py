@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from tests.commands import event_records
-from tests.official import keyed_state, waveform
+from tests.hearing import hearing
+from tests.official import waveform
 from workloads.config.architectures import AST, CED, MN, Arch, DyMN, OnDevice
 from workloads.config.edge import Edge
 from workloads.config.recipe import FrontEnd, Model
@@ -28,11 +29,7 @@ def build(name: str) -> Tagger:
     arch, kind = CASES[name]
     model = Model(arch=arch, front_end=FrontEnd(kind=kind))
     rate, tags = model.front_end.rate, tuple(map(str, range(20)))
-    tagger = build_tagger(model, name=name, tags=tags, labels="multi", clip_seconds=1, clip_rate=rate, seed=0)
-    state = keyed_state({name: list(tensor.shape) for name, tensor in tagger.state_dict().items()})
-    state |= {"backbone.temperature": torch.ones(())} if name == "dymn" else {}
-    tagger.load_state_dict(state)
-    return tagger.eval()
+    return hearing(build_tagger(model, name=name, tags=tags, labels="multi", clip_seconds=1, clip_rate=rate, seed=0))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -46,6 +43,7 @@ def test_bf16_stays_near_fp32(name):
     assert logits_BC.dtype == torch.bfloat16
     difference = (logits_BC.float() - expected_BC).abs().max() / expected_BC.abs().max()
     assert 0 < difference < LARGEST, difference
+    assert (expected_BC[0] - expected_BC[1]).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("variant", ["crnn", "att_rnn", "mhatt_rnn"])

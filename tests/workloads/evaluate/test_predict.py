@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchaudio.compliance.kaldi import fbank
 
-from tests.official import keyed_state, waveform
+from tests.hearing import hearing
+from tests.official import waveform
 from workloads.config.architectures import AST, ViT
 from workloads.config.data import Data
 from workloads.config.recipe import FrontEnd, Model, Recipe, Train
@@ -31,17 +32,14 @@ RATE = LENGTH = 16_000  # clips of a second
 TAGS = ("dog", "rain", "saw")
 
 
-def with_keyed_weights(model: Model) -> Tagger:
-    """Weights with distinct outputs: with freshly initialised ones all files get nearly the same probabilities."""
-    tagger = build_tagger(model, name="one", tags=TAGS, labels="multi", clip_seconds=1.0, clip_rate=RATE, seed=0).eval()
-    shapes = {name: list(tensor.shape) for name, tensor in tagger.state_dict().items() if name != "backbone.grid"}
-    tagger.load_state_dict(keyed_state(shapes), strict=False)
-    return tagger
+def tagger_of(model: Model) -> Tagger:
+    """Its weights give distinct outputs: with freshly initialised ones all files get nearly the same probabilities."""
+    return hearing(build_tagger(model, name="one", tags=TAGS, labels="multi", clip_seconds=1.0, clip_rate=RATE, seed=0))
 
 
 @pytest.fixture
 def tagger() -> Tagger:
-    return with_keyed_weights(Model(arch=ViT(family="vit", dim=16, depth=1, heads=2, pool="avg")))
+    return tagger_of(Model(arch=ViT(family="vit", dim=16, depth=1, heads=2, pool="avg")))
 
 
 def tag_samples(tagger: Tagger, x_T: Tensor, *, labels: str = "multi", long_clips: str = "windows") -> list[float]:
@@ -87,7 +85,7 @@ def test_a_shorter_file_is_padded_with_zeros(tagger) -> None:
 def test_a_short_file_is_heard_as_ast_hears_it() -> None:
     """Its missing frames are 0 before normalisation, not the spectrum of silence."""
     model = Model(arch=AST(family="ast", size="tiny"), front_end=FrontEnd(kind="kaldi128"))
-    ast = with_keyed_weights(model)
+    ast = tagger_of(model)
     x_T = waveform(1.0, RATE)[0, :9000]
     frames_1FM = fbank(
         (x_T - x_T.mean())[None],
@@ -199,7 +197,7 @@ def test_weights_are_compared_with_the_network_before_it_is_built(tagger, tmp_pa
 
 def test_sounds_heard_together_get_the_answers_that_each_gets_alone() -> None:
     """Also where one is shorter than a window, and a front end does not hear padding."""
-    ast = with_keyed_weights(Model(arch=AST(family="ast", size="tiny"), front_end=FrontEnd(kind="kaldi128")))
+    ast = tagger_of(Model(arch=AST(family="ast", size="tiny"), front_end=FrontEnd(kind="kaldi128")))
     waveforms = [waveform(3.0, RATE)[0, start:end] for start, end in ((0, 9000), (5000, 45_000), (0, LENGTH))]
     together = [sounds.cut_windows(ast, x_T, "windows") for x_T in waveforms]
     pieces = [piece for sound in together for piece in sound.pieces(2)]
