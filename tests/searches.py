@@ -165,7 +165,8 @@ def write_finished_search(uri: str, *, comparison: Settings | None = BETTER, **o
     write_json(
         uri,
         "mlflow.json",
-        value={"": "feed"} | {f"{entry['number']:04}": f"{entry['number']:032x}" for entry in entries},
+        value={"": "experiments/1/runs/feed"}
+        | {f"{entry['number']:04}": f"experiments/1/runs/{entry['number']:032x}" for entry in entries},
     )
     for entry in entries:
         write_task_start(uri, entry)

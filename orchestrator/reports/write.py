@@ -14,7 +14,7 @@ from orchestrator.runs.records import records_of
 from orchestrator.search.store import upload_beside
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import retry_while_unavailable
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.tracking.nested_runs import RUN_PATHS_FILE
 from orchestrator.tracking.record_mapping import REPORT_FILE
 from orchestrator.tracking.replayer import send_report
 from workloads.runtime.atomic_files import require_folder_for
@@ -42,12 +42,12 @@ def write_run_report(location: RunLocation, *, patience_s: float, resumable: boo
 def write_search_page(location: RunLocation) -> None:
     """Write the page of a search that this process has driven: beside its files, to its storage, and to its MLflow.
 
-    The replayer's file of MLflow run ids goes to the storage before, for the page's links.
+    The replayer's file of MLflow runs goes to the storage before, for the page's links.
     """
     from orchestrator.reports.search.page import write_search_report
     from orchestrator.reports.search.snapshot import read_search
 
-    upload_beside(location.uri, location.folder / RUN_IDS_FILE)
+    upload_beside(location.uri, location.folder / RUN_PATHS_FILE)
     out = location.folder / REPORT_FILE
     write_search_report(read_search(location.uri), out)
     upload_beside(location.uri, out)

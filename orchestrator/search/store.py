@@ -5,7 +5,7 @@
     trials/0000/, finals/NAME/  settings.json when the task starts; rungs.json while it runs; result.json, once, at its
                                 end
     outcome.json                written last; renamed to earlier.json when a finished search is resumed
-    mlflow.json                 MLflow run ids for links (`tracking/nested_runs.py`)
+    mlflow.json                 where each trial is in MLflow, for links (`tracking/nested_runs.py`)
     attempts/                   claims and heartbeats of the search's drivers (`runs/lease.py`); trials have their own
 
 A search is resumed from these files; there is no other state. search.json, cluster.json and the outcome are written by
@@ -27,7 +27,7 @@ from orchestrator.search.rungs import RungScore
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage import object_store
 from orchestrator.storage.retry import print_status, retry_while_unavailable
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.tracking.nested_runs import RUN_PATHS_FILE
 from workloads.runtime.json_files import json_text
 
 PATIENCE_S = 300.0  # how long a search waits for its store, wherever it writes or reads
@@ -43,7 +43,7 @@ SHAPES: dict[str, Any] = {
     SETTINGS: TaskSettings,
     RUNGS: Rungs,
     RESULT: TaskResult,
-    RUN_IDS_FILE: dict[str, str],
+    RUN_PATHS_FILE: dict[str, str],
 }
 Value = TypeVar("Value")
 
@@ -53,7 +53,7 @@ class TaskFiles:
     """The files of one task, parsed, as they were at one moment."""
 
     name: str
-    mlflow_run_id: str  # empty: not tracked, or not known yet
+    mlflow_path: str  # of its page within MLflow's; empty: not tracked, or not known yet
     settings: dict[str, Any] | None = None
     rungs: dict[str, Any] | None = None
     result: dict[str, Any] | None = None  # where there is one, settings and rungs are not read
@@ -67,7 +67,7 @@ class SearchFiles:
     definition: dict[str, Any]
     cluster: dict[str, Any] | None
     outcome: dict[str, Any] | None
-    mlflow_run_ids: dict[str, str]  # by task name; the parent's is empty
+    mlflow_paths: dict[str, str]  # by task name; the parent's is empty
     trials: Sequence[TaskFiles]
     finals: Sequence[TaskFiles]
     last_heartbeat: float  # of any driver, in seconds since the epoch; 0: none, or the search is over
@@ -175,8 +175,8 @@ class SearchStore:
     def read_all(self, *, finished: Mapping[str, str] | None = None) -> SearchFiles | None:
         """All files of the search; None where there is none. Called by reports, also while the search runs.
 
-        `finished` holds tasks that the caller has read with a result, name -> MLflow run id: their files are not read
-        again while that id is the same. The store is waited for once, over the whole reading.
+        `finished` holds tasks that the caller has read with a result, name -> MLflow path: their files are not read
+        again while that path is the same. The store is waited for once, over the whole reading.
         """
         return self._retry(lambda: self._read_all(finished or {}), f"search {self.uri}")
 
@@ -185,24 +185,24 @@ class SearchStore:
         if definition is None:
             return None
         outcome = _parsed(self._path(OUTCOME))  # before the tasks: they are complete once it is there
-        run_ids: dict[str, str] = _parsed_or_skipped(self._path(RUN_IDS_FILE)) or {}
-        trials = self._read_tasks(TRIALS, run_ids, finished)
-        finals = self._read_tasks(FINALS, run_ids, finished)
+        paths: dict[str, str] = _parsed_or_skipped(self._path(RUN_PATHS_FILE)) or {}
+        trials = self._read_tasks(TRIALS, paths, finished)
+        finals = self._read_tasks(FINALS, paths, finished)
         cluster = _parsed_or_skipped(self._path(CLUSTER))
         heartbeat = 0.0 if outcome is not None else self._last_heartbeat()
-        return SearchFiles(definition, cluster, outcome, run_ids, trials, finals, heartbeat)
+        return SearchFiles(definition, cluster, outcome, paths, trials, finals, heartbeat)
 
-    def _read_tasks(self, folder: str, run_ids: dict[str, str], finished: Mapping[str, str]) -> list[TaskFiles]:
+    def _read_tasks(self, folder: str, paths: dict[str, str], finished: Mapping[str, str]) -> list[TaskFiles]:
         def read(name: str) -> TaskFiles:
-            run_id = run_ids.get(name, "")
-            if finished.get(name) == run_id:
-                return TaskFiles(name, run_id, unchanged=True)
+            path = paths.get(name, "")
+            if finished.get(name) == path:
+                return TaskFiles(name, path, unchanged=True)
             result = _parsed_or_skipped(self._path(folder, name, RESULT))  # a broken trial must not hide the others
             if result is not None:
-                return TaskFiles(name, run_id, result=result)
+                return TaskFiles(name, path, result=result)
             settings = _parsed_or_skipped(self._path(folder, name, SETTINGS))
             rungs = None if settings is None else _parsed_or_skipped(self._path(folder, name, RUNGS))
-            return TaskFiles(name, run_id, settings, rungs)
+            return TaskFiles(name, path, settings, rungs)
 
         with ThreadPoolExecutor(READERS) as readers:
             return list(readers.map(read, object_store.list_names(self._path(folder))))

@@ -12,7 +12,7 @@ from orchestrator.search.rungs import RungScore
 from orchestrator.search.store import SearchStore, upload_beside
 from orchestrator.search.trial_spec import Task
 from orchestrator.storage.retry import print_status
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.tracking.nested_runs import RUN_PATHS_FILE
 from workloads.config.recipe import Recipe
 from workloads.runtime.event_log import EventLog, read_event_log, timestamped
 
@@ -137,7 +137,7 @@ class TrialLedger:
             progress.history = [*earlier, score]
             progress.loop_seconds = report.get("loop_seconds", 0.0)
             self._log(task, "metrics", step=score.step, values={**score.values, "objective": score.objective})
-        self._upload_mlflow_run_ids()
+        self._upload_mlflow_paths()
 
     def on_end(self, task: Task, error: str = "") -> None:
         """The task is over: finished, stopped at a rung, or failed for good with `error`."""
@@ -154,7 +154,7 @@ class TrialLedger:
         objective = "-" if result["objective"] is None else f"{result['objective']:.4f}"
         print_status(f"{task.kind} {task.name}: {result['status']} {objective} {result['reason']}".rstrip())
         self._log(task, "closed", status=RUN_STATUS[result["status"]], error=result["reason"])
-        self._upload_mlflow_run_ids()
+        self._upload_mlflow_paths()
 
     def on_shutdown(self) -> None:
         """Tune has stopped: close the tasks that are still open. One without a result is run again on resume."""
@@ -190,10 +190,10 @@ class TrialLedger:
         assert result is not None
         return result
 
-    def _upload_mlflow_run_ids(self) -> None:
-        """Copy the replayer's file of MLflow run ids to the search's storage, where the live page reads it."""
+    def _upload_mlflow_paths(self) -> None:
+        """Copy the replayer's file of MLflow runs to the search's storage, where the live page reads it."""
         with suppress(Exception):  # links must not end a search; the next call tries again
-            upload_beside(self._store.uri, self.event_log.path.with_name(RUN_IDS_FILE))
+            upload_beside(self._store.uri, self.event_log.path.with_name(RUN_PATHS_FILE))
 
     def _log(self, task: Task, kind: str, **fields: Any) -> None:
         if task.name not in self._closed_earlier:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.storage.retry import describe_error
 from orchestrator.tracking.log_reader import log_line
 from orchestrator.tracking.record_mapping import RECIPE_FILE, RUN_ID_TAG, DataInput, RunRecord, note_of
-from orchestrator.tracking.uri import split_credentials
+from orchestrator.tracking.uri import run_path, split_credentials
 from workloads.runtime.json_files import json_text, parse_json
 from workloads.runtime.redaction import redacted
 
@@ -28,7 +28,7 @@ def mark_as_training(client: Any, experiment_id: str) -> None:
 
 def describe_run(run: Any, record: dict[str, Any]) -> str:
     """The description of a run, with links to its files."""
-    return note_of(record, f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts")
+    return note_of(record, run_path(run.info.experiment_id, run.info.run_id))
 
 
 def log_data(client: Any, run_id: str, data: DataInput, table: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from orchestrator.tracking.record_mapping import (
     truncate,
     update_for,
 )
-from orchestrator.tracking.uri import artifact_folder, creation_lock, split_credentials
+from orchestrator.tracking.uri import artifact_folder, creation_lock, run_path, split_credentials
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.json_files import parse_json
 from workloads.runtime.redaction import redacted
@@ -55,6 +55,7 @@ class MlflowRun:
                 mark_as_training(self.client, experiment)
             run = self._find(experiment, run_record["run_id"]) or self._create(experiment, run_record)
             self.run_id: str = run.info.run_id
+            self.path = run_path(experiment, self.run_id)
             self.registry = ModelRegistry(self.client, run, run_record)
             self.params: dict[str, str] = dict(run.data.params)
             self.tags: dict[str, str] = dict(run.data.tags)

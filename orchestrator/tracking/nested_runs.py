@@ -18,7 +18,7 @@ from workloads.runtime.json_files import json_text, parse_json
 
 ChildRunRecord = Callable[[str], dict[str, Any]]
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's pages nest runs by this tag
-RUN_IDS_FILE = "mlflow.json"  # beside the event log: trial name -> MLflow run id, for links; "" is the parent
+RUN_PATHS_FILE = "mlflow.json"  # beside the event log: trial name -> its page's path in MLflow; "" is the parent
 
 
 class NestedRuns:
@@ -26,7 +26,7 @@ class NestedRuns:
 
     Contract: used by one thread of the replayer process. A child run is created when its first record arrives; that may
     be any record of it, because a replayer that follows a killed one resumes in the middle of the log, so
-    `child_run_record` looks up the child's `run` record. After the first child, `folder` holds RUN_IDS_FILE, replaced
+    `child_run_record` looks up the child's `run` record. After the first child, `folder` holds RUN_PATHS_FILE, replaced
     by rename each time a child run is opened. Methods are as safe to repeat as those of the runs (`MlflowRun`).
     """
 
@@ -40,7 +40,7 @@ class NestedRuns:
         self._parent = open_run(run_record)
         self._open_run = open_run
         self._child_run_record = child_run_record
-        self._run_ids_file = folder / RUN_IDS_FILE
+        self._paths_file = folder / RUN_PATHS_FILE
         self._children: dict[str, Any] = {}
         self._closed: set[str] = set()
         self._run_record, self._controls = run_record, controls_in(run_record)
@@ -81,25 +81,23 @@ class NestedRuns:
             is_control = self._controls and child == CHILD
             first = control_run_record(self._run_record) if is_control else self._child_run_record(child)
             self._children[child] = self._open_run(self._as_own_run(first))
-            self._write_run_ids()
+            self._write_paths()
         self._children[child].log_records([self._as_own_run(record) for record in records])
         for record in records:
             (self._closed.add if record["kind"] == "closed" else self._closed.discard)(child)
 
-    def _write_run_ids(self) -> None:
-        """Add the open children to the file's run ids, which an earlier replayer may have begun."""
-        run_ids = self._run_ids() | {"": self.run_id}
-        run_ids |= {child: run.run_id for child, run in self._children.items()}
-        replace_text(self._run_ids_file, json_text(run_ids, indent=1))
+    def _write_paths(self) -> None:
+        """Add the open children to the file's paths, which an earlier replayer may have begun."""
+        paths = self._paths() | {"": self._parent.path}
+        paths |= {child: run.path for child, run in self._children.items()}
+        replace_text(self._paths_file, json_text(paths, indent=1))
 
-    def _run_ids(self) -> dict[str, str]:
-        if not self._run_ids_file.exists():
+    def _paths(self) -> dict[str, str]:
+        if not self._paths_file.exists():
             return {}
         try:
-            run_ids: dict[str, str] = parse_json(
-                self._run_ids_file.read_bytes(), str(self._run_ids_file), dict[str, str]
-            )
-            return run_ids
+            paths: dict[str, str] = parse_json(self._paths_file.read_bytes(), str(self._paths_file), dict[str, str])
+            return paths
         except ValueError as error:
             log_line(f"written again, without links to trials that ended: {error}")
             return {}

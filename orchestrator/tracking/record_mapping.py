@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from orchestrator.tracking.uri import TRAINING_VIEW
+from orchestrator.tracking.uri import run_page
 
 # Limits of MLflow 3.17 (mlflow/utils/validation.py), which truncates longer values without any mark.
 PARAM_LENGTH = 6000
@@ -111,11 +111,11 @@ def _source(tags: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in named.items() if value} | {SOURCE_TYPE_TAG: "LOCAL"}
 
 
-def note_of(record: dict[str, Any], page: str) -> str:
-    """A run's description for MLflow, in Markdown; `page` is the address of its files within MLflow's pages."""
-    address = f"{page}/{{}}?{TRAINING_VIEW}".format
-    links = [] if "child" in record else [f"[Report]({address(REPORT_FILE)}), once the run has ended"]
-    links += [f"[whole recipe]({address(RECIPE_FILE)})"] if "resolved" in record else []
+def note_of(record: dict[str, Any], path: str) -> str:
+    """A run's description for MLflow, in Markdown; `path` is that of its page (`uri.run_path`)."""
+    report, recipe = (run_page(path, file=file) for file in (REPORT_FILE, RECIPE_FILE))
+    links = [] if "child" in record else [f"[Report]({report}), once the run has ended"]
+    links += [f"[whole recipe]({recipe})"] if "resolved" in record else []
     lines = [record.get("about", ""), "; ".join(links)]
     if "resolved" in record:
         lines.append("Parameters are the values that differ from the defaults; a missing one is the default.")

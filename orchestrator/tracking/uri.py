@@ -104,6 +104,20 @@ def training_pages(server: str) -> str:
     return f"{server.rstrip('/')}/#/experiments?{TRAINING_VIEW}"
 
 
+def run_path(experiment_id: str, run_id: str) -> str:
+    """The place of a run's page among MLflow's. (By "runs/ID" alone MLflow finds it too, but drops TRAINING_VIEW.)"""
+    return f"experiments/{experiment_id}/runs/{run_id}"
+
+
+def run_page(path: str, *, server: str = "", file: str = "") -> str:
+    """The address of a run's page, `path`, as training of models; of one of its files, where `file` is given.
+
+    Without a server it is for links in MLflow's own pages.
+    """
+    root = f"{server.rstrip('/')}/" if server else ""
+    return f"{root}#/{path}{'/artifacts/' if file else ''}{file}?{TRAINING_VIEW}"
+
+
 def artifact_folder(uri: str) -> str | None:
     """The URI of the folder for a SQLite database's artifacts, created if missing; None: the server decides."""
     if not uri.startswith("sqlite:///"):

@@ -51,12 +51,16 @@ def test_a_search_finds_judges_and_records(searching, tmp_path) -> None:
     assert [finals[f"{kind}-{best['number']:04}-seed-1"]["slice"] for kind in ("winner", "control")] == [2, 2]
     wait_until_replayed(folder)
     check_mlflow(outcome, trials)
-    run_ids = json.loads((folder / "mlflow.json").read_text())
-    assert {name: run.info.run_id for name, run in mlflow_runs(outcome).items()} == run_ids
+    paths = json.loads((folder / "mlflow.json").read_text())
+    assert {name: run_path(run.info) for name, run in mlflow_runs(outcome).items()} == paths
     assert json.loads((folder / "cluster.json").read_text())["slots"] == outcome["slots"]
     (listed,) = overview(str(tmp_path / "runs"))
     assert (listed.id, listed.kind, listed.recipe, listed.status) == ("s", "search", "tiny", "done")
     assert (listed.scores, listed.done, listed.total) == ({"best": best["objective"]}, 4, 4)
+
+
+def run_path(info: Any) -> str:
+    return f"experiments/{info.experiment_id}/runs/{info.run_id}"
 
 
 def mlflow_runs(outcome: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Everything in it comes from `snapshot.Search`; it contacts no server. Text from 
 """
 
 import json
+import re
 import statistics
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ from orchestrator.reports.search.formatting import STATUS_LABELS, format_setting
 from orchestrator.reports.search.sections import sections
 from orchestrator.reports.search.snapshot import DONE, FAILED, STOPPED, SearchSnapshot, Trial
 from orchestrator.reports.search.verdict import search_status, verdict
-from orchestrator.tracking.uri import split_credentials, ui_command
+from orchestrator.tracking.uri import run_page, split_credentials, ui_command
 from workloads.config.edge import teacher_name
 
 LEADERBOARD_ROWS = 15  # the rest is folded
@@ -127,7 +128,7 @@ def _leaderboard_row(search: SearchSnapshot, trial: Trial) -> dict[str, Any]:
         "second": format_quantity(trial.second),
         "steps": f"{trial.steps:,}",
         "duration": format_duration(trial.seconds),
-        "link": _mlflow_run_link(search, trial.mlflow_run_id),
+        "link": _mlflow_run_link(search, trial.mlflow_path),
     }
 
 
@@ -135,15 +136,16 @@ def _links(search: SearchSnapshot) -> list[tuple[str, str, str]]:
     """(name, address, command): what can be opened, or the command that opens it."""
     server, ray = _linkable(search.tracking), _linkable(search.dashboard)
     command = "" if server else ui_command(search.tracking)
-    mlflow = _mlflow_run_link(search, search.mlflow_run_id) or server
+    mlflow = _mlflow_run_link(search, search.mlflow_path) or server
     links = [("MLflow", mlflow, command)] if mlflow or command else []
     return [*links, ("Ray dashboard", ray, "")] if ray else links
 
 
-def _mlflow_run_link(search: SearchSnapshot, run_id: str) -> str:
-    """The page of an MLflow run; empty without a tracking server or a known run id."""
+def _mlflow_run_link(search: SearchSnapshot, path: str) -> str:
+    """The page of an MLflow run; empty without a tracking server or a known run."""
     server = _linkable(search.tracking)
-    return f"{server}/#/runs/{run_id}" if server and run_id.isalnum() else ""
+    is_path = re.fullmatch(r"experiments/\w+/runs/\w+", path, re.ASCII)
+    return run_page(path, server=server) if server and is_path else ""
 
 
 def _linkable(address: str) -> str:

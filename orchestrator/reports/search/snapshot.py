@@ -38,7 +38,7 @@ class Trial:
     loop_seconds: float = 0.0
     host: str = ""
     slot: int | None = None
-    mlflow_run_id: str = ""  # empty: not tracked, or not known yet
+    mlflow_path: str = ""  # of its page within MLflow's; empty: not tracked, or not known yet
     test: Mapping[str, Mapping[str, float]] | None = None
 
     @property
@@ -77,7 +77,7 @@ class SearchSnapshot:
     slots: int
     planned_trials: int
     tracking: str
-    mlflow_run_id: str  # the parent's; empty as a trial's
+    mlflow_path: str  # the parent's; empty as a trial's
     dashboard: str
     trials: tuple[Trial, ...]
     finals: tuple[Trial, ...]
@@ -161,7 +161,7 @@ def read_search(uri: str, *, before: SearchSnapshot | None = None) -> SearchSnap
     where one of its files is not what a search writes; OSError where the store stays unavailable.
     """
     known = {trial.name: trial for trial in (*before.trials, *before.finals) if trial.over} if before else {}
-    finished = {name: trial.mlflow_run_id for name, trial in known.items()}
+    finished = {name: trial.mlflow_path for name, trial in known.items()}
     try:
         files = SearchStore(uri, patience_s=PATIENCE_S).read_all(finished=finished)
         if files is None:
@@ -188,7 +188,7 @@ def _search(uri: str, files: SearchFiles, known: Mapping[str, Trial]) -> SearchS
         slots=int(cluster["slots"]),
         planned_trials=int(cluster["trials"]),
         tracking=definition["tracking"],
-        mlflow_run_id=files.mlflow_run_ids.get("", ""),
+        mlflow_path=files.mlflow_paths.get("", ""),
         dashboard=cluster["dashboard"],
         trials=_trials(files.trials, known, ended=ended),
         finals=_trials(files.finals, known, ended=ended),
@@ -223,7 +223,7 @@ def _unfinished(files: TaskFiles, settings: Mapping[str, Any], status: str) -> T
         slot=settings.get("slot"),
         history=_rungs(rungs["history"]),
         last_report=float(rungs["told"]),
-        mlflow_run_id=files.mlflow_run_id,
+        mlflow_path=files.mlflow_path,
     )
 
 
@@ -244,7 +244,7 @@ def _finished(files: TaskFiles, result: Mapping[str, Any]) -> Trial:
         loop_seconds=float(result["loop_seconds"]),
         host=result["host"],
         slot=result.get("slot"),
-        mlflow_run_id=files.mlflow_run_id,
+        mlflow_path=files.mlflow_path,
         test=result.get("test"),
     )
 

@@ -13,7 +13,7 @@ from orchestrator.search.store import SearchStore
 from orchestrator.search.trial_ledger import TrialLedger
 from orchestrator.search.trial_spec import SearchPlan, Task, search_plan
 from orchestrator.storage import object_store
-from orchestrator.tracking.nested_runs import RUN_IDS_FILE
+from orchestrator.tracking.nested_runs import RUN_PATHS_FILE
 from workloads.config.recipe import Recipe
 from workloads.config.search import Range, Search
 from workloads.runtime.event_log import EventLog, read_event_log
@@ -132,7 +132,7 @@ def test_a_winner_is_scored_on_the_test_fold_once_however_many_trials_follow(
         run_finals(plan, store, runner)
 
 
-def test_mlflow_run_ids_are_beside_a_search_on_an_object_store_while_it_runs(
+def test_mlflow_paths_are_beside_a_search_on_an_object_store_while_it_runs(
     plan: SearchPlan, tmp_path: Path, s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in s3_server.env.items():
@@ -141,6 +141,6 @@ def test_mlflow_run_ids_are_beside_a_search_on_an_object_store_while_it_runs(
     event_log = EventLog(tmp_path / "events.jsonl")
     ledger = TrialLedger(RecordingSource(), plan.recipe, SearchStore("s3://links/s"), event_log, slots=1, repeats=2)
     ledger.on_start(Task("trial", 0))
-    (tmp_path / RUN_IDS_FILE).write_text('{"": "p", "0000": "c"}')
+    (tmp_path / RUN_PATHS_FILE).write_text('{"": "p", "0000": "c"}')
     ledger.on_result(Task("trial", 0), {"records": [], "rung": {"step": 10, "objective": 0.7, "values": {}}})
-    assert object_store.get_bytes(f"s3://links/s/{RUN_IDS_FILE}") == (tmp_path / RUN_IDS_FILE).read_bytes()
+    assert object_store.get_bytes(f"s3://links/s/{RUN_PATHS_FILE}") == (tmp_path / RUN_PATHS_FILE).read_bytes()

@@ -244,16 +244,17 @@ def test_links_lead_to_the_servers_without_passwords(full: tuple[Page, Any], tmp
     page, _ = full
     best = page.tables["leaderboard"][1]
     assert page.loads[:3] == [
-        "http://127.0.0.1:5000/#/runs/feed",
+        "http://127.0.0.1:5000/#/experiments/1/runs/feed?workflowType=machine_learning",
         "http://127.0.0.1:8265",
-        f"http://127.0.0.1:5000/#/runs/{int(best[0]):032x}",
+        f"http://127.0.0.1:5000/#/experiments/1/runs/{int(best[0]):032x}?workflowType=machine_learning",
     ]
     searches.write_finished_search(str(tmp_path / "sql"), tracking="sqlite:////runs/mlflow.db", trials=12)
     local = _page(tmp_path / "sql")
     assert "ui --backend-store-uri sqlite:////runs/mlflow.db" in local.texts["links"]
     searches.write_finished_search(str(tmp_path / "no-names"), tracking="http://127.0.0.1:5000", trials=12)
-    (tmp_path / "no-names" / "mlflow.json").unlink()
-    assert _page(tmp_path / "no-names").loads == ["http://127.0.0.1:5000", "http://127.0.0.1:8265"]
+    for written in ({"": "experiments/1/runs/../../elsewhere"}, {}):
+        (tmp_path / "no-names" / "mlflow.json").write_text(json.dumps(written))
+        assert _page(tmp_path / "no-names").loads == ["http://127.0.0.1:5000", "http://127.0.0.1:8265"]
     searches.write_json(str(tmp_path / "bad"), "search.json", value=searches.head())
     searches.write_json(
         str(tmp_path / "bad"), "cluster.json", value=searches.CLUSTER | {"dashboard": "javascript:alert(1)"}

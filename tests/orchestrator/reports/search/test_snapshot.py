@@ -114,7 +114,7 @@ def test_a_running_trial_has_the_rungs_that_it_has_reported(tmp_path: Any) -> No
     (trial,) = search.trials
     assert search.last_news == entry["began"] + 50.0
     assert (trial.status, trial.steps, trial.score) == ("running", 240, entry["history"][1]["objective"])
-    assert (search.mlflow_run_id, trial.mlflow_run_id) == ("p", "c")
+    assert (search.mlflow_path, trial.mlflow_path) == ("p", "c")
 
 
 def test_a_search_without_news_for_too_long_was_active_until_its_last_news(tmp_path: Any) -> None:
