@@ -25,7 +25,7 @@ from orchestrator.serving.options import RETRY_AFTER_S, ServeOptions
 from orchestrator.serving.web import build_app
 from workloads.data.decode import Sound
 from workloads.evaluate.sounds import HeardPiece, HeardSound, Piece, cut_windows, hear_pieces, join_pieces
-from workloads.runtime.cpu import use_cpu
+from workloads.runtime.cpu import memory_variables, use_cpu
 
 MODEL = ("model",)
 
@@ -118,12 +118,16 @@ def _scaling(options: ServeOptions) -> dict[str, Any]:
 
 
 def build(values: dict[str, Any]) -> serve.Application:
-    """The application of these options, as a configuration file holds them; ValueError for mistakes."""
+    """The application of these options, as a configuration file holds them; ValueError for mistakes.
+
+    Called on the cluster where a configuration file names it, so its environment there says how memory is to be kept.
+    """
     options = TypeAdapter(ServeOptions).validate_python(values)
     deployment = serve.deployment(
         name="taggers",
         **_scaling(options),
-        ray_actor_options={"num_cpus": options.threads},
+        # hearing is no task of a replica's main thread, whose memory `use_cpu` keeps
+        ray_actor_options={"num_cpus": options.threads, "runtime_env": {"env_vars": memory_variables()}},
         max_ongoing_requests=options.ongoing,
         max_queued_requests=options.queued,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S),

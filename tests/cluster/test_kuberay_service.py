@@ -1,6 +1,7 @@
 """A RayService: valid for KubeRay, for Ray Serve and for the application; only ready pods get requests."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -29,7 +30,7 @@ config = built._bound_deployment._deployment_config
 print(json.dumps([schema.http_options.host, schema.http_options.port, application.name,
     config.max_queued_requests, config.max_ongoing_requests, config.backpressure_config.status_code,
     config.autoscaling_config.min_replicas, config.autoscaling_config.max_replicas,
-    built._bound_deployment._replica_config.ray_actor_options["num_cpus"]]))
+    built._bound_deployment._replica_config.ray_actor_options]))
 """
 
 
@@ -37,13 +38,38 @@ def service(**changes: Any) -> dict[str, Any]:
     return manifests(make_spec(kind="service", work=None, serve=SCALED, **changes))[-1]
 
 
-def test_ray_serve_takes_the_configuration_and_builds_the_application() -> None:
+KEPT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
+
+@pytest.mark.parametrize(
+    ("pod", "variables"),
+    [
+        ({}, KEPT),
+        ({"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}, KEPT),
+        ({"MALLOC_ARENA_MAX": "4"}, {}),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0"}, {}),
+    ],
+)
+def test_ray_serve_takes_the_configuration_and_builds_the_application(
+    pod: dict[str, str], variables: dict[str, str]
+) -> None:
+    """Replicas keep freed memory, unless the environment of their pods says how memory is to be kept."""
     config = yaml.safe_load(service()["spec"]["serveConfigV2"])
+    (application,) = config["applications"]
+    assert "runtime_env" not in application, "the environment of the machine that renders is not the pods'"
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
-        [sys.executable, "-c", CHECK], input=json.dumps(config), capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHECK],
+        input=json.dumps(config),
+        env=others | pod,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == ["0.0.0.0", 8000, APPLICATION, 100, 16, 503, 1, 3, 2]
+    *values, actor = json.loads(done.stdout.splitlines()[-1])
+    assert values == ["0.0.0.0", 8000, APPLICATION, 100, 16, 503, 1, 3]
+    assert actor == {"num_cpus": 2, "runtime_env": {"env_vars": variables}}
 
 
 def test_the_arguments_are_the_options_of_antiphon_serve() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import platform
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ from tests.browser import browser_tab
 from tests.official import waveform
 from tests.serving import RATE, TaggerServer, serving
 from tests.uploads import Reply, ask, ask_at_once, form
+from workloads.runtime.cpu import memory_variables
 
 MAX_SECONDS, MAX_MB = 20, 1
 LIMITS = ("--max-seconds", str(MAX_SECONDS), "--max-mb", str(MAX_MB), "--batch-seconds", "2")
@@ -244,6 +246,14 @@ def test_what_was_heard_is_counted(server: TaggerServer) -> None:
         time.sleep(0.5)
     assert _counted(server, "forwards") > 0
     assert _counted(server, "forward_seconds") > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
+def test_replicas_keep_freed_memory(server: TaggerServer) -> None:
+    """From their start: glibc reads the variables once."""
+    (replica,) = server.replicas()
+    environment = replica.environ()
+    assert {name: environment.get(name) for name in memory_variables()} == memory_variables()
 
 
 def _counted(server: TaggerServer, what: str) -> float:
