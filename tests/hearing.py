@@ -45,7 +45,8 @@ def sounds(seconds: float, rate: int, *, kinds: int) -> Tensor:
         pitch = 200 * 20 ** ((number % kinds + generator.uniform(0.2, 0.8)) / kinds)
         tone_T = np.sin(2 * np.pi * pitch * time_T) * (np.mod(time_T, 1) < generator.uniform(0.3, 1))
         clicks_T = np.mod(time_T, generator.uniform(0.2, 0.8)) < 0.01
-        noise_T = 10 ** generator.uniform(-3, -1) * generator.standard_normal(len(time_T))
+        loudest = -0.5 if number // kinds % 2 else -1.0  # loud noise too: files of taggers are checked with it
+        noise_T = 10 ** generator.uniform(loudest - 2, loudest) * generator.standard_normal(len(time_T))
         clips.append(generator.uniform(0.1, 0.6) * tone_T + 0.3 * clicks_T + noise_T)
     return torch.from_numpy(np.stack(clips)).float().clamp(-1, 1)
 

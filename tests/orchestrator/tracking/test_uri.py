@@ -3,7 +3,7 @@
 import pytest
 from filelock import FileLock, Timeout
 
-from orchestrator.tracking.uri import creation_lock, split_credentials, ui_command, with_secret
+from orchestrator.tracking.uri import creation_lock, run_page, run_path, split_credentials, ui_command, with_secret
 
 
 def test_mlflow_gets_user_and_password_by_its_environment():
@@ -30,6 +30,13 @@ def test_the_command_that_opens_a_server_holds_no_password():
     assert ui_command("http://team:secret@host:5000").endswith(
         " 'http://host:5000/#/experiments?workflowType=machine_learning'"
     )
+
+
+def test_a_runs_page_opens_as_training_of_models():
+    path = run_path("12", "a1b2")
+    page = "#/experiments/12/runs/a1b2"
+    assert run_page(path, server="http://host:5000/") == f"http://host:5000/{page}?workflowType=machine_learning"
+    assert run_page(path, file="report.html") == f"{page}/artifacts/report.html?workflowType=machine_learning"
 
 
 def test_a_recorded_uri_without_its_secret_needs_the_same_uri_again(monkeypatch):

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Arch, str]] = {
     "mhatt_rnn": (OnDevice(family="ondevice", variant="mhatt_rnn"), "logmel40"),
 }
 # Of the largest logit, or of 1: what rounding moves. The MobileNets' logits are up to 1e-5 from those in fp64.
-FP32 = 2e-5
+FP32 = 5e-5
 RECURRENT = ("lstm_p", "crnn", "att_rnn", "mhatt_rnn")
 
 
@@ -130,8 +130,9 @@ def compare_whole_sounds(tagger, forward, long_clips):
         x_BT = waveform(seconds, tagger.clip_rate)
         expected_BC = torch.stack([hear_sound(tagger, x_T, long_clips).logits_C for x_T in x_BT])
         assert (expected_BC[0] - expected_BC[1]).abs().max() > 0.01
-        torch.testing.assert_close(torch.from_numpy(forward(x_BT.numpy())), expected_BC, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.from_numpy(forward(x_BT[1:].numpy())), expected_BC[1:], rtol=1e-4, atol=1e-5)
+        close = FP32 * max(1.0, expected_BC.abs().max().item())
+        torch.testing.assert_close(torch.from_numpy(forward(x_BT.numpy())), expected_BC, rtol=0, atol=close)
+        torch.testing.assert_close(torch.from_numpy(forward(x_BT[1:].numpy())), expected_BC[1:], rtol=0, atol=close)
 
 
 @pytest.mark.parametrize(("labels", "long_clips"), [("single", "windows"), ("multi", "start")])
