@@ -5,9 +5,9 @@ Does not depend on any family. Axes: B clips, P steps in time, D features, C tag
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from workloads.models.backbone import Outputs
+from workloads.models.probabilities import log_sigmoid
 
 
 def pool_frames(frames_BPC: Tensor, pool: str) -> Tensor:
@@ -19,7 +19,7 @@ def pool_frames(frames_BPC: Tensor, pool: str) -> Tensor:
     frames_BPC = frames_BPC.float()
     if pool == "max":
         return frames_BPC.amax(1)
-    log_p, log_not_p = F.logsigmoid(frames_BPC), F.logsigmoid(-frames_BPC)
+    log_p, log_not_p = log_sigmoid(frames_BPC), log_sigmoid(-frames_BPC)
     return torch.logsumexp(2 * log_p, 1) - torch.logsumexp(log_p + log_not_p, 1)
 
 

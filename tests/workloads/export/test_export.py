@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.hearing import hearing
+from tests.hearing import TRANSFORMERS, hearing
 from tests.official import waveform
 from workloads.config.architectures import (
     AST,
@@ -61,8 +61,7 @@ CASES: dict[str, tuple[Arch, str]] = {
     "att_rnn": (OnDevice(family="ondevice", variant="att_rnn"), "logmel40"),
     "mhatt_rnn": (OnDevice(family="ondevice", variant="mhatt_rnn"), "logmel40"),
 }
-# Of the largest logit, or of 1: what rounding moves. The MobileNets' logits are up to 1e-5 from those in fp64.
-FP32 = 5e-5
+FP32 = 5e-5  # of the largest logit: what rounding moves in networks that were taught, to 1.6e-5 in torch itself
 RECURRENT = ("lstm_p", "crnn", "att_rnn", "mhatt_rnn")
 
 
@@ -88,15 +87,18 @@ def built(model: Model, *, seconds: float = 1.0, rate: int | None = None) -> Tag
     )
 
 
+def rounding(tagger: Tagger, largest_logit: float) -> float:
+    """How far a file's logits may be from the tagger's: keyed weights, which Transformers have, give small ones."""
+    return 1e-5 if isinstance(tagger.model.arch, TRANSFORMERS) else FP32 * max(1.0, largest_logit)
+
+
 def largest_logit(tagger: Tagger) -> float:
-    """Of the waveforms at which a file is checked, and at least 1."""
+    """Of the waveforms at which a file is checked."""
     with torch.no_grad():
         clips = (
             example_input(tagger, num_clips=number, ratio=ratio, front_end_inside=True) for ratio, number in WAVEFORMS
         )
-        return max(
-            1.0, *(hear_sound(tagger, x_T, "windows").logits_C.abs().max().item() for x_BT in clips for x_T in x_BT)
-        )
+        return max(hear_sound(tagger, x_T, "windows").logits_C.abs().max().item() for x_BT in clips for x_T in x_BT)
 
 
 def waveform_and_logits(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]:
@@ -120,7 +122,7 @@ def waveform_and_logits(tagger: Tagger, seconds: float) -> tuple[Tensor, Tensor]
 )
 def test_a_file_gives_the_taggers_logits(name, to, tmp_path):
     tagger, path = tagger_of(name), tmp_path / f"tagger.{to}"
-    assert export(tagger, path, to=to, front_end_inside=True) < FP32 * largest_logit(tagger)
+    assert export(tagger, path, to=to, front_end_inside=True) < rounding(tagger, largest_logit(tagger))
     compare_whole_sounds(tagger, open_file(path, to), "windows")
 
 
@@ -130,9 +132,9 @@ def compare_whole_sounds(tagger, forward, long_clips):
         x_BT = waveform(seconds, tagger.clip_rate)
         expected_BC = torch.stack([hear_sound(tagger, x_T, long_clips).logits_C for x_T in x_BT])
         assert (expected_BC[0] - expected_BC[1]).abs().max() > 0.01
-        close = FP32 * max(1.0, expected_BC.abs().max().item())
-        torch.testing.assert_close(torch.from_numpy(forward(x_BT.numpy())), expected_BC, rtol=0, atol=close)
-        torch.testing.assert_close(torch.from_numpy(forward(x_BT[1:].numpy())), expected_BC[1:], rtol=0, atol=close)
+        close = {"rtol": 0.0, "atol": rounding(tagger, expected_BC.abs().max().item())}
+        torch.testing.assert_close(torch.from_numpy(forward(x_BT.numpy())), expected_BC, **close)
+        torch.testing.assert_close(torch.from_numpy(forward(x_BT[1:].numpy())), expected_BC[1:], **close)
 
 
 @pytest.mark.parametrize(("labels", "long_clips"), [("single", "windows"), ("multi", "start")])
@@ -141,6 +143,21 @@ def test_probabilities_are_joined_by_the_taggers_labels_and_rule(labels, long_cl
     tagger.labels = labels
     export(tagger, path, to="onnx", front_end_inside=True, long_clips=long_clips)
     compare_whole_sounds(tagger, open_file(path, "onnx"), long_clips)
+
+
+@pytest.mark.parametrize("frame_pool", ["none", "linear"])
+def test_a_file_of_a_tagger_that_is_certain_says_so_of_long_sounds(frame_pool, tmp_path):
+    """Its logits are far from 0, where a runtime's sigmoid rounds to 0 or 1."""
+    arch, path = ViT(family="vit", dim=32, depth=1, heads=2, frame_pool=frame_pool), tmp_path / "tagger.onnx"
+    tagger = hearing(built(Model(arch=arch, front_end=FrontEnd(kind="kaldi128"))))
+    with torch.no_grad():
+        dict(tagger.named_parameters())["backbone.head.bias"].copy_(torch.tensor([60.0, -60.0, -20.0]))
+    export(tagger, path, to="onnx", front_end_inside=True)
+    x_BT = waveform(5.0, tagger.clip_rate)
+    expected_BC = torch.stack([hear_sound(tagger, x_T, "windows").logits_C for x_T in x_BT])
+    found_BC = torch.from_numpy(open_file(path, "onnx")(x_BT.numpy()))
+    torch.testing.assert_close(found_BC, expected_BC, rtol=1e-5, atol=0)
+    assert (expected_BC.abs().amin(0) > 15).all()
 
 
 @pytest.mark.parametrize("name", ["vit", "ced", *(pytest.param(name, marks=pytest.mark.slow) for name in RECURRENT)])
