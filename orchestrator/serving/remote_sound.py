@@ -4,6 +4,7 @@ A server that fetches what strangers name reaches what they cannot: its own netw
 there is no such address by default, redirections are not followed, and a path may not lead upwards.
 """
 
+import http.client
 import io
 import urllib.error
 import urllib.request
@@ -27,7 +28,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def fetch_sound(url: str, prefixes: tuple[str, ...], *, max_bytes: int) -> BinaryIO:
-    """The bytes at an address, in memory. Raises NotFetched where it is not allowed, not there or too large."""
+    """The bytes at an address, in memory. Raises NotFetched where it is not allowed, not there, cut off, too large."""
     if not prefixes:
         raise NotFetched(403, "url: this server takes uploads only; send the sound as the form's field file")
     prefix = next((each for each in prefixes if url.startswith(each)), None)
@@ -36,11 +37,15 @@ def fetch_sound(url: str, prefixes: tuple[str, ...], *, max_bytes: int) -> Binar
     opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=TIMEOUT_S) as answer:
+            size = answer.length  # None where its server does not say
             content: bytes = answer.read(max_bytes + 1)
     except urllib.error.HTTPError as error:
         raise NotFetched(422, f"url: its server answers {error.code} {error.reason}") from None
-    except (OSError, ValueError) as error:
-        raise NotFetched(422, f"url: cannot be fetched ({getattr(error, 'reason', error)})") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise NotFetched(422, f"url: cannot be fetched ({reason})") from None
     if len(content) > max_bytes:
         raise NotFetched(413, f"url: the file is larger than {max_bytes:,} bytes")
+    if size is not None and len(content) < size:  # half a sound would be heard as a short one
+        raise NotFetched(422, f"url: cannot be fetched (its server sent {len(content):,} of {size:,} bytes)")
     return io.BytesIO(content)

@@ -1,6 +1,7 @@
 """What a server fetches at a client's word: plain paths below its prefixes, and nothing else."""
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -79,3 +80,37 @@ def test_what_is_missing_too_large_or_away_is_named(site: str) -> None:
 def test_by_default_there_is_no_such_address(site: str) -> None:
     with pytest.raises(NotFetched, match="uploads only"):
         fetch_sound(f"{site}/sounds/a.wav", (), max_bytes=100)
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "reason"),
+    [
+        ("a.wav", b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "SSH-2.0-OpenSSH_9.6"),
+        ("a.wav", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", "IncompleteRead(0 bytes read)"),
+        ("a.wav", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nRIFF", "its server sent 4 of 100 bytes"),
+        ("my dog.wav", b"", "URL can't contain control characters. '/my dog.wav' (found at least ' ')"),
+    ],
+)
+def test_what_is_cut_off_or_no_http_is_not_heard(path: str, sent: bytes, reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        prefix = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        thread = threading.Thread(target=_send_once, args=(listener, sent))
+        thread.start()
+        try:
+            with pytest.raises(NotFetched) as problem:
+                fetch_sound(prefix + path, (prefix,), max_bytes=1000)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # ends accept, where nothing was asked
+            thread.join()
+    assert (problem.value.status, str(problem.value)) == (422, f"url: cannot be fetched ({reason})")
+
+
+def _send_once(listener: socket.socket, sent: bytes) -> None:
+    """Answer one request with these bytes, and close."""
+    try:
+        connection, _ = listener.accept()
+    except OSError:  # nobody asks
+        return
+    with connection:
+        connection.recv(10_000)
+        connection.sendall(sent)
