@@ -118,7 +118,8 @@ def _separator(part: Part, ask: Ask, given: str) -> str:
         return SEPARATORS[answers[choose(Question("", "--separator", answers, clear=True), ask, given)][0]]
     alone = any(atom.strip() in texts for text in commas for atom in text.split(","))
     shared = any(count > 1 for count in atoms.values())
-    several, one = ("comma", f"several: {commas[0].replace(',', ' and ')}"), ("none", f"one: {commas[0]}")
+    atoms_of_first = " and ".join(atom.strip() for atom in commas[0].split(","))
+    several, one = ("comma", f"several: {atoms_of_first}"), ("none", f"one: {commas[0]}")
     answers = [several, one] if shared else [one, several]
     others = [(name, "") for name in SEPARATORS if name not in ("comma", "none")] if given else []
     question = Question(

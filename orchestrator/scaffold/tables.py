@@ -1,6 +1,8 @@
 """Tables in a folder that say something of its sounds: which column names the file, and what the other columns say."""
 
+import ast
 import csv
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ SEPARATORS = (",", ";", "\t", "|")
 MOST_TABLES = 40  # the ones highest in the folder: transcripts beside each sound are no tables
 MATCHED = 0.5  # share of the rows that must name a sound
 LEAST_COVERED = 0.1  # rows that must do so, as a share of the sounds
+LIST = re.compile(r"\[.*\]", re.DOTALL)
+NO_COMMA = re.compile(r"['\"]\s+['\"]")  # NumPy's way to print a list, which Python reads as one text
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no", "")
 
 
@@ -91,15 +95,27 @@ def _table(file: str, rows: list[Row], lookup: "_Lookup", num_paths: int) -> Tab
 
 
 def _part(file: str, column: str, matched: list[tuple[str, Row]]) -> Part:
-    """What a column says of each sound; of one with several rows all that they say."""
+    """What a column says of each sound; of one with several rows, or with lists in its cells, all that they say."""
     values: dict[str, list[str]] = defaultdict(list)
-    for path, row in matched:
-        text = unicodedata.normalize("NFC", row[column].strip())
-        if text not in values[path]:
-            values[path].append(text)
+    cells = [unicodedata.normalize("NFC", row[column].strip()) for _, row in matched]
+    for (path, _), texts in zip(matched, _listed(cells) or [[cell] for cell in cells], strict=True):
+        values[path] += [text for text in dict.fromkeys(texts) if text not in values[path]]
     joined = any(len(texts) > 1 for texts in values.values())
     said = {path: ";".join(filter(None, texts)) for path, texts in values.items()}
     return Part(f"column:{column}", f"column {column} of {file}", said, joined)
+
+
+def _listed(cells: Sequence[str]) -> list[list[str]] | None:
+    """The items of cells that are lists as Python and JSON write them: ['dog', 'rain']; None where others are there."""
+    if not all(LIST.fullmatch(cell) and not NO_COMMA.search(cell) for cell in cells if cell):
+        return None
+    try:
+        items = [ast.literal_eval(cell) if cell else [] for cell in cells]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not any(items) or not all(isinstance(item, str | int) for found in items for item in found):
+        return None
+    return [[str(item).strip() for item in found] for found in items]
 
 
 def _with_one_hot(file: str, parts: Sequence[Part]) -> list[Part]:

@@ -225,9 +225,14 @@ def test_sounds_that_a_table_does_not_name_and_rows_without_a_sound_are_counted(
         (['"dog,rain"', "dog", "rain", "dog"], "multi", {"dog", "rain"}),  # dog is a tag, so the comma parts tags
         (['"Rain, heavy"', "Dog", '"Rain, heavy"', "Dog"], "single", {"Rain, heavy", "Dog"}),
         (["dog", "", "dog", ""], "single", None),
+        (["\"['dog', 'Rain, heavy']\"", "['dog']", "[]", "['dog']"], "multi", {"dog", "Rain, heavy"}),  # as pandas does
+        (['"[""dog"", ""rain""]"', '"[""dog""]"', "", '"[""rain""]"'], "multi", {"dog", "rain"}),  # JSON's
+        (["['dog']", "['rain']", "[]", "['rain']"], "single", {"dog", "rain"}),  # of [] nothing is said
+        (["[laughter]", "[cough]", "[laughter]", "dog"], "single", {"[laughter]", "[cough]", "dog"}),
+        (["['dog' 'cat']", "['rain']", "['rain']", "['rain']"], "single", {"['dog' 'cat']", "['rain']"}),  # not dogcat
     ],
 )
-def test_commas_semicolons_and_bars_part_tags_where_that_is_clear(
+def test_commas_semicolons_bars_and_lists_part_tags_where_that_is_clear(
     tmp_path: Path, cells: list[str], labels: str, tags: set[str] | None
 ) -> None:
     root = sounds(tmp_path / "d", [f"{number}.wav" for number in range(12)])
@@ -249,7 +254,8 @@ def test_a_comma_that_may_part_tags_or_not_is_asked_about(tmp_path: Path) -> Non
         "file,species\n" + "".join(f"{number}.wav,{names[number % 2]}\n" for number in range(12))
     )
     with pytest.raises(
-        ValueError, match=r"Does 'Crow, American' name several tags.*--separator comma.*--separator none"
+        ValueError,
+        match=r"Does 'Crow, American' name several tags.*--separator comma.*Crow and American.*--separator none",
     ):
         clips_of(root)
     assert set(clips_of(root, separator="none").counts) == {"Crow, American", "Robin, American"}
