@@ -43,6 +43,10 @@ DATA_TYPES = (
 )
 
 
+class OtherNetwork(ValueError):
+    """No tensor of the file has a name that the network must have."""
+
+
 @dataclass(frozen=True)
 class FoundWeights:
     """A network's tensors under its own names, and the full names of all else that the file holds."""
@@ -160,11 +164,11 @@ def _prefix(tensors: dict[str, Tensor], marks: tuple[str, ...], file: str, proje
         )
     names = name_some(list(tensors))
     if any(part in name for name in tensors for part in TRANSFORMERS):
-        raise ValueError(
+        raise OtherNetwork(
             f"weights {file!r}: these names are those of Hugging Face's transformers ({names}), of which a whole "
             f"ASTForAudioClassification can be imported; give that, or the file that {project} itself published"
         )
-    raise ValueError(
+    raise OtherNetwork(
         f"weights {file!r}: no tensor is named {' or '.join(marks)}, as in the networks of {project}; found {names}; "
         "give another --family or file"
     )

@@ -370,6 +370,28 @@ def test_what_no_family_reads_is_refused_with_the_nearest(antiphon: Any, tmp_pat
         assert ("ced: these weights do not fit" in done.err) == (file == "odd.pt")
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("nan", "weights 'file.pt': outputlayer.1.bias holds numbers that are not finite; use another file"),
+        ("twice", "weights 'file.pt': holds several networks, under 'student.', 'teacher.'; save one of them alone"),
+        ("none", "weights 'file.pt': no state dict at the top level"),
+    ],
+)
+def test_what_is_wrong_with_a_known_network_is_said_where_its_family_is_guessed(
+    antiphon: Any, tmp_path: Path, fault: str, message: str
+) -> None:
+    state = keyed_state(json.loads((DATA / "ced_tiny_10s.json").read_text())["shapes"])
+    if fault == "nan":
+        state["outputlayer.1.bias"][0] = float("nan")
+    elif fault == "twice":
+        state = {f"{name}.{key}": tensor for name in ("student", "teacher") for key, tensor in state.items()}
+    torch.save({"epoch": 3} if fault == "none" else state, tmp_path / "file.pt")
+    done = antiphon("models", "import", tmp_path / "file.pt", tmp_path / "out")
+    assert done.code == 2
+    assert message in " ".join(done.err.split())
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the hub's protocol as downloading a repository takes: its list of files, and each file."""
 
