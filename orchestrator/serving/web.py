@@ -212,7 +212,7 @@ async def _refuse_unread(request: Request) -> None:
 def _chosen(hearing: Hearing, model: str | None) -> Chosen:
     name = model or next(iter(hearing.loaded))
     if name not in hearing.loaded:
-        raise HTTPException(404, f"model {name!r}: no such model here; there are {', '.join(hearing.loaded)}")
+        raise HTTPException(404, f"model {name[:SHOWN]!r}: no such model here; there are {', '.join(hearing.loaded)}")
     return Chosen(name, hearing.loaded[name])
 
 

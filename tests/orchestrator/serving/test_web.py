@@ -45,6 +45,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
         ("GET", "/tag", 405, "/tag: takes POST"),
         ("DELETE", "/healthz", 405, "/healthz: takes GET"),
         ("POST", "/tag?model=cat", 404, "model 'cat': no such model here; there are vit"),
+        ("POST", f"/tag?model={'x' * 9000}", 404, f"model '{'x' * 40}': no such model here; there are vit"),
     ],
 )
 def test_an_address_that_there_is_not_is_a_mistake_like_others(
