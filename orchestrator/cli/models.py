@@ -12,6 +12,7 @@ from rich.table import Table
 from orchestrator.cli.options import JsonOption
 from orchestrator.cli.printing import print_out
 from workloads.config.architectures import Timm
+from workloads.config.data import MAX_CLIP_SECONDS
 from workloads.config.recipe import LOG_MELS, FrontEnd, Model, restore
 from workloads.models.catalog import CATALOG, CLASSES, SECONDS
 from workloads.models.official.projects import SOURCES
@@ -35,12 +36,20 @@ def models(
         str, typer.Option(metavar="PATTERN", help="List timm's networks instead: 'convnext*', 'vit_*tiny*' ...")
     ] = "",
     seconds: Annotated[float, typer.Option(help="Length of the clips.")] = SECONDS,
-    front_end: Annotated[str, typer.Option(help=f"Of timm's networks: {', '.join(LOG_MELS)}.")] = TIMM_KIND,
+    front_end: Annotated[
+        str, typer.Option(help=f"Of timm's networks: {', '.join(LOG_MELS)}; default: {TIMM_KIND}.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     if context.invoked_subcommand:
         return
-    chosen = _timm_models(timm, front_end) if timm else _published(only)
+    if not 0 < seconds <= MAX_CLIP_SECONDS:  # nor is nan
+        raise ValueError(f"--seconds {seconds:g}: must be above 0, at most {MAX_CLIP_SECONDS}")
+    if timm and only:
+        raise ValueError(f"--only {only!r}: is for the published networks; leave it out with --timm")
+    if front_end and not timm:
+        raise ValueError(f"--front-end {front_end!r}: is for timm's networks; give --timm PATTERN too")
+    chosen = _timm_models(timm, front_end or TIMM_KIND) if timm else _published(only)
     rows, refused = _sizes(chosen, seconds, latency)
     if as_json:
         found = {"models": rows, "classes": CLASSES, "clip_seconds": seconds}

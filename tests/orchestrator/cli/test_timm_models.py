@@ -37,6 +37,11 @@ def test_networks_of_timm_that_do_not_take_the_clips_are_named_with_the_reason(a
     for arguments, message in (
         (("--timm", "resnot*"), "--timm 'resnot*': none of timm's"),
         (("--timm", "dla34", "--front-end", "waveform16k"), "--front-end 'waveform16k': no such log-mel"),
+        (("--timm", "dla34", "--only", "mn"), "--only 'mn': is for the published networks; leave it out with --timm"),
+        (("--only", "mn", "--front-end", "logmel64"), "--front-end 'logmel64': is for timm's networks; give --timm"),
+        (("--timm", "dla34", "--seconds", "0"), "--seconds 0: must be above 0, at most"),
+        (("--only", "mn", "--seconds", "-1"), "--seconds -1: must be above 0, at most"),
+        (("--only", "mn", "--seconds", "nan"), "--seconds nan: must be above 0, at most"),
     ):
         done = antiphon("models", *arguments)
         assert done.code == 2
