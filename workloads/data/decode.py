@@ -110,9 +110,11 @@ def _decode_parts(parts: list[bytes], *, rate: int, max_seconds: float) -> tuple
 def decode(content: bytes, *, max_seconds: float = math.inf) -> tuple[Tensor, int, bool]:
     """The samples of an audio file, averaged over channels: (x_T float32, rate in Hz, whether it was repaired).
 
-    Raises BrokenClip for files that cannot be read, that hold no samples or are truncated, and for samples that are not
-    finite.
+    Raises BrokenClip for files that are empty, that cannot be read, that hold no samples or are truncated, and for
+    samples that are not finite.
     """
+    if not content:
+        raise BrokenClip("is empty")
     content, repaired = _with_true_wav_size(content)
     if name := container_of(content):
         x_T, rate = _decode_container(content, name, max_seconds)

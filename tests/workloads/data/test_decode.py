@@ -89,6 +89,11 @@ def test_a_wav_whose_header_was_never_finished_is_heard_to_its_end_and_counted(s
     assert not sound_of(WAV).notes
 
 
+def test_a_file_without_a_byte_is_called_empty() -> None:
+    with pytest.raises(BrokenClip, match=r"^is empty$"):
+        sound_of(b"")
+
+
 def test_an_empty_wav_with_a_comment_after_its_sound_stays_empty() -> None:
     empty = with_bytes(WAV[:44], 40, struct.pack("<I", 0)) + b"LIST" + struct.pack("<I", 4) + b"INFO"
     with pytest.raises(BrokenClip, match="holds no samples"):
