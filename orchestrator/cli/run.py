@@ -135,12 +135,17 @@ def _print_outcome(outcome: dict[str, Any], *, resume: str, resume_id: str) -> N
     print_note(f"report    {outcome['report']}")
     if ui := ui_command(outcome["tracking"]):
         print_note(f"tracking  {ui}")
-    if outcome["status"] == "preempted":
-        done = outcome["resumed_from_step"] + outcome["steps_run"]
-        again = repeated_by(resume, resume_id or outcome["run_id"])
+    if outcome["status"] != "preempted":
+        if outcome["error"]:
+            print_note(f"failed: {outcome['error']}")
+        return
+    done = outcome["resumed_from_step"] + outcome["steps_run"]
+    again = repeated_by(resume, resume_id or outcome["run_id"])
+    if outcome["error"]:  # of what is unavailable now: nobody took the machine away, and the reason comes first
+        print_note(f"unavailable: {outcome['error']}")
+        print_note(f"saved at step {done}; {again} to continue")
+    else:
         print_note(f"preempted: saved at step {done}; {again} to continue")
-    if outcome["error"]:
-        print_note(f"{'unavailable' if outcome['status'] == 'preempted' else 'failed'}: {outcome['error']}")
 
 
 def _data_notes(recipe: Any) -> list[str]:

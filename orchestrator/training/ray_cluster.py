@@ -165,7 +165,7 @@ def _start(ray: Any, **options: Any) -> Any:
         if "timed out during startup" not in str(error):
             raise
         raise Unavailable(
-            f"Ray did not start on this machine: {one_line(error)} Is it busy? Repeat the command"
+            f"Ray did not start on this machine: {one_line(error)} Is it busy? Try again when it is less so"
         ) from None
 
 
