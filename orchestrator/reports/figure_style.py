@@ -91,6 +91,7 @@ def add_blocks(
         x=lengths,
         text=labels,
         textangle=0,
+        textposition="inside",
         insidetextanchor="middle",
         textfont=BLOCK_TEXT,
         hovertext=hover_texts,

@@ -66,7 +66,8 @@ def schedule(history: RunHistory) -> go.Figure:
             labels=[role if _has_room(phase.end - phase.start, history) else "" for _, phase in blocks],
             hover_texts=[_phase_hover_text(model, phase) for model, phase in blocks],
         )
-    figure.update_layout(barmode="overlay", bargap=0.25, legend=LEGEND_ABOVE)
+    fitting = {"mode": "hide", "minsize": 9}  # on a narrow page some blocks have no room for their role
+    figure.update_layout(barmode="overlay", bargap=0.25, legend=LEGEND_ABOVE, uniformtext=fitting)
     figure.update_yaxes(categoryorder="array", categoryarray=history.models[::-1])
     figure.update_xaxes(title="step", range=_step_range(history))
     return figure
@@ -173,7 +174,7 @@ def _shade_roles(figure: go.Figure, history: RunHistory, model: str) -> None:
         )
         if len(spans) <= MAX_ROLE_LABELS and _has_room(end - start, history):
             position = {"x": (start + end) / 2, "y": 1, "xref": "x", "yref": "paper", "yanchor": "bottom"}
-            figure.add_annotation(text=role, showarrow=False, font={"size": 11}, **position)
+            figure.add_annotation(name="role", text=role, showarrow=False, font={"size": 11}, **position)
 
 
 def _has_room(steps: int, history: RunHistory) -> bool:
