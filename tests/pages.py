@@ -32,7 +32,7 @@ class Page(html.parser.HTMLParser):
             self._table.append([])
         elif tag in ("td", "th"):
             self._table[-1].append("")
-        if tag not in ("meta", "br", "link", "input"):
+        if tag not in ("meta", "br", "link", "input", "wbr"):
             self._open.append((tag, attributes))
 
     def handle_endtag(self, tag: str) -> None:
