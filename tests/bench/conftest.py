@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 CLIPS, SECONDS, TAGS = 128, 10, 527
+COMMON_NAMES = ("models", "helpers", "datasets", "dataset", "utils", "augment", "run")  # of modules of several projects
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,23 @@ def official() -> Path:
     if not folder:
         pytest.skip("set ANTIPHON_OFFICIAL to a folder with checkouts of EfficientAT, ast and CED")
     return Path(folder)
+
+
+@pytest.fixture
+def project(official: Path, monkeypatch: Any) -> Any:
+    """Make a project's own modules importable by their names, and no other project's."""
+
+    def enter(name: str) -> Path:
+        root = official / name
+        if not root.is_dir():
+            pytest.skip(f"ANTIPHON_OFFICIAL has no folder {name}")
+        for module in [module for module in sys.modules if module.split(".")[0] in COMMON_NAMES]:
+            monkeypatch.delitem(sys.modules, module)
+        monkeypatch.syspath_prepend(str(root))
+        monkeypatch.chdir(root)  # some read tables below it
+        return root
+
+    return enter
 
 
 @pytest.fixture

@@ -44,8 +44,12 @@ def store_of(
 
 
 def our_steps(start: Callable[..., Run], recipe: str, settings: list[str]) -> Iterator[float]:
-    """Steps of a recipe's first phase."""
-    run = start(load_recipe(recipe, settings))
+    """Steps of a recipe's first phase; the run is set up before the first."""
+    yield from steps_of(start(load_recipe(recipe, settings)))
+
+
+def steps_of(run: Run) -> Iterator[float]:
+    """Steps of a run's first phase."""
     sources = run.pool.enter_phase(run.phases[0])
     while True:
         train_step(run, run.phases[0], sources)

@@ -12,7 +12,6 @@ Axes: B clips, M mel bands, F frames, C tags.
 import csv
 import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,24 +33,6 @@ from workloads.models.tagger import build_tagger
 pytestmark = pytest.mark.bench
 
 AST_SHARD = 4  # 1214 tokens a clip
-COMMON_NAMES = ("models", "helpers", "datasets", "dataset", "utils", "augment", "run")  # of modules of several projects
-
-
-@pytest.fixture
-def project(official: Path, monkeypatch: Any) -> Any:
-    """Make a project's own modules importable by their names, and no other project's."""
-
-    def enter(name: str) -> Path:
-        root = official / name
-        if not root.is_dir():
-            pytest.skip(f"ANTIPHON_OFFICIAL has no folder {name}")
-        for module in [module for module in sys.modules if module.split(".")[0] in COMMON_NAMES]:
-            monkeypatch.delitem(sys.modules, module)
-        monkeypatch.syspath_prepend(str(root))
-        monkeypatch.chdir(root)  # some read tables below it
-        return root
-
-    return enter
 
 
 def efficientats_steps(dataset: Any) -> Iterator[float]:
