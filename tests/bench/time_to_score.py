@@ -99,20 +99,22 @@ def train_side_by_side(loops: Mapping[str, Loop], rule: Rule, clips: ScoredClips
                 loop.take_turn(rule, clips)
 
 
-def report(seeds: Mapping[int, Mapping[str, Loop]], rule: Rule, capsys: Any) -> None:
-    """Print by seed and score the steps and seconds of `ours` and `theirs`, and the medians of their ratios."""
-    with capsys.disabled():
-        for seed, loops in seeds.items():
-            print(f"\nseed {seed}, {next(iter(loops))} first in each turn: steps, seconds, CPU seconds")
-            for score in rule.scores:
-                print(f"  {score:.0%}: " + "; ".join(f"{name} {_words(loops[name].first(score))}" for name in loops))
-            for name, loop in loops.items():
-                scores = " ".join(f"{100 * point.accuracy:.0f}" for point in loop.points)
-                print(f"  {name}, % after every {rule.turn} steps: {scores}")
-        pairs = [(loops["ours"], loops["theirs"]) for loops in seeds.values()]
-        for score in rule.scores:
-            _print_ratios(f"{score:.0%}", [(ours.first(score), theirs.first(score)) for ours, theirs in pairs])
-        _print_step(pairs)
+def report_seed(seed: int, loops: Mapping[str, Loop], rule: Rule) -> None:
+    """Print what each loop spent until it first reached each score, and its scores after every turn."""
+    print(f"\nseed {seed}, {next(iter(loops))} first in each turn: steps, seconds, CPU seconds")
+    for score in rule.scores:
+        print(f"  {score:.0%}: " + "; ".join(f"{name} {_words(loops[name].first(score))}" for name in loops))
+    for name, loop in loops.items():
+        scores = " ".join(f"{100 * point.accuracy:.0f}" for point in loop.points)
+        print(f"  {name}, % after every {rule.turn} steps: {scores}")
+
+
+def report_ratios(seeds: Sequence[Mapping[str, Loop]], rule: Rule) -> None:
+    """Print theirs over ours by score, medians over the seeds in which both reached it, and what a step took."""
+    for score in rule.scores:
+        reached = [(loops["ours"].first(score), loops["theirs"].first(score)) for loops in seeds]
+        _print_ratios(f"{score:.0%}", reached)
+    _print_steps(seeds)
 
 
 def _words(point: Point | None) -> str:
@@ -129,9 +131,10 @@ def _print_ratios(title: str, reached: Sequence[tuple[Point | None, Point | None
     print()
 
 
-def _print_step(pairs: Sequence[tuple[Loop, Loop]]) -> None:
+def _print_steps(seeds: Sequence[Mapping[str, Loop]]) -> None:
     """Seconds of a step over all steps of all seeds."""
-    for name, loops in zip(("ours", "theirs"), zip(*pairs, strict=True), strict=True):
-        steps = sum(loop.points[-1].steps for loop in loops)
-        seconds, cpu = (sum(getattr(loop.points[-1], what) for loop in loops) for what in ("seconds", "cpu_seconds"))
-        print(f"{name}: {steps} steps, {seconds / steps:.3f} s each, {cpu / steps:.3f} CPU s")
+    for name in ("ours", "theirs"):
+        last = [loops[name].points[-1] for loops in seeds]
+        steps = sum(point.steps for point in last)
+        seconds, cpu_seconds = sum(point.seconds for point in last), sum(point.cpu_seconds for point in last)
+        print(f"{name}: {steps} steps, {seconds / steps:.3f} s each, {cpu_seconds / steps:.3f} CPU s")
