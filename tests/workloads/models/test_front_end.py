@@ -64,7 +64,7 @@ MP3 = sound_file(noise(16_000).numpy(), 16_000, "MP3", "MPEG_LAYER_III")
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "cannot be decoded"),
+        (b"", "is empty"),
         (b"this is a text file\n" * 50, "cannot be decoded"),
         (WAV[:20], "cannot be decoded"),
         (WAV[:16_044], "cut short: 8000 of 16000 samples"),
