@@ -254,8 +254,11 @@ class _MpegFile(miniaudio.StreamableSource):
 
 def _open_mpeg(file: BinaryIO, *, reason: str) -> SoundStream:
     """MPEG audio, frame by frame; BrokenClip, with the reason for which it is no other file, where it is none."""
+    head = file.read(MPEG_HEAD)
+    if not head:
+        raise BrokenClip("is empty")
     try:
-        info = miniaudio.mp3_get_info(file.read(MPEG_HEAD))
+        info = miniaudio.mp3_get_info(head)
         file.seek(0)
         samples = miniaudio.stream_any(
             _MpegFile(file),

@@ -185,7 +185,7 @@ def test_raw_floats_are_heard_as_they_are_and_their_peak_is_noted():
     ("content", "reason"),
     [
         (b"no sound at all", "cannot be decoded (Format not recognised.)"),
-        (b"", "cannot be decoded"),
+        (b"", "is empty"),
         (declaring(400_000), "cut short: 30001 of 200000 samples"),
         (declaring(0), "its header declares no samples"),
         (encoded(NOISE_TD[:0], "WAV"), "its header declares no samples"),
