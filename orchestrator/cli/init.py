@@ -94,6 +94,7 @@ def _print(written: "FirstRecipe") -> None:
     print_out(f"recipe    {written.recipe}")
     print_out(f"check it  antiphon data check {file}")
     print_out(f"train     antiphon run {file}")
+    print_out("then tag  antiphon tag MODEL clip.wav, MODEL being one of those that the run names at its end")
 
 
 def _duration(minutes: float) -> str:

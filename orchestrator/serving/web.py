@@ -42,6 +42,7 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; media-src blob:"
 )
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "A form that cannot be read."},
     403: {"model": Problem, "description": "The address is not among those that this server fetches."},
     404: {"model": Problem, "description": "No such model."},
     413: {"model": Problem, "description": "Too many bytes, or too long a sound."},
@@ -98,10 +99,12 @@ def build_app(hearing: Hearing) -> FastAPI:
     _add_error_answers(app)
 
     @app.get("/", include_in_schema=False)
+    @app.head("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/healthz")
+    @app.head("/healthz", include_in_schema=False)  # some load balancers probe so
     async def healthz() -> Health:
         return Health(status="ok", models=list(hearing.loaded))
 
@@ -175,7 +178,7 @@ def _add_error_answers(app: FastAPI) -> None:
 
 def _routes(app: FastAPI, path: str) -> str:
     """What to say of a request that no route takes: the methods of its path, or all paths."""
-    routes = [route for route in app.routes if isinstance(route, Route)]
+    routes = [route for route in app.routes if isinstance(route, Route) and route.methods != {"HEAD"}]
     methods = sorted({method for route in routes if route.path == path for method in route.methods or ()} - {"HEAD"})
     if methods:
         return f"{path[:SHOWN]}: takes {' or '.join(methods)}"

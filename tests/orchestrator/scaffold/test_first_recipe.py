@@ -78,6 +78,7 @@ def test_digits_by_file_name_give_a_recipe_that_runs(antiphon, tmp_path):
     (memory,) = (line for line in done.out.splitlines() if line.startswith("memory of the process that trains"))
     assert " MB" in memory or " GB" in memory
     assert "train     antiphon run first/spoken-digits.toml" in done.out
+    assert "then tag  antiphon tag MODEL clip.wav" in done.out
     recipe = load_recipe("first/spoken-digits.toml")
     assert (recipe.data.clip_seconds, recipe.rate, recipe.data.root) == (0.5, 8000, str(root))
     ran = antiphon(

@@ -55,3 +55,17 @@ def test_an_address_that_there_is_not_is_a_mistake_like_others(
     assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
     assert reply.json()["detail"].startswith(detail)
     assert (reply.headers.get("allow") is not None) == (status == 405)
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz"])
+def test_a_probe_may_ask_for_the_head_alone(client: TestClient, path: str) -> None:
+    reply: Any = client.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_a_form_that_cannot_be_read_is_a_mistake_that_the_interface_names(client: TestClient) -> None:
+    reply: Any = client.post("/tag", content=b"--x\r\nno header", headers={"content-type": "multipart/form-data"})
+    assert reply.status_code == 400
+    assert reply.json()["detail"]
+    interface: Any = client.get("/openapi.json").json()
+    assert "400" in interface["paths"]["/tag"]["post"]["responses"]
