@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.printing import Terminal
+from orchestrator.cli.printing import OutputDescriptor
 from workloads.runtime.json_files import json_text
 from workloads.runtime.redaction import redacted
 
@@ -136,7 +136,7 @@ def only_json(wanted: bool) -> Iterator[Any]:
         yield lambda _: None
         return
     stdout = os.dup(1)
-    out = Terminal(stdout)
+    out = OutputDescriptor(stdout)
     os.dup2(2, 1)
     try:
         yield lambda value: emitted.append(out.write((json_text(value) + "\n").encode()))

@@ -38,7 +38,7 @@ def cell(text: str) -> Text:
 
 
 def open_streams() -> None:
-    """Let nobody be needed who reads stdout or stderr; call it once, first of all.
+    """Make stdout and stderr usable where nobody reads them; call it once, first of all.
 
     What is printed to one that the caller has closed goes nowhere: Python has None in its place, and the next file that
     is opened would get its number, and what other programs print. So does what is printed to a terminal that is closed
@@ -49,12 +49,15 @@ def open_streams() -> None:
             _to_nowhere(descriptor)
             setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
         elif os.isatty(descriptor):
-            stream = io.BufferedWriter(Terminal(descriptor))
+            stream = io.BufferedWriter(OutputDescriptor(descriptor))
             setattr(sys, name, io.TextIOWrapper(stream, encoding=getattr(sys, name).encoding, line_buffering=True))
 
 
-class Terminal(io.FileIO):
-    """A descriptor for output, closed by whoever opened it; what follows once the terminal is closed goes nowhere."""
+class OutputDescriptor(io.FileIO):
+    """A file, pipe or terminal that is written to; what is written to a terminal that is closed by then goes nowhere.
+
+    Whoever opened the descriptor closes it.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)

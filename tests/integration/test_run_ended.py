@@ -148,6 +148,7 @@ echo $? >code
 """
 
 
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("mode", [["--local"], pytest.param([], marks=pytest.mark.slow)])
 def test_a_closed_terminal_saves_a_checkpoint(home, tmp_path, mode):
     """And what is printed afterwards, a table and how to resume, goes nowhere."""
