@@ -9,6 +9,7 @@ can read command lines.
 import json
 import shutil
 import subprocess
+import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from annotated_types import MinLen
 
 from cluster.json_records import read_record
 from cluster.process_registry import ProcessRegistry, ServiceSpec, free_ports, is_free, write_atomically
-from cluster.processes import Service, leader
+from cluster.processes import Service, leader, wait_until_up
 
 PACKAGES = "radosgw ceph-mon ceph-osd ceph-mgr ceph-common"
 BINARIES = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph-mgr", "ceph", "ceph-authtool", "monmaptool")
@@ -46,6 +47,9 @@ crash_dir = {home}/log
 keyring = {home}/$name.keyring
 [mon.a]
 mon_data = {home}/mon
+# It would refuse to start below 5 % of free space, which on a large disk is far more than it needs.
+mon_data_avail_warn = 1
+mon_data_avail_crit = 0
 [mgr.x]
 mgr_data = {home}/mgr
 [osd.0]
@@ -195,8 +199,20 @@ def _ensure_monitor(registry: ProcessRegistry, home: Path, identity: Identity) -
             f"port {taken[0]}: Ceph's monitor in {home} was created for it and cannot move, but another program "
             "listens there; stop that program, or use another --folder"
         )
-    _ensure_daemon(registry, home, "s3-mon", ["ceph-mon", "-i", "a"])
-    _run(home, "ceph", "--connect-timeout", str(int(COMMAND_S) - 10), "mon", "stat")
+    _wait_for_monitor(home, _ensure_daemon(registry, home, "s3-mon", ["ceph-mon", "-i", "a"]))
+
+
+def _wait_for_monitor(home: Path, monitor: Service) -> None:
+    """Ask the monitor until it answers; RuntimeError with its log if it ends or takes longer than COMMAND_S."""
+    deadline = time.monotonic() + COMMAND_S
+    while True:
+        wait_until_up(monitor, deadline_s=COMMAND_S)  # without probes: that it runs
+        try:
+            _run(home, "ceph", "--connect-timeout", "5", "mon", "stat")
+            return
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def _create_keys_and_disk(home: Path, identity: Identity) -> None:

@@ -111,7 +111,7 @@ def _install(kill: Kill) -> None:
     def die(*_: Any, **__: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if kill.point == "step":  # of one model: another may have taken its optimizer step already
+    if kill.point == "step":  # of one model; a checkpoint just before may not be stored yet: "after-marker" is sure
         _call_before(TrainState, TrainState.step, kill.count, die)
     elif kill.point == "sigterm":
         _call_before(TrainState, TrainState.step, kill.count, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""Ceph RGW's files that were removed or damaged: refused before a daemon starts.
+"""Ceph RGW's files that were removed or damaged, and a monitor that ends at once.
 
 Its daemons run in `tests/integration/test_rgw.py`.
 """
@@ -40,3 +40,20 @@ def test_a_file_that_is_lost_is_named_with_the_fix(tmp_path: Path, name: str, co
     with pytest.raises(ValueError, match=f"^{re.escape(f'{home / name}: {reason}')}.*{re.escape(fix)}$"):
         ceph.start(registry)
     assert registry.services == {}
+
+
+def test_a_monitor_that_ends_is_reported_with_its_log_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        ceph.check_installed()
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    too_strict = ceph.CONF.replace("mon_data_avail_crit = 0", "mon_data_avail_crit = 100")
+    assert too_strict != ceph.CONF
+    monkeypatch.setattr(ceph, "CONF", too_strict)
+    registry = ProcessRegistry(tmp_path)
+    with pytest.raises(RuntimeError, match=r"^s3-mon \(pid \d+\) ended while starting; the end of .*s3-mon\.log:"):
+        ceph.start(registry)
+    assert list(registry.services) == ["s3-mon"]  # the only one that was started
+    registry.stop("s3-mon")

@@ -57,8 +57,8 @@ def test_auto_without_an_unfinished_run_prints_so_and_starts_a_new_one(command, 
 
 def test_auto_resumes_the_unfinished_run_of_the_same_recipe(command, uninterrupted, tmp_path):
     out = tmp_path / "out"
-    assert antiphon([*command, "--run-id", "other", "--set", "train.seed=7"], out, Kill("step", 10)) == -9
-    assert antiphon([*command, "--run-id", "mine"], out, Kill("step", 19)) == -9
+    assert antiphon([*command, "--run-id", "other", "--set", "train.seed=7"], out, Kill("after-marker", 1)) == -9
+    assert antiphon([*command, "--run-id", "mine"], out, Kill("after-marker", 2)) == -9
     assert antiphon([*command, "--run-id", "done"], out) == 0
     statuses = {entry.id: (entry.status, entry.done, entry.total) for entry in overview(str(tmp_path / "runs"))}
     assert statuses == {"other": ("killed", 4, 16), "mine": ("killed", 8, 16), "done": ("done", 16, 16)}

@@ -55,7 +55,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_mixtures(store, tmp_path, tm
     command = ["run", "demo", "--local", "--json", "--tracking", "none", *sets(*values), "--storage"]
     assert killed.antiphon([*command, str(tmp_path / "whole")], tmp_path / "undisturbed") == 0, errors(tmp_path)
     where = [str(tmp_path / "runs"), "--resume", "auto"]
-    assert killed.antiphon([*command, *where], tmp_path / "out", Kill("step", 13)) == -9, errors(tmp_path)
+    assert killed.antiphon([*command, *where], tmp_path / "out", Kill("after-marker", 2)) == -9, errors(tmp_path)
     assert killed.antiphon([*command, *where], tmp_path / "out") == 0, errors(tmp_path)
     undisturbed, resumed = outcome(tmp_path / "undisturbed"), outcome(tmp_path / "out")
     assert resumed["resumed_from_step"] == 10
