@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.scaffold.labels import LEAST_SOURCES, Tags, find_sources, find_tags
-from orchestrator.scaffold.parts import FOLD_NAME, SPLIT_WORDS, TEST_WORDS, Part, folder_parts, name_parts
+from orchestrator.scaffold.parts import FOLD_NAME, SPLIT_WORDS, TEST_WORDS, TIME_COLUMNS, Part, folder_parts, name_parts
 from orchestrator.scaffold.questions import Ask
 from orchestrator.scaffold.sounds import Sounds
 from orchestrator.scaffold.tables import find_tables
@@ -74,6 +74,7 @@ def make_clips(sounds: Sounds, ask: Ask, *, tags_from: str = "", source_from: st
     notes = (
         *(f"not read: {problem}" for problem in problems),
         *(note for note in table_notes if tables[0].missing),
+        *_about_times(table_parts),
         *_left_out(sounds, tags),
         *about_folds,
         *_about_tags(clips),
@@ -166,6 +167,17 @@ def _deal(tags: Tags, sources: Mapping[str, str]) -> dict[str, int]:
 def _rarest(tags: set[str], counts: Mapping[str, int]) -> str:
     """The tag with the fewest clips; empty where there is none."""
     return min(tags, key=lambda tag: (counts[tag], tag), default="")
+
+
+def _about_times(parts: Sequence[Part]) -> list[str]:
+    """That columns with times are not in the manifest, and what reads them."""
+    times = [part for part in parts if part.column in TIME_COLUMNS]
+    if len(times) < 2:
+        return []
+    return [
+        f"not used: {' and '.join(part.where for part in times[:2])}; data.events = a table with the columns "
+        "filename,onset,offset,event_label says when tags sound"
+    ]
 
 
 def _left_out(sounds: Sounds, tags: Tags) -> list[str]:

@@ -109,7 +109,8 @@ def _separator(part: Part, ask: Ask, given: str) -> str:
     if part.joined:
         return ";"
     texts = set(part.counts)
-    found = next((mark for mark in (";", "|") if any(mark in text for text in texts)), "")
+    marks = () if part.key.startswith("folder:") else (";", "|")  # the name of a folder is one tag
+    found = next((mark for mark in marks if any(mark in text for text in texts)), "")
     atoms = Counter(atom.strip() for text in texts for atom in text.split(","))
     commas = [text for text in sorted(texts) if "," in text]
     if found or not commas:

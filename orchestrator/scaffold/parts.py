@@ -18,6 +18,7 @@ TAG_COLUMNS = (
     *("tag", "tags", "label", "labels", "class", "classes", "classname", "category", "categories", "species", "target"),
     *("word", "keyword", "instrument", "instruments", "emotion", "genre", "digit", "eventlabel", "soundclass"),
 )
+TIME_COLUMNS = ("onset", "offset", "start", "end", "starttime", "endtime", "begintime", "starts", "ends")
 SOURCE_COLUMNS = (
     *("source", "srcfile", "speaker", "speakerid", "recording", "recordingid", "recordist", "session", "sessionid"),
     *(

@@ -399,7 +399,21 @@ def test_tags_that_differ_in_capitals_and_names_with_semicolons(tmp_path: Path) 
     clips = clips_of(sounds(tmp_path / "d", [*takes("Dog"), *takes("dog"), *takes("rain")]))
     assert clips.notes == ("tags that differ only in blanks or capitals count as different: Dog, dog",)
     with pytest.raises(ValueError, match="the tag 'a;b' holds a semicolon, which parts tags in a manifest; rename it"):
-        clips_of(sounds(tmp_path / "e", [*takes("a;b"), *takes("c")]), separator="none")
+        clips_of(sounds(tmp_path / "e", [*takes("a;b"), *takes("c")]))
+    clips = clips_of(tmp_path / "e", separator="semicolon")  # the user knows better
+    assert clips.counts == {"a": 6, "b": 6, "c": 6}
+
+
+def test_columns_that_say_when_tags_sound_are_named_with_what_reads_them(tmp_path: Path) -> None:
+    root = sounds(tmp_path / "d", [f"{number}.wav" for number in range(12)])
+    rows = [f"{n}.wav\t0.01\t0.05\t{tag}\n" for n in range(12) for tag in ("ab", "a", "b")[n % 3]]
+    (root / "events.tsv").write_text("filename\tonset\toffset\tevent_label\n" + "".join(rows))
+    clips = clips_of(root)
+    assert clips.counts == {"a": 8, "b": 8}
+    assert clips.notes == (
+        "not used: column onset of events.tsv and column offset of events.tsv; data.events = a table with the columns "
+        "filename,onset,offset,event_label says when tags sound",
+    )
 
 
 @pytest.mark.parametrize(
