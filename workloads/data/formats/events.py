@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -27,32 +27,28 @@ def with_events(clips: Sequence[Clip], data: Data, opener: Opener) -> tuple[list
     onset, offset and label says that its clip has no event. Of clips without rows it stays unknown when they sound.
 
     Raises ValueError, with row and fix, for missing columns, times that are no numbers or not in order, labels that are
-    no tags of their clip, and where no row is of any of these clips.
+    no tags of their clip, a clip that has an event in one row and none by another, and where no row is of any of these
+    clips.
     """
     rows = read_rows(
         read_table(data.events, opener, columns=(*NAMES, *COLUMNS), setting="data.events"), data.events, COLUMNS, data
     )
     found: dict[str, list[Event]] = defaultdict(list)
+    without: dict[str, MetadataRow] = {}  # clip id -> the row which says that it has no event
     strangers: dict[str, int] = {}
-    names: dict[str, dict[str, list[Clip]]] = {}
-    for row in rows:
-        column = next((name for name in NAMES if name in row.cells), "")
-        if not column:
-            raise ValueError(f"{data.events}: no column clip_id or filename; it must say of which clip an event is")
-        if column not in names:
-            names[column] = _by_name(clips, column)
-        name = row.required(column)
-        own = names[column].get(name, [])
-        if not own:
+    for row, name, clip in _rows_with_clips(rows, clips, data):
+        if clip is None:
             strangers[name] = strangers.get(name, 0) + 1
-            continue
-        if len(own) > 1:
+        elif any(row.optional(column) for column in COLUMNS):
+            found[clip.clip_id].append(_event(row, clip))
+        else:
+            without[clip.clip_id] = row
+    for clip_id, row in without.items():
+        if found[clip_id]:  # from here on it has an entry
             raise ValueError(
-                f"{row.location}: filename = {name!r}: {len(own)} clips have a file of this name; name clips by clip_id"
+                f"{row.location}: without onset, offset and label it says that clip {clip_id!r} has no event, and "
+                "other rows give it some; remove this row, or complete it"
             )
-        events = found[own[0].clip_id]
-        if any(row.optional(column) for column in COLUMNS):
-            events.append(_event(row, own[0]))
     if not found:
         raise ValueError(f"data.events = {data.events!r}: none of its rows is of a clip of the data set; compare names")
     warnings: tuple[str, ...] = ()
@@ -66,6 +62,26 @@ def with_events(clips: Sequence[Clip], data: Data, opener: Opener) -> tuple[list
         for clip in clips
     ]
     return with_own, warnings, _digest(with_own)
+
+
+def _rows_with_clips(
+    rows: Iterable[MetadataRow], clips: Sequence[Clip], data: Data
+) -> Iterator[tuple[MetadataRow, str, Clip | None]]:
+    """Each row, the name that it has for its clip, and the clip; None for clips that the data set does not have."""
+    names: dict[str, dict[str, list[Clip]]] = {}
+    for row in rows:
+        column = next((name for name in NAMES if name in row.cells), "")
+        if not column:
+            raise ValueError(f"{data.events}: no column clip_id or filename; it must say of which clip an event is")
+        if column not in names:
+            names[column] = _by_name(clips, column)
+        name = row.required(column)
+        own = names[column].get(name, [])
+        if len(own) > 1:
+            raise ValueError(
+                f"{row.location}: filename = {name!r}: {len(own)} clips have a file of this name; name clips by clip_id"
+            )
+        yield row, name, own[0] if own else None
 
 
 def _by_name(clips: Sequence[Clip], column: str) -> dict[str, list[Clip]]:

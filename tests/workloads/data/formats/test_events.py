@@ -69,6 +69,10 @@ def test_rows_of_other_clips_are_counted(tmp_path: Path) -> None:
         ("clip_id,onset,offset,event_label\na,0,1,\n", "row 1: event_label is empty"),
         ("clip_id,onset,offset,event_label\nb,0,1,dog\n", "clip 'b' does not have this tag, its tags are rain; add it"),
         ("clip_id,onset,offset,event_label\nd,0,1,dog\n", "clip 'd' does not have this tag, its tags are none"),
+        (
+            "clip_id,onset,offset,event_label\na,0,1,dog\na,,,\n",
+            "row 2: without onset, .* clip 'a' has no event, and other",
+        ),
         ("clip_id,onset,offset,event_label\nz,0,1,dog\n", "none of its rows is of a clip of the data set"),
     ],
 )
