@@ -60,6 +60,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_s3_clients() -> None:
+    """s3fs keeps clients with the endpoint they were created with: a test must not reach another test's server."""
+    if "s3fs" in sys.modules:
+        sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Recipe]:
     """Any shipped recipe, made small: clips of one second, models of a few thousand weights."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3fs import S3FileSystem
 
 from orchestrator.runs.checkpoint_store import BackgroundUploads, CheckpointStore, NewestAndBest, NewestAt
 from orchestrator.runs.lease import Attempt, Driver, take_next, take_unconditionally
@@ -128,13 +127,11 @@ def test_an_unavailable_store_is_reported_in_one_line(monkeypatch, tmp_path, cap
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    S3FileSystem.clear_instance_cache()  # cached clients keep the endpoint they were created with
     unavailable = CheckpointStore(Attempt("s3://nowhere/run", 1, Driver()), retention=NewestAndBest(2), patience_s=3)
     with pytest.raises(OSError, match=r"s3://nowhere/run/checkpoints.*127\.0\.0\.1:9") as raised:
         unavailable.names()
     assert "\n" not in str(raised.value)
     assert "trying again" in capfd.readouterr().err
-    S3FileSystem.clear_instance_cache()
 
 
 def test_background_uploads_finish_before_the_end_and_their_failure_is_raised(first, driver, tmp_path):

@@ -143,7 +143,6 @@ def test_weights_in_an_object_store_stay_there(
 
     for key, value in s3_server.env.items():
         monkeypatch.setenv(key, value)
-    S3FileSystem.clear_instance_cache()  # cached clients keep the endpoint they were created with
     s3_server.client().create_bucket(Bucket="registry")
     there = published_folders.publish(published(), "s3://registry/runs/bucket-1/models/cnn")
     replay_run(str(_run(tmp_path, "bucket", "bucket-1", there, 0.5)), uri)
@@ -152,7 +151,6 @@ def test_weights_in_an_object_store_stay_there(
     model = mlflow.pyfunc.load_model("models:/bucket-cnn@best")
     assert model.model_config["checkpoint"] == there
     assert model.predict(np.zeros((1, SAMPLES), np.float32)).shape == (1, 3)
-    S3FileSystem.clear_instance_cache()
 
 
 def test_a_model_refuses_other_weights_than_the_registered_ones(
