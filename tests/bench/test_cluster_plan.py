@@ -174,7 +174,7 @@ def measured_speed(recipe: Recipe, alone: list[Turn], half: list[Turn], small: f
     )
 
 
-@pytest.mark.parametrize("clips", [8, 16])
+@pytest.mark.parametrize("clips", [8, 16, 32])
 def test_predicted_against_measured_speed_up(clips: int, tmp_path: Path, capsys: Any) -> None:
     settings, cores = settings_of(tmp_path, SHARDS, clips), len(os.sched_getaffinity(0))
     recipe, loads = load_recipe("mutual", settings), [os.getloadavg()[0]]
