@@ -27,5 +27,9 @@ def compare(
         emit(result)
         if not as_json:
             Console().print(comparison_table(result["compare"]))
+        for path, (taught, untaught) in sorted(result["differs"].items()):
+            print_note(
+                f"not only the edges differ: {path} is {taught} of the taught models, {untaught} of the controls"
+            )
         for line in scores_not_compared(result["compare"]):
             print_note(line)

@@ -18,9 +18,11 @@ def comparison_table(compare: dict[str, dict[str, Any]]) -> Table:
     and of keywords. Fits into 80 columns."""
     first = next(iter(compare.values()))
     seeds = f", {first['seeds']} seeds" if first["seeds"] > 1 else ""
+    factor = first.get("overlap_factor")
+    wider = f", {factor:.2f} times as long for test folds whose training sets overlap" if factor else ""
     table = Table(
         title=f"what teaching did, on {first['clips']:,} test clips{seeds}",
-        caption="difference: with its 95 % interval; above 0 the taught model is better",
+        caption=f"difference: with its 95 % interval{wider}; above 0 the taught model is better",
     )
     for column in ("model", "score", "taught", "untaught", "difference"):
         table.add_column(column, justify="left" if column in ("model", "score") else "right")

@@ -13,6 +13,7 @@ from orchestrator.storage import object_store, published_folders
 from orchestrator.storage.retry import retry_while_unavailable
 from workloads.config.controls import controls_of
 from workloads.config.recipe import Recipe
+from workloads.evaluate.overlap import widened
 from workloads.runtime.event_log import read_event_log
 from workloads.runtime.json_files import TaggerState
 
@@ -22,6 +23,7 @@ MASSES = (
     "attention_mass",
     "own_attention_mass",
 )  # scores that are means over test clips (`evaluate/attention_mass.py`)
+COMPARED = ("log_loss", "frame_mAP", *MASSES)  # beside the primary score, where models have them
 
 
 def comparison_record(
@@ -122,6 +124,20 @@ def _not_compared(compared: dict[str, Any], sides: Sequence[Predictions]) -> dic
     }
     scored = set[str]().union(*(side["scored"] for side in sides))
     return {name: reason for name, reason in reasons.items() if name in scored and name not in compared}
+
+
+def widen(row: dict[str, Any], factor: float) -> None:
+    """Make the intervals of a comparison `factor` times as long (`workloads.evaluate.overlap`)."""
+    for own in (row, *(row[name] for name in COMPARED if name in row)):
+        own["interval"] = list(widened(own["difference"], tuple(own["interval"]), factor))
+    row["overlap_factor"] = factor
+
+
+def clip_counts(folders: Sequence[str]) -> tuple[float, float]:
+    """Mean numbers of training and of test clips of published taggers, one for each test fold."""
+    counts = [_state(folder)["data"]["clips"] for folder in folders]
+    train, test = (sum(count[part] for count in counts) / len(counts) for part in ("train", "test"))
+    return train, test
 
 
 class OtherClips(ValueError):

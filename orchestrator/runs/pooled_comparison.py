@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.recipes.loader import flatten
-from orchestrator.runs.comparison import compare_folders
+from orchestrator.runs.comparison import clip_counts, compare_folders, widen
 from orchestrator.runs.recipe_file import read_recipe
 from orchestrator.runs.resume import RECIPE, finished_outcome
 from orchestrator.storage import object_store, published_folders
 from workloads.config.edge import STORE
+from workloads.evaluate.overlap import overlap_factor
 
 # What is learned and how: the same in all runs of a side. Folds may have own stores, first weights and batches.
 METHOD_TABLES = ("models", "edges", "schedule", "augment")
@@ -68,12 +69,15 @@ def _tells_the_method(path: str, value: str) -> bool:
 
 
 def compare_runs(taught: Sequence[str], controls: Sequence[str]) -> dict[str, Any]:
-    """`folds`, `seeds` and, for each student, `compare` as a run has it (`workloads.evaluate.bootstrap`).
+    """`folds`, `seeds`, `differs` and, for each student, `compare` as a run has it (`workloads.evaluate.bootstrap`).
 
-    A student's control is that of its own run, or, where `controls` names runs, the model of the same name in the one
-    with the same test fold and seed. The clips of all folds are one test set; every fold needs the same seeds. Raises
-    ValueError for a run that is not there, is not done or has no test logits, for two runs of one fold and seed, where
-    a pair is incomplete, where data or labels differ, and where the runs of a side learn in different ways.
+    Of several folds the intervals are widened for training sets that overlap, by the training clips of the taught
+    models (`workloads.evaluate.overlap`). `differs` are the settings in which controls of other runs differ from the
+    taught models besides the edges, each with its two values. A student's control is that of its own run, or, where
+    `controls` names runs, the model of the same name in the one with the same test fold and seed. The clips of all
+    folds are one test set; every fold needs the same seeds. Raises ValueError for a run that is not there, is not done
+    or has no test logits, for two runs of one fold and seed, where a pair is incomplete, where data or labels differ,
+    and where the runs of a side learn in different ways.
     """
     runs = _by_key(taught, "RUN")
     others = _by_key(controls, "--control") if controls else runs
@@ -108,7 +112,20 @@ def compare_runs(taught: Sequence[str], controls: Sequence[str]) -> dict[str, An
             for seed in seeds
         ]
         compared[student] = compare_folders(student, of_seeds, labels)
-    return {"folds": folds, "seeds": seeds, "compare": compared}
+        if len(folds) > 1:
+            widen(compared[student], overlap_factor(len(folds), *clip_counts(of_seeds[0][0])))
+    differs = _differs(first, next(iter(others.values())))
+    return {"folds": folds, "seeds": seeds, "compare": compared, "differs": differs}
+
+
+def _differs(taught: FinishedRun, control: FinishedRun) -> dict[str, list[str]]:
+    """What else than the edges is not the same: the taught run's value and that of the run with the controls."""
+    sides = taught.method, control.method
+    return {
+        path: [side[path] for side in sides]
+        for path in sides[0].keys() & sides[1].keys()
+        if sides[0][path] != sides[1][path] and path.partition(".")[0] != "edges"
+    }
 
 
 def _by_key(uris: Sequence[str], option: str) -> dict[Key, FinishedRun]:

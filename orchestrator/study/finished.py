@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.runs.comparison import Predictions, fingerprint, joined_predictions
+from orchestrator.runs.comparison import Predictions, clip_counts, fingerprint, joined_predictions
 from orchestrator.runs.records import records_of
 from orchestrator.runs.resume import finished_outcome
 from orchestrator.storage import object_store, published_folders
 from orchestrator.study.plan import Member, StudyPlan, run_id
-from workloads.runtime.json_files import TaggerState
 
 READERS = 8  # threads: an object store takes a while for each of some hundred small files
 COSTS = ("seconds", "cpu_seconds", "gpu_seconds")
@@ -65,10 +64,7 @@ class FinishedRuns:
     def clips(self, method: str, model: str, folds: Iterable[int], seed: int) -> tuple[float, float]:
         """Mean numbers of training and of test clips over the folds."""
         runs = self.of_method(method)
-        states = [_tagger_state(runs[fold, seed].folder(model)) for fold in folds]
-        counts = [state["data"]["clips"] for state in states]
-        train, test = (sum(count[part] for count in counts) / len(counts) for part in ("train", "test"))
-        return train, test
+        return clip_counts([runs[fold, seed].folder(model) for fold in folds])
 
     def fingerprints(self, method: str, model: str, cells: Iterable[Cell]) -> set[str]:
         """The data sets that a model was trained on, one if all is well."""
@@ -80,11 +76,6 @@ def _kept(record: dict[str, Any]) -> bool:
     """Whether results need the record: of thousands of runs not all of them fit into memory."""
     validated = record["kind"] == "metrics" and any("/val/" in key for key in record["values"])
     return validated or record["kind"] == "cost"
-
-
-def _tagger_state(folder: str) -> dict[str, Any]:
-    state: dict[str, Any] = object_store.read_json(object_store.join(folder, "state.json"), TaggerState)
-    return state
 
 
 def complete_block(cells: Iterable[Cell]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,7 +6,7 @@ Computed from what the finished runs have left; called by the driver at its end,
 from itertools import combinations
 from typing import Any
 
-from orchestrator.runs.comparison import MASSES, Predictions, compare_predictions
+from orchestrator.runs.comparison import Predictions, compare_predictions, widen
 from orchestrator.runs.resume import finished_outcome
 from orchestrator.storage import object_store
 from orchestrator.study.curves import learning_curves
@@ -14,9 +14,8 @@ from orchestrator.study.finished import COSTS, FinishedRuns, complete_block
 from orchestrator.study.plan import StudyPlan
 from orchestrator.study.store import StudyStore
 from workloads.config.study import CONTROL, ENSEMBLE
-from workloads.evaluate.overlap import overlap_factor, widened
+from workloads.evaluate.overlap import overlap_factor
 
-COMPARED = ("log_loss", "frame_mAP", *MASSES)  # beside the primary score, where models have them
 Row = dict[str, Any]
 
 
@@ -121,18 +120,11 @@ def _compared(
     untaught = [runs.predictions(CONTROL, model, folds, seed) for seed in seeds]
     row = compare_predictions(model, list(zip(taught, untaught, strict=True)), plan.labels)
     factor = overlap_factor(len(folds), *runs.clips(CONTROL, model, folds, seeds[0]))
-    _widen(row, factor)
-    for name in COMPARED:
-        if name in row:
-            _widen(row[name], factor)
+    widen(row, factor)
     ece = {
         side: _scores(of_seeds, plan.labels)["ece"] for side, of_seeds in (("taught", taught), ("untaught", untaught))
     }
-    return row | {"seeds": list(seeds), "folds": list(folds), "overlap_factor": factor, "ece": ece}
-
-
-def _widen(row: Row, factor: float) -> None:
-    row["interval"] = list(widened(row["difference"], tuple(row["interval"]), factor))
+    return row | {"seeds": list(seeds), "folds": list(folds), "ece": ece}
 
 
 def _scores(of_seeds: list[Predictions], labels: str) -> Row:

@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 
+from workloads.config.controls import controls_of
 from workloads.config.data import SEVERAL_TAGS
 from workloads.config.recipe import Recipe
 from workloads.data.clips import Dataset
@@ -44,7 +45,7 @@ def _metadata_warnings(dataset: Dataset, splits: Splits, recipe: Recipe) -> list
             *_tags_without_clips(dataset, splits),
             *dataset.warnings,
             _left_out(dataset, splits, recipe),
-            _heard_without_teacher(splits, recipe),
+            _heard_without_learning(splits, recipe),
         )
         if warning
     ]
@@ -161,8 +162,15 @@ def _left_out(dataset: Dataset, splits: Splits, recipe: Recipe) -> str:
     )
 
 
-def _heard_without_teacher(splits: Splits, recipe: Recipe) -> str:
+def _heard_without_learning(splits: Splits, recipe: Recipe) -> str:
     unlabelled = sum(not clip.labelled for clip in splits.train)
+    if unlabelled and controls_of(recipe):
+        return (
+            f"compare: {unlabelled} of {len(splits.train)} training clips have no label, so the control, which hears "
+            "the student's batches, learns from a part of each, and what teaching did looks better than it is: also "
+            "run the recipe with --no-compare, once as it is and once with --set 'edges=[]' --set "
+            "data.unlabelled=leave_out, then `antiphon compare RUN --control RUN`"
+        )
     if not unlabelled or recipe.edges:
         return ""
     return (

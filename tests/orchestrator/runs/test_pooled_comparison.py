@@ -1,11 +1,13 @@
 """`antiphon compare`: finished runs of two test folds and two seeds, pooled."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 
+from orchestrator.runs.comparison import compare_predictions, joined_predictions
 from tests.trained_runs import run_once
 from workloads.evaluate import deliver
 
@@ -43,6 +45,23 @@ def log_loss_of(folder, model):
     return json.loads((folder / "outcome.json").read_text())["models"][model]["test"]["log_loss"]
 
 
+def train_clips(folder):
+    return json.loads(next(folder.glob("models/cnn/**/state.json")).read_text())["data"]["clips"]["train"]
+
+
+def bootstrapped(runs, student, score):
+    """The interval before it is widened, of the published test logits of two folds and two seeds."""
+    sides = []
+    for seed in (0, 1):
+        folders = [
+            [str(next(Path(run).glob(f"models/{name}/**/state.json")).parent) for run in runs[seed::2]]
+            for name in (student, f"{student}_untaught")
+        ]
+        sides.append(tuple(joined_predictions(each) for each in folders))
+    row = compare_predictions(student, sides, "multi")
+    return (row if score == row["metric"] else row["log_loss"])["interval"]
+
+
 def test_folds_are_one_test_set_and_seeds_repeat_it(compared, storage, antiphon, tmp_path):
     done = antiphon("compare", *compared, "--json")
     assert done.code == 0, done.err
@@ -54,6 +73,16 @@ def test_folds_are_one_test_set_and_seeds_repeat_it(compared, storage, antiphon,
         for side, name in (("taught", student), ("untaught", f"{student}_untaught")):
             losses = [log_loss_of(storage / f"compared-{fold}-{seed}", name) for fold in (1, 2) for seed in (0, 1)]
             assert row["log_loss"][side] == pytest.approx(sum(losses) / 4), "folds of equal size"
+        one_fold = json.loads(antiphon("compare", *compared[:2], "--json").out)["compare"][student]
+        assert "overlap_factor" not in one_fold
+        factor = math.sqrt(1 + 2 * 20 / train_clips(storage / "compared-1-0"))
+        assert row["overlap_factor"] == pytest.approx(factor)
+        for score, name in ((row, "mAP"), (row["log_loss"], "log loss")):
+            low, high = bootstrapped(compared, student, name)
+            assert score["interval"] == pytest.approx(
+                [score["difference"] + factor * (end - score["difference"]) for end in (low, high)]
+            )
+    assert result["differs"] == {}
     moved = [str(shutil.copytree(run, tmp_path / Path(run).name)) for run in compared]
     shutil.rmtree(tmp_path / "compared-1-0" / "checkpoints", ignore_errors=True)
     assert json.loads(antiphon("compare", *moved, "--json").out) == result, (
@@ -83,12 +112,18 @@ def test_frames_that_a_run_was_too_large_to_store_are_named(trained, storage, an
     assert list(outcome["compare"]["cnn"]["not_compared"]) == ["frame_mAP"]
 
 
-def test_the_controls_may_be_models_of_other_runs(compared, alone, storage, antiphon):
+def test_the_controls_may_be_models_of_other_runs(compared, alone, trained, antiphon):
     """The untaught models of a run without edges are those that a comparison trains beside the students."""
     controls = [word for run in reversed(alone) for word in ("--control", run)]
     done = antiphon("compare", *compared, *controls, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out) == json.loads(antiphon("compare", *compared, "--json").out)
+    other = trained("slow", 1, 0, "compare=false", "edges=[]", "models.cnn.optimizer.lr=1e-4")
+    done = antiphon("compare", compared[0], "--control", other, "--json")
+    differs = json.loads(done.out)["differs"]
+    assert differs == {"models.cnn.optimizer.lr": ["0.005", "0.0001"]}
+    note = "not only the edges differ: models.cnn.optimizer.lr is 0.005 of the taught models, 0.0001 of the controls"
+    assert note in done.err
 
 
 def test_runs_that_cannot_be_paired_are_refused(compared, alone, trained, antiphon):

@@ -176,7 +176,9 @@ def test_unlabelled_clips_that_teach_nothing_are_named() -> None:
         "column labelled: 2 unlabelled clips are used nowhere, because they are in test fold 1 or of recordings that "
         "are validated on: label them, or give those of other recordings another fold or a source of their own"
     )
-    assert data_warnings(dataset, splits, {}, recipe()) == [left_out]
+    assert data_warnings(dataset, splits, {}, recipe("compare=false")) == [left_out]
+    (compared,) = data_warnings(dataset, splits, {}, recipe("compare=true"))[1:]
+    assert compared.startswith("compare: 1 of 3 training clips have no label, so the control, which hears the student")
     assert data_warnings(dataset, splits, {}, recipe("compare=false", "edges=[]")) == [
         left_out,
         "data.unlabelled = 'hear': 1 of 3 training clips have no label, and the recipe has no edges, so nothing is "
