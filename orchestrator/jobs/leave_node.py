@@ -18,16 +18,20 @@ import psutil
 from orchestrator.jobs.client import RefusedByRay
 
 POLL_S = 0.2
-DRIVEN = ("run", "search", "teach", "data")  # the commands that save, or leave what is whole, at SIGTERM
+DRIVEN = ("run", "search", "study", "teach", "data")  # the commands that save, or leave what is whole, at SIGTERM
 PROGRAM_MODULE, PROGRAM_NAME = "orchestrator.cli.app", "antiphon"
 WORKER = "RayTrainWorker"  # in the title of a worker's process
+WORKS = "ray::"  # how the titles of Ray's processes begin, also of these:
+NO_WORK = tuple(f"{WORKS}{name}" for name in ("IDLE", "JobSupervisor", "DashboardAgent", "RuntimeEnvAgent"))
 
 
 def leave_node(*, seconds: float, say: Callable[[str], Any]) -> bool:
     """Have the drivers on this node save and end, then the workers move to other nodes; whether they have in time.
 
-    Drivers are asked by SIGTERM. For workers Ray is told that the node will be taken away, as a cloud does for a spot
-    node: they save after a step or a second, and start again elsewhere.
+    Drivers are asked by SIGTERM. Where something else of Ray works, Ray is told that the node will be taken away, as a
+    cloud does for a spot node: it gives the node nothing more. Workers of `run` save after a step or a second and start
+    again elsewhere. Trials of one worker, runs of a study and tasks of `teach` know no notice: they are not waited for,
+    and are run again elsewhere from their newest checkpoint, shard or rung.
     """
     deadline = time.monotonic() + seconds
     drivers = list(_processes(_is_driver))
@@ -37,8 +41,9 @@ def leave_node(*, seconds: float, say: Callable[[str], Any]) -> bool:
             driver.send_signal(signal.SIGTERM)
     while (left := [driver for driver in drivers if _lives(driver)]) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    if (workers := _workers()) and (raylet := next(_processes(_is_raylet), None)):
-        say(f"workers are asked to move to other nodes: {len(workers)}")
+    working = list(_processes(_works))
+    if working and (raylet := next(_processes(_is_raylet), None)):
+        say(f"workers are asked to move to other nodes: {len(working)}")
         _announce(raylet, deadline - time.monotonic())
     while _workers() and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -57,6 +62,12 @@ def _lives(process: psutil.Process) -> bool:
 
 def _workers() -> list[psutil.Process]:
     return list(_processes(lambda words: WORKER in " ".join(words)))
+
+
+def _works(words: list[str]) -> bool:
+    """Whether a process of Ray has a task or is an actor; its title is its command line then."""
+    title = " ".join(words)
+    return WORKER in title or (title.startswith(WORKS) and not title.startswith(NO_WORK))
 
 
 def _processes(which: Callable[[list[str]], bool]) -> Iterator[psutil.Process]:

@@ -200,6 +200,46 @@ def test_a_worker_s_pod_ends_and_a_driver_s(nodes: RayNodes, tmp_path: Path, fau
     )
 
 
+TASK = """
+import ray, sys, time
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+ray.init(address=sys.argv[1], log_to_driver=False)
+@ray.remote(scheduling_strategy=NodeAffinitySchedulingStrategy(sys.argv[2], soft=False))
+class Trial:
+    def train(self):
+        return "begun"
+trial = Trial.remote()
+print(ray.get(trial.train.remote()), flush=True)
+sys.stdin.readline()
+print(*ray._private.state.state.get_draining_nodes(), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_node_with_an_actor_that_is_no_worker_of_a_run_is_announced_too(fault_table: Any) -> None:
+    """A search's trial, a study's run, a task of `teach`: Ray gives the node nothing more, and nobody is waited for."""
+    with ray_nodes(2, 2) as cluster:
+        (other,) = [node for node in cluster.nodes if node is not cluster.head]
+        node_id = cluster.ids()[other.address]
+        words = cluster.command(cluster.head, sys.executable, "-c", TASK, cluster.address, node_id)
+        process = subprocess.Popen(words, env=cluster.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with process, killed_at_the_end(process):
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            hook = cluster.command(other, ANTIPHON, "cluster", "leave", "--seconds", "25")
+            done = subprocess.run(hook, env=cluster.env, capture_output=True, text=True, timeout=GRACE_S)
+            assert done.returncode == 0, done.stderr
+            assert "workers are asked to move to other nodes: 1\n" in done.stderr
+            print(file=process.stdin, flush=True)
+            assert process.stdout.readline().split() == [node_id]
+            process.stdin.close()
+    fault_table(
+        fault="Ray: the pod of a trial, a study's run or a task of `teach` ends (the hook)",
+        seen="the node gets nothing more; it is not waited for",
+    )
+
+
 def wait_for_steps_after_restart(event_log: Path, process: subprocess.Popen[str]) -> None:
     """Return once the workers have started for the second time, and recorded a step."""
     deadline = time.monotonic() + 300

@@ -18,6 +18,7 @@ from orchestrator.jobs.leave_node import _is_driver, leave_node
         (["python", "-m", "orchestrator.cli.app", "run", "recipe.json"], True),
         (["/x/python", "/x/bin/antiphon", "search", "search-demo"], True),
         (["/x/bin/antiphon", "teach", "r.toml"], True),
+        (["python", "-m", "orchestrator.cli.app", "study", "recipe.json"], True),
         (["/x/bin/antiphon", "cluster", "leave"], False),
         (["/x/bin/antiphon", "logs", "-f", "run"], False),
         (["vim", "antiphon"], False),
