@@ -7,11 +7,11 @@ from typing import Any
 
 from orchestrator.recipes.loader import flatten, load_recipe, load_teach_recipe
 from orchestrator.runs.location import location_of
-from orchestrator.runs.resume import generated_id
+from orchestrator.runs.resume import AUTO, generated_id
 from orchestrator.tracking.uri import VARIABLE
 from orchestrator.training.inside_job import require_lasting_storage, require_lasting_tracking
 from orchestrator.training.request import with_absolute_paths
-from orchestrator.training.worker_count import parse_workers, require_workers_divide
+from orchestrator.training.worker_count import parse_workers
 from workloads.config.teach import TeachRecipe
 from workloads.runtime.redaction import redacted, require_no_secret
 
@@ -50,8 +50,7 @@ def submitted_command(context: Any, words: Sequence[str], name: str, env: Sequen
     command, values, given = parsed_command(context, kind, words)
     recipe = _checked_recipe(kind, values)
     sent = recipe.as_json() if kind == "study" else asdict(recipe)
-    if kind == "run":
-        require_workers_divide(recipe, parse_workers(values["workers"]))
+    _check_as_there(kind, recipe, values)
     storage = "out" if kind == "teach" else "storage"
     name = name or _default_name(kind, recipe, values)
     location_of(".", name, "none")  # refuses what can be no name
@@ -125,6 +124,37 @@ def _checked_recipe(kind: str, values: Mapping[str, Any]) -> Any:
     recipe = load_recipe(values["recipe"], values["settings"])
     _require_no_relative_path(asdict(recipe), asdict(with_absolute_paths(recipe)))
     return recipe
+
+
+def _check_as_there(kind: str, recipe: Any, values: Mapping[str, Any]) -> None:
+    """Refuse what the command itself would refuse on the cluster before it reads data; ValueError.
+
+    The cluster is taken to be there. What studies and `teach` check looks at their data, stores and teachers, which
+    this machine may not see.
+    """
+    if kind == "run":
+        from orchestrator.training.request import RunRequest, check_request
+        from orchestrator.training.seeds import require_seeds
+
+        if values["compare"] is not None:
+            recipe = load_recipe(
+                values["recipe"], [*(values["settings"] or ()), f"compare={str(values['compare']).lower()}"]
+            )
+        workers = parse_workers(values["workers"])
+        request = RunRequest(
+            recipe, "", workers=workers, address=AUTO, patience_s=values["patience"], wait_s=values["wait"]
+        )
+        check_request(request)
+        require_seeds(request, values["seeds"])
+    elif kind == "search":
+        from orchestrator.search.request import SearchRequest
+        from orchestrator.search.validation import check
+
+        own = {key: values[key] for key in ("workers", "slots", "budget", "full")}
+        check(SearchRequest(recipe, "", address=AUTO, wait_s=values["wait"], **own))
+    elif kind == "study" and (values["slots"] < 0 or values["wait"] < 0):
+        name = "slots" if values["slots"] < 0 else "wait"
+        raise ValueError(f"--{name} {values[name]:g}: must be 0 or more")
 
 
 def _require_no_relative_path(recipe: dict[str, Any], absolute: dict[str, Any]) -> None:
