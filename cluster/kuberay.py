@@ -6,7 +6,7 @@ client: manifests are plain values. What KubeRay refuses is checked at the end b
 
 from typing import Any
 
-from cluster.kuberay_pods import LABEL, head_pod, submitter_pod, worker_pod
+from cluster.kuberay_pods import LABEL, container_security, head_pod, submitter_pod, worker_pod
 from cluster.kuberay_rules import check_manifest
 from cluster.kuberay_service import clients_rule, service_spec
 from cluster.merge import merged
@@ -115,6 +115,7 @@ def _autoscaling(spec: Spec) -> dict[str, Any]:
         "idleTimeoutSeconds": spec.limits.idle_s,
         "upscalingMode": "Default",
         "resources": {"requests": resources, "limits": dict(resources)},
+        "securityContext": container_security(),
     }
     return {"enableInTreeAutoscaling": True, "autoscalerOptions": options}
 

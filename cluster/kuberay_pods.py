@@ -52,7 +52,7 @@ def submitter_pod(spec: Spec) -> dict[str, Any]:
         "name": "ray-job-submitter",
         "image": spec.image,
         "resources": _resources({"cpu": "500m", "memory": "1Gi"}),
-        "securityContext": _container_security(),
+        "securityContext": container_security(),
     }
     return {
         "metadata": {"labels": {LABEL: spec.name}},
@@ -96,7 +96,7 @@ def _ray_container(
         "readinessProbe": _probe(probed, initialDelaySeconds=10, failureThreshold=10),
         "livenessProbe": _probe(probed, initialDelaySeconds=60, failureThreshold=60),
         "lifecycle": {"preStop": {"exec": {"command": LEAVE}}},
-        "securityContext": _container_security(),
+        "securityContext": container_security(),
         "volumeMounts": _mounts(spec.cache),
     }
 
@@ -159,5 +159,5 @@ def _pod_security() -> dict[str, Any]:
     return {"runAsNonRoot": True, **ids, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def _container_security() -> dict[str, Any]:
+def container_security() -> dict[str, Any]:
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}

@@ -79,6 +79,16 @@ SERVICE_FIELDS = frozenset(
 )
 
 
+# of the fields that are compared below; KubeRay's definitions say the rest
+TYPES: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("backoffLimit", "ttlSecondsAfterFinished"), (int, "a whole number")),
+    **dict.fromkeys(("activeDeadlineSeconds", "preRunningDeadlineSeconds"), (int, "a whole number")),
+    **dict.fromkeys(("suspend", "shutdownAfterJobFinishes", "enableInTreeAutoscaling"), (bool, "true or false")),
+    **dict.fromkeys(("submissionMode", "entrypoint", "rayVersion"), (str, "a text")),
+}
+SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+
+
 def check_manifest(manifest: Mapping[str, Any]) -> None:
     """Raise ValueError for the first rule that one of KubeRay's objects breaks: value, rule and fix."""
     try:
@@ -96,19 +106,19 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
     cluster = {"RayCluster": spec, "RayService": spec.get("rayClusterConfig")}.get(kind)
     cluster = job.get("rayClusterSpec") if job is not None else cluster
     if kind == "RayService":
-        yield from _unknown_fields(spec, SERVICE_FIELDS, "kuberay.service")
+        yield from _field_problems(spec, SERVICE_FIELDS, "kuberay.service")
         yield from _service_problems(spec)
     if kind == "RayCronJob":
         yield from _cron_problems(manifest)
     if job is not None:
-        yield from _unknown_fields(job, JOB_FIELDS, "kuberay.job")
+        yield from _field_problems(job, JOB_FIELDS, "kuberay.job")
         yield from _job_problems(job)
         yield from _submission_problems(job)
         yield from _deletion_problems(job)
     if KUEUE in metadata.get("labels", {}):
         yield from _kueue_problems(kind, spec, cluster)
     if cluster is not None:
-        yield from _unknown_fields(cluster, CLUSTER_FIELDS, "kuberay.cluster")
+        yield from _field_problems(cluster, CLUSTER_FIELDS, "kuberay.cluster")
         yield from _head_problems(cluster)
         yield from _group_problems(cluster)
         yield from _autoscaler_problems(cluster)
@@ -116,10 +126,14 @@ def _problems(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield from _fault_tolerance_problems(cluster, metadata.get("annotations", {}))
 
 
-def _unknown_fields(values: Mapping[str, Any], known: frozenset[str], where: str) -> Iterator[str]:
+def _field_problems(values: Mapping[str, Any], known: frozenset[str], where: str) -> Iterator[str]:
     for name in values:
         if name not in known:
             yield f"{where}.{name}: no such field of KubeRay's; the fields are {', '.join(sorted(known))}"
+    for name, (kind, in_words) in TYPES.items():
+        value = values.get(name)
+        if value is not None and type(value) is not kind:  # of Python's booleans each is a whole number too
+            yield f"{where}.{name} = {value!r}: must be {in_words}"
 
 
 def _name_problems(kind: str, name: str) -> Iterator[str]:
@@ -184,6 +198,8 @@ def _service_problems(service: Mapping[str, Any]) -> Iterator[str]:
 
 def _submission_problems(job: Mapping[str, Any]) -> Iterator[str]:
     mode = job.get("submissionMode", "K8sJobMode")
+    if mode not in SUBMISSION_MODES:
+        yield f"kuberay.job.submissionMode = {mode!r}: must be one of {', '.join(SUBMISSION_MODES)}"
     if mode == "InteractiveMode" and job.get("backoffLimit"):
         yield f"backoffLimit = {job['backoffLimit']}: must be 0 with submissionMode InteractiveMode"
     if mode == "SidecarMode":

@@ -94,6 +94,10 @@ def test_every_container_gets_what_it_asks_for_and_no_rights() -> None:
     for container in containers(job):
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    autoscaler = job["rayClusterSpec"]["autoscalerOptions"]  # KubeRay makes a container of the head's pod from it
+    for part in ("securityContext", "resources"):
+        assert autoscaler[part].keys() == containers(job)[0][part].keys()
+    assert autoscaler["securityContext"] == containers(job)[0]["securityContext"]
     gpu = job["rayClusterSpec"]["workerGroupSpecs"][1]["template"]["spec"]["containers"][0]
     assert gpu["resources"]["limits"] == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": 1}
     for pod in [job["submitterPodTemplate"], *pods(job["rayClusterSpec"])]:

@@ -23,7 +23,7 @@ NO_SHUTDOWN = {"shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": 0}
     ("job", "message"),
     [
         ({"backofLimit": 1}, "kuberay.job.backofLimit: no such field"),
-        ({"backoffLimit": "three"}, "has not KubeRay's type"),
+        ({"submitterConfig": 3, "deletionStrategy": 3}, "has not KubeRay's type"),
         ({"backoffLimit": -1}, "backoffLimit = -1: must be 0 or more"),
         ({"activeDeadlineSeconds": 0}, "activeDeadlineSeconds = 0: must be above 0"),
         ({"preRunningDeadlineSeconds": 0}, "preRunningDeadlineSeconds = 0: must be above 0"),
@@ -31,6 +31,12 @@ NO_SHUTDOWN = {"shutdownAfterJobFinishes": False, "ttlSecondsAfterFinished": 0}
         ({"shutdownAfterJobFinishes": False}, "ttlSecondsAfterFinished = 600: needs shutdownAfterJobFinishes"),
         ({"suspend": True, **NO_SHUTDOWN}, "suspend = true: needs shutdownAfterJobFinishes"),
         ({"clusterSelector": SELECTOR}, "clusterSelector: a RayJob must have either it or a rayClusterSpec"),
+        ({"submissionMode": "Carrier"}, "submissionMode = 'Carrier': must be one of K8sJobMode, HTTPMode, Interactive"),
+        ({"backoffLimit": "three"}, "kuberay.job.backoffLimit = 'three': must be a whole number"),
+        ({"ttlSecondsAfterFinished": "ten"}, "kuberay.job.ttlSecondsAfterFinished = 'ten': must be a whole number"),
+        ({"backoffLimit": True}, "kuberay.job.backoffLimit = True: must be a whole number"),
+        ({"suspend": 1}, "kuberay.job.suspend = 1: must be true or false"),
+        ({"rayClusterSpec": {"rayVersion": 3}}, "kuberay.cluster.rayVersion = 3: must be a text"),
         ({"submissionMode": "InteractiveMode"}, "backoffLimit = 3: must be 0 with submissionMode InteractiveMode"),
         ({"submissionMode": "SidecarMode"}, "submitterPodTemplate: is not possible with submissionMode SidecarMode"),
         (
