@@ -117,6 +117,8 @@ def _run_lines(found: Any) -> Lines:
     if seconds := found.seconds_per_step:
         lines.append(("speed", f"{1 / seconds:.2f} steps/s" if seconds < 1 else f"{seconds:.1f} s/step"))
     workers = "" if progress.workers is None else str(progress.workers)
+    if progress.nodes:
+        workers += f" on {', '.join(f'{address} ({count})' for address, count in progress.nodes.items())}"
     checkpoint = f"step {step_of(entry.checkpoint):,}, {ago(entry.checkpoint_age_s)}" if entry.checkpoint else ""
     return [
         *lines,
@@ -179,6 +181,7 @@ def _as_json(found: Any) -> dict[str, Any]:
         "step": progress.step,
         "seconds_per_step": found.seconds_per_step,
         "workers": progress.workers,
+        "nodes": progress.nodes,
         "losses": progress.losses,
         "validation": progress.scores,
     }

@@ -21,6 +21,7 @@ class RunProgress:
     total: int = 0
     roles: str = "starting"
     workers: int | None = None  # the newest number; None: its record is not among these
+    nodes: dict[str, int] = field(default_factory=dict)  # address -> its workers, at the newest start on Ray
     losses: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # metric -> model -> value
     scored: bool = True  # whether there are validation clips
@@ -35,7 +36,7 @@ class RunProgress:
         if kind == "run" and record.get("tags", {}).get("workers", "").isdigit():
             self.workers = int(record["tags"]["workers"])
         if kind == "workers":
-            self.workers = record["count"]
+            self.workers, self.nodes = record["count"], record["nodes"]
         if kind == "start":
             self.began, self.step, self.last_ms = (record["t"], record["step"]), record["step"], record["t"]
         if kind == "data":

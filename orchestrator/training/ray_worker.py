@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -78,8 +79,9 @@ class RaySession:
         if isinstance(answer, Superseded):
             raise answer
         self.attempt = answer.number
+        nodes = Counter(gather(self, ray.util.get_node_ip_address()))
         if self.rank == 0:
-            self._unreported.append(timestamped("workers", count=self.world_size))
+            self._unreported.append(timestamped("workers", count=self.world_size, nodes=dict(nodes)))
         retention = NewestAndBest(recipe.train.keep_last)
         store = CheckpointStore(
             answer, retention=retention, patience_s=patience_s, hurried=lambda: self._stop or bool(self.leaving)

@@ -241,6 +241,7 @@ for name in ("cnn", "vit"):
     found = antiphon("status", two["run_id"], "--storage", "s3://runs-here/x", "--json", "--watch", env=s3_server.env)
     shown = outcome_of(found)
     assert (shown["status"], shown["step"], shown["workers"]) == ("done", 20, 2)
+    assert [*shown["nodes"].values()] == [2]
     assert shown["scores"] == {name: row["test"]["mAP"] for name, row in two["models"].items()}
 
 

@@ -210,5 +210,5 @@ def test_the_number_of_workers_is_that_of_the_last_start() -> None:
     progress.update({"kind": "run", "tags": {"workers": "1-4"}})
     assert progress.workers is None
     for count in (1, 4):
-        progress.update({"kind": "workers", "count": count})
-        assert progress.workers == count
+        progress.update({"kind": "workers", "count": count, "nodes": {"10.0.0.1": 1, "10.0.0.2": count - 1}})
+        assert progress.workers == count == sum(progress.nodes.values())
