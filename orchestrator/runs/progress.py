@@ -36,7 +36,7 @@ class RunProgress:
         if kind == "run" and record.get("tags", {}).get("workers", "").isdigit():
             self.workers = int(record["tags"]["workers"])
         if kind == "workers":
-            self.workers, self.nodes = record["count"], record["nodes"]
+            self.workers, self.nodes = record["count"], record.get("nodes", {})  # a run of another version has none
         if kind == "start":
             self.began, self.step, self.last_ms = (record["t"], record["step"]), record["step"], record["t"]
         if kind == "data":
